@@ -1,0 +1,43 @@
+"""The compile verb: network -> the runtime's artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from edgeprune import export
+from edgeprune.runtimes.base import Runtime
+from edgeprune.types import Artifact
+
+
+def compile_model(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    folds: Sequence[tuple[str, str]],
+    runtime: Runtime,
+    precision: str,
+    folder: Path,
+    source: str,
+) -> Artifact:
+    """Export `model` for inputs of exactly these shapes and convert it for `runtime`, into `folder`.
+
+    `folds` are the (layer, batch-norm) pairs to fold, `source` is the digest of what the model is. Raises `UsageError`
+    where the model cannot be expressed and `RuntimeMissing` where the runtime's converter is not installed.
+    """
+    exported = folder / "exported.onnx"
+    exported.write_bytes(export.to_onnx(model, inputs, folds))
+    files = runtime.convert(exported, folder)
+    if exported not in files:
+        exported.unlink()
+    return Artifact(files, digest_of(files), runtime.name, precision, source)
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """SHA-256, in hex, over the files of an artifact in order."""
+    sha = hashlib.sha256()
+    for file in files:
+        sha.update(file.read_bytes())
+    return sha.hexdigest()

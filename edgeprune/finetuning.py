@@ -1,0 +1,179 @@
+"""The finetune verb: train the cut network, the unpruned one teaching, and keep the best epoch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from edgeprune import project as user
+from edgeprune.errors import UsageError
+from edgeprune.types import Epoch, Project
+
+TEMPERATURE = 2.0  # of the softened outputs (Hinton et al. 2015)
+DISTILLED = 0.5  # share of the teacher in the loss
+MOMENTUM = 0.9
+CLIP = 5.0  # largest gradient norm
+WARM_UP_EPOCHS = 1
+
+log = logging.getLogger("edgeprune")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best epoch's network and the history of all."""
+
+    model: nn.Module
+    best: Epoch
+    history: tuple[Epoch, ...]
+
+
+Save = Callable[[Path, Callable[[Path], None]], None]  # store.save: atomic replace of one file
+
+
+def finetune(
+    project: Project, model: nn.Module, teacher: nn.Module, checkpoint: Path, save: Save, on_epoch: Callable[[Epoch], None]
+) -> Tuned:
+    """Train `model` in place for `project.epochs` epochs and return its best epoch on the validation metric.
+
+    Stochastic gradient descent with Nesterov momentum, one epoch of warm-up, then a cosine to zero. Where the task loss is
+    the default cross-entropy, half of the loss is the divergence from the teacher's softened outputs. After every epoch
+    everything needed to go on is saved to `checkpoint`; a run that finds the file goes on after it and gives the same
+    result as one that was never stopped. Raises `UsageError` when the first epoch's loss is not finite; a later one ends
+    training, keeps the best epoch and warns.
+    """
+    trainer = _Trainer(project, model, teacher)
+    if checkpoint.exists():
+        trainer.restore(checkpoint)
+    else:
+        trainer.record(None)
+        on_epoch(trainer.history[-1])
+    for epoch in range(len(trainer.history), project.epochs + 1):
+        loss = trainer.train(epoch)
+        if loss is None:
+            break
+        trainer.record(loss)
+        save(checkpoint, trainer.write)
+        on_epoch(trainer.history[-1])
+    model.load_state_dict(trainer.best_state)
+    best = max(trainer.history, key=lambda epoch: (epoch.metric, -epoch.epoch))
+    return Tuned(model.eval(), best, tuple(trainer.history))
+
+
+def evaluate(project: Project, model: nn.Module, split: str) -> float:
+    """The project's metric of `model` over one split of its data."""
+    model.eval()
+    outputs, targets = [], []
+    with torch.no_grad():
+        for inputs, target in user.batches(project, split):
+            outputs.append(model(*inputs))
+            targets.append(target)
+    value = float(user.metric_function(project)(torch.cat(outputs), torch.cat(targets)))
+    if not math.isfinite(value):
+        raise UsageError(f"{project.path}: [data] metric gives {value} on the {split} data; it must be a finite number")
+    return value
+
+
+class _Trainer:
+    """All the state of training: what a checkpoint holds, and nothing else."""
+
+    def __init__(self, project: Project, model: nn.Module, teacher: nn.Module) -> None:
+        self.project = project
+        self.model = model
+        self.teacher = teacher.eval()
+        self.loss = user.loss_function(project)
+        self.batches = user.batches(project, "train")
+        self.steps = sum(1 for _ in self.batches)
+        self.optimiser = torch.optim.SGD(
+            model.parameters(), lr=project.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4
+        )
+        self.history: list[Epoch] = []
+        self.best_state: dict[str, Tensor] = {}
+
+    def record(self, loss: float | None) -> None:
+        """Measure the epoch that just ended; keep its weights if none was better."""
+        metric = evaluate(self.project, self.model, "valid")
+        if not self.history or metric > max(epoch.metric for epoch in self.history):
+            self.best_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.history.append(Epoch(len(self.history), loss, metric))
+
+    def train(self, epoch: int) -> float | None:
+        """One epoch; its mean loss, or None when a batch's loss is not finite and training must stop."""
+        torch.manual_seed(self.project.seed + epoch)  # so that a resumed epoch is the same epoch
+        self.batches.set_epoch(epoch)
+        self.model.train()
+        total, count = 0.0, 0
+        for step, (inputs, targets) in enumerate(self.batches):
+            value = self._loss(inputs, targets)
+            if not math.isfinite(value.item()):
+                return self._not_finite(epoch, step, value.item())
+            for settings in self.optimiser.param_groups:
+                settings["lr"] = self._rate((epoch - 1) * self.steps + step)
+            self.optimiser.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+            self.optimiser.step()
+            total, count = total + value.item(), count + 1
+        return total / count
+
+    def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        outputs = self.model(*inputs)
+        task = self.loss(outputs, targets)
+        if self.project.loss is not None:
+            return task
+        with torch.no_grad():
+            taught = self.teacher(*inputs)
+        divergence = F.kl_div(
+            F.log_softmax(outputs / TEMPERATURE, 1), F.log_softmax(taught / TEMPERATURE, 1), log_target=True, reduction="batchmean"
+        )
+        return (1 - DISTILLED) * task + DISTILLED * TEMPERATURE**2 * divergence
+
+    def _rate(self, step: int) -> float:
+        warm = WARM_UP_EPOCHS * self.steps
+        if step < warm:
+            return self.project.learning_rate * (step + 1) / warm
+        progress = (step - warm) / max(1, self.project.epochs * self.steps - warm)
+        return self.project.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _not_finite(self, epoch: int, step: int, value: float) -> None:
+        where = f"the loss is {value} in epoch {epoch}, batch {step}"
+        if epoch == 1:
+            raise UsageError(f"{self.project.path}: {where}; lower [finetune] learning_rate or check [data] train")
+        log.warning("%s: training stopped, the best of the %d epochs before is kept", where, epoch - 1)
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def write(self, path: Path) -> None:
+        """Save everything that the next epoch depends on; safetensors, so that reading it can run no code."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_state.items()}
+        for i, parameter in enumerate(self.model.parameters()):
+            momentum = self.optimiser.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{i}"] = momentum
+        history = json.dumps([[e.epoch, e.loss, e.metric] for e in self.history])
+        save_file({k: t.detach().clone().contiguous() for k, t in tensors.items()}, path, {"history": history})
+
+    def restore(self, path: Path) -> None:
+        """Go on from what `write` saved."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            self.history = [Epoch(*entry) for entry in json.loads(file.metadata()["history"])]
+        self.model.load_state_dict(dict(_under(tensors, "model.")))
+        self.best_state = dict(_under(tensors, "best."))
+        parameters = list(self.model.parameters())
+        for name, momentum in _under(tensors, "momentum."):
+            self.optimiser.state[parameters[int(name)]]["momentum_buffer"] = momentum
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    return ((name.removeprefix(prefix), tensor) for name, tensor in tensors.items() if name.startswith(prefix))

@@ -1,0 +1,37 @@
+"""Every cap in one place: nothing in edgeprune waits, reads or loops without one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps in seconds (`_s`), bytes (`_bytes`) or counts."""
+
+    # files
+    toml_bytes: int = 1 << 20
+    json_bytes: int = 256 << 20
+    weights_bytes: int = 8 << 30
+    # the device
+    identify_s: float = 60.0
+    job_s: float = 120.0  # one fresh process, from start to reply
+    reply_bytes: int = 64 << 20  # one framed reply
+    stderr_bytes: int = 64 << 10
+    # one timed process
+    warmup_s: float = 2.0
+    timed_s: float = 0.25
+    timed_runs_min: int = 20
+    timed_runs_max: int = 1000
+    # the search
+    confirm_rounds: int = 3
+    solver_s: float = 60.0
+    group_widths: int = 16  # candidate widths of one group
+    # training
+    importance_batches: int = 64  # read by a data-driven criterion
+    epochs: int = 10_000
+    # the shell of the command line
+    message_chars: int = 2_000
+
+
+LIMITS = Limits()

@@ -1,0 +1,231 @@
+"""Networks: survey their groups, cut them, prove the cut, save and load it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgeprune import graph
+from edgeprune.errors import CutError, UsageError
+from edgeprune.types import Groups, Recipe
+
+TOLERANCE = 1e-4  # of the largest output, between the cut network and the masked original (fp32 rounding is near 1e-6)
+
+
+def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = ()) -> Groups:
+    """The channel groups of `model` that can really be cut: each one proved on a trial cut before it is offered.
+
+    `inputs` are example inputs of fixed shape; `lock` holds patterns of parameter names to keep whole. A group whose
+    trial fails (the module's Python hard-codes a size, say) comes back locked, with the reason. The trial runs on a copy
+    with random parameters, so that zeros in the trained weights cannot hide a wrong cut (a polynomial that vanishes at a
+    random point vanishes everywhere: Schwartz-Zippel). Raises `UsageError` where the model cannot be traced.
+    """
+    groups = graph.trace(model, inputs, lock)
+    generic = randomised(model)
+    if _trial(generic, groups, inputs, [group.name for group in groups.free]) is None:
+        return groups
+    passed: list[str] = []
+    for group in groups.free:
+        reason = _trial(generic, groups, inputs, [*passed, group.name])
+        if reason is None:
+            passed.append(group.name)
+        else:
+            groups = graph.lock(groups, group.name, reason)
+    return groups
+
+
+def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:
+    """Cut every other unit of these groups; None when the cut proves itself, else why it does not."""
+    keep = {g.name: tuple(range(0, g.width, 2)) for g in groups.groups if g.name in names and g.width > 1}
+    try:
+        cut(model, graph.recipe(groups, keep), inputs)
+    except CutError as error:
+        return f"a trial cut fails: {error}"
+    return None
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode with random parameters and buffers of a sane scale, the same on every call."""
+    random = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.rand(tensor.shape, generator=random)
+            if tensor.ndim < 2:  # scales and variances: positive, near one
+                tensor.copy_(0.1 * noise if name.endswith(("bias", "mean")) else 0.5 + noise)
+            else:
+                fan_in = tensor[0].numel()
+                tensor.copy_((noise - 0.5) * (12 / fan_in) ** 0.5)
+    return model
+
+
+def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """A copy of `model` with only the indices of `recipe` kept, proved against the masked original on `inputs`.
+
+    Cutting channels must equal zeroing them (methods: DepGraph's consistency, checked numerically): outputs agree to
+    1e-4 of the largest output, or `CutError` says what differs.
+    """
+    small = sliced(model, recipe)
+    prove(model, small, recipe, inputs)
+    return small
+
+
+def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """A copy of `model` with only the indices of `recipe` kept, not proved: enough to measure latency with."""
+    small = copy.deepcopy(model)
+    names = graph.canonical_names(model)
+    done: dict[str, nn.Parameter] = {}  # parameters shared by several modules stay shared
+    for path, module in small.named_modules():
+        touched = False
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            canonical = names.get(f"{path}.{name}" if path else name, "")  # a buffer may not be persistent
+            dims = recipe.get(canonical)
+            if not dims:
+                continue
+            if isinstance(tensor, nn.Parameter):
+                if canonical not in done:
+                    done[canonical] = nn.Parameter(_slice(tensor.detach(), dims), requires_grad=tensor.requires_grad)
+                setattr(module, name, done[canonical])
+            else:
+                setattr(module, name, _slice(tensor, dims))
+            touched = True
+        if touched:
+            _refresh(module, model.get_submodule(path))
+    return small
+
+
+def _slice(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:
+    for dim, indices in dims.items():
+        tensor = tensor.index_select(dim, torch.tensor(indices, dtype=torch.long))
+    return tensor.clone()
+
+
+def _refresh(module: nn.Module, before: nn.Module) -> None:
+    """Make a module's size attributes follow the shapes of its sliced parameters."""
+    attributes: Any = module
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        attributes.out_channels = module.weight.shape[0]
+        if module.groups > 1:
+            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index, operator, union-attr]
+        attributes.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        attributes.out_features, attributes.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        size = next(t for t in (module.weight, module.running_mean) if t is not None).shape[0]
+        attributes.num_features = size
+    elif isinstance(module, nn.GroupNorm):
+        channels = module.weight.shape[0]
+        attributes.num_groups = module.num_groups * channels // module.num_channels
+        attributes.num_channels = channels
+    elif isinstance(module, nn.PReLU):
+        attributes.num_parameters = module.weight.shape[0]
+
+
+def prove(model: nn.Module, small: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> None:
+    """Compare `small` with `model` whose removed channels are zeroed; `CutError` unless all outputs agree."""
+    masked = _masked(model, recipe)
+    with torch.no_grad():
+        expected = masked.eval()(*inputs)
+        try:
+            got = small.eval()(*inputs)
+        except Exception as error:  # whatever the user's forward raises on the new sizes is the reason to refuse the cut
+            raise CutError(f"the cut network's forward raises {type(error).__name__}: {_first_line(error)}") from error
+    pairs = list(zip(tensors(expected), tensors(got), strict=True))
+    for i, (wanted, value) in enumerate(pairs):
+        if wanted.shape != value.shape:
+            raise CutError(f"output {i} has shape {tuple(value.shape)}, not {tuple(wanted.shape)}")
+        error = (wanted - value).abs().max().item()
+        scale = wanted.abs().max().item()
+        if not error <= TOLERANCE * scale:
+            raise CutError(f"output {i} differs from the masked original by {error:.3g} (largest value {scale:.3g})")
+
+
+def _masked(model: nn.Module, recipe: Recipe) -> nn.Module:
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in masked.named_parameters():
+            for dim, kept in (recipe.get(name) or {}).items():
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                gone[list(kept)] = False
+                tensor.index_fill_(dim, gone.nonzero().flatten(), 0)
+    return masked
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """The tensors in what a model returned, in order."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else ""
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ save and load
+
+
+def save(path: Path, model: nn.Module, recipe: Recipe) -> None:
+    """Write a cut network: its tensors as safetensors, the kept indices in the file's metadata.
+
+    Shared tensors are written once. `load` brings the file back.
+    """
+    shared = _shared_names(model)
+    own = {name: t.contiguous() for name, t in model.state_dict().items() if name not in shared}
+    text = json.dumps({name: {str(dim): list(kept) for dim, kept in dims.items()} for name, dims in recipe.items()})
+    save_file(own, path, metadata={"edgeprune": "1", "recipe": text})
+
+
+def load(path: Path | str, model: nn.Module) -> nn.Module:
+    """Bring a cut network back: `model` is a fresh unpruned one, `path` a file that `save` wrote.
+
+    Returns a cut copy with the saved weights, in eval mode. Raises `UsageError` when the file is no such file or does
+    not belong to this model.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: cannot be read as safetensors: {_first_line(error)}") from error
+    if metadata.get("edgeprune") != "1":
+        raise UsageError(f"{path}: holds no kept indices; give a file that edgeprune wrote (pruned.safetensors)")
+    kept = {
+        name: {int(dim): tuple(indices) for dim, indices in dims.items()}
+        for name, dims in json.loads(metadata["recipe"]).items()
+    }
+    try:
+        small = sliced(model, kept)
+        missing, unexpected = small.load_state_dict(stored, strict=False)
+    except (RuntimeError, IndexError) as error:
+        raise UsageError(f"{path}: does not belong to this model: {_first_line(error)}") from error
+    aliases = {name for name in missing if name in _shared_names(small)}
+    if unexpected or set(missing) - aliases:
+        first = [*unexpected, *(set(missing) - aliases)][0]
+        raise UsageError(f"{path}: does not belong to this model: tensor {first!r} is not in both")
+    return small.eval()
+
+
+def _shared_names(model: nn.Module) -> set[str]:
+    """Names of tensors that another name already stands for."""
+    seen: set[int] = set()
+    shared = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        (shared.add(name) if id(tensor) in seen else seen.add(id(tensor)))
+    return shared

@@ -1,0 +1,271 @@
+"""The plan verb: which channels every group keeps, exactly, and with a proof.
+
+One width for each group, so that the expected loss is least and the predicted latency at most the budget: a
+mixed-integer program over widths and pairs of widths (a layer's latency depends on two groups at once). HiGHS solves
+it through `scipy.optimize.milp` and hands back a bound; the plan's latency is added up again by plain arithmetic
+before it is believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from edgeprune.errors import InfeasibleError, SolverError
+from edgeprune.latency import LatencyModel, LayerCost
+from edgeprune.limits import LIMITS
+from edgeprune.types import Group, Groups, Plan, Scores, Span, Widths
+
+GAP = 1e-3  # the largest proven gap of a plan, relative to its loss
+SUM_LEVELS = 64  # distinct channel counts kept where a layer reads several groups; more are rounded up
+
+
+def candidate_widths(group: Group) -> tuple[int, ...]:
+    """Up to `LIMITS.group_widths` evenly spaced widths, the full one included; the planner chooses among them."""
+    count = min(LIMITS.group_widths, group.width)
+    return tuple(sorted({max(1, round(group.width * (i + 1) / count)) for i in range(count)}))
+
+
+def losses(group: Group, scores: Scores) -> dict[int, float]:
+    """Expected loss at every width when the best units are kept: the sum of the scores that go."""
+    cheapest_first = np.sort(np.array(scores.units[group.name]))
+    gone = np.concatenate([[0.0], np.cumsum(cheapest_first)])
+    return {width: float(gone[group.width - width]) for width in range(1, group.width + 1)}
+
+
+def best_units(group: Group, scores: Scores, width: int) -> tuple[int, ...]:
+    """The `width` units with the highest scores, ascending; equal scores keep the earlier unit."""
+    values = scores.units[group.name]
+    ranked = sorted(range(group.width), key=lambda unit: (-values[unit], unit))
+    return tuple(sorted(ranked[:width]))
+
+
+def plan(
+    groups: Groups,
+    model: LatencyModel,
+    scores: Scores,
+    budget_ns: float,
+    profile: str,
+    solver_budget_ns: float | None = None,
+) -> Plan:
+    """The widths with the least expected loss whose predicted latency is at most `budget_ns`.
+
+    `solver_budget_ns` is what the prediction is held to where it differs from the budget (a margin, or a correction
+    from a measured round). `profile` is the digest of the profile that the model was fitted to. Raises
+    `InfeasibleError`, with the fastest plan in its message, when no widths are predicted to meet the budget.
+    """
+    limit = budget_ns if solver_budget_ns is None else solver_budget_ns
+    full = groups.full()
+    if model.ns(full) <= limit:
+        widths, loss, bound = dict(full), 0.0, 0.0
+    elif not groups.free:
+        reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups.groups[:3])
+        raise InfeasibleError(f"nothing in the model can be cut, so {budget_ns / 1e6:.4g} ms cannot be met ({reasons})")
+    else:
+        program = _Program.build(groups, model, scores)
+        solved = program.solve(limit)
+        if solved is None:
+            raise InfeasibleError(_fastest(program, model, full, budget_ns))
+        widths, loss, bound = full | solved[0], solved[1], solved[2]
+    _check(model, widths, limit)
+    free = groups.free
+    loss = sum(losses(group, scores)[widths[group.name]] for group in free)
+    total = sum(sum(scores.units[group.name]) for group in free)
+    gap = max(0.0, (loss - bound) / max(abs(loss), 1e-9 * total, 1e-300))
+    if not gap <= GAP:
+        raise SolverError(f"the solver proved the plan only to a gap of {gap:.2g} in {LIMITS.solver_s:g} s")
+    keep = {group.name: best_units(group, scores, widths[group.name]) for group in free}
+    return Plan(keep, model.predict(widths), model.predict(full), budget_ns, loss, bound, gap, profile)
+
+
+def wider(groups: Groups, widths: Widths) -> list[dict[str, int]]:
+    """All configurations that are one candidate step wider in one group."""
+    result = []
+    for group in groups.free:
+        larger = [width for width in candidate_widths(group) if width > widths[group.name]]
+        if larger:
+            result.append({**widths, group.name: larger[0]})
+    return result
+
+
+def _check(model: LatencyModel, widths: Widths, limit: float) -> None:
+    """Re-add the plan: solvers have called violated bounds optimal."""
+    again = model.ns(widths)
+    if not again <= limit * (1 + 1e-6):
+        raise SolverError(f"the solver's plan adds up to {again / 1e6:.4f} ms, over its limit of {limit / 1e6:.4f} ms")
+
+
+def _fastest(program: _Program, model: LatencyModel, full: Widths, budget_ns: float) -> str:
+    widths = {**full, **program.fastest()}
+    text = ", ".join(f"{name} {width}/{full[name]}" for name, width in widths.items() if width < full[name])
+    return (
+        f"no plan meets {budget_ns / 1e6:.4g} ms: the fastest one is predicted to take {model.predict(widths).mid / 1e6:.4g} ms"
+        f" ({100 * model.ns(widths) / model.ns(full):.0f}% of the baseline; {text or 'nothing can be cut'});"
+        " raise the budget or unlock more layers"
+    )
+
+
+@dataclass
+class _Program:
+    """The integer program: columns are width choices and pairs of them, rows tie them together."""
+
+    loss: list[float] = field(default_factory=list)
+    time: list[float] = field(default_factory=list)
+    integer: list[int] = field(default_factory=list)
+    rows: list[tuple[list[int], list[float], float]] = field(default_factory=list)  # columns, factors, equals
+    constant_ns: float = 0.0
+    choice: dict[str, dict[int, int]] = field(default_factory=dict)  # group -> width -> column
+    scale_loss: float = 1.0
+
+    @staticmethod
+    def build(groups: Groups, model: LatencyModel, scores: Scores) -> _Program:
+        program = _Program(constant_ns=model.overhead_ns)
+        for group in groups.free:
+            cost = losses(group, scores)
+            columns = {w: program._column(cost[w], integer=True) for w in candidate_widths(group)}
+            program.choice[group.name] = columns
+            program.rows.append((list(columns.values()), [1.0] * len(columns), 1.0))
+        program.scale_loss = max(program.loss, default=1.0) or 1.0
+        pairs: dict[tuple[_Sized, _Sized], np.ndarray] = {}
+        sums: dict[tuple[tuple[str, int], ...], _Sized] = {}
+        for cost_of in model.layers:
+            program._add(cost_of, pairs, sums)
+        for (first, second), table in pairs.items():
+            program._pair(first, second, table)
+        return program
+
+    def solve(self, limit: float) -> tuple[dict[str, int], float, float] | None:
+        """Widths, loss and proven bound; None when nothing meets the limit."""
+        count = len(self.loss)
+        scale = self.scale_loss
+        # Times in units of the limit keep the program well conditioned whatever the device.
+        latency = np.array(self.time) / limit
+        constraints = [
+            *self._ties(count),
+            LinearConstraint(csr_array(latency[None, :]), -np.inf, 1 - self.constant_ns / limit - 1e-9),
+        ]
+        found = milp(
+            np.array(self.loss) / scale,
+            constraints=constraints,
+            integrality=np.array(self.integer),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": GAP / 10, "time_limit": LIMITS.solver_s},
+        )
+        if found.x is None:
+            return None
+        return self._widths(found.x), float(found.fun) * scale, float(found.mip_dual_bound) * scale
+
+    def fastest(self) -> dict[str, int]:
+        """The widths with the least predicted latency."""
+        count = len(self.loss)
+        scale = max(self.time, default=1.0) or 1.0
+        found = milp(
+            np.array(self.time) / scale,
+            constraints=self._ties(count),
+            integrality=np.array(self.integer),
+            bounds=Bounds(0, 1),
+            options={"time_limit": LIMITS.solver_s},
+        )
+        return self._widths(found.x) if found.x is not None else {}
+
+    def _column(self, loss: float = 0.0, time: float = 0.0, integer: bool = False) -> int:
+        self.loss.append(loss)
+        self.time.append(time)
+        self.integer.append(int(integer))
+        return len(self.loss) - 1
+
+    def _ties(self, count: int) -> list[LinearConstraint]:
+        if not self.rows:
+            return []
+        data = np.concatenate([factors for _, factors, _ in self.rows])
+        columns = np.concatenate([columns for columns, _, _ in self.rows])
+        starts = np.cumsum([0, *(len(columns) for columns, _, _ in self.rows)])
+        matrix = csr_array((data, columns, starts), shape=(len(self.rows), count))
+        equals = np.array([value for *_, value in self.rows])
+        return [LinearConstraint(matrix, equals, equals)]
+
+    def _widths(self, solution: np.ndarray) -> dict[str, int]:
+        return {
+            group: max(columns, key=lambda width: float(solution[columns[width]]))
+            for group, columns in self.choice.items()
+        }
+
+    # A layer's channel counts are functions of the width choices: of none, of one group, or of a sum of groups.
+
+    def _add(
+        self,
+        cost: LayerCost,
+        pairs: dict[tuple[_Sized, _Sized], np.ndarray],
+        sums: dict[tuple[tuple[str, int], ...], _Sized],
+    ) -> None:
+        layer = cost.layer
+        ins, outs = self._sized(layer.inputs, sums), self._sized(layer.outputs, sums)
+        if ins is None or outs is None or ins.columns == outs.columns:
+            sized = ins or outs
+            if sized is None:
+                self.constant_ns += float(cost.ns([layer.inputs.fixed], [layer.outputs.fixed])[0])
+                return
+            i = sized.sizes(layer.inputs) if ins else np.full(len(sized.columns), layer.inputs.fixed)
+            o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)
+            for column, ns in zip(sized.columns, cost.ns(i, o), strict=True):
+                self.time[column] += float(ns)
+            return
+        i, o = np.meshgrid(ins.sizes(layer.inputs), outs.sizes(layer.outputs), indexing="ij")
+        table = cost.ns(i.reshape(-1), o.reshape(-1)).reshape(i.shape)
+        if (outs, ins) in pairs:
+            pairs[outs, ins] = pairs[outs, ins] + table.T
+        else:
+            pairs[ins, outs] = pairs.get((ins, outs), 0) + table
+
+    def _sized(self, span: Span, sums: dict[tuple[tuple[str, int], ...], _Sized]) -> _Sized | None:
+        terms = tuple(sorted(span.terms))
+        if not terms:
+            return None
+        if terms not in sums:
+            first = self._group(terms[0])
+            for term in terms[1:]:
+                first = self._sum(first, self._group(term))
+            sums[terms] = first
+        return sums[terms]
+
+    def _group(self, term: tuple[str, int]) -> _Sized:
+        name, channels = term
+        columns = self.choice[name]
+        return _Sized(tuple(columns.values()), tuple(channels * width for width in columns))
+
+    def _sum(self, first: _Sized, second: _Sized) -> _Sized:
+        """A choice among the totals of two choices, tied to both."""
+        totals = sorted({a + b for a in first.totals for b in second.totals})
+        if len(totals) > SUM_LEVELS:  # round up: never faster than the truth
+            totals = [totals[i] for i in np.linspace(0, len(totals) - 1, SUM_LEVELS).round().astype(int)]
+        columns = {total: self._column() for total in totals}
+        grid = self._pair(first, second, np.zeros((len(first.columns), len(second.columns))))
+        members: dict[int, list[int]] = {total: [] for total in totals}
+        for i, a in enumerate(first.totals):
+            for j, b in enumerate(second.totals):
+                members[next(total for total in totals if total >= a + b)].append(int(grid[i, j]))
+        for total, pairs in members.items():
+            self.rows.append(([columns[total], *pairs], [-1.0, *[1.0] * len(pairs)], 0.0))
+        return _Sized(tuple(columns.values()), tuple(totals))
+
+    def _pair(self, first: _Sized, second: _Sized, table: np.ndarray) -> np.ndarray:
+        """t[i, j] ≥ 0 with row sums y_i and column sums y_j: 1 exactly where both are chosen."""
+        grid = np.array([[self._column(time=float(ns)) for ns in row] for row in table])
+        for column, members in [*zip(first.columns, grid, strict=True), *zip(second.columns, grid.T, strict=True)]:
+            self.rows.append(([column, *members.tolist()], [-1.0, *[1.0] * len(members)], 0.0))
+        return grid
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """A choice among channel counts: one column each, with the channels it stands for (fixed ones apart)."""
+
+    columns: tuple[int, ...]
+    totals: tuple[int, ...]
+
+    def sizes(self, span: Span) -> np.ndarray:
+        """Channels of `span` at each choice."""
+        return np.array(self.totals) + span.fixed

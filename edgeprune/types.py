@@ -1,0 +1,456 @@
+"""The nouns that flow down the road: made once, never edited. Standard library only.
+
+A noun that is invalid cannot be built: every `__post_init__` checks what its type cannot say. Times are integer
+nanoseconds (`_ns`); sizes are bytes. Each noun names the digest of what it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import UsageError
+
+Widths = Mapping[str, int]  # group name -> units kept
+
+
+def digest(noun: Any) -> str:
+    """SHA-256, in hex, of a noun's canonical JSON: the same content has the same digest on every machine."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return asdict(value)
+        if isinstance(value, Enum | Path):
+            return str(value)
+        if isinstance(value, bytes):
+            return hashlib.sha256(value).hexdigest()
+        raise TypeError(f"{type(value).__name__} has no canonical form")
+
+    text = json.dumps(noun, default=plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --------------------------------------------------------------------------------------- what the user writes
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A latency budget: absolute (`ns`) or a share of the unpruned model on the same target (`fraction`)."""
+
+    ns: int | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.ns is None) == (self.fraction is None):
+            raise UsageError("a budget is either a time or a share of the baseline, not both or neither")
+        value = self.ns if self.ns is not None else self.fraction
+        if value is None or not math.isfinite(value) or value <= 0:
+            raise UsageError(f"a budget must be above zero, not {self}; write \"12 ms\" or \"50%\"")
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """Read `"12 ms"`, `"800 us"`, `"1.5 s"` or `"50%"`; anything else is a `UsageError`."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|ns|us|µs|ms|s)\s*", text)
+        if match is None:
+            raise UsageError(f"cannot read the budget {text!r}; write a time such as \"12 ms\" or a share such as \"50%\"")
+        value, unit = float(match[1]), match[2]
+        if value == 0:
+            raise UsageError(f"a budget of {text!r} can never be met; write a time above zero")
+        if unit == "%":
+            return Budget(fraction=value / 100)
+        scale = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}[unit]
+        return Budget(ns=max(1, round(value * scale)))
+
+    def resolve(self, baseline_ns: float) -> float:
+        """The budget in nanoseconds, given the baseline's latency in nanoseconds."""
+        return float(self.ns) if self.ns is not None else float(self.fraction or 0) * baseline_ns
+
+    def __str__(self) -> str:
+        return f"{self.ns / 1e6:g} ms" if self.ns is not None else f"{100 * (self.fraction or 0):g}%"
+
+
+@dataclass(frozen=True)
+class Project:
+    """`edgeprune.toml` as read: what to compress, on what data, to which budget. Functions stay names here."""
+
+    path: Path
+    name: str
+    factory: str
+    weights: Path | None
+    inputs: str
+    train: str
+    valid: str
+    test: str | None
+    loss: str | None
+    metric: str | None
+    budget: Budget
+    max_metric_drop: float = 0.01
+    importance: str = "taylor"
+    lock: tuple[str, ...] = ()
+    epochs: int = 20
+    learning_rate: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """`targets/NAME.toml` as read: how to reach a device and what runs there."""
+
+    path: Path
+    name: str
+    transport: str
+    runtime: str
+    threads: int = 1
+    precision: str = "fp32"
+
+
+# ----------------------------------------------------------------------------------------- what a network is
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One dimension of one parameter that a group owns: `indices[unit]` are the indices that go with the unit."""
+
+    parameter: str
+    dim: int
+    indices: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that live or die together, in `width` interchangeable units.
+
+    Unit `u` owns `slot.indices[u]` of every slot. `locked` says why nothing may be removed, or is None.
+    """
+
+    name: str
+    width: int
+    slots: tuple[Slot, ...]
+    locked: str | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """The size of a channel dimension as a function of the widths: `fixed + Σ channels·width(group)`."""
+
+    fixed: int
+    terms: tuple[tuple[str, int], ...] = ()
+
+    def size(self, widths: Widths) -> int:
+        """Channels at these widths (units kept a group)."""
+        return self.fixed + sum(channels * widths[group] for group, channels in self.terms)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer as the latency model sees it.
+
+    One forward pass computes `positions` output positions (batch and space), each from `kernel` taps. `per_group` is
+    None for a dense layer; for a grouped convolution it is the constant number of input channels a convolution group
+    reads, and inputs and outputs shrink together.
+    """
+
+    name: str
+    kind: str
+    weight: str
+    inputs: Span
+    outputs: Span
+    positions: int
+    kernel: int
+    per_group: int | None = None
+
+    def macs(self, widths: Widths) -> int:
+        """Multiply-accumulates of one forward pass at these widths."""
+        fan_in = self.per_group if self.per_group is not None else self.inputs.size(widths)
+        return self.positions * self.kernel * fan_in * self.outputs.size(widths)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All channel groups and layers of a network. `network` is the digest of its structure (not of its weights)."""
+
+    network: str
+    groups: tuple[Group, ...]
+    layers: tuple[Layer, ...]
+    folds: tuple[tuple[str, str], ...] = ()  # (convolution or linear, the batch-norm that folds into it)
+    unknown_operators: tuple[str, ...] = ()
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        """The groups that may be cut."""
+        return tuple(group for group in self.groups if group.locked is None)
+
+    def full(self) -> dict[str, int]:
+        """The unpruned widths of all groups."""
+        return {group.name: group.width for group in self.groups}
+
+    def macs(self, widths: Widths) -> int:
+        """Multiply-accumulates of the convolutions and linear layers at these widths."""
+        return sum(layer.macs(widths) for layer in self.layers)
+
+
+Recipe = Mapping[str, Mapping[int, tuple[int, ...]]]  # parameter -> dim -> indices kept, ascending
+
+
+# ------------------------------------------------------------------------------------------- what devices say
+
+
+@dataclass(frozen=True)
+class Device:
+    """Facts the machine answered. `identity` leaves out what changes at every boot."""
+
+    machine: str
+    cpu: str
+    cores: int
+    system: str
+    runtime: str
+    runtime_version: str
+    boot_id: str
+
+    @property
+    def identity(self) -> str:
+        """Digest of what makes two measurements comparable: hardware, operating system and runtime."""
+        facts = asdict(self)
+        del facts["boot_id"]
+        return digest(facts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fresh process: its raw times in the order taken, after warm-up, and its peak memory."""
+
+    times_ns: tuple[int, ...]
+    peak_memory_bytes: int
+
+    def __post_init__(self) -> None:
+        if not self.times_ns or any(t <= 0 for t in self.times_ns) or self.peak_memory_bytes <= 0:
+            raise ValueError("a run holds at least one time, all of them above zero, and a peak memory above zero")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw times of one artifact, a `Run` a fresh process: the only home of a time."""
+
+    runs: tuple[Run, ...]
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("samples hold at least one run")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One variant measured: its widths, its whole-network samples, and what the runtime's profiler saw a layer.
+
+    `scale` is the anchor's latency over the whole profile divided by its latency around this experiment: the factor
+    that takes slow drift of the machine out. `layer_ns` ranks layers; only `samples` carry the scale of the network.
+    """
+
+    role: str  # "baseline", "fit", "holdout" or "confirm"
+    widths: dict[str, int]
+    samples: Samples
+    layer_ns: dict[str, int] = field(default_factory=dict)
+    other_ns: int = 0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All experiments with one network structure on one device, runtime, thread count and precision."""
+
+    target: str
+    model: str
+    network: str
+    device: Device
+    threads: int
+    precision: str
+    experiments: tuple[Experiment, ...]
+
+    def with_experiments(self, more: Iterable[Experiment]) -> Profile:
+        """A new profile with these experiments appended."""
+        return Profile(
+            self.target, self.model, self.network, self.device, self.threads, self.precision, (*self.experiments, *more)
+        )
+
+
+# -------------------------------------------------------------------------------------------------- decisions
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a group's units are worth: `units[group][unit]` ≥ 0, the expected loss of removing that unit alone."""
+
+    criterion: str
+    units: dict[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        for group, values in self.units.items():
+            if any(not math.isfinite(v) or v < 0 for v in values):
+                raise ValueError(f"the scores of {group} must be finite and not negative")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval, all in nanoseconds."""
+
+    low: float
+    mid: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.mid <= self.high:
+            raise ValueError(f"not an interval: {self.low}, {self.mid}, {self.high}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units each group keeps, what that should cost in time and loss, and the proof that nothing beats it.
+
+    `gap` is (loss − bound) / max(|loss|, tiny): at most 1e-3 by contract.
+    """
+
+    keep: dict[str, tuple[int, ...]]
+    predicted: Interval
+    baseline: Interval
+    budget_ns: float
+    loss: float
+    bound: float
+    gap: float
+    profile: str
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Units kept a group."""
+        return {group: len(units) for group, units in self.keep.items()}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One turn of the loop: what a plan was predicted to take, and what its network took, unpruned beside it."""
+
+    widths: dict[str, int]
+    predicted_ns: float
+    measured_ns: float
+    budget_ns: float
+
+    @property
+    def share(self) -> float:
+        """The share of the budget that the measured latency uses."""
+        return self.measured_ns / self.budget_ns
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A plan whose latency was measured, and the rounds it took."""
+
+    plan: Plan
+    rounds: tuple[Round, ...]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of training: its mean loss and the validation metric after it. Epoch 0 is before training."""
+
+    epoch: int
+    loss: float | None
+    metric: float
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model: its files (the first is the one to load), what it was built from and for."""
+
+    files: tuple[Path, ...]
+    sha256: str
+    format: str
+    precision: str
+    source: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk, all files together."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+class Outcome(str, Enum):
+    """The three answers a check can give."""
+
+    PASS = "pass"  # noqa: S105 - an outcome, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question asked of the artifact: its figure, the limit it was held to, and the answer."""
+
+    name: str
+    outcome: Outcome
+    value: float
+    limit: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One column of the table."""
+
+    p50_ms: float
+    p90_ms: float
+    metric: float
+    parameters: int
+    macs: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of one artifact on one device."""
+
+    artifact: str
+    budget_ms: float
+    baseline: Figures
+    pruned: Figures
+    checks: tuple[Check, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Fail if any check failed, else inconclusive if any was, else pass."""
+        outcomes = {check.outcome for check in self.checks}
+        for outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
+            if outcome in outcomes:
+                return outcome
+        return Outcome.PASS
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a whole run answers; `--json` prints it. `schema` changes when a key changes its meaning."""
+
+    schema: int
+    status: Outcome
+    target: str
+    runtime: str
+    budget_ms: float
+    predicted_ms: float
+    confirmed_ms: float
+    rounds: int
+    baseline: Figures
+    pruned: Figures
+    plan: dict[str, Any]
+    checks: tuple[Check, ...]
+    artifact: Path
+    run: Path
