@@ -1,0 +1,26 @@
+"""Latency-driven structured pruning for edge devices: from a PyTorch model to a verified, faster artifact.
+
+The public names, nothing else. They are loaded when first used, so that `import edgeprune` is instant and imports no
+torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeprune.api import compile, finetune, load, open_road, plan, profile, prune, run, verify
+
+__version__ = "0.1.0"
+__all__ = ["compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
+    return getattr(import_module("edgeprune.api"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -11,6 +11,7 @@ class Limits:
 
     # files
     toml_bytes: int = 1 << 20
+    source_files: int = 5_000  # Python files beside a project file
     json_bytes: int = 256 << 20
     weights_bytes: int = 8 << 30
     # the device
@@ -27,6 +28,7 @@ class Limits:
     confirm_rounds: int = 3
     solver_s: float = 60.0
     group_widths: int = 16  # candidate widths of one group
+    profile_variants: int = 60
     # training
     importance_batches: int = 64  # read by a data-driven criterion
     epochs: int = 10_000

@@ -49,17 +49,19 @@ def plan(
     scores: Scores,
     budget_ns: float,
     profile: str,
-    solver_budget_ns: float | None = None,
+    aim: float = 1.0,
 ) -> Plan:
-    """The widths with the least expected loss whose predicted latency is at most `budget_ns`.
+    """The widths with the least expected loss whose predicted latency is at most `aim` × `budget_ns`.
 
-    `solver_budget_ns` is what the prediction is held to where it differs from the budget (a margin, or a correction
-    from a measured round). `profile` is the digest of the profile that the model was fitted to. Raises
-    `InfeasibleError`, with the fastest plan in its message, when no widths are predicted to meet the budget.
+    `aim` is a margin, or a correction from a measured round; where nothing meets it, the budget itself is tried. A network
+    that meets the budget as it is, is left alone. `profile` is the digest of the profile that the model was fitted to.
+    Raises `InfeasibleError`, with the fastest plan in its message, when no widths are predicted to meet the budget, and
+    `SolverError` when the answer does not add up or is not proved to `GAP`.
     """
-    limit = budget_ns if solver_budget_ns is None else solver_budget_ns
+    limit = aim * budget_ns
     full = groups.full()
-    if model.ns(full) <= limit:
+    if model.ns(full) <= max(limit, budget_ns):
+        limit = max(limit, budget_ns)
         widths, loss, bound = dict(full), 0.0, 0.0
     elif not groups.free:
         reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups.groups[:3])
@@ -67,6 +69,9 @@ def plan(
     else:
         program = _Program.build(groups, model, scores)
         solved = program.solve(limit)
+        if solved is None and aim < 1:
+            limit = budget_ns
+            solved = program.solve(limit)
         if solved is None:
             raise InfeasibleError(_fastest(program, model, full, budget_ns))
         widths, loss, bound = full | solved[0], solved[1], solved[2]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune import network as nets
 from edgeprune import project as user
 from edgeprune import stats
 from edgeprune.bench import Bench
@@ -27,7 +28,6 @@ ROUNDS = 4  # of more processes while the answer is inconclusive
 
 def verify(
     project: Project,
-    budget: Budget,
     bench: Bench,
     inputs: tuple[Tensor, ...],
     networks: tuple[nn.Module, nn.Module],
@@ -41,8 +41,7 @@ def verify(
     The metric is computed through the artifacts on the whole test set, or the validation set where none is given.
     Latencies come from fresh processes of both artifacts, interleaved; more are started while the answer is open.
     """
-    from edgeprune.network import parameters
-
+    budget = project.budget
     split = "test" if project.test else "valid"
     stacked, targets = _stack(project, split, inputs)
     outputs = [_outputs(bench, artifact, stacked, inputs, len(targets)) for artifact in artifacts]
@@ -68,7 +67,7 @@ def verify(
             stats.latency(s, 0.5).mid / 1e6,
             stats.latency(s, 0.9).mid / 1e6,
             value,
-            parameters(network),
+            nets.parameters(network),
             count,
             artifact.size_bytes,
         )

@@ -1,0 +1,91 @@
+"""The verbs as functions: all that the command line does, for notebooks and programs.
+
+Every function takes the path of an `edgeprune.toml`, a target and a budget, walks what is missing of the road up to its
+verb, and returns the noun. All raise the errors of `edgeprune.errors`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.pipeline import Road, Watch, open_road
+from edgeprune.types import Artifact, Confirmed, Plan, Profile, Result, Verdict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def run(
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
+) -> Result:
+    """Walk the whole road: the artifact that meets the budget, its figures and its checks.
+
+    `budget` is a time ("12 ms") or a share of the unpruned model ("50%") and replaces the project file's; `fresh` redoes
+    what is already there; `watch` is told of progress. Times in the result are milliseconds, sizes bytes.
+    """
+    with open_road(project, target, budget, fresh, watch) as road:
+        return road.result
+
+
+def profile(project: Path | str, target: str = "local", fresh: bool = False, watch: Watch | None = None) -> Profile:
+    """Measure the network's variants on the device (integer nanoseconds); also kept in `profiles/` beside the project."""
+    with open_road(project, target, None, fresh, watch) as road:
+        return road.profile
+
+
+def plan(
+    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+) -> Plan:
+    """The exact plan for the budget, with its proof; not yet confirmed on the device."""
+    with open_road(project, target, budget, fresh, watch) as road:
+        return road.plan
+
+
+def prune(
+    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+) -> tuple[Confirmed, Path]:
+    """The plan as confirmed on the device, and the file of the cut network (see `load`), not yet fine-tuned."""
+    with open_road(project, target, budget, fresh, watch) as road:
+        return road.confirmed, road.pruned
+
+
+def finetune(
+    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+) -> Path:
+    """The file of the cut network after fine-tuning (see `load`)."""
+    with open_road(project, target, budget, fresh, watch) as road:
+        return road.tuned
+
+
+def compile(  # noqa: A001 - the verb's name everywhere
+    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+) -> Artifact:
+    """The fine-tuned network as the target's runtime loads it."""
+    with open_road(project, target, budget, fresh, watch) as road:
+        return road.artifact
+
+
+def verify(
+    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+) -> Verdict:
+    """All checks of the artifact on the device: numerics, metric, latency, size, memory."""
+    with open_road(project, target, budget, fresh, watch) as road:
+        return road.verdict
+
+
+def load(path: Path | str, model: nn.Module) -> nn.Module:
+    """Bring a cut network back: `model` is a fresh unpruned one, `path` a `pruned.safetensors` or `tuned.safetensors`.
+
+    Returns a cut copy of `model` with the saved weights, in eval mode. Raises `UsageError` when they do not belong together.
+    """
+    from edgeprune import network
+
+    return network.load(path, model)
+
+
+__all__ = ["Road", "compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "verify"]

@@ -1,0 +1,188 @@
+"""The command line: options in, one table or one JSON document out, errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune import errors
+from edgeprune.limits import LIMITS
+
+if TYPE_CHECKING:
+    from edgeprune.pipeline import Road
+
+app = typer.Typer(
+    name="edgeprune",
+    help="From a PyTorch model, a device and a latency budget to a verified, faster artifact.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project file, edgeprune.toml.")]
+TargetOption = Annotated[str, typer.Option("--target", "-t", help="A target's name, or the path of its file.")]
+BudgetOption = Annotated[
+    str | None, typer.Option("--budget", "-b", help='Replaces the file\'s budget: "12 ms", or "50%" of the unpruned model.')
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print nothing but JSON on stdout.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
+
+HERE = Path("edgeprune.toml")
+
+
+@app.command()
+def run(
+    project: ProjectOption = HERE,
+    target: TargetOption = "local",
+    budget: BudgetOption = None,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+) -> None:
+    """Walk the whole road: profile, plan, prune, finetune, compile, verify."""
+    with _road(project, target, budget, as_json, fresh) as (road, answer):
+        result = road.result
+        answer(result)
+    raise typer.Exit(_exit_code(str(result.status)))
+
+
+def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> None:
+    def command(
+        project: ProjectOption = HERE,
+        target: TargetOption = "local",
+        budget: BudgetOption = None,
+        as_json: JsonOption = False,
+        fresh: FreshOption = False,
+    ) -> None:
+        with _road(project, target, budget, as_json, fresh) as (road, answer):
+            value = noun(road)
+            answer(value)
+        outcome = getattr(value, "outcome", None)
+        raise typer.Exit(_exit_code(str(outcome)) if outcome else errors.EXIT_PASS)
+
+    app.command(name, help=text)(command)
+
+
+_verb("profile", "Measure the network's variants on the device.", lambda road: road.profile)
+_verb("plan", "Choose what to keep: exact, with a proof.", lambda road: road.plan)
+_verb("prune", "Confirm the plan on the device and cut the network.", lambda road: (road.confirmed, road.pruned)[0])
+_verb("finetune", "Train the cut network, the unpruned one teaching.", lambda road: road.tuned)
+_verb("compile", "Compile the network for the target's runtime.", lambda road: road.artifact)
+_verb("verify", "Check the artifact on the device.", lambda road: road.verdict)
+
+
+@app.command()
+def demo(target: TargetOption = "local", as_json: JsonOption = False, fresh: FreshOption = False) -> None:
+    """Run the digits example: a residual network on handwritten digits, at half its latency."""
+    run(_digits(), target, None, as_json, fresh)
+
+
+@app.command()
+def doctor(
+    project: Annotated[Path | None, typer.Option("--project", "-p", help="Check this project file too.")] = None,
+    target: TargetOption = "local",
+) -> None:
+    """Is everything in place? Each finding comes with its fix."""
+    from edgeprune.doctor import examine
+
+    failed = False
+    for finding in examine(target, project):
+        failed |= finding.level == "fail"
+        print(f"{finding.level:<5} {_clean(finding.what)}" + (f"; fix: {finding.fix}" if finding.fix else ""))
+    raise typer.Exit(errors.EXIT_FAIL if failed else errors.EXIT_PASS)
+
+
+def _exit_code(outcome: str) -> int:
+    return {"pass": errors.EXIT_PASS, "fail": errors.EXIT_FAIL}.get(outcome, errors.InconclusiveError.exit_code)
+
+
+def _digits() -> Path:
+    """The example's project file: the checkout's own, or a copy of the installed one in the working directory."""
+    checkout = Path(__file__).parents[1] / "examples" / "digits"
+    if checkout.is_dir():
+        return checkout / "edgeprune.toml"
+    own = Path.cwd() / "edgeprune-demo" / "digits"
+    if not own.exists():
+        shutil.copytree(Path(__file__).parent / "examples" / "digits", own)
+    return own / "edgeprune.toml"
+
+
+@contextmanager
+def _road(
+    project: Path, target: str, budget: str | None, as_json: bool, fresh: bool
+) -> Iterator[tuple[Road, Callable[[Any], None]]]:
+    """An open road with its progress shown, and a function that prints the answer."""
+    from rich.console import Console
+
+    from edgeprune import codec, console
+    from edgeprune.pipeline import open_road
+    from edgeprune.types import Result
+
+    with _stdout_kept_clean(as_json) as stdout:
+        screen = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
+
+        def answer(value: Any) -> None:
+            if as_json:
+                text = json.dumps({"path": str(value)}) if isinstance(value, Path) else codec.dumps(value)
+                stdout.write(text + "\n")
+            elif isinstance(value, Result):
+                console.show(value, screen)
+
+        with console.Watcher(screen) as watch, open_road(project, target, budget, fresh, watch) as road:
+            yield road, answer
+
+
+@contextmanager
+def _stdout_kept_clean(as_json: bool) -> Iterator[Any]:
+    """With `--json`, whatever the user's code and the runtimes print goes to stderr; only the answer reaches stdout."""
+    if not as_json:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w") as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _clean(text: str) -> str:
+    """One line without control characters, of bounded length: it may quote a device or a file."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= LIMITS.message_chars else text[: LIMITS.message_chars] + "…"
+
+
+def main() -> None:
+    """The entry point: maps errors to one line on stderr and to the exit codes of `edgeprune.errors`."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except errors.EdgepruneError as error:
+        print(f"error: {_clean(str(error))}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        code = errors.EXIT_INTERRUPTED
+    except Exception:  # the last line of defence: said to be ours, shown whole
+        traceback.print_exc()
+        print("error: this is a bug in edgeprune; please report it with the lines above", file=sys.stderr)
+        code = errors.EXIT_BUG
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What a person sees: progress while it runs, one table at the end."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgeprune.types import Check, Figures, Result
+
+
+class Watcher:
+    """Progress bars on a terminal, a plain line a finished stage elsewhere; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        self._progress = Progress(
+            *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self._task = self._progress.add_task("", total=None, note="", visible=False)
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Watcher:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def start(self, stage: str) -> None:
+        """A stage begins."""
+        self._began = time.monotonic()
+        self._progress.reset(self._task, description=stage, total=None, note="", visible=True)
+
+    def step(self, done: int, total: int, note: str) -> None:
+        """The stage in progress moved on."""
+        self._progress.update(self._task, completed=done, total=total, note=escape(note))
+        if not self._console.is_terminal:
+            self._console.print(f"{'':<10} {done}/{total}  {note}", markup=False, highlight=False, soft_wrap=True)
+
+    def done(self, stage: str, note: str) -> None:
+        """A stage ended."""
+        self._progress.update(self._task, visible=False)
+        spent = "" if note == "reused" else f" ({time.monotonic() - self._began:.1f} s)"
+        self._console.print(f"{stage:<10} {note}{spent}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show(result: Result, console: Console) -> None:
+    """Print the table of a run, and its checks."""
+    console.print()
+    console.print(table(result))
+    for check in result.checks:
+        console.print(line(check), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\nverdict   {result.status}", markup=False, highlight=False)
+    console.print(f"artifact  {result.artifact}", markup=False, highlight=False, soft_wrap=True)
+
+
+def table(result: Result) -> Table:
+    """Before and after, one row a figure."""
+    before, after = result.baseline, result.pruned
+    shown = Table(box=box.SIMPLE_HEAD, title=f"{result.target} ({result.runtime})", title_justify="left")
+    for heading in ("", "before", "after", "after / before"):
+        shown.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    rows: list[tuple[str, str, str, str]] = [
+        ("latency p50, ms", f"{before.p50_ms:.3f}", f"{after.p50_ms:.3f}", _share(after.p50_ms, before.p50_ms)),
+        ("latency p90, ms", f"{before.p90_ms:.3f}", f"{after.p90_ms:.3f}", _share(after.p90_ms, before.p90_ms)),
+        ("budget, ms", "", f"{result.budget_ms:.3f}", _share(result.budget_ms, before.p50_ms)),
+        ("predicted, ms", "", f"{result.predicted_ms:.3f}", ""),
+        ("confirmed, ms", "", f"{result.confirmed_ms:.3f}", f"{result.rounds} round{'s' * (result.rounds != 1)}"),
+        ("metric", f"{before.metric:.4f}", f"{after.metric:.4f}", f"{after.metric - before.metric:+.4f}"),
+        *(_count(name, key, before, after) for name, key in COUNTS),
+    ]
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+COUNTS = (("parameters", "parameters"), ("MACs", "macs"), ("size, bytes", "size_bytes"))
+
+
+def _count(name: str, key: str, before: Figures, after: Figures) -> tuple[str, str, str, str]:
+    old, new = getattr(before, key), getattr(after, key)
+    return name, f"{old:,}", f"{new:,}", _share(new, old)
+
+
+def _share(new: float, old: float) -> str:
+    return f"{100 * new / old:.1f}%"
+
+
+def line(check: Check) -> str:
+    """One check in one line."""
+    note = f"  ({check.note})" if check.note else ""
+    return f"{check.outcome.value:<12} {check.name:<26} {check.value:.6g}, limit {check.limit:.6g}{note}"

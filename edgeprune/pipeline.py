@@ -1,0 +1,525 @@
+"""The verbs in order, each done once: what the run folder already holds is reused.
+
+A stage's key is the digest of everything that its result follows from: the user's files, the versions of the libraries,
+the device, and the stages before it. torch takes seconds to import, so it is imported inside the stages that need it: a
+run that reuses everything never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from edgeprune import codec, runtimes
+from edgeprune.errors import InconclusiveError, UsageError
+from edgeprune.limits import LIMITS
+from edgeprune.store import Draft, Entry, Store, file_sha256, read_capped, write_atomic
+from edgeprune.types import (
+    Artifact,
+    Confirmed,
+    Device,
+    Epoch,
+    Experiment,
+    Groups,
+    Plan,
+    Profile,
+    Project,
+    Recipe,
+    Result,
+    Round,
+    Scores,
+    Target,
+    Verdict,
+    Widths,
+    digest,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgeprune.bench import Bench
+    from edgeprune.export import Template
+
+SCHEMA = 1  # of the run folder and of the JSON result
+AIM = 0.975  # of the budget: where a plan is aimed, the middle of what is accepted
+LEAST = 0.95  # of the budget: less is accuracy given away
+CONFIRM_PROCESSES = 6  # fresh processes of the unpruned and the cut network each, interleaved
+
+SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules"}
+# What must have run before a stage's work begins (attributes of Road).
+NEEDS = {
+    "baseline": ("groups",),
+    "scores": ("groups",),
+    "plan": ("profile", "scores"),
+    "prune": ("plan",),
+    "finetune": ("pruned",),
+    "compile": ("tuned",),
+    "verify": ("baseline", "artifact"),
+}
+
+Noun = TypeVar("Noun")
+
+
+class Watch(Protocol):
+    """Who is told how a run goes."""
+
+    def start(self, stage: str) -> None:
+        """A stage begins."""
+
+    def step(self, done: int, total: int, note: str) -> None:
+        """The stage in progress moved on."""
+
+    def done(self, stage: str, note: str) -> None:
+        """A stage ended, or was reused: `note` is what there is to say of it."""
+
+
+class Quiet:
+    """Tells nobody."""
+
+    def start(self, stage: str) -> None: ...
+
+    def step(self, done: int, total: int, note: str) -> None: ...
+
+    def done(self, stage: str, note: str) -> None: ...
+
+
+@contextmanager
+def open_road(
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
+) -> Iterator[Road]:
+    """The road of one project on one target, its run folder locked for as long as the context lasts.
+
+    `project` is the path of an `edgeprune.toml` or of its folder, `target` a name or the path of a target file; `budget`
+    ("12 ms", "50%") replaces the file's; `fresh` redoes what the run folder and the profile hold. Raises `UsageError` for
+    bad files and `BusyError` where another run holds the folder.
+    """
+    path = Path(project)
+    path = path / "edgeprune.toml" if path.is_dir() else path
+    known = codec.read_project(path, budget)
+    to = codec.read_target(codec.find_target(target, known.path.parent))
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(known.path.parent / "runs" / to.name))
+        yield Road(known, to, store, stack, watch or Quiet(), fresh)
+
+
+class Road:
+    """One project on one target. Each noun is a property: asking for it walks what is missing of the road."""
+
+    def __init__(
+        self, project: Project, target: Target, store: Store, stack: ExitStack, watch: Watch, fresh: bool = False
+    ) -> None:
+        self.project, self.target = project, target
+        self._store, self._stack, self._watch, self._fresh = store, stack, watch, fresh
+        self._runtime = runtimes.get(target.runtime)
+        self._profile: Profile | None = None
+        self._variants: dict[str, Path] = {}
+
+    # --------------------------------------------------------------------------------------------- the stages
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The network's channel groups, each proved on a trial cut."""
+
+        def work(draft: Draft) -> str:
+            from edgeprune import network
+
+            found = network.survey(self._model, self._inputs, self.project.lock)
+            draft.write_text("groups.json", codec.dumps(found))
+            locked = [group for group in found.groups if group.locked and group.width > 1]
+            return f"{len(found.free)} channel groups can be cut, {len(locked)} are locked"
+
+        return self._read(self._stage("survey", work), "groups.json", Groups)
+
+    @cached_property
+    def baseline(self) -> Artifact:
+        """The unpruned network, compiled."""
+        return self._compiled("baseline", lambda: self._model)
+
+    @property
+    def profile(self) -> Profile:
+        """What the device answered about variants of this network; nothing is measured twice."""
+        if self._profile is None:
+            self._profile = self._profiled()
+        return self._profile
+
+    def _profiled(self) -> Profile:
+        from edgeprune import export, profiling
+
+        path = self._profile_path
+        self._watch.start("profile")
+        if path.exists() and not self._fresh:
+            profile = codec.loads_profile(read_capped(path, LIMITS.json_bytes).decode(), str(path))
+        else:
+            to = self.target
+            profile = Profile(to.name, self.project.name, self.groups.network, self.device, to.threads, to.precision, ())
+        known = len(profile.experiments)
+        owners = export.attribution(self.template, self.groups.layers)
+        steps = profiling.measure(
+            self.bench, self.variant, owners, self.groups, profile, self.input_files, self._watch.step
+        )
+        for profile in steps:
+            self._keep(profile)
+        new = len(profile.experiments) - known
+        self._watch.done("profile", f"{known} experiments reused, {new} measured; {path}")
+        return profile
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What every channel is worth."""
+
+        def work(draft: Draft) -> str:
+            from edgeprune import importance
+            from edgeprune import project as user
+
+            user.check_data(self._model, self.project)
+            criterion = importance.CRITERIA[self.project.importance]
+            batches, loss = user.batches(self.project, "train"), user.loss_function(self.project)
+            draft.write_text("scores.json", codec.dumps(criterion(self._model, self.groups, batches, loss)))
+            return f"{self.project.importance} on the training data"
+
+        return self._read(self._stage("scores", work), "scores.json", Scores)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The first plan: exact on the profile as it stands, not yet confirmed on the device."""
+
+        def work(draft: Draft) -> str:
+            plan = self._planned(AIM)
+            draft.write_text("plan.json", codec.dumps(plan))
+            kept = sum(plan.widths.values()), sum(group.width for group in self.groups.free)
+            return f"keeps {kept[0]} of {kept[1]} channels, predicted {plan.predicted.mid / 1e6:.3f} ms, gap {plan.gap:.1e}"
+
+        return self._read(self._stage("plan", work), "plan.json", Plan)
+
+    @cached_property
+    def confirmed(self) -> Confirmed:
+        """The plan whose latency was measured on the device, and the rounds it took."""
+        return self._read(self._pruned, "confirmed.json", Confirmed)
+
+    @cached_property
+    def pruned(self) -> Path:
+        """The cut network before fine-tuning: kept indices and tensors; `edgeprune.load` brings it back."""
+        return self._pruned.path("pruned.safetensors")
+
+    @cached_property
+    def _pruned(self) -> Entry:
+        def work(draft: Draft) -> str:
+            from edgeprune import network, pruning
+
+            found = self._confirm()
+            small, recipe = pruning.prune(self._model, self.groups, found.plan, self._inputs)
+            draft.write_text("confirmed.json", codec.dumps(found))
+            network.save(draft.path("pruned.safetensors"), small, recipe)
+            return f"{network.parameters(small):,} of {network.parameters(self._model):,} parameters kept, proved"
+
+        return self._stage("prune", work)
+
+    def _confirm(self) -> Confirmed:
+        """Plan, cut, measure; where measured is not predicted, put it into the profile and plan again."""
+        from edgeprune import latency, planning
+
+        plan, tried = self.plan, list[tuple[Plan, Round]]()
+        if plan.widths == {group.name: group.width for group in self.groups.free}:
+            return Confirmed(plan, ())  # nothing is cut, so there is nothing to confirm
+        while len(tried) < LIMITS.confirm_rounds:
+            turn = self._measured(plan)
+            tried.append((plan, turn))
+            model = latency.fit(self.groups, self.profile)
+            correction = turn.measured_ns / model.ns(plan.widths)
+            wider = planning.wider(self.groups, plan.widths)
+            full_up = all(model.ns(widths) * correction > turn.budget_ns for widths in wider)
+            if turn.share <= 1 and (turn.share >= LEAST or full_up):
+                break
+            if len(tried) < LIMITS.confirm_rounds:
+                plan = self._planned(AIM / correction)
+        met = [(plan, turn) for plan, turn in tried if turn.share <= 1]
+        if not met:
+            shares = ", ".join(f"{100 * turn.share:.1f}%" for _, turn in tried)
+            raise InconclusiveError(
+                f"no plan was confirmed in {len(tried)} rounds: measured {shares} of the budget; the device may be too busy"
+                " to measure: run again when it is quiet, or raise the budget"
+            )
+        return Confirmed(max(met, key=lambda pair: pair[1].share)[0], tuple(turn for _, turn in tried))
+
+    @cached_property
+    def tuned(self) -> Path:
+        """The cut network after fine-tuning, in the same format as `pruned`."""
+
+        def work(draft: Draft) -> str:
+            from edgeprune import finetuning, network
+
+            small = network.load(self.pruned, self._model)
+            teacher = self._model
+            if not self.project.epochs or not self._cuts:
+                network.save(draft.path("tuned.safetensors"), small, self._recipe)
+                draft.write_text("history.json", codec.dumps(list[Epoch]()))
+                return "no epochs asked for" if self._cuts else "nothing was cut, nothing to train"
+            checkpoint = self._store.scratch("finetune", self._keys["finetune"]) / "checkpoint.safetensors"
+
+            def on_epoch(epoch: Epoch) -> None:
+                self._watch.step(epoch.epoch, self.project.epochs, f"validation metric {epoch.metric:.4f}")
+
+            found = finetuning.finetune(self.project, small, teacher, checkpoint, self._store.save, on_epoch)
+            network.save(draft.path("tuned.safetensors"), found.model, self._recipe)
+            draft.write_text("history.json", codec.dumps(list(found.history)))
+            return f"best of {self.project.epochs} epochs is {found.best.epoch}: validation metric {found.best.metric:.4f}"
+
+        return self._stage("finetune", work).path("tuned.safetensors")
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """The fine-tuned network, compiled for the target's runtime."""
+
+        def tuned() -> nn.Module:
+            from edgeprune import network
+
+            return network.load(self.tuned, self._model)
+
+        return self._compiled("compile", tuned)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """All checks of the artifact on the device."""
+
+        def work(draft: Draft) -> str:
+            from edgeprune import network, verifying
+
+            widths = {**self.groups.full(), **self.confirmed.plan.widths}
+            found = verifying.verify(
+                self.project,
+                self.bench,
+                self._inputs,
+                (self._model, network.load(self.tuned, self._model)),
+                (self.baseline, self.artifact),
+                (self.groups.macs(self.groups.full()), self.groups.macs(widths)),
+                self.scratch,
+            )
+            draft.write_text("verdict.json", codec.dumps(found))
+            return f"{found.outcome}: {sum(c.outcome == 'pass' for c in found.checks)} of {len(found.checks)} checks pass"
+
+        return self._read(self._stage("verify", work), "verdict.json", Verdict)
+
+    @property
+    def result(self) -> Result:
+        """The whole road, as `--json` prints it."""
+        verdict, confirmed, plan = self.verdict, self.confirmed, self.confirmed.plan
+        full = self.groups.full()
+        turn = next((t for t in confirmed.rounds if t.widths == plan.widths), None)
+        return Result(
+            schema=SCHEMA,
+            status=verdict.outcome,
+            target=self.target.name,
+            runtime=self.target.runtime,
+            budget_ms=verdict.budget_ms,
+            predicted_ms=(turn.predicted_ns if turn else plan.predicted.mid) / 1e6,
+            confirmed_ms=(turn.measured_ns if turn else plan.predicted.mid) / 1e6,
+            rounds=len(confirmed.rounds),
+            baseline=verdict.baseline,
+            pruned=verdict.pruned,
+            plan={"gap": plan.gap, "widths": {name: [width, full[name]] for name, width in plan.widths.items()}},
+            checks=verdict.checks,
+            artifact=self.artifact.files[0],
+            run=self._store.folder,
+        )
+
+    # ---------------------------------------------------------------------------------- what the stages share
+
+    @cached_property
+    def bench(self) -> Bench:
+        """The device, leased and identified for as long as the road is open."""
+        from edgeprune.bench import open_bench
+
+        return self._stack.enter_context(open_bench(self.target, self.scratch))
+
+    @property
+    def device(self) -> Device:
+        """What the device says it is."""
+        return self.bench.device
+
+    @cached_property
+    def scratch(self) -> Path:
+        """A folder for files that need not outlast the process."""
+        return Path(self._stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
+
+    @cached_property
+    def template(self) -> Template:
+        """The network exported once, to slice variants from."""
+        from edgeprune import export
+
+        return export.Template(self._model, self._inputs, self.groups)
+
+    @cached_property
+    def input_files(self) -> list[Path]:
+        """The example inputs as files for the device."""
+        return self.bench.save_inputs([tensor.numpy() for tensor in self._inputs], self.scratch)
+
+    def variant(self, widths: Widths) -> Path:
+        """The file for the device of the network at these widths (units kept a group), with random weights."""
+        name = digest(dict(widths))
+        if name not in self._variants:
+            folder = self.scratch / f"variant-{name[:16]}"
+            folder.mkdir()
+            exported = folder / "exported.onnx"
+            exported.write_bytes(self.template.variant(widths))
+            self._variants[name] = self._runtime.convert(exported, folder)[0]
+        return self._variants[name]
+
+    def _compiled(self, stage: str, network: Callable[[], nn.Module]) -> Artifact:
+        def work(draft: Draft) -> str:
+            from edgeprune import compiling
+
+            folder = draft.path("model")
+            folder.mkdir()
+            artifact = compiling.compile_model(
+                network(), self._inputs, self.groups.folds, self._runtime, self.target.precision, folder, self._keys[stage]
+            )
+            names = [file.relative_to(folder).as_posix() for file in artifact.files]
+            draft.write_text("artifact.json", codec.dumps(replace(artifact, files=tuple(map(Path, names)))))
+            return f"{self.target.runtime} {self.target.precision}, {artifact.size_bytes / 1e3:.1f} kB"
+
+        entry = self._stage(stage, work)
+        stored = self._read(entry, "artifact.json", Artifact)
+        return replace(stored, files=tuple(entry.path("model") / file for file in stored.files))
+
+    def _planned(self, aim: float) -> Plan:
+        """The exact plan on the profile as it stands, held to this share of the budget."""
+        from edgeprune import latency, planning
+
+        profile = self.profile
+        model = latency.fit(self.groups, profile)
+        budget_ns = self.project.budget.resolve(latency.baseline(profile))
+        return planning.plan(self.groups, model, self.scores, budget_ns, digest(profile), aim)
+
+    def _measured(self, plan: Plan) -> Round:
+        """Measure a plan's network beside the unpruned one, and add it to the profile."""
+        from edgeprune import latency, stats
+
+        self._watch.start("confirm")
+        baseline_ns = latency.baseline(self.profile)
+        widths = {**self.groups.full(), **plan.widths}
+        models = [self.variant(self.groups.full()), self.variant(widths)]
+        unpruned, cut = self.bench.time(models, self.input_files, CONFIRM_PROCESSES)
+        # The ratio of interleaved runs is free of the machine's drift; the profile's baseline gives it its size.
+        scale = stats.ratio(cut, unpruned).mid * baseline_ns / stats.latency(cut).mid
+        self._keep(self.profile.with_experiments([Experiment("confirm", widths, cut, scale=scale)]))
+        absolute = self.project.budget.ns is not None
+        turn = Round(
+            widths=plan.widths,
+            predicted_ns=plan.predicted.mid,
+            measured_ns=stats.latency(cut).mid * (1 if absolute else scale),
+            budget_ns=plan.budget_ns,
+        )
+        figures = f"predicted {turn.predicted_ns / 1e6:.3f} ms, measured {turn.measured_ns / 1e6:.3f} ms"
+        self._watch.done("confirm", f"{figures}: {100 * turn.share:.1f}% of the budget")
+        return turn
+
+    # -------------------------------------------------------------------------------------- keys and the store
+
+    def _stage(self, name: str, work: Callable[[Draft], str]) -> Entry:
+        """The entry of a stage: as it was found, or made by `work`, which returns a note on what it made."""
+        key = self._keys[name]
+        entry = None if self._fresh else self._store.find(name, key)
+        if entry is not None:
+            self._watch.done(name, "reused")
+            return entry
+        for before in NEEDS.get(name, ()):
+            getattr(self, before)  # what the stage builds on comes first, so that stages never nest
+        self._watch.start(name)
+        with self._store.create(name, key) as draft:
+            note = work(draft)
+        self._watch.done(name, note)
+        return draft.entry
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        """What every stage follows from, as one digest each."""
+        p, t, device = self.project, self.target, self.device.identity
+        keys: dict[str, str] = {}
+
+        def key(stage: str, *parts: object) -> None:
+            keys[stage] = digest([SCHEMA, stage, *parts])
+
+        key("survey", _sources(p), p.factory, p.inputs, str(p.weights), p.lock)
+        key("baseline", keys["survey"], t.runtime, t.precision, _version(t.runtime))
+        key("scores", keys["survey"], p.importance, p.train, p.valid, p.test, p.loss)
+        key("plan", keys["scores"], device, t.threads, t.precision, str(p.budget))
+        key("prune", keys["plan"])
+        key("finetune", keys["prune"], p.epochs, p.learning_rate, p.seed, p.metric)
+        key("compile", keys["finetune"], keys["baseline"])
+        key("verify", keys["compile"], p.metric, p.max_metric_drop)
+        return keys
+
+    @property
+    def _profile_path(self) -> Path:
+        t = self.target
+        key = digest([self.groups.network, self.device.identity, t.threads, t.precision])[:8]
+        return self.project.path.parent / "profiles" / t.name / f"{self.project.name}-{key}.json"
+
+    def _keep(self, profile: Profile) -> None:
+        self._profile = profile
+        write_atomic(self._profile_path, codec.dumps_profile(profile).encode())
+
+    @staticmethod
+    def _read(entry: Entry, file: str, noun: type[Noun]) -> Noun:
+        path = entry.path(file)
+        return codec.loads(noun, path.read_text(), str(path))
+
+    # ------------------------------------------------------------------------------------------- the user's code
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        from edgeprune import project as user
+
+        return user.build_model(self.project)
+
+    @cached_property
+    def _inputs(self) -> tuple[Tensor, ...]:
+        from edgeprune import project as user
+
+        return user.example_inputs(self.project)
+
+    @property
+    def _cuts(self) -> bool:
+        return any(len(units) < group.width for group in self.groups.free for units in [self.confirmed.plan.keep[group.name]])
+
+    @property
+    def _recipe(self) -> Recipe:
+        from edgeprune import graph
+
+        return graph.recipe(self.groups, self.confirmed.plan.keep)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _sources(project: Project) -> str:
+    """Digest of what the user's model and data are made of: the Python files beside the project file, and the weights.
+
+    Data that the code reads from elsewhere is not seen; `--fresh` is for that.
+    """
+    root = project.path.parent
+    files = sorted(
+        path
+        for path in root.rglob("*.py")
+        if not any(part.startswith(".") or part in SKIPPED for part in path.relative_to(root).parts)
+    )
+    if len(files) > LIMITS.source_files:
+        raise UsageError(f"{root}: over {LIMITS.source_files} Python files; keep edgeprune.toml in a folder of its own")
+    hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
+    if project.weights is not None:
+        hashes[str(project.weights)] = file_sha256(project.weights) if project.weights.is_file() else "missing"
+    return digest([hashes, {name: _version(name) for name in ("edgeprune", "torch", "onnx", "numpy")}])

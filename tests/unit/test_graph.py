@@ -1,0 +1,186 @@
+"""Groups follow from the exported graph; a wrong cut is never offered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import NETS, HardCoded, NoRule, Normalised, OptionA, Residual, Shared, conv, image
+from torch import Tensor, nn
+
+from edgeprune import graph, network
+from edgeprune.types import Groups
+
+
+def members(groups: Groups) -> set[frozenset[tuple[str, int, int]]]:
+    """Every unit of every free group as the set of (parameter, dim, index) it owns; running statistics left out."""
+    return {
+        frozenset(
+            (slot.parameter, slot.dim, index)
+            for slot in group.slots
+            if "running" not in slot.parameter
+            for index in slot.indices[unit]
+        )
+        for group in groups.free
+        for unit in range(group.width)
+    }
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_group_offered_survives_any_cut(name: str) -> None:
+    torch.manual_seed(0)
+    model = NETS[name]()
+    groups = network.survey(model, image())
+    assert groups.free
+    for group in groups.free:
+        for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
+            network.cut(network.randomised(model), graph.recipe(groups, {group.name: sorted(kept)}), image())
+
+
+def test_a_residual_stream_is_one_group() -> None:
+    groups = network.survey(Residual(), image())
+    stem = next(group for group in groups.free if group.name == "stem.0")
+    assert {"stem.0.weight", "a1.0.weight", "a2.0.weight", "b1.0.weight", "short.weight"} <= {
+        slot.parameter for slot in stem.slots
+    }
+
+
+def test_padding_shortcuts_leave_the_padded_channels_locked() -> None:
+    groups = network.survey(OptionA(), image())
+    free = {group.name: group.width for group in groups.free}
+    assert free == {"stem.0": 8, "b1.0": 16}
+    padded = next(group for group in groups.groups if group.name == "b2.0")
+    assert padded.width == 8 and "add" in (padded.locked or "")
+
+
+def test_a_size_written_into_the_code_is_found_by_the_trial_cut() -> None:
+    groups = network.survey(HardCoded(), image())
+    locked = next(group for group in groups.groups if group.name == "a.0")
+    assert "trial cut fails" in (locked.locked or "") and "shape" in (locked.locked or "")
+    assert [group.name for group in groups.free] == ["b.0"]
+    assert all(term[0] != "a.0" for layer in groups.layers for term in (*layer.inputs.terms, *layer.outputs.terms))
+
+
+def test_an_operator_without_a_rule_locks_what_reaches_it_and_is_named() -> None:
+    groups = network.survey(NoRule(), image())
+    assert groups.unknown_operators == ("aten.roll.default",)
+    assert "has no rule" in (next(g for g in groups.groups if g.name == "a.0").locked or "")
+
+
+def test_layer_normalisation_locks_the_channels_of_its_statistics() -> None:
+    groups = network.survey(Normalised(), image())
+    assert [group.name for group in groups.free] == ["b"]
+
+
+def test_tied_weights_are_cut_once_and_stay_tied() -> None:
+    model = Shared()
+    groups = network.survey(model, image())
+    small = network.cut(model, graph.recipe(groups, {"up": [0, 2, 5]}), image())
+    assert small.down.weight is small.up.weight
+    assert small.up.weight.shape == (3, 8)
+
+
+def test_patterns_lock_by_name() -> None:
+    groups = network.survey(Residual(), image(), lock=["a1.*"])
+    locked = next(group for group in groups.groups if group.name == "a1.0")
+    assert "a1.*" in (locked.locked or "")
+
+
+def test_layers_know_their_channels_and_macs() -> None:
+    groups = network.survey(Residual(), image())
+    layer = next(layer for layer in groups.layers if layer.name == "a1.0")
+    assert layer.inputs.size(groups.full()) == 8 and layer.outputs.size(groups.full()) == 6
+    assert layer.macs(groups.full()) == 8 * 8 * 9 * 8 * 6
+    assert layer.macs(groups.full() | {"stem.0": 4}) == 8 * 8 * 9 * 4 * 6
+
+
+def test_recipes_refuse_what_cannot_be_cut() -> None:
+    groups = network.survey(Residual(), image())
+    for keep in ({"head.fc": [0]}, {"stem.0": []}, {"stem.0": [8]}, {"nobody": [0]}):
+        with pytest.raises(ValueError):
+            graph.recipe(groups, keep)
+
+
+@pytest.mark.parametrize("name", ["Plain", "Residual", "Concat", "Depthwise", "SqueezeExcite"])
+def test_groups_agree_with_torch_pruning(name: str) -> None:
+    """DepGraph's own implementation, on the structures that both handle (tests only)."""
+    tp = pytest.importorskip("torch_pruning")
+    torch.manual_seed(0)
+    model = NETS[name]().eval()
+    groups = network.survey(model, image())
+    dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=image()[0])
+    names = {id(module): path for path, module in model.named_modules()}
+    ours = members(groups)
+    for group in groups.free:
+        slot = next(slot for slot in group.slots if slot.parameter == f"{group.name}.weight" and slot.dim == 0)
+        module = model.get_submodule(group.name)
+        prune = {nn.Conv2d: tp.prune_conv_out_channels, nn.Linear: tp.prune_linear_out_channels}[type(module)]
+        for unit in range(group.width):
+            theirs: set[tuple[str, int, int]] = set()
+            for dependency, indices in dependencies.get_pruning_group(module, prune, list(slot.indices[unit])):
+                layer, path = dependency.target.module, names.get(id(dependency.target.module))
+                if path is None:
+                    continue
+                out = dependencies.is_out_channel_pruning_fn(dependency.handler)
+                depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+                dim = 0 if out or isinstance(layer, nn.BatchNorm2d) or depthwise else 1
+                theirs |= {(f"{path}.weight", dim, index) for index in indices}
+                if dim == 0 and getattr(layer, "bias", None) is not None:
+                    theirs |= {(f"{path}.bias", 0, index) for index in indices}
+            assert frozenset(theirs) in ours
+
+
+class Random(nn.Module):
+    """A random stack of the structures that couple channels."""
+
+    def __init__(self, steps: list[tuple[str, int]]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.blocks = nn.ModuleList()
+        channels = 4
+        self.stem = conv(3, channels)
+        for kind, width in steps:
+            if kind == "conv":
+                self.blocks.append(conv(channels, width))
+                channels = width
+            elif kind == "residual":
+                self.blocks.append(nn.Sequential(conv(channels, width), conv(width, channels)))
+            elif kind == "cat":
+                self.blocks.append(conv(channels, width))
+                channels += width
+            elif kind == "depthwise":
+                self.blocks.append(conv(channels, channels, groups=channels))
+            else:  # gate
+                self.blocks.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid()))
+        self.fc = nn.Linear(channels * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for (kind, _), block in zip(self.steps, self.blocks, strict=True):
+            if kind == "residual":
+                x = x + block(x)
+            elif kind == "cat":
+                x = torch.cat([x, block(x)], 1)
+            elif kind == "gate":
+                x = x * block(x)
+            else:
+                x = block(x)
+        return self.fc(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.sampled_from(["conv", "residual", "cat", "depthwise", "gate"]), st.integers(2, 6)), max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_any_cut_of_a_random_network_equals_masking(steps: list[tuple[str, int]], random: object) -> None:
+    torch.manual_seed(0)
+    model = Random(steps)
+    groups = graph.trace(model, image())
+    assert all(group.locked is None or group.slots[0].dim == 1 or group.name == "fc" for group in groups.groups)
+    keep = {
+        group.name: sorted(random.sample(range(group.width), random.randint(1, group.width)))  # type: ignore[attr-defined]
+        for group in groups.free
+    }
+    network.cut(network.randomised(model), graph.recipe(groups, keep), image())

@@ -1,0 +1,76 @@
+"""Cuts prove themselves, and come back from a file with one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from nets import NETS, Residual, Shared, image
+from torch import nn
+
+from edgeprune import graph, network
+from edgeprune.errors import CutError, UsageError
+
+
+def test_a_recipe_that_mixes_up_channels_is_refused() -> None:
+    """The shapes fit, the channels do not: only the proof can tell."""
+    model = network.randomised(Residual())
+    groups = network.survey(model, image())
+    recipe = {name: dict(dims) for name, dims in graph.recipe(groups, {"a1.0": [0, 1, 2]}).items()}
+    recipe["a2.0.weight"][1] = (3, 4, 5)
+    with pytest.raises(CutError, match="differs from the masked original"):
+        network.cut(model, recipe, image())
+
+
+def test_a_recipe_that_misses_a_layer_is_refused() -> None:
+    model = Residual()
+    groups = network.survey(model, image())
+    recipe = {name: dims for name, dims in graph.recipe(groups, {"a1.0": [0, 1]}).items() if name != "a2.0.weight"}
+    with pytest.raises(CutError, match="forward raises"):
+        network.cut(model, recipe, image())
+
+
+@pytest.mark.parametrize("name", ["Residual", "Grouped", "Shared", "Concat"])
+def test_a_cut_network_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+    model = network.randomised(NETS[name]())
+    groups = network.survey(model, image())
+    recipe = graph.recipe(groups, {group.name: range(0, group.width, 2) for group in groups.free})
+    small = network.cut(model, recipe, image())
+    network.save(tmp_path / "cut.safetensors", small, recipe)
+    again = network.load(tmp_path / "cut.safetensors", NETS[name]())
+    assert torch.equal(again(*image()), small(*image()))
+    assert network.parameters(again) == network.parameters(small) < network.parameters(model)
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = Residual()
+    groups = network.survey(model, image())
+    recipe = graph.recipe(groups, {"a1.0": [0]})
+    network.save(tmp_path / "cut.safetensors", network.cut(model, recipe, image()), recipe)
+    with pytest.raises(UsageError, match="does not belong"):
+        network.load(tmp_path / "cut.safetensors", Shared())
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"not a tensor in sight")
+    with pytest.raises(UsageError, match="cannot be read"):
+        network.load(tmp_path / "x.safetensors", Residual())
+    with pytest.raises(UsageError):
+        network.load(tmp_path / "missing.safetensors", Residual())
+
+
+def test_the_original_is_left_alone() -> None:
+    model = Residual()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    network.cut(model, graph.recipe(network.survey(model, image()), {"a1.0": [1]}), image())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_dynamic_or_untraceable_model_is_a_clear_error() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UsageError, match=r"torch\.export cannot trace"):
+        network.survey(Branches(), image())

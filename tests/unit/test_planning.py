@@ -1,0 +1,118 @@
+"""Plans are optimal, proved, and add up."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeprune import planning
+from edgeprune.errors import InfeasibleError
+from edgeprune.latency import LatencyModel, LayerCost
+from edgeprune.types import Group, Groups, Layer, Scores, Slot, Span
+
+
+def network(spans: list[tuple[Span, Span]], widths: dict[str, int]) -> Groups:
+    groups = tuple(
+        Group(name, width, (Slot(f"{name}.weight", 0, tuple((i,) for i in range(width))),)) for name, width in widths.items()
+    )
+    layers = tuple(Layer(f"l{i}", "conv", f"l{i}.weight", a, b, 16, 9) for i, (a, b) in enumerate(spans))
+    return Groups("digest", groups, layers)
+
+
+def stepped(groups: Groups, steps: list[int]) -> LatencyModel:
+    """A model whose layers cost their channels rounded up to a step, times 100 ns, and a constant."""
+    costs = []
+    for layer, step in zip(groups.layers, steps, strict=True):
+        coefficients = [0.0] * 36
+        coefficients[planning_step(step)] = 100.0
+        coefficients[-1] = 50.0
+        costs.append(LayerCost(layer, tuple(coefficients)))
+    return LatencyModel(tuple(costs), 1000.0, 0.02, 0.01, 30)
+
+
+def planning_step(step: int) -> int:
+    index = (1, 4, 8, 16, 32).index(step)
+    return index * 5 + index
+
+
+def brute_force(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> float | None:
+    names = [group.name for group in groups.free]
+    best = None
+    for widths in itertools.product(*(planning.candidate_widths(group) for group in groups.free)):
+        chosen = dict(zip(names, widths, strict=True))
+        if model.ns(chosen) <= budget:
+            loss = sum(planning.losses(group, scores)[chosen[group.name]] for group in groups.free)
+            best = loss if best is None else min(best, loss)
+    return best
+
+
+CHAINS = [
+    [(Span(3), Span(0, (("a", 1),))), (Span(0, (("a", 1),)), Span(0, (("b", 1),))), (Span(0, (("b", 1),)), Span(10))],
+    [  # a residual stream read twice, and a concatenation of two groups
+        (Span(3), Span(0, (("a", 1),))),
+        (Span(0, (("a", 1),)), Span(0, (("b", 2),))),
+        (Span(0, (("a", 1), ("b", 2))), Span(0, (("c", 1),))),
+        (Span(0, (("c", 1),)), Span(0, (("a", 1),))),
+        (Span(0, (("a", 1), ("b", 2), ("c", 1))), Span(5)),
+    ],
+]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(CHAINS),
+    st.lists(st.sampled_from([1, 4, 8]), min_size=5, max_size=5),
+    st.floats(0.2, 0.95),
+    st.integers(0, 10_000),
+)
+def test_no_other_choice_is_better(chain: list[tuple[Span, Span]], steps: list[int], share: float, seed: int) -> None:
+    names = sorted({group for spans in chain for span in spans for group, _ in span.terms})
+    groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)))
+    model = stepped(groups, steps[: len(chain)])
+    random = torch.Generator().manual_seed(seed)
+    scores = Scores("t", {g.name: tuple(torch.rand(g.width, generator=random).tolist()) for g in groups.free})
+    budget = share * model.ns(groups.full())
+    expected = brute_force(groups, model, scores, budget)
+    if expected is None:
+        with pytest.raises(InfeasibleError, match="fastest one"):
+            planning.plan(groups, model, scores, budget, "p")
+        return
+    plan = planning.plan(groups, model, scores, budget, "p")
+    assert plan.loss <= expected * (1 + 2 * planning.GAP) + 1e-12
+    assert model.ns(plan.widths) <= budget * (1 + 1e-6)
+    assert plan.gap <= planning.GAP
+    assert plan.bound <= expected + 1e-9
+
+
+def test_the_best_units_are_kept() -> None:
+    groups = network(CHAINS[0], {"a": 4, "b": 4})
+    scores = Scores("t", {"a": (0.1, 5.0, 0.2, 4.0), "b": (1.0, 1.0, 1.0, 1.0)})
+    assert planning.best_units(groups.groups[0], scores, 2) == (1, 3)
+    assert planning.best_units(groups.groups[1], scores, 2) == (0, 1)
+    assert planning.losses(groups.groups[0], scores)[2] == pytest.approx(0.3)
+
+
+def test_a_budget_above_the_baseline_cuts_nothing() -> None:
+    groups = network(CHAINS[0], {"a": 4, "b": 4})
+    model = stepped(groups, [1, 1, 1])
+    scores = Scores("t", {"a": (1.0,) * 4, "b": (1.0,) * 4})
+    plan = planning.plan(groups, model, scores, 2 * model.ns(groups.full()), "p")
+    assert plan.widths == {"a": 4, "b": 4} and plan.loss == 0
+
+
+def test_a_network_with_nothing_to_cut_says_so() -> None:
+    groups = Groups("d", (Group("fc", 10, (), "output of the model"),), (Layer("fc", "linear", "fc.w", Span(8), Span(10), 1, 1),))
+    model = stepped(groups, [1])
+    with pytest.raises(InfeasibleError, match="nothing in the model can be cut.*output of the model"):
+        planning.plan(groups, model, Scores("t", {}), 10.0, "p")
+
+
+def test_candidates_end_with_the_full_width() -> None:
+    for width in (1, 2, 7, 16, 100, 512):
+        candidates = planning.candidate_widths(Group("g", width, ()))
+        assert candidates[-1] == width and candidates[0] >= 1 and len(candidates) <= 16
+        assert list(candidates) == sorted(set(candidates))
