@@ -30,8 +30,6 @@ def compile_model(
     exported = folder / "exported.onnx"
     exported.write_bytes(export.to_onnx(model, inputs, folds))
     files = runtime.convert(exported, folder)
-    if exported not in files:
-        exported.unlink()
     return Artifact(files, digest_of(files), runtime.name, precision, source)
 
 

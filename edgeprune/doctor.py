@@ -37,7 +37,7 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
     try:
         known = codec.read_target(codec.find_target(target, folder))
         yield Finding("ok", f"target {known.name}: {known.path}")
-        yield Finding("ok", f"{known.runtime} {runtimes.get(known.runtime).require()} on this host")
+        yield Finding("ok", f"{known.runtime} {runtimes.RUNTIMES[known.runtime].require()} on this host")
         with tempfile.TemporaryDirectory() as scratch, bench.open_bench(known, Path(scratch)) as opened:
             device = opened.device
         yield Finding("ok", f"device: {device.cpu}, {device.cores} cores, {device.runtime} {device.runtime_version}")

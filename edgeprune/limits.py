@@ -19,6 +19,7 @@ class Limits:
     job_s: float = 120.0  # one fresh process, from start to reply
     reply_bytes: int = 64 << 20  # one framed reply
     stderr_bytes: int = 64 << 10
+    end_s: float = 5.0  # for the agent to end by itself
     # one timed process
     warmup_s: float = 2.0
     timed_s: float = 0.25

@@ -120,7 +120,7 @@ class Road:
     ) -> None:
         self.project, self.target = project, target
         self._store, self._stack, self._watch, self._fresh = store, stack, watch, fresh
-        self._runtime = runtimes.get(target.runtime)
+        self._runtime = runtimes.RUNTIMES[target.runtime]
         self._profile: Profile | None = None
         self._variants: dict[str, Path] = {}
 

@@ -1,0 +1,344 @@
+"""TOML and JSON <-> nouns; the only file that knows pydantic."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from dataclasses import asdict, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from edgeprune import types
+from edgeprune.errors import UsageError
+from edgeprune.limits import LIMITS
+from edgeprune.store import read_capped
+from edgeprune.types import Budget, Profile, Project, Target
+
+Noun = TypeVar("Noun")
+PROFILE_SCHEMA = 1
+SHOWN_CHARS = 80  # of a user's value or key in a message
+
+# ------------------------------------------------------------------------------------------------------- TOML
+
+# A field's description completes the sentence "KEY must be ...".
+Text = Annotated[str, StringConstraints(min_length=1)]
+Reference = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"),
+    Field(description='a function as "module:function"'),
+]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.01")]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
+Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole number from 0 to {LIMITS.epochs}")]
+Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
+Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
+
+# What the design has and this release has not.
+LATER = {"transport": ("ssh",), "name": ("tflite", "tensorrt"), "precision": ("fp16", "int8")}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Model(_Section):
+    factory: Reference
+    inputs: Reference
+    weights: Annotated[Text | None, Field(description="the path of a file")] = None
+
+
+class _Data(_Section):
+    train: Reference
+    valid: Reference
+    test: Reference | None = None
+    loss: Reference | None = None
+    metric: Reference | None = None
+
+
+class _Budget(_Section):
+    latency: Annotated[Text, Field(description='a time such as "12 ms" or a share such as "50%", in quotes')]
+    max_metric_drop: Share = 0.01
+
+
+class _Prune(_Section):
+    importance: Literal["taylor", "magnitude"] = "taylor"
+    lock: Annotated[list[Text], Field(description='a list of names or patterns, such as ["head.*"]')] = []
+
+
+class _Finetune(_Section):
+    epochs: Epochs = 20
+    learning_rate: Rate = 0.01
+    seed: Seed = 0
+
+
+class _ProjectFile(_Section):
+    model: _Model
+    data: _Data
+    budget: _Budget
+    prune: _Prune = _Prune()
+    finetune: _Finetune = _Finetune()
+
+
+class _Connect(_Section):
+    transport: Literal["local"]
+
+
+class _Runtime(_Section):
+    name: Literal["onnxruntime", "openvino", "null"]
+    threads: Threads = 1
+    precision: Literal["fp32"] = "fp32"
+
+
+class _TargetFile(_Section):
+    connect: _Connect
+    runtime: _Runtime
+
+
+File = TypeVar("File", bound=BaseModel)
+
+
+def read_project(path: Path, budget: str | None = None) -> Project:
+    """Read an `edgeprune.toml`; `budget` ("12 ms", "50%") replaces the file's. The project is named after its folder.
+
+    Raises `UsageError`, one line that names the file, the key and what to write instead.
+    """
+    path = Path(os.path.abspath(path))
+    file = _read_toml(path, _ProjectFile)
+    limit = _budget(f"{path}: [budget] latency", file.budget.latency)
+    return Project(
+        path=path,
+        name=path.parent.name or "project",
+        factory=file.model.factory,
+        weights=path.parent / file.model.weights if file.model.weights else None,
+        inputs=file.model.inputs,
+        train=file.data.train,
+        valid=file.data.valid,
+        test=file.data.test,
+        loss=file.data.loss,
+        metric=file.data.metric,
+        budget=limit if budget is None else _budget("--budget", budget),
+        max_metric_drop=file.budget.max_metric_drop,
+        importance=file.prune.importance,
+        lock=tuple(file.prune.lock),
+        epochs=file.finetune.epochs,
+        learning_rate=file.finetune.learning_rate,
+        seed=file.finetune.seed,
+    )
+
+
+def read_target(path: Path) -> Target:
+    """Read a target file; the target is named after it. Raises `UsageError` naming the file and the key."""
+    path = Path(os.path.abspath(path))
+    if not re.fullmatch(r"\w[\w.-]*", path.stem):  # it names folders, so it may not lead out of them
+        raise _usage(f"{path}: a target's name may hold letters, digits, '_', '-' and '.'; rename the file")
+    file = _read_toml(path, _TargetFile)
+    return Target(path, path.stem, file.connect.transport, file.runtime.name, file.runtime.threads, file.runtime.precision)
+
+
+def find_target(name: str, project_dir: Path) -> Path:
+    """The file of a target: NAME is a path, or `targets/NAME.toml` beside the project, here, or shipped with edgeprune.
+
+    Raises `UsageError` with the known names when there is none.
+    """
+    folders = [project_dir / "targets", Path.cwd() / "targets", _shipped_targets()]
+    if "/" in name or os.sep in name or name.endswith(".toml"):
+        places = [Path(name)]
+    else:
+        places = [folder / f"{name}.toml" for folder in folders]
+    for place in places:
+        if os.path.isfile(place):
+            return Path(os.path.abspath(place))
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
+    stem = name.replace(os.sep, "/").rpartition("/")[2].removesuffix(".toml")
+    raise _usage(f"no target {_shown(name)}{_nearest(stem, known)}; give a known one or the path of a target file")
+
+
+def _shipped_targets() -> Path:
+    """Beside this file where edgeprune is installed, at the top where it is a checkout."""
+    installed = Path(__file__).parent / "targets"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "targets"
+
+
+def _budget(where: str, text: str) -> Budget:
+    try:
+        return Budget.parse(text)
+    except OverflowError:
+        raise _usage(f"{where}: {_shown(text)} is too long a time; write one such as \"12 ms\"") from None
+    except UsageError as error:
+        raise _usage(f"{where}: {error}") from None
+
+
+def _read_toml(path: Path, shape: type[File]) -> File:
+    data = read_capped(path, LIMITS.toml_bytes)
+    try:
+        content = tomllib.loads(data.decode("utf-8-sig"))  # editors on Windows put a byte-order mark
+    except (ValueError, RecursionError) as error:  # also what Python says to a number of thousands of digits
+        raise _usage(f"{path}: is not TOML: {_shown(str(error), 200)}; mend the file") from error
+    try:
+        return shape.model_validate(content)
+    except ValidationError as error:
+        raise _usage(f"{path}: {_explain(error, shape)}") from None
+
+
+def _explain(error: ValidationError, shape: type[BaseModel]) -> str:
+    """The first problem: the key, what is wrong and what to write; and how many more there are.
+
+    Unknown keys come first, since a misspelt key explains the missing one.
+    """
+    problems = error.errors(include_url=False)
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    meant = {(*p["loc"][:-1], _match(str(p["loc"][-1]), _keys(shape, p["loc"][:-1]))) for p in unknown}
+    others = [p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)]
+    ordered = unknown + others
+    more = f" (and {len(ordered) - 1} more)" if len(ordered) > 1 else ""
+    return _sentence(ordered[0]["type"], ordered[0]["loc"][:2], ordered[0]["input"], shape) + more
+
+
+def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[BaseModel]) -> str:
+    known, key = _keys(shape, loc[:-1]), str(loc[-1])
+    what = f"[{loc[0]}] {key}" if len(loc) > 1 else f"[{key}]"
+    if kind == "extra_forbidden":
+        if len(loc) == 1 and not isinstance(given, dict):
+            return f"{_home(key, shape) or f'unknown key {_shown(key)}{_nearest(key, known)}'}; keys stand below their section"
+        home = _home(key, shape) if len(loc) > 1 else ""
+        place = f"[{loc[0]}] has no key {_shown(key)}" if len(loc) > 1 else f"unknown section {_shown(key)}"
+        return f"{place}; {home}" if home else f"{place}{_nearest(key, known)}"
+    if kind == "missing":
+        wanted = "" if len(loc) == 1 else f": {_wanted(shape, loc)}"
+        return f"{what} is missing; add it{wanted}"
+    if len(loc) == 1:
+        return f"{what} must be a section of keys, not {_shown(given)}"
+    field = _field(shape, loc)
+    if get_args(field.annotation) and kind == "literal_error":
+        choices = [str(value) for value in get_args(field.annotation)]
+        if given in LATER.get(key, ()):
+            return f"{what} = {_shown(given)} is not supported yet; known: {', '.join(choices)}"
+        return f"{what} = {_shown(given)} is unknown{_nearest(str(given), choices)}"
+    return f"{what} must be {_wanted(shape, loc)}, not {_shown(given)}"
+
+
+def _field(shape: type[BaseModel], loc: tuple[int | str, ...]) -> Any:
+    section: Any = shape.model_fields[str(loc[0])].annotation
+    return section.model_fields[str(loc[1])]
+
+
+def _wanted(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """What a key takes, in words."""
+    field = _field(shape, loc)
+    if field.description:
+        return str(field.description)
+    choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
+    return " or ".join(f'"{value}"' for value in choices) or 'a function as "module:function"'
+
+
+def _keys(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The known sections, or the known keys of one."""
+    if not loc:
+        return list(shape.model_fields)
+    section: Any = shape.model_fields[str(loc[0])].annotation
+    return list(section.model_fields)
+
+
+def _home(key: str, shape: type[BaseModel]) -> str:
+    """Where a key that stands in the wrong place belongs."""
+    homes = [section for section in _keys(shape, ()) if key in _keys(shape, (section,))]
+    return f"{key} belongs to [{homes[0]}]" if homes else ""
+
+
+def _match(name: str, known: list[str]) -> str:
+    return next(iter(difflib.get_close_matches(name[:SHOWN_CHARS], known, 1)), "")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    match = _match(name, known)
+    return (f"; did you mean {match}?" if match else "") + f"; known: {', '.join(known) or 'none'}"
+
+
+def _shown(value: Any, chars: int = SHOWN_CHARS) -> str:
+    """A value from a file, short enough for a message."""
+    if isinstance(value, dict):
+        return "a section of keys"
+    text = repr(value[:chars] if isinstance(value, str | list) else value)
+    return text if len(text) <= chars else text[:chars] + "…"
+
+
+def _usage(text: str) -> UsageError:
+    """One line: what the user's file holds cannot break it."""
+    return UsageError("".join(c if c.isprintable() else " " for c in text))
+
+
+# ------------------------------------------------------------------------------------------------------- JSON
+
+# pydantic takes a dataclass's rules from its class, and types.py is standard library only: so they are set here.
+for _class in vars(types).values():
+    if isinstance(_class, type) and is_dataclass(_class) and _class.__module__ == types.__name__:
+        _class.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+
+
+def dumps(noun: object) -> str:
+    """A noun, or a list of nouns, as JSON. Raises `ValueError` for NaN and infinity, `TypeError` for what is no noun."""
+    return json.dumps(noun, default=_plain, indent=1, allow_nan=False)
+
+
+def loads(cls: type[Noun], text: str, source: str) -> Noun:
+    """A noun from its JSON. Raises `UsageError`, naming `source` and the key, for what `dumps` would not have written."""
+    try:
+        return _adapter(cls).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise _usage(
+            f"{source}: {key + ': ' if key else ''}{first['msg'][:200]}; delete the file to have it made again"
+        ) from None
+
+
+def dumps_profile(profile: Profile) -> str:
+    """A profile as JSON that a person can read and compare: a block an experiment, the raw times of a process on a line.
+
+    Raises `ValueError` for NaN and infinity.
+    """
+    return _block({"schema": PROFILE_SCHEMA, **asdict(profile)}, "") + "\n"
+
+
+def loads_profile(text: str, source: str) -> Profile:
+    """A profile from its JSON. Raises `UsageError` naming `source` and the key."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        message = f"is not JSON: {_shown(str(error))}; put back an earlier copy, or delete it to measure again"
+        raise _usage(f"{source}: {message}") from None
+    schema = content.pop("schema", None) if isinstance(content, dict) else None
+    if type(schema) is not int or schema != PROFILE_SCHEMA:
+        message = f"has schema {_shown(schema)}, this edgeprune reads {PROFILE_SCHEMA}; upgrade, or delete it to measure again"
+        raise _usage(f"{source}: {message}")
+    return loads(Profile, json.dumps(content), source)
+
+
+@cache
+def _adapter(cls: type[Noun]) -> TypeAdapter[Noun]:
+    return TypeAdapter(cls)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _block(value: Any, indent: str) -> str:
+    """JSON with an item a line, but a list of plain values whole on one."""
+    inner = indent + " "
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(key)}: {_block(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
+        return "[\n" + ",\n".join(inner + _block(item, inner) for item in value) + f"\n{indent}]"
+    return json.dumps(value, allow_nan=False)

@@ -1,0 +1,10 @@
+"""Runtimes, by the name that `[runtime] name` gives."""
+
+from __future__ import annotations
+
+from edgeprune.runtimes.base import Runtime
+from edgeprune.runtimes.null import Null
+from edgeprune.runtimes.onnxruntime import OnnxRuntime
+from edgeprune.runtimes.openvino import OpenVino
+
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(), OpenVino(), Null())}

@@ -1,0 +1,45 @@
+"""OpenVINO: the artifact is its intermediate representation, model.xml and model.bin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import RuntimeMissing, UsageError
+from edgeprune.runtimes.base import Runtime
+
+
+class OpenVino(Runtime):
+    """CPU plug-in; weights stay fp32 on disk."""
+
+    name = "openvino"
+
+    def require(self) -> str:
+        """The installed version."""
+        try:
+            return version("openvino")
+        except PackageNotFoundError as error:
+            raise RuntimeMissing("openvino is not installed; pip install 'edgeprune[openvino]'") from error
+
+    def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
+        """Convert, and keep fp32: by default saving would round the weights to fp16."""
+        self.require()
+        import openvino
+
+        try:
+            model = openvino.convert_model(exported)
+        except RuntimeError as error:
+            raise UsageError(f"openvino cannot convert the model: {str(error).strip().splitlines()[0]}") from error
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        exported.unlink()
+        return folder / "model.xml", folder / "model.bin"
+
+    def node_times(self, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
+        """The first of the fused names is the layer's; a node without any keeps its own name."""
+        times: dict[str, int] = {}
+        for node in nodes:
+            name = next(iter(node["fused"]), node["name"]).removesuffix("/WithoutBiases")
+            times[name] = times.get(name, 0) + int(node["ns"])
+        return times
