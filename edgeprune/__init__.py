@@ -10,7 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeprune.api import compile, finetune, load, open_road, plan, profile, prune, run, verify
+    from edgeprune.api import (
+        compile,  # noqa: A004
+        finetune,
+        load,
+        open_road,
+        plan,
+        profile,
+        prune,
+        run,
+        verify,
+    )
 
 __version__ = "0.1.0"
 __all__ = ["compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "verify"]

@@ -39,7 +39,11 @@ def profile(project: Path | str, target: str = "local", fresh: bool = False, wat
 
 
 def plan(
-    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
 ) -> Plan:
     """The exact plan for the budget, with its proof; not yet confirmed on the device."""
     with open_road(project, target, budget, fresh, watch) as road:
@@ -47,7 +51,11 @@ def plan(
 
 
 def prune(
-    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
 ) -> tuple[Confirmed, Path]:
     """The plan as confirmed on the device, and the file of the cut network (see `load`), not yet fine-tuned."""
     with open_road(project, target, budget, fresh, watch) as road:
@@ -55,7 +63,11 @@ def prune(
 
 
 def finetune(
-    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
 ) -> Path:
     """The file of the cut network after fine-tuning (see `load`)."""
     with open_road(project, target, budget, fresh, watch) as road:
@@ -63,7 +75,11 @@ def finetune(
 
 
 def compile(  # noqa: A001 - the verb's name everywhere
-    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
 ) -> Artifact:
     """The fine-tuned network as the target's runtime loads it."""
     with open_road(project, target, budget, fresh, watch) as road:
@@ -71,7 +87,11 @@ def compile(  # noqa: A001 - the verb's name everywhere
 
 
 def verify(
-    project: Path | str, target: str = "local", budget: str | None = None, fresh: bool = False, watch: Watch | None = None
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
 ) -> Verdict:
     """All checks of the artifact on the device: numerics, metric, latency, size, memory."""
     with open_road(project, target, budget, fresh, watch) as road:

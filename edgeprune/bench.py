@@ -53,9 +53,11 @@ class Bench:
         runs = list(self.time_each([models[i] for i in order], inputs))
         return [Samples(tuple(run for i, run in zip(order, runs, strict=True) if i == m)) for m in range(len(models))]
 
-    def time_each(self, models: Sequence[Path], inputs: Sequence[Path]) -> Iterator[Run]:
-        """One fresh process of each model, in this order."""
-        for reply in self._call("time", models, inputs, timed_s=LIMITS.timed_s):
+    def time_each(
+        self, models: Sequence[Path], inputs: Sequence[Path], timed_s: float = LIMITS.timed_s
+    ) -> Iterator[Run]:
+        """One fresh process of each model, in this order, timed for `timed_s` after warm-up."""
+        for reply in self._call("time", models, inputs, timed_s=timed_s):
             try:
                 yield Run(tuple(reply["times_ns"]), reply["peak_memory_bytes"])
             except (KeyError, TypeError, ValueError) as error:
@@ -88,7 +90,9 @@ class Bench:
         (reply,) = self._transport.call([job], LIMITS.identify_s)
         if reply.get("error") == "runtime-missing":
             name, said = self._target.runtime, printable(str(reply.get("message")))
-            raise RuntimeMissing(f"{self._target.path}: the device has no {name} ({said}); pip install 'edgeprune[{name}]'")
+            raise RuntimeMissing(
+                f"{self._target.path}: the device has no {name} ({said}); pip install 'edgeprune[{name}]'"
+            )
         try:
             _refuse(reply, "identify")
             return Device(**{name: reply[name] for name in Device.__dataclass_fields__})
@@ -99,7 +103,9 @@ class Bench:
         self, mode: str, models: Sequence[Path], inputs: Sequence[Path], **options: Any
     ) -> Iterator[Mapping[str, Any]]:
         files = [self._transport.put([path]) for path in inputs]
-        places = {model: self._transport.put([model, *sorted(set(model.parent.iterdir()) - {model})]) for model in set(models)}
+        places = {
+            model: self._transport.put([model, *sorted(set(model.parent.iterdir()) - {model})]) for model in set(models)
+        }
         jobs = [
             {
                 "id": i,

@@ -33,7 +33,8 @@ app = typer.Typer(
 ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project file, edgeprune.toml.")]
 TargetOption = Annotated[str, typer.Option("--target", "-t", help="A target's name, or the path of its file.")]
 BudgetOption = Annotated[
-    str | None, typer.Option("--budget", "-b", help='Replaces the file\'s budget: "12 ms", or "50%" of the unpruned model.')
+    str | None,
+    typer.Option("--budget", "-b", help='Replaces the file\'s budget: "12 ms", or "50%" of the unpruned model.'),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print nothing but JSON on stdout.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
@@ -125,7 +126,7 @@ def _road(
     from rich.console import Console
 
     from edgeprune import codec, console
-    from edgeprune.pipeline import open_road
+    from edgeprune.pipeline import SCHEMA, open_road
     from edgeprune.types import Result
 
     with _stdout_kept_clean(as_json) as stdout:
@@ -138,8 +139,15 @@ def _road(
             elif isinstance(value, Result):
                 console.show(value, screen)
 
-        with console.Watcher(screen) as watch, open_road(project, target, budget, fresh, watch) as road:
-            yield road, answer
+        try:
+            with console.Watcher(screen) as watch, open_road(project, target, budget, fresh, watch) as road:
+                yield road, answer
+        except errors.EdgepruneError as error:
+            if as_json:
+                text = _clean(str(error))
+                document = {"schema": SCHEMA, "status": "error", "exit_code": error.exit_code, "error": text}
+                stdout.write(json.dumps(document) + "\n")
+            raise
 
 
 @contextmanager
@@ -177,7 +185,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         code = errors.EXIT_INTERRUPTED
-    except Exception:  # the last line of defence: said to be ours, shown whole
+    except Exception:  # noqa: BLE001 - the last line of defence: said to be ours, shown whole
         traceback.print_exc()
         print("error: this is a bug in edgeprune; please report it with the lines above", file=sys.stderr)
         code = errors.EXIT_BUG

@@ -104,7 +104,9 @@ File = TypeVar("File", bound=BaseModel)
 
 
 def read_project(path: Path, budget: str | None = None) -> Project:
-    """Read an `edgeprune.toml`; `budget` ("12 ms", "50%") replaces the file's. The project is named after its folder.
+    """Read an `edgeprune.toml`; `budget` ("12 ms", "50%") replaces the file's.
+
+    The project is named after the file's folder, and its paths are absolute.
 
     Raises `UsageError`, one line that names the file, the key and what to write instead.
     """
@@ -138,11 +140,18 @@ def read_target(path: Path) -> Target:
     if not re.fullmatch(r"\w[\w.-]*", path.stem):  # it names folders, so it may not lead out of them
         raise _usage(f"{path}: a target's name may hold letters, digits, '_', '-' and '.'; rename the file")
     file = _read_toml(path, _TargetFile)
-    return Target(path, path.stem, file.connect.transport, file.runtime.name, file.runtime.threads, file.runtime.precision)
+    return Target(
+        path,
+        path.stem,
+        file.connect.transport,
+        file.runtime.name,
+        file.runtime.threads,
+        file.runtime.precision,
+    )
 
 
 def find_target(name: str, project_dir: Path) -> Path:
-    """The file of a target: NAME is a path, or `targets/NAME.toml` beside the project, here, or shipped with edgeprune.
+    """The file of a target: a path, or `targets/NAME.toml` beside the project, here, or shipped with edgeprune.
 
     Raises `UsageError` with the known names when there is none.
     """
@@ -169,7 +178,7 @@ def _budget(where: str, text: str) -> Budget:
     try:
         return Budget.parse(text)
     except OverflowError:
-        raise _usage(f"{where}: {_shown(text)} is too long a time; write one such as \"12 ms\"") from None
+        raise _usage(f'{where}: {_shown(text)} is too long a time; write one such as "12 ms"') from None
     except UsageError as error:
         raise _usage(f"{where}: {error}") from None
 
@@ -194,7 +203,9 @@ def _explain(error: ValidationError, shape: type[BaseModel]) -> str:
     problems = error.errors(include_url=False)
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     meant = {(*p["loc"][:-1], _match(str(p["loc"][-1]), _keys(shape, p["loc"][:-1]))) for p in unknown}
-    others = [p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)]
+    others = [
+        p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
+    ]
     ordered = unknown + others
     more = f" (and {len(ordered) - 1} more)" if len(ordered) > 1 else ""
     return _sentence(ordered[0]["type"], ordered[0]["loc"][:2], ordered[0]["input"], shape) + more
@@ -205,7 +216,8 @@ def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[Bas
     what = f"[{loc[0]}] {key}" if len(loc) > 1 else f"[{key}]"
     if kind == "extra_forbidden":
         if len(loc) == 1 and not isinstance(given, dict):
-            return f"{_home(key, shape) or f'unknown key {_shown(key)}{_nearest(key, known)}'}; keys stand below their section"
+            place = _home(key, shape) or f"unknown key {_shown(key)}{_nearest(key, known)}"
+            return f"{place}; keys stand below their section"
         home = _home(key, shape) if len(loc) > 1 else ""
         place = f"[{loc[0]}] has no key {_shown(key)}" if len(loc) > 1 else f"unknown section {_shown(key)}"
         return f"{place}; {home}" if home else f"{place}{_nearest(key, known)}"
@@ -275,31 +287,38 @@ def _usage(text: str) -> UsageError:
 
 # ------------------------------------------------------------------------------------------------------- JSON
 
-# pydantic takes a dataclass's rules from its class, and types.py is standard library only: so they are set here.
+# pydantic takes a dataclass's rules from its class, and types.py is standard library only: so they are set
+# here.
 for _class in vars(types).values():
     if isinstance(_class, type) and is_dataclass(_class) and _class.__module__ == types.__name__:
         _class.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
 
 
 def dumps(noun: object) -> str:
-    """A noun, or a list of nouns, as JSON. Raises `ValueError` for NaN and infinity, `TypeError` for what is no noun."""
+    """A noun, or a list of nouns, as JSON.
+
+    Raises `ValueError` for NaN and infinity and `TypeError` for what is no noun.
+    """
     return json.dumps(noun, default=_plain, indent=1, allow_nan=False)
 
 
 def loads(cls: type[Noun], text: str, source: str) -> Noun:
-    """A noun from its JSON. Raises `UsageError`, naming `source` and the key, for what `dumps` would not have written."""
+    """A noun from its JSON, strictly.
+
+    Raises `UsageError`, naming `source` and the key, for what `dumps` would not have written.
+    """
     try:
-        return _adapter(cls).validate_json(text, strict=True)
+        noun: Noun = _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]
+        return noun
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        raise _usage(
-            f"{source}: {key + ': ' if key else ''}{first['msg'][:200]}; delete the file to have it made again"
-        ) from None
+        problem = f"{key + ': ' if key else ''}{first['msg'][:200]}"
+        raise _usage(f"{source}: {problem}; delete the file to have it made again") from None
 
 
 def dumps_profile(profile: Profile) -> str:
-    """A profile as JSON that a person can read and compare: a block an experiment, the raw times of a process on a line.
+    """A profile as JSON that a person can read and compare, the raw times of a process on a line of their own.
 
     Raises `ValueError` for NaN and infinity.
     """
@@ -315,13 +334,13 @@ def loads_profile(text: str, source: str) -> Profile:
         raise _usage(f"{source}: {message}") from None
     schema = content.pop("schema", None) if isinstance(content, dict) else None
     if type(schema) is not int or schema != PROFILE_SCHEMA:
-        message = f"has schema {_shown(schema)}, this edgeprune reads {PROFILE_SCHEMA}; upgrade, or delete it to measure again"
-        raise _usage(f"{source}: {message}")
+        message = f"has schema {_shown(schema)}, this edgeprune reads {PROFILE_SCHEMA}"
+        raise _usage(f"{source}: {message}; upgrade, or delete it to measure again")
     return loads(Profile, json.dumps(content), source)
 
 
 @cache
-def _adapter(cls: type[Noun]) -> TypeAdapter[Noun]:
+def _adapter(cls: Any) -> Any:
     return TypeAdapter(cls)
 
 

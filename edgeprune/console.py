@@ -19,7 +19,12 @@ class Watcher:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self._progress = Progress(
             *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
         )
@@ -30,7 +35,9 @@ class Watcher:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def start(self, stage: str) -> None:

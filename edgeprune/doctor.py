@@ -28,7 +28,7 @@ class Finding:
 
 def examine(target: str, project: Path | None) -> Iterator[Finding]:
     """Look at the host, the target and, where given, the project file; yields findings as they come."""
-    yield _python()
+    yield Finding("ok", "Python " + ".".join(map(str, sys.version_info[:3])))
     yield from (_package(name) for name in ("torch", "onnx", "onnxruntime", "scipy"))
     folder = project.parent if project else Path.cwd()
     yield _disk(folder)
@@ -46,13 +46,6 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
         return
     if known.transport == "local":
         yield from _quiet(known.threads)
-
-
-def _python() -> Finding:
-    text = "Python " + ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding("fail", text, "use Python 3.11 or newer")
-    return Finding("ok", text)
 
 
 def _package(name: str) -> Finding:
@@ -83,11 +76,19 @@ def _quiet(threads: int) -> Iterator[Finding]:
         yield Finding("warn", f"{threads} threads on {cores} cores", "set [runtime] threads to the number of cores")
     load = os.getloadavg()[0]
     if load > cores / 2:
-        yield Finding("warn", f"load average {load:.1f} on {cores} cores", "stop other work: measurements take the machine's noise")
+        yield Finding(
+            "warn",
+            f"load average {load:.1f} on {cores} cores",
+            "stop other work: measurements take the machine's noise",
+        )
     else:
         yield Finding("ok", f"load average {load:.1f} on {cores} cores")
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor.exists():
         name = governor.read_text().strip()
         fix = "sudo cpupower frequency-set -g performance"
-        yield Finding("ok" if name == "performance" else "warn", f"frequency governor {name}", "" if name == "performance" else fix)
+        yield Finding(
+            "ok" if name == "performance" else "warn",
+            f"frequency governor {name}",
+            "" if name == "performance" else fix,
+        )

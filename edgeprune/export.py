@@ -58,7 +58,7 @@ def to_onnx(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[
                 torch.onnx.export(
                     folded,
                     inputs,
-                    buffer,
+                    buffer,  # type: ignore[arg-type]
                     dynamo=False,
                     opset_version=OPSET,
                     input_names=input_names(inputs),
@@ -120,7 +120,7 @@ class Template:
         for node in proto.graph.node:
             _regroup(node, outputs)
         del proto.graph.value_info[:]
-        return proto.SerializeToString()
+        return bytes(proto.SerializeToString())
 
     def _can_slice(self) -> bool:
         """Whether slicing the file gives what a fresh export gives, on a cut of every group (compared as graphs)."""

@@ -41,7 +41,12 @@ Save = Callable[[Path, Callable[[Path], None]], None]  # store.save: atomic repl
 
 
 def finetune(
-    project: Project, model: nn.Module, teacher: nn.Module, checkpoint: Path, save: Save, on_epoch: Callable[[Epoch], None]
+    project: Project,
+    model: nn.Module,
+    teacher: nn.Module,
+    checkpoint: Path,
+    save: Save,
+    on_epoch: Callable[[Epoch], None],
 ) -> Tuned:
     """Train `model` in place for `project.epochs` epochs and return its best epoch on the validation metric.
 
@@ -115,7 +120,8 @@ class _Trainer:
         for step, (inputs, targets) in enumerate(self.batches):
             value = self._loss(inputs, targets)
             if not math.isfinite(value.item()):
-                return self._not_finite(epoch, step, value.item())
+                self._not_finite(epoch, step, value.item())
+                return None
             for settings in self.optimiser.param_groups:
                 settings["lr"] = self._rate((epoch - 1) * self.steps + step)
             self.optimiser.zero_grad()
@@ -133,7 +139,10 @@ class _Trainer:
         with torch.no_grad():
             taught = self.teacher(*inputs)
         divergence = F.kl_div(
-            F.log_softmax(outputs / TEMPERATURE, 1), F.log_softmax(taught / TEMPERATURE, 1), log_target=True, reduction="batchmean"
+            F.log_softmax(outputs / TEMPERATURE, 1),
+            F.log_softmax(taught / TEMPERATURE, 1),
+            log_target=True,
+            reduction="batchmean",
         )
         return (1 - DISTILLED) * task + DISTILLED * TEMPERATURE**2 * divergence
 

@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgeprune.errors import UsageError
+from edgeprune.limits import LIMITS
 from edgeprune.types import Group, Groups, Layer, Slot, Span, Widths, digest
 
 NONE = -1
@@ -158,7 +159,9 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     """The shape of a node's tensor; a dynamic one is refused."""
     shape = node.meta["val"].shape
     if not all(isinstance(size, int) for size in shape):
-        raise UsageError(f"the model has a dynamic shape at {node.name}: {tuple(shape)}; give fixed-size example inputs")
+        raise UsageError(
+            f"the model has a dynamic shape at {node.name}: {tuple(shape)}; give fixed-size example inputs"
+        )
     return tuple(shape)
 
 
@@ -262,12 +265,15 @@ def _layer_norm(call: _Call) -> Value:
     return source
 
 
-@rule(
-    *("abs add alias atan celu clamp clamp_max clamp_min clone contiguous cos detach detach_ div dropout elu erf exp").split(),
-    *("feature_dropout gelu hardsigmoid hardswish hardtanh leaky_relu lift_fresh_copy log maximum minimum mish").split(),
-    *("mul neg pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus softsign sqrt square sub tanh").split(),
-    *("threshold to _to_copy type_as where").split(),
-)
+ELEMENTWISE = """
+    abs add alias atan celu clamp clamp_max clamp_min clone contiguous cos detach div dropout elu erf exp
+    feature_dropout gelu hardsigmoid hardswish hardtanh leaky_relu lift_fresh_copy log maximum minimum mish mul neg
+    pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus softsign sqrt square sub tanh threshold to
+    _to_copy type_as where
+""".split()
+
+
+@rule(*ELEMENTWISE)
 def _elementwise(call: _Call) -> Value:
     shape = call.shape
     result = [none(size) for size in shape]
@@ -275,12 +281,11 @@ def _elementwise(call: _Call) -> Value:
     for argument in call.args.values():
         if not isinstance(argument, fx.Node) or argument not in call.values:
             continue
-        axes = call.values[argument]
-        offset = len(shape) - len(axes)
-        for dim, axis in enumerate(axes, start=offset):
+        axes: Axes = call.values[argument]  # type: ignore[assignment]
+        for dim, axis in enumerate(axes, start=len(shape) - len(axes)):
             if len(axis) != shape[dim]:  # broadcast from one
                 continue
-            result[dim] = call.labels.unite(result[dim], axis, call.why) if seen[dim] else axis  # type: ignore[arg-type]
+            result[dim] = call.labels.unite(result[dim], axis, call.why) if seen[dim] else axis
             seen[dim] = True
     return result
 
@@ -471,7 +476,7 @@ def _expand(call: _Call) -> Value:
 
 @rule(
     *(f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
-    *("upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d upsample_bicubic2d").split(),
+    *["upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d"],
 )
 def _spatial(call: _Call) -> Value:
     if not isinstance(call.node.meta["val"], torch.Tensor):
@@ -632,16 +637,16 @@ def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tupl
     of_root: dict[int, str] = {}
     names: Counter[str] = Counter()
     for (shape, reason), roots in alike.items():
-        slots = tuple(
+        owned = tuple(
             Slot(name, dim, tuple(tuple(members[root][name, dim]) for root in roots)) for name, dim, _ in shape
         )
         base = _maker(shape)
         names[base] += 1
         name = base if names[base] == 1 else f"{base}:{names[base]}"
-        pattern = next((p for p in lock for slot in slots if _matches(slot.parameter, p)), None)
+        pattern = next((p for p in lock for slot in owned if _matches(slot.parameter, p)), None)
         if reason is None and pattern is not None:
             reason = f"locked by the pattern {pattern!r}"
-        groups.append(Group(name, len(roots), slots, reason))
+        groups.append(Group(name, len(roots), owned, reason))
         of_root.update(dict.fromkeys(roots, name))
     return tuple(groups), of_root
 
@@ -774,3 +779,14 @@ def recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[
 def first_units(groups: Groups, widths: Widths) -> dict[str, tuple[int, ...]]:
     """Keep the first units of every group: enough where only the latency of the widths matters."""
     return {group.name: tuple(range(widths.get(group.name, group.width))) for group in groups.free}
+
+
+def candidate_widths(group: Group) -> tuple[int, ...]:
+    """The widths that the planner chooses among: multiples of a power of two, at most `LIMITS.group_widths`, and the full one.
+
+    Kernels work in blocks of 4 to 32 channels; widths between are slower than the next block on most runtimes.
+    """
+    step = 1
+    while step * LIMITS.group_widths < group.width:
+        step *= 2
+    return (*range(step, group.width, step), group.width)

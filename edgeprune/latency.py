@@ -19,7 +19,8 @@ from edgeprune import stats
 from edgeprune.errors import InconclusiveError
 from edgeprune.types import Experiment, Groups, Interval, Layer, Profile, Widths
 
-STEPS = (1, 4, 8, 16, 32)  # channels that kernels round up to: scalar, SSE and NEON, AVX2, AVX-512 and NCHWc blocks
+# Channels that kernels round up to: scalar, SSE and NEON, AVX2, AVX-512 and NCHWc blocks, and sets of four of those.
+STEPS = (1, 4, 8, 16, 32, 64)
 COVERAGE = 0.9  # share of unseen configurations that an interval should hold
 NODE_WEIGHT = 0.5  # of a layer's node time beside a whole-network time: nodes rank, whole networks scale
 FOLDS = 6
@@ -114,9 +115,7 @@ def fit(groups: Groups, profile: Profile) -> LatencyModel:
         coefficients, overhead = _solve(data, np.setdiff1d(everything, part))
         residuals[part] = data.total[part] / data.predict(coefficients, overhead)[part] - 1
     coefficients, overhead = _solve(data, everything)
-    costs = tuple(
-        LayerCost(layer, tuple(c.tolist())) for layer, c in zip(groups.layers, coefficients, strict=True)
-    )
+    costs = tuple(LayerCost(layer, tuple(c.tolist())) for layer, c in zip(groups.layers, coefficients, strict=True))
     size = np.sort(np.abs(residuals))
     rank = min(len(size), math.ceil(COVERAGE * (len(size) + 1))) - 1
     return LatencyModel(costs, overhead, float(size[rank]), float(np.median(size)), len(experiments))
@@ -134,7 +133,7 @@ class _Data:
     def of(groups: Groups, experiments: Sequence[Experiment]) -> _Data:
         total = np.array([measured_ns(e) for e in experiments])
         terms, nodes = [], np.full((len(experiments), len(groups.layers)), np.nan)
-        for column, layer in enumerate(groups.layers):
+        for layer in groups.layers:
             ins = np.array([layer.inputs.size(e.widths) for e in experiments], float)
             outs = np.array([layer.outputs.size(e.widths) for e in experiments], float)
             terms.append(_features(layer, ins, outs))
@@ -157,7 +156,9 @@ def _solve(data: _Data, rows: np.ndarray) -> tuple[list[np.ndarray], float]:
     picked = [_pick(terms[rows], data.nodes[rows, i], data.total[rows]) for i, terms in enumerate(data.terms)]
     sizes = [len(p) for p in picked]
     total = data.total[rows]
-    whole = np.concatenate([t[rows][:, p] for t, p in zip(data.terms, picked, strict=True)] + [np.ones((len(rows), 1))], 1)
+    whole = np.concatenate(
+        [t[rows][:, p] for t, p in zip(data.terms, picked, strict=True)] + [np.ones((len(rows), 1))], 1
+    )
     blocks = [whole / total[:, None]]
     wanted = [np.ones(len(rows))]
     start = 0

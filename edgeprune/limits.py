@@ -32,6 +32,7 @@ class Limits:
     profile_variants: int = 60
     # training
     importance_batches: int = 64  # read by a data-driven criterion
+    data_batches: int = 1_000_000  # of one split in one pass
     epochs: int = 10_000
     # the shell of the command line
     message_chars: int = 2_000

@@ -117,7 +117,7 @@ def _refresh(module: nn.Module, before: nn.Module) -> None:
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         attributes.out_channels = module.weight.shape[0]
         if module.groups > 1:
-            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index, operator, union-attr]
+            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index]
         attributes.in_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         attributes.out_features, attributes.in_features = module.weight.shape
@@ -139,16 +139,20 @@ def prove(model: nn.Module, small: nn.Module, recipe: Recipe, inputs: tuple[Tens
         expected = masked.eval()(*inputs)
         try:
             got = small.eval()(*inputs)
-        except Exception as error:  # whatever the user's forward raises on the new sizes is the reason to refuse the cut
+        except (
+            Exception
+        ) as error:  # whatever the user's forward raises on the new sizes is the reason to refuse the cut
             raise CutError(f"the cut network's forward raises {type(error).__name__}: {_first_line(error)}") from error
     pairs = list(zip(tensors(expected), tensors(got), strict=True))
     for i, (wanted, value) in enumerate(pairs):
         if wanted.shape != value.shape:
             raise CutError(f"output {i} has shape {tuple(value.shape)}, not {tuple(wanted.shape)}")
-        error = (wanted - value).abs().max().item()
+        difference = (wanted - value).abs().max().item()
         scale = wanted.abs().max().item()
-        if not error <= TOLERANCE * scale:
-            raise CutError(f"output {i} differs from the masked original by {error:.3g} (largest value {scale:.3g})")
+        if not difference <= TOLERANCE * scale:
+            raise CutError(
+                f"output {i} differs from the masked original by {difference:.3g} (largest value {scale:.3g})"
+            )
 
 
 def _masked(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -161,7 +161,9 @@ class Road:
             profile = codec.loads_profile(read_capped(path, LIMITS.json_bytes).decode(), str(path))
         else:
             to = self.target
-            profile = Profile(to.name, self.project.name, self.groups.network, self.device, to.threads, to.precision, ())
+            profile = Profile(
+                to.name, self.project.name, self.groups.network, self.device, to.threads, to.precision, ()
+            )
         known = len(profile.experiments)
         owners = export.attribution(self.template, self.groups.layers)
         steps = profiling.measure(
@@ -272,7 +274,9 @@ class Road:
             found = finetuning.finetune(self.project, small, teacher, checkpoint, self._store.save, on_epoch)
             network.save(draft.path("tuned.safetensors"), found.model, self._recipe)
             draft.write_text("history.json", codec.dumps(list(found.history)))
-            return f"best of {self.project.epochs} epochs is {found.best.epoch}: validation metric {found.best.metric:.4f}"
+            return (
+                f"best of {self.project.epochs} epochs is {found.best.epoch}: validation metric {found.best.metric:.4f}"
+            )
 
         return self._stage("finetune", work).path("tuned.safetensors")
 
@@ -305,7 +309,9 @@ class Road:
                 self.scratch,
             )
             draft.write_text("verdict.json", codec.dumps(found))
-            return f"{found.outcome}: {sum(c.outcome == 'pass' for c in found.checks)} of {len(found.checks)} checks pass"
+            return (
+                f"{found.outcome}: {sum(c.outcome == 'pass' for c in found.checks)} of {len(found.checks)} checks pass"
+            )
 
         return self._read(self._stage("verify", work), "verdict.json", Verdict)
 
@@ -381,7 +387,13 @@ class Road:
             folder = draft.path("model")
             folder.mkdir()
             artifact = compiling.compile_model(
-                network(), self._inputs, self.groups.folds, self._runtime, self.target.precision, folder, self._keys[stage]
+                network(),
+                self._inputs,
+                self.groups.folds,
+                self._runtime,
+                self.target.precision,
+                folder,
+                self._keys[stage],
             )
             names = [file.relative_to(folder).as_posix() for file in artifact.files]
             draft.write_text("artifact.json", codec.dumps(replace(artifact, files=tuple(map(Path, names)))))
@@ -449,7 +461,7 @@ class Road:
         def key(stage: str, *parts: object) -> None:
             keys[stage] = digest([SCHEMA, stage, *parts])
 
-        key("survey", _sources(p), p.factory, p.inputs, str(p.weights), p.lock)
+        key("survey", _sources(p), p.factory, p.inputs, p.lock)
         key("baseline", keys["survey"], t.runtime, t.precision, _version(t.runtime))
         key("scores", keys["survey"], p.importance, p.train, p.valid, p.test, p.loss)
         key("plan", keys["scores"], device, t.threads, t.precision, str(p.budget))
@@ -490,7 +502,9 @@ class Road:
 
     @property
     def _cuts(self) -> bool:
-        return any(len(units) < group.width for group in self.groups.free for units in [self.confirmed.plan.keep[group.name]])
+        return any(
+            len(units) < group.width for group in self.groups.free for units in [self.confirmed.plan.keep[group.name]]
+        )
 
     @property
     def _recipe(self) -> Recipe:
@@ -521,5 +535,5 @@ def _sources(project: Project) -> str:
         raise UsageError(f"{root}: over {LIMITS.source_files} Python files; keep edgeprune.toml in a folder of its own")
     hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
     if project.weights is not None:
-        hashes[str(project.weights)] = file_sha256(project.weights) if project.weights.is_file() else "missing"
+        hashes["weights"] = file_sha256(project.weights) if project.weights.is_file() else "missing"
     return digest([hashes, {name: _version(name) for name in ("edgeprune", "torch", "onnx", "numpy")}])

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from edgeprune import graph
 from edgeprune.errors import InfeasibleError, SolverError
 from edgeprune.latency import LatencyModel, LayerCost
 from edgeprune.limits import LIMITS
@@ -21,12 +22,6 @@ from edgeprune.types import Group, Groups, Plan, Scores, Span, Widths
 
 GAP = 1e-3  # the largest proven gap of a plan, relative to its loss
 SUM_LEVELS = 64  # distinct channel counts kept where a layer reads several groups; more are rounded up
-
-
-def candidate_widths(group: Group) -> tuple[int, ...]:
-    """Up to `LIMITS.group_widths` evenly spaced widths, the full one included; the planner chooses among them."""
-    count = min(LIMITS.group_widths, group.width)
-    return tuple(sorted({max(1, round(group.width * (i + 1) / count)) for i in range(count)}))
 
 
 def losses(group: Group, scores: Scores) -> dict[int, float]:
@@ -90,7 +85,7 @@ def wider(groups: Groups, widths: Widths) -> list[dict[str, int]]:
     """All configurations that are one candidate step wider in one group."""
     result = []
     for group in groups.free:
-        larger = [width for width in candidate_widths(group) if width > widths[group.name]]
+        larger = [width for width in graph.candidate_widths(group) if width > widths[group.name]]
         if larger:
             result.append({**widths, group.name: larger[0]})
     return result
@@ -107,7 +102,7 @@ def _fastest(program: _Program, model: LatencyModel, full: Widths, budget_ns: fl
     widths = {**full, **program.fastest()}
     text = ", ".join(f"{name} {width}/{full[name]}" for name, width in widths.items() if width < full[name])
     return (
-        f"no plan meets {budget_ns / 1e6:.4g} ms: the fastest one is predicted to take {model.predict(widths).mid / 1e6:.4g} ms"
+        f"no plan meets {budget_ns / 1e6:.4g} ms: the fastest one is predicted to take {model.ns(widths) / 1e6:.4g} ms"
         f" ({100 * model.ns(widths) / model.ns(full):.0f}% of the baseline; {text or 'nothing can be cut'});"
         " raise the budget or unlock more layers"
     )
@@ -130,7 +125,7 @@ class _Program:
         program = _Program(constant_ns=model.overhead_ns)
         for group in groups.free:
             cost = losses(group, scores)
-            columns = {w: program._column(cost[w], integer=True) for w in candidate_widths(group)}
+            columns = {w: program._column(cost[w], integer=True) for w in graph.candidate_widths(group)}
             program.choice[group.name] = columns
             program.rows.append((list(columns.values()), [1.0] * len(columns), 1.0))
         program.scale_loss = max(program.loss, default=1.0) or 1.0

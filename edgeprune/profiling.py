@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune import latency, planning
+from edgeprune import graph, latency
 from edgeprune.bench import Bench
 from edgeprune.limits import LIMITS
 from edgeprune.types import Experiment, Groups, Profile, Samples, Widths
 
-BATCH = 10  # variants a batch; after each the model is fitted and checked
-PROCESSES = 2  # fresh processes of every variant, one forward and one backward through the batch
-ANCHOR_EVERY = 5  # variants between two measurements of the unpruned network
+BATCH = 12  # variants a batch; after each the model is fitted and checked
+ANCHOR_EVERY = 4  # variants between two measurements of the unpruned network
+TIMED_S = 0.1  # of one variant's process: processes of one variant agree to about 1 %, the model to 2
 GOOD_ENOUGH = 0.02  # median relative error on configurations left out of the fit, at which measuring stops
+VARIANTS_PER_GROUP = 5  # at most: after that, more of the same does not help
 
 
 def measure(
@@ -34,7 +35,7 @@ def measure(
     maps the names of the artifact's nodes to layers, `inputs` are files with the example inputs; `on_step` is told (variants
     done, variants at most, text).
     """
-    most = max(BATCH, min(LIMITS.profile_variants, 8 * len(groups.free)))
+    most = max(BATCH, min(LIMITS.profile_variants, VARIANTS_PER_GROUP * len(groups.free)))
     while not _enough(groups, profile, most):
         done = sum(experiment.role == "fit" for experiment in profile.experiments)
         widths = design(groups, most)[done : done + BATCH]
@@ -63,7 +64,7 @@ def design(groups: Groups, count: int) -> list[dict[str, int]]:
     random = np.random.default_rng(0)
     columns = {}
     for group in groups.free:
-        candidates = planning.candidate_widths(group)
+        candidates = graph.candidate_widths(group)
         repeats = -(-count // len(candidates))
         order = np.concatenate([random.permutation(len(candidates)) for _ in range(repeats)])
         columns[group.name] = [candidates[i] for i in order[:count]]
@@ -87,22 +88,28 @@ def _batch(
         if i % ANCHOR_EVERY == 0:
             order.append(-1)
         order.append(i)
-    order = [*order, -1, *reversed(order), -1][: 2 * len(order) + 2]
-    runs = list(bench.time_each([anchor if i < 0 else variants[i] for i in order], inputs))
-    anchors = [(at, float(np.median(run.times_ns))) for at, (i, run) in enumerate(zip(order, runs, strict=True)) if i < 0]
-    anchor_samples = Samples(tuple(run for i, run in zip(order, runs, strict=True) if i < 0))
+    order.append(-1)
+    runs = list(bench.time_each([anchor if i < 0 else variants[i] for i in order], inputs, TIMED_S))
+    anchors = [at for at, i in enumerate(order) if i < 0]
+    anchor_ns = [float(np.median(runs[at].times_ns)) for at in anchors]
+    anchor_samples = Samples(tuple(runs[at] for at in anchors))
     node_times = [latency.by_layer(times, owners) for times in bench.nodes([anchor, *variants], inputs)]
     known = [e for e in profile.experiments if e.role == "baseline"]
     # Scales are relative to the first anchors ever taken, so that batches of different days agree.
-    reference = latency.measured_ns(known[0]) if known else float(np.median([ns for _, ns in anchors]))
+    reference = latency.measured_ns(known[0]) if known else float(np.median(anchor_ns))
     experiments = [
         Experiment(
-            "baseline", dict(full), anchor_samples, *node_times[0], scale=reference / np.median([ns for _, ns in anchors])
+            "baseline",
+            dict(full),
+            anchor_samples,
+            *node_times[0],
+            scale=float(reference / np.median(anchor_ns)),
         )
     ]
-    for i, chosen in enumerate(widths):
-        places = [at for at, which in enumerate(order) if which == i]
-        local = np.mean([np.interp(at, *zip(*anchors, strict=True)) for at in places])
-        samples = Samples(tuple(runs[at] for at in places))
-        experiments.append(Experiment("fit", dict(chosen), samples, *node_times[i + 1], scale=float(reference / local)))
+    for at, i in enumerate(order):
+        if i >= 0:
+            scale = float(reference / np.interp(at, anchors, anchor_ns))
+            experiments.append(
+                Experiment("fit", dict(widths[i]), Samples((runs[at],)), *node_times[i + 1], scale=scale)
+            )
     return experiments

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import math
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,234 +21,392 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgeprune.errors import SecurityError, UsageError
+from edgeprune.errors import EdgepruneError, SecurityError, UsageError
+from edgeprune.limits import LIMITS
 from edgeprune.types import Project
+
+SPLITS = ("train", "valid", "test")
+CONVERT = "load it where you trust it and save its tensors: safetensors.torch.save_file(model.state_dict(), FILE)"
+
+# ------------------------------------------------------------------------------------------------- functions
 
 
 def load_function(project: Project, reference: str, key: str) -> Callable[..., Any]:
-    """The function that `reference` names, its module looked up beside the project file first.
+    """The function that `reference` ("module:function") names, looked up beside the project file first.
 
-    `key` is the file's key, for the message. Raises `UsageError` where it cannot be imported or called.
+    `key` is the project file's key, for messages. Raises `UsageError` naming the file, the key and the original
+    error where the module cannot be imported or has no such function.
     """
     where = f"{project.path}: {key} = {reference!r}"
-    module_name, _, attribute = reference.partition(":")
-    try:
-        module = _module(project.path.parent, module_name)
-    except Exception as error:  # the user's module may raise anything while it is imported
-        raise UsageError(f"{where}: importing {module_name!r} raises {_told(error)}") from error
-    function = getattr(module, attribute, None)
+    name, _, attribute = reference.partition(":")
+    with _users_code(project, where):
+        module = _module(project.path.parent, name)
+        function = getattr(module, attribute, None)
+    if function is None:
+        raise UsageError(f"{where}: module {name} has no function {attribute}; define it or mend the name")
     if not callable(function):
-        raise UsageError(f"{where}: {module_name} has no function {attribute!r}; define it or mend the name")
-    return function
+        raise UsageError(f"{where}: {attribute} is a {type(function).__name__}, not a function; define a function")
+    return function  # type: ignore[no-any-return]
 
 
-def _module(folder: Path, name: str) -> Any:
-    """Import a module by its place, under a name of its own, so that projects with like-named files do not meet."""
-    file = folder.joinpath(*name.split(".")).with_suffix(".py")
-    with _importable(folder):
-        if not file.is_file():
-            return importlib.import_module(name)
-        unique = f"_edgeprune_{sha256(str(file).encode()).hexdigest()[:12]}"
-        if unique not in sys.modules:
-            spec = importlib.util.spec_from_file_location(unique, file)
-            if spec is None or spec.loader is None:
-                raise ImportError(f"{file} is no Python file")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[unique] = module
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[unique]
-                raise
-        return sys.modules[unique]
+def _module(root: Path, name: str) -> ModuleType:
+    """Import by place, under a name made from path and text, so that like-named modules do not meet."""
+    file = next((f for f in (root / f"{name}.py", root / name / "__init__.py") if f.is_file()), None)
+    if file is None:  # inside a package, whose relative imports need its true name, or installed
+        return importlib.import_module(name)
+    source = file.read_bytes()
+    unique = f"_edgeprune_{hashlib.sha256(str(file).encode() + source).hexdigest()[:16]}"
+    if unique not in sys.modules:
+        folders = [str(file.parent)] if file.name == "__init__.py" else None
+        spec = importlib.util.spec_from_file_location(unique, file, submodule_search_locations=folders)
+        if spec is None:
+            raise ImportError(f"{file} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[unique] = module
+        try:
+            # Compiled here: Python's own cache takes a file for unchanged when it was edited within a second.
+            exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102 - the user's own module
+        except BaseException:
+            del sys.modules[unique]
+            raise
+    return sys.modules[unique]
+
+
+_siblings: dict[str, Path] = {}  # modules imported from a project's folder, by their plain names
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
+def _users_code(project: Project, where: str) -> Iterator[None]:
+    """Run the user's code with its folder importable; what it raises becomes one line that says where."""
+    root = project.path.parent
+    for name in [name for name, home in _siblings.items() if home != root]:
+        del _siblings[name]  # another project's; it keeps what it has already imported
+        sys.modules.pop(name, None)
+    before = set(sys.modules)
+    sys.path.insert(0, str(root))
     try:
         yield
+    except EdgepruneError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise UsageError(f"{where} raises {_told(error, root)}") from error
     finally:
-        sys.path.remove(str(folder))
+        if str(root) in sys.path:
+            sys.path.remove(str(root))
+        for name in set(sys.modules) - before:
+            top = root / name.partition(".")[0]
+            if top.is_dir() or top.with_suffix(".py").is_file():
+                _siblings[name] = root
 
 
-def _told(error: BaseException) -> str:
+def _told(error: BaseException, root: Path) -> str:
+    """An error in one line, with the last line of the user's code that it passed."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent == root]
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
 
 
 def _call(project: Project, reference: str, key: str) -> Any:
     function = load_function(project, reference, key)
-    try:
-        with _importable(project.path.parent):
-            return function()
-    except Exception as error:  # the user's function may raise anything
-        raise UsageError(f"{project.path}: {key} = {reference!r} raises {_told(error)}") from error
+    with _users_code(project, f"{project.path}: {key} = {reference!r}"):
+        return function()
 
 
-# ------------------------------------------------------------------------------------------------------- model
+# ----------------------------------------------------------------------------------------------------- model
 
 
 def build_model(project: Project) -> nn.Module:
-    """The user's model with its weights, in eval mode.
+    """The user's model with its weights, on the CPU, in eval mode.
 
-    Raises `UsageError` where the factory fails, the weights do not fit or are not finite, and `SecurityError` for a
-    checkpoint that would have to run code to load.
+    Raises `UsageError` where the factory fails or the weights do not fit or are not finite, and `SecurityError`
+    for a checkpoint that would have to run code to load.
     """
-    torch.manual_seed(project.seed)  # a model without weights is the same one on every run
-    model = _call(project, project.factory, "[model] factory")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(project.seed)  # a model without weights is the same one in every process
+        model = _call(project, project.factory, "[model] factory")
     if not isinstance(model, nn.Module):
         raise UsageError(
-            f"{project.path}: [model] factory = {project.factory!r} returns {type(model).__name__}, not a torch.nn.Module"
+            f"{project.path}: [model] factory = {project.factory!r} returns {_kind(model)}; return a torch.nn.Module"
         )
+    model = model.cpu().eval()
     if project.weights is not None:
         _load_weights(project, model, project.weights)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            source = project.weights or project.factory
-            raise UsageError(f"{source}: tensor {name!r} holds NaN or infinity; train it again or give an earlier checkpoint")
-    return model.eval()
+    parameters = dict(model.named_parameters())
+    for name, tensor in [*parameters.items(), *model.named_buffers()]:
+        # A buffer may hold infinity on purpose (an attention mask), but running statistics may not.
+        strict = name in parameters or "running_" in name
+        if not _finite(tensor) and (strict or bool(tensor.isnan().any())):
+            source = f"weights {project.weights}" if project.weights else f"factory = {project.factory!r}"
+            raise UsageError(
+                f"{project.path}: [model] {source}: tensor {name} holds NaN or infinity; "
+                "give a checkpoint that is finite"
+            )
+    return model
 
 
 def _load_weights(project: Project, model: nn.Module, path: Path) -> None:
-    where = f"{project.path}: [model] weights"
+    where = f"{project.path}: [model] weights {path}"
     if not path.is_file():
-        raise UsageError(f"{where}: {path} does not exist; give the path beside the project file")
+        raise UsageError(f"{where} does not exist; make it, or give a path that starts beside the project file")
+    if path.stat().st_size > LIMITS.weights_bytes:
+        raise UsageError(f"{where} is over {LIMITS.weights_bytes} bytes; is it the right file?")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise SecurityError(
-            f"{where}: {path} is a pickle that could run code, and is refused; save model.state_dict() alone,"
-            " best with safetensors.torch.save_file"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UsageError(f"{where}: {path} cannot be read: {_told(error)}") from error
+        raise SecurityError(f"{where} is a pickle that needs to run code, and is refused; {CONVERT}") from error
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        # The last three are torch's on a file that is cut short or is no checkpoint.
+        raise UsageError(f"{where} cannot be read: {_told(error, project.path.parent)}; save it again") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{where}: {path} holds no state dict; save model.state_dict()")
+        raise UsageError(f"{where} holds no state dict; save model.state_dict()")
     own = model.state_dict()
-    for name in [*own, *state]:
+    for name in own:
         if name not in state:
-            raise UsageError(f"{where}: {path} has no tensor {name!r}, which the model needs")
+            raise UsageError(f"{where} has no tensor {name}, which the model needs; is it another model's?")
+    for name, tensor in state.items():
         if name not in own:
-            raise UsageError(f"{where}: {path} has a tensor {name!r}, which the model does not")
-        if own[name].shape != state[name].shape:
-            shapes = f"{tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
-            raise UsageError(f"{where}: tensor {name!r} in {path} has shape {shapes}")
+            raise UsageError(f"{where} has a tensor {name}, which the model does not have; is it another model's?")
+        if own[name].shape != tensor.shape:
+            shapes = f"{tuple(tensor.shape)}, the model's {tuple(own[name].shape)}"
+            raise UsageError(f"{where}: tensor {name} has shape {shapes}; is it another model's?")
     model.load_state_dict(state)
 
 
 def example_inputs(project: Project) -> tuple[Tensor, ...]:
-    """The user's example inputs: a tuple of tensors whose shapes the artifact will have."""
-    given = _call(project, project.inputs, "[model] inputs")
-    inputs = (given,) if isinstance(given, Tensor) else tuple(given) if isinstance(given, tuple | list) else ()
-    if not inputs or not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in inputs):
-        raise UsageError(f"{project.path}: [model] inputs = {project.inputs!r} must return a tensor or a tuple of tensors")
+    """The user's example inputs, on the CPU: (batch, ...) each, with one batch size, which the artifact keeps.
+
+    Raises `UsageError` for anything else, and for NaN or infinity.
+    """
+    where = f"{project.path}: [model] inputs = {project.inputs!r}"
+    inputs = _tensors(_call(project, project.inputs, "[model] inputs"))
+    if inputs is None:
+        raise UsageError(f"{where} must return a tuple of tensors, such as (torch.zeros(1, 3, 224, 224),)")
+    if any(tensor.ndim == 0 or tensor.numel() == 0 for tensor in inputs):
+        raise UsageError(f"{where} returns an empty tensor or one without a batch dimension; return (batch, ...)")
+    if len({len(tensor) for tensor in inputs}) > 1:
+        raise UsageError(f"{where} returns batch sizes {[len(tensor) for tensor in inputs]}; make them the same")
+    if not all(map(_finite, inputs)):
+        raise UsageError(f"{where} returns NaN or infinity; return inputs like the real ones")
     return inputs
 
 
-# -------------------------------------------------------------------------------------------------------- data
+def _tensors(value: Any) -> tuple[Tensor, ...] | None:
+    """One tensor or some, as a tuple on the CPU; None for anything else."""
+    given = (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, tuple | list) else ()
+    return tuple(t.detach().cpu() for t in given) if given and all(isinstance(t, Tensor) for t in given) else None
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex()) or bool(torch.isfinite(tensor).all())
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+_loaded: dict[tuple[Path, str, int], tuple[Callable[..., Any], Any]] = {}  # so that every split is made once a process
 
 
 class Batches:
-    """One split of the user's data, again and again: (inputs as a tuple of tensors, targets)."""
+    """One split of the user's data, again and again: (tuple of inputs, targets), checked as they are read."""
 
     def __init__(self, project: Project, split: str) -> None:
         reference = getattr(project, split)
+        if reference is None:
+            raise UsageError(f'{project.path}: [data] {split} is missing; add it: a function as "module:function"')
+        self._project = project
         self._where = f"{project.path}: [data] {split} = {reference!r}"
-        self._data = _call(project, reference, f"[data] {split}")
-        if isinstance(self._data, Iterator) or not hasattr(self._data, "__iter__"):
-            raise UsageError(f"{self._where} must return what can be iterated many times: a list or a DataLoader, no generator")
+        function = load_function(project, reference, f"[data] {split}")
+        key = (project.path, reference, id(function))
+        if key not in _loaded:
+            with _users_code(project, self._where):
+                _loaded[key] = function, function()  # the function too: its id is its own only while it lives
+        self._data = _loaded[key][1]
+        if hasattr(self._data, "__next__"):
+            raise UsageError(
+                f"{self._where} returns {_kind(self._data)}, which can be read once only; "
+                "return a list, a DataLoader or an object with __iter__"
+            )
+        if not hasattr(self._data, "__iter__"):
+            raise UsageError(f"{self._where} returns {_kind(self._data)}; return an iterable of (inputs, targets)")
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell data that shuffles by epoch (as `DistributedSampler` does) which one comes."""
+        """Tell data that is shuffled by epoch, or its sampler (as `DistributedSampler`), which one comes."""
         for holder in (self._data, getattr(self._data, "sampler", None)):
             if hasattr(holder, "set_epoch"):
-                holder.set_epoch(epoch)
+                with _users_code(self._project, f"{self._where}: set_epoch({epoch})"):
+                    holder.set_epoch(epoch)  # type: ignore[union-attr]
                 return
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        count = 0
-        iterator = iter(self._data)
+        end, count = object(), 0
+        with _users_code(self._project, self._where):
+            iterator = iter(self._data)
         while True:
-            try:
-                batch = next(iterator, None)
-            except Exception as error:  # the user's loader may raise anything
-                raise UsageError(f"{self._where}: batch {count} raises {_told(error)}") from error
-            if batch is None:
+            with _users_code(self._project, f"{self._where}: batch {count}"):
+                batch = next(iterator, end)
+            if batch is end:
                 break
+            if count == LIMITS.data_batches:
+                raise UsageError(f"{self._where} gives over {count} batches; let an epoch end")
             yield self._checked(batch, count)
             count += 1
         if not count:
-            raise UsageError(f"{self._where} is empty; it must yield at least one batch of (inputs, targets)")
+            raise UsageError(f"{self._where} is empty, or can be read once only; give at least one batch, every time")
 
     def _checked(self, batch: Any, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
         where = f"{self._where}: batch {number}"
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise UsageError(f"{where} is no pair of (inputs, targets)")
-        inputs = (batch[0],) if isinstance(batch[0], Tensor) else tuple(batch[0])
-        targets = batch[1]
-        if not all(isinstance(tensor, Tensor) for tensor in (*inputs, targets)):
-            raise UsageError(f"{where} holds something that is no tensor; convert inputs and targets to torch tensors")
-        if not len(targets):
-            raise UsageError(f"{where} is empty")
-        for tensor in inputs:
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise UsageError(f"{where} has NaN or infinity in its inputs; clean the data first")
-        return inputs, targets
+            raise UsageError(f"{where} is {_kind(batch)}; give pairs of (inputs, targets)")
+        inputs, targets = _tensors(batch[0]), batch[1]
+        if inputs is None or not isinstance(targets, Tensor):
+            raise UsageError(
+                f"{where} holds {_kind(batch[0])} and {_kind(batch[1])}; "
+                "give a tensor, or a tuple of them, and a tensor"
+            )
+        sizes = [len(tensor) if tensor.ndim else 0 for tensor in (*inputs, targets)]
+        if len(set(sizes)) > 1 or not sizes[0]:
+            raise UsageError(
+                f"{where} has {sizes[:-1]} inputs and {sizes[-1]} targets; give as many of both, at least one"
+            )
+        if not all(map(_finite, inputs)):
+            raise UsageError(f"{where} has NaN or infinity in its inputs; clean the data")
+        return inputs, targets.detach().cpu()
 
 
 def batches(project: Project, split: str) -> Batches:
-    """The batches of "train", "valid" or "test", checked as they are read. Raises `UsageError` naming the batch."""
+    """The batches of "train", "valid" or "test"; `UsageError`, here or while they are read, names the split."""
     return Batches(project, split)
 
 
 def check_data(model: nn.Module, project: Project) -> None:
-    """Read every split once: shapes that the model takes, labels that it can give.
+    """Run the model, the loss and the metric on a first batch, and read every split once.
 
-    Raises `UsageError` naming the split, the batch and the label.
+    Raises `UsageError` naming the split, the batch and the label where the model does not take the data, or where
+    a label is not one of its classes. That is known for outputs (samples, classes) and integer targets (samples,)
+    with the default loss or metric.
     """
-    for split in ("train", "valid", "test"):
+    classes = _first_batch(model, project)
+    for split in SPLITS:
         if getattr(project, split) is None:
             continue
-        classes: int | None = None
-        for number, (inputs, targets) in enumerate(batches(project, split)):
-            if number == 0:
-                classes = _classes(model, project, split, inputs, targets)
-            if classes is not None and not (0 <= int(targets.min()) and int(targets.max()) < classes):
-                wrong = next(int(t) for t in targets.flatten() if not 0 <= int(t) < classes)
+        for number, (_, targets) in enumerate(batches(project, split)):
+            where = f"{project.path}: [data] {split}: batch {number}"
+            if not _finite(targets):
+                raise UsageError(f"{where} has NaN or infinity in its targets; clean the data")
+            if classes is None:
+                continue
+            wrong = targets[(targets < 0) | (targets >= classes)]
+            if len(wrong):
                 raise UsageError(
-                    f"{project.path}: [data] {split}, batch {number}: label {wrong} is out of range, the model has {classes} classes"
+                    f"{where} has the label {wrong.flatten()[0].item()}, the model has {classes} classes; "
+                    f"labels run from 0 to {classes - 1}"
                 )
 
 
-def _classes(model: nn.Module, project: Project, split: str, inputs: tuple[Tensor, ...], targets: Tensor) -> int | None:
-    """The number of classes where this is classification with the default loss, else None."""
-    try:
+def _first_batch(model: nn.Module, project: Project) -> int | None:
+    """Try the model, the loss and the metric; the number of classes where labels index them, else None."""
+    inputs, targets = next(iter(batches(project, "valid")))
+    where = f"{project.path}: [data] valid: batch 0"
+    model.eval()
+    with torch.no_grad(), _users_code(project, f"{where}: the model"):
+        outputs = model(*inputs)
+    if not isinstance(outputs, Tensor):
+        raise UsageError(f"{where}: the model returns {_kind(outputs)}; wrap it in a module that returns one tensor")
+    if not outputs.ndim or len(outputs) != len(targets):
+        raise UsageError(
+            f"{where}: the model returns {tuple(outputs.shape)} for {len(targets)} targets; return (samples, ...)"
+        )
+    if not _finite(outputs):
+        raise UsageError(f"{where}: the model returns NaN or infinity; check its weights and the range of the inputs")
+    index = outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    classes = outputs.shape[1] if index and (project.loss is None or project.metric is None) else None
+    if classes is None or bool(((targets >= 0) & (targets < classes)).all()):
         with torch.no_grad():
-            outputs = model(*inputs)
-    except Exception as error:  # whatever the user's forward raises on the user's data
-        raise UsageError(f"{project.path}: the model raises {_told(error)} on the first batch of [data] {split}") from error
-    labels = not targets.is_floating_point() and targets.ndim == 1
-    return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 2 and labels and project.loss is None else None
+            loss = loss_function(project)(outputs, targets)
+        if not _finite(loss):
+            raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
+        metric_function(project)(outputs, targets)
+    return classes
 
 
 def loss_function(project: Project) -> Callable[[Tensor, Tensor], Tensor]:
-    """The user's loss (outputs, targets) -> scalar tensor; cross-entropy where none is given."""
-    return load_function(project, project.loss, "[data] loss") if project.loss else F.cross_entropy
+    """The loss, (outputs, targets) -> a scalar tensor; cross-entropy where none is given.
+
+    Calling it raises `UsageError` where the user's function does, or returns something else.
+    """
+    where = f"{project.path}: [data] loss" + (f" = {project.loss!r}" if project.loss else " (cross-entropy)")
+    function = load_function(project, project.loss, "[data] loss") if project.loss else F.cross_entropy
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        with _users_code(project, where):
+            value = function(outputs, targets)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _kind(value)
+            raise UsageError(f"{where} returns {shown}; return a scalar tensor")
+        return value
+
+    return loss
 
 
 def metric_function(project: Project) -> Callable[[Tensor, Tensor], float]:
-    """The user's metric (outputs, targets) -> float, larger is better; top-1 accuracy where none is given."""
-    if project.metric is None:
-        return lambda outputs, targets: float((outputs.argmax(1) == targets).float().mean())
-    function = load_function(project, project.metric, "[data] metric")
+    """The metric, (outputs, targets) of a whole split -> a finite number, larger is better; default top-1.
+
+    Calling it raises `UsageError` where the user's function does, or returns something else.
+    """
+    where = f"{project.path}: [data] metric" + (f" = {project.metric!r}" if project.metric else " (top-1)")
+    function = load_function(project, project.metric, "[data] metric") if project.metric else _top1
 
     def metric(outputs: Tensor, targets: Tensor) -> float:
-        value = float(function(outputs, targets))
+        with _users_code(project, where):
+            value = float(function(outputs, targets))
         if not math.isfinite(value):
-            raise UsageError(f"{project.path}: [data] metric = {project.metric!r} gives {value}; it must be a finite number")
+            raise UsageError(f"{where} gives {value}; return a finite number")
         return value
 
     return metric
+
+
+def _top1(outputs: Tensor, targets: Tensor) -> float:
+    """The share of samples, outputs (samples, classes, ...), whose largest output is the target's."""
+    chosen = outputs.argmax(1)
+    if chosen.shape != targets.shape:  # torch would stretch one over the other
+        raise ValueError(
+            f"outputs {tuple(outputs.shape)} do not fit targets {tuple(targets.shape)}; give [data] metric"
+        )
+    return float((chosen == targets).double().mean())
+
+
+def data_digest(project: Project) -> str:
+    """SHA-256, in hex, over the first epoch of the training data and all of the validation and test data.
+
+    Types, shapes and bytes of all tensors, in order. torch's random numbers are seeded, so that shuffled data is
+    the same each time.
+    """
+    sha = hashlib.sha256()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(project.seed)
+        for split in SPLITS:
+            if getattr(project, split) is None:
+                continue
+            data = batches(project, split)
+            data.set_epoch(1)
+            for inputs, targets in data:
+                for tensor in (*inputs, targets):
+                    sha.update(f"{split} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                    sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()

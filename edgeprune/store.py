@@ -6,8 +6,8 @@
       partial/STAGE-KEY/       what an interrupted stage can go on from
       aside/STAGE-KEY-N/       a finished stage that was found damaged
 
-A finished stage appears by one rename, after its files are on the disk: a kill or a power cut at any moment leaves the
-stage whole or absent.
+A finished stage appears by one rename, after its files are on the disk: a kill or a power cut at any moment leaves
+the stage whole or absent.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from edgeprune.errors import BusyError, UsageError
 from edgeprune.limits import LIMITS
@@ -82,15 +83,15 @@ class Draft:
 class Store:
     """A run folder, held by one process at a time for as long as the context lasts.
 
-    Entering raises `UsageError` for a folder that cannot be written and `BusyError` where another run holds it. The lock
-    is the kernel's: it ends with the process, however that ends.
+    Entering raises `UsageError` for a folder that cannot be written and `BusyError` where another run holds it. The
+    lock is the kernel's: it ends with the process, however that ends.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: int | None = None
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -104,7 +105,9 @@ class Store:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._release()
 
     def _acquire(self, lock: int) -> None:
@@ -140,12 +143,18 @@ class Store:
             while os.path.lexists(aside / f"{folder.name}-{number}"):
                 number += 1
             os.replace(folder, aside / f"{folder.name}-{number}")
-        log.warning("%s is damaged (%s): set aside as %s-%d, to be made again", folder, damage, aside / folder.name, number)
+        log.warning(
+            "%s is damaged (%s): set aside as %s-%d, to be made again",
+            folder,
+            damage,
+            aside / folder.name,
+            number,
+        )
         return None
 
     @contextmanager
     def create(self, name: str, key: str) -> Iterator[Draft]:
-        """Make a stage, or make it anew: it appears when the block ends well, and leaves nothing behind when it does not.
+        """Make a stage, or make it anew: it appears when the block ends well, and leaves nothing when it does not.
 
         Its scratch folder goes when it is finished. Raises `UsageError` for a full or read-only disk.
         """
@@ -156,15 +165,16 @@ class Store:
                 temporary.chmod(0o755)  # mkdtemp makes it private
                 yield Draft(temporary, final)
                 _write_manifest(temporary, key)
+                former = temporary.with_name(f"{temporary.name}-former")
                 if final.exists():
-                    os.replace(final, Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder)))  # never half deleted
+                    os.replace(final, former)  # out of the way in one step: never half deleted
                 os.replace(temporary, final)
                 _sync(self.folder)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        for leftover in [*self.folder.glob(".draft-*"), self._partial(name, key)]:
-            shutil.rmtree(leftover, ignore_errors=True)
+        for done_with in (former, self._partial(name, key)):
+            shutil.rmtree(done_with, ignore_errors=True)
 
     def scratch(self, name: str, key: str) -> Path:
         """A folder that outlives a killed stage; it goes when the stage is finished."""
@@ -176,7 +186,8 @@ class Store:
     def save(self, path: Path, write: Callable[[Path], None]) -> None:
         """Replace one file in one step: `write` is given the path to write to, on the same file system.
 
-        What was there stays whole when this fails or is killed. Raises `UsageError` for a full or read-only disk.
+        What was there stays whole when this fails or is killed. Raises `UsageError` for a full or read-only
+        disk.
         """
         _replace(path, write)
 
@@ -192,7 +203,7 @@ class Store:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file in one step, making the folders above it; what was there stays whole when this fails.
 
-    One writer at a time: the run folder's lock sees to that. Raises `UsageError` naming the path and the next step.
+    One writer at a time: the run folder's lock sees to that. Raises `UsageError` naming path and next step.
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +223,8 @@ def read_capped(path: Path, cap: int) -> bytes:
             data = stream.read(cap + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte in it
         raise UsageError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; give the path of a file that you can read"
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; "
+            "give the path of a file that you can read"
         ) from error
     if len(data) > cap:
         raise UsageError(f"{path}: over {cap} bytes; is it the right file?")

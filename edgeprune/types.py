@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def digest(noun: Any) -> str:
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
             return asdict(value)
-        if isinstance(value, Enum | Path):
+        if isinstance(value, StrEnum | Path):
             return str(value)
         if isinstance(value, bytes):
             return hashlib.sha256(value).hexdigest()
@@ -52,14 +52,14 @@ class Budget:
             raise UsageError("a budget is either a time or a share of the baseline, not both or neither")
         value = self.ns if self.ns is not None else self.fraction
         if value is None or not math.isfinite(value) or value <= 0:
-            raise UsageError(f"a budget must be above zero, not {self}; write \"12 ms\" or \"50%\"")
+            raise UsageError(f'a budget must be above zero, not {self}; write "12 ms" or "50%"')
 
     @staticmethod
     def parse(text: str) -> Budget:
         """Read `"12 ms"`, `"800 us"`, `"1.5 s"` or `"50%"`; anything else is a `UsageError`."""
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|ns|us|µs|ms|s)\s*", text)
         if match is None:
-            raise UsageError(f"cannot read the budget {text!r}; write a time such as \"12 ms\" or a share such as \"50%\"")
+            raise UsageError(f'cannot read the budget {text!r}; write a time such as "12 ms" or a share such as "50%"')
         value, unit = float(match[1]), match[2]
         if value == 0:
             raise UsageError(f"a budget of {text!r} can never be met; write a time above zero")
@@ -382,15 +382,12 @@ class Artifact:
         return sum(file.stat().st_size for file in self.files)
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """The three answers a check can give."""
 
     PASS = "pass"  # noqa: S105 - an outcome, not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,9 @@ def _outputs(
     result = bench.outputs(artifact.files[0], stacked)[0]
     flat: np.ndarray = result.reshape(-1, *result.shape[2:])[:count]
     if not np.isfinite(flat).all():
-        raise UsageError(f"{artifact.files[0].name} gives outputs that are not finite on real data; check the model's ranges")
+        raise UsageError(
+            f"{artifact.files[0].name} gives outputs that are not finite on real data; check the model's ranges"
+        )
     return flat
 
 
@@ -192,5 +194,7 @@ def _latency(budget: Budget, budget_ns: float, samples: tuple[Samples, Samples],
         tail = stats.ratio(samples[1], samples[0], q=0.9)
         limit = TAIL * stats.latency(samples[0], 0.9).mid / 1e6
         note = f"no worse than the unpruned tail; {100 * tail.low:.1f} to {100 * tail.high:.1f}% of it"
-        checks.append(Check("latency_p90_ms", stats.decide(tail, TAIL), stats.latency(samples[1], 0.9).mid / 1e6, limit, note))
+        checks.append(
+            Check("latency_p90_ms", stats.decide(tail, TAIL), stats.latency(samples[1], 0.9).mid / 1e6, limit, note)
+        )
     return checks

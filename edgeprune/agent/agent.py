@@ -367,7 +367,8 @@ class OpenVino:
             names = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
             fused[op.get_friendly_name()] = [name for name in names.split(",") if name]
         return [
-            {"name": name, "ns": total // self.runs, "fused": fused.get(name, [])} for name, total in self.totals.items()
+            {"name": name, "ns": total // self.runs, "fused": fused.get(name, [])}
+            for name, total in self.totals.items()
         ]
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,13 @@ from edgeprune.errors import DeviceError
 from edgeprune.limits import LIMITS
 from edgeprune.transports.base import Frames, Transport, printable
 
-PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")  # of the environment; the rest could change what is measured
+PASSED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+)  # of the environment; the rest could change what is measured
 
 
 class Local(Transport):
@@ -85,10 +92,8 @@ class Local(Transport):
 def _end(agent: subprocess.Popen[bytes]) -> None:
     """Close its standard input, at which the agent ends its worker and itself; then make sure."""
     assert agent.stdin is not None and agent.stdout is not None
-    try:
+    with suppress(BrokenPipeError):
         agent.stdin.close()
-    except BrokenPipeError:
-        pass
     try:
         agent.wait(LIMITS.end_s)
     except subprocess.TimeoutExpired:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import NETS, HardCoded, NoRule, Normalised, OptionA, Residual, Shared, conv, image
+from nets import NETS, HardCoded, Normalised, NoRule, OptionA, Residual, Shared, conv, image
 from torch import Tensor, nn
 
 from edgeprune import graph, network
@@ -152,7 +152,9 @@ class Random(nn.Module):
             elif kind == "depthwise":
                 self.blocks.append(conv(channels, channels, groups=channels))
             else:  # gate
-                self.blocks.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid()))
+                self.blocks.append(
+                    nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid())
+                )
         self.fc = nn.Linear(channels * 4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +173,9 @@ class Random(nn.Module):
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
-    st.lists(st.tuples(st.sampled_from(["conv", "residual", "cat", "depthwise", "gate"]), st.integers(2, 6)), max_size=4),
+    st.lists(
+        st.tuples(st.sampled_from(["conv", "residual", "cat", "depthwise", "gate"]), st.integers(2, 6)), max_size=4
+    ),
     st.randoms(use_true_random=False),
 )
 def test_any_cut_of_a_random_network_equals_masking(steps: list[tuple[str, int]], random: object) -> None:

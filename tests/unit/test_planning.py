@@ -9,15 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune import planning
+from edgeprune import graph, planning
 from edgeprune.errors import InfeasibleError
-from edgeprune.latency import LatencyModel, LayerCost
+from edgeprune.latency import STEPS, LatencyModel, LayerCost
 from edgeprune.types import Group, Groups, Layer, Scores, Slot, Span
 
 
 def network(spans: list[tuple[Span, Span]], widths: dict[str, int]) -> Groups:
     groups = tuple(
-        Group(name, width, (Slot(f"{name}.weight", 0, tuple((i,) for i in range(width))),)) for name, width in widths.items()
+        Group(name, width, (Slot(f"{name}.weight", 0, tuple((i,) for i in range(width))),))
+        for name, width in widths.items()
     )
     layers = tuple(Layer(f"l{i}", "conv", f"l{i}.weight", a, b, 16, 9) for i, (a, b) in enumerate(spans))
     return Groups("digest", groups, layers)
@@ -27,22 +28,17 @@ def stepped(groups: Groups, steps: list[int]) -> LatencyModel:
     """A model whose layers cost their channels rounded up to a step, times 100 ns, and a constant."""
     costs = []
     for layer, step in zip(groups.layers, steps, strict=True):
-        coefficients = [0.0] * 36
-        coefficients[planning_step(step)] = 100.0
+        coefficients = [0.0] * (len(STEPS) ** 2 + 2 * len(STEPS) + 1)
+        coefficients[STEPS.index(step) * (len(STEPS) + 1)] = 100.0
         coefficients[-1] = 50.0
         costs.append(LayerCost(layer, tuple(coefficients)))
     return LatencyModel(tuple(costs), 1000.0, 0.02, 0.01, 30)
 
 
-def planning_step(step: int) -> int:
-    index = (1, 4, 8, 16, 32).index(step)
-    return index * 5 + index
-
-
 def brute_force(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> float | None:
     names = [group.name for group in groups.free]
     best = None
-    for widths in itertools.product(*(planning.candidate_widths(group) for group in groups.free)):
+    for widths in itertools.product(*(graph.candidate_widths(group) for group in groups.free)):
         chosen = dict(zip(names, widths, strict=True))
         if model.ns(chosen) <= budget:
             loss = sum(planning.losses(group, scores)[chosen[group.name]] for group in groups.free)
@@ -105,14 +101,16 @@ def test_a_budget_above_the_baseline_cuts_nothing() -> None:
 
 
 def test_a_network_with_nothing_to_cut_says_so() -> None:
-    groups = Groups("d", (Group("fc", 10, (), "output of the model"),), (Layer("fc", "linear", "fc.w", Span(8), Span(10), 1, 1),))
+    groups = Groups(
+        "d", (Group("fc", 10, (), "output of the model"),), (Layer("fc", "linear", "fc.w", Span(8), Span(10), 1, 1),)
+    )
     model = stepped(groups, [1])
-    with pytest.raises(InfeasibleError, match="nothing in the model can be cut.*output of the model"):
+    with pytest.raises(InfeasibleError, match=r"nothing in the model can be cut.*output of the model"):
         planning.plan(groups, model, Scores("t", {}), 10.0, "p")
 
 
 def test_candidates_end_with_the_full_width() -> None:
     for width in (1, 2, 7, 16, 100, 512):
-        candidates = planning.candidate_widths(Group("g", width, ()))
+        candidates = graph.candidate_widths(Group("g", width, ()))
         assert candidates[-1] == width and candidates[0] >= 1 and len(candidates) <= 16
         assert list(candidates) == sorted(set(candidates))

@@ -1,0 +1,39 @@
+# One line each: the command line does the work.
+PYTHON ?= python3
+PROJECT ?= examples/digits/edgeprune.toml
+TARGET ?= local
+BIN := .venv/bin
+
+.PHONY: help install demo test lint run doctor clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+install: .venv/.installed ## make .venv with everything; nothing to do when it is there
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/.installed ## run the main job: the digits network at half its latency
+	@$(BIN)/edgeprune demo --target $(TARGET)
+
+test: .venv/.installed ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: .venv/.installed ## check style, types and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+run: .venv/.installed ## run PROJECT on TARGET
+	@$(BIN)/edgeprune run --project $(PROJECT) --target $(TARGET)
+
+doctor: .venv/.installed ## is everything in place?
+	@$(BIN)/edgeprune doctor --project $(PROJECT) --target $(TARGET)
+
+clean: ## remove what runs and tests left
+	rm -rf examples/*/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,57 @@
+"""Tiers by folder, and a small project that walks the whole road in seconds on the real runtime."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+from small import FILE, MODULE, Finished, command
+
+TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's tier is the folder it stands in."""
+    for item in items:
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small project with trained weights, never run."""
+    import torch
+    import torch.nn.functional as F
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("trained") / "blobs"
+    folder.mkdir()
+    (folder / "blobs.py").write_text(MODULE)
+    (folder / "edgeprune.toml").write_text(FILE)
+    names = runpy.run_path(str(folder / "blobs.py"))
+    torch.manual_seed(0)
+    model = names["build"]()
+    optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(3):
+        for images, labels in names["train"]():
+            optimiser.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+    save_file(model.state_dict(), folder / "blobs.safetensors")
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the small project, to be spoilt at will."""
+    return Path(shutil.copytree(trained, tmp_path / "blobs")) / "edgeprune.toml"
+
+
+@pytest.fixture(scope="session")
+def walked(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """The small project after one whole run, and what the run answered. Not to be changed."""
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("walked") / "blobs"))
+    return folder / "edgeprune.toml", command("run", "--project", folder / "edgeprune.toml", "--json")

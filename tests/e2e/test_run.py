@@ -1,0 +1,110 @@
+"""One command, from a PyTorch model to a verified artifact, on the real runtime."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from small import Finished, command
+
+
+def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Finished]) -> None:
+    _, run = walked
+    assert run.code in (0, 4), run.err  # a noisy machine may leave a latency open; nothing may fail
+    result = run.json
+    assert list(result) == [
+        *("schema", "status", "target", "runtime", "budget_ms", "predicted_ms", "confirmed_ms", "rounds"),
+        *("baseline", "pruned", "plan", "checks", "artifact", "run"),
+    ]
+    figures = {"p50_ms", "p90_ms", "metric", "parameters", "macs", "size_bytes"}
+    assert set(result["baseline"]) == set(result["pruned"]) == figures
+    assert result["schema"] == 1 and result["target"] == "local" and result["runtime"] == "onnxruntime"
+    assert 1 <= result["rounds"] <= 3
+    assert result["plan"]["gap"] <= 1e-3
+    assert {check["outcome"] for check in result["checks"]} <= {"pass", "inconclusive"}
+    for name in ("parameters", "macs", "size_bytes"):
+        assert result["pruned"][name] < result["baseline"][name]
+    assert result["pruned"]["metric"] >= result["baseline"]["metric"] - 0.02
+    session = onnxruntime.InferenceSession(result["artifact"], providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 1, 24, 24]
+
+
+def test_the_same_command_again_reuses_everything_in_under_two_seconds(walked: tuple[Path, Finished]) -> None:
+    project, first = walked
+    started = time.monotonic()
+    again = command("run", "--project", project, "--json")
+    assert time.monotonic() - started < 5  # 2 s on a quiet machine; the figure is in benchmarks/README.md
+    assert again.json == first.json
+    assert "reused" in again.err and again.err.count("reused") == len(again.err.strip().splitlines())
+
+
+def test_another_budget_measures_no_profile_again(walked: tuple[Path, Finished], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    plan = command("plan", "--project", folder / "edgeprune.toml", "--budget", "80%", "--json")
+    assert plan.code == 0, plan.err
+    assert "0 measured" in plan.err
+    assert plan.json["budget_ns"] == pytest.approx(0.8 * plan.json["baseline"]["mid"], rel=0.1)
+
+
+def test_a_budget_above_the_baseline_prunes_nothing_and_still_verifies(
+    walked: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 s", "--json")
+    assert run.code == 0, run.err
+    assert "nothing was cut" in run.err
+    assert run.json["rounds"] == 0 and run.json["pruned"]["parameters"] == run.json["baseline"]["parameters"]
+
+
+def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(
+    walked: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 us", "--json")
+    assert run.code == 3
+    assert "fastest" in run.err and "ms" in run.err
+    assert run.json == {"schema": 1, "status": "error", "exit_code": 3, "error": run.json["error"]}
+
+
+def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
+    import runpy
+
+    import torch
+
+    import edgeprune
+
+    project, run = walked
+    profile = edgeprune.profile(project)
+    assert {experiment.role for experiment in profile.experiments} >= {"baseline", "fit", "confirm"}
+    confirmed, pruned = edgeprune.prune(project)
+    assert len(confirmed.rounds) == run.json["rounds"]
+    build = runpy.run_path(str(project.parent / "blobs.py"))["build"]
+    small, tuned = edgeprune.load(pruned, build()), edgeprune.load(edgeprune.finetune(project), build())
+    widths = confirmed.plan.widths
+    assert small.a.out_channels == tuned.a.out_channels == widths["a"]
+    assert tuned(torch.zeros(2, 1, 24, 24)).shape == (2, 4)
+    assert edgeprune.compile(project).files[0].exists()
+    assert {check.name for check in edgeprune.verify(project).checks} >= {
+        "metric_drop",
+        "latency_p50_ms",
+        "output_cosine",
+    }
+
+
+@pytest.mark.parametrize("verb", ["profile", "plan", "prune", "finetune", "compile", "verify"])
+def test_every_verb_prints_only_json_with_json(verb: str, walked: tuple[Path, Finished]) -> None:
+    answer = command(verb, "--project", walked[0], "--json")
+    assert answer.code in (0, 4), answer.err
+    assert isinstance(answer.json, dict)
+
+
+def test_openvino_walks_the_same_road(project: Path) -> None:
+    pytest.importorskip("openvino")
+    run = command("run", "--project", project, "--target", "local-openvino", "--json")
+    assert run.code in (0, 4), run.err
+    assert run.json["runtime"] == "openvino" and run.json["artifact"].endswith("model.xml")
+    assert Path(run.json["artifact"]).with_suffix(".bin").exists()
+    assert {check["outcome"] for check in run.json["checks"]} <= {"pass", "inconclusive"}

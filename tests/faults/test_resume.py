@@ -1,0 +1,112 @@
+"""Kill it anywhere, run it again: it finishes, and repeats at most the stage that was interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from small import Finished, command
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    line = [sys.executable, "-u", "-m", "edgeprune.cli", *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def kill_after(process: subprocess.Popen[str], words: str) -> None:
+    """SIGKILL as soon as a line with these words was printed; its workers go with its standard input."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stderr.close()
+    assert process.wait(60) == -signal.SIGKILL
+
+
+def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> None:
+    made: set[str] = set()
+    for words in ("survey", "12/", "plan ", "confirm", "1/2", "finetune"):
+        kill_after(start("run", "--project", project, "--json"), words)
+        made = {path.name for path in (project.parent / "runs" / "local").glob("*-*") if path.is_dir()}
+    again = command("run", "--project", project, "--json")
+    assert again.code in (0, 4), again.err
+    lines = [line.split() for line in again.err.splitlines()]
+    for stage in {name.partition("-")[0] for name in made}:
+        assert all(words[1:] == ["reused"] for words in lines if words[0] == stage), (stage, again.err)
+    assert not any(words[0] in ("12/10", "0/2", "1/2") for words in lines), "a batch or an epoch was done twice"
+    assert {"survey", "plan", "finetune"} <= {name.partition("-")[0] for name in made}
+
+
+def test_damaged_files_are_set_aside_and_made_again(walked: tuple[Path, Finished], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    (tuned,) = folder.glob("runs/local/finetune-*/tuned.safetensors")
+    tuned.write_bytes(tuned.read_bytes()[:-10])
+    (verdict,) = folder.glob("runs/local/verify-*/verdict.json")
+    verdict.write_text(verdict.read_text().replace("pass", "fail"))
+    run = command("run", "--project", folder / "edgeprune.toml", "--json")
+    assert run.code in (0, 4), run.err
+    assert run.err.count("set aside") == 2
+    assert len(list(folder.glob("runs/local/aside/*"))) == 2
+
+
+def test_two_runs_in_one_folder_exit_with_7(project: Path) -> None:
+    first = start("run", "--project", project, "--json")
+    try:
+        lock = project.parent / "runs" / "local" / "lock"
+        deadline = time.monotonic() + 30
+        while not lock.exists() or not lock.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        second = command("run", "--project", project, "--json")
+        assert second.code == 7 and str(first.pid) in second.err
+    finally:
+        first.kill()
+        first.wait()
+        assert first.stderr is not None
+        first.stderr.close()
+
+
+def test_a_full_disk_says_so_and_loses_nothing(walked: tuple[Path, Finished], tmp_path: Path) -> None:
+    """A limit on file size stands in for the disk: the kernel refuses the write as it would on a full one."""
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    code = (
+        "import errno, os, sys\n"
+        "from edgeprune import store\n"
+        "def full(handle):\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "store.os.fsync = full\n"
+        "sys.argv = ['edgeprune', 'plan', '--project', sys.argv[1], '--budget', '70%']\n"
+        "from edgeprune.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "edgeprune.toml")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "disk is full" in done.stderr, done.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+    assert not list(folder.glob("runs/local/.draft-*"))
+
+
+def test_an_unwritable_run_folder_is_named(project: Path) -> None:
+    (project.parent / "runs").write_text("in the way")
+    run = command("run", "--project", project)
+    assert run.code == 2 and "runs" in run.err
+
+
+def test_interrupt_exits_with_130_and_leaves_no_worker(project: Path) -> None:
+    process = start("run", "--project", project, "--json")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "baseline" in line:
+            break
+    time.sleep(1.0)
+    os.kill(process.pid, signal.SIGINT)
+    process.stderr.close()
+    assert process.wait(30) == 130

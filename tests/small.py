@@ -1,0 +1,97 @@
+"""A small project that walks the whole road in seconds, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MODULE = '''
+"""Blobs in one of four corners; a network of two convolutions."""
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(1, 48, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(48)
+        self.b = nn.Conv2d(48, 64, 3, 1, 1)
+        self.fc = nn.Linear(64 * 4, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.b(torch.relu(self.bn(self.a(x)))))
+        return self.fc(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+def build():
+    return Net()
+
+def inputs():
+    return (torch.zeros(1, 1, 24, 24),)
+
+def _data(seed, count):
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (count,), generator=random)
+    images = 0.1 * torch.randn(count, 1, 24, 24, generator=random)
+    for image, label in zip(images, labels.tolist()):
+        row, column = divmod(label, 2)
+        image[0, 12 * row : 12 * row + 12, 12 * column : 12 * column + 12] += 1.0
+    return [(images[i : i + 32], labels[i : i + 32]) for i in range(0, count, 32)]
+
+def train():
+    return _data(0, 256)
+
+def valid():
+    return _data(1, 96)
+
+def test():
+    return _data(2, 96)
+'''
+
+FILE = """
+[model]
+factory = "blobs:build"
+weights = "blobs.safetensors"
+inputs = "blobs:inputs"
+
+[data]
+train = "blobs:train"
+valid = "blobs:valid"
+test = "blobs:test"
+
+[budget]
+latency = "60%"
+max_metric_drop = 0.02
+
+[finetune]
+epochs = 2
+learning_rate = 0.02
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:  # type: ignore[type-arg]
+        return json.loads(self.out)
+
+
+Command = Callable[..., Finished]
+
+
+def command(*arguments: str | Path, cwd: Path | None = None) -> Finished:
+    """Run `edgeprune` as a user does."""
+    environment = {**os.environ, "COLUMNS": "200"}
+    line = [sys.executable, "-m", "edgeprune.cli", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=180, cwd=cwd, env=environment)
+    return Finished(done.returncode, done.stdout, done.stderr)
