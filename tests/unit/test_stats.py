@@ -1,0 +1,90 @@
+"""One number a process; three answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeprune import stats
+from edgeprune.types import Interval, Outcome, Run, Samples
+
+
+def samples(medians: list[float], runs: int = 5) -> Samples:
+    return Samples(tuple(Run((round(m),) * runs, 1) for m in medians))
+
+
+def simulated(random: np.random.Generator, mean: float, processes: int, between: float) -> Samples:
+    """Processes differ by `between`; iterations inside one differ by 1 % more."""
+    levels = mean * (1 + between * random.standard_normal(processes))
+    return Samples(tuple(Run(tuple((m * (1 + 0.01 * random.standard_normal(20))).astype(int).tolist()), 1) for m in levels))
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.lists(st.integers(1_000, 10_000_000), min_size=1, max_size=12))
+def test_the_estimate_is_inside_its_interval_and_its_samples(medians: list[int]) -> None:
+    interval = stats.latency(samples([float(m) for m in medians]))
+    assert min(medians) <= interval.low <= interval.mid <= interval.high <= max(medians)
+
+
+def test_one_slow_iteration_moves_nothing_and_one_slow_process_little() -> None:
+    calm = Samples(tuple(Run((100,) * 9 + (10_000,), 1) for _ in range(7)))
+    assert stats.latency(calm).mid == 100
+    one = samples([100.0] * 6 + [900.0])
+    assert stats.latency(one).mid == 100
+
+
+def test_intervals_hold_the_truth() -> None:
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        interval = stats.latency(simulated(random, 1e6, 10, 0.02))
+        held += interval.low <= 1e6 <= interval.high
+    assert held / 200 >= 0.9
+
+
+def test_a_against_a_is_rarely_called_a_difference_and_a_big_one_always() -> None:
+    random = np.random.default_rng(2)
+    verdicts = [
+        stats.decide(stats.ratio(simulated(random, 1e6, 10, 0.02), simulated(random, 1e6, 10, 0.02)), 1.03) for _ in range(100)
+    ]
+    assert verdicts.count(Outcome.FAIL) <= 2
+    slow = [
+        stats.decide(stats.ratio(simulated(random, 1.2e6, 10, 0.02), simulated(random, 1e6, 10, 0.02)), 1.03) for _ in range(50)
+    ]
+    assert slow.count(Outcome.FAIL) >= 49
+
+
+def test_drift_cancels_in_pairs() -> None:
+    drift = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5]
+    interval = stats.ratio(samples([500 * d for d in drift]), samples([1000 * d for d in drift]))
+    assert (interval.low, interval.mid, interval.high) == pytest.approx((0.5, 0.5, 0.5), rel=0.01)
+
+
+def test_pairs_must_match() -> None:
+    with pytest.raises(ValueError, match="pair up"):
+        stats.ratio(samples([1.0]), samples([1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "outcome"), [(12, Outcome.PASS), (11, Outcome.PASS), (10, Outcome.INCONCLUSIVE), (8, Outcome.FAIL)]
+)
+def test_three_answers(limit: float, outcome: Outcome) -> None:
+    assert stats.decide(Interval(9, 10, 11), limit) is outcome
+
+
+def test_a_limit_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(ValueError, match="number"):
+        stats.decide(Interval(1, 2, 3), float("nan"))
+
+
+def test_the_same_samples_give_the_same_answer() -> None:
+    taken = simulated(np.random.default_rng(5), 1e6, 8, 0.05)
+    assert stats.latency(taken) == stats.latency(taken)
+
+
+@pytest.mark.parametrize("times", [(), (0,), (-5, 3)])
+def test_times_that_cannot_be_are_refused(times: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="above zero"):
+        Run(times, 1)
