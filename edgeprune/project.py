@@ -9,6 +9,7 @@ import math
 import pickle
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +153,9 @@ def _load_weights(project: Project, model: nn.Module, path: Path) -> None:
     if path.stat().st_size > LIMITS.weights_bytes:
         raise UsageError(f"{where} is over {LIMITS.weights_bytes} bytes; is it the right file?")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols that it refuses a moment later
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SecurityError(f"{where} is a pickle that needs to run code, and is refused; {CONVERT}") from error
     except (
@@ -304,8 +307,10 @@ def check_data(model: nn.Module, project: Project) -> None:
     for split in SPLITS:
         if getattr(project, split) is None:
             continue
-        for number, (_, targets) in enumerate(batches(project, split)):
+        for number, (inputs, targets) in enumerate(batches(project, split)):
             where = f"{project.path}: [data] {split}: batch {number}"
+            if number == 0:
+                _outputs(model, project, where, inputs)
             if not _finite(targets):
                 raise UsageError(f"{where} has NaN or infinity in its targets; clean the data")
             if classes is None:
@@ -322,11 +327,7 @@ def _first_batch(model: nn.Module, project: Project) -> int | None:
     """Try the model, the loss and the metric; the number of classes where labels index them, else None."""
     inputs, targets = next(iter(batches(project, "valid")))
     where = f"{project.path}: [data] valid: batch 0"
-    model.eval()
-    with torch.no_grad(), _users_code(project, f"{where}: the model"):
-        outputs = model(*inputs)
-    if not isinstance(outputs, Tensor):
-        raise UsageError(f"{where}: the model returns {_kind(outputs)}; wrap it in a module that returns one tensor")
+    outputs = _outputs(model, project, where, inputs)
     if not outputs.ndim or len(outputs) != len(targets):
         raise UsageError(
             f"{where}: the model returns {tuple(outputs.shape)} for {len(targets)} targets; return (samples, ...)"
@@ -342,6 +343,16 @@ def _first_batch(model: nn.Module, project: Project) -> int | None:
             raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
         metric_function(project)(outputs, targets)
     return classes
+
+
+def _outputs(model: nn.Module, project: Project, where: str, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What the model returns for a batch: one tensor."""
+    model.eval()
+    with torch.no_grad(), _users_code(project, f"{where}: the model"):
+        outputs = model(*inputs)
+    if not isinstance(outputs, Tensor):
+        raise UsageError(f"{where}: the model returns {_kind(outputs)}; wrap it in a module that returns one tensor")
+    return outputs
 
 
 def loss_function(project: Project) -> Callable[[Tensor, Tensor], Tensor]:
@@ -389,24 +400,3 @@ def _top1(outputs: Tensor, targets: Tensor) -> float:
             f"outputs {tuple(outputs.shape)} do not fit targets {tuple(targets.shape)}; give [data] metric"
         )
     return float((chosen == targets).double().mean())
-
-
-def data_digest(project: Project) -> str:
-    """SHA-256, in hex, over the first epoch of the training data and all of the validation and test data.
-
-    Types, shapes and bytes of all tensors, in order. torch's random numbers are seeded, so that shuffled data is
-    the same each time.
-    """
-    sha = hashlib.sha256()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(project.seed)
-        for split in SPLITS:
-            if getattr(project, split) is None:
-                continue
-            data = batches(project, split)
-            data.set_epoch(1)
-            for inputs, targets in data:
-                for tensor in (*inputs, targets):
-                    sha.update(f"{split} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                    sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()

@@ -18,7 +18,9 @@ def samples(medians: list[float], runs: int = 5) -> Samples:
 def simulated(random: np.random.Generator, mean: float, processes: int, between: float) -> Samples:
     """Processes differ by `between`; iterations inside one differ by 1 % more."""
     levels = mean * (1 + between * random.standard_normal(processes))
-    return Samples(tuple(Run(tuple((m * (1 + 0.01 * random.standard_normal(20))).astype(int).tolist()), 1) for m in levels))
+    return Samples(
+        tuple(Run(tuple((m * (1 + 0.01 * random.standard_normal(20))).astype(int).tolist()), 1) for m in levels)
+    )
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -47,11 +49,13 @@ def test_intervals_hold_the_truth() -> None:
 def test_a_against_a_is_rarely_called_a_difference_and_a_big_one_always() -> None:
     random = np.random.default_rng(2)
     verdicts = [
-        stats.decide(stats.ratio(simulated(random, 1e6, 10, 0.02), simulated(random, 1e6, 10, 0.02)), 1.03) for _ in range(100)
+        stats.decide(stats.ratio(simulated(random, 1e6, 10, 0.02), simulated(random, 1e6, 10, 0.02)), 1.03)
+        for _ in range(100)
     ]
     assert verdicts.count(Outcome.FAIL) <= 2
     slow = [
-        stats.decide(stats.ratio(simulated(random, 1.2e6, 10, 0.02), simulated(random, 1e6, 10, 0.02)), 1.03) for _ in range(50)
+        stats.decide(stats.ratio(simulated(random, 1.2e6, 10, 0.02), simulated(random, 1e6, 10, 0.02)), 1.03)
+        for _ in range(50)
     ]
     assert slow.count(Outcome.FAIL) >= 49
 

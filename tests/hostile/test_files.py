@@ -1,0 +1,108 @@
+"""A bad file is one clear line that names the file and the key and says the next step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeprune import codec
+from edgeprune.errors import UsageError
+
+GOOD = """
+[model]
+factory = "m:build"
+inputs = "m:inputs"
+[data]
+train = "m:train"
+valid = "m:valid"
+[budget]
+latency = "50%"
+"""
+TARGET = '[connect]\ntransport = "local"\n[runtime]\nname = "onnxruntime"\n'
+
+
+def changed(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", ["[model]", "missing"]),
+        (changed(GOOD, 'factory = "m:build"\n', ""), ["[model] factory", "missing"]),
+        (changed(GOOD, "factory", "factroy"), ["factroy", "factory"]),
+        (changed(GOOD, "[model]", "[modle]"), ["modle", "model"]),
+        (changed(GOOD, '"m:build"', '"m.build"'), ["[model] factory", "module:function"]),
+        (changed(GOOD, '"m:build"', "7"), ["[model] factory", "7"]),
+        (changed(GOOD, '"50%"', "50"), ["[budget] latency", "50"]),
+        (changed(GOOD, '"50%"', '"fast"'), ["[budget] latency", "fast", "12 ms"]),
+        (changed(GOOD, '"50%"', '"0 ms"'), ["[budget] latency", "0 ms"]),
+        (changed(GOOD, '"50%"', '"-3 ms"'), ["[budget] latency", "-3 ms"]),
+        (changed(GOOD, '"50%"', '"nan"'), ["[budget] latency", "nan"]),
+        (changed(GOOD, '"50%"', '"inf ms"'), ["[budget] latency", "inf"]),
+        (changed(GOOD, '"50%"', '"12"'), ["[budget] latency", "12"]),
+        (GOOD + "max_metric_drop = nan\n", ["[budget] max_metric_drop"]),
+        (GOOD + "max_metric_drop = -1.0\n", ["[budget] max_metric_drop"]),
+        (GOOD + '[prune]\nimportance = "tailor"\n', ["[prune] importance", "taylor"]),
+        (GOOD + "[finetune]\nepochs = -1\n", ["[finetune] epochs"]),
+        (GOOD + "[finetune]\nepochs = 1.5\n", ["[finetune] epochs"]),
+        (GOOD + "[finetune]\nepochs = true\n", ["[finetune] epochs"]),
+        (GOOD + "[finetune]\nlearning_rate = 0.0\n", ["[finetune] learning_rate"]),
+        ("[model\n", ["TOML"]),
+        ("\x00\x01", ["TOML"]),
+    ],
+)
+def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "edgeprune.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        codec.read_project(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message
+    assert all(part in message for part in told), message
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (changed(TARGET, "local", "ssh"), ["[connect] transport", "ssh", "local"]),
+        (changed(TARGET, "onnxruntime", "onnxruntme"), ["[runtime] name", "onnxruntime"]),
+        (TARGET + "threads = 0\n", ["[runtime] threads"]),
+        (TARGET + 'precision = "int8"\n', ["[runtime] precision", "int8", "fp32"]),
+        (TARGET + "cores = 2\n", ["cores"]),
+    ],
+)
+def test_target_files(text: str, told: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        codec.read_target(path)
+    message = str(caught.value)
+    assert str(path) in message and all(part in message for part in told), message
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"missing\.toml"):
+        codec.read_project(tmp_path / "missing.toml")
+    with pytest.raises(UsageError, match=r"lcoal.*local"):
+        codec.find_target("lcoal", tmp_path)
+    with pytest.raises(UsageError, match=r"nowhere\.toml"):
+        codec.find_target(str(tmp_path / "nowhere.toml"), tmp_path)
+
+
+def test_targets_beside_the_project_come_first(tmp_path: Path) -> None:
+    assert codec.find_target("local", tmp_path).name == "local.toml"
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "local.toml").write_text(TARGET)
+    assert codec.find_target("local", tmp_path) == tmp_path / "targets" / "local.toml"
+
+
+def test_the_option_replaces_the_file_s_budget(tmp_path: Path) -> None:
+    path = tmp_path / "edgeprune.toml"
+    path.write_text(GOOD)
+    assert codec.read_project(path, "1.5 ms").budget.ns == 1_500_000
+    assert codec.read_project(path).budget.fraction == 0.5
+    with pytest.raises(UsageError, match="--budget"):
+        codec.read_project(path, "soon")

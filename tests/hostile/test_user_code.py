@@ -1,0 +1,150 @@
+"""What the user's model, weights and data can do wrong, each with its file, its key and the next step."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgeprune import codec, finetuning
+from edgeprune import project as user
+from edgeprune.errors import EdgepruneError, SecurityError, UsageError
+from edgeprune.types import Project
+
+
+def read(path: Path, old: str = "", new: str = "") -> Project:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new) if old else text)
+    return codec.read_project(path)
+
+
+def add(path: Path, code: str) -> None:
+    module = path.with_name("blobs.py")
+    module.write_text(module.read_text() + code)
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "told"),
+    [
+        ("nowhere:build", "", "No module named 'nowhere'"),
+        ("blobs:bild", "", "bild"),
+        ("blobs:number", "\nnumber = 3\n", "number"),
+        ("blobs:broken", "\ndef broken():\n    raise KeyError('the reason')\n", "the reason"),
+        ("blobs:nothing", "\ndef nothing():\n    pass\n", "None"),
+        ("blobs:leaves", "\ndef leaves():\n    raise SystemExit(0)\n", "SystemExit"),
+    ],
+)
+def test_factories(reference: str, code: str, told: str, project: Path) -> None:
+    add(project, code)
+    with pytest.raises(UsageError) as caught:
+        user.build_model(read(project, "blobs:build", reference))
+    assert str(project) in str(caught.value) and "factory" in str(caught.value) and told in str(caught.value)
+
+
+def test_a_module_that_does_not_import(project: Path) -> None:
+    add(project, "\nimport not_a_package\n")
+    with pytest.raises(UsageError, match="not_a_package"):
+        user.build_model(read(project))
+
+
+def weights(project: Path, change: object) -> Project:
+    file = project.with_name("blobs.safetensors")
+    state = load_file(file)
+    change(state)  # type: ignore[operator]
+    save_file(state, file)
+    return read(project)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.pop("a.weight"), "a.weight"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra"),
+        (lambda s: s.update({"fc.bias": torch.zeros(9)}), "fc.bias"),
+        (lambda s: s["a.weight"].fill_(float("nan")), "a.weight"),
+        (lambda s: s["bn.running_var"].fill_(float("inf")), "bn.running_var"),
+    ],
+)
+def test_weights_that_do_not_fit(change: object, told: str, project: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        user.build_model(weights(project, change))
+    assert told in str(caught.value) and "blobs.safetensors" in str(caught.value)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code ran",)
+
+
+def test_a_pickle_that_runs_code_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, data in (("evil.pt", None), ("evil.pkl", pickle.dumps(Evil()))):
+        file = project.with_name(name)
+        if data is None:
+            torch.save({"a": Evil()}, file)
+        else:
+            file.write_bytes(data)
+        known = read(project, "blobs.safetensors", name)
+        with pytest.raises(SecurityError, match="refused") as caught:
+            user.build_model(known)
+        assert caught.value.exit_code == 6
+        read(project, name, "blobs.safetensors")
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_state_dict_saved_by_torch_is_fine(project: Path) -> None:
+    torch.save(load_file(project.with_name("blobs.safetensors")), project.with_name("blobs.pt"))
+    assert user.build_model(read(project, "blobs.safetensors", "blobs.pt"))
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"\x80\x04."])
+def test_weights_that_cannot_be_read(data: bytes, project: Path) -> None:
+    for name in ("x.safetensors", "x.pt"):
+        project.with_name(name).write_bytes(data)
+        known = read(project, "blobs.safetensors", name)
+        with pytest.raises(EdgepruneError, match=name):
+            user.build_model(known)
+        read(project, name, "blobs.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("def train():\n    return []\n", "empty"),
+        ("def train():\n    return (b for b in _data(0, 32))\n", "read once"),
+        ("def train():\n    return 5\n", "int"),
+        ("def train():\n    return [1]\n", "batch 0"),
+        ("def train():\n    return [(torch.zeros(2, 1, 24, 24), torch.tensor([0, 4]))]\n", "4"),
+        ("def train():\n    return [(torch.zeros(2, 1, 24, 24), torch.tensor([0, -1]))]\n", "-1"),
+        ("def train():\n    return [(torch.full((1, 1, 24, 24), float('nan')), torch.tensor([0]))]\n", "NaN"),
+        ("def train():\n    return [(torch.zeros(1, 3, 9, 9), torch.tensor([0]))]\n", "train"),
+        ("def train():\n    return [(torch.zeros(2, 1, 24, 24), torch.tensor([0]))]\n", "2"),
+        ("def train():\n    raise OSError('no such data')\n", "no such data"),
+    ],
+)
+def test_data(code: str, told: str, project: Path) -> None:
+    add(project, "\n" + code)
+    known = read(project)
+    with pytest.raises(UsageError) as caught:
+        user.check_data(user.build_model(known), known)
+    assert str(project) in str(caught.value) and told in str(caught.value), str(caught.value)
+
+
+def test_a_loss_that_turns_nan_names_the_batch(project: Path) -> None:
+    add(project, "\ndef loss(outputs, targets):\n    return outputs.sum() * float('nan')\n")
+    known = read(project, 'test = "blobs:test"', 'loss = "blobs:loss"')
+    model = user.build_model(known)
+    with pytest.raises(UsageError, match=r"epoch 1, batch 0.*learning_rate"):
+        finetuning.finetune(
+            known, model, model, project.with_name("none"), lambda path, write: write(path), lambda epoch: None
+        )
+
+
+def test_a_metric_that_is_no_number(project: Path) -> None:
+    add(project, "\ndef metric(outputs, targets):\n    return float('nan')\n")
+    known = read(project, 'test = "blobs:test"', 'metric = "blobs:metric"')
+    with pytest.raises(UsageError, match="metric"):
+        finetuning.evaluate(known, user.build_model(known), "valid")

@@ -1,0 +1,116 @@
+"""Nouns survive their files; a profile can be read by a person."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeprune import codec
+from edgeprune.errors import UsageError
+from edgeprune.types import (
+    Artifact,
+    Check,
+    Confirmed,
+    Device,
+    Experiment,
+    Figures,
+    Group,
+    Groups,
+    Interval,
+    Layer,
+    Outcome,
+    Plan,
+    Profile,
+    Round,
+    Run,
+    Samples,
+    Scores,
+    Slot,
+    Span,
+    Verdict,
+    digest,
+)
+
+names = st.text(min_size=1, max_size=8)
+times = st.lists(st.integers(1, 2**40), min_size=1, max_size=5).map(tuple)
+runs = st.builds(Run, times, st.integers(1, 2**40))
+experiments = st.builds(
+    Experiment,
+    st.sampled_from(["baseline", "fit", "confirm"]),
+    st.dictionaries(names, st.integers(1, 99), max_size=3),
+    st.lists(runs, min_size=1, max_size=3).map(lambda r: Samples(tuple(r))),
+    st.dictionaries(names, st.integers(0, 10**9), max_size=3),
+    st.integers(0, 10**9),
+    st.floats(0.5, 2),
+)
+devices = st.builds(Device, names, names, st.integers(1, 64), names, names, names, names)
+profiles = st.builds(
+    Profile, names, names, names, devices, st.integers(1, 8), names, st.lists(experiments, max_size=3).map(tuple)
+)
+PLAN = Plan({"a": (0, 2)}, Interval(1.0, 2.0, 3.0), Interval(2.0, 3.0, 4.0), 5.0, 0.1, 0.1, 0.0, "digest")
+LAYER = Layer("a", "conv", "a.weight", Span(3), Span(0, (("a", 2),)), 4, 9)
+GROUPS = Groups("d", (Group("a", 1, (Slot("a.weight", 0, ((0, 1),)),), None),), (LAYER,))
+FIGURES = Figures(1.0, 1.1, 0.9, 10, 100, 1000)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(profiles)
+def test_a_profile_survives_its_file(profile: Profile) -> None:
+    text = codec.dumps_profile(profile)
+    assert codec.loads_profile(text, "file") == profile
+    assert codec.dumps_profile(codec.loads_profile(text, "file")) == text
+
+
+def test_the_times_of_a_process_stand_on_one_line() -> None:
+    experiment = Experiment("fit", {"a": 3}, Samples((Run(tuple(range(1, 201)), 5),)))
+    text = codec.dumps_profile(Profile("t", "m", "n", Device(*"abc"[:2], 1, *"defg"), 1, "fp32", (experiment,)))
+    assert any("1, 2, 3" in line and "199, 200" in line for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "noun",
+    [
+        PLAN,
+        Confirmed(PLAN, (Round({"a": 2}, 1.0, 2.0, 3.0),)),
+        Scores("taylor", {"a": (0.0, 1.5)}),
+        GROUPS,
+        Artifact((Path("model.xml"), Path("model.bin")), "ab", "openvino", "fp32", "src"),
+        Verdict("ab", 1.0, FIGURES, FIGURES, (Check("size", Outcome.PASS, 1.0, 2.0, "note"),)),
+    ],
+    ids=lambda noun: type(noun).__name__,
+)
+def test_every_noun_survives_its_file(noun: object) -> None:
+    again = codec.loads(type(noun), codec.dumps(noun), "file")
+    assert again == noun and digest(again) == digest(noun)
+
+
+def test_numbers_that_are_none_are_never_written() -> None:
+    with pytest.raises(ValueError):
+        codec.dumps(Check("x", Outcome.PASS, float("nan"), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda d: d.pop("gap"), "gap"),
+        (lambda d: d.update(extra=1), "extra"),
+        (lambda d: d.update(gap="0"), "gap"),
+        (lambda d: d["predicted"].update(low=9.0), "interval"),
+        (lambda d: d.update(loss=None), "loss"),
+    ],
+)
+def test_a_spoilt_file_is_named_with_its_key(change: object, told: str) -> None:
+    document = json.loads(codec.dumps(PLAN))
+    change(document)  # type: ignore[operator]
+    with pytest.raises(UsageError, match=r"some/plan\.json.*" + told):
+        codec.loads(Plan, json.dumps(document), "some/plan.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', "null", '{"schema": 1}'])
+def test_a_spoilt_profile_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match=r"p\.json"):
+        codec.loads_profile(text, "p.json")
