@@ -89,9 +89,9 @@ class Bench:
         job = {"id": 0, "mode": "identify", "runtime": self._target.runtime, "deadline_s": LIMITS.identify_s}
         (reply,) = self._transport.call([job], LIMITS.identify_s)
         if reply.get("error") == "runtime-missing":
-            name, said = self._target.runtime, printable(str(reply.get("message")))
+            said = printable(str(reply.get("message")))
             raise RuntimeMissing(
-                f"{self._target.path}: the device has no {name} ({said}); pip install 'edgeprune[{name}]'"
+                f"{self._target.path}: the device has no {self._runtime.name} ({said}); {self._runtime.install}"
             )
         try:
             _refuse(reply, "identify")

@@ -146,7 +146,8 @@ def identify(job):
         "machine": platform.machine(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "system": "%s %s" % (platform.system(), platform.release()),
+        # Major and minor: a patch release of the kernel does not make a board another one.
+        "system": "%s %s" % (platform.system(), ".".join(platform.release().split(".")[:2])),
         "runtime": job["runtime"],
         "runtime_version": RUNTIMES[job["runtime"]].version(),
         "boot_id": first_line("/proc/sys/kernel/random/boot_id") or "unknown",

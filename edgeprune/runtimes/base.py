@@ -12,6 +12,7 @@ class Runtime(ABC):
     """One runtime. What runs on the device is the agent's; nothing here measures."""
 
     name: str
+    install: str  # the command that brings it to the host, or to a local device
 
     @abstractmethod
     def require(self) -> str:

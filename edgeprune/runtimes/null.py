@@ -14,6 +14,7 @@ class Null(Runtime):
     """A run takes one nanosecond for every eight bytes of the exported file."""
 
     name = "null"
+    install = "nothing to install"
 
     def require(self) -> str:
         """Always there."""

@@ -19,13 +19,14 @@ class OnnxRuntime(Runtime):
     """CPU execution provider."""
 
     name = "onnxruntime"
+    install = "pip install onnxruntime"
 
     def require(self) -> str:
         """The installed version."""
         try:
             return version("onnxruntime")
         except PackageNotFoundError as error:
-            raise RuntimeMissing("onnxruntime is not installed; pip install onnxruntime") from error
+            raise RuntimeMissing(f"onnxruntime is not installed; {self.install}") from error
 
     def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
         """Give the file its name."""

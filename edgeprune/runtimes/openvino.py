@@ -15,13 +15,14 @@ class OpenVino(Runtime):
     """CPU plug-in; weights stay fp32 on disk."""
 
     name = "openvino"
+    install = "pip install 'edgeprune[openvino]'"
 
     def require(self) -> str:
         """The installed version."""
         try:
             return version("openvino")
         except PackageNotFoundError as error:
-            raise RuntimeMissing("openvino is not installed; pip install 'edgeprune[openvino]'") from error
+            raise RuntimeMissing(f"openvino is not installed; {self.install}") from error
 
     def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
         """Convert, and keep fp32: by default saving would round the weights to fp16."""
@@ -29,7 +30,8 @@ class OpenVino(Runtime):
         import openvino
 
         try:
-            model = openvino.convert_model(exported)
+            # Not `convert_model`: it calls home (openvino-telemetry) and adds nothing for ONNX.
+            model = openvino.Core().read_model(exported)
         except RuntimeError as error:
             raise UsageError(f"openvino cannot convert the model: {str(error).strip().splitlines()[0]}") from error
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)

@@ -1,0 +1,84 @@
+"""Every transport keeps the same promises: the local one with the real agent, the fake one from a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprune.errors import DeviceError
+from edgeprune.transports.base import Transport
+from edgeprune.transports.fake import Fake
+from edgeprune.transports.local import Local
+
+CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 20.0}
+
+
+def job(number: int, model: str, mode: str = "time") -> dict[str, Any]:
+    base = {
+        "id": number,
+        "mode": mode,
+        "runtime": "null",
+        "threads": 1,
+        "precision": "fp32",
+        "model": model,
+        "inputs": [],
+    }
+    return {**base, **CAPS}
+
+
+def answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the real agent says of the null runtime."""
+    if job["mode"] == "identify":
+        return {"runtime": "null", "runtime_version": "0", "cores": 1}
+    if not Path(job["model"]).exists():
+        return {"error": "run", "message": "no such file"}
+    ns = json.loads(Path(job["model"]).read_text())["ns"]
+    if job["mode"] == "nodes":
+        return {"runs": 5, "nodes": [{"name": "null", "ns": ns}]}
+    return {"times_ns": [ns] * 5, "peak_memory_bytes": 1}
+
+
+@pytest.fixture(params=[Local, lambda: Fake(answer)], ids=["local", "fake"])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    make: Callable[[], Transport] = request.param
+    return make()
+
+
+def test_jobs_are_answered_in_order(transport: Transport, tmp_path: Path) -> None:
+    model = tmp_path / "model.json"
+    model.write_text('{"ns": 100000}')
+    remote = transport.put([model])
+    modes = ["identify", "time", "nodes", "time"]
+    replies = list(transport.call([job(i, remote, mode) for i, mode in enumerate(modes)], 60))
+    assert [reply["id"] for reply in replies] == [0, 1, 2, 3]
+    assert replies[0]["runtime"] == "null" and replies[0]["cores"] >= 1
+    assert all(time >= 100_000 for reply in (replies[1], replies[3]) for time in reply["times_ns"])
+    assert len(replies[1]["times_ns"]) >= 5 and replies[1]["peak_memory_bytes"] > 0
+    assert replies[2]["nodes"] == [{"name": "null", "ns": 100_000}]
+
+
+def test_a_job_that_fails_is_one_reply_and_the_next_goes_on(transport: Transport, tmp_path: Path) -> None:
+    model = tmp_path / "model.json"
+    model.write_text('{"ns": 1000}')
+    jobs = [job(0, str(tmp_path / "missing.json")), job(1, transport.put([model]))]
+    failed, fine = transport.call(jobs, 60)
+    assert "error" in failed and failed["message"]
+    assert fine["times_ns"]
+
+
+def test_files_come_back(transport: Transport, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.write_bytes(b"content")
+    transport.get(str(there), tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == b"content"
+    with pytest.raises(DeviceError):
+        transport.get(str(tmp_path / "nothing"), tmp_path / "here")
+
+
+def test_closing_twice_is_fine(transport: Transport) -> None:
+    transport.close()
+    transport.close()

@@ -1,0 +1,89 @@
+"""Training is repeatable, goes on exactly where it stopped, and keeps the best epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeprune import codec, finetuning, graph, network
+from edgeprune import project as user
+from edgeprune.types import Epoch, Project
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def save(path: Path, write: Callable[[Path], None]) -> None:
+    write(path)
+
+
+def cut(project: Project) -> tuple[torch.nn.Module, torch.nn.Module]:
+    model = user.build_model(project)
+    inputs = user.example_inputs(project)
+    groups = network.survey(model, inputs)
+    return network.cut(model, graph.recipe(groups, {"a": range(8), "b": range(16)}), inputs), model
+
+
+def train(project: Project, checkpoint: Path, on_epoch: Callable[[Epoch], None] = lambda e: None) -> finetuning.Tuned:
+    small, teacher = cut(project)
+    return finetuning.finetune(project, small, teacher, checkpoint, save, on_epoch)
+
+
+@pytest.fixture
+def known(project: Path) -> Project:
+    return replace(codec.read_project(project), epochs=3)
+
+
+def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) -> None:
+    first, second = train(known, tmp_path / "1"), train(known, tmp_path / "2")
+    assert first.history == second.history
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(last: int, known: Project, tmp_path: Path) -> None:
+    def kill(epoch: Epoch) -> None:
+        if epoch.epoch == last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(known, tmp_path / "killed", kill)
+    epochs: list[int] = []
+    resumed = train(known, tmp_path / "killed", lambda epoch: epochs.append(epoch.epoch))
+    whole = train(known, tmp_path / "whole")
+    assert epochs == list(range(last + 1, 4))
+    assert resumed.history == whole.history
+    theirs = whole.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.model.state_dict().items())
+
+
+def test_the_best_epoch_is_kept(known: Project, tmp_path: Path) -> None:
+    found = train(known, tmp_path / "c")
+    assert found.best.metric == max(epoch.metric for epoch in found.history)
+    assert finetuning.evaluate(known, found.model, "valid") == found.best.metric
+    assert [epoch.epoch for epoch in found.history] == [0, 1, 2, 3]
+
+
+def test_a_loss_that_turns_nan_later_keeps_the_epochs_before(
+    known: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = known.path.with_name("blobs.py")
+    calls = "\ncalls = []\ndef loss(outputs, targets):\n    calls.append(1)\n"
+    scaled = "    return nn.functional.cross_entropy(outputs, targets) * (float('nan') if len(calls) > 8 else 1)\n"
+    module.write_text(module.read_text() + calls + scaled)
+    found = train(replace(known, loss="blobs:loss"), tmp_path / "c")
+    assert [epoch.epoch for epoch in found.history] == [0, 1]
+    assert "epoch 2, batch 0" in caplog.text
+    assert all(torch.isfinite(parameter).all() for parameter in found.model.parameters())
+
+
+def test_the_teacher_is_left_alone(known: Project, tmp_path: Path) -> None:
+    small, teacher = cut(known)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    finetuning.finetune(known, small, teacher, tmp_path / "c", save, lambda epoch: None)
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())

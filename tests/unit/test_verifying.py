@@ -1,0 +1,140 @@
+"""Each check can pass, fail or stay open, and the verdict follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeprune import codec, verifying
+from edgeprune import project as user
+from edgeprune.types import Artifact, Budget, Outcome, Run, Samples, Verdict
+
+
+class Board:
+    """A device in the test's hand: computes with torch, adds an error, and takes the times it is told."""
+
+    def __init__(
+        self, models: dict[Path, torch.nn.Module], medians: dict[Path, list[float]], error: float, memory: int
+    ):
+        self._models, self._medians, self._error, self._memory = models, medians, error, memory
+        self.rounds = 0
+
+    def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
+        return []
+
+    def outputs(self, model: Path, stacked: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            rows = [self._models[model](torch.from_numpy(sample)).numpy() for sample in stacked[0]]
+        return [np.stack(rows) * (1 + self._error)]
+
+    def time(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
+        self.rounds += 1
+        found = []
+        for i, model in enumerate(models):
+            medians = self._medians[model]
+            memory = 1000 if i == 0 else self._memory
+            found.append(Samples(tuple(Run((round(medians[p % len(medians)]),) * 9, memory) for p in range(processes))))
+        return found
+
+
+def verdict(
+    project: Path,
+    tmp_path: Path,
+    budget: str = "60%",
+    pruned: Sequence[float] = (500.0,),
+    error: float = 0.0,
+    memory: int = 1000,
+    spoil: bool = False,
+    sizes: tuple[int, int] = (100, 50),
+) -> tuple[Verdict, Board]:
+    known = codec.read_project(project, budget)
+    model = user.build_model(known)
+    small = user.build_model(known)
+    if spoil:
+        with torch.no_grad():
+            small.fc.weight.neg_()  # type: ignore[union-attr, operator]
+    files = [tmp_path / "big", tmp_path / "small"]
+    for file, size in zip(files, sizes, strict=True):
+        file.write_bytes(b"x" * size)
+    artifacts = [Artifact((file,), file.name, "fake", "fp32", "source") for file in files]
+    board = Board(
+        dict(zip(files, (model, small), strict=True)), {files[0]: [1000.0], files[1]: list(pruned)}, error, memory
+    )
+    found = verifying.verify(
+        known,
+        board,  # type: ignore[arg-type]
+        user.example_inputs(known),
+        (model, small),
+        (artifacts[0], artifacts[1]),
+        (100, 50),
+        tmp_path,
+    )
+    return found, board
+
+
+def outcomes(found: Verdict) -> dict[str, Outcome]:
+    return {check.name: check.outcome for check in found.checks}
+
+
+def test_a_faithful_faster_artifact_passes(project: Path, tmp_path: Path) -> None:
+    found, board = verdict(project, tmp_path)
+    assert found.outcome is Outcome.PASS and set(outcomes(found).values()) == {Outcome.PASS}
+    assert found.budget_ms == pytest.approx(600e-6)
+    assert found.baseline.metric == found.pruned.metric > 0.9
+    assert board.rounds == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"pruned": [700.0]}, "latency_p50_ms"),
+        ({"pruned": [1200.0]}, "latency_p90_ms"),
+        ({"budget": "400 ns"}, "latency_p50_ms"),
+        ({"error": 0.01}, "output_max_relative_error"),
+        ({"spoil": True}, "metric_drop"),
+        ({"memory": 2000}, "peak_memory_bytes"),
+        ({"sizes": (100, 101)}, "size_bytes"),
+    ],
+)
+def test_each_fault_fails_its_own_check(change: dict, name: str, project: Path, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    found, _ = verdict(project, tmp_path, **change)
+    assert outcomes(found)[name] is Outcome.FAIL
+    assert found.outcome is Outcome.FAIL
+
+
+def test_noise_across_the_limit_is_inconclusive_after_more_rounds(project: Path, tmp_path: Path) -> None:
+    found, board = verdict(project, tmp_path, pruned=[400.0, 800.0])
+    assert outcomes(found)["latency_p50_ms"] is Outcome.INCONCLUSIVE
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert board.rounds == verifying.ROUNDS
+
+
+def test_outputs_that_are_not_finite_are_an_error(project: Path, tmp_path: Path) -> None:
+    with pytest.raises(user.UsageError, match="not finite"):
+        verdict(project, tmp_path, error=float("nan"))
+
+
+def test_the_validation_set_stands_in_and_says_so(project: Path, tmp_path: Path) -> None:
+    project.write_text(project.read_text().replace('test = "blobs:test"\n', ""))
+    found, _ = verdict(project, tmp_path)
+    assert "valid samples" in next(check.note for check in found.checks if check.name == "metric_drop")
+
+
+def test_an_incomplete_last_batch_is_not_padded_into_the_metric(project: Path, tmp_path: Path) -> None:
+    """The artifact takes 7 at a time, the data has 96: the rows that fill the last call are dropped again."""
+    module = project.with_name("blobs.py")
+    module.write_text(module.read_text().replace("torch.zeros(1, 1, 24, 24)", "torch.zeros(7, 1, 24, 24)"))
+    found, _ = verdict(project, tmp_path)
+    assert "96 test samples" in next(check.note for check in found.checks if check.name == "metric_drop")
+    assert found.outcome is Outcome.PASS
+
+
+def test_a_budget_is_decided_as_it_was_asked() -> None:
+    assert Budget.parse("50%").resolve(1000) == 500
+    assert Budget.parse("12 ms").resolve(1000) == 12_000_000
+    assert replace(Budget.parse("1 us")).ns == 1000
