@@ -76,7 +76,7 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> None:
 
 _verb("profile", "Measure the network's variants on the device.", lambda road: road.profile)
 _verb("plan", "Choose what to keep: exact, with a proof.", lambda road: road.plan)
-_verb("prune", "Confirm the plan on the device and cut the network.", lambda road: (road.confirmed, road.pruned)[0])
+_verb("prune", "Confirm the plan on the device and cut the network.", lambda road: road.confirmed)
 _verb("finetune", "Train the cut network, the unpruned one teaching.", lambda road: road.tuned)
 _verb("compile", "Compile the network for the target's runtime.", lambda road: road.artifact)
 _verb("verify", "Check the artifact on the device.", lambda road: road.verdict)
@@ -127,27 +127,26 @@ def _road(
 
     from edgeprune import codec, console
     from edgeprune.pipeline import SCHEMA, open_road
-    from edgeprune.types import Result
 
     with _stdout_kept_clean(as_json) as stdout:
         screen = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
-
-        def answer(value: Any) -> None:
-            if as_json:
-                text = json.dumps({"path": str(value)}) if isinstance(value, Path) else codec.dumps(value)
-                stdout.write(text + "\n")
-            elif isinstance(value, Result):
-                console.show(value, screen)
-
+        answers: list[Any] = []
         try:
             with console.Watcher(screen) as watch, open_road(project, target, budget, fresh, watch) as road:
-                yield road, answer
+                yield road, answers.append
+                groups = road.groups
         except errors.EdgepruneError as error:
             if as_json:
                 text = _clean(str(error))
                 document = {"schema": SCHEMA, "status": "error", "exit_code": error.exit_code, "error": text}
                 stdout.write(json.dumps(document) + "\n")
             raise
+        for value in answers:  # once the progress bars are gone
+            if as_json:
+                text = json.dumps({"path": str(value)}) if isinstance(value, Path) else codec.dumps(value)
+                stdout.write(text + "\n")
+            else:
+                console.show(value, groups, screen)
 
 
 @contextmanager

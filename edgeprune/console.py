@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich import box
@@ -11,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgeprune.types import Check, Figures, Result
+from edgeprune.types import Artifact, Check, Confirmed, Figures, Groups, Plan, Result, Verdict
 
 
 class Watcher:
@@ -58,14 +60,47 @@ class Watcher:
         self._console.print(f"{stage:<10} {note}{spent}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show(result: Result, console: Console) -> None:
-    """Print the table of a run, and its checks."""
+def show(answer: object, groups: Groups, console: Console) -> None:
+    """Print what a verb answered: a table for a run or a plan, a line a check for a verdict, else where the file is."""
+
+    def put(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     console.print()
-    console.print(table(result))
-    for check in result.checks:
-        console.print(line(check), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"\nverdict   {result.status}", markup=False, highlight=False)
-    console.print(f"artifact  {result.artifact}", markup=False, highlight=False, soft_wrap=True)
+    match answer:
+        case Result():
+            console.print(table(answer))
+            _put_checks(answer.checks, put)
+            put(f"\nverdict   {answer.status}")
+            put(f"artifact  {answer.artifact}")
+        case Verdict():
+            _put_checks(answer.checks, put)
+            put(f"\nverdict   {answer.outcome}")
+        case Plan():
+            console.print(plan_table(answer, groups))
+        case Confirmed():
+            console.print(plan_table(answer.plan, groups))
+        case Artifact():
+            put(f"artifact  {answer.files[0]}")
+        case Path():
+            put(f"network   {answer}")
+
+
+def _put_checks(checks: Sequence[Check], put: Callable[[str], None]) -> None:
+    for check in checks:
+        put(line(check))
+
+
+def plan_table(plan: Plan, groups: Groups) -> Table:
+    """Every channel group: what it keeps, or why it is locked."""
+    shown = Table(box=box.SIMPLE_HEAD)
+    for heading in ("group", "keeps", "of", "parameters touched", "locked because"):
+        shown.add_column(heading, justify="right" if heading in ("keeps", "of") else "left")
+    for group in groups.groups:
+        kept = len(plan.keep.get(group.name, range(group.width)))
+        touched = len({slot.parameter for slot in group.slots})
+        shown.add_row(escape(group.name), str(kept), str(group.width), str(touched), escape(group.locked or ""))
+    return shown
 
 
 def table(result: Result) -> Table:
@@ -77,7 +112,7 @@ def table(result: Result) -> Table:
     rows: list[tuple[str, str, str, str]] = [
         ("latency p50, ms", f"{before.p50_ms:.3f}", f"{after.p50_ms:.3f}", _share(after.p50_ms, before.p50_ms)),
         ("latency p90, ms", f"{before.p90_ms:.3f}", f"{after.p90_ms:.3f}", _share(after.p90_ms, before.p90_ms)),
-        ("budget, ms", "", f"{result.budget_ms:.3f}", _share(result.budget_ms, before.p50_ms)),
+        ("budget, ms", "", f"{result.budget_ms:.3f}", _share(min(result.budget_ms, before.p50_ms), before.p50_ms)),
         ("predicted, ms", "", f"{result.predicted_ms:.3f}", ""),
         ("confirmed, ms", "", f"{result.confirmed_ms:.3f}", f"{result.rounds} round{'s' * (result.rounds != 1)}"),
         ("metric", f"{before.metric:.4f}", f"{after.metric:.4f}", f"{after.metric - before.metric:+.4f}"),

@@ -568,6 +568,8 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Walk:
     axes: dict[str, Axes] = {}
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            shape_of(node)  # refuses a dynamic one, whatever the operator
         if node.op == "placeholder":
             spec = kinds[node.name]
             value = node.meta.get("val")

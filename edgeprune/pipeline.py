@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 SCHEMA = 1  # of the run folder and of the JSON result
 AIM = 0.975  # of the budget: where a plan is aimed, the middle of what is accepted
 LEAST = 0.95  # of the budget: less is accuracy given away
+LOCKED_TOLD = 3  # locked groups that the survey's line names; the plan's table names all
 CONFIRM_PROCESSES = 6  # fresh processes of the unpruned and the cut network each, interleaved
 
 SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules"}
@@ -135,8 +136,9 @@ class Road:
 
             found = network.survey(self._model, self._inputs, self.project.lock)
             draft.write_text("groups.json", codec.dumps(found))
-            locked = [group for group in found.groups if group.locked and group.width > 1]
-            return f"{len(found.free)} channel groups can be cut, {len(locked)} are locked"
+            locked = [f"{group.name} ({group.locked})" for group in found.groups if group.locked and group.width > 1]
+            more = f" and {len(locked) - LOCKED_TOLD} more" if len(locked) > LOCKED_TOLD else ""
+            return f"{len(found.free)} channel groups can be cut; locked: {', '.join(locked[:LOCKED_TOLD]) or 'none'}{more}"
 
         return self._read(self._stage("survey", work), "groups.json", Groups)
 
@@ -199,6 +201,8 @@ class Road:
             plan = self._planned(AIM)
             draft.write_text("plan.json", codec.dumps(plan))
             kept = sum(plan.widths.values()), sum(group.width for group in self.groups.free)
+            if kept[0] == kept[1]:
+                return f"the unpruned network meets {self.project.budget} as it is: nothing to prune"
             return f"keeps {kept[0]} of {kept[1]} channels, predicted {plan.predicted.mid / 1e6:.3f} ms, gap {plan.gap:.1e}"
 
         return self._read(self._stage("plan", work), "plan.json", Plan)

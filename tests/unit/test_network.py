@@ -72,5 +72,11 @@ def test_a_dynamic_or_untraceable_model_is_a_clear_error() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
 
+    class Ragged(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nonzero(x)
+
     with pytest.raises(UsageError, match=r"torch\.export cannot trace"):
         network.survey(Branches(), image())
+    with pytest.raises(UsageError, match=r"dynamic shape.*fixed-size"):
+        network.survey(Ragged(), image())
