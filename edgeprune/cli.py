@@ -40,24 +40,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print nothing but JSON
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
 
 HERE = Path("edgeprune.toml")
+EXIT_CODES = {
+    "pass": errors.EXIT_PASS,
+    "fail": errors.EXIT_FAIL,
+    "inconclusive": errors.InconclusiveError.exit_code,
+}
 
 
-@app.command()
-def run(
-    project: ProjectOption = HERE,
-    target: TargetOption = "local",
-    budget: BudgetOption = None,
-    as_json: JsonOption = False,
-    fresh: FreshOption = False,
-) -> None:
-    """Walk the whole road: profile, plan, prune, finetune, compile, verify."""
-    with _road(project, target, budget, as_json, fresh) as (road, answer):
-        result = road.result
-        answer(result)
-    raise typer.Exit(_exit_code(str(result.status)))
-
-
-def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> None:
+def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., None]:
     def command(
         project: ProjectOption = HERE,
         target: TargetOption = "local",
@@ -68,12 +58,14 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> None:
         with _road(project, target, budget, as_json, fresh) as (road, answer):
             value = noun(road)
             answer(value)
-        outcome = getattr(value, "outcome", None)
-        raise typer.Exit(_exit_code(str(outcome)) if outcome else errors.EXIT_PASS)
+        outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
+        raise typer.Exit(EXIT_CODES[str(outcome)])
 
     app.command(name, help=text)(command)
+    return command
 
 
+run = _verb("run", "Walk the whole road: profile, plan, prune, finetune, compile, verify.", lambda road: road.result)
 _verb("profile", "Measure the network's variants on the device.", lambda road: road.profile)
 _verb("plan", "Choose what to keep: exact, with a proof.", lambda road: road.plan)
 _verb("prune", "Confirm the plan on the device and cut the network.", lambda road: road.confirmed)
@@ -101,10 +93,6 @@ def doctor(
         failed |= finding.level == "fail"
         print(f"{finding.level:<5} {_clean(finding.what)}" + (f"; fix: {finding.fix}" if finding.fix else ""))
     raise typer.Exit(errors.EXIT_FAIL if failed else errors.EXIT_PASS)
-
-
-def _exit_code(outcome: str) -> int:
-    return {"pass": errors.EXIT_PASS, "fail": errors.EXIT_FAIL}.get(outcome, errors.InconclusiveError.exit_code)
 
 
 def _digits() -> Path:

@@ -138,4 +138,5 @@ def _share(new: float, old: float) -> str:
 def line(check: Check) -> str:
     """One check in one line."""
     note = f"  ({check.note})" if check.note else ""
-    return f"{check.outcome.value:<12} {check.name:<26} {check.value:.6g}, limit {check.limit:.6g}{note}"
+    shape = ",.0f" if check.name.endswith("bytes") else ".4g"
+    return f"{check.outcome.value:<12} {check.name:<26} {check.value:{shape}}, limit {check.limit:{shape}}{note}"

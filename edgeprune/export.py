@@ -65,7 +65,7 @@ def to_onnx(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[
                     output_names=[f"output_{i}" for i in range(outputs)],
                 )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise UsageError(f"the model cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
+            raise UsageError(f"the model cannot be exported to ONNX: {network.first_line(error)}") from error
     return buffer.getvalue()
 
 

@@ -142,7 +142,7 @@ def prove(model: nn.Module, small: nn.Module, recipe: Recipe, inputs: tuple[Tens
         except (
             Exception
         ) as error:  # whatever the user's forward raises on the new sizes is the reason to refuse the cut
-            raise CutError(f"the cut network's forward raises {type(error).__name__}: {_first_line(error)}") from error
+            raise CutError(f"the cut network's forward raises {type(error).__name__}: {first_line(error)}") from error
     pairs = list(zip(tensors(expected), tensors(got), strict=True))
     for i, (wanted, value) in enumerate(pairs):
         if wanted.shape != value.shape:
@@ -171,7 +171,8 @@ def tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of bounded length."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else ""
 
@@ -207,18 +208,18 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
             metadata = file.metadata() or {}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path}: cannot be read as safetensors: {_first_line(error)}") from error
+        raise UsageError(f"{path}: cannot be read as safetensors: {first_line(error)}") from error
     if metadata.get("edgeprune") != "1":
         raise UsageError(f"{path}: holds no kept indices; give a file that edgeprune wrote (pruned.safetensors)")
-    kept = {
-        name: {int(dim): tuple(indices) for dim, indices in dims.items()}
-        for name, dims in json.loads(metadata["recipe"]).items()
-    }
     try:
+        kept = {
+            name: {int(dim): tuple(indices) for dim, indices in dims.items()}
+            for name, dims in json.loads(metadata["recipe"]).items()
+        }
         small = sliced(model, kept)
         missing, unexpected = small.load_state_dict(stored, strict=False)
-    except (RuntimeError, IndexError) as error:
-        raise UsageError(f"{path}: does not belong to this model: {_first_line(error)}") from error
+    except (RuntimeError, IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: does not belong to this model: {first_line(error)}") from error
     aliases = {name for name in missing if name in _shared_names(small)}
     if unexpected or set(missing) - aliases:
         first = [*unexpected, *(set(missing) - aliases)][0]

@@ -271,6 +271,8 @@ class Road:
                 draft.write_text("history.json", codec.dumps(list[Epoch]()))
                 return "no epochs asked for" if self._cuts else "nothing was cut, nothing to train"
             checkpoint = self._store.scratch("finetune", self._keys["finetune"]) / "checkpoint.safetensors"
+            if self._fresh:
+                checkpoint.unlink(missing_ok=True)
 
             def on_epoch(epoch: Epoch) -> None:
                 self._watch.step(epoch.epoch, self.project.epochs, f"validation metric {epoch.metric:.4f}")

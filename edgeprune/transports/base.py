@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,6 +93,14 @@ def _document(payload: bytes) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise DeviceError("the device's reply is no JSON object")
     return document
+
+
+def copy_back(source: str, path: Path) -> None:
+    """Copy a file that this machine can see. Raises `DeviceError` naming it."""
+    try:
+        shutil.copyfile(source, path)
+    except OSError as error:
+        raise DeviceError(f"{source}: {error.strerror}") from error
 
 
 def printable(text: str, most: int = LIMITS.message_chars) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import DeviceError
-from edgeprune.transports.base import Transport
+from edgeprune.transports.base import Transport, copy_back
 
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -28,10 +26,7 @@ class Fake(Transport):
 
     def get(self, remote: str, path: Path) -> None:
         """Copy a file."""
-        try:
-            shutil.copyfile(remote, path)
-        except OSError as error:
-            raise DeviceError(f"{remote}: {error.strerror}") from error
+        copy_back(remote, path)
 
     def call(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
         """Answer from the script."""

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import IO, Any
 from edgeprune.agent import AGENT
 from edgeprune.errors import DeviceError
 from edgeprune.limits import LIMITS
-from edgeprune.transports.base import Frames, Transport, printable
+from edgeprune.transports.base import Frames, Transport, copy_back, printable
 
 PASSED = (
     "PATH",
@@ -40,10 +39,7 @@ class Local(Transport):
 
     def get(self, remote: str, path: Path) -> None:
         """Copy a file that the agent wrote."""
-        try:
-            shutil.copyfile(remote, path)
-        except OSError as error:
-            raise DeviceError(f"{remote}: {error.strerror}") from error
+        copy_back(remote, path)
 
     def call(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
         """Start the agent for these jobs; see `Transport.call`."""
