@@ -7,6 +7,7 @@ run that reuses everything never does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -64,6 +65,7 @@ NEEDS = {
     "verify": ("baseline", "artifact"),
 }
 
+log = logging.getLogger("edgeprune")
 Noun = TypeVar("Noun")
 
 
@@ -255,7 +257,10 @@ class Road:
                 f"no plan was confirmed in {len(tried)} rounds: measured {shares} of the budget; the device may be too busy"
                 " to measure: run again when it is quiet, or raise the budget"
             )
-        return Confirmed(max(met, key=lambda pair: pair[1].share)[0], tuple(turn for _, turn in tried))
+        plan, turn = max(met, key=lambda pair: pair[1].share)
+        if turn.share < LEAST and not full_up:
+            log.warning("the confirmed plan uses only %.1f%% of the budget: accuracy is given away", 100 * turn.share)
+        return Confirmed(plan, tuple(turn for _, turn in tried))
 
     @cached_property
     def tuned(self) -> Path:

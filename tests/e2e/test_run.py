@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -32,13 +33,23 @@ def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Fin
     assert session.get_inputs()[0].shape == [1, 1, 24, 24]
 
 
-def test_the_same_command_again_reuses_everything_in_under_two_seconds(walked: tuple[Path, Finished]) -> None:
+def test_the_same_command_again_reuses_everything(walked: tuple[Path, Finished]) -> None:
     project, first = walked
-    started = time.monotonic()
     again = command("run", "--project", project, "--json")
-    assert time.monotonic() - started < 5  # 2 s on a quiet machine; the figure is in benchmarks/README.md
     assert again.json == first.json
     assert "reused" in again.err and again.err.count("reused") == len(again.err.strip().splitlines())
+
+
+def test_what_is_reused_needs_no_torch(walked: tuple[Path, Finished]) -> None:
+    """Importing torch takes longer than all the rest; how long a repeated run takes is in benchmarks/README.md."""
+    code = (
+        "import sys\n"
+        f"sys.argv = ['edgeprune', 'run', '--project', {str(walked[0])!r}, '--json']\n"
+        "from edgeprune.cli import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode in (0, 4), done.stderr
 
 
 def test_another_budget_measures_no_profile_again(walked: tuple[Path, Finished], tmp_path: Path) -> None:
