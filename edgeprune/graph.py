@@ -263,9 +263,10 @@ def first_units(groups: Groups, widths: Widths) -> dict[str, tuple[int, ...]]:
 def candidate_widths(group: Group) -> tuple[int, ...]:
     """The widths that the planner chooses among: multiples of a power of two, at most `LIMITS.group_widths`, and the full one.
 
-    Kernels work in blocks of 4 to 32 channels; widths between are slower than the next block on most runtimes.
+    Kernels work in blocks of 4 to 32 channels, and widths between them are often slower than the next block: groups of 16
+    and more keep multiples of 4 at least.
     """
-    step = 1
+    step = 4 if group.width >= 16 else 2 if group.width >= 8 else 1
     while step * LIMITS.group_widths < group.width:
         step *= 2
     return (*range(step, group.width, step), group.width)

@@ -1,9 +1,9 @@
 """Profile -> latency model; pure.
 
-Per layer, a sum of non-negative terms in input and output channels rounded up to the steps that kernels work in; the
-fit chooses the steps. Node times from the runtime's profiler shape the layers, whole-network times taken without a
-profiler set the scale: both stand in one least-squares problem. Every term grows with the channels, so the model is
-monotone by construction.
+Per layer, a sum of non-negative terms in input and output channels: rounded up to the steps that kernels work in, and
+counted again where they are not aligned; the fit chooses. Node times from the runtime's profiler shape the layers,
+whole-network times taken without a profiler set the scale: both stand in one least-squares problem. Among
+multiples of 16, wider is never faster.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from edgeprune.types import Experiment, Groups, Interval, Layer, Profile, Widths
 
 # Channels that kernels round up to: scalar, SSE and NEON, AVX2, AVX-512 and NCHWc blocks, and sets of four of those.
 STEPS = (1, 4, 8, 16, 32, 64)
+# A count that is no multiple of these may fall back to a slower kernel: 30 depthwise channels were measured at four times
+# the latency of 32 (ONNX Runtime, AVX-512). So wider can be faster, and the model may say so.
+ALIGNED = (4, 8, 16)
 COVERAGE = 0.9  # share of unseen configurations that an interval should hold
 NODE_WEIGHT = 0.5  # of a layer's node time beside a whole-network time: nodes rank, whole networks scale
 FOLDS = 6
@@ -31,12 +34,15 @@ def _up(channels: np.ndarray, step: int) -> np.ndarray:
 
 
 def _features(layer: Layer, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Terms of a layer's latency, (points, terms), each at most 1 at the full widths' scale; the last is a constant."""
+    """Terms of a layer's latency, (points, terms), none of them negative; the last is a constant."""
     ones = np.ones(len(inputs))
+    outs = [_up(outputs, s) for s in STEPS]
     if layer.per_group is not None:  # inputs and outputs shrink together
-        return np.stack([*(_up(outputs, s) for s in STEPS), ones], axis=1)
-    ins, outs = [_up(inputs, s) for s in STEPS], [_up(outputs, s) for s in STEPS]
-    return np.stack([*(i * o for i in ins for o in outs), *ins, *outs, ones], axis=1)
+        return np.stack([*outs, *(outputs * (outputs % s > 0) for s in ALIGNED), ones], axis=1)
+    ins = [_up(inputs, s) for s in STEPS]
+    work = inputs * outputs
+    slow = [work * (channels % s > 0) for channels in (inputs, outputs) for s in ALIGNED]
+    return np.stack([*(i * o for i in ins for o in outs), *slow, *ins, *outs, ones], axis=1)
 
 
 @dataclass(frozen=True)

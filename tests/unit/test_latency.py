@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nets import Residual, image
 
-from edgeprune import latency, network, profiling
+from edgeprune import graph, latency, network, profiling
 from edgeprune.errors import InconclusiveError
 from edgeprune.types import Device, Experiment, Groups, Profile, Run, Samples, Widths
 
@@ -16,6 +16,11 @@ DEVICE = Device("x86_64", "synthetic", 1, "none", "none", "0", "boot")
 @pytest.fixture(scope="module")
 def groups() -> Groups:
     return network.survey(Residual(), image())
+
+
+def drawn(groups: Groups, random: np.random.Generator) -> dict[str, int]:
+    """Candidate widths of every group, at random."""
+    return groups.full() | {g.name: int(random.choice(list(graph.candidate_widths(g)))) for g in groups.free}
 
 
 def truth(groups: Groups, widths: Widths, step: int) -> dict[str, float]:
@@ -43,7 +48,7 @@ def test_steps_are_found_and_unseen_widths_predicted(groups: Groups, step: int) 
     fitted = latency.fit(groups, profile(groups, 40, step, noise=0.0))
     random = np.random.default_rng(7)
     for _ in range(20):
-        widths = groups.full() | {g.name: int(random.integers(1, g.width + 1)) for g in groups.free}
+        widths = drawn(groups, random)
         wanted = sum(truth(groups, widths, step).values()) + 3000
         assert fitted.ns(widths) == pytest.approx(wanted, rel=0.03)
 
@@ -52,19 +57,32 @@ def test_intervals_hold(groups: Groups) -> None:
     fitted = latency.fit(groups, profile(groups, 50, 4, noise=0.02))
     held, random = 0, np.random.default_rng(3)
     for _ in range(200):
-        widths = groups.full() | {g.name: int(random.integers(1, g.width + 1)) for g in groups.free}
+        widths = drawn(groups, random)
         seen = (sum(truth(groups, widths, 4).values()) + 3000) * (1 + 0.02 * random.standard_normal())
         interval = fitted.predict(widths)
         held += interval.low <= seen <= interval.high
     assert held / 200 >= 0.8
 
 
-def test_wider_is_never_faster(groups: Groups) -> None:
-    fitted = latency.fit(groups, profile(groups, 30, 8, noise=0.05))
-    full = groups.full()
-    for group in groups.free:
-        times = [fitted.ns(full | {group.name: width}) for width in range(1, group.width + 1)]
-        assert times == sorted(times)
+def test_widths_that_fall_out_of_the_fast_kernel_are_found(groups: Groups) -> None:
+    """As measured: 30 depthwise channels took four times as long as 32."""
+
+    def total(widths: Widths) -> dict[str, float]:
+        times = truth(groups, widths, 1)
+        slow = {layer.name: 3 if layer.inputs.size(widths) % 4 else 1 for layer in groups.layers}
+        return {name: ns * slow[name] for name, ns in times.items()}
+
+    experiments = []
+    for i, widths in enumerate([groups.full(), *profiling.design(groups, 50)]):
+        layers = total(widths)
+        samples = Samples((Run((round(sum(layers.values())),), 1),))
+        nodes = {name: round(ns) for name, ns in layers.items()}
+        experiments.append(Experiment("fit" if i else "baseline", dict(widths), samples, nodes))
+    fitted = latency.fit(groups, Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments)))
+    aligned, fewer = groups.full() | {"stem.0": 8}, groups.full() | {"stem.0": 6}
+    for widths in (aligned, fewer):
+        assert fitted.ns(widths) == pytest.approx(sum(total(widths).values()), rel=0.05)
+    assert fitted.ns(fewer) > fitted.ns(aligned)
 
 
 def test_shares_add_up_to_at_most_one(groups: Groups) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeprune import graph, planning
 from edgeprune.errors import InfeasibleError
-from edgeprune.latency import STEPS, LatencyModel, LayerCost
+from edgeprune.latency import STEPS, LatencyModel, LayerCost, _features
 from edgeprune.types import Group, Groups, Layer, Scores, Slot, Span
 
 
@@ -28,7 +29,7 @@ def stepped(groups: Groups, steps: list[int]) -> LatencyModel:
     """A model whose layers cost their channels rounded up to a step, times 100 ns, and a constant."""
     costs = []
     for layer, step in zip(groups.layers, steps, strict=True):
-        coefficients = [0.0] * (len(STEPS) ** 2 + 2 * len(STEPS) + 1)
+        coefficients = [0.0] * _features(layer, np.ones(1), np.ones(1)).shape[1]
         coefficients[STEPS.index(step) * (len(STEPS) + 1)] = 100.0
         coefficients[-1] = 50.0
         costs.append(LayerCost(layer, tuple(coefficients)))
