@@ -28,6 +28,7 @@ from edgeprune.types import (
     Epoch,
     Experiment,
     Groups,
+    Interval,
     Plan,
     Profile,
     Project,
@@ -243,13 +244,14 @@ class Road:
             turn = self._measured(plan)
             tried.append((plan, turn))
             model = latency.fit(self.groups, self.profile)
-            correction = turn.measured_ns / model.ns(plan.widths)
+            correction = turn.measured.mid / model.ns(plan.widths)
             wider = planning.wider(self.groups, plan.widths)
             full_up = all(model.ns(widths) * correction > turn.budget_ns for widths in wider)
-            if turn.share <= 1 and (turn.share >= LEAST or full_up):
+            if turn.safe and (turn.share >= LEAST or full_up):
                 break
             if len(tried) < LIMITS.confirm_rounds:
                 plan = self._planned(AIM / correction)
+        safe = [(plan, turn) for plan, turn in tried if turn.safe]
         met = [(plan, turn) for plan, turn in tried if turn.share <= 1]
         if not met:
             shares = ", ".join(f"{100 * turn.share:.1f}%" for _, turn in tried)
@@ -257,7 +259,8 @@ class Road:
                 f"no plan was confirmed in {len(tried)} rounds: measured {shares} of the budget; the device may be too busy"
                 " to measure: run again when it is quiet, or raise the budget"
             )
-        plan, turn = max(met, key=lambda pair: pair[1].share)
+        # On a machine too noisy for any to be safe, the fastest is the one most likely to hold.
+        plan, turn = max(safe, key=lambda pair: pair[1].share) if safe else min(met, key=lambda pair: pair[1].share)
         if turn.share < LEAST and not full_up:
             log.warning("the confirmed plan uses only %.1f%% of the budget: accuracy is given away", 100 * turn.share)
         return Confirmed(plan, tuple(turn for _, turn in tried))
@@ -339,7 +342,7 @@ class Road:
             runtime=self.target.runtime,
             budget_ms=verdict.budget_ms,
             predicted_ms=(turn.predicted_ns if turn else plan.predicted.mid) / 1e6,
-            confirmed_ms=(turn.measured_ns if turn else plan.predicted.mid) / 1e6,
+            confirmed_ms=(turn.measured.mid if turn else plan.predicted.mid) / 1e6,
             rounds=len(confirmed.rounds),
             baseline=verdict.baseline,
             pruned=verdict.pruned,
@@ -433,16 +436,17 @@ class Road:
         models = [self.variant(self.groups.full()), self.variant(widths)]
         unpruned, cut = self.bench.time(models, self.input_files, CONFIRM_PROCESSES)
         # The ratio of interleaved runs is free of the machine's drift; the profile's baseline gives it its size.
-        scale = stats.ratio(cut, unpruned).mid * baseline_ns / stats.latency(cut).mid
+        ratio = stats.ratio(cut, unpruned)
+        shared = Interval(ratio.low * baseline_ns, ratio.mid * baseline_ns, ratio.high * baseline_ns)
+        scale = shared.mid / stats.latency(cut).mid
         self._keep(self.profile.with_experiments([Experiment("confirm", widths, cut, scale=scale)]))
-        absolute = self.project.budget.ns is not None
         turn = Round(
             widths=plan.widths,
             predicted_ns=plan.predicted.mid,
-            measured_ns=stats.latency(cut).mid * (1 if absolute else scale),
+            measured=shared if self.project.budget.ns is None else stats.latency(cut),
             budget_ns=plan.budget_ns,
         )
-        figures = f"predicted {turn.predicted_ns / 1e6:.3f} ms, measured {turn.measured_ns / 1e6:.3f} ms"
+        figures = f"predicted {turn.predicted_ns / 1e6:.3f} ms, measured {turn.measured.mid / 1e6:.3f} ms"
         self._watch.done("confirm", f"{figures}: {100 * turn.share:.1f}% of the budget")
         return turn
 

@@ -337,13 +337,18 @@ class Round:
 
     widths: dict[str, int]
     predicted_ns: float
-    measured_ns: float
+    measured: Interval
     budget_ns: float
 
     @property
     def share(self) -> float:
         """The share of the budget that the measured latency uses."""
-        return self.measured_ns / self.budget_ns
+        return self.measured.mid / self.budget_ns
+
+    @property
+    def safe(self) -> bool:
+        """Whether the whole interval is within the budget, so that measuring again is unlikely to say otherwise."""
+        return self.measured.high <= self.budget_ns
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_the_times_of_a_process_stand_on_one_line() -> None:
     "noun",
     [
         PLAN,
-        Confirmed(PLAN, (Round({"a": 2}, 1.0, 2.0, 3.0),)),
+        Confirmed(PLAN, (Round({"a": 2}, 1.0, Interval(1.0, 2.0, 2.5), 3.0),)),
         Scores("taylor", {"a": (0.0, 1.5)}),
         GROUPS,
         Artifact((Path("model.xml"), Path("model.bin")), "ab", "openvino", "fp32", "src"),
