@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeprune.agent import AGENT
 from edgeprune.errors import DeviceError
 from edgeprune.transports.base import Transport
 from edgeprune.transports.fake import Fake
@@ -82,3 +85,11 @@ def test_files_come_back(transport: Transport, tmp_path: Path) -> None:
 def test_closing_twice_is_fine(transport: Transport) -> None:
     transport.close()
     transport.close()
+
+
+def test_the_agent_is_for_old_devices_and_stands_alone() -> None:
+    """Python 3.8 syntax, one file, nothing imported at the top but the standard library."""
+    tree = ast.parse(AGENT.read_text(), feature_version=(3, 8))
+    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    assert names and set(names) <= sys.stdlib_module_names
+    assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
