@@ -1,0 +1,172 @@
+"""The user's code: where it is looked up, and what its data may be."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune import project as user
+from edgeprune.errors import UsageError
+from edgeprune.types import Budget, Project
+
+HEAD = "import torch\nfrom torch import nn\n"
+
+
+def made(folder: Path, code: str = "", **changes: str | None) -> Project:
+    """A project whose functions are all in `m.py`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "m.py").write_text(HEAD + code)
+    names: dict[str, str | None] = {"test": None, "loss": None, "metric": None, **changes}
+    return Project(
+        path=folder / "edgeprune.toml",
+        name="p",
+        factory="m:build",
+        weights=None,
+        inputs="m:inputs",
+        train="m:train",
+        valid="m:valid",
+        budget=Budget(fraction=0.5),
+        **names,  # type: ignore[arg-type]
+    )
+
+
+def test_like_named_modules_of_two_projects_do_not_meet(tmp_path: Path) -> None:
+    code = "import helper\ndef build():\n    from late import NAME\n    return helper.NAME + NAME\n"
+    projects = [made(tmp_path / name, code) for name in "ab"]
+    for project in projects:
+        for module in ("helper", "late"):
+            project.path.with_name(f"{module}.py").write_text(f"NAME = {project.path.parent.name!r}\n")
+    before = list(sys.path)
+    for project in (*projects, *projects):
+        answer = user._call(project, "m:build", "[model] factory")
+        assert answer == 2 * project.path.parent.name
+    assert sys.path == before
+
+
+def test_an_edited_module_is_read_again(tmp_path: Path) -> None:
+    for width in (3, 4):  # as long as before and within a second: Python's own cache would not notice
+        project = made(tmp_path / "a", f"def build():\n    return nn.Linear({width}, 1)\n")
+        model = user.build_model(project)
+        assert isinstance(model, nn.Linear) and model.in_features == width
+
+
+def test_packages_and_installed_modules(tmp_path: Path) -> None:
+    project = made(tmp_path / "a")
+    package = tmp_path / "a" / "nets"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .deep import value\n")
+    (package / "deep.py").write_text("from . import side\ndef value():\n    return side.NUMBER\n")
+    (package / "side.py").write_text("NUMBER = 7\n")
+    assert user.load_function(project, "nets:value", "k")() == 7
+    assert user.load_function(project, "nets.deep:value", "k")() == 7
+    assert user.load_function(project, "os.path:join", "k")("a", "b") == str(Path("a", "b"))
+
+
+def test_an_error_names_the_user_s_own_line(tmp_path: Path) -> None:
+    project = made(tmp_path / "a", "def build():\n    return torch.zeros(2) @ torch.zeros(3)\n")
+    with pytest.raises(UsageError, match=r"m:build.*RuntimeError.*\(m\.py, line 4\)"):
+        user.build_model(project)
+
+
+def test_a_model_without_weights_is_the_same_every_time_and_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
+    project = made(tmp_path / "a", "def build():\n    return nn.Linear(2, 2)\n")
+    state = torch.get_rng_state()
+    first, second = (user.build_model(project).state_dict()["weight"] for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_infinite_mask_is_no_spoilt_weight(tmp_path: Path) -> None:
+    code = (
+        "class Masked(nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(2, 2)\n"
+        "        self.register_buffer('mask', torch.full((2, 2), float('-inf')))\n"
+        "build = Masked\n"
+    )
+    assert user.build_model(made(tmp_path / "a", code))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("()", "tuple of tensors"),
+        ("(1,)", "tuple of tensors"),
+        ("(torch.zeros(()),)", "batch dimension"),
+        ("(torch.zeros(0, 3),)", "empty"),
+        ("(torch.zeros(1, 3), torch.zeros(2, 3))", "batch sizes"),
+        ("(torch.full((1, 3), float('nan')),)", "NaN"),
+    ],
+)
+def test_example_inputs(answer: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\[model\] inputs.*" + told):
+        user.example_inputs(made(tmp_path / "a", f"def inputs():\n    return {answer}\n"))
+
+
+def test_batches_are_made_once_read_again_and_told_the_epoch(tmp_path: Path) -> None:
+    code = (
+        "class Data:\n"
+        "    made, epoch = 0, 0\n"
+        "    def set_epoch(self, epoch):\n"
+        "        self.epoch = epoch\n"
+        "    def __iter__(self):\n"
+        "        yield torch.full((2, 3), float(self.epoch)), torch.tensor([0, 1])\n"
+        "        yield [torch.ones(1, 3), torch.ones(1)], torch.tensor([0])\n"
+        "def train():\n"
+        "    Data.made += 1\n"
+        "    data = Data()\n"
+        "    data.number = Data.made\n"
+        "    return data\n"
+    )
+    project = made(tmp_path / "a", code)
+    for epoch in (1, 2):
+        batches = user.batches(project, "train")
+        batches.set_epoch(epoch)
+        for _ in range(2):
+            (first, _), (second, _) = batches
+            assert float(first[0][0, 0]) == epoch and len(first) == 1 and len(second) == 2
+        assert batches._data.number == 1
+
+
+def test_a_missing_batch_does_not_end_the_data_unseen(tmp_path: Path) -> None:
+    batch = "(torch.zeros(1, 3), torch.tensor([0]))"
+    project = made(tmp_path / "a", f"def train():\n    return [{batch}, None, {batch}]\n")
+    with pytest.raises(UsageError, match="batch 1 is None"):
+        list(user.batches(project, "train"))
+
+
+def test_data_that_runs_dry_is_told(tmp_path: Path) -> None:
+    code = (
+        "class Once:\n"
+        "    def __init__(self):\n"
+        "        self.left = iter([(torch.zeros(1, 3), torch.tensor([0]))])\n"
+        "    def __iter__(self):\n"
+        "        return self.left\n"
+        "train = Once\n"
+    )
+    batches = user.batches(made(tmp_path / "a", code), "train")
+    assert len(list(batches)) == 1
+    with pytest.raises(UsageError, match="read once only"):
+        list(batches)
+
+
+def test_targets_of_another_loss_and_metric_are_the_user_s_business(tmp_path: Path) -> None:
+    code = (
+        "def train():\n    return [(torch.zeros(2, 3), torch.tensor([0, 500]))]\n"
+        "valid = train\n"
+        "def near(outputs, targets):\n    return ((outputs[:, 0] - targets) ** 2).mean()\n"
+    )
+    model = nn.Linear(3, 1)
+    with pytest.raises(UsageError, match="label 500"):
+        user.check_data(model, made(tmp_path / "a", code))
+    user.check_data(model, made(tmp_path / "b", code, loss="m:near", metric="m:near"))
+
+
+def test_top_1_refuses_to_stretch() -> None:
+    assert user._top1(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])) == 0.5
+    one_hot: Tensor = torch.eye(2, dtype=torch.long)
+    with pytest.raises(ValueError, match="do not fit"):
+        user._top1(torch.zeros(2, 2), one_hot)
