@@ -56,13 +56,13 @@ def test_an_edited_module_is_read_again(tmp_path: Path) -> None:
 
 def test_packages_and_installed_modules(tmp_path: Path) -> None:
     project = made(tmp_path / "a")
-    package = tmp_path / "a" / "nets"
+    package = tmp_path / "a" / "zoo"
     package.mkdir()
     (package / "__init__.py").write_text("from .deep import value\n")
     (package / "deep.py").write_text("from . import side\ndef value():\n    return side.NUMBER\n")
     (package / "side.py").write_text("NUMBER = 7\n")
-    assert user.load_function(project, "nets:value", "k")() == 7
-    assert user.load_function(project, "nets.deep:value", "k")() == 7
+    assert user.load_function(project, "zoo:value", "k")() == 7
+    assert user.load_function(project, "zoo.deep:value", "k")() == 7
     assert user.load_function(project, "os.path:join", "k")("a", "b") == str(Path("a", "b"))
 
 
