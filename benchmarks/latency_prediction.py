@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from nets import NETS, inputs
 
-from edgeprune import export, graph, latency, network, profiling, runtimes
+from edgeprune import graph, latency, network, profiling, runtimes
 from edgeprune.bench import Bench, open_bench
+from edgeprune.formats import FORMATS
 from edgeprune.types import Groups, Profile, Target
 
 ANCHOR_EVERY = 5
@@ -45,8 +46,8 @@ def measure(bench: Bench, models: list[Path], anchor: Path, files: list[Path]) -
     for i in range(len(models)):
         order += [-1, i] if i % ANCHOR_EVERY == 0 else [i]
     order.append(-1)
-    runs = list(bench.time_each([anchor if i < 0 else models[i] for i in order], files))
-    medians = np.array([np.median(run.times_ns) for run in runs])
+    measured = bench.measure([anchor if i < 0 else models[i] for i in order], files)
+    medians = np.array([np.median(m.run.times_ns) for m in measured])
     places = [at for at, i in enumerate(order) if i < 0]
     shares = [medians[at] / np.interp(at, places, medians[places]) for at, i in enumerate(order) if i >= 0]
     return np.array(shares), float(np.median(medians[places]))
@@ -67,7 +68,7 @@ def row(name: str, predicted: np.ndarray, measured: np.ndarray) -> dict[str, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=sorted(NETS), required=True)
-    parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], required=True)
+    parser.add_argument("--runtime", choices=["onnxruntime", "openvino", "tflite"], required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -80,15 +81,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, open_bench(target, Path(folder)) as bench:
         started = time.monotonic()
         groups = network.survey(model, example)
-        template = export.Template(model, example, groups)
+        template = FORMATS[runtime.format](model, example, groups)
         files = bench.save_inputs([tensor.numpy() for tensor in example], Path(folder))
 
         def variant(widths: dict[str, int]) -> Path:
             place = Path(tempfile.mkdtemp(dir=folder))
-            (place / "exported.onnx").write_bytes(template.variant(widths))
-            return runtime.convert(place / "exported.onnx", place)[0]
+            exported = place / f"exported.{runtime.format}"
+            exported.write_bytes(template.variant(widths))
+            return runtime.convert(exported, place)[0]
 
-        owners = export.attribution(template, groups.layers)
+        owners = template.owners(groups.layers)
         profile = Profile("benchmark", options.net, groups.network, bench.device, options.threads, "fp32", ())
 
         def told(done: int, total: int, note: str) -> None:

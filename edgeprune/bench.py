@@ -1,30 +1,47 @@
-"""Target -> an identified device that measures; a context manager that leaves it as it was."""
+"""Target -> a leased, identified device that measures; a context manager that leaves it as it was."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeprune import runtimes, transports
-from edgeprune.errors import DeviceError, RuntimeMissing
+from edgeprune import runtimes, stats, transports
+from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.transports.base import Transport, printable
 from edgeprune.types import Device, Run, Samples, Target
 
-NODE_TIMED_S = 0.1  # of profiled runs a process: node times rank, they need no more
+PROFILED_S = 0.1  # of profiled runs a process: node times rank, they need no more
+SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
+REPEATS = 0.002  # spread of their medians, relative, below which a device repeats itself
+RETRIES = 3  # of a disturbed process
+RESETS = 1  # of the device that a session lives through
+
+log = logging.getLogger("edgeprune")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One process: its run and, where asked for, nanoseconds by node: {ONNX node or output name: ns}."""
+
+    run: Run
+    nodes: dict[str, int]
 
 
 @contextmanager
-def open_bench(target: Target, scratch: Path) -> Iterator[Bench]:
+def open_bench(target: Target, scratch: Path, wait_s: float = 0.0) -> Iterator[Bench]:
     """The device of `target`, identified; `scratch` is a folder of this machine for what passes through.
 
-    Raises `RuntimeMissing` where the device has no such runtime, `DeviceError` where it does not answer.
+    Raises `RuntimeMissing` where the device has no such runtime, `DeviceError` where it does not answer, and `BusyError`
+    where somebody else holds it for longer than `wait_s`.
     """
-    transport = transports.connect(target)
+    transport = transports.connect(target, wait_s)
     try:
         yield Bench(target, transport, scratch)
     finally:
@@ -37,10 +54,17 @@ class Bench:
     def __init__(self, target: Target, transport: Transport, scratch: Path) -> None:
         self._target, self._transport, self._scratch = target, transport, scratch
         self._runtime = runtimes.RUNTIMES[target.runtime]
+        self._resets = 0
+        self.discarded = 0  # processes whose times were thrown away as disturbed
         self.device = self._identify()
+        if self.device.emulated and not target.emulated:
+            raise UsageError(
+                f"{target.path}: this device is emulated, so its times are no measure of a board; give a physical one, or"
+                " write [expect] emulated = true"
+            )
 
     def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
-        """Write input arrays as files that `time`, `nodes` and `outputs` take."""
+        """Write input arrays as files that `time`, `measure` and `outputs` take."""
         paths = []
         for i, array in enumerate(arrays):
             paths.append(folder / f"input_{i}.npy")
@@ -48,86 +72,186 @@ class Bench:
         return paths
 
     def time(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
-        """`processes` fresh processes of each model, interleaved; whole-network times in nanoseconds, no profiler."""
+        """`processes` fresh processes of each model, interleaved; whole-network times in nanoseconds, no profiler.
+
+        A device that repeats itself to `REPEATS` is left alone after `SETTLED` of them.
+        """
         order = interleaved(len(models), processes)
-        runs = list(self.time_each([models[i] for i in order], inputs))
-        return [Samples(tuple(run for i, run in zip(order, runs, strict=True) if i == m)) for m in range(len(models))]
+        first = min(len(order), SETTLED * len(models))
+        runs: list[Run] = []
+        for part in (order[:first], order[first:]):
+            runs += [m.run for m in self.measure([models[i] for i in part], inputs)]
+            samples = [
+                Samples(tuple(run for i, run in zip(order[: len(runs)], runs, strict=True) if i == m))
+                for m in range(len(models))
+            ]
+            if all(stats.full_range(s) <= REPEATS for s in samples):
+                break
+        return samples
 
-    def time_each(
-        self, models: Sequence[Path], inputs: Sequence[Path], timed_s: float = LIMITS.timed_s
-    ) -> Iterator[Run]:
-        """One fresh process of each model, in this order, timed for `timed_s` after warm-up."""
-        for reply in self._call("time", models, inputs, timed_s=timed_s):
-            try:
-                yield Run(tuple(reply["times_ns"]), reply["peak_memory_bytes"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise DeviceError(f"the device's samples cannot be used: {printable(str(error))}") from error
+    def measure(
+        self, models: Sequence[Path], inputs: Sequence[Path], timed_s: float = LIMITS.timed_s, profiled: bool = False
+    ) -> list[Measured]:
+        """One fresh process of each model, in this order, timed for up to `timed_s` after warm-up.
 
-    def nodes(self, models: Sequence[Path], inputs: Sequence[Path]) -> Iterator[dict[str, int]]:
-        """Nanoseconds by node of each model, from the runtime's profiler: {ONNX node or output name: ns}."""
-        for reply in self._call("nodes", models, inputs, timed_s=NODE_TIMED_S):
-            try:
-                yield self._runtime.node_times(reply["nodes"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise DeviceError(f"the device's node times cannot be used: {printable(str(error))}") from error
+        Disturbed ones are thrown away and done again, at the end. Raises `InconclusiveError` when that does not help.
+        """
+        results: dict[int, Measured] = {}
+        todo = list(range(len(models)))
+        for _ in range(1 + RETRIES):
+            options = {"timed_s": timed_s, "profiled_s": PROFILED_S}
+            asked = [models[i] for i in todo]
+            again = []
+            for i, reply in zip(todo, self._ask("time", asked, inputs, options, profiled), strict=True):
+                measured = self._measured(reply, profiled)
+                reason = self._disturbance(measured.run)
+                if reason is None:
+                    results[i] = measured
+                else:
+                    again.append(i)
+            todo = again
+            if not todo:
+                return [results[i] for i in range(len(models))]
+            self.discarded += len(todo)
+            log.warning("%s: discarded %d of %d measurements: %s", self._target.name, len(todo), len(asked), reason)
+        raise InconclusiveError(
+            f"{self._target.name}: too disturbed to measure: {reason}; cool and power the device well, stop other work on it,"
+            " and run again"
+        )
 
-    def outputs(self, model: Path, stacked: Sequence[np.ndarray], count: int = 1) -> list[np.ndarray]:
-        """Run `model` on every sample: inputs (samples, *input shape); the first `count` outputs, stacked alike."""
-        inputs = self.save_inputs(stacked, self._scratch)
-        remote = [str(self._scratch / f"output_{i}.npy") for i in range(count)]
-        for reply in self._call("outputs", [model], inputs, outputs=remote):
-            if reply.get("count") != len(stacked[0]):
-                raise DeviceError(f"the device ran {printable(str(reply.get('count')))} of {len(stacked[0])} samples")
-        results = []
-        for i, path in enumerate(remote):
-            local = self._scratch / f"fetched_{i}.npy"
-            self._transport.get(path, local)
-            results.append(np.load(local, allow_pickle=False))
-        return results
+    def outputs(
+        self, model: Path, stacked: Sequence[np.ndarray], count: int = 1, seconds: float = LIMITS.job_s / 4
+    ) -> list[np.ndarray]:
+        """Run `model` on every sample: inputs (samples, *input shape); the first `count` outputs, stacked alike.
+
+        Goes in parts of at most `seconds` of the device's time and `LIMITS.output_bytes`.
+        """
+        parts: list[list[np.ndarray]] = []
+        at = 0
+        most = max(1, LIMITS.call_bytes // max(1, sum(array[:1].nbytes for array in stacked)))
+        while at < len(stacked[0]):
+            files = self.save_inputs([array[at : at + most] for array in stacked], self._scratch)
+            start, wanted = 0, min(most, len(stacked[0]) - at)
+            while start < wanted:
+                options = {"outputs": count, "start": start, "most_s": seconds, "most_bytes": LIMITS.output_bytes // 2}
+                (reply,) = self._ask("outputs", [model], files, options)
+                done, places = reply.get("count"), reply.get("files")
+                if not isinstance(done, int) or not 0 < done <= wanted - start or not isinstance(places, list):
+                    raise DeviceError(f"the device ran {printable(str(done))} of {wanted - start} samples")
+                parts.append([self._fetched(str(place), done) for place in places[:count]])
+                start += done
+            at += wanted
+        return [np.concatenate([part[i] for part in parts]) for i in range(count)]
+
+    def _fetched(self, place: str, count: int) -> np.ndarray:
+        local = self._scratch / "fetched.npy"
+        self._transport.get(place, local)
+        try:
+            array: np.ndarray = np.load(local, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DeviceError(f"the device's outputs cannot be read: {printable(str(error))}") from error
+        if array.shape[:1] != (count,):
+            raise DeviceError(f"the device's outputs are of shape {array.shape}, not of {count} samples")
+        return array
+
+    def _measured(self, reply: Mapping[str, Any], profiled: bool) -> Measured:
+        try:
+            run = Run(
+                tuple(reply["times_ns"]),
+                reply["peak_memory_bytes"],
+                reply["waited_ns"],
+                _conditions(reply["before"]),
+                _conditions(reply["after"]),
+            )
+            return Measured(run, self._runtime.node_times(reply["nodes"]) if profiled else {})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DeviceError(f"the device's samples cannot be used: {printable(str(error))}") from error
+
+    def _disturbance(self, run: Run) -> str | None:
+        """Why a run is no good. Where the device was reset, it is identified again."""
+        now = str(run.after.get("boot_id", self.device.boot_id))
+        if now != self.device.boot_id:
+            self._resets += 1
+            if self._resets > RESETS:
+                raise DeviceError(f"{self._target.name}: the device was reset {self._resets} times; mend its power supply")
+            known, self.device = self.device, self._identify()
+            if (known.identity, known.serial) != (self.device.identity, self.device.serial):
+                raise DeviceError(f"{self._target.name}: another device answers at this address; run again")
+            log.warning("%s: the device was reset; going on", self._target.name)
+        return run.disturbed
 
     def _identify(self) -> Device:
         job = {"id": 0, "mode": "identify", "runtime": self._target.runtime, "deadline_s": LIMITS.identify_s}
         (reply,) = self._transport.call([job], LIMITS.identify_s)
         if reply.get("error") == "runtime-missing":
             said = printable(str(reply.get("message")))
-            raise RuntimeMissing(
-                f"{self._target.path}: the device has no {self._runtime.name} ({said}); {self._runtime.install}"
-            )
+            fix = f"edgeprune setup {self._target.name}" if self._target.host else self._runtime.install
+            raise RuntimeMissing(f"{self._target.path}: the device has no {self._runtime.name} ({said}); {fix}")
         try:
             _refuse(reply, "identify")
             return Device(**{name: reply[name] for name in Device.__dataclass_fields__})
         except KeyError as error:
             raise DeviceError(f"the device does not say its {error}") from error
 
-    def _call(
-        self, mode: str, models: Sequence[Path], inputs: Sequence[Path], **options: Any
+    def _ask(
+        self,
+        mode: str,
+        models: Sequence[Path],
+        inputs: Sequence[Path],
+        options: Mapping[str, Any],
+        profiled: bool = False,
     ) -> Iterator[Mapping[str, Any]]:
+        """One job a model, in order; as many models on the device at a time as `LIMITS.call_bytes` holds."""
         files = [self._transport.put([path]) for path in inputs]
-        places = {
-            model: self._transport.put([model, *sorted(set(model.parent.iterdir()) - {model})]) for model in set(models)
-        }
-        jobs = [
-            {
-                "id": i,
-                "mode": mode,
-                "runtime": self._target.runtime,
-                "threads": self._target.threads,
-                "precision": self._target.precision,
-                "model": places[model],
-                "inputs": files,
-                "deadline_s": LIMITS.job_s,
-                "warmup_s": LIMITS.warmup_s,
-                "runs_min": LIMITS.timed_runs_min,
-                "runs_max": LIMITS.timed_runs_max,
-                **options,
-            }
-            for i, model in enumerate(models)
-        ]
-        for job, reply in zip(jobs, self._transport.call(jobs, LIMITS.job_s * len(jobs)), strict=True):
-            if reply.get("id") != job["id"]:
-                raise DeviceError("the device's replies are out of order")
-            _refuse(reply, f"{mode} of {Path(str(job['model'])).name}")
-            yield reply
+        for part in _portions(models):
+            jobs = []
+            for i, model in enumerate(part):
+                job = {
+                    "id": i,
+                    "mode": mode,
+                    "runtime": self._target.runtime,
+                    "threads": self._target.threads,
+                    "precision": self._target.precision,
+                    "model": self._transport.put(_with_siblings(model)),
+                    "inputs": files,
+                    "deadline_s": LIMITS.job_s,
+                    "warmup_s": LIMITS.warmup_s,
+                    "runs_min": LIMITS.timed_runs_min,
+                    "runs_max": LIMITS.timed_runs_max,
+                    **options,
+                }
+                if profiled:
+                    job["profiled"] = self._transport.put(_with_siblings(self._runtime.instrument(model)))
+                jobs.append(job)
+            for job, reply in zip(jobs, self._transport.call(jobs, LIMITS.job_s * len(jobs)), strict=True):
+                if reply.get("id") != job["id"]:
+                    raise DeviceError("the device's replies are out of order")
+                _refuse(reply, f"{mode} of {Path(str(job['model'])).name}")
+                yield reply
+
+
+def _with_siblings(model: Path) -> list[Path]:
+    """A model's file, and what lies beside it and belongs to it."""
+    return [model, *sorted(path for path in model.parent.iterdir() if path.is_file() and path != model)]
+
+
+def _portions(models: Sequence[Path]) -> Iterator[list[Path]]:
+    part: list[Path] = []
+    for model in models:
+        if part and sum(file.stat().st_size for m in {*part, model} for file in _with_siblings(m)) > LIMITS.call_bytes:
+            yield part
+            part = []
+        part.append(model)
+    if part:
+        yield part
+
+
+def _conditions(reply: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """A device's conditions: numbers, and text that is safe to show."""
+    known: dict[str, int | float | str] = {}
+    for name, value in list(reply.items())[:20]:
+        known[printable(str(name), 40)] = value if isinstance(value, int | float) else printable(str(value), 100)
+    return known
 
 
 def _refuse(reply: Mapping[str, Any], what: str) -> None:

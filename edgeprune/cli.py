@@ -39,6 +39,8 @@ BudgetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print nothing but JSON on stdout.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
 
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a device that somebody else holds.")]
+
 HERE = Path("edgeprune.toml")
 EXIT_CODES = {
     "pass": errors.EXIT_PASS,
@@ -54,8 +56,9 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., No
         budget: BudgetOption = None,
         as_json: JsonOption = False,
         fresh: FreshOption = False,
+        wait: WaitOption = False,
     ) -> None:
-        with _road(project, target, budget, as_json, fresh) as (road, answer):
+        with _road(project, target, budget, as_json, fresh, wait) as (road, answer):
             value = noun(road)
             answer(value)
         outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
@@ -77,7 +80,7 @@ _verb("verify", "Check the artifact on the device.", lambda road: road.verdict)
 @app.command()
 def demo(target: TargetOption = "local", as_json: JsonOption = False, fresh: FreshOption = False) -> None:
     """Run the digits example: a residual network on handwritten digits, at half its latency."""
-    run(_digits(), target, None, as_json, fresh)
+    run(_digits(), target, None, as_json, fresh, False)
 
 
 @app.command()
@@ -108,7 +111,7 @@ def _digits() -> Path:
 
 @contextmanager
 def _road(
-    project: Path, target: str, budget: str | None, as_json: bool, fresh: bool
+    project: Path, target: str, budget: str | None, as_json: bool, fresh: bool, wait: bool
 ) -> Iterator[tuple[Road, Callable[[Any], None]]]:
     """An open road with its progress shown, and a function that prints the answer."""
     from rich.console import Console
@@ -120,7 +123,7 @@ def _road(
         screen = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
         answers: list[Any] = []
         try:
-            with console.Watcher(screen) as watch, open_road(project, target, budget, fresh, watch) as road:
+            with console.Watcher(screen) as watch, open_road(project, target, budget, fresh, watch, wait) as road:
                 yield road, answers.append
                 groups = road.groups
         except errors.EdgepruneError as error:

@@ -18,7 +18,7 @@ from edgeprune import types
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.store import read_capped
-from edgeprune.types import Budget, Profile, Project, Target
+from edgeprune.types import Budget, Host, Profile, Project, Target
 
 Noun = TypeVar("Noun")
 PROFILE_SCHEMA = 1
@@ -39,8 +39,12 @@ Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole numb
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
 Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
 
+# Nothing that a tool could take for an option, or a shell for a command.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:%@-]*$", max_length=255)]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
+
 # What the design has and this release has not.
-LATER = {"transport": ("ssh",), "name": ("tflite", "tensorrt"), "precision": ("fp16", "int8")}
+LATER = {"name": ("tensorrt",), "precision": ("fp16", "int8")}
 
 
 class _Section(BaseModel):
@@ -86,18 +90,30 @@ class _ProjectFile(_Section):
 
 
 class _Connect(_Section):
-    transport: Literal["local"]
+    transport: Literal["local", "ssh"]
+    host: Annotated[Name | None, Field(description='a host name, an address, or a Host of ~/.ssh/config')] = None
+    user: Annotated[Name | None, Field(description="a user name")] = None
+    port: Annotated[int | None, Field(ge=1, le=65535, description="a whole number from 1 to 65535")] = None
+    identity: Annotated[Text | None, Field(description="the path of a private key")] = None
+    known_hosts: Annotated[Text | None, Field(description="the path of a known_hosts file")] = None
+    fingerprint: Annotated[Fingerprint | None, Field(description='a fingerprint as ssh-keygen -lf prints it: "SHA256:..."')] = None
+    python: Annotated[Text, Field(description="the Python on the device, 3.8 or newer")] = "python3"
 
 
 class _Runtime(_Section):
-    name: Literal["onnxruntime", "openvino", "null"]
+    name: Literal["onnxruntime", "openvino", "tflite", "null"]
     threads: Threads = 1
     precision: Literal["fp32"] = "fp32"
+
+
+class _Expect(_Section):
+    emulated: Annotated[bool, Field(description="true or false")] = False
 
 
 class _TargetFile(_Section):
     connect: _Connect
     runtime: _Runtime
+    expect: _Expect = _Expect()
 
 
 File = TypeVar("File", bound=BaseModel)
@@ -147,6 +163,32 @@ def read_target(path: Path) -> Target:
         file.runtime.name,
         file.runtime.threads,
         file.runtime.precision,
+        _host(path, file.connect),
+        file.expect.emulated,
+    )
+
+
+def _host(path: Path, connect: _Connect) -> Host | None:
+    """The keys of `[connect]` that only SSH has."""
+    given = connect.model_dump(exclude={"transport"}, exclude_unset=True)
+    if connect.transport != "ssh":
+        if given:
+            raise _usage(f'{path}: [connect] {next(iter(given))} needs transport = "ssh"')
+        return None
+    if connect.host is None:
+        raise _usage(f'{path}: [connect] host is missing; add it: host = "raspberrypi.local"')
+
+    def place(name: str | None) -> Path | None:
+        return path.parent / Path(name).expanduser() if name else None
+
+    return Host(
+        connect.host,
+        connect.user,
+        connect.port,
+        place(connect.identity),
+        place(connect.known_hosts),
+        connect.fingerprint,
+        connect.python,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from edgeprune import export
+from edgeprune.formats import FORMATS
 from edgeprune.runtimes.base import Runtime
 from edgeprune.types import Artifact
 
@@ -27,8 +27,8 @@ def compile_model(
     `folds` are the (layer, batch-norm) pairs to fold, `source` is the digest of what the model is. Raises `UsageError`
     where the model cannot be expressed and `RuntimeMissing` where the runtime's converter is not installed.
     """
-    exported = folder / "exported.onnx"
-    exported.write_bytes(export.to_onnx(model, inputs, folds))
+    exported = folder / f"exported.{runtime.format}"
+    exported.write_bytes(FORMATS[runtime.format].export(model, inputs, folds))
     files = runtime.convert(exported, folder)
     return Artifact(files, digest_of(files), runtime.name, precision, source)
 

@@ -16,6 +16,9 @@ from rich.table import Table
 from edgeprune.types import Artifact, Check, Confirmed, Figures, Groups, Plan, Result, Verdict
 
 
+EMULATED = " (emulated: no measure of a physical device)"
+
+
 class Watcher:
     """Progress bars on a terminal, a plain line a finished stage elsewhere; a context manager."""
 
@@ -71,11 +74,11 @@ def show(answer: object, groups: Groups, console: Console) -> None:
         case Result():
             console.print(table(answer))
             _put_checks(answer.checks, put)
-            put(f"\nverdict   {answer.status}")
+            put(f"\nverdict   {answer.status}{EMULATED if answer.emulated else ''}")
             put(f"artifact  {answer.artifact}")
         case Verdict():
             _put_checks(answer.checks, put)
-            put(f"\nverdict   {answer.outcome}")
+            put(f"\nverdict   {answer.outcome}{EMULATED if answer.emulated else ''}")
         case Plan():
             console.print(plan_table(answer, groups))
         case Confirmed():
@@ -106,7 +109,7 @@ def plan_table(plan: Plan, groups: Groups) -> Table:
 def table(result: Result) -> Table:
     """Before and after, one row a figure."""
     before, after = result.baseline, result.pruned
-    shown = Table(box=box.SIMPLE_HEAD, title=f"{result.target} ({result.runtime})", title_justify="left")
+    shown = Table(box=box.SIMPLE_HEAD, title=f"{result.target} ({result.runtime}{', emulated' if result.emulated else ''})", title_justify="left")
     for heading in ("", "before", "after", "after / before"):
         shown.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     rows: list[tuple[str, str, str, str]] = [

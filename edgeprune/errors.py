@@ -6,6 +6,7 @@
     ├── InfeasibleError          3    no plan meets the budget; carries the fastest one
     ├── InconclusiveError        4    too noisy, throttled: measured, but nothing can be said
     ├── DeviceError              5    the device, the link or the agent failed
+    │   └── LinkError            5    the connection broke or went silent; connecting again may heal it
     ├── SecurityError            6    refused: a pickle, a changed host key, a foreign path
     ├── BusyError                7    another run holds the folder or the device
     ├── CutError                70    a cut failed its proof where the survey had passed it: our bug
@@ -55,6 +56,10 @@ class DeviceError(EdgepruneError):
     """The device, the link to it or the agent on it failed."""
 
     exit_code = 5
+
+
+class LinkError(DeviceError):
+    """The way to the device broke or went silent: nothing is known of the device itself."""
 
 
 class SecurityError(EdgepruneError):

@@ -17,14 +17,30 @@ class Limits:
     # the device
     identify_s: float = 60.0
     job_s: float = 120.0  # one fresh process, from start to reply
-    reply_bytes: int = 64 << 20  # one framed reply
+    reply_bytes: int = 2 << 20  # one framed reply; as Python objects it may take thirty times as much
+    noise_bytes: int = 64 << 20  # around the frames of one request
+    output_bytes: int = 64 << 20  # one file that comes back
+    call_bytes: int = 256 << 20  # of models on the device at a time
     stderr_bytes: int = 64 << 10
     end_s: float = 5.0  # for the agent to end by itself
+    # the link
+    connect_s: float = 15.0  # each step of getting in: connection, banner, authentication, channel
+    silence_s: float = 20.0  # a link that carries nothing for so long is broken; both ends beat every 5 s
+    heal_s: float = 60.0  # to get a broken link back
+    reconnects: int = 3  # in one operation
+    host_silence_s: float = 60.0  # after which the agent takes the host for gone
+    jumps: int = 4
+    install_s: float = 900.0
+    lease_wait_s: float = 24 * 3600.0  # with --wait
+    metric_s: float = 120.0  # of the device's time for the outputs that a metric is computed from
     # one timed process
     warmup_s: float = 2.0
     timed_s: float = 0.25
-    timed_runs_min: int = 20
+    timed_runs_min: int = 5
     timed_runs_max: int = 1000
+    # the virtual board
+    board_build_s: float = 600.0
+    board_boot_s: float = 90.0
     # the search
     confirm_rounds: int = 3
     solver_s: float = 60.0

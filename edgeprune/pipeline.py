@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edgeprune import codec, runtimes
-from edgeprune.errors import InconclusiveError, UsageError
+from edgeprune.errors import DeviceError, InconclusiveError, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.store import Draft, Entry, Store, file_sha256, read_capped, write_atomic
 from edgeprune.types import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgeprune.bench import Bench
-    from edgeprune.export import Template
+    from edgeprune.formats import Template
 
 SCHEMA = 1  # of the run folder and of the JSON result
 AIM = 0.975  # of the budget: where a plan is aimed, the middle of what is accepted
@@ -100,12 +100,14 @@ def open_road(
     budget: str | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
+    wait: bool = False,
 ) -> Iterator[Road]:
     """The road of one project on one target, its run folder locked for as long as the context lasts.
 
     `project` is the path of an `edgeprune.toml` or of its folder, `target` a name or the path of a target file; `budget`
-    ("12 ms", "50%") replaces the file's; `fresh` redoes what the run folder and the profile hold. Raises `UsageError` for
-    bad files and `BusyError` where another run holds the folder.
+    ("12 ms", "50%") replaces the file's; `fresh` redoes what the run folder and the profile hold; `wait` waits for a device
+    that somebody else holds. Raises `UsageError` for bad files and `BusyError` where another run holds the folder or the
+    device.
     """
     path = Path(project)
     path = path / "edgeprune.toml" if path.is_dir() else path
@@ -113,17 +115,27 @@ def open_road(
     to = codec.read_target(codec.find_target(target, known.path.parent))
     with ExitStack() as stack:
         store = stack.enter_context(Store(known.path.parent / "runs" / to.name))
-        yield Road(known, to, store, stack, watch or Quiet(), fresh)
+        yield Road(known, to, store, stack, watch or Quiet(), fresh, LIMITS.lease_wait_s if wait else 0.0)
 
 
 class Road:
     """One project on one target. Each noun is a property: asking for it walks what is missing of the road."""
 
     def __init__(
-        self, project: Project, target: Target, store: Store, stack: ExitStack, watch: Watch, fresh: bool = False
+        self,
+        project: Project,
+        target: Target,
+        store: Store,
+        stack: ExitStack,
+        watch: Watch,
+        fresh: bool = False,
+        wait_s: float = 0.0,
     ) -> None:
         self.project, self.target = project, target
-        self._store, self._stack, self._watch, self._fresh = store, stack, watch, fresh
+        self._store, self._stack, self._watch, self._fresh, self._wait_s = store, stack, watch, fresh, wait_s
+        self._lease = stack.enter_context(ExitStack())
+        self._bench: Bench | None = None
+        self._device: Device | None = None
         self._runtime = runtimes.RUNTIMES[target.runtime]
         self._profile: Profile | None = None
         self._variants: dict[str, Path] = {}
@@ -158,7 +170,7 @@ class Road:
         return self._profile
 
     def _profiled(self) -> Profile:
-        from edgeprune import export, profiling
+        from edgeprune import profiling
 
         path = self._profile_path
         self._watch.start("profile")
@@ -170,7 +182,7 @@ class Road:
                 to.name, self.project.name, self.groups.network, self.device, to.threads, to.precision, ()
             )
         known = len(profile.experiments)
-        owners = export.attribution(self.template, self.groups.layers)
+        owners = self.template.owners(self.groups.layers)
         steps = profiling.measure(
             self.bench, self.variant, owners, self.groups, profile, self.input_files, self._watch.step
         )
@@ -272,6 +284,7 @@ class Road:
         def work(draft: Draft) -> str:
             from edgeprune import finetuning, network
 
+            self._release()
             small = network.load(self.pruned, self._model)
             teacher = self._model
             if not self.project.epochs or not self._cuts:
@@ -340,6 +353,7 @@ class Road:
             status=verdict.outcome,
             target=self.target.name,
             runtime=self.target.runtime,
+            emulated=verdict.emulated,
             budget_ms=verdict.budget_ms,
             predicted_ms=(turn.predicted_ns if turn else plan.predicted.mid) / 1e6,
             confirmed_ms=(turn.measured.mid if turn else plan.predicted.mid) / 1e6,
@@ -354,17 +368,27 @@ class Road:
 
     # ---------------------------------------------------------------------------------- what the stages share
 
-    @cached_property
+    @property
     def bench(self) -> Bench:
-        """The device, leased and identified for as long as the road is open."""
-        from edgeprune.bench import open_bench
+        """The device, leased and identified until the road ends or training begins."""
+        if self._bench is None:
+            from edgeprune.bench import open_bench
 
-        return self._stack.enter_context(open_bench(self.target, self.scratch))
+            bench = self._lease.enter_context(open_bench(self.target, self.scratch, self._wait_s))
+            if self._device is not None and self._device.identity != bench.device.identity:
+                raise DeviceError(f"{self.target.name}: another device answers than when this run began; run again")
+            self._bench, self._device = bench, bench.device
+        return self._bench
+
+    def _release(self) -> None:
+        """Give the device back: others may use it while this machine trains."""
+        self._bench = None
+        self._lease.close()
 
     @property
     def device(self) -> Device:
         """What the device says it is."""
-        return self.bench.device
+        return self._device or self.bench.device
 
     @cached_property
     def scratch(self) -> Path:
@@ -374,9 +398,9 @@ class Road:
     @cached_property
     def template(self) -> Template:
         """The network exported once, to slice variants from."""
-        from edgeprune import export
+        from edgeprune.formats import FORMATS
 
-        return export.Template(self._model, self._inputs, self.groups)
+        return FORMATS[self._runtime.format](self._model, self._inputs, self.groups)
 
     @cached_property
     def input_files(self) -> list[Path]:
@@ -389,7 +413,7 @@ class Road:
         if name not in self._variants:
             folder = self.scratch / f"variant-{name[:16]}"
             folder.mkdir()
-            exported = folder / "exported.onnx"
+            exported = folder / f"exported.{self._runtime.format}"
             exported.write_bytes(self.template.variant(widths))
             self._variants[name] = self._runtime.convert(exported, folder)[0]
         return self._variants[name]
@@ -477,7 +501,7 @@ class Road:
             keys[stage] = digest([SCHEMA, stage, *parts])
 
         key("survey", _sources(p), p.factory, p.inputs, p.lock)
-        key("baseline", keys["survey"], t.runtime, t.precision, _version(t.runtime))
+        key("baseline", keys["survey"], t.runtime, t.precision, _version(self._runtime.converter))
         key("scores", keys["survey"], p.importance, p.train, p.valid, p.test, p.loss)
         key("plan", keys["scores"], device, t.threads, t.precision, str(p.budget))
         key("prune", keys["plan"])

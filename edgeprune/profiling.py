@@ -89,11 +89,10 @@ def _batch(
             order.append(-1)
         order.append(i)
     order.append(-1)
-    runs = list(bench.time_each([anchor if i < 0 else variants[i] for i in order], inputs, TIMED_S))
+    measured = bench.measure([anchor if i < 0 else variants[i] for i in order], inputs, TIMED_S, profiled=True)
     anchors = [at for at, i in enumerate(order) if i < 0]
-    anchor_ns = [float(np.median(runs[at].times_ns)) for at in anchors]
-    anchor_samples = Samples(tuple(runs[at] for at in anchors))
-    node_times = [latency.by_layer(times, owners) for times in bench.nodes([anchor, *variants], inputs)]
+    anchor_ns = [float(np.median(measured[at].run.times_ns)) for at in anchors]
+    anchor_samples = Samples(tuple(measured[at].run for at in anchors))
     known = [e for e in profile.experiments if e.role == "baseline"]
     # Scales are relative to the first anchors ever taken, so that batches of different days agree.
     reference = latency.measured_ns(known[0]) if known else float(np.median(anchor_ns))
@@ -102,7 +101,7 @@ def _batch(
             "baseline",
             dict(full),
             anchor_samples,
-            *node_times[0],
+            *latency.by_layer(measured[0].nodes, owners),
             scale=float(reference / np.median(anchor_ns)),
         )
     ]
@@ -110,6 +109,12 @@ def _batch(
         if i >= 0:
             scale = float(reference / np.interp(at, anchors, anchor_ns))
             experiments.append(
-                Experiment("fit", dict(widths[i]), Samples((runs[at],)), *node_times[i + 1], scale=scale)
+                Experiment(
+                    "fit",
+                    dict(widths[i]),
+                    Samples((measured[at].run,)),
+                    *latency.by_layer(measured[at].nodes, owners),
+                    scale=scale,
+                )
             )
     return experiments

@@ -55,6 +55,12 @@ def spread(samples: Samples) -> float:
     return float((high - low) / mid)
 
 
+def full_range(samples: Samples) -> float:
+    """The largest distance between the processes' medians, relative to their median; infinite for a single process."""
+    medians = per_process(samples)
+    return float(np.ptp(medians) / np.median(medians)) if len(medians) > 1 else math.inf
+
+
 def _median_interval(values: np.ndarray, confidence: float) -> Interval:
     if not np.isfinite(values).all():
         raise ValueError("a latency must be a finite number")

@@ -100,8 +100,24 @@ class Project:
 
 
 @dataclass(frozen=True)
+class Host:
+    """How to reach a device over SSH; what is None comes from `~/.ssh/config` or ssh's defaults."""
+
+    name: str
+    user: str | None = None
+    port: int | None = None
+    identity: Path | None = None
+    known_hosts: Path | None = None
+    fingerprint: str | None = None  # pinned: SHA256:…
+    python: str = "python3"
+
+
+@dataclass(frozen=True)
 class Target:
-    """`targets/NAME.toml` as read: how to reach a device and what runs there."""
+    """`targets/NAME.toml` as read: how to reach a device and what runs there.
+
+    `emulated` says that an emulated device is what the user wants: its figures are no measure of a physical one.
+    """
 
     path: Path
     name: str
@@ -109,6 +125,8 @@ class Target:
     runtime: str
     threads: int = 1
     precision: str = "fp32"
+    host: Host | None = None
+    emulated: bool = False
 
 
 # ----------------------------------------------------------------------------------------- what a network is
@@ -213,25 +231,52 @@ class Device:
     runtime: str
     runtime_version: str
     boot_id: str
+    serial: str = "unknown"  # a digest: tells two boards of one kind apart
+    emulated: bool = False
 
     @property
     def identity(self) -> str:
         """Digest of what makes two measurements comparable: hardware, operating system and runtime."""
         facts = asdict(self)
-        del facts["boot_id"]
+        del facts["boot_id"], facts["serial"]
         return digest(facts)
+
+
+Conditions = dict[str, int | float | str]  # the state of a device; a fact that it does not tell is left out
+
+THROTTLED_NOW = 0xF  # under-voltage, frequency capped, throttled, soft temperature limit (vcgencmd get_throttled)
+WAITED = 0.2  # share of its time that a process may have waited for a processor that others had
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fresh process: its raw times in the order taken, after warm-up, and its peak memory."""
+    """One fresh process: its raw times in the order taken, after warm-up, its peak memory and the conditions around them.
+
+    `waited_ns` is how long it waited for a processor that other processes had.
+    """
 
     times_ns: tuple[int, ...]
     peak_memory_bytes: int
+    waited_ns: int = 0
+    before: Conditions = field(default_factory=dict)
+    after: Conditions = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.times_ns or any(t <= 0 for t in self.times_ns) or self.peak_memory_bytes <= 0:
             raise ValueError("a run holds at least one time, all of them above zero, and a peak memory above zero")
+        if self.waited_ns < 0:
+            raise ValueError("a process cannot wait less than not at all")
+
+    @property
+    def disturbed(self) -> str | None:
+        """Why these times say nothing about the network, or None."""
+        if any(int(state.get("throttled", 0)) & THROTTLED_NOW for state in (self.before, self.after)):
+            return "the processor was throttled"
+        if self.before.get("boot_id") != self.after.get("boot_id"):
+            return "the device was reset"
+        if self.waited_ns > WAITED * sum(self.times_ns):
+            return "other processes had the processor"
+        return None
 
 
 @dataclass(frozen=True)
@@ -427,6 +472,7 @@ class Verdict:
     baseline: Figures
     pruned: Figures
     checks: tuple[Check, ...]
+    emulated: bool = False  # the device was: its times are no measure of a board
 
     @property
     def outcome(self) -> Outcome:
@@ -446,6 +492,7 @@ class Result:
     status: Outcome
     target: str
     runtime: str
+    emulated: bool
     budget_ms: float
     predicted_ms: float
     confirmed_ms: float

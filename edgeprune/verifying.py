@@ -15,6 +15,7 @@ from edgeprune import project as user
 from edgeprune import stats
 from edgeprune.bench import Bench
 from edgeprune.errors import UsageError
+from edgeprune.limits import LIMITS
 from edgeprune.types import Artifact, Budget, Check, Figures, Outcome, Project, Samples, Verdict
 
 RELATIVE = 1e-3  # largest error of an fp32 artifact, relative to the largest output
@@ -38,16 +39,19 @@ def verify(
     """Hold the pruned artifact against the torch network, the metric limit and the budget.
 
     `networks`, `artifacts` and `macs` are (unpruned, pruned). `inputs` are the example inputs of the artifacts' fixed shape.
-    The metric is computed through the artifacts on the whole test set, or the validation set where none is given.
-    Latencies come from fresh processes of both artifacts, interleaved; more are started while the answer is open.
+    The metric is computed through the artifacts on the test set, or the validation set where none is given: on all of it, or
+    on as much as the slower artifact does in `LIMITS.metric_s` of the device's time. Latencies come from fresh processes of
+    both artifacts, interleaved; more are started while the answer is open.
     """
     budget = project.budget
+    samples = _time(bench, budget, artifacts, inputs, scratch)
     split = "test" if project.test else "valid"
     stacked, targets = _stack(project, split, inputs)
+    total = len(targets)
+    stacked, targets = _allowed(stacked, targets, inputs, max(stats.latency(s).mid for s in samples))
     outputs = [_outputs(bench, artifact, stacked, inputs, len(targets)) for artifact in artifacts]
     metric = user.metric_function(project)
     metrics = [_finite(project, metric(torch.from_numpy(o), targets)) for o in outputs]
-    samples = _time(bench, budget, artifacts, inputs, scratch)
     budget_ns = budget.resolve(stats.latency(samples[0]).mid)
     checks = [
         *_numerics(networks[1], stacked, outputs[1]),
@@ -56,9 +60,9 @@ def verify(
             Outcome.PASS if metrics[0] - metrics[1] <= project.max_metric_drop + 1e-9 else Outcome.FAIL,
             metrics[0] - metrics[1],
             project.max_metric_drop,
-            f"unpruned minus pruned, both through their artifacts, on the {len(targets)} {split} samples",
+            f"unpruned minus pruned, both through their artifacts, on {_of(len(targets), total)} {split} samples",
         ),
-        *_latency(budget, budget_ns, samples, same=artifacts[0].sha256 == artifacts[1].sha256),
+        *_latency(budget, budget_ns, samples, artifacts[0].sha256 == artifacts[1].sha256, bench.discarded),
         _at_most("size_bytes", artifacts[1].size_bytes, artifacts[0].size_bytes),
         _at_most("peak_memory_bytes", _peak(samples[1]), round(MEMORY * _peak(samples[0]))),
     ]
@@ -73,7 +77,21 @@ def verify(
         )
         for s, value, network, count, artifact in zip(samples, metrics, networks, macs, artifacts, strict=True)
     ]
-    return Verdict(artifacts[1].sha256, budget_ns / 1e6, figures[0], figures[1], tuple(checks))
+    return Verdict(
+        artifacts[1].sha256, budget_ns / 1e6, figures[0], figures[1], tuple(checks), emulated=bench.device.emulated
+    )
+
+
+def _of(count: int, total: int) -> str:
+    return f"the {total}" if count == total else f"the first {count} of {total}"
+
+
+def _allowed(
+    stacked: list[np.ndarray], targets: Tensor, inputs: tuple[Tensor, ...], latency_ns: float
+) -> tuple[list[np.ndarray], Tensor]:
+    """As many samples as the device runs in the time allowed."""
+    calls = max(1, int(LIMITS.metric_s * 1e9 / latency_ns))
+    return [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]]
 
 
 def _at_most(name: str, value: int, limit: int) -> Check:
@@ -186,9 +204,13 @@ def _against_budget(budget: Budget, samples: tuple[Samples, Samples]) -> tuple[O
     return stats.decide(interval, float(budget.ns or 0)), text
 
 
-def _latency(budget: Budget, budget_ns: float, samples: tuple[Samples, Samples], same: bool) -> list[Check]:
+def _latency(
+    budget: Budget, budget_ns: float, samples: tuple[Samples, Samples], same: bool, discarded: int
+) -> list[Check]:
     outcome, text = _against_budget(budget, samples)
     note = f"{text}; {len(samples[1].runs)} processes each, interleaved"
+    if discarded:
+        note += f"; {discarded} disturbed ones discarded"
     checks = [Check("latency_p50_ms", outcome, stats.latency(samples[1]).mid / 1e6, budget_ns / 1e6, note)]
     if not same:  # against itself, a tail can only be inconclusive
         tail = stats.ratio(samples[1], samples[0], q=0.9)

@@ -1,52 +1,346 @@
 """The agent: runs on the device, holds the stopwatch. Standard library and the runtime only; Python 3.8 and up.
 
-    python agent.py serve    reads one request, a line of JSON, from standard input; streams framed replies
+    python agent.py serve    reads requests, a line of JSON each, from standard input; streams framed replies
     python agent.py work     does one job in a fresh process; started by `serve` only
 
-A request is {"nonce", "jobs": [job, ...]}; every job is done in a process of its own, in order, and answered by one
-frame on standard output:
+The first line is a hello, {"nonce", "who", "token", "silence_s"}; with a token the agent takes the board's lease and holds it
+for as long as it lives. Every line after it is {"jobs": [job, ...]}: each job is answered, in order, by one frame on
+standard output, measurements in a process of their own each:
 
     edgeprune <nonce> <bytes> <crc32, 8 hex digits>\\n<JSON of that many bytes>
 
-The nonce is the host's, so that no banner or print can be taken for an answer. Standard input stays open for as long as
-the host lives: when it closes, the agent ends its worker and itself.
+The nonce is the host's, so that no banner or print can be taken for an answer. An empty line from the host only says that it
+lives, and is answered by one: by the host's clock, since the device's may run slower. When standard input closes, or says nothing for `silence_s`, the host is gone: the
+agent ends its worker and itself. Everything is kept in the folder of this file:
+
+    agent-DIGEST.py    files/DIGEST/    site/RUNTIME/    work/
 """
 
+import contextlib
+import fcntl
 import gc
+import hashlib
 import json
 import os
 import platform
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 import zlib
 
 STABLE = 0.02  # warm-up ends when two windows of runs in a row have medians this close
-WINDOW = 10  # runs in such a window
+WINDOW = (3, 10)  # runs in such a window: enough to fill WINDOW_NS
+WINDOW_NS = 20000000
+NARROW = 0.002  # timing ends when the interval of the median is at most this wide, relative to it
 STDERR_CHARS = 2000
 REPLY_BYTES = 64 << 20
+STORE_BYTES = 1 << 30  # of files kept for later; the least recently used go first
+SPARE_BYTES = 64 << 20  # left free on the disk
+LEASE = "/tmp/edgeprune-lease"  # one for all users of the board
+UNPACKED_BYTES = 4 << 30
 
 
 # ------------------------------------------------------------------------------------------------------ serve
 
 
+class Failed(Exception):
+    """A job that cannot be done: `kind` is what the host is told."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind = kind
+
+
 def serve():
-    """Answer the one request on standard input."""
-    request = json.loads(sys.stdin.buffer.readline())
-    for job in request["jobs"]:
-        payload = json.dumps(dict(run_worker(job), id=job["id"]), allow_nan=False).encode()
-        header = "\nedgeprune %s %d %08x\n" % (request["nonce"], len(payload), zlib.crc32(payload))
-        sys.stdout.buffer.write(header.encode() + payload)
-        sys.stdout.buffer.flush()
+    """Answer requests on standard input until it closes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    host = Host()
+    hello = host.next_request()
+    host.nonce = hello["nonce"]
+    host.silence_s = hello.get("silence_s")
+    try:
+        lease = take_lease(hello) if hello.get("token") else None
+    except Failed as error:
+        host.reply({"error": error.kind, "message": str(error)})
+        return
+    folder = work_folder(lease)
+    try:
+        host.reply({"pid": os.getpid(), "boot_id": boot_id()})
+        while True:
+            for job in host.next_request()["jobs"]:
+                host.reply(dict(answer(job, folder, host), id=job["id"]))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        del lease
 
 
-def run_worker(job):
+def work_folder(lease):
+    """A folder for what passes through; who holds the lease clears away what a killed agent left."""
+    if lease is None:
+        return tempfile.mkdtemp(prefix="edgeprune-")
+    work = os.path.join(home(), "work")
+    shutil.rmtree(work, ignore_errors=True)
+    os.makedirs(work, mode=0o700)
+    return work
+
+
+def answer(job, folder, host):
+    """The reply to one job."""
+    try:
+        if job["mode"] in HERE:
+            return HERE[job["mode"]](job)
+        return run_worker(job, folder, host)
+    except Failed as error:
+        return {"error": error.kind, "message": str(error)[:STDERR_CHARS]}
+    except OSError as error:
+        return {"error": "system", "message": "%s: %s" % (job["mode"], error)}
+
+
+class Host:
+    """Standard input and output: lines in, frames out, and signs of life."""
+
+    def __init__(self):
+        self.nonce, self.silence_s = "", None
+        self.heard = time.monotonic()
+        self.buffer = b""
+        self.lines = []
+
+    def wait(self, others, until):
+        """Wait for one of `others`, the host, or the time `until`: what of `others` is ready. Exits when the host is gone."""
+        stops = [until, self.heard + self.silence_s] if self.silence_s else [until]
+        ready = select.select([0, *others], [], [], max(0, min(stops) - time.monotonic()))[0]
+        if 0 in ready:
+            data = os.read(0, 1 << 20)
+            if not data:
+                sys.exit(1)
+            self.heard = time.monotonic()
+            *lines, self.buffer = (self.buffer + data).split(b"\n")
+            self.lines += [line for line in lines if line]
+            if b"" in lines:
+                self.say(b"\n")
+        elif self.silence_s and time.monotonic() - self.heard > self.silence_s:
+            sys.exit(1)
+        return [other for other in others if other in ready]
+
+    def next_request(self):
+        while not self.lines:
+            self.wait([], time.monotonic() + 3600)
+        return json.loads(self.lines.pop(0))
+
+    def reply(self, document):
+        payload = json.dumps(document, allow_nan=False).encode()
+        self.say(b"\nedgeprune %s %d %08x\n" % (self.nonce.encode(), len(payload), zlib.crc32(payload)) + payload)
+
+    def say(self, data):
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError:
+            os._exit(1)  # the host is gone, and with it whoever could be told
+
+
+def take_lease(hello):
+    """Lock the board for this host; an agent that the same host lost to a dropped link makes way."""
+    for flags in (os.O_RDWR | os.O_NOFOLLOW, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT):
+        try:
+            lock = os.open(LEASE, flags | os.O_CLOEXEC, 0o666)
+            break
+        except FileNotFoundError:
+            continue
+    with contextlib.suppress(PermissionError):
+        os.fchmod(lock, 0o666)
+    until = time.monotonic() + 5
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            held = lease_holder(lock)
+            if held.get("token") != hello["token"] or time.monotonic() > until:
+                raise Failed("busy", "in use by %s since %s" % (held.get("who"), held.get("since")))
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(held["pid"], signal.SIGTERM)
+            time.sleep(0.1)
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    os.ftruncate(lock, 0)
+    os.pwrite(
+        lock,
+        json.dumps({"who": hello["who"], "token": hello["token"], "since": since, "pid": os.getpid()}).encode(),
+        0,
+    )
+    return os.fdopen(lock)
+
+
+def lease_holder(lock):
+    try:
+        return json.loads(os.pread(lock, 4096, 0))
+    except ValueError:
+        return {}
+
+
+def home():
+    """The folder that all is kept in."""
+    return os.path.dirname(os.path.abspath(__file__))
+
+
+KEPT = {}  # folder of files -> bytes, the least recently used first; read once
+
+
+def room(job):
+    """Whether files are here already; if not, that they fit: what was not used for longest makes way."""
+    files = os.path.join(home(), "files")
+    folder = os.path.join(files, job["folder"])
+    if os.path.isdir(folder):
+        os.utime(folder)
+        KEPT[folder] = KEPT.pop(folder, 0)
+        return {"there": True}
+    if not KEPT:
+        for entry in sorted(os.scandir(files), key=lambda entry: entry.stat().st_mtime):
+            KEPT[entry.path] = sum(file.stat().st_size for file in os.scandir(entry.path))
+    KEPT.pop(folder + ".part", None)
+    for path in list(KEPT):
+        if sum(KEPT.values()) + job["bytes"] <= STORE_BYTES and free_bytes() >= job["bytes"] + SPARE_BYTES:
+            break
+        shutil.rmtree(path, ignore_errors=True)
+        del KEPT[path]
+    if free_bytes() < job["bytes"] + SPARE_BYTES:
+        shutil.rmtree(folder + ".part", ignore_errors=True)
+        needed = job["bytes"] + SPARE_BYTES >> 20
+        raise Failed("disk-full", "%d MB are needed at %s and %d MB are free" % (needed, home(), free_bytes() >> 20))
+    os.makedirs(folder + ".part", mode=0o700, exist_ok=True)
+    return {"there": False}
+
+
+def free_bytes():
+    return shutil.disk_usage(home()).free
+
+
+def accept(job):
+    """Unpack uploaded files, and give them their final name once each of them is what was sent; drop them otherwise."""
+    folder = os.path.join(home(), "files", job["folder"])
+    part = folder + ".part"
+    try:
+        for name, (size, wanted) in job["files"].items():
+            inflated(os.path.join(part, name), size, wanted)
+        os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    KEPT[folder] = sum(size for size, _ in job["files"].values())
+    return {}
+
+
+def inflated(path, size, wanted):
+    """Unpack path.z to path, which must have this size and SHA-256."""
+    sha, unpacker = hashlib.sha256(), zlib.decompressobj()
+    try:
+        with open(path + ".z", "rb") as source, open(path, "wb") as target:
+            data = source.read(1 << 20)
+            while data and target.tell() <= size:
+                plain = unpacker.decompress(data, 1 << 20)
+                sha.update(plain)
+                target.write(plain)
+                data = unpacker.unconsumed_tail or source.read(1 << 20)
+            target.flush()
+            os.fsync(target.fileno())
+            right = target.tell() == size and sha.hexdigest() == wanted
+    except zlib.error:
+        right = False
+    if not right:
+        raise Failed("damaged", "%s arrived damaged" % os.path.basename(path))
+    os.unlink(path + ".z")
+
+
+def drop(job):
+    """Remove an upload that failed."""
+    shutil.rmtree(os.path.join(home(), "files", job["folder"] + ".part"), ignore_errors=True)
+    return {}
+
+
+def examine(job):
+    """What the doctor asks: what is here, and in what state."""
+    facts = {
+        "python": "%d.%d" % sys.version_info[:2],
+        "machine": platform.machine(),
+        "glibc": platform.libc_ver()[1] or "unknown",
+        "free_bytes": free_bytes(),
+        "clock_s": time.time(),
+        "cores": len(os.sched_getaffinity(0)),
+        "pip": has("pip"),
+        "conditions": conditions(),
+    }
+    return facts
+
+
+def has(module):
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def install(job):
+    """Put a runtime into site/RUNTIME: unpack wheels that the host pushed, or have this machine's pip fetch them."""
+    site = os.path.join(home(), "site", job["runtime"])
+    part = site + ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part, mode=0o700)
+    try:
+        if job["wheels"]:
+            for wheel in job["wheels"]:
+                unpack(wheel, part)
+        else:
+            pip_install(job["requirement"], part, job["deadline_s"])
+        shutil.rmtree(site, ignore_errors=True)
+        os.rename(part, site)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return {"site": site}
+
+
+def unpack(wheel, folder):
+    """A wheel's files; what would land outside the folder, or is a link, is refused."""
+    with zipfile.ZipFile(wheel) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > UNPACKED_BYTES or size + SPARE_BYTES > free_bytes():
+            raise Failed("disk-full", "%s unpacks to %d MB" % (os.path.basename(wheel), size >> 20))
+        for entry in archive.infolist():
+            target = os.path.realpath(os.path.join(folder, entry.filename))
+            if not target.startswith(os.path.realpath(folder) + os.sep) or entry.external_attr >> 28 == 0o12:
+                raise Failed("wheel", "%s holds a file outside of itself" % os.path.basename(wheel))
+            archive.extract(entry, folder)
+    for data in [name for name in os.listdir(folder) if name.endswith(".data")]:
+        for kind in ("purelib", "platlib"):
+            source = os.path.join(folder, data, kind)
+            for name in os.listdir(source) if os.path.isdir(source) else ():
+                shutil.move(os.path.join(source, name), os.path.join(folder, name))
+        shutil.rmtree(os.path.join(folder, data))
+
+
+def pip_install(requirement, folder, deadline_s):
+    argv = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    try:
+        done = subprocess.run(
+            [*argv, "--only-binary=:all:", "--target", folder, requirement],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=deadline_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed("pip", "pip took over %g s" % deadline_s)
+    if done.returncode:
+        raise Failed("pip", done.stderr.decode("utf-8", "backslashreplace").strip()[-STDERR_CHARS:])
+
+
+def run_worker(job, folder, host):
     """One job in a fresh process of its own group: its reply, or an error that says how it ended."""
     reader, writer = os.pipe()
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile(dir=folder) as errors:
         worker = subprocess.Popen(
             [sys.executable, *(["-I"] if sys.flags.isolated else []), os.path.abspath(__file__), "work", str(writer)],
             stdin=subprocess.PIPE,
@@ -54,6 +348,7 @@ def run_worker(job):
             stderr=errors,
             pass_fds=[writer],
             start_new_session=True,
+            cwd=folder,
         )
         os.close(writer)
         try:
@@ -62,7 +357,7 @@ def run_worker(job):
                 worker.stdin.close()
             except BrokenPipeError:
                 pass  # it ended before it read the job: its exit status says why
-            reply, late = read_reply(reader, time.monotonic() + job["deadline_s"])
+            reply, late = read_reply(reader, time.monotonic() + job["deadline_s"], host)
         finally:
             os.close(reader)
             end(worker)
@@ -80,24 +375,19 @@ def run_worker(job):
     return {"error": "run", "message": "the process ended with %d and no reply; %s" % (worker.returncode, said)}
 
 
-def read_reply(reader, deadline):
+def read_reply(reader, deadline, host):
     """All that the worker writes until it closes the pipe, and whether it was late."""
     parts, size = [], 0
-    while True:
-        left = deadline - time.monotonic()
-        ready = select.select([reader, sys.stdin], [], [], max(0, left))[0]
-        if not ready:
-            return b"", True
-        if sys.stdin in ready and not os.read(sys.stdin.fileno(), 65536):
-            raise SystemExit(1)  # the host is gone
-        if reader in ready:
+    while time.monotonic() < deadline:
+        if host.wait([reader], deadline):
             part = os.read(reader, 1 << 20)
             if not part:
                 return b"".join(parts), False
             parts.append(part)
             size += len(part)
             if size > REPLY_BYTES:
-                return b"", True
+                break
+    return b"", True
 
 
 def end(worker):
@@ -116,19 +406,15 @@ def end(worker):
 # ------------------------------------------------------------------------------------------------------- work
 
 
-class Failed(Exception):
-    """A job that cannot be done: `kind` is what the host is told."""
-
-    def __init__(self, kind, message):
-        super().__init__(message)
-        self.kind = kind
-
-
 def work(writer):
     """Do the job on standard input and write its reply to the pipe."""
+    die_with_the_agent()
     job = json.load(sys.stdin)
+    site = os.path.join(home(), "site", job["runtime"])
+    if os.path.isdir(site):
+        sys.path.insert(0, site)
     try:
-        reply = {"identify": identify, "time": time_runs, "nodes": time_nodes, "outputs": outputs}[job["mode"]](job)
+        reply = {"identify": identify, "time": time_runs, "outputs": outputs}[job["mode"]](job)
     except Failed as error:
         reply = {"error": error.kind, "message": str(error)[:STDERR_CHARS]}
     except MemoryError:
@@ -138,6 +424,14 @@ def work(writer):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # no runtime tears down its threads now: some hang or crash there
+
+
+def die_with_the_agent():
+    """An agent that is killed can end nobody: the kernel does it (prctl PR_SET_PDEATHSIG)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def identify(job):
@@ -150,8 +444,17 @@ def identify(job):
         "system": "%s %s" % (platform.system(), ".".join(platform.release().split(".")[:2])),
         "runtime": job["runtime"],
         "runtime_version": RUNTIMES[job["runtime"]].version(),
-        "boot_id": first_line("/proc/sys/kernel/random/boot_id") or "unknown",
+        "boot_id": boot_id(),
+        "serial": hashlib.sha256(
+            (first_line("/etc/machine-id") + first_line("/proc/device-tree/serial-number")).encode()
+        ).hexdigest()[:16],
+        # qemu's machine without a model of its own: only software runs it at this clock.
+        "emulated": "linux,dummy-virt" in first_line("/proc/device-tree/compatible"),
     }
+
+
+def boot_id():
+    return first_line("/proc/sys/kernel/random/boot_id") or "unknown"
 
 
 def cpu_name():
@@ -179,21 +482,69 @@ def first_line(path):
     try:
         with open(path) as file:
             return file.readline(1000).strip("\0\n ")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 
+def conditions():
+    """The state that times are taken in; a fact that this machine does not tell is left out."""
+    found = {"boot_id": boot_id(), "load": os.getloadavg()[0]}
+    zones = [first_line("/sys/class/thermal/%s/temp" % name) for name in listed("/sys/class/thermal")]
+    temperatures = [int(value) for value in zones if value.lstrip("-").isdigit()]
+    if temperatures:
+        found["temperature_mc"] = max(temperatures)
+    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    governor, frequency = first_line(cpufreq + "scaling_governor"), first_line(cpufreq + "scaling_cur_freq")
+    if governor:
+        found["governor"] = governor
+    if frequency.isdigit():
+        found["frequency_khz"] = int(frequency)
+    throttled = vcgencmd_throttled()
+    if throttled is not None:
+        found["throttled"] = throttled
+    return found
+
+
+def listed(folder):
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def vcgencmd_throttled():
+    """A Raspberry Pi's throttling flags: bits 0 to 3 now, 16 to 19 since boot; elsewhere None."""
+    tool = shutil.which("vcgencmd")
+    if tool is None:
+        return None
+    try:
+        said = subprocess.run([tool, "get_throttled"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5)
+        return int(said.stdout.decode("ascii").strip().partition("throttled=")[2], 16)
+    except (subprocess.TimeoutExpired, ValueError, OSError):
+        return None
+
+
 def time_runs(job):
-    """Whole-network times, no profiler."""
-    model = RUNTIMES[job["runtime"]](job, profiling=False)
-    return {"times_ns": repeat(model.run, job), "peak_memory_bytes": peak_memory()}
+    """Whole-network times without a profiler, the conditions around them and, where asked for, times by node after them."""
+    model = RUNTIMES[job["runtime"]](job, job["model"])
+    before, waited = conditions(), waited_ns()
+    times = repeat(model.run, job)
+    reply = {
+        "times_ns": times,
+        "peak_memory_bytes": peak_memory(),
+        "waited_ns": max(0, waited_ns() - waited),
+        "before": before,
+        "after": conditions(),
+    }
+    if job.get("profiled"):
+        reply["nodes"] = RUNTIMES[job["runtime"]].profile(job)
+    return reply
 
 
-def time_nodes(job):
-    """Times by node, from the runtime's own profiler."""
-    model = RUNTIMES[job["runtime"]](job, profiling=True)
-    runs = len(repeat(model.run, job))
-    return {"runs": runs, "nodes": model.nodes()}
+def waited_ns():
+    """How long this process has waited for a processor that others had (Linux, Documentation/scheduler/sched-stats)."""
+    fields = first_line("/proc/self/schedstat").split()
+    return int(fields[1]) if len(fields) == 3 else 0
 
 
 def repeat(run, job):
@@ -201,18 +552,40 @@ def repeat(run, job):
     clock = time.perf_counter_ns
     warm_until, last = clock() + int(job["warmup_s"] * 1e9), None
     while True:
-        window = sorted(timed(run, clock) for _ in range(WINDOW))
-        middle = window[WINDOW // 2]
+        middle = median(window(run, clock))
         if (last and abs(middle - last) <= STABLE * last) or clock() > warm_until:
             break
         last = middle
     gc.collect()
     gc.disable()
-    times, until = [], clock() + int(job["timed_s"] * 1e9)
-    while len(times) < job["runs_min"] or (clock() < until and len(times) < job["runs_max"]):
+    times, until, check = [], clock() + int(job["timed_s"] * 1e9), job["runs_min"]
+    while len(times) < job["runs_max"] and (len(times) < job["runs_min"] or clock() < until):
         times.append(timed(run, clock))
+        if len(times) == check:
+            if narrow(times):
+                break
+            check *= 2
     gc.enable()
     return times
+
+
+def window(run, clock):
+    times = []
+    while len(times) < WINDOW[0] or (len(times) < WINDOW[1] and sum(times) < WINDOW_NS):
+        times.append(timed(run, clock))
+    return times
+
+
+def median(times):
+    return sorted(times)[len(times) // 2]
+
+
+def narrow(times):
+    """Whether the distribution-free 95 % interval of the median (binomial, normal approximation) is narrow enough."""
+    ordered, n = sorted(times), len(times)
+    half = 0.98 * n**0.5
+    low, high = ordered[max(0, int(n / 2 - half))], ordered[min(n - 1, int(n / 2 + half))]
+    return high - low <= NARROW * ordered[n // 2]
 
 
 def timed(run, clock):
@@ -223,15 +596,26 @@ def timed(run, clock):
 
 
 def outputs(job):
-    """Run every stacked sample and store the stacked outputs."""
+    """Run stacked samples from `start` on, as many as time and bytes allow; replies with the files of their outputs."""
     import numpy
 
-    model = RUNTIMES[job["runtime"]](job, profiling=False, first=True)
+    for name in listed("."):
+        if name.startswith("output-"):  # of an earlier job, and fetched by now
+            os.unlink(name)
+    model = RUNTIMES[job["runtime"]](job, job["model"], first=True)
     stacked = [numpy.load(path, allow_pickle=False, mmap_mode="r") for path in job["inputs"]]
-    results = [model.call([array[i] for array in stacked]) for i in range(len(stacked[0]))]
-    for i, path in enumerate(job["outputs"]):
-        numpy.save(path, numpy.stack([result[i] for result in results]), allow_pickle=False)
-    return {"count": len(results), "outputs": len(results[0])}
+    results, until, size = [], time.monotonic() + job["most_s"], 0
+    for i in range(job["start"], len(stacked[0])):
+        result = model.call([numpy.ascontiguousarray(array[i]) for array in stacked])
+        results.append(result[: job["outputs"]])
+        size = max(size, *(array.nbytes for array in results[-1]))
+        if time.monotonic() > until or size * (len(results) + 1) > job["most_bytes"]:
+            break
+    files = []
+    for i in range(job["outputs"]):
+        files.append(os.path.abspath("output-%d.npy" % i))
+        numpy.save(files[-1], numpy.stack([result[i] for result in results]), allow_pickle=False)
+    return {"count": len(results), "files": files}
 
 
 def peak_memory():
@@ -262,7 +646,7 @@ def load_inputs(job, first):
 class OnnxRuntime:
     """ONNX Runtime on the CPU, one inference at a time."""
 
-    def __init__(self, job, profiling, first=False):
+    def __init__(self, job, path, first=False, profiling=False):
         module = self.module()
         options = module.SessionOptions()
         options.intra_op_num_threads = job["threads"]
@@ -270,9 +654,9 @@ class OnnxRuntime:
         options.execution_mode = module.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
         options.enable_profiling = profiling
-        options.profile_file_prefix = os.path.join(tempfile.gettempdir(), "edgeprune-%d" % os.getpid())
+        options.profile_file_prefix = os.path.abspath("profile")
         try:
-            self.session = module.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
+            self.session = module.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding's exceptions have no common base of their own
             raise Failed("load", "onnxruntime cannot load the model: %s" % error)
         self.names = [value.name for value in self.session.get_inputs()]
@@ -295,9 +679,12 @@ class OnnxRuntime:
     def call(self, inputs):
         return self.session.run(None, dict(zip(self.names, inputs)))
 
-    def nodes(self):
+    @classmethod
+    def profile(cls, job):
         """Mean nanoseconds a run and node. Event times are whole microseconds, cut off: half of one is added back."""
-        path = self.session.end_profiling()
+        model = cls(job, job["profiled"], profiling=True)
+        repeat(model.run, dict(job, timed_s=job["profiled_s"]))
+        path = model.session.end_profiling()
         with open(path) as file:
             events = json.load(file)
         os.unlink(path)
@@ -314,7 +701,7 @@ class OnnxRuntime:
 class OpenVino:
     """OpenVINO on the CPU, one stream; precision explicit, since CPUs with bf16 would slip into it."""
 
-    def __init__(self, job, profiling, first=False):
+    def __init__(self, job, path, first=False, profiling=False):
         module = self.module()
         settings = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32"}[job["precision"]],
@@ -324,7 +711,7 @@ class OpenVino:
             "PERF_COUNT": profiling,
         }
         try:
-            self.compiled = module.Core().compile_model(job["model"], "CPU", settings)
+            self.compiled = module.Core().compile_model(path, "CPU", settings)
         except RuntimeError as error:
             raise Failed("load", "openvino cannot load the model: %s" % error)
         self.request = self.compiled.create_infer_request()
@@ -332,22 +719,6 @@ class OpenVino:
         for i, array in enumerate(self.inputs):
             self.request.set_input_tensor(i, module.Tensor(array, shared_memory=True))
         self.run = self.request.infer
-        if profiling:
-            self.request.infer()
-            self.runs, self.first_us = 1, self.mean_us()
-            self.run = self.counted
-
-    def counted(self):
-        self.request.infer()
-        self.runs += 1
-
-    def mean_us(self):
-        """Microseconds by node that was executed: the mean over every run since the model was compiled."""
-        return {
-            node.node_name: node.real_time.total_seconds() * 1e6
-            for node in self.request.profiling_info
-            if node.status == node.EXECUTED
-        }
 
     @staticmethod
     def module():
@@ -365,31 +736,114 @@ class OpenVino:
         results = self.request.infer(inputs)
         return [results[i].copy() for i in range(len(self.compiled.outputs))]
 
-    def nodes(self):
-        """Mean nanoseconds a run and node, with the names of the nodes fused into it.
+    @classmethod
+    def profile(cls, job):
+        """Mean nanoseconds a run and node, with the names of the nodes fused into it."""
+        model = cls(job, job["profiled"], profiling=True)
+        model.run()
+        first = model.mean_ns()
+        runs = 1
 
-        The first run is taken out: it allocates, and a node may take ten times as long.
-        """
+        def counted():
+            nonlocal runs
+            model.run()
+            runs += 1
+
+        repeat(counted, dict(job, timed_s=job["profiled_s"]))
         fused = {}
-        for op in self.compiled.get_runtime_model().get_ordered_ops():
+        for op in model.compiled.get_runtime_model().get_ordered_ops():
             info = op.get_rt_info()
             names = str(info["originalLayersNames"].astype(str)) if "originalLayersNames" in info else ""
             fused[op.get_friendly_name()] = [name for name in names.split(",") if name]
         return [
-            {
-                "name": name,
-                "ns": max(0, round(1000 * (self.runs * mean - self.first_us.get(name, 0)) / (self.runs - 1))),
-                "fused": fused.get(name, []),
-            }
-            for name, mean in self.mean_us().items()
+            {"name": name, "ns": without_first(mean, runs, first.get(name, 0)), "fused": fused.get(name, [])}
+            for name, mean in model.mean_ns().items()
         ]
+
+    def mean_ns(self):
+        """Nanoseconds by node that was executed: the mean over every run since the model was compiled."""
+        return {
+            node.node_name: node.real_time.total_seconds() * 1e9
+            for node in self.request.profiling_info
+            if node.status == node.EXECUTED
+        }
+
+
+def without_first(mean, runs, first):
+    """The mean of all runs but the first, which allocates and may take ten times as long."""
+    return max(0, round((runs * mean - first) / (runs - 1)))
+
+
+class TfLite:
+    """LiteRT, or its older package, on the CPU with XNNPACK."""
+
+    def __init__(self, job, path, first=False):
+        self.load(job, model_path=path)
+        self.slots = [detail["index"] for detail in self.interpreter.get_input_details()]
+        self.results = [detail["index"] for detail in self.interpreter.get_output_details()]
+        self.set_inputs(load_inputs(job, first))
+
+    def load(self, job, **source):
+        try:
+            self.interpreter = self.module().Interpreter(num_threads=job["threads"], **source)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise Failed("load", "tflite cannot load the model: %s" % error)
+        self.run = self.interpreter.invoke
+
+    def set_inputs(self, arrays):
+        for slot, array in zip(self.slots, arrays):
+            self.interpreter.set_tensor(slot, array)
+
+    @staticmethod
+    def module():
+        try:
+            from ai_edge_litert import interpreter
+        except ImportError as error:
+            try:
+                from tflite_runtime import interpreter
+            except ImportError:
+                raise Failed("runtime-missing", "ai_edge_litert cannot be imported: %s" % error)
+        return interpreter
+
+    @classmethod
+    def version(cls):
+        from importlib.metadata import version
+
+        name = cls.module().__name__.partition(".")[0].replace("_", "-")
+        return version(name) if name == "ai-edge-litert" else "%s %s" % (name, version(name))
+
+    def call(self, inputs):
+        self.set_inputs(inputs)
+        self.run()
+        return [self.interpreter.get_tensor(index) for index in self.results]
+
+    @classmethod
+    def profile(cls, job):
+        """Nanoseconds by operator. Python sees no profiler here, so the host cut the model into one file an operator."""
+        with open(job["profiled"], "rb") as file:
+            operators = json.loads(file.readline())
+            found, known = [], {}
+            for operator in operators:
+                content = file.read(operator["bytes"])
+                if content not in known:  # the same operator at the same shapes takes the same time
+                    alone = cls.__new__(cls)
+                    alone.load(job, model_content=content)
+                    for detail in alone.interpreter.get_input_details():
+                        alone.interpreter.tensor(detail["index"])()[...] = (
+                            0.5 if detail["dtype"]().dtype.kind == "f" else 0
+                        )
+                    share = job["profiled_s"] / len(operators)
+                    known[content] = median(repeat(alone.run, dict(job, timed_s=share, warmup_s=share, runs_max=50)))
+                found.append({"name": operator["name"], "ns": known[content]})
+        return found
 
 
 class Null:
     """No runtime at all: the model is a JSON file {"ns": a run} and its output is its input. For tests of all the rest."""
 
-    def __init__(self, job, profiling, first=False):
-        with open(job["model"]) as file:
+    def __init__(self, job, path, first=False):
+        with open(path) as file:
             self.model = json.load(file)
 
     @staticmethod
@@ -408,11 +862,13 @@ class Null:
     def call(self, inputs):
         return inputs
 
-    def nodes(self):
-        return [{"name": "null", "ns": self.model["ns"]}]
+    @classmethod
+    def profile(cls, job):
+        return [{"name": "null", "ns": cls(job, job["profiled"]).model["ns"]}]
 
 
-RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "null": Null}
+RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "tflite": TfLite, "null": Null}
+HERE = {"room": room, "accept": accept, "drop": drop, "examine": examine, "install": install}
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":

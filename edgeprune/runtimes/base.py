@@ -4,26 +4,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from edgeprune.errors import RuntimeMissing
 
 
 class Runtime(ABC):
     """One runtime. What runs on the device is the agent's; nothing here measures."""
 
     name: str
+    format: str = "onnx"  # of what it is made from: a key of `formats.FORMATS`
+    packages: tuple[str, ...]  # what a device needs of it, as pip knows them
+    converter: str  # the package that makes the artifact on the host
     install: str  # the command that brings it to the host, or to a local device
 
-    @abstractmethod
     def require(self) -> str:
         """The version of what the host needs to compile. Raises `RuntimeMissing` naming the extra that brings it."""
+        try:
+            return version(self.converter)
+        except PackageNotFoundError as error:
+            raise RuntimeMissing(f"{self.converter} is not installed; {self.install}") from error
 
     @abstractmethod
     def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
-        """Turn an ONNX file into the runtime's own, in `folder`: the file to load first, then what belongs to it.
+        """Turn a file of the runtime's `format` into its own, in `folder`: the file to load first, then what belongs to it.
 
-        The ONNX file is used up.
+        The exported file is used up.
         """
+
+    def instrument(self, model: Path) -> Path:
+        """The file whose profile gives the node times: the model itself where the runtime has a profiler."""
+        return model
 
     @abstractmethod
     def node_times(self, nodes: list[Mapping[str, Any]]) -> dict[str, int]:

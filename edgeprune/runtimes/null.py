@@ -14,11 +14,9 @@ class Null(Runtime):
     """A run takes one nanosecond for every eight bytes of the exported file."""
 
     name = "null"
+    packages = ()
+    converter = "numpy"
     install = "nothing to install"
-
-    def require(self) -> str:
-        """Always there."""
-        return "0"
 
     def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
         """Write the time down."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import RuntimeMissing
 from edgeprune.runtimes.base import Runtime
 
 # The layout optimiser names a node after its output tensor and the blocked layout; fusions append a token.
@@ -19,14 +17,9 @@ class OnnxRuntime(Runtime):
     """CPU execution provider."""
 
     name = "onnxruntime"
+    packages = ("onnxruntime", "numpy")
+    converter = "onnxruntime"
     install = "pip install onnxruntime"
-
-    def require(self) -> str:
-        """The installed version."""
-        try:
-            return version("onnxruntime")
-        except PackageNotFoundError as error:
-            raise RuntimeMissing(f"onnxruntime is not installed; {self.install}") from error
 
     def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
         """Give the file its name."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import RuntimeMissing, UsageError
+from edgeprune.errors import UsageError
 from edgeprune.runtimes.base import Runtime
 
 
@@ -15,14 +14,9 @@ class OpenVino(Runtime):
     """CPU plug-in; weights stay fp32 on disk."""
 
     name = "openvino"
+    packages = ("openvino", "numpy")
+    converter = "openvino"
     install = "pip install 'edgeprune[openvino]'"
-
-    def require(self) -> str:
-        """The installed version."""
-        try:
-            return version("openvino")
-        except PackageNotFoundError as error:
-            raise RuntimeMissing(f"openvino is not installed; {self.install}") from error
 
     def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
         """Convert, and keep fp32: by default saving would round the weights to fp16."""

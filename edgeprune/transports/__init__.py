@@ -7,6 +7,10 @@ from edgeprune.transports.local import Local
 from edgeprune.types import Target
 
 
-def connect(target: Target) -> Transport:
-    """The transport of a target."""
-    return {"local": Local}[target.transport]()
+def connect(target: Target, wait_s: float = 0.0) -> Transport:
+    """The transport of a target; `wait_s` is how long to wait for a device that somebody else holds."""
+    if target.transport == "local":
+        return Local()
+    from edgeprune.transports.ssh import Ssh  # paramiko is an extra
+
+    return Ssh(target, wait_s)

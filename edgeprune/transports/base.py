@@ -1,17 +1,20 @@
-"""The port to a device: files there and back, and requests to the agent. Frames are read here, whatever the link."""
+"""The port to a device: files there and back, and requests to the agent. The agent is talked to here, whatever the link."""
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
+import time
 import zlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from edgeprune.errors import DeviceError
+from edgeprune.errors import BusyError, DeviceError, LinkError
 from edgeprune.limits import LIMITS
 
 HEADER = re.compile(rb"edgeprune ([0-9a-f]{32}) (\d{1,10}) ([0-9a-f]{8})\n")
@@ -33,13 +36,74 @@ class Transport(ABC):
     def call(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
         """Have the agent do jobs; yields one reply a job, in order, as they come.
 
-        Raises `DeviceError` when the agent ends early, says something else, or takes over `deadline_s` in all. Closing the
-        iterator ends the agent.
+        Raises `DeviceError` when the agent ends early, says something else, or takes over `deadline_s` in all, and `BusyError`
+        when somebody else holds the device. Closing the iterator ends the agent.
         """
 
     @abstractmethod
     def close(self) -> None:
         """Leave the device as it was found."""
+
+
+class Stream(Protocol):
+    """Two-way bytes to an agent. What a link raises comes out as `LinkError`."""
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """What came, b"" at the end, None when nothing came in time."""
+
+    def said(self) -> str:
+        """Printable: the last that the agent said on its standard error, and how it ended."""
+
+
+class Conversation:
+    """One agent, from its hello to its end: requests go out, framed replies come in."""
+
+    def __init__(self, stream: Stream, hello: Mapping[str, Any], silence_s: float | None) -> None:
+        """Say hello. Raises `BusyError` when somebody else holds the device."""
+        nonce = secrets.token_hex(16)
+        self._stream, self._silence_s = stream, silence_s
+        self._frames = Frames(nonce)
+        self._ready: deque[Mapping[str, Any]] = deque()
+        self._say({**hello, "nonce": nonce})
+        (reply,) = self._replies(1, LIMITS.identify_s)
+        if reply.get("error") == "busy":
+            raise BusyError(f"the device is {printable(str(reply.get('message')))}; wait, or give --wait")
+        if "error" in reply:
+            raise DeviceError(f"the agent does not start: {printable(str(reply.get('message')))}")
+
+    def ask(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
+        """Send jobs; yields their replies in order."""
+        self._say({"jobs": list(jobs)})
+        yield from self._replies(len(jobs), deadline_s)
+
+    def _say(self, document: Mapping[str, Any]) -> None:
+        self._stream.send(json.dumps(document).encode() + b"\n")
+
+    def _replies(self, count: int, deadline_s: float) -> Iterator[Mapping[str, Any]]:
+        until, noise = time.monotonic() + deadline_s, 0
+        for done in range(count):
+            while not self._ready:
+                left = until - time.monotonic()
+                silence = self._silence_s if self._silence_s is not None else left
+                data = self._stream.receive(max(0.0, min(left, silence)))
+                if data is None and left <= silence:
+                    raise DeviceError(
+                        f"the device did not answer before the deadline of {deadline_s:g} s; is it overloaded?"
+                    )
+                if data is None:
+                    raise LinkError(f"the device has said nothing for {silence:g} s")
+                if not data:
+                    raise LinkError(f"the agent ended after {done} of {count} jobs: {self._stream.said()}")
+                noise += len(data)
+                for reply in self._frames.feed(data):
+                    self._ready.append(reply)
+                    noise = 0
+                if noise > LIMITS.noise_bytes + LIMITS.reply_bytes:
+                    raise DeviceError(f"the device sends over {LIMITS.noise_bytes >> 20} MB that are no answer")
+            yield self._ready.popleft()
 
 
 class Frames:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edgeprune.agent import AGENT
-from edgeprune.errors import DeviceError
+from edgeprune.errors import LinkError
 from edgeprune.limits import LIMITS
-from edgeprune.transports.base import Frames, Transport, copy_back, printable
+from edgeprune.transports.base import Conversation, Transport, copy_back, printable
 
 PASSED = (
     "PATH",
@@ -33,6 +30,10 @@ PASSED = (
 class Local(Transport):
     """Runs the agent with this Python; files stay where they are."""
 
+    def __init__(self) -> None:
+        self._child: _Child | None = None
+        self._conversation: Conversation | None = None
+
     def put(self, files: Sequence[Path]) -> str:
         """Nothing to copy."""
         return str(files[0].absolute())
@@ -42,63 +43,69 @@ class Local(Transport):
         copy_back(remote, path)
 
     def call(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
-        """Start the agent for these jobs; see `Transport.call`."""
-        nonce = secrets.token_hex(16)
-        with tempfile.TemporaryFile() as errors:
-            agent = subprocess.Popen(
-                [sys.executable, "-I", str(AGENT), "serve"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={name: os.environ[name] for name in PASSED if name in os.environ},
-                start_new_session=True,
-            )
-            try:
-                assert agent.stdin is not None and agent.stdout is not None
-                agent.stdin.write(json.dumps({"nonce": nonce, "jobs": list(jobs)}).encode() + b"\n")
-                agent.stdin.flush()
-                done = 0
-                for reply in self._replies(agent.stdout, Frames(nonce), time.monotonic() + deadline_s):
-                    yield reply
-                    done += 1
-                    if done == len(jobs):
-                        return
-                raise DeviceError(f"the agent ended after {done} of {len(jobs)} jobs: {_tail(errors)}")
-            except BrokenPipeError as error:
-                raise DeviceError(f"the agent ended before it read its jobs: {_tail(errors)}") from error
-            finally:
-                _end(agent)
+        """Have the agent, started at the first call, do these jobs; see `Transport.call`."""
+        done = False
+        try:
+            if self._conversation is None:
+                self._child = _Child()
+                self._conversation = Conversation(self._child, {}, silence_s=None)
+            yield from self._conversation.ask(jobs, deadline_s)
+            done = True
+        finally:
+            if not done:
+                self.close()
 
     def close(self) -> None:
-        """Nothing is left to close: every call ends its agent."""
+        """End the agent."""
+        child, self._child, self._conversation = self._child, None, None
+        if child is not None:
+            child.end()
 
-    @staticmethod
-    def _replies(stdout: IO[bytes], frames: Frames, deadline: float) -> Iterator[Mapping[str, Any]]:
+
+class _Child:
+    """The agent as a child process."""
+
+    def __init__(self) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(AGENT), "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={name: os.environ[name] for name in PASSED if name in os.environ},
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def send(self, data: bytes) -> None:
+        """Write to its standard input."""
+        try:
+            self._stdin.write(data)
+            self._stdin.flush()
+        except BrokenPipeError as error:
+            raise LinkError(f"the agent ended before it read its jobs: {self.said()}") from error
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """Read from its standard output."""
         with selectors.DefaultSelector() as selector:
-            selector.register(stdout, selectors.EVENT_READ)
-            while True:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise DeviceError("the device did not answer before the deadline; is it overloaded?")
-                data = os.read(stdout.fileno(), 1 << 20)
-                if not data:
-                    return
-                yield from frames.feed(data)
+            selector.register(self._stdout, selectors.EVENT_READ)
+            return os.read(self._stdout.fileno(), 1 << 20) if selector.select(timeout_s) else None
 
+    def said(self) -> str:
+        """The end of its standard error."""
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - LIMITS.stderr_bytes))
+        return printable(self._errors.read().decode("utf-8", "backslashreplace").strip()) or "it said nothing"
 
-def _end(agent: subprocess.Popen[bytes]) -> None:
-    """Close its standard input, at which the agent ends its worker and itself; then make sure."""
-    assert agent.stdin is not None and agent.stdout is not None
-    with suppress(BrokenPipeError):
-        agent.stdin.close()
-    try:
-        agent.wait(LIMITS.end_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(agent.pid, signal.SIGKILL)
-        agent.wait()
-    agent.stdout.close()
-
-
-def _tail(errors: IO[bytes]) -> str:
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - LIMITS.stderr_bytes))
-    return printable(errors.read().decode("utf-8", "backslashreplace").strip()) or "it said nothing"
+    def end(self) -> None:
+        """Close its standard input, at which the agent ends its worker and itself; then make sure."""
+        with suppress(BrokenPipeError):
+            self._stdin.close()
+        try:
+            self._process.wait(LIMITS.end_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._stdout.close()
+        self._errors.close()

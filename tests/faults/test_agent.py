@@ -9,15 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgeprune.agent import AGENT
+from edgeprune.agent import AGENT, agent
 from edgeprune.bench import Bench
-from edgeprune.errors import DeviceError, RuntimeMissing
+from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
 from edgeprune.transports.fake import Fake
 from edgeprune.transports.local import Local
 from edgeprune.types import Target
@@ -40,32 +41,37 @@ def job(model: dict[str, Any], tmp_path: Path, **changes: Any) -> dict[str, Any]
     return {**base, **CAPS, **changes}
 
 
+def done(jobs: list[dict[str, Any]], deadline_s: float = 60) -> list[Mapping[str, Any]]:
+    with closing(Local()) as local:
+        return list(local.call(jobs, deadline_s))
+
+
 def test_a_worker_that_is_killed_is_recognised_and_the_next_one_runs(tmp_path: Path) -> None:
     jobs = [job({"ns": 1000, "raises": signal.SIGKILL}, tmp_path), job({"ns": 1000}, tmp_path, id=1)]
-    killed, fine = Local().call(jobs, 60)
+    killed, fine = done(jobs)
     assert killed["error"] == "killed" and "memory" in killed["message"]
     assert fine["times_ns"]
 
 
 def test_a_worker_that_crashes_says_of_which_signal(tmp_path: Path) -> None:
-    (crashed,) = Local().call([job({"ns": 1000, "raises": signal.SIGSEGV}, tmp_path)], 60)
+    (crashed,) = done([job({"ns": 1000, "raises": signal.SIGSEGV}, tmp_path)])
     assert crashed["error"] == "killed" and str(int(signal.SIGSEGV)) in crashed["message"]
 
 
 def test_a_worker_that_hangs_is_ended_at_its_deadline(tmp_path: Path) -> None:
     started = time.monotonic()
-    (late,) = Local().call([job({"ns": 1000, "hangs": 600}, tmp_path, deadline_s=1.0)], 60)
+    (late,) = done([job({"ns": 1000, "hangs": 600}, tmp_path, deadline_s=1.0)])
     assert late["error"] == "deadline" and time.monotonic() - started < 30
 
 
 def test_a_device_that_says_nothing_is_an_error_at_the_deadline(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="deadline"):
-        list(Local().call([job({"ns": 1000, "hangs": 600}, tmp_path)], 1.0))
+        done([job({"ns": 1000, "hangs": 600}, tmp_path)], 1.0)
 
 
 def test_a_host_that_leaves_takes_agent_and_worker_with_it(tmp_path: Path) -> None:
     """The agent notices that its standard input closed, as it does when an SSH session drops."""
-    request = {"nonce": "0" * 32, "jobs": [job({"ns": 1000, "hangs": 600}, tmp_path)]}
+    hello, request = {"nonce": "0" * 32}, {"jobs": [job({"ns": 1000, "hangs": 600}, tmp_path)]}
     agent = subprocess.Popen(
         [sys.executable, "-I", str(AGENT), "serve"],
         stdin=subprocess.PIPE,
@@ -74,7 +80,7 @@ def test_a_host_that_leaves_takes_agent_and_worker_with_it(tmp_path: Path) -> No
     )
     assert agent.stdin is not None
     assert agent.stdout is not None
-    agent.stdin.write(json.dumps(request).encode() + b"\n")
+    agent.stdin.write(json.dumps(hello).encode() + b"\n" + json.dumps(request).encode() + b"\n")
     agent.stdin.flush()
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
     deadline = time.monotonic() + 20
@@ -91,17 +97,18 @@ def test_a_host_that_leaves_takes_agent_and_worker_with_it(tmp_path: Path) -> No
 
 
 def test_a_closed_call_leaves_no_worker(tmp_path: Path) -> None:
-    replies = Local().call([job({"ns": 1000}, tmp_path), job({"ns": 1000, "hangs": 600}, tmp_path, id=1)], 60)
-    next(iter(replies))
-    started = time.monotonic()
-    replies.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - started < 20
+    with closing(Local()) as local:
+        replies = local.call([job({"ns": 1000}, tmp_path), job({"ns": 1000, "hangs": 600}, tmp_path, id=1)], 60)
+        next(iter(replies))
+        started = time.monotonic()
+        replies.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - started < 20
 
 
 TARGET = Target(Path("targets/t.toml"), "t", "local", "onnxruntime")
 IDENTITY = {
     **{"machine": "x86_64", "cpu": "c", "cores": 1, "system": "s", "runtime": "onnxruntime"},
-    **{"runtime_version": "1", "boot_id": "b"},
+    **{"runtime_version": "1", "boot_id": "b", "serial": "s", "emulated": False},
 }
 
 
@@ -109,25 +116,103 @@ def bench(answer: Mapping[str, Any], tmp_path: Path) -> Bench:
     return Bench(TARGET, Fake(lambda job: IDENTITY if job["mode"] == "identify" else answer), tmp_path)
 
 
+def saved(tmp_path: Path) -> Path:
+    model = tmp_path / "models" / "model.onnx"
+    model.parent.mkdir(exist_ok=True)
+    model.write_bytes(b"")
+    return model
+
+
+TRUE = {"times_ns": [5], "peak_memory_bytes": 1, "waited_ns": 0, "before": {}, "after": {}}
+THROTTLED = {**TRUE, "after": {"throttled": 0x50005}}
+RESET = {**TRUE, "before": {"boot_id": "b"}, "after": {"boot_id": "c"}}
+CROWDED = {**TRUE, "waited_ns": 4}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(THROTTLED, "throttled"), (CROWDED, "other processes")], ids=["throttled", "crowded"]
+)
+def test_disturbed_times_are_thrown_away_and_taken_again(
+    answer: Mapping[str, Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter([answer, TRUE, TRUE])
+    bench = Bench(TARGET, Fake(lambda job: IDENTITY if job["mode"] == "identify" else next(answers)), tmp_path)
+    model = saved(tmp_path)
+    assert [m.run.times_ns for m in bench.measure([model, model], [])] == [(5,), (5,)]
+    assert bench.discarded == 1 and reason in caplog.text
+
+
+@pytest.mark.parametrize("answer", [THROTTLED, CROWDED], ids=["throttled", "crowded"])
+def test_a_device_that_stays_disturbed_is_inconclusive_never_a_number(answer: Mapping[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InconclusiveError, match="too disturbed"):
+        bench(answer, tmp_path).measure([saved(tmp_path)], [])
+
+
+def test_a_reset_is_survived_once(tmp_path: Path) -> None:
+    """The sample across it is thrown away and the device identified again; a second one is a fault of the board."""
+    boots = iter("bcd")
+
+    def device(answers: Any) -> Bench:
+        return Bench(TARGET, Fake(lambda job: {**IDENTITY, "boot_id": next(boots)} if job["mode"] == "identify" else
+                                  next(answers)), tmp_path)
+
+    calm = {**TRUE, "before": {"boot_id": "c"}, "after": {"boot_id": "c"}}
+    again = {**TRUE, "before": {"boot_id": "c"}, "after": {"boot_id": "d"}}
+    opened = device(iter([RESET, calm, again]))
+    model = saved(tmp_path)
+    assert opened.measure([model], [])[0].run.after == {"boot_id": "c"}
+    with pytest.raises(DeviceError, match="reset 2 times"):
+        opened.measure([model], [])
+
+
+def test_a_device_that_became_another_is_refused(tmp_path: Path) -> None:
+    who = iter([IDENTITY, {**IDENTITY, "boot_id": "c", "serial": "other"}])
+    opened = Bench(TARGET, Fake(lambda job: next(who) if job["mode"] == "identify" else RESET), tmp_path)
+    with pytest.raises(DeviceError, match="another device"):
+        opened.measure([saved(tmp_path)], [])
+
+
+def test_an_emulated_device_cannot_stand_for_a_physical_one(tmp_path: Path) -> None:
+    emulated = {**IDENTITY, "emulated": True}
+    with pytest.raises(UsageError, match="emulated"):
+        Bench(TARGET, Fake(lambda job: emulated), tmp_path)
+    assert Bench(replace(TARGET, emulated=True), Fake(lambda job: emulated), tmp_path).device.emulated
+
+
+def test_a_device_that_repeats_itself_is_not_asked_more_often_than_needed(tmp_path: Path) -> None:
+    fake = Fake(lambda job: IDENTITY if job["mode"] == "identify" else {**TRUE, "times_ns": [1000, 1000]})
+    (samples,) = Bench(TARGET, fake, tmp_path).time([saved(tmp_path)], [], 8)
+    assert len(samples.runs) == 3
+
+
+def test_the_clock_of_the_device_may_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only clocks that never go back are read while timing."""
+    monkeypatch.setattr(time, "time", iter(range(0, -1000, -100)).__next__)
+    caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50}
+    assert all(ns > 0 for ns in agent.repeat(lambda: None, caps))
+
+
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        {"times_ns": [], "peak_memory_bytes": 1},
-        {"times_ns": [5, 0], "peak_memory_bytes": 1},
-        {"times_ns": [5, -1], "peak_memory_bytes": 1},
-        {"times_ns": ["5"], "peak_memory_bytes": 1},
-        {"times_ns": [5], "peak_memory_bytes": 0},
+        {**TRUE, "times_ns": []},
+        {**TRUE, "times_ns": [5, 0]},
+        {**TRUE, "times_ns": [5, -1]},
+        {**TRUE, "times_ns": ["5"]},
+        {**TRUE, "times_ns": 5},
+        {**TRUE, "peak_memory_bytes": 0},
+        {**TRUE, "waited_ns": -1},
+        {**TRUE, "before": 3},
         {"times_ns": [5]},
         {"peak_memory_bytes": 1},
         {"error": "load", "message": "\x1b[31mno\n"},
     ],
 )
 def test_answers_that_cannot_be_true_are_errors(answer: Mapping[str, Any], tmp_path: Path) -> None:
-    model = tmp_path / "models" / "model.onnx"
-    model.parent.mkdir()
-    model.write_bytes(b"")
     with pytest.raises(DeviceError) as caught:
-        bench(answer, tmp_path).time([model], [], 1)
+        bench(answer, tmp_path).time([saved(tmp_path)], [], 1)
     assert str(caught.value).isprintable()
 
 

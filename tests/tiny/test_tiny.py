@@ -13,7 +13,8 @@ import torch
 from nets import Residual, image
 
 import edgeprune
-from edgeprune import export, graph, latency, network, planning, profiling
+from edgeprune import graph, latency, network, planning, profiling
+from edgeprune.formats.onnx import OnnxTemplate
 from edgeprune.importance import CRITERIA
 from edgeprune.types import Device, Experiment, Profile, Run, Samples
 
@@ -53,7 +54,7 @@ def test_the_promise(tmp_path: Path) -> None:
 
     # The exported artifact computes the same.
     session = onnxruntime.InferenceSession(
-        export.to_onnx(again, inputs, groups.folds), providers=["CPUExecutionProvider"]
+        OnnxTemplate.export(again, inputs, groups.folds), providers=["CPUExecutionProvider"]
     )
     (got,) = session.run(None, {"input_0": inputs[0].numpy()})
     np.testing.assert_allclose(got, again(*inputs).detach().numpy(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,129 @@
+"""ONNX files, by torch's own exporter (TorchScript based: node names are module paths, constants keep their names)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import torch
+from torch import Tensor, nn
+
+from edgeprune import network
+from edgeprune.errors import UsageError
+from edgeprune.formats.base import Dims, Node, Origins, Template, fold, pattern
+from edgeprune.types import Groups
+
+OPSET = 17
+
+
+class OnnxTemplate(Template):
+    """Sliced as a protobuf."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
+        self._proto: onnx.ModelProto | None = None
+        super().__init__(model, inputs, groups)
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The exported file, read."""
+        if self._proto is None:
+            self._proto = onnx.load_from_string(self.exported)
+            origins = Origins(self._folded)
+            found = {t.name: origins.find(onnx.numpy_helper.to_array(t)) for t in self._proto.graph.initializer}
+            self.origins = {name: origin for name, origin in found.items() if origin is not None}
+        return self._proto
+
+    @staticmethod
+    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
+        """See `Template.export`."""
+        with torch.no_grad():
+            folded = fold(model, folds)
+            outputs = len(network.tensors(folded(*inputs)))
+            buffer = io.BytesIO()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the exporter warns about itself and about every traced constant
+                    torch.onnx.export(
+                        folded,
+                        inputs,
+                        buffer,  # type: ignore[arg-type]
+                        dynamo=False,
+                        opset_version=OPSET,
+                        input_names=[f"input_{i}" for i in range(len(inputs))],
+                        output_names=[f"output_{i}" for i in range(outputs)],
+                    )
+            except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+                raise UsageError(f"the model cannot be exported to ONNX: {network.first_line(error)}") from error
+        return buffer.getvalue()
+
+    def nodes(self) -> Iterator[Node]:
+        """A profiler names a node, or the tensor that it writes."""
+        for node in self.proto.graph.node:
+            parameters = tuple(self.origins[name].parameter for name in node.input if name in self.origins)
+            yield Node((node.name, *node.output), tuple(node.input), tuple(node.output), parameters)
+
+    def sliced(self, kept: Mapping[str, Dims]) -> bytes:
+        """See `Template.sliced`."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        outputs: dict[str, tuple[int, int]] = {}
+        for tensor in proto.graph.initializer:
+            origin = self.origins.get(tensor.name)
+            if origin is None or origin.parameter not in kept:
+                continue
+            value = origin.take(onnx.numpy_helper.to_array(tensor), kept)
+            outputs[tensor.name] = tensor.dims[0], value.shape[0]
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        for node in proto.graph.node:
+            _regroup(node, outputs)
+        del proto.graph.value_info[:]
+        return bytes(proto.SerializeToString())
+
+    @staticmethod
+    def filled(file: bytes) -> bytes:
+        """See `Template.filled`."""
+        proto = onnx.load_from_string(file)
+        for tensor in proto.graph.initializer:
+            value = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(pattern(value), tensor.name))
+        return bytes(proto.SerializeToString())
+
+    def agrees(self, kept: Mapping[str, Dims], exported: bytes) -> bool:
+        """See `Template.agrees`."""
+        return _same(onnx.load_from_string(self.sliced(kept)), onnx.load_from_string(exported))
+
+
+def _regroup(node: onnx.NodeProto, outputs: Mapping[str, tuple[int, int]]) -> None:
+    """A grouped convolution keeps its channels a group, so its number of groups shrinks with its outputs."""
+    if node.op_type != "Conv" or node.input[1] not in outputs:
+        return
+    before, after = outputs[node.input[1]]
+    for attribute in node.attribute:
+        if attribute.name == "group" and attribute.i > 1:
+            attribute.i = attribute.i * after // before
+
+
+def _same(first: onnx.ModelProto, second: onnx.ModelProto) -> bool:
+    """Same operators with the same attributes, and the same values in their initialisers."""
+
+    def parts(proto: onnx.ModelProto) -> list[tuple[str, bytes, list[np.ndarray]]]:
+        values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+        return [
+            (
+                node.op_type,
+                b"".join(sorted(a.SerializeToString() for a in node.attribute)),
+                [values[name] for name in node.input if name in values],
+            )
+            for node in proto.graph.node
+        ]
+
+    ours, theirs = parts(first), parts(second)
+    return [part[:2] for part in ours] == [part[:2] for part in theirs] and all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-5)
+        for (*_, mine), (*_, other) in zip(ours, theirs, strict=True)
+        for a, b in zip(mine, other, strict=True)
+    )

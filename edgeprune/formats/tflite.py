@@ -1,0 +1,181 @@
+"""TFLite files, by litert-torch. Constants are channels-last there, and every shape is written down."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeprune import flatbuffer, network
+from edgeprune.errors import RuntimeMissing, UsageError
+from edgeprune.formats.base import Dims, Node, Origin, Origins, Template, fold, pattern
+from edgeprune.types import Groups
+
+
+class TfliteTemplate(Template):
+    """Sliced as a flatbuffer; the shapes in between are the interpreter's own inference."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
+        self._origins: dict[int, Origin] | None = None
+        self._derived: dict[int, int] = {}  # operator (a reshape) -> the position of its shape that follows from the rest
+        super().__init__(model, inputs, groups)
+
+    @staticmethod
+    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
+        """See `Template.export`."""
+        with torch.no_grad(), _silenced(), tempfile.TemporaryDirectory() as scratch:
+            try:
+                import litert_torch
+            except ImportError as error:
+                raise RuntimeMissing("litert-torch is not installed; pip install 'edgeprune[tflite]'") from error
+            path = Path(scratch) / "model.tflite"
+            try:
+                litert_torch.convert(fold(model, folds), inputs).export(str(path))
+            except Exception as error:  # noqa: BLE001 - three libraries raise there, with no common base
+                raise UsageError(f"the model cannot be exported to TFLite: {network.first_line(error)}") from error
+            return path.read_bytes()
+
+    @property
+    def origins(self) -> dict[int, Origin]:
+        """{tensor: the parameter it came from}."""
+        if self._origins is None:
+            model, origins = flatbuffer.read(self.exported), Origins(self._folded)
+            found = {i: origins.find(value) for i, value in flatbuffer.constants(model).items() if value.dtype == np.float32}
+            self._origins = {i: origin for i, origin in found.items() if origin is not None}
+        return self._origins
+
+    def nodes(self) -> Iterator[Node]:
+        """Operators by number and kind, as `runtimes.tflite` names them."""
+        model = flatbuffer.read(self.exported)
+        for name, operator in flatbuffer.operators(model):
+            inputs = [int(i) for i in operator.inputs if i >= 0]
+            parameters = tuple(self.origins[i].parameter for i in inputs if i in self.origins)
+            yield Node((name,), tuple(inputs), tuple(int(i) for i in operator.outputs), parameters)
+
+    def sliced(self, kept: Mapping[str, Dims]) -> bytes:
+        """See `Template.sliced`."""
+        model = flatbuffer.read(self.exported)
+        constants, subgraph = flatbuffer.constants(model), model.subgraphs[0]
+        for i, origin in self.origins.items():
+            if origin.parameter in kept:
+                flatbuffer.store(model, i, origin.take(constants[i], kept))
+        for number, (name, operator) in enumerate(flatbuffer.operators(model)):
+            if name.endswith("DEPTHWISE_CONV_2D"):
+                source, weight = subgraph.tensors[operator.inputs[0]], subgraph.tensors[operator.inputs[1]]
+                if source.shape[3] == 1:  # a convolution of one channel; otherwise each channel keeps its number of outputs
+                    operator.builtinOptions.depthMultiplier = int(weight.shape[3])
+            if number in self._derived:
+                shape = constants[operator.inputs[1]].copy()
+                shape[self._derived[number]] = -1
+                flatbuffer.store(model, operator.inputs[1], shape)
+        return _with_inferred_shapes(model)
+
+    @staticmethod
+    def filled(file: bytes) -> bytes:
+        """See `Template.filled`."""
+        model = flatbuffer.read(file)
+        for i, value in flatbuffer.constants(model).items():
+            flatbuffer.store(model, i, pattern(value))
+        return flatbuffer.pack(model)
+
+    def agrees(self, kept: Mapping[str, Dims], exported: bytes) -> bool:
+        """See `Template.agrees`."""
+        fresh = flatbuffer.read(exported)
+        self._derived = _derived(flatbuffer.read(self.exported), fresh)
+        try:
+            ours = flatbuffer.read(self.sliced(kept))
+        except (RuntimeError, ValueError):  # a size that is written down somewhere does not fit
+            return False
+        return _same(ours, fresh)
+
+
+def _derived(full: Any, cut: Any) -> dict[int, int]:
+    """Reshapes whose target follows from the widths in one position."""
+    found = {}
+    values, others = flatbuffer.constants(full), flatbuffer.constants(cut)
+    for number, ((name, one), (_, other)) in enumerate(zip(flatbuffer.operators(full), flatbuffer.operators(cut), strict=False)):
+        if name.endswith(":RESHAPE") and len(one.inputs) > 1 and len(other.inputs) > 1:
+            shape, cut_shape = values.get(int(one.inputs[1])), others.get(int(other.inputs[1]))
+            if shape is not None and cut_shape is not None and shape.shape == cut_shape.shape:
+                changed = np.flatnonzero(shape != cut_shape)
+                if len(changed) == 1:
+                    found[number] = int(changed[0])
+    return found
+
+
+def _with_inferred_shapes(model: Any) -> bytes:
+    """The file with the shapes that the interpreter finds (before any delegate), reshape targets among them."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    subgraph = model.subgraphs[0]
+    with _silenced():
+        interpreter = Interpreter(
+            model_content=flatbuffer.pack(model), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        )
+        interpreter.allocate_tensors()
+    for detail in interpreter.get_tensor_details():
+        if detail["index"] < len(subgraph.tensors):
+            subgraph.tensors[detail["index"]].shape = detail["shape"].astype(np.int32)
+    for name, operator in flatbuffer.operators(model):
+        if name.endswith(":RESHAPE") and len(operator.inputs) > 1:
+            shape = flatbuffer.constants(model).get(int(operator.inputs[1]))
+            if shape is not None and -1 in shape:
+                flatbuffer.store(model, operator.inputs[1], subgraph.tensors[operator.outputs[0]].shape)
+    return flatbuffer.pack(model)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Same operators with the same options, shapes and constants."""
+
+    def parts(model: Any) -> list[tuple[str, dict[str, Any], list[list[int]]]]:
+        tensors = model.subgraphs[0].tensors
+        return [
+            (
+                name,
+                vars(operator.builtinOptions) if operator.builtinOptions else {},
+                [flatbuffer.shape(tensors[i]) for i in [*operator.inputs, *operator.outputs] if i >= 0],
+            )
+            for name, operator in flatbuffer.operators(model)
+        ]
+
+    def values(model: Any) -> list[np.ndarray]:
+        found = flatbuffer.constants(model)
+        return [found[int(i)] for _, operator in flatbuffer.operators(model) for i in operator.inputs if int(i) in found]
+
+    if [str(part) for part in parts(first)] != [str(part) for part in parts(second)]:
+        return False
+    ours, theirs = values(first), values(second)
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """The converter tells its steps on stdout, and libraries of C++ write to the descriptors."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        os.close(nowhere)

@@ -1,0 +1,164 @@
+"""A real sshd on a loopback port for one test, unprivileged or not, with a proxy before it that can fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeprune.types import Host, Target
+
+SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def keygen(path: Path) -> Path:
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)]
+    subprocess.run(argv, check=True, timeout=30)
+    return path
+
+
+@dataclass
+class Sshd:
+    """The server: `home` is where its users land, `target` reaches it through the proxy."""
+
+    folder: Path
+    port: int
+    proxy: Proxy
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def target(self) -> Target:
+        host = Host(
+            "127.0.0.1",
+            port=self.proxy.port,
+            identity=self.folder / "client",
+            known_hosts=self.folder / "known_hosts",
+            python=os.path.realpath("/proc/self/exe"),
+        )
+        return Target(self.folder / "sshd.toml", "sshd", "ssh", "null", host=host)
+
+    def transport(self, wait_s: float = 0.0, **changes: Any) -> Any:
+        from edgeprune.transports.ssh import Ssh
+
+        target = self.target
+        assert target.host is not None
+        return Ssh(replace(target, host=replace(target.host, **changes)), wait_s)
+
+    def agents(self) -> list[int]:
+        """Processes of the agent there."""
+        found = []
+        for process in Path("/proc").iterdir():
+            with suppress(OSError):
+                if process.name.isdigit() and str(self.home).encode() in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+        return found
+
+
+def start(folder: Path) -> tuple[subprocess.Popen[bytes], Sshd]:
+    assert SSHD is not None
+    if os.geteuid() == 0:
+        os.makedirs("/run/sshd", exist_ok=True)
+    (folder / "home").mkdir()
+    port = free_port()
+    host, client = keygen(folder / "host"), keygen(folder / "client")
+    shutil.copyfile(f"{client}.pub", folder / "authorized_keys")
+    config = folder / "sshd_config"
+    config.write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {host}\nAuthorizedKeysFile {folder}/authorized_keys\nPidFile none\n"
+        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        f"PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp -d {folder}/home\nMaxStartups 50\n"
+    )
+    log = open(folder / "log", "wb")  # noqa: SIM115 - as long as the server
+    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
+    log.close()
+    until = time.monotonic() + 10
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        assert time.monotonic() < until and process.poll() is None, (folder / "log").read_text()
+        time.sleep(0.02)
+    proxy = Proxy(port)
+    kind, key, *_ = (folder / "host.pub").read_text().split()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{proxy.port} {kind} {key}\n")
+    return process, Sshd(folder, port, proxy)
+
+
+class Proxy:
+    """Passes bytes on to a port, until told to hold them, to drop connections, or to refuse new ones."""
+
+    def __init__(self, to: int) -> None:
+        self._to = to
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._open: list[socket.socket] = []
+        self.refusing = False
+        self.cut_after: int | None = None  # bytes towards the server
+        self.sent = 0  # bytes towards the server
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def hold(self) -> None:
+        """The link goes dead: nothing passes, nothing closes."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Every connection is closed."""
+        for end in self._open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._open.clear()
+
+    def close(self) -> None:
+        self.flow()
+        self.cut()
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            if self.refusing:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._to))
+            self._open += [near, far]
+            threading.Thread(target=self._pump, args=(near, far, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        with suppress(OSError, ValueError):
+            while data := source.recv(1 << 16):
+                self._flowing.wait(60)
+                sink.sendall(data)
+                if up:
+                    self.sent += len(data)
+                    if self.cut_after is not None and self.sent > self.cut_after:
+                        self.cut_after = None
+                        self.cut()
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
