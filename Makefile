@@ -33,7 +33,7 @@ run: .venv/.installed ## run PROJECT on TARGET
 	@$(BIN)/edgeprune run --project $(PROJECT) --target $(TARGET)
 
 doctor: .venv/.installed ## is everything in place?
-	@$(BIN)/edgeprune doctor --project $(PROJECT) --target $(TARGET)
+	@$(BIN)/edgeprune doctor $(TARGET) --project $(PROJECT)
 
 clean: ## remove what runs and tests left
 	rm -rf examples/*/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -101,21 +101,21 @@ class Bench:
         for _ in range(1 + RETRIES):
             options = {"timed_s": timed_s, "profiled_s": PROFILED_S}
             asked = [models[i] for i in todo]
-            again = []
+            again: dict[int, str] = {}
             for i, reply in zip(todo, self._ask("time", asked, inputs, options, profiled), strict=True):
                 measured = self._measured(reply, profiled)
                 reason = self._disturbance(measured.run)
                 if reason is None:
                     results[i] = measured
                 else:
-                    again.append(i)
-            todo = again
+                    again[i] = reason
+            todo, reasons = list(again), ", ".join(sorted(set(again.values())))
             if not todo:
                 return [results[i] for i in range(len(models))]
             self.discarded += len(todo)
-            log.warning("%s: discarded %d of %d measurements: %s", self._target.name, len(todo), len(asked), reason)
+            log.warning("%s: discarded %d of %d measurements: %s", self._target.name, len(todo), len(asked), reasons)
         raise InconclusiveError(
-            f"{self._target.name}: too disturbed to measure: {reason}; cool and power the device well, stop other work on it,"
+            f"{self._target.name}: too disturbed to measure: {reasons}; cool and power the device well, stop other work on it,"
             " and run again"
         )
 
@@ -160,6 +160,7 @@ class Bench:
                 tuple(reply["times_ns"]),
                 reply["peak_memory_bytes"],
                 reply["waited_ns"],
+                reply["waits"],
                 _conditions(reply["before"]),
                 _conditions(reply["after"]),
             )
@@ -173,7 +174,9 @@ class Bench:
         if now != self.device.boot_id:
             self._resets += 1
             if self._resets > RESETS:
-                raise DeviceError(f"{self._target.name}: the device was reset {self._resets} times; mend its power supply")
+                raise DeviceError(
+                    f"{self._target.name}: the device was reset {self._resets} times; mend its power supply"
+                )
             known, self.device = self.device, self._identify()
             if (known.identity, known.serial) != (self.device.identity, self.device.serial):
                 raise DeviceError(f"{self._target.name}: another device answers at this address; run again")
@@ -223,7 +226,9 @@ class Bench:
                 if profiled:
                     job["profiled"] = self._transport.put(_with_siblings(self._runtime.instrument(model)))
                 jobs.append(job)
-            for job, reply in zip(jobs, self._transport.call(jobs, LIMITS.job_s * len(jobs)), strict=True):
+            # The device keeps the deadline of each job by its own clock; an emulated one's runs slower than ours.
+            deadline_s = LIMITS.job_s * len(jobs) * (LIMITS.emulated_slowness if self._target.emulated else 1)
+            for job, reply in zip(jobs, self._transport.call(jobs, deadline_s), strict=True):
                 if reply.get("id") != job["id"]:
                     raise DeviceError("the device's replies are out of order")
                 _refuse(reply, f"{mode} of {Path(str(job['model'])).name}")
@@ -248,6 +253,8 @@ def _portions(models: Sequence[Path]) -> Iterator[list[Path]]:
 
 def _conditions(reply: Mapping[str, Any]) -> dict[str, int | float | str]:
     """A device's conditions: numbers, and text that is safe to show."""
+    if not isinstance(reply, Mapping):
+        raise TypeError("conditions must be an object")
     known: dict[str, int | float | str] = {}
     for name, value in list(reply.items())[:20]:
         known[printable(str(name), 40)] = value if isinstance(value, int | float) else printable(str(value), 100)

@@ -108,7 +108,7 @@ def up(say: Callable[[str], None] = print) -> None:
         _require_tools()
         image = _image(home, say)
         _boot(home, image)
-        say(f"the virtual board answers at {HOST}:{PORT}: edgeprune doctor --target virtual-pi")
+        say(f"the virtual board answers at {HOST}:{PORT}: edgeprune doctor virtual-pi")
 
 
 def down(say: Callable[[str], None] = print) -> None:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,21 @@ FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the
 
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a device that somebody else holds.")]
 
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Touch no device: print what would be sent and run there, and how long it takes."),
+]
+TargetArgument = Annotated[str, typer.Argument(help="A target's name, or the path of its file.")]
+
+
+class BoardAction(StrEnum):
+    """What can be done with the virtual board."""
+
+    up = "up"
+    down = "down"
+    status = "status"
+
+
 HERE = Path("edgeprune.toml")
 EXIT_CODES = {
     "pass": errors.EXIT_PASS,
@@ -57,7 +73,13 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., No
         as_json: JsonOption = False,
         fresh: FreshOption = False,
         wait: WaitOption = False,
+        dry_run: DryRunOption = False,
     ) -> None:
+        if dry_run:
+            from edgeprune.pipeline import forecast
+
+            print("\n".join(forecast(project, target, whole=name != "profile")))
+            return
         with _road(project, target, budget, as_json, fresh, wait) as (road, answer):
             value = noun(road)
             answer(value)
@@ -80,15 +102,15 @@ _verb("verify", "Check the artifact on the device.", lambda road: road.verdict)
 @app.command()
 def demo(target: TargetOption = "local", as_json: JsonOption = False, fresh: FreshOption = False) -> None:
     """Run the digits example: a residual network on handwritten digits, at half its latency."""
-    run(_digits(), target, None, as_json, fresh, False)
+    run(_digits(), target, None, as_json, fresh, False, False)
 
 
 @app.command()
 def doctor(
+    target: TargetArgument = "local",
     project: Annotated[Path | None, typer.Option("--project", "-p", help="Check this project file too.")] = None,
-    target: TargetOption = "local",
 ) -> None:
-    """Is everything in place? Each finding comes with its fix."""
+    """Is everything in place, here and on the device? Each finding comes with its fix."""
     from edgeprune.doctor import examine
 
     failed = False
@@ -96,6 +118,30 @@ def doctor(
         failed |= finding.level == "fail"
         print(f"{finding.level:<5} {_clean(finding.what)}" + (f"; fix: {finding.fix}" if finding.fix else ""))
     raise typer.Exit(errors.EXIT_FAIL if failed else errors.EXIT_PASS)
+
+
+@app.command()
+def setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOption = False) -> None:
+    """Put the agent and the runtime into a private folder on the device, without root."""
+    from edgeprune import codec, installing
+
+    known = codec.read_target(codec.find_target(target, Path.cwd()))
+    if dry_run:
+        for line in installing.forecast(known):
+            print(line)
+        return
+    installing.setup(known, lambda text: print(_clean(text), flush=True), LIMITS.lease_wait_s if wait else 0.0)
+
+
+@app.command()
+def board(action: Annotated[BoardAction, typer.Argument(help="Start it, end it, or ask.")]) -> None:
+    """The virtual board: an aarch64 machine under qemu, for those who have none. Its target is virtual-pi."""
+    from edgeprune import board
+
+    if action is BoardAction.status:
+        print(board.status())
+    else:
+        {BoardAction.up: board.up, BoardAction.down: board.down}[action]()
 
 
 def _digits() -> Path:

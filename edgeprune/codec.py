@@ -91,12 +91,14 @@ class _ProjectFile(_Section):
 
 class _Connect(_Section):
     transport: Literal["local", "ssh"]
-    host: Annotated[Name | None, Field(description='a host name, an address, or a Host of ~/.ssh/config')] = None
+    host: Annotated[Name | None, Field(description="a host name, an address, or a Host of ~/.ssh/config")] = None
     user: Annotated[Name | None, Field(description="a user name")] = None
     port: Annotated[int | None, Field(ge=1, le=65535, description="a whole number from 1 to 65535")] = None
     identity: Annotated[Text | None, Field(description="the path of a private key")] = None
     known_hosts: Annotated[Text | None, Field(description="the path of a known_hosts file")] = None
-    fingerprint: Annotated[Fingerprint | None, Field(description='a fingerprint as ssh-keygen -lf prints it: "SHA256:..."')] = None
+    fingerprint: Annotated[
+        Fingerprint | None, Field(description='a fingerprint as ssh-keygen -lf prints it: "SHA256:..."')
+    ] = None
     python: Annotated[Text, Field(description="the Python on the device, 3.8 or newer")] = "python3"
 
 

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from edgeprune.types import Artifact, Check, Confirmed, Figures, Groups, Plan, Result, Verdict
 
-
 EMULATED = " (emulated: no measure of a physical device)"
 
 
@@ -109,7 +108,11 @@ def plan_table(plan: Plan, groups: Groups) -> Table:
 def table(result: Result) -> Table:
     """Before and after, one row a figure."""
     before, after = result.baseline, result.pruned
-    shown = Table(box=box.SIMPLE_HEAD, title=f"{result.target} ({result.runtime}{', emulated' if result.emulated else ''})", title_justify="left")
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{result.target} ({result.runtime}{', emulated' if result.emulated else ''})",
+        title_justify="left",
+    )
     for heading in ("", "before", "after", "after / before"):
         shown.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     rows: list[tuple[str, str, str, str]] = [

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from edgeprune import bench, codec, runtimes
+from edgeprune import codec, installing, runtimes, transports
 from edgeprune.errors import EdgepruneError
+from edgeprune.transports.base import printable
+from edgeprune.types import THROTTLED_NOW, Target
 
 LEAST_FREE_BYTES = 1 << 30
+HOT_MC = 75_000  # millidegrees; a Raspberry Pi lowers its clock from 80 °C on
+SKEW_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,25 @@ class Finding:
 
 
 def examine(target: str, project: Path | None) -> Iterator[Finding]:
-    """Look at the host, the target and, where given, the project file; yields findings as they come."""
+    """Look at the host, the target's device and, where given, the project file; yields findings as they come."""
     yield Finding("ok", "Python " + ".".join(map(str, sys.version_info[:3])))
     yield from (_package(name) for name in ("torch", "onnx", "onnxruntime", "scipy"))
     folder = project.parent if project else Path.cwd()
-    yield _disk(folder)
+    yield _free("here", shutil.disk_usage(folder).free)
     if project is not None:
         yield _project(project)
     try:
         known = codec.read_target(codec.find_target(target, folder))
         yield Finding("ok", f"target {known.name}: {known.path}")
-        yield Finding("ok", f"{known.runtime} {runtimes.RUNTIMES[known.runtime].require()} on this host")
-        with tempfile.TemporaryDirectory() as scratch, bench.open_bench(known, Path(scratch)) as opened:
-            device = opened.device
-        yield Finding("ok", f"device: {device.cpu}, {device.cores} cores, {device.runtime} {device.runtime_version}")
+        yield Finding("ok", f"{known.runtime} artifacts are made by {_converter(known)}")
+        yield from _device(known)
     except EdgepruneError as error:
-        yield Finding("fail", f"target {target}: {error}", "mend the target file or install what it names")
-        return
-    if known.transport == "local":
-        yield from _quiet(known.threads)
+        yield Finding("fail", str(error), "as it says, then run doctor again")
+
+
+def _converter(target: Target) -> str:
+    runtime = runtimes.RUNTIMES[target.runtime]
+    return f"{runtime.converter} {runtime.require()}"
 
 
 def _package(name: str) -> Finding:
@@ -53,12 +58,6 @@ def _package(name: str) -> Finding:
         return Finding("ok", f"{name} {version(name)}")
     except PackageNotFoundError:
         return Finding("fail", f"{name} is not installed", f"pip install {name}")
-
-
-def _disk(folder: Path) -> Finding:
-    free = shutil.disk_usage(folder).free
-    text = f"{free / 1e9:.1f} GB free at {folder}"
-    return Finding("ok", text) if free >= LEAST_FREE_BYTES else Finding("warn", text, "free at least 1 GB")
 
 
 def _project(path: Path) -> Finding:
@@ -69,26 +68,52 @@ def _project(path: Path) -> Finding:
     return Finding("ok", f"project {known.name}: budget {known.budget}")
 
 
-def _quiet(threads: int) -> Iterator[Finding]:
-    """What makes times on this machine waver."""
-    cores = len(os.sched_getaffinity(0))
-    if threads > cores:
-        yield Finding("warn", f"{threads} threads on {cores} cores", "set [runtime] threads to the number of cores")
-    load = os.getloadavg()[0]
-    if load > cores / 2:
-        yield Finding(
-            "warn",
-            f"load average {load:.1f} on {cores} cores",
-            "stop other work: measurements take the machine's noise",
-        )
+def _device(target: Target) -> Iterator[Finding]:
+    """What the agent on the device says: who it is, what it has, and in what state it is."""
+    with closing(transports.connect(target)) as transport:
+        facts = installing.ask(transport, {"mode": "examine"})
+        if target.host is not None:
+            yield Finding("ok", "the device answers, and its host key is known")
+            machine, python, _ = installing.platform_of(target, facts)
+            yield Finding("ok", f"device: {machine}, Python {'.'.join(map(str, python))}")
+        there = installing.version_there(transport, target)
+    if there is not None:
+        yield Finding("ok", f"{target.runtime} {there} on the device")
     else:
-        yield Finding("ok", f"load average {load:.1f} on {cores} cores")
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor.exists():
-        name = governor.read_text().strip()
-        fix = "sudo cpupower frequency-set -g performance"
-        yield Finding(
-            "ok" if name == "performance" else "warn",
-            f"frequency governor {name}",
-            "" if name == "performance" else fix,
-        )
+        fix = f"edgeprune setup {target.name}" if target.host else runtimes.RUNTIMES[target.runtime].install
+        yield Finding("fail", f"no {target.runtime} on the device", fix)
+    yield _free("on the device", int(facts["free_bytes"]))
+    skew = float(facts["clock_s"]) - time.time()
+    if abs(skew) > SKEW_S:
+        yield Finding("warn", f"the device's clock is off by {skew:.0f} s", "sudo timedatectl set-ntp true")
+    yield from _state(target, facts["conditions"], int(facts["cores"]))
+
+
+def _free(where: str, free: int) -> Finding:
+    text = f"{free / 1e9:.1f} GB free {where}"
+    return Finding("ok", text) if free >= LEAST_FREE_BYTES else Finding("warn", text, "free at least 1 GB")
+
+
+def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Finding]:
+    """What makes times waver."""
+    if target.threads > cores:
+        what = f"{target.threads} threads on {cores} core{'s' * (cores != 1)}"
+        yield Finding("warn", what, f"set [runtime] threads = {cores} in {target.path}")
+    load = float(state["load"])
+    calm = load <= cores / 2
+    yield Finding(
+        "ok" if calm else "warn", f"load average {load:.1f} on {cores} cores", "" if calm else "stop other work on it"
+    )
+    if "governor" in state:
+        name = printable(str(state["governor"]), 40)
+        fix = "" if name == "performance" else "sudo cpupower frequency-set -g performance"
+        yield Finding("warn" if fix else "ok", f"frequency governor {name}", fix)
+    if "temperature_mc" in state:
+        hot = int(state["temperature_mc"]) > HOT_MC
+        fix = "give it a heat sink or a fan: it slows down when hot" if hot else ""
+        yield Finding("warn" if hot else "ok", f"{int(state['temperature_mc']) / 1000:.0f} °C", fix)
+    if "throttled" in state:
+        flags = int(state["throttled"])
+        fix = "use the power supply made for it, and cool it; then restart it" if flags else ""
+        level = "fail" if flags & THROTTLED_NOW else "warn" if flags else "ok"
+        yield Finding(level, f"throttling flags {flags:#x}", fix)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+
 def read(content: bytes) -> Any:
     """The file as objects (`ModelT` of the schema)."""
     from ai_edge_litert import schema_py_generated as schema
@@ -37,7 +38,11 @@ def constants(model: Any) -> dict[int, np.ndarray]:
     """{tensor: its value} of the constants that are plain arrays."""
     from ai_edge_litert import schema_py_generated as schema
 
-    kinds = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.INT32: np.int32, schema.TensorType.INT64: np.int64}
+    kinds = {
+        schema.TensorType.FLOAT32: np.float32,
+        schema.TensorType.INT32: np.int32,
+        schema.TensorType.INT64: np.int64,
+    }
     found = {}
     for i, tensor in enumerate(model.subgraphs[0].tensors):
         data = model.buffers[tensor.buffer].data

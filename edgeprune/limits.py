@@ -25,7 +25,9 @@ class Limits:
     end_s: float = 5.0  # for the agent to end by itself
     # the link
     connect_s: float = 15.0  # each step of getting in: connection, banner, authentication, channel
-    silence_s: float = 20.0  # a link that carries nothing for so long is broken; both ends beat every 5 s
+    silence_s: float = (
+        20.0  # a link that carries nothing for so long is broken; the host beats every 5 s and is answered
+    )
     heal_s: float = 60.0  # to get a broken link back
     reconnects: int = 3  # in one operation
     host_silence_s: float = 60.0  # after which the agent takes the host for gone
@@ -33,7 +35,9 @@ class Limits:
     install_s: float = 900.0
     lease_wait_s: float = 24 * 3600.0  # with --wait
     metric_s: float = 120.0  # of the device's time for the outputs that a metric is computed from
+    emulated_metric_s: float = 5.0  # likewise, where each second of the device's takes minutes of ours
     # one timed process
+    start_s: float = 1.0  # expected: a process that imports the runtime and loads the model
     warmup_s: float = 2.0
     timed_s: float = 0.25
     timed_runs_min: int = 5
@@ -41,6 +45,7 @@ class Limits:
     # the virtual board
     board_build_s: float = 600.0
     board_boot_s: float = 90.0
+    emulated_slowness: float = 100.0  # of an emulated device's clock against ours, at most
     # the search
     confirm_rounds: int = 3
     solver_s: float = 60.0

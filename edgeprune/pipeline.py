@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgeprune.bench import Bench
-    from edgeprune.formats import Template
+    from edgeprune.formats.base import Template
 
 SCHEMA = 1  # of the run folder and of the JSON result
 AIM = 0.975  # of the budget: where a plan is aimed, the middle of what is accepted
@@ -109,13 +109,26 @@ def open_road(
     that somebody else holds. Raises `UsageError` for bad files and `BusyError` where another run holds the folder or the
     device.
     """
-    path = Path(project)
-    path = path / "edgeprune.toml" if path.is_dir() else path
-    known = codec.read_project(path, budget)
-    to = codec.read_target(codec.find_target(target, known.path.parent))
+    known, to = _read(project, target, budget)
     with ExitStack() as stack:
         store = stack.enter_context(Store(known.path.parent / "runs" / to.name))
         yield Road(known, to, store, stack, watch or Quiet(), fresh, LIMITS.lease_wait_s if wait else 0.0)
+
+
+def forecast(project: Path | str, target: str, whole: bool = True) -> list[str]:
+    """What `run`, or `profile` alone (not `whole`), would send to the device and run there, at most; touches neither it nor
+    the run folder."""
+    known, to = _read(project, target, None)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
+        store = stack.enter_context(Store(scratch))
+        return Road(known, to, store, stack, Quiet()).forecast(whole)
+
+
+def _read(project: Path | str, target: str, budget: str | None) -> tuple[Project, Target]:
+    path = Path(project)
+    known = codec.read_project(path / "edgeprune.toml" if path.is_dir() else path, budget)
+    return known, codec.read_target(codec.find_target(target, known.path.parent))
 
 
 class Road:
@@ -365,6 +378,44 @@ class Road:
             artifact=self.artifact.files[0],
             run=self._store.folder,
         )
+
+    def forecast(self, whole: bool = True) -> list[str]:
+        """See `edgeprune.pipeline.forecast`."""
+        import zlib
+
+        from edgeprune import network, profiling, transports
+        from edgeprune.formats import FORMATS
+
+        groups = network.survey(self._model, self._inputs, self.project.lock)
+        template = FORMATS[self._runtime.format](self._model, self._inputs, groups)
+        file = template.variant(groups.full())
+        sent = len(zlib.compress(file, 1))
+        if self._runtime.format == "tflite":  # which sends its operators beside it
+            sent *= 2
+        at_least, most = profiling.experiments(groups)
+        seconds = LIMITS.start_s + LIMITS.warmup_s / 4 + profiling.TIMED_S + profiling.BESIDE_S
+        lines = [
+            *transports.commands(self.target),
+            "  agent: identify",
+            f"  sftp put {at_least} to {most} variants, at most {sent:,} bytes each ({len(file):,} unpacked), "
+            f"{most * sent / 1e6:.1f} MB in all",
+            f"  agent: time, with times by operator: {at_least} to {most} processes of about {seconds:.1f} s",
+        ]
+        minutes = [at_least * seconds / 60, most * seconds / 60]
+        if whole:
+            confirm = 2 * CONFIRM_PROCESSES * LIMITS.confirm_rounds
+            weights = 4 * network.parameters(self._model)
+            final = 2 * 8 * 4
+            each = LIMITS.start_s + LIMITS.warmup_s / 4 + LIMITS.timed_s
+            lines += [
+                f"  agent: time, to confirm plans: 6 to {confirm} processes of about {each:.1f} s",
+                f"  sftp put the unpruned and the pruned artifact: at most {2 * weights:,} bytes",
+                f"  agent: time, for the verdict: 6 to {final} processes of about {each:.1f} s",
+                f"  agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
+            ]
+            minutes[0] += 12 * each / 60
+            minutes[1] += ((confirm + final) * each + 2 * LIMITS.metric_s) / 60
+        return [*lines, f"expected: {minutes[0]:.1f} to {minutes[1]:.1f} minutes of the device's time"]
 
     # ---------------------------------------------------------------------------------- what the stages share
 

@@ -16,6 +16,7 @@ BATCH = 12  # variants a batch; after each the model is fitted and checked
 ANCHOR_EVERY = 4  # variants between two measurements of the unpruned network
 TIMED_S = 0.1  # of one variant's process: processes of one variant agree to about 1 %, the model to 2
 GOOD_ENOUGH = 0.02  # median relative error on configurations left out of the fit, at which measuring stops
+BESIDE_S = 0.4  # of the same process, for the times by operator
 VARIANTS_PER_GROUP = 5  # at most: after that, more of the same does not help
 
 
@@ -35,7 +36,7 @@ def measure(
     maps the names of the artifact's nodes to layers, `inputs` are files with the example inputs; `on_step` is told (variants
     done, variants at most, text).
     """
-    most = max(BATCH, min(LIMITS.profile_variants, VARIANTS_PER_GROUP * len(groups.free)))
+    most = _most(groups)
     while not _enough(groups, profile, most):
         done = sum(experiment.role == "fit" for experiment in profile.experiments)
         widths = design(groups, most)[done : done + BATCH]
@@ -43,6 +44,20 @@ def measure(
         fitted = latency.fit(groups, profile)
         on_step(done + len(widths), most, f"median error on unseen widths {100 * fitted.median_error:.1f}%")
         yield profile
+
+
+def _most(groups: Groups) -> int:
+    return max(BATCH, min(LIMITS.profile_variants, VARIANTS_PER_GROUP * len(groups.free)))
+
+
+def experiments(groups: Groups) -> tuple[int, int]:
+    """The fewest and the most processes that a profile of this network takes, those of the unpruned network among them."""
+    least = min(_most(groups), -(-3 * len(groups.free) // BATCH) * BATCH)
+
+    def with_anchors(variants: int) -> int:
+        return variants + -(-variants // ANCHOR_EVERY) + -(-variants // BATCH)
+
+    return with_anchors(least), with_anchors(_most(groups))
 
 
 def _enough(groups: Groups, profile: Profile, most: int) -> bool:

@@ -40,7 +40,7 @@ def verify(
 
     `networks`, `artifacts` and `macs` are (unpruned, pruned). `inputs` are the example inputs of the artifacts' fixed shape.
     The metric is computed through the artifacts on the test set, or the validation set where none is given: on all of it, or
-    on as much as the slower artifact does in `LIMITS.metric_s` of the device's time. Latencies come from fresh processes of
+    on as much as the slower artifact does in the time that `LIMITS.metric_s` allows. Latencies come from fresh processes of
     both artifacts, interleaved; more are started while the answer is open.
     """
     budget = project.budget
@@ -48,7 +48,9 @@ def verify(
     split = "test" if project.test else "valid"
     stacked, targets = _stack(project, split, inputs)
     total = len(targets)
-    stacked, targets = _allowed(stacked, targets, inputs, max(stats.latency(s).mid for s in samples))
+    seconds = LIMITS.emulated_metric_s if bench.device.emulated else LIMITS.metric_s
+    calls = max(1, int(seconds * 1e9 / max(stats.latency(s).mid for s in samples)))
+    stacked, targets = [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]]
     outputs = [_outputs(bench, artifact, stacked, inputs, len(targets)) for artifact in artifacts]
     metric = user.metric_function(project)
     metrics = [_finite(project, metric(torch.from_numpy(o), targets)) for o in outputs]
@@ -84,14 +86,6 @@ def verify(
 
 def _of(count: int, total: int) -> str:
     return f"the {total}" if count == total else f"the first {count} of {total}"
-
-
-def _allowed(
-    stacked: list[np.ndarray], targets: Tensor, inputs: tuple[Tensor, ...], latency_ns: float
-) -> tuple[list[np.ndarray], Tensor]:
-    """As many samples as the device runs in the time allowed."""
-    calls = max(1, int(LIMITS.metric_s * 1e9 / latency_ns))
-    return [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]]
 
 
 def _at_most(name: str, value: int, limit: int) -> Check:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import runpy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from small import FILE, MODULE, Finished, command
+from sshd import SSHD, Sshd, start
 
 TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board")
 
@@ -55,3 +57,18 @@ def walked(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """The small project after one whole run, and what the run answered. Not to be changed."""
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("walked") / "blobs"))
     return folder / "edgeprune.toml", command("run", "--project", folder / "edgeprune.toml", "--json")
+
+
+@pytest.fixture
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A real sshd on loopback, whose users land in a folder of the test's."""
+    pytest.importorskip("paramiko")
+    if SSHD is None:
+        pytest.skip("no sshd on this machine; apt-get install openssh-server")
+    process, server = start(tmp_path_factory.mktemp("sshd"))
+    try:
+        yield server
+    finally:
+        server.proxy.close()
+        process.terminate()
+        process.wait(10)

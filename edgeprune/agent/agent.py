@@ -9,9 +9,9 @@ standard output, measurements in a process of their own each:
 
     edgeprune <nonce> <bytes> <crc32, 8 hex digits>\\n<JSON of that many bytes>
 
-The nonce is the host's, so that no banner or print can be taken for an answer. An empty line from the host only says that it
-lives, and is answered by one: by the host's clock, since the device's may run slower. When standard input closes, or says nothing for `silence_s`, the host is gone: the
-agent ends its worker and itself. Everything is kept in the folder of this file:
+The nonce is the host's, so that no banner or print can be taken for an answer. An empty line from the host only says that
+it lives, and is answered by one: by the host's clock, since the device's may run slower. When standard input closes, or
+says nothing for `silence_s`, the host is gone: the agent ends its worker and itself. All is kept in the folder of this file:
 
     agent-DIGEST.py    files/DIGEST/    site/RUNTIME/    work/
 """
@@ -294,7 +294,7 @@ def install(job):
             for wheel in job["wheels"]:
                 unpack(wheel, part)
         else:
-            pip_install(job["requirement"], part, job["deadline_s"])
+            pip_install(job["requirements"], part, job["deadline_s"])
         shutil.rmtree(site, ignore_errors=True)
         os.rename(part, site)
     finally:
@@ -321,11 +321,11 @@ def unpack(wheel, folder):
         shutil.rmtree(os.path.join(folder, data))
 
 
-def pip_install(requirement, folder, deadline_s):
+def pip_install(requirements, folder, deadline_s):
     argv = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     try:
         done = subprocess.run(
-            [*argv, "--only-binary=:all:", "--target", folder, requirement],
+            [*argv, "--only-binary=:all:", "--target", folder, "--", *requirements],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -527,12 +527,14 @@ def vcgencmd_throttled():
 def time_runs(job):
     """Whole-network times without a profiler, the conditions around them and, where asked for, times by node after them."""
     model = RUNTIMES[job["runtime"]](job, job["model"])
-    before, waited = conditions(), waited_ns()
+    before, (waited, slices) = conditions(), scheduled()
     times = repeat(model.run, job)
+    now = scheduled()
     reply = {
         "times_ns": times,
         "peak_memory_bytes": peak_memory(),
-        "waited_ns": max(0, waited_ns() - waited),
+        "waited_ns": now[0] - waited,
+        "waits": now[1] - slices,
         "before": before,
         "after": conditions(),
     }
@@ -541,10 +543,10 @@ def time_runs(job):
     return reply
 
 
-def waited_ns():
-    """How long this process has waited for a processor that others had (Linux, Documentation/scheduler/sched-stats)."""
+def scheduled():
+    """How long this process has waited for a processor that others had, and how often it got one (Linux, sched-stats)."""
     fields = first_line("/proc/self/schedstat").split()
-    return int(fields[1]) if len(fields) == 3 else 0
+    return (int(fields[1]), int(fields[2])) if len(fields) == 3 else (0, 0)
 
 
 def repeat(run, job):

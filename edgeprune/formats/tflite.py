@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ class TfliteTemplate(Template):
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
         self._origins: dict[int, Origin] | None = None
-        self._derived: dict[int, int] = {}  # operator (a reshape) -> the position of its shape that follows from the rest
+        self._derived: dict[
+            int, int
+        ] = {}  # operator (a reshape) -> the position of its shape that follows from the rest
         super().__init__(model, inputs, groups)
 
     @staticmethod
@@ -40,7 +42,7 @@ class TfliteTemplate(Template):
             path = Path(scratch) / "model.tflite"
             try:
                 litert_torch.convert(fold(model, folds), inputs).export(str(path))
-            except Exception as error:  # noqa: BLE001 - three libraries raise there, with no common base
+            except Exception as error:
                 raise UsageError(f"the model cannot be exported to TFLite: {network.first_line(error)}") from error
             return path.read_bytes()
 
@@ -49,7 +51,9 @@ class TfliteTemplate(Template):
         """{tensor: the parameter it came from}."""
         if self._origins is None:
             model, origins = flatbuffer.read(self.exported), Origins(self._folded)
-            found = {i: origins.find(value) for i, value in flatbuffer.constants(model).items() if value.dtype == np.float32}
+            found = {
+                i: origins.find(value) for i, value in flatbuffer.constants(model).items() if value.dtype == np.float32
+            }
             self._origins = {i: origin for i, origin in found.items() if origin is not None}
         return self._origins
 
@@ -71,7 +75,9 @@ class TfliteTemplate(Template):
         for number, (name, operator) in enumerate(flatbuffer.operators(model)):
             if name.endswith("DEPTHWISE_CONV_2D"):
                 source, weight = subgraph.tensors[operator.inputs[0]], subgraph.tensors[operator.inputs[1]]
-                if source.shape[3] == 1:  # a convolution of one channel; otherwise each channel keeps its number of outputs
+                if (
+                    source.shape[3] == 1
+                ):  # a convolution of one channel; otherwise each channel keeps its number of outputs
                     operator.builtinOptions.depthMultiplier = int(weight.shape[3])
             if number in self._derived:
                 shape = constants[operator.inputs[1]].copy()
@@ -102,7 +108,9 @@ def _derived(full: Any, cut: Any) -> dict[int, int]:
     """Reshapes whose target follows from the widths in one position."""
     found = {}
     values, others = flatbuffer.constants(full), flatbuffer.constants(cut)
-    for number, ((name, one), (_, other)) in enumerate(zip(flatbuffer.operators(full), flatbuffer.operators(cut), strict=False)):
+    for number, ((name, one), (_, other)) in enumerate(
+        zip(flatbuffer.operators(full), flatbuffer.operators(cut), strict=False)
+    ):
         if name.endswith(":RESHAPE") and len(one.inputs) > 1 and len(other.inputs) > 1:
             shape, cut_shape = values.get(int(one.inputs[1])), others.get(int(other.inputs[1]))
             if shape is not None and cut_shape is not None and shape.shape == cut_shape.shape:
@@ -119,7 +127,8 @@ def _with_inferred_shapes(model: Any) -> bytes:
     subgraph = model.subgraphs[0]
     with _silenced():
         interpreter = Interpreter(
-            model_content=flatbuffer.pack(model), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            model_content=flatbuffer.pack(model),
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
         interpreter.allocate_tensors()
     for detail in interpreter.get_tensor_details():
@@ -149,7 +158,9 @@ def _same(first: Any, second: Any) -> bool:
 
     def values(model: Any) -> list[np.ndarray]:
         found = flatbuffer.constants(model)
-        return [found[int(i)] for _, operator in flatbuffer.operators(model) for i in operator.inputs if int(i) in found]
+        return [
+            found[int(i)] for _, operator in flatbuffer.operators(model) for i in operator.inputs if int(i) in found
+        ]
 
     if [str(part) for part in parts(first)] != [str(part) for part in parts(second)]:
         return False
@@ -169,7 +180,7 @@ def _silenced() -> Iterator[None]:
     try:
         for descriptor in (1, 2):
             os.dup2(nowhere, descriptor)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -14,3 +14,12 @@ def connect(target: Target, wait_s: float = 0.0) -> Transport:
     from edgeprune.transports.ssh import Ssh  # paramiko is an extra
 
     return Ssh(target, wait_s)
+
+
+def commands(target: Target) -> list[str]:
+    """What is done on the device at every connection, in words of the shell: for `--dry-run`."""
+    if target.transport == "local":
+        return ["this machine is the device: nothing is sent"]
+    from edgeprune.transports import ssh
+
+    return ssh.commands(target)

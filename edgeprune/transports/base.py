@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import shutil
@@ -147,12 +148,14 @@ class Frames:
 
 
 def _document(payload: bytes) -> Mapping[str, Any]:
-    def refuse(text: str) -> None:
-        raise ValueError(f"{text} is no number")
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):  # JSON has no NaN, but 1e999 is written like any number
+            raise ValueError(f"{text} is no number")
+        return value
 
     try:
-        document = json.loads(payload, parse_constant=refuse)
-    except ValueError as error:
+        document = json.loads(payload, parse_constant=number, parse_float=number)
+    except (ValueError, RecursionError) as error:
         raise DeviceError(f"the device's reply is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise DeviceError("the device's reply is no JSON object")

@@ -169,7 +169,9 @@ class Ssh(Transport):
             if "error" not in reply:
                 return
             if not again:
-                raise DeviceError(f"{files[0].name} arrives damaged at {self._target.name}; check its disk and the link")
+                raise DeviceError(
+                    f"{files[0].name} arrives damaged at {self._target.name}; check its disk and the link"
+                )
 
 
 class _Link:
@@ -189,6 +191,11 @@ class _Link:
             who = f"{getpass.getuser()}@{socket.gethostname()}"
             hello = {"who": who, "token": token, "silence_s": LIMITS.host_silence_s}
             self._conversation = Conversation(self._stream, hello, LIMITS.silence_s)
+        except LinkError:
+            with suppress(*FAULTS, AttributeError):  # if the agent's file there is damaged, the next try sends it again
+                self._sftp.remove(_agent_path())
+            self.close()
+            raise
         except BaseException:
             self.close()
             raise
@@ -244,17 +251,16 @@ class _Link:
     def _agent(self, client: paramiko.SSHClient, host: Host) -> _Channel:
         """Start the agent there, sending it first where it is missing."""
         source = AGENT.read_bytes()
-        sha = hashlib.sha256(source).hexdigest()
-        remote = f"{FOLDER}/agent-{sha[:16]}.py"
+        sha, remote = hashlib.sha256(source).hexdigest(), _agent_path()
         try:
             present = self._sftp.stat(remote).st_size == len(source)
         except FileNotFoundError:
             present = False
         if not present:
             self._send_agent(source, remote)
-        channel = self._within(lambda: client.get_transport().open_session(timeout=LIMITS.connect_s))  # type: ignore[union-attr]
-        command = [host.python, "-I", "-c", START, f"{self.home}/{remote}", sha]
-        self._within(lambda: channel.exec_command(shlex.join(command)))
+        channel = self._within(lambda: client.get_transport().open_session(timeout=LIMITS.connect_s))
+        command = shlex.join(_command(host, f"{self.home}/{remote}", sha))
+        self._within(lambda: channel.exec_command(command))
         return _Channel(channel)
 
     def _send_agent(self, source: bytes, remote: str) -> None:
@@ -320,6 +326,10 @@ class _Link:
             raise LinkError(f"{doing}: {printable(str(error) or type(error).__name__)}") from error
 
 
+def _agent_path() -> str:
+    return f"{FOLDER}/agent-{file_sha256(AGENT)[:16]}.py"
+
+
 class _Channel:
     """The agent's channel as a stream; says every few seconds that the host lives."""
 
@@ -337,7 +347,9 @@ class _Channel:
                 self._channel.settimeout(LIMITS.silence_s)
                 self._channel.sendall(data)
         except FAULTS as error:
-            raise LinkError(f"the link broke: {printable(str(error) or type(error).__name__)}; {self.said()}") from error
+            raise LinkError(
+                f"the link broke: {printable(str(error) or type(error).__name__)}; {self.said()}"
+            ) from error
 
     def receive(self, timeout_s: float) -> bytes | None:
         """What came; standard error is read too, and its end kept."""
@@ -345,13 +357,13 @@ class _Channel:
         while True:
             self._drain()
             if self._channel.recv_ready() or self._channel.eof_received or self._channel.closed:
-                return self._channel.recv(1 << 16) if self._channel.recv_ready() else b""
+                return bytes(self._channel.recv(1 << 16)) if self._channel.recv_ready() else b""
             left = until - time.monotonic()
             if left <= 0:
                 return None
             self._channel.settimeout(min(left, 0.25))  # returns at once when something comes
             try:
-                return self._channel.recv(1 << 16)
+                return bytes(self._channel.recv(1 << 16))
             except TimeoutError:
                 continue
             except FAULTS:
@@ -359,6 +371,7 @@ class _Channel:
 
     def said(self) -> str:
         """The end of its standard error."""
+        self._channel.status_event.wait(1)  # it comes right after the end
         self._drain()
         text = printable(bytes(self._errors).decode("utf-8", "backslashreplace").strip())
         if self._channel.exit_status_ready() and self._channel.recv_exit_status() == -1:
@@ -385,10 +398,27 @@ class _Channel:
                 return
 
 
+def commands(target: Target) -> list[str]:
+    """What is done at every connection, in words of the shell: for `--dry-run`."""
+    assert target.host is not None
+    port = f"-p {target.host.port} " if target.host.port else ""
+    command = shlex.join(_command(target.host, f"~/{_agent_path()}", file_sha256(AGENT)))
+    return [
+        f"ssh {port}{_address(target)}",
+        f"  mkdir -m 700 {FOLDER} {FOLDER}/files {FOLDER}/site",
+        f"  sftp put {_agent_path()}    # {AGENT.stat().st_size:,} bytes, once",
+        f"  {command}    # asks for the lease, and takes all that follows on its standard input",
+    ]
+
+
+def _command(host: Host, agent: str, sha: str) -> list[str]:
+    return [host.python, "-I", "-c", START, agent, sha]
+
+
 # ------------------------------------------------------------------------------------------------------ getting in
 
 
-class _Refuse(paramiko.MissingHostKeyPolicy):
+class _Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
     """A key that is not known is refused, with the line that makes it known; a pinned fingerprint must be this key's."""
 
     def __init__(self, target: Target, pinned: str | None, known_hosts: str) -> None:

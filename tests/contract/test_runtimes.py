@@ -88,7 +88,9 @@ def test_times_and_nodes(bench: Bench, tmp_path: Path) -> None:
     assert all(len(run.times_ns) >= 5 and run.before["boot_id"] == run.after["boot_id"] for run in first.runs)
     (measured,) = bench.measure([model], inputs, profiled=True)
     assert all(ns >= 0 for ns in measured.nodes.values())
-    assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D"} & set(measured.nodes), measured.nodes
+    assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D"} & set(measured.nodes), (
+        measured.nodes
+    )
 
 
 def test_a_model_that_cannot_be_loaded_is_named(bench: Bench, tmp_path: Path) -> None:

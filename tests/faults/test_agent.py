@@ -123,10 +123,10 @@ def saved(tmp_path: Path) -> Path:
     return model
 
 
-TRUE = {"times_ns": [5], "peak_memory_bytes": 1, "waited_ns": 0, "before": {}, "after": {}}
+TRUE = {"times_ns": [5], "peak_memory_bytes": 1, "waited_ns": 0, "waits": 1, "before": {}, "after": {}}
 THROTTLED = {**TRUE, "after": {"throttled": 0x50005}}
 RESET = {**TRUE, "before": {"boot_id": "b"}, "after": {"boot_id": "c"}}
-CROWDED = {**TRUE, "waited_ns": 4}
+CROWDED = {**TRUE, "waited_ns": 4, "waits": 2}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,9 @@ def test_disturbed_times_are_thrown_away_and_taken_again(
 
 
 @pytest.mark.parametrize("answer", [THROTTLED, CROWDED], ids=["throttled", "crowded"])
-def test_a_device_that_stays_disturbed_is_inconclusive_never_a_number(answer: Mapping[str, Any], tmp_path: Path) -> None:
+def test_a_device_that_stays_disturbed_is_inconclusive_never_a_number(
+    answer: Mapping[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(InconclusiveError, match="too disturbed"):
         bench(answer, tmp_path).measure([saved(tmp_path)], [])
 
@@ -153,8 +155,11 @@ def test_a_reset_is_survived_once(tmp_path: Path) -> None:
     boots = iter("bcd")
 
     def device(answers: Any) -> Bench:
-        return Bench(TARGET, Fake(lambda job: {**IDENTITY, "boot_id": next(boots)} if job["mode"] == "identify" else
-                                  next(answers)), tmp_path)
+        return Bench(
+            TARGET,
+            Fake(lambda job: {**IDENTITY, "boot_id": next(boots)} if job["mode"] == "identify" else next(answers)),
+            tmp_path,
+        )
 
     calm = {**TRUE, "before": {"boot_id": "c"}, "after": {"boot_id": "c"}}
     again = {**TRUE, "before": {"boot_id": "c"}, "after": {"boot_id": "d"}}
@@ -190,8 +195,6 @@ def test_the_clock_of_the_device_may_jump(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "time", iter(range(0, -1000, -100)).__next__)
     caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50}
     assert all(ns > 0 for ns in agent.repeat(lambda: None, caps))
-
-
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
 from nets import NETS, image
+from torch import nn
 
 from edgeprune import flatbuffer, graph, network
 from edgeprune.formats import FORMATS
