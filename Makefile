@@ -4,7 +4,7 @@ PROJECT ?= examples/digits/edgeprune.toml
 TARGET ?= local
 BIN := .venv/bin
 
-.PHONY: help install demo test lint run doctor clean
+.PHONY: help install demo test test-board board lint run doctor clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,6 +22,12 @@ demo: .venv/.installed ## run the main job: the digits network at half its laten
 
 test: .venv/.installed ## run the tests
 	@$(BIN)/python -m pytest
+
+test-board: .venv/.installed ## run the tests that need the virtual board (qemu)
+	@$(BIN)/python -m pytest tests/board
+
+board: .venv/.installed ## start the virtual board
+	@$(BIN)/edgeprune board up
 
 lint: .venv/.installed ## check style, types and the direction of imports
 	@$(BIN)/ruff check .

@@ -72,3 +72,20 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         server.proxy.close()
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def virtual_board() -> Iterator[None]:
+    """The virtual board, started for the tests where it does not run, and then ended with them."""
+    pytest.importorskip("paramiko")
+    from edgeprune import board
+    from edgeprune.errors import UsageError
+
+    running = board.status().startswith("up")
+    try:
+        board.up()
+    except UsageError as error:
+        pytest.skip(str(error))
+    yield
+    if not running:
+        board.down()

@@ -89,9 +89,9 @@ class Finished:
 Command = Callable[..., Finished]
 
 
-def command(*arguments: str | Path, cwd: Path | None = None) -> Finished:
+def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 180) -> Finished:
     """Run `edgeprune` as a user does."""
     environment = {**os.environ, "COLUMNS": "200"}
     line = [sys.executable, "-m", "edgeprune.cli", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=180, cwd=cwd, env=environment)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment)
     return Finished(done.returncode, done.stdout, done.stderr)

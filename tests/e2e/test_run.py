@@ -17,7 +17,7 @@ def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Fin
     assert run.code in (0, 4), run.err  # a noisy machine may leave a latency open; nothing may fail
     result = run.json
     assert list(result) == [
-        *("schema", "status", "target", "runtime", "budget_ms", "predicted_ms", "confirmed_ms", "rounds"),
+        *("schema", "status", "target", "runtime", "emulated", "budget_ms", "predicted_ms", "confirmed_ms", "rounds"),
         *("baseline", "pruned", "plan", "checks", "artifact", "run"),
     ]
     figures = {"p50_ms", "p90_ms", "metric", "parameters", "macs", "size_bytes"}

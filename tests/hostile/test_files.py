@@ -67,7 +67,20 @@ def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (changed(TARGET, "local", "ssh"), ["[connect] transport", "ssh", "local"]),
+        (changed(TARGET, "local", "shh"), ["[connect] transport", "shh", "ssh"]),
+        (changed(TARGET, "local", "ssh"), ["[connect] host", "raspberrypi.local"]),
+        (changed(TARGET, '"local"', '"local"\nhost = "a"'), ["[connect] host", 'transport = "ssh"']),
+        *(
+            (changed(TARGET, '"local"', f'"ssh"\nhost = "a"\n{line}'), [f"[connect] {line.split()[0]}"])
+            for line in (
+                *('user = "-oProxyCommand=x"', 'user = "a;b"', 'user = "$(id)"', "port = 0", "port = 70000"),
+                *('fingerprint = "MD5:00"', 'fingerprint = "SHA256:short"', 'identity = ""', "python = 3"),
+            )
+        ),
+        *(
+            (changed(TARGET, '"local"', f'"ssh"\nhost = "{name}"'), ["[connect] host"])
+            for name in ("-oProxyCommand=touch x", "a b", "a;b", "a`b`", "a|b", "a'b", "")
+        ),
         (changed(TARGET, "onnxruntime", "onnxruntme"), ["[runtime] name", "onnxruntime"]),
         (TARGET + "threads = 0\n", ["[runtime] threads"]),
         (TARGET + 'precision = "int8"\n', ["[runtime] precision", "int8", "fp32"]),

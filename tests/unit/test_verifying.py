@@ -12,7 +12,8 @@ import torch
 
 from edgeprune import codec, verifying
 from edgeprune import project as user
-from edgeprune.types import Artifact, Budget, Outcome, Run, Samples, Verdict
+from edgeprune.limits import LIMITS
+from edgeprune.types import Artifact, Budget, Device, Outcome, Run, Samples, Verdict
 
 
 class Board:
@@ -23,6 +24,17 @@ class Board:
     ):
         self._models, self._medians, self._error, self._memory = models, medians, error, memory
         self.rounds = 0
+        self.discarded = 0
+        facts = {
+            "machine": "m",
+            "cpu": "c",
+            "cores": 1,
+            "system": "s",
+            "runtime": "r",
+            "runtime_version": "1",
+            "boot_id": "b",
+        }
+        self.device = Device(**facts, emulated=False)  # type: ignore[arg-type]
 
     def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
         return []
@@ -138,3 +150,19 @@ def test_a_budget_is_decided_as_it_was_asked() -> None:
     assert Budget.parse("50%").resolve(1000) == 500
     assert Budget.parse("12 ms").resolve(1000) == 12_000_000
     assert replace(Budget.parse("1 us")).ns == 1000
+
+
+def test_an_emulated_device_gets_fewer_samples_and_says_so(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "LIMITS", replace(LIMITS, emulated_metric_s=40 * 1000e-9))
+    emulate = Board.__init__
+
+    def init(self: Board, *arguments: object) -> None:
+        emulate(self, *arguments)  # type: ignore[arg-type]
+        self.device = replace(self.device, emulated=True)
+
+    monkeypatch.setattr(Board, "__init__", init)
+    found, _ = verdict(project, tmp_path)
+    assert found.emulated
+    assert "the first 40 of 96 test samples" in next(c.note for c in found.checks if c.name == "metric_drop")

@@ -1,0 +1,228 @@
+"""Faults on a device of its own kernel: the virtual board, its link and its power under the test's control."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprune import board, codec
+from edgeprune.bench import Bench
+from edgeprune.errors import DeviceError, UsageError
+from edgeprune.limits import LIMITS
+from edgeprune.types import Target
+
+ssh = pytest.importorskip("edgeprune.transports.ssh")
+base = pytest.importorskip("edgeprune.transports.base")
+
+pytestmark = pytest.mark.usefixtures("virtual_board")
+PING = {"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}
+
+
+def target() -> Target:
+    known = codec.read_target(Path(__file__).parents[2] / "targets" / "virtual-pi.toml")
+    return replace(known, runtime="null")
+
+
+def shell(command: str) -> str:
+    """Run something on the board by the machine's own ssh client."""
+    host = target().host
+    assert host is not None
+    argv = ["ssh", "-i", str(host.identity), "-o", f"UserKnownHostsFile={host.known_hosts}", "-o", "IdentitiesOnly=yes"]
+    argv += ["-o", "BatchMode=yes", "-p", str(host.port), f"{host.user}@{host.name}", command]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False).stdout
+
+
+@pytest.fixture
+def device() -> Iterator[Any]:
+    with closing(ssh.Ssh(target())) as transport:
+        yield transport
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = replace(LIMITS, silence_s=6.0, heal_s=8.0, connect_s=8.0)
+    for module in (ssh, base):
+        monkeypatch.setattr(module, "LIMITS", limits)
+    monkeypatch.setattr(ssh, "BEAT_S", 1.0)
+
+
+@pytest.fixture
+def link() -> Iterator[Any]:
+    """Switch the board's network on and off; on again at the end."""
+
+    def switch(state: str) -> None:
+        board.monitor(f"set_link n0 {state}")
+
+    yield switch
+    switch("on")
+    board.monitor("cont")
+
+
+def model(tmp_path: Path, **content: Any) -> Path:
+    folder = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps({"ns": 1000, **content}))
+    return folder / "model.json"
+
+
+def job(number: int, remote: str, **changes: Any) -> dict[str, Any]:
+    caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5, "deadline_s": 60.0}
+    base = {"mode": "time", "runtime": "null", "threads": 1, "precision": "fp32", "inputs": []}
+    return {"id": number, "model": remote, **base, **caps, **changes}
+
+
+def later(seconds: float, work: Any, *arguments: Any) -> None:
+    threading.Timer(seconds, work, arguments).start()
+
+
+def test_the_board_is_what_it_says(tmp_path: Path) -> None:
+    with closing(ssh.Ssh(target())) as transport:
+        device = Bench(target(), transport, tmp_path).device
+    assert (device.machine, device.cores, device.emulated) == ("aarch64", 1, True)
+    with closing(ssh.Ssh(target())) as transport, pytest.raises(UsageError, match="emulated"):
+        Bench(replace(target(), emulated=False), transport, tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [2, 10])
+def test_a_link_that_is_off_in_mid_measurement_heals(seconds: int, device: Any, link: Any, tmp_path: Path) -> None:
+    remote = device.put([model(tmp_path, hangs=0.1)])
+    replies = device.call([job(i, remote) for i in range(3)], 300)
+    next(replies)
+    link("off")
+    later(seconds, link, "on")
+    assert [reply["id"] for reply in replies] == [1, 2]
+
+
+@pytest.mark.parametrize("seconds", [2, 10])
+def test_a_link_that_is_off_in_mid_upload_heals_or_goes_on(
+    seconds: int, device: Any, link: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "blob.bin"
+    path.write_bytes(bytes(range(256)) * 40_000 + os.urandom(4_000_000))
+    device.put([model(tmp_path)])
+    later(0.5, link, "off")
+    later(0.5 + seconds, link, "on")
+    remote = device.put([path])
+    assert shell(f"stat -c %s {remote}").strip() == str(path.stat().st_size)
+    assert not shell("find .edgeprune/files -name '*.part' -o -name '*.z'").strip()
+
+
+def test_a_link_that_is_gone_for_good_ends_in_time(device: Any, link: Any, hasty: None, tmp_path: Path) -> None:
+    remote = device.put([model(tmp_path, hangs=0.1)])
+    replies = device.call([job(i, remote) for i in range(20)], 300)
+    next(replies)
+    link("off")
+    started = time.monotonic()
+    with pytest.raises(DeviceError, match="run the same command again") as caught:
+        list(replies)
+    # Silence, then the time allowed for healing, with one attempt under way at its end.
+    assert caught.value.exit_code == 5 and time.monotonic() - started < 6 + 8 + 8 + 2
+
+
+def test_a_frozen_board_goes_on_when_it_thaws(device: Any, link: Any, tmp_path: Path) -> None:
+    remote = device.put([model(tmp_path, hangs=0.1)])
+    replies = device.call([job(i, remote) for i in range(3)], 300)
+    next(replies)
+    board.monitor("stop")
+    later(4, board.monitor, "cont")
+    assert [reply["id"] for reply in replies] == [1, 2]
+
+
+def test_a_reset_discards_its_sample_identifies_again_and_goes_on_once(
+    device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(target(), device, tmp_path)
+    first = bench.device.boot_id
+    path = model(tmp_path, hangs=1.0)
+    later(3, board.monitor, "system_reset")
+    measured = bench.measure([path, path, path, path], [])
+    assert bench.device.boot_id != first
+    assert len(measured) == 4
+    assert all(m.run.before["boot_id"] == m.run.after["boot_id"] for m in measured)
+    assert "was reset" in caplog.text
+    later(3, board.monitor, "system_reset")
+    with pytest.raises(DeviceError, match="reset 2 times") as caught:
+        bench.measure([path, path, path, path], [])
+    assert caught.value.exit_code == 5
+
+
+def test_an_agent_that_is_killed_is_recognised(device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    remote = device.put([model(tmp_path, hangs=0.3)])
+    replies = device.call([job(i, remote) for i in range(3)], 300)
+    next(replies)
+    shell("pkill -9 -f 'python3.*agent-'")
+    assert [reply["id"] for reply in replies] == [1, 2]
+    assert "killed" in caplog.text
+
+
+def test_leaving_leaves_no_process(device: Any, tmp_path: Path) -> None:
+    replies = device.call([job(0, device.put([model(tmp_path, hangs=60)]))], 300)
+    later(4, device.close)
+    with suppress(DeviceError):
+        list(replies)
+    device.close()
+    time.sleep(2)
+    assert "agent-" not in shell("ps -eo args | grep -v grep | grep agent- || true")
+
+
+def test_a_full_disk_is_said_and_nothing_half_stays(device: Any, tmp_path: Path) -> None:
+    path = tmp_path / "blob.bin"
+    path.write_bytes(os.urandom(1_000_000))
+    device.put([model(tmp_path)])
+    try:
+        shell("fallocate -l $(( $(df --output=avail -B1 . | tail -1) - 20000000 )) filler")
+        with pytest.raises(DeviceError, match="are free; free some space"):
+            device.put([path])
+    finally:
+        shell("rm -f filler")
+    assert not shell("find .edgeprune/files -name '*.part' -o -name '*.z'").strip()
+    assert device.put([path])
+
+
+def test_a_disk_that_fills_up_in_mid_upload_is_said_and_nothing_half_stays(
+    device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "blob.bin"
+    path.write_bytes(os.urandom(3_000_000))
+    device.put([model(tmp_path)])
+    upload = ssh._Link.upload
+
+    def filled(self: Any, data: bytes, remote: str) -> None:
+        shell("fallocate -l $(( $(df --output=avail -B1 . | tail -1) - 1000000 )) filler")
+        upload(self, data, remote)
+
+    monkeypatch.setattr(ssh._Link, "upload", filled)
+    try:
+        with pytest.raises(DeviceError, match=r"full|space"):
+            device.put([path])
+        assert not shell("find .edgeprune/files -name '*.part' -o -name '*.z'").strip()
+    finally:
+        shell("rm -f filler")
+
+
+def test_a_read_only_home_is_said(tmp_path: Path) -> None:
+    shell("mv .edgeprune /tmp/kept; chmod 500 .")
+    try:
+        with closing(ssh.Ssh(target())) as transport, pytest.raises(DeviceError, match="cannot be written"):
+            list(transport.call([PING], 60))
+    finally:
+        shell("chmod 755 .; mv /tmp/kept .edgeprune")
+
+
+def test_a_talkative_login_shell_is_no_answer(tmp_path: Path) -> None:
+    shell("printf 'echo welcome; printf \"\\\\033[31medgeprune 0 0 0\\\\n\"\\n' > .bashrc")
+    try:
+        with closing(ssh.Ssh(target())) as transport:
+            assert next(transport.call([PING], 60))["runtime"] == "null"
+    finally:
+        shell("rm -f .bashrc")

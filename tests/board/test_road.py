@@ -1,0 +1,62 @@
+"""The road on a device of another architecture, and times that repeat from boot to boot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import command
+
+from edgeprune import codec, network, stats
+from edgeprune.bench import open_bench
+from edgeprune.formats import FORMATS
+
+pytestmark = pytest.mark.usefixtures("virtual_board")
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
+    """Every experiment measured again agrees with the record within 1 %."""
+    pytest.importorskip("litert_torch")
+    pytest.importorskip("sklearn")
+    sys.path.insert(0, str(ROOT / "examples" / "digits"))
+    try:
+        import digits
+    finally:
+        sys.path.pop(0)
+    (path,) = (ROOT / "profiles" / "virtual-pi").glob("digits-*.json")
+    profile = codec.loads_profile(path.read_text(), str(path))
+    model, inputs = digits.build().eval(), digits.example_inputs()
+    groups = network.survey(model, inputs)
+    assert groups.network == profile.network
+    template = FORMATS["tflite"](model, inputs, groups)
+    recorded = [profile.experiments[0], *(e for e in profile.experiments if e.role == "fit")][:4]
+    models = []
+    for i, experiment in enumerate(recorded):
+        models.append(tmp_path / str(i) / "model.tflite")
+        models[-1].parent.mkdir()
+        models[-1].write_bytes(template.variant(experiment.widths))
+    with open_bench(codec.read_target(ROOT / "targets" / "virtual-pi.toml"), tmp_path) as bench:
+        files = bench.save_inputs([tensor.numpy() for tensor in inputs], tmp_path)
+        measured = bench.measure(models, files)
+        assert bench.device.emulated
+    for experiment, again in zip(recorded, measured, strict=True):
+        assert np.median(again.run.times_ns) == pytest.approx(stats.latency(experiment.samples).mid, rel=0.01)
+
+
+def test_a_small_network_goes_the_whole_way(project: Path) -> None:
+    done = command("run", "--project", project, "--target", "virtual-pi-onnxruntime", "--json", timeout=1500)
+    assert done.code == 0, done.out + done.err
+    result = done.json
+    assert (result["status"], result["emulated"]) == ("pass", True)
+    assert 0.9 < result["pruned"]["p50_ms"] / result["budget_ms"] <= 1
+    again = command("run", "--project", project, "--target", "virtual-pi-onnxruntime", timeout=300)
+    assert "emulated" in again.out and "reused" in again.out
+
+
+def test_the_doctor_finds_the_board_well() -> None:
+    done = command("doctor", "virtual-pi", timeout=300)
+    assert done.code == 0, done.out
+    assert "tflite 2" in done.out and "host key is known" in done.out
