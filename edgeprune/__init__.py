@@ -19,11 +19,12 @@ if TYPE_CHECKING:
         profile,
         prune,
         run,
+        setup,
         verify,
     )
 
 __version__ = "0.1.0"
-__all__ = ["compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "verify"]
+__all__ = ["compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "setup", "verify"]
 
 
 def __getattr__(name: str) -> Any:

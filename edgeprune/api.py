@@ -6,9 +6,12 @@ verb, and returns the noun. All raise the errors of `edgeprune.errors`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeprune import codec, installing
+from edgeprune.limits import LIMITS
 from edgeprune.pipeline import Road, Watch, open_road
 from edgeprune.types import Artifact, Confirmed, Plan, Profile, Result, Verdict
 
@@ -22,19 +25,27 @@ def run(
     budget: str | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
+    wait: bool = False,
 ) -> Result:
     """Walk the whole road: the artifact that meets the budget, its figures and its checks.
 
     `budget` is a time ("12 ms") or a share of the unpruned model ("50%") and replaces the project file's; `fresh` redoes
-    what is already there; `watch` is told of progress. Times in the result are milliseconds, sizes bytes.
+    what is already there; `watch` is told of progress; `wait` waits for a device that somebody else holds. Times in the
+    result are milliseconds, sizes bytes.
     """
-    with open_road(project, target, budget, fresh, watch) as road:
+    with open_road(project, target, budget, fresh, watch, wait) as road:
         return road.result
 
 
-def profile(project: Path | str, target: str = "local", fresh: bool = False, watch: Watch | None = None) -> Profile:
+def profile(
+    project: Path | str,
+    target: str = "local",
+    fresh: bool = False,
+    watch: Watch | None = None,
+    wait: bool = False,
+) -> Profile:
     """Measure the network's variants on the device (integer nanoseconds); also kept in `profiles/` beside the project."""
-    with open_road(project, target, None, fresh, watch) as road:
+    with open_road(project, target, None, fresh, watch, wait) as road:
         return road.profile
 
 
@@ -44,9 +55,10 @@ def plan(
     budget: str | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
+    wait: bool = False,
 ) -> Plan:
     """The exact plan for the budget, with its proof; not yet confirmed on the device."""
-    with open_road(project, target, budget, fresh, watch) as road:
+    with open_road(project, target, budget, fresh, watch, wait) as road:
         return road.plan
 
 
@@ -56,9 +68,10 @@ def prune(
     budget: str | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
+    wait: bool = False,
 ) -> tuple[Confirmed, Path]:
     """The plan as confirmed on the device, and the file of the cut network (see `load`), not yet fine-tuned."""
-    with open_road(project, target, budget, fresh, watch) as road:
+    with open_road(project, target, budget, fresh, watch, wait) as road:
         return road.confirmed, road.pruned
 
 
@@ -68,9 +81,10 @@ def finetune(
     budget: str | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
+    wait: bool = False,
 ) -> Path:
     """The file of the cut network after fine-tuning (see `load`)."""
-    with open_road(project, target, budget, fresh, watch) as road:
+    with open_road(project, target, budget, fresh, watch, wait) as road:
         return road.tuned
 
 
@@ -80,9 +94,10 @@ def compile(  # noqa: A001 - the verb's name everywhere
     budget: str | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
+    wait: bool = False,
 ) -> Artifact:
     """The fine-tuned network as the target's runtime loads it."""
-    with open_road(project, target, budget, fresh, watch) as road:
+    with open_road(project, target, budget, fresh, watch, wait) as road:
         return road.artifact
 
 
@@ -92,10 +107,17 @@ def verify(
     budget: str | None = None,
     fresh: bool = False,
     watch: Watch | None = None,
+    wait: bool = False,
 ) -> Verdict:
     """All checks of the artifact on the device: numerics, metric, latency, size, memory."""
-    with open_road(project, target, budget, fresh, watch) as road:
+    with open_road(project, target, budget, fresh, watch, wait) as road:
         return road.verdict
+
+
+def setup(target: str, say: Callable[[str], None] = print, wait: bool = False) -> str:
+    """Put the agent and the target's runtime on its device, without root: the runtime's version there."""
+    known = codec.read_target(codec.find_target(target, Path.cwd()))
+    return installing.setup(known, say, LIMITS.lease_wait_s if wait else 0.0)
 
 
 def load(path: Path | str, model: nn.Module) -> nn.Module:
@@ -108,4 +130,4 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
     return network.load(path, model)
 
 
-__all__ = ["Road", "compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "verify"]
+__all__ = ["Road", "compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "setup", "verify"]

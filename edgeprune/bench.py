@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,17 @@ class Bench:
         return samples
 
     def measure(
-        self, models: Sequence[Path], inputs: Sequence[Path], timed_s: float = LIMITS.timed_s, profiled: bool = False
+        self,
+        models: Sequence[Path],
+        inputs: Sequence[Path],
+        timed_s: float = LIMITS.timed_s,
+        profiled: bool = False,
+        on_done: Callable[[int, Measured], None] = lambda place, measured: None,
     ) -> list[Measured]:
         """One fresh process of each model, in this order, timed for up to `timed_s` after warm-up.
 
-        Disturbed ones are thrown away and done again, at the end. Raises `InconclusiveError` when that does not help.
+        Disturbed ones are thrown away and done again, at the end. Raises `InconclusiveError` when that does not help. What
+        is good is told to `on_done` as it comes, with its place in `models`.
         """
         results: dict[int, Measured] = {}
         todo = list(range(len(models)))
@@ -107,6 +113,7 @@ class Bench:
                 reason = self._disturbance(measured.run)
                 if reason is None:
                     results[i] = measured
+                    on_done(i, measured)
                 else:
                     again[i] = reason
             todo, reasons = list(again), ", ".join(sorted(set(again.values())))

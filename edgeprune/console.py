@@ -34,6 +34,7 @@ class Watcher:
         )
         self._task = self._progress.add_task("", total=None, note="", visible=False)
         self._began = time.monotonic()
+        self._note = ""  # of the last step: where lines stay, one that says the same is left out
 
     def __enter__(self) -> Watcher:
         self._progress.start()
@@ -52,7 +53,8 @@ class Watcher:
     def step(self, done: int, total: int, note: str) -> None:
         """The stage in progress moved on."""
         self._progress.update(self._task, completed=done, total=total, note=escape(note))
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and note != self._note:
+            self._note = note
             self._console.print(f"{'':<10} {done}/{total}  {note}", markup=False, highlight=False, soft_wrap=True)
 
     def done(self, stage: str, note: str) -> None:

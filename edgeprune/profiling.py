@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune import graph, latency
-from edgeprune.bench import Bench
+from edgeprune.bench import Bench, Measured
+from edgeprune.errors import EdgepruneError
 from edgeprune.limits import LIMITS
 from edgeprune.types import Experiment, Groups, Profile, Samples, Widths
 
@@ -17,6 +18,7 @@ ANCHOR_EVERY = 4  # variants between two measurements of the unpruned network
 TIMED_S = 0.1  # of one variant's process: processes of one variant agree to about 1 %, the model to 2
 GOOD_ENOUGH = 0.02  # median relative error on configurations left out of the fit, at which measuring stops
 BESIDE_S = 0.4  # of the same process, for the times by operator
+ANCHORS = -(-BATCH // ANCHOR_EVERY) + 1
 VARIANTS_PER_GROUP = 5  # at most: after that, more of the same does not help
 
 
@@ -31,18 +33,36 @@ def measure(
 ) -> Iterator[Profile]:
     """Measure more variants and yield the grown profile after every batch, until it predicts well enough.
 
+    When the device fails in the middle of a batch, what it had answered is yielded before the error goes on.
+
     Stops when the cross-validated median error is at most `GOOD_ENOUGH` or after `LIMITS.profile_variants` variants.
     Yields nothing when `profile` is good enough as it is. `variant` gives the file for the device at some widths, `owners`
     maps the names of the artifact's nodes to layers, `inputs` are files with the example inputs; `on_step` is told (variants
     done, variants at most, text).
     """
     most = _most(groups)
+    note = "measuring"
     while not _enough(groups, profile, most):
-        done = sum(experiment.role == "fit" for experiment in profile.experiments)
-        widths = design(groups, most)[done : done + BATCH]
-        profile = profile.with_experiments(_batch(bench, variant, groups.full(), widths, owners, profile, inputs))
-        fitted = latency.fit(groups, profile)
-        on_step(done + len(widths), most, f"median error on unseen widths {100 * fitted.median_error:.1f}%")
+        known = [e.widths for e in profile.experiments if e.role == "fit"]
+        widths = [w for w in design(groups, most) if w not in known][:BATCH]
+        if not widths:
+            return
+        order = _order(len(widths))
+        models = [variant(groups.full() if i < 0 else widths[i]) for i in order]
+        measured: dict[int, Measured] = {}
+
+        def keep(place: int, found: Measured, measured: dict[int, Measured] = measured, done: int = len(known)) -> None:
+            measured[place] = found
+            on_step(done + len(measured) * BATCH // (BATCH + ANCHORS), most, note)  # noqa: B023 - the note of now
+
+        try:
+            bench.measure(models, inputs, TIMED_S, profiled=True, on_done=keep)
+        except (EdgepruneError, KeyboardInterrupt):
+            yield profile.with_experiments(_experiments(order, measured, widths, groups.full(), owners, profile))
+            raise
+        profile = profile.with_experiments(_experiments(order, measured, widths, groups.full(), owners, profile))
+        note = f"median error on unseen widths {100 * latency.fit(groups, profile).median_error:.1f}%"
+        on_step(len(known) + len(widths), most, note)
         yield profile
 
 
@@ -71,7 +91,7 @@ def _enough(groups: Groups, profile: Profile, most: int) -> bool:
 
 
 def design(groups: Groups, count: int) -> list[dict[str, int]]:
-    """`count` configurations in which every candidate width of every group comes up about equally often.
+    """Up to `count` different configurations in which every candidate width of every group comes up about equally often.
 
     A Latin hypercube over the candidate widths (McKay et al. 1979), the same on every call, so that a profile that was
     interrupted goes on where it stopped.
@@ -84,52 +104,48 @@ def design(groups: Groups, count: int) -> list[dict[str, int]]:
         order = np.concatenate([random.permutation(len(candidates)) for _ in range(repeats)])
         columns[group.name] = [candidates[i] for i in order[:count]]
     full = groups.full()
-    return [{**full, **{name: column[i] for name, column in columns.items()}} for i in range(count)]
+    rows = [{**full, **{name: column[i] for name, column in columns.items()}} for i in range(count)]
+    return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 
-def _batch(
-    bench: Bench,
-    variant: Callable[[Widths], Path],
-    full: Widths,
-    widths: Sequence[Widths],
-    owners: Mapping[str, str],
-    profile: Profile,
-    inputs: Sequence[Path],
-) -> list[Experiment]:
-    """Measure these variants, with the unpruned network before, between and after them."""
-    anchor, variants = variant(full), [variant(w) for w in widths]
-    order: list[int] = []  # -1 is the anchor
-    for i in range(len(variants)):
+def _order(variants: int) -> list[int]:
+    """Which variant is measured when; -1 is the unpruned network: before, between and after them."""
+    order: list[int] = []
+    for i in range(variants):
         if i % ANCHOR_EVERY == 0:
             order.append(-1)
         order.append(i)
-    order.append(-1)
-    measured = bench.measure([anchor if i < 0 else variants[i] for i in order], inputs, TIMED_S, profiled=True)
-    anchors = [at for at, i in enumerate(order) if i < 0]
+    return [*order, -1]
+
+
+def _experiments(
+    order: Sequence[int],
+    measured: Mapping[int, Measured],
+    widths: Sequence[Widths],
+    full: Widths,
+    owners: Mapping[str, str],
+    profile: Profile,
+) -> list[Experiment]:
+    """What was measured of a batch, as experiments; nothing without the unpruned network beside it.
+
+    The latency of a variant is scaled by the unpruned network's around it, relative to the first ever taken, so that
+    batches of different days agree.
+    """
+    anchors = [at for at in sorted(measured) if order[at] < 0]
+    if not anchors:
+        return []
     anchor_ns = [float(np.median(measured[at].run.times_ns)) for at in anchors]
-    anchor_samples = Samples(tuple(measured[at].run for at in anchors))
     known = [e for e in profile.experiments if e.role == "baseline"]
-    # Scales are relative to the first anchors ever taken, so that batches of different days agree.
     reference = latency.measured_ns(known[0]) if known else float(np.median(anchor_ns))
-    experiments = [
-        Experiment(
-            "baseline",
-            dict(full),
-            anchor_samples,
-            *latency.by_layer(measured[0].nodes, owners),
-            scale=float(reference / np.median(anchor_ns)),
-        )
-    ]
-    for at, i in enumerate(order):
-        if i >= 0:
-            scale = float(reference / np.interp(at, anchors, anchor_ns))
-            experiments.append(
-                Experiment(
-                    "fit",
-                    dict(widths[i]),
-                    Samples((measured[at].run,)),
-                    *latency.by_layer(measured[at].nodes, owners),
-                    scale=scale,
-                )
-            )
-    return experiments
+
+    def experiment(role: str, at: Widths, samples: Samples, nodes: Mapping[str, int], anchor: float) -> Experiment:
+        return Experiment(role, dict(at), samples, *latency.by_layer(nodes, owners), scale=reference / anchor)
+
+    samples = Samples(tuple(measured[at].run for at in anchors))
+    found = [experiment("baseline", full, samples, measured[anchors[0]].nodes, float(np.median(anchor_ns)))]
+    for at in sorted(measured):
+        if order[at] >= 0:
+            around = float(np.interp(at, anchors, anchor_ns))
+            one = Samples((measured[at].run,))
+            found.append(experiment("fit", widths[order[at]], one, measured[at].nodes, around))
+    return found

@@ -1,0 +1,76 @@
+"""What SSH adds to an experiment: the same jobs by the local transport and over a real sshd on loopback, interleaved.
+
+    python benchmarks/transport.py [--jobs 20] [--rounds 5]
+
+A job is a fresh process that runs the null model: its time is the device's own, whatever the transport. The rest is the host's. With
+`put`, each job has a file of its own of 100 kB to upload first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from sshd import start
+
+from edgeprune.transports.local import Local
+
+CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5, "deadline_s": 60.0}
+NULL = {"mode": "time", "runtime": "null", "threads": 1, "precision": "fp32", "inputs": []}
+
+
+def timed(transport: Any, model: Path, jobs: int, upload: bool, folder: Path) -> float:
+    """Seconds an experiment."""
+    started = time.monotonic()
+    places = []
+    for i in range(jobs):
+        path = model
+        if upload:
+            path = folder / f"{time.monotonic_ns()}" / "model.json"
+            path.parent.mkdir()
+            path.write_text(json.dumps({"ns": 1000, "weights": os.urandom(50_000).hex()}))
+        places.append({"id": i, "model": transport.put([path]), **NULL, **CAPS})
+    assert len(list(transport.call(places, 600))) == jobs
+    return (time.monotonic() - started) / jobs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        process, server = start(folder)
+        model = folder / "model.json"
+        model.write_text('{"ns": 1000}')
+        with closing(server.transport()) as ssh, closing(Local()) as local:
+            for transport in (ssh, local):
+                timed(transport, model, 1, False, folder)  # connect, send the agent
+            for upload in (False, True):
+                times = []
+                for _ in range(options.rounds):
+                    times.append([timed(t, model, options.jobs, upload, folder) for t in (local, ssh)])
+                here, there = 1000 * np.array(times).T
+                added = there - here
+                print(
+                    f"{'with put' if upload else 'same file':<10} local {np.median(here):.1f} ms, ssh {np.median(there):.1f} ms"
+                    f" an experiment; ssh adds {np.median(added):.1f} ({added.min():.1f} to {added.max():.1f}) ms"
+                )
+        server.proxy.close()
+        process.terminate()
+        process.wait(10)
+
+
+if __name__ == "__main__":
+    main()
