@@ -2,8 +2,8 @@
 
     python benchmarks/transport.py [--jobs 20] [--rounds 5]
 
-A job is a fresh process that runs the null model: its time is the device's own, whatever the transport. The rest is the host's. With
-`put`, each job has a file of its own of 100 kB to upload first.
+A job is a fresh process that runs the null model: its time is the device's own, whatever the transport; the rest
+is the host's. With `put`, each job has a file of its own of 100 kB to upload first.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def main() -> None:
                     times.append([timed(t, model, options.jobs, upload, folder) for t in (local, ssh)])
                 here, there = 1000 * np.array(times).T
                 added = there - here
+                name = "with put" if upload else "same file"
                 print(
-                    f"{'with put' if upload else 'same file':<10} local {np.median(here):.1f} ms, ssh {np.median(there):.1f} ms"
-                    f" an experiment; ssh adds {np.median(added):.1f} ({added.min():.1f} to {added.max():.1f}) ms"
+                    f"{name:<10} local {np.median(here):.1f} ms, ssh {np.median(there):.1f} ms an experiment;"
+                    f" ssh adds {np.median(added):.1f} ({added.min():.1f} to {added.max():.1f}) ms"
                 )
         server.proxy.close()
         process.terminate()

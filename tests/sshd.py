@@ -144,6 +144,8 @@ class Proxy:
                 near.close()
                 continue
             far = socket.create_connection(("127.0.0.1", self._to))
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._open += [near, far]
             threading.Thread(target=self._pump, args=(near, far, True), daemon=True).start()
             threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()

@@ -192,7 +192,10 @@ KEPT = {}  # folder of files -> bytes, the least recently used first; read once
 
 
 def room(job):
-    """Whether files are here already; if not, that they fit: what was not used for longest makes way."""
+    """Whether files are here already; if not, that they fit, and what an earlier upload left of them.
+
+    Where they do not fit, what was not used for longest makes way.
+    """
     files = os.path.join(home(), "files")
     folder = os.path.join(files, job["folder"])
     if os.path.isdir(folder):
@@ -213,7 +216,7 @@ def room(job):
         needed = job["bytes"] + SPARE_BYTES >> 20
         raise Failed("disk-full", "%d MB are needed at %s and %d MB are free" % (needed, home(), free_bytes() >> 20))
     os.makedirs(folder + ".part", mode=0o700, exist_ok=True)
-    return {"there": False}
+    return {"there": False, "half": {entry.name: entry.stat().st_size for entry in os.scandir(folder + ".part")}}
 
 
 def free_bytes():

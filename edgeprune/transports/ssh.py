@@ -155,11 +155,12 @@ class Ssh(Transport):
         for again in (True, False):
             link = self._connected()
             size = sum(sizes.values()) + sum(map(len, packed.values()))
-            if link.order({"mode": "room", "folder": folder, "bytes": size})["there"]:
+            room = link.order({"mode": "room", "folder": folder, "bytes": size})
+            if room["there"]:
                 return
             try:
                 for name, data in packed.items():
-                    link.upload(data, f"{FOLDER}/files/{folder}.part/{name}.z")
+                    link.upload(data, f"{FOLDER}/files/{folder}.part/{name}.z", room["half"].get(f"{name}.z", 0))
             except DeviceError as error:
                 if not isinstance(error, LinkError):
                     link.order({"mode": "drop", "folder": folder})  # a full disk: nothing half stays behind
@@ -212,20 +213,15 @@ class _Link:
             raise DeviceError(f"{self._target.name}: {printable(str(reply.get('message')))}{fix}")
         return reply
 
-    def upload(self, data: bytes, remote: str) -> None:
-        """Write a file there, going on where an earlier try ended; what is there is checked by the agent afterwards."""
-        with self._faults(f"uploading {os.path.basename(remote)}"):
-            try:
-                start = self._sftp.stat(remote).st_size or 0
-            except FileNotFoundError:
-                start = 0
-            if start > len(data):
-                start = 0
-            with self._sftp.open(remote, "r+b" if start else "wb") as target:
-                target.seek(start)
-                target.set_pipelined(True)
-                for at in range(start, len(data), CHUNK):
-                    target.write(data[at : at + CHUNK])
+    def upload(self, data: bytes, remote: str, half: int) -> None:
+        """Write a file there, of which an earlier try left `half` bytes; all of it is checked by the agent afterwards."""
+        start = half if 0 < half <= len(data) else 0
+        mode = "r+b" if start else "wb"
+        with self._faults(f"uploading {os.path.basename(remote)}"), self._sftp.open(remote, mode) as target:
+            target.seek(start)
+            target.set_pipelined(True)
+            for at in range(start, len(data), CHUNK):
+                target.write(data[at : at + CHUNK])
 
     def download(self, remote: str, path: Path) -> None:
         """Read a file of at most `LIMITS.output_bytes` there."""

@@ -197,9 +197,9 @@ def test_a_disk_that_fills_up_in_mid_upload_is_said_and_nothing_half_stays(
     device.put([model(tmp_path)])
     upload = ssh._Link.upload
 
-    def filled(self: Any, data: bytes, remote: str) -> None:
+    def filled(self: Any, data: bytes, remote: str, half: int) -> None:
         shell("fallocate -l $(( $(df --output=avail -B1 . | tail -1) - 1000000 )) filler")
-        upload(self, data, remote)
+        upload(self, data, remote, half)
 
     monkeypatch.setattr(ssh._Link, "upload", filled)
     try:
