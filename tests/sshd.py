@@ -132,6 +132,8 @@ class Proxy:
     def close(self) -> None:
         self.flow()
         self.cut()
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # else a thread that waits in accept would take one more
         self._server.close()
 
     def _accept(self) -> None:

@@ -64,6 +64,7 @@ class Ssh(Transport):
         self._target, self._host, self._wait_s = target, target.host, wait_s
         self._token = secrets.token_hex(16)
         self._link: _Link | None = None
+        self._reached = False  # a device that never answered is told at once; one that did may come back
         self._there: dict[str, str] = {}  # digest of files -> the path there of the first
 
     def put(self, files: Sequence[Path]) -> str:
@@ -109,13 +110,19 @@ class Ssh(Transport):
         return self._link
 
     def _leased(self) -> _Link:
-        until = time.monotonic() + self._wait_s
+        until, told = time.monotonic() + self._wait_s, False
         while True:
             try:
-                return _Link(self._target, self._host, self._token)
+                link = _Link(self._target, self._host)
+                self._reached = True
+                link.greet(self._token)
+                return link
             except BusyError as error:
                 if time.monotonic() >= until:
                     raise BusyError(f"{self._target.name}: {error}") from error
+                if not told:
+                    log.warning("%s: %s", self._target.name, str(error).replace("; wait, or give --wait", "; waiting"))
+                told = True
                 time.sleep(BUSY_POLL_S)
 
     def _healing(self, work: Callable[[], Answer]) -> Answer:
@@ -129,6 +136,10 @@ class Ssh(Transport):
     def _reconnect(self, fault: LinkError, faults: int) -> int:
         """Bring the link back, or raise what broke it: how many faults that makes."""
         self.close()
+        if not self._reached:
+            raise DeviceError(
+                f"{self._target.name}: {fault}; is the device on, and its address right? try: ssh {_address(self._target)}"
+            ) from fault
         faults += 1
         if faults > LIMITS.reconnects:
             raise DeviceError(f"{self._target.name}: the link broke {faults} times: {fault}") from fault
@@ -178,7 +189,7 @@ class Ssh(Transport):
 class _Link:
     """One connection: the agent's conversation, and the files. Every fault of it is a `LinkError`."""
 
-    def __init__(self, target: Target, host: Host, token: str) -> None:
+    def __init__(self, target: Target, host: Host) -> None:
         self._target = target
         self._clients: list[paramiko.SSHClient] = []
         self._stream: _Channel | None = None
@@ -189,15 +200,22 @@ class _Link:
                 self._sftp.get_channel().settimeout(LIMITS.silence_s)
                 self.home = self._sftp.normalize(".")
                 self._stream = self._agent(client, host)
-            who = f"{getpass.getuser()}@{socket.gethostname()}"
-            hello = {"who": who, "token": token, "silence_s": LIMITS.host_silence_s}
-            self._conversation = Conversation(self._stream, hello, LIMITS.silence_s)
-        except LinkError:
-            with suppress(*FAULTS, AttributeError):  # if the agent's file there is damaged, the next try sends it again
-                self._sftp.remove(_agent_path())
+        except BaseException:
             self.close()
             raise
-        except BaseException:
+
+    def greet(self, token: str) -> None:
+        """Take the lease. Raises `BusyError` where another token has it."""
+        assert self._stream is not None
+        hello = {"who": f"{_me() or 'somebody'}@{socket.gethostname()}", "token": token}
+        try:
+            self._conversation = Conversation(
+                self._stream, {**hello, "silence_s": LIMITS.host_silence_s}, LIMITS.silence_s
+            )
+        except BaseException as error:
+            if isinstance(error, LinkError):  # if the agent's file there is damaged, the next try sends it again
+                with suppress(*FAULTS, AttributeError):
+                    self._sftp.remove(_agent_path())
             self.close()
             raise
 
@@ -468,7 +486,7 @@ def _login(
     opened: list[paramiko.SSHClient],
 ) -> paramiko.SSHClient:
     name = checked(str(found.get("hostname", host.name)), "host", target)
-    user = checked(str(host.user or found.get("user") or getpass.getuser()), "user", target)
+    user = checked(str(host.user or found.get("user") or _me()), "user", target)
     port = host.port or int(found.get("port", 22))
     client = paramiko.SSHClient()
     client.set_log_channel(LOG)
@@ -501,6 +519,13 @@ def _login(
     assert transport is not None
     transport.set_keepalive(int(BEAT_S))
     return client
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return ""
 
 
 def _socket(name: str, port: int, way: paramiko.SSHClient | None) -> Any:

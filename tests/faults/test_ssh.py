@@ -160,6 +160,19 @@ def test_the_ssh_config_is_honoured(sshd: Sshd, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_device_that_is_not_there_is_told_at_once(sshd: Sshd) -> None:
+    started = time.monotonic()
+    sshd.proxy.close()
+    with closing(sshd.transport()) as transport, pytest.raises(DeviceError, match="is the device on"):
+        list(transport.call([PING], 60))
+    with (
+        closing(sshd.transport(name="no-such-host.invalid")) as transport,
+        pytest.raises(DeviceError, match="no such host"),
+    ):
+        list(transport.call([PING], 60))
+    assert time.monotonic() - started < 20
+
+
 # --------------------------------------------------------------------------------------------------------- files
 
 
