@@ -34,7 +34,6 @@ class Watcher:
         )
         self._task = self._progress.add_task("", total=None, note="", visible=False)
         self._began = time.monotonic()
-        self._note = ""  # of the last step: where lines stay, one that says the same is left out
 
     def __enter__(self) -> Watcher:
         self._progress.start()
@@ -51,10 +50,10 @@ class Watcher:
         self._progress.reset(self._task, description=stage, total=None, note="", visible=True)
 
     def step(self, done: int, total: int, note: str) -> None:
-        """The stage in progress moved on."""
-        self._progress.update(self._task, completed=done, total=total, note=escape(note))
-        if not self._console.is_terminal and note != self._note:
-            self._note = note
+        """The stage in progress moved on; without a note only the bar does."""
+        shown = {"note": escape(note)} if note else {}
+        self._progress.update(self._task, completed=done, total=total, **shown)  # type: ignore[arg-type]
+        if note and not self._console.is_terminal:
             self._console.print(f"{'':<10} {done}/{total}  {note}", markup=False, highlight=False, soft_wrap=True)
 
     def done(self, stage: str, note: str) -> None:

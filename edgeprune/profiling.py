@@ -41,7 +41,6 @@ def measure(
     done, variants at most, text).
     """
     most = _most(groups)
-    note = "measuring"
     while not _enough(groups, profile, most):
         known = [e.widths for e in profile.experiments if e.role == "fit"]
         widths = [w for w in design(groups, most) if w not in known][:BATCH]
@@ -53,7 +52,7 @@ def measure(
 
         def keep(place: int, found: Measured, measured: dict[int, Measured] = measured, done: int = len(known)) -> None:
             measured[place] = found
-            on_step(done + len(measured) * BATCH // (BATCH + ANCHORS), most, note)  # noqa: B023 - the note of now
+            on_step(done + len(measured) * BATCH // (BATCH + ANCHORS), most, "")
 
         try:
             bench.measure(models, inputs, TIMED_S, profiled=True, on_done=keep)
@@ -61,9 +60,9 @@ def measure(
             yield profile.with_experiments(_experiments(order, measured, widths, groups.full(), owners, profile))
             raise
         profile = profile.with_experiments(_experiments(order, measured, widths, groups.full(), owners, profile))
-        note = f"median error on unseen widths {100 * latency.fit(groups, profile).median_error:.1f}%"
-        on_step(len(known) + len(widths), most, note)
         yield profile
+        error = latency.fit(groups, profile).median_error
+        on_step(len(known) + len(widths), most, f"median error on unseen widths {100 * error:.1f}%")
 
 
 def _most(groups: Groups) -> int:

@@ -102,6 +102,7 @@ class Ssh(Transport):
         """End the agent, which gives the lease back, and the connection."""
         link, self._link = self._link, None
         if link is not None:
+            link.leave()
             link.close()
 
     def _connected(self) -> _Link:
@@ -135,7 +136,9 @@ class Ssh(Transport):
 
     def _reconnect(self, fault: LinkError, faults: int) -> int:
         """Bring the link back, or raise what broke it: how many faults that makes."""
-        self.close()
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
         if not self._reached:
             raise DeviceError(
                 f"{self._target.name}: {fault}; is the device on, and its address right? try: ssh {_address(self._target)}"
@@ -250,6 +253,11 @@ class _Link:
             if len(data) > LIMITS.output_bytes:
                 raise DeviceError(f"{self._target.name} sends a file of over {LIMITS.output_bytes >> 20} MB")
             path.write_bytes(data)
+
+    def leave(self) -> None:
+        """Let the agent end by itself, so that the lease is free when this returns; not for long."""
+        if self._stream is not None:
+            self._stream.leave()
 
     def close(self) -> None:
         """End all of it; never waits for the peer."""
@@ -392,8 +400,15 @@ class _Channel:
             return f"it was killed; {text}"
         return text or "it said nothing"
 
+    def leave(self) -> None:
+        """Close its standard input, at which the agent ends its worker and itself, and wait a little for that."""
+        self._over.set()
+        with suppress(*FAULTS):
+            self._channel.shutdown_write()
+            self._channel.status_event.wait(LIMITS.end_s)
+
     def close(self) -> None:
-        """Close its standard input, at which the agent ends its worker and itself."""
+        """Close the channel."""
         self._over.set()
         with suppress(*FAULTS):
             self._channel.close()
