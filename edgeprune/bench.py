@@ -54,9 +54,9 @@ class Bench:
     def __init__(self, target: Target, transport: Transport, scratch: Path) -> None:
         self._target, self._transport, self._scratch = target, transport, scratch
         self._runtime = runtimes.RUNTIMES[target.runtime]
-        self._resets = 0
         self.discarded = 0  # processes whose times were thrown away as disturbed
         self.device = self._identify()
+        self._boots = {self.device.boot_id}
         if self.device.emulated and not target.emulated:
             raise UsageError(
                 f"{target.path}: this device is emulated, so its times are no measure of a board; give a physical one, or"
@@ -105,17 +105,21 @@ class Bench:
         results: dict[int, Measured] = {}
         todo = list(range(len(models)))
         for _ in range(1 + RETRIES):
+            known_boots = len(self._boots)
             options = {"timed_s": timed_s, "profiled_s": PROFILED_S}
             asked = [models[i] for i in todo]
             again: dict[int, str] = {}
             for i, reply in zip(todo, self._ask("time", asked, inputs, options, profiled), strict=True):
                 measured = self._measured(reply, profiled)
-                reason = self._disturbance(measured.run)
+                self._count_reset(measured.run)
+                reason = measured.run.disturbed
                 if reason is None:
                     results[i] = measured
                     on_done(i, measured)
                 else:
                     again[i] = reason
+            if len(self._boots) > known_boots:
+                self._identify_again()
             todo, reasons = list(again), ", ".join(sorted(set(again.values())))
             if not todo:
                 return [results[i] for i in range(len(models))]
@@ -175,20 +179,20 @@ class Bench:
         except (KeyError, TypeError, ValueError) as error:
             raise DeviceError(f"the device's samples cannot be used: {printable(str(error))}") from error
 
-    def _disturbance(self, run: Run) -> str | None:
-        """Why a run is no good. Where the device was reset, it is identified again."""
-        now = str(run.after.get("boot_id", self.device.boot_id))
-        if now != self.device.boot_id:
-            self._resets += 1
-            if self._resets > RESETS:
-                raise DeviceError(
-                    f"{self._target.name}: the device was reset {self._resets} times; mend its power supply"
-                )
-            known, self.device = self.device, self._identify()
-            if (known.identity, known.serial) != (self.device.identity, self.device.serial):
-                raise DeviceError(f"{self._target.name}: another device answers at this address; run again")
-            log.warning("%s: the device was reset; going on", self._target.name)
-        return run.disturbed
+    def _count_reset(self, run: Run) -> None:
+        """Note a boot that was not seen before; one is bad luck, more are a fault of the board."""
+        self._boots.add(str(run.after.get("boot_id", self.device.boot_id)))
+        if len(self._boots) > 1 + RESETS:
+            resets = len(self._boots) - 1
+            raise DeviceError(f"{self._target.name}: the device was reset {resets} times; mend its power supply")
+
+    def _identify_again(self) -> None:
+        """After a reset: is it still the same device?"""
+        known, self.device = self.device, self._identify()
+        self._boots.add(self.device.boot_id)
+        if (known.identity, known.serial) != (self.device.identity, self.device.serial):
+            raise DeviceError(f"{self._target.name}: another device answers at this address; run again")
+        log.warning("%s: the device was reset; going on", self._target.name)
 
     def _identify(self) -> Device:
         job = {"id": 0, "mode": "identify", "runtime": self._target.runtime, "deadline_s": LIMITS.identify_s}
