@@ -51,6 +51,7 @@ START = (
 FAULTS = (paramiko.SSHException, OSError, EOFError)
 LOG = "edgeprune.paramiko"  # it quotes the peer: nobody reads it unless they ask
 logging.getLogger(LOG).propagate = False
+logging.getLogger(LOG).addHandler(logging.NullHandler())  # else Python's last resort prints it
 log = logging.getLogger("edgeprune")
 Answer = TypeVar("Answer")
 
