@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 from edgeprune import installing
@@ -239,7 +238,7 @@ def _until(true: Callable[[], bool], deadline_s: float, otherwise: str) -> None:
 
 def _image(home: Path, say: Callable[[str], None]) -> Path:
     """The folder of the built image; appears by one rename."""
-    recipe = hashlib.sha256(files("edgeprune").joinpath("board.py").read_bytes()).hexdigest()[:12]
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
     image = home / f"image-{recipe}"
     if image.is_dir():
         return image

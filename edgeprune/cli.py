@@ -123,14 +123,12 @@ def doctor(
 @app.command()
 def setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOption = False) -> None:
     """Put the agent and the runtime into a private folder on the device, without root."""
-    from edgeprune import codec, installing
+    from edgeprune import api, codec, installing
 
-    known = codec.read_target(codec.find_target(target, Path.cwd()))
     if dry_run:
-        for line in installing.forecast(known):
-            print(line)
+        print("\n".join(installing.forecast(codec.read_target(codec.find_target(target, Path.cwd())))))
         return
-    installing.setup(known, lambda text: print(_clean(text), flush=True), LIMITS.lease_wait_s if wait else 0.0)
+    api.setup(target, lambda text: print(_clean(text), flush=True), wait)
 
 
 @app.command()

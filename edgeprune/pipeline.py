@@ -109,7 +109,7 @@ def open_road(
     that somebody else holds. Raises `UsageError` for bad files and `BusyError` where another run holds the folder or the
     device.
     """
-    known, to = _read(project, target, budget)
+    known, to = _asked(project, target, budget)
     with ExitStack() as stack:
         store = stack.enter_context(Store(known.path.parent / "runs" / to.name))
         yield Road(known, to, store, stack, watch or Quiet(), fresh, LIMITS.lease_wait_s if wait else 0.0)
@@ -118,14 +118,14 @@ def open_road(
 def forecast(project: Path | str, target: str, whole: bool = True) -> list[str]:
     """What `run`, or `profile` alone (not `whole`), would send to the device and run there, at most; touches neither it nor
     the run folder."""
-    known, to = _read(project, target, None)
+    known, to = _asked(project, target, None)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
         store = stack.enter_context(Store(scratch))
         return Road(known, to, store, stack, Quiet()).forecast(whole)
 
 
-def _read(project: Path | str, target: str, budget: str | None) -> tuple[Project, Target]:
+def _asked(project: Path | str, target: str, budget: str | None) -> tuple[Project, Target]:
     path = Path(project)
     known = codec.read_project(path / "edgeprune.toml" if path.is_dir() else path, budget)
     return known, codec.read_target(codec.find_target(target, known.path.parent))
@@ -383,7 +383,7 @@ class Road:
         """See `edgeprune.pipeline.forecast`."""
         import zlib
 
-        from edgeprune import network, profiling, transports
+        from edgeprune import bench, network, profiling, transports, verifying
         from edgeprune.formats import FORMATS
 
         groups = network.survey(self._model, self._inputs, self.project.lock)
@@ -405,15 +405,16 @@ class Road:
         if whole:
             confirm = 2 * CONFIRM_PROCESSES * LIMITS.confirm_rounds
             weights = 4 * network.parameters(self._model)
-            final = 2 * 8 * 4
+            final = 2 * verifying.PROCESSES * verifying.ROUNDS
+            least = 2 * bench.SETTLED
             each = LIMITS.start_s + LIMITS.warmup_s / 4 + LIMITS.timed_s
             lines += [
-                f"  agent: time, to confirm plans: 6 to {confirm} processes of about {each:.1f} s",
+                f"  agent: time, to confirm plans: {least} to {confirm} processes of about {each:.1f} s",
                 f"  sftp put the unpruned and the pruned artifact: at most {2 * weights:,} bytes",
-                f"  agent: time, for the verdict: 6 to {final} processes of about {each:.1f} s",
+                f"  agent: time, for the verdict: {least} to {final} processes of about {each:.1f} s",
                 f"  agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
             ]
-            minutes[0] += 12 * each / 60
+            minutes[0] += 2 * least * each / 60
             minutes[1] += ((confirm + final) * each + 2 * LIMITS.metric_s) / 60
         return [*lines, f"expected: {minutes[0]:.1f} to {minutes[1]:.1f} minutes of the device's time"]
 

@@ -277,7 +277,7 @@ def drop(job):
 
 def examine(job):
     """What the doctor asks: what is here, and in what state."""
-    facts = {
+    return {
         "python": "%d.%d" % sys.version_info[:2],
         "machine": platform.machine(),
         "glibc": platform.libc_ver()[1] or "unknown",
@@ -287,7 +287,6 @@ def examine(job):
         "pip": has("pip"),
         "conditions": conditions(),
     }
-    return facts
 
 
 def has(module):

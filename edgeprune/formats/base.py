@@ -7,7 +7,6 @@ every constant of the file can then be told from its values, whatever the export
 from __future__ import annotations
 
 import copy
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,4 +188,4 @@ def _orders(ndim: int) -> Iterator[tuple[int, ...]]:
     candidates = [dims, dims[::-1]]
     if ndim >= 3:
         candidates += [(0, *dims[2:], 1), (1, *dims[2:], 0)]
-    yield from dict.fromkeys(itertools.chain(candidates))
+    yield from dict.fromkeys(candidates)

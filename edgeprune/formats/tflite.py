@@ -134,9 +134,10 @@ def _with_inferred_shapes(model: Any) -> bytes:
     for detail in interpreter.get_tensor_details():
         if detail["index"] < len(subgraph.tensors):
             subgraph.tensors[detail["index"]].shape = detail["shape"].astype(np.int32)
+    constants = flatbuffer.constants(model)
     for name, operator in flatbuffer.operators(model):
         if name.endswith(":RESHAPE") and len(operator.inputs) > 1:
-            shape = flatbuffer.constants(model).get(int(operator.inputs[1]))
+            shape = constants.get(int(operator.inputs[1]))
             if shape is not None and -1 in shape:
                 flatbuffer.store(model, operator.inputs[1], subgraph.tensors[operator.outputs[0]].shape)
     return flatbuffer.pack(model)

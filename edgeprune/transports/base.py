@@ -71,7 +71,7 @@ class Conversation:
         self._say({**hello, "nonce": nonce})
         (reply,) = self._replies(1, LIMITS.identify_s)
         if reply.get("error") == "busy":
-            raise BusyError(f"the device is {printable(str(reply.get('message')))}; wait, or give --wait")
+            raise BusyError(f"the device is {printable(str(reply.get('message')))}")
         if "error" in reply:
             raise DeviceError(f"the agent does not start: {printable(str(reply.get('message')))}")
 

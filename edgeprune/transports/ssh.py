@@ -101,9 +101,13 @@ class Ssh(Transport):
 
     def close(self) -> None:
         """End the agent, which gives the lease back, and the connection."""
+        if self._link is not None:
+            self._link.leave()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         link, self._link = self._link, None
         if link is not None:
-            link.leave()
             link.close()
 
     def _connected(self) -> _Link:
@@ -121,9 +125,9 @@ class Ssh(Transport):
                 return link
             except BusyError as error:
                 if time.monotonic() >= until:
-                    raise BusyError(f"{self._target.name}: {error}") from error
+                    raise BusyError(f"{self._target.name}: {error}; wait, or give --wait") from error
                 if not told:
-                    log.warning("%s: %s", self._target.name, str(error).replace("; wait, or give --wait", "; waiting"))
+                    log.warning("%s: %s; waiting", self._target.name, error)
                 told = True
                 time.sleep(BUSY_POLL_S)
 
@@ -137,9 +141,7 @@ class Ssh(Transport):
 
     def _reconnect(self, fault: LinkError, faults: int) -> int:
         """Bring the link back, or raise what broke it: how many faults that makes."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+        self._hang_up()
         if not self._reached:
             raise DeviceError(
                 f"{self._target.name}: {fault}; is the device on, and its address right? try: ssh {_address(self._target)}"
@@ -273,16 +275,15 @@ class _Link:
 
     def _agent(self, client: paramiko.SSHClient, host: Host) -> _Channel:
         """Start the agent there, sending it first where it is missing."""
-        source = AGENT.read_bytes()
-        sha, remote = hashlib.sha256(source).hexdigest(), _agent_path()
+        remote = _agent_path()
         try:
-            present = self._sftp.stat(remote).st_size == len(source)
+            present = self._sftp.stat(remote).st_size == AGENT.stat().st_size
         except FileNotFoundError:
             present = False
         if not present:
-            self._send_agent(source, remote)
+            self._send_agent(AGENT.read_bytes(), remote)
         channel = self._within(lambda: client.get_transport().open_session(timeout=LIMITS.connect_s))
-        command = shlex.join(_command(host, f"{self.home}/{remote}", sha))
+        command = shlex.join(_command(host, f"{self.home}/{remote}"))
         self._within(lambda: channel.exec_command(command))
         return _Channel(channel)
 
@@ -339,7 +340,7 @@ class _Link:
                 f" {fingerprint(error.key)}; if the device was set up anew, remove the old line: ssh-keygen -R"
                 f" {shlex.quote(error.hostname)}; otherwise somebody is in between"
             ) from error
-        except (TimeoutError, *FAULTS) as error:
+        except FAULTS as error:
             if isinstance(error, OSError) and error.errno is None and str(error) == "Failure":  # SFTP's word for it
                 raise DeviceError(
                     f"{self._target.name}: {doing}: the device cannot write; is its disk full?"
@@ -432,7 +433,7 @@ def commands(target: Target) -> list[str]:
     """What is done at every connection, in words of the shell: for `--dry-run`."""
     assert target.host is not None
     port = f"-p {target.host.port} " if target.host.port else ""
-    command = shlex.join(_command(target.host, f"~/{_agent_path()}", file_sha256(AGENT)))
+    command = shlex.join(_command(target.host, f"~/{_agent_path()}"))
     return [
         f"ssh {port}{_address(target)}",
         f"  mkdir -m 700 {FOLDER} {FOLDER}/files {FOLDER}/site",
@@ -441,8 +442,8 @@ def commands(target: Target) -> list[str]:
     ]
 
 
-def _command(host: Host, agent: str, sha: str) -> list[str]:
-    return [host.python, "-I", "-c", START, agent, sha]
+def _command(host: Host, agent: str) -> list[str]:
+    return [host.python, "-I", "-c", START, agent, file_sha256(AGENT)]
 
 
 # ------------------------------------------------------------------------------------------------------ getting in
@@ -477,7 +478,7 @@ def fingerprint(key: paramiko.PKey) -> str:
 
 def _client(target: Target, host: Host, opened: list[paramiko.SSHClient]) -> paramiko.SSHClient:
     """A client logged in at the device, through its jump hosts; every client is put into `opened`."""
-    config = _config(target)
+    config = _config()
     found = config.lookup(host.name) if config else {}
     if "proxycommand" in found:
         raise UsageError(f"~/.ssh/config: ProxyCommand of {host.name} is not supported; write ProxyJump instead")
@@ -557,7 +558,7 @@ def _socket(name: str, port: int, way: paramiko.SSHClient | None) -> Any:
     return connection
 
 
-def _config(target: Target) -> paramiko.SSHConfig | None:
+def _config() -> paramiko.SSHConfig | None:
     path = Path("~/.ssh/config").expanduser()
     if not path.is_file():
         return None
