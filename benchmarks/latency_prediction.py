@@ -1,10 +1,11 @@
-"""How well unseen width configurations are predicted, against multiply-accumulates, on this machine.
+"""How well unseen width configurations are predicted on this machine, and what it cost.
 
     python benchmarks/latency_prediction.py --net mobilenetv2 --runtime openvino [--threads 1] [--held-out 40] [--seed 0]
 
 Profiles the network as `edgeprune profile` does, then measures random configurations that the model never saw: half of them
-at the planner's candidate widths, half at any widths. The unpruned network is measured between them, so that the machine's
-drift is taken out of both sides alike. Beside it, from the same measurements: latency proportional to multiply-accumulates.
+at the planner's candidate widths, half at any widths (of those, few are multiples of 8). Each takes turns with the profile's
+anchor in two processes. Beside it, from the same run: latency proportional to multiply-accumulates, and the sum of layers
+that were timed alone, each at just its widths (of ten configurations). Errors are relative to the measured latency.
 """
 
 from __future__ import annotations
@@ -13,23 +14,22 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from nets import NETS, inputs
+from nets import NETS, RUNTIMES, Subject, alone
 
-from edgeprune import graph, latency, network, profiling, runtimes
-from edgeprune.bench import Bench, open_bench
-from edgeprune.formats import FORMATS
-from edgeprune.types import Groups, Profile, Target
+from edgeprune import graph, latency, profiling, stats
+from edgeprune.types import Groups
 
-ANCHOR_EVERY = 5
+PROCESSES = 2
+ALONE = 5  # configurations of each half whose layers are timed alone, too
 
 
 def held_out(groups: Groups, count: int, seed: int) -> list[dict[str, int]]:
     """Random configurations: the first half at candidate widths, the others at any."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([seed, 20])
     found = []
     for i in range(count):
         widths = groups.full()
@@ -40,17 +40,16 @@ def held_out(groups: Groups, count: int, seed: int) -> list[dict[str, int]]:
     return found
 
 
-def measure(bench: Bench, models: list[Path], anchor: Path, files: list[Path]) -> tuple[np.ndarray, float]:
-    """Nanoseconds of each model relative to the anchor around it, and the anchor's own."""
-    order: list[int] = []
-    for i in range(len(models)):
-        order += [-1, i] if i % ANCHOR_EVERY == 0 else [i]
-    order.append(-1)
-    measured = bench.measure([anchor if i < 0 else models[i] for i in order], files)
-    medians = np.array([np.median(m.run.times_ns) for m in measured])
-    places = [at for at, i in enumerate(order) if i < 0]
-    shares = [medians[at] / np.interp(at, places, medians[places]) for at, i in enumerate(order) if i >= 0]
-    return np.array(shares), float(np.median(medians[places]))
+def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float) -> np.ndarray:
+    """Nanoseconds of each configuration, drift taken out by the anchor in its processes."""
+    found = []
+    for start in range(0, len(unseen), profiling.TOGETHER):
+        part = unseen[start : start + profiling.TOGETHER]
+        models = [subject.variant(w) for w in (profiling.anchor(subject.groups), *part)]
+        anchor, *samples = subject.bench.compare(models, subject.inputs, PROCESSES)
+        found += [stats.ratio(s, anchor, latency.QUIET).mid * anchor_ns for s in samples]
+        print(f"  {len(found)}/{len(unseen)} held out", flush=True)
+    return np.array(found)
 
 
 def row(name: str, predicted: np.ndarray, measured: np.ndarray) -> dict[str, object]:
@@ -68,43 +67,28 @@ def row(name: str, predicted: np.ndarray, measured: np.ndarray) -> dict[str, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=sorted(NETS), required=True)
-    parser.add_argument("--runtime", choices=["onnxruntime", "openvino", "tflite"], required=True)
+    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
+    parser.add_argument("--target", help="a target to measure on, such as virtual-pi; default: this machine")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--held-out", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    model, example = NETS[options.net]().eval(), inputs()
-    target = Target(Path("benchmark.toml"), "benchmark", "local", options.runtime, options.threads)
-    runtime = runtimes.RUNTIMES[options.runtime]
-    with tempfile.TemporaryDirectory() as folder, open_bench(target, Path(folder)) as bench:
+    with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        groups = network.survey(model, example)
-        template = FORMATS[runtime.format](model, example, groups)
-        files = bench.save_inputs([tensor.numpy() for tensor in example], Path(folder))
-
-        def variant(widths: dict[str, int]) -> Path:
-            place = Path(tempfile.mkdtemp(dir=folder))
-            exported = place / f"exported.{runtime.format}"
-            exported.write_bytes(template.variant(widths))
-            return runtime.convert(exported, place)[0]
-
-        owners = template.owners(groups.layers)
-        profile = Profile("benchmark", options.net, groups.network, bench.device, options.threads, "fp32", ())
-
-        def told(done: int, total: int, note: str) -> None:
-            print(f"  {done}/{total} {note}", flush=True)
-
-        for grown in profiling.measure(bench, variant, owners, groups, profile, files, told):  # type: ignore[arg-type]
-            profile = grown
-        fitted = latency.fit(groups, profile)
-        wall = time.monotonic() - started
-        baseline = latency.baseline(profile)
-        unseen = held_out(groups, options.held_out, options.seed)
-        shares, anchor = measure(bench, [variant(w) for w in unseen], variant(groups.full()), files)
-    measured = shares * baseline
-    predicted = np.array([fitted.ns(w) for w in unseen])
+        with Subject.open(options.net, options.runtime, options.threads, Path(folder), options.target) as subject:
+            profile = subject.profiled(lambda done, most, note: print(f"  {done}/{most} {note}", flush=True))
+            model = latency.fit(subject.groups, profile)
+            wall = time.monotonic() - started
+            unseen = held_out(subject.groups, options.held_out, options.seed)
+            measured = measure(subject, unseen, latency.anchor_ns(profile))
+            some = [*range(ALONE), *range(options.held_out - ALONE, options.held_out)]
+            isolated = None if options.target else alone(subject, [unseen[i] for i in some])
+            emulated = subject.bench.device.emulated
+    groups = subject.groups
+    baseline = latency.baseline(profile)
+    intervals = [model.predict(w) for w in unseen]
+    predicted = np.array([interval.mid for interval in intervals])
     macs = np.array([groups.macs(w) for w in unseen]) / groups.macs(groups.full()) * baseline
     half = len(unseen) // 2
     rows = [
@@ -113,19 +97,27 @@ def main() -> None:
         row("edgeprune, any widths", predicted[half:], measured[half:]),
         row("multiply-accumulates, all", macs, measured),
     ]
-    inside = float((np.abs(measured / predicted - 1) <= fitted.error).mean())
+    if isolated is not None:
+        rows.append(row(f"layers alone, summed ({len(some)})", isolated, measured[some]))
+    inside = float(np.mean([i.low <= ns <= i.high for i, ns in zip(intervals, measured, strict=True)]))
+    width = float(np.median([i.high / i.mid - 1 for i in intervals]))
+    spent = sum(sum(run.times_ns) for e in profile.experiments for run in e.samples.runs) / 1e9
     print(
-        f"{options.net} on {options.runtime}, {options.threads} thread(s): baseline {baseline / 1e6:.3f} ms"
-        f" (now {anchor / 1e6:.3f}), {len(profile.experiments)} experiments, {wall:.0f} s in all,"
-        f" interval ±{fitted.error:.1%} holds {inside:.0%}"
+        f"{options.net} on {options.runtime}, {options.threads} thread(s){', emulated' if emulated else ''}: baseline"
+        f" {baseline / 1e6:.3f} ms, {len(profile.experiments)} experiments, {subject.device_s:.0f} s of the device's time"
+        f" ({spent:.0f} s of it timed), {wall:.0f} s in all; interval ±{width:.1%} holds {inside:.0%}"
     )
     print(f"{'predictor':<30} {'median':>7} {'p95':>7} {'max':>7} {'≤ 5 %':>6} {'≤ 10 %':>6}")
     for r in rows:
         figures = " ".join(f"{r[key]:>7.1%}" for key in ("median", "p95", "max"))
         print(f"{r['predictor']:<30} {figures} {r['within_5']:>6.0%} {r['within_10']:>6.0%}")
     if options.out:
-        document = {"net": options.net, "runtime": options.runtime, "threads": options.threads, "wall_s": wall}
-        document |= {"experiments": len(profile.experiments), "baseline_ns": baseline, "coverage": inside, "rows": rows}
+        document = {
+            **{"net": options.net, "runtime": options.runtime, "threads": options.threads, "seed": options.seed},
+            **{"emulated": emulated, "experiments": len(profile.experiments), "wall_s": wall},
+            **{"device_s": subject.device_s, "timed_s": spent, "baseline_ns": baseline, "coverage": inside},
+            **{"interval": width, "rows": rows, "measured_ns": measured.tolist(), "predicted_ns": predicted.tolist()},
+        }
         options.out.write_text(json.dumps(document, indent=1))
 
 

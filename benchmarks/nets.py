@@ -1,11 +1,23 @@
-"""Networks that benchmarks measure: the usual ones, written out, with random weights (latency does not depend on them)."""
+"""What benchmarks measure: the usual networks, with random weights (latency does not depend on them), on a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
+
+from edgeprune import codec, latency, network, profiling, runtimes
+from edgeprune.agent import agent
+from edgeprune.bench import Bench, open_bench
+from edgeprune.formats import FORMATS
+from edgeprune.types import Profile, Target, Widths
 
 
 def layer(
@@ -116,13 +128,137 @@ class MobileNetV2(nn.Module):
         return self.fc(self.features(x).mean((2, 3)))
 
 
+class Encoder(nn.Module):
+    """One pre-norm transformer layer (Dosovitskiy et al. 2021)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normal = self.before(x)
+        query, key, value = (
+            project(normal).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.after(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 16×16, width 192, 3 heads, 12 layers: DeiT-Tiny (Touvron et al. 2021), a mean in place of its token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 192, 16, 16)
+        self.positions = nn.Parameter(torch.zeros(1, 196, 192))
+        self.layers = nn.Sequential(*(Encoder(192, 3) for _ in range(12)))
+        self.norm, self.fc = nn.LayerNorm(192), nn.Linear(192, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.fc(self.norm(self.layers(x)).mean(1))
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: ResNet(Basic, (2, 2, 2, 2)),
     "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
     "mobilenetv2": MobileNetV2,
+    "vit": VisionTransformer,
 }
 
 
 def inputs() -> tuple[Tensor]:
     """One 224×224 image."""
     return (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
+
+
+RUNTIMES = ("onnxruntime", "openvino", "tflite")
+
+
+class Subject:
+    """One network on one device, as `edgeprune profile` has it."""
+
+    def __init__(self, net: str, target: Target, bench: Bench, folder: Path) -> None:
+        torch.manual_seed(0)
+        model, example = NETS[net]().eval(), inputs()
+        self.net, self.target, self.bench, self._folder = net, target, bench, folder
+        self.model, self.groups = model, network.survey(model, example)
+        self.runtime = runtimes.RUNTIMES[target.runtime]
+        self.template = FORMATS[self.runtime.format](model, example, self.groups)
+        self.inputs = bench.save_inputs([tensor.numpy() for tensor in example], folder)
+        self.device_s = self._building_s = 0.0
+
+    @staticmethod
+    @contextmanager
+    def open(net: str, runtime: str, threads: int, folder: Path, name: str | None = None) -> Iterator[Subject]:
+        """On this machine, or on the target of this name."""
+        target = Target(Path("benchmark.toml"), "benchmark", "local", runtime, threads)
+        if name is not None:
+            target = codec.read_target(codec.find_target(name, Path.cwd()))
+        with open_bench(target, folder) as bench:
+            yield Subject(net, target, bench, folder)
+
+    def variant(self, widths: Widths) -> Path:
+        """The file for the device at these widths."""
+        started = time.monotonic()
+        place = Path(tempfile.mkdtemp(dir=self._folder))
+        exported = place / f"exported.{self.runtime.format}"
+        exported.write_bytes(self.template.variant(widths))
+        made = self.runtime.convert(exported, place)[0]
+        self._building_s += time.monotonic() - started
+        return made
+
+    def profiled(self, told: Callable[[int, int, str], None]) -> Profile:
+        """A new profile; `device_s` tells afterwards how long the device was at it."""
+        started, before, t = time.monotonic(), self._building_s, self.target
+        profile = Profile(t.name, self.net, self.groups.network, self.bench.device, t.threads, t.precision, ())
+        owners = self.template.owners(self.groups.layers)
+        grown = profiling.measure(self.bench, self.variant, owners, self.groups, profile, self.inputs, told)
+        for profile in grown:  # noqa: B007 - the last one is the whole
+            pass
+        self.device_s = time.monotonic() - started - (self._building_s - before)
+        return profile
+
+
+def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
+    """Nanoseconds of every operator with weights, timed by itself at just these widths, summed a configuration.
+
+    TFLite's operators are cut from its own file, all of them; the others' from the ONNX file, shapes inferred.
+    """
+    if subject.runtime.name == "tflite":
+        models = [subject.variant(w) for w in configurations]
+        found = subject.bench.measure([[m] for m in models], subject.inputs, profiled=True)
+        return np.array([sum(ns for _, ns in measured.nodes) for (measured,) in found], float)
+    return np.array([_alone(subject, onnx.load_from_string(subject.template.variant(w))) for w in configurations])
+
+
+def _alone(subject: Subject, proto: onnx.ModelProto) -> float:
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {value.name: value for value in [*graph.input, *graph.value_info, *graph.output]}
+    total = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        model, values = Path(folder) / "model.onnx", Path(folder) / "input.npy"
+        for node in graph.node:
+            own = [weights[name] for name in node.input if name in weights]
+            free = [shapes[name] for name in node.input if name in shapes]
+            if node.op_type not in ("Conv", "Gemm", "MatMul") or not own or len(free) != 1:
+                continue
+            whole = onnx.helper.make_graph([node], "one", free, [shapes[node.output[0]]], own)
+            onnx.save(
+                onnx.helper.make_model(whole, opset_imports=proto.opset_import, ir_version=proto.ir_version), model
+            )
+            shape = [size.dim_value for size in free[0].type.tensor_type.shape.dim]
+            np.save(values, np.random.default_rng(0).standard_normal(shape).astype("float32"))
+            t = subject.target
+            job = {"threads": t.threads, "precision": t.precision, "inputs": [str(values)], "warmup_s": 0.05}
+            run = agent.RUNTIMES[t.runtime](job, str(model)).run
+            total += float(
+                np.quantile(agent.repeat(run, {**job, "timed_s": 0.02, "runs_min": 5, "runs_max": 50}), latency.QUIET)
+            )
+    return total

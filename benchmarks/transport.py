@@ -39,7 +39,7 @@ def timed(transport: Any, model: Path, jobs: int, upload: bool, folder: Path) ->
             path = folder / f"{time.monotonic_ns()}" / "model.json"
             path.parent.mkdir()
             path.write_text(json.dumps({"ns": 1000, "weights": os.urandom(50_000).hex()}))
-        places.append({"id": i, "model": transport.put([path]), **NULL, **CAPS})
+        places.append({"id": i, "models": [transport.put([path])], **NULL, **CAPS})
     assert len(list(transport.call(places, 600))) == jobs
     return (time.monotonic() - started) / jobs
 

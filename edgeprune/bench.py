@@ -14,6 +14,7 @@ import numpy as np
 from edgeprune import runtimes, stats, transports
 from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
+from edgeprune.runtimes.base import NodeTimes
 from edgeprune.transports.base import Transport, printable
 from edgeprune.types import Device, Run, Samples, Target
 
@@ -28,10 +29,10 @@ log = logging.getLogger("edgeprune")
 
 @dataclass(frozen=True)
 class Measured:
-    """One process: its run and, where asked for, nanoseconds by node: {ONNX node or output name: ns}."""
+    """One model in one process: its run and, where asked for, its times by node."""
 
     run: Run
-    nodes: dict[str, int]
+    nodes: NodeTimes
 
 
 @contextmanager
@@ -76,43 +77,51 @@ class Bench:
 
         A device that repeats itself to `REPEATS` is left alone after `SETTLED` of them.
         """
-        order = interleaved(len(models), processes)
-        first = min(len(order), SETTLED * len(models))
-        runs: list[Run] = []
+        return self._settled([[i] for i in interleaved(len(models), processes)], models, inputs)
+
+    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
+        """Like `time`, but the models share `processes` processes in which they take turns: run i of each is of process i.
+
+        What disturbs the machine disturbs all of them: for ratios of latencies, not for memory.
+        """
+        return self._settled([list(range(len(models)))] * processes, models, inputs)
+
+    def _settled(self, order: list[list[int]], models: Sequence[Path], inputs: Sequence[Path]) -> list[Samples]:
+        runs: list[list[Run]] = [[] for _ in models]
+        first = min(len(order), SETTLED * len(models) // len(order[0]))
         for part in (order[:first], order[first:]):
-            runs += [m.run for m in self.measure([models[i] for i in part], inputs)]
-            samples = [
-                Samples(tuple(run for i, run in zip(order[: len(runs)], runs, strict=True) if i == m))
-                for m in range(len(models))
-            ]
+            for batch, found in zip(part, self.measure([[models[i] for i in b] for b in part], inputs), strict=True):
+                for i, measured in zip(batch, found, strict=True):
+                    runs[i].append(measured.run)
+            samples = [Samples(tuple(own)) for own in runs]
             if all(stats.full_range(s) <= REPEATS for s in samples):
                 break
         return samples
 
     def measure(
         self,
-        models: Sequence[Path],
+        batches: Sequence[Sequence[Path]],
         inputs: Sequence[Path],
         timed_s: float = LIMITS.timed_s,
         profiled: bool = False,
-        on_done: Callable[[int, Measured], None] = lambda place, measured: None,
-    ) -> list[Measured]:
-        """One fresh process of each model, in this order, timed for up to `timed_s` after warm-up.
+        on_done: Callable[[int, list[Measured]], None] = lambda place, measured: None,
+    ) -> list[list[Measured]]:
+        """One fresh process a batch, in this order; its models take turns in it, up to `timed_s` each after warm-up.
 
         Disturbed ones are thrown away and done again, at the end. Raises `InconclusiveError` when that does not help. What
-        is good is told to `on_done` as it comes, with its place in `models`.
+        is good is told to `on_done` as it comes, with its place in `batches`.
         """
-        results: dict[int, Measured] = {}
-        todo = list(range(len(models)))
+        results: dict[int, list[Measured]] = {}
+        todo = list(range(len(batches)))
         for _ in range(1 + RETRIES):
             known_boots = len(self._boots)
             options = {"timed_s": timed_s, "profiled_s": PROFILED_S}
-            asked = [models[i] for i in todo]
+            asked = [batches[i] for i in todo]
             again: dict[int, str] = {}
             for i, reply in zip(todo, self._ask("time", asked, inputs, options, profiled), strict=True):
-                measured = self._measured(reply, profiled)
-                self._count_reset(measured.run)
-                reason = measured.run.disturbed
+                measured = self._measured(reply, len(batches[i]), profiled)
+                self._count_reset(measured[0].run)
+                reason = next((m.run.disturbed for m in measured if m.run.disturbed), None)
                 if reason is None:
                     results[i] = measured
                     on_done(i, measured)
@@ -122,7 +131,7 @@ class Bench:
                 self._identify_again()
             todo, reasons = list(again), ", ".join(sorted(set(again.values())))
             if not todo:
-                return [results[i] for i in range(len(models))]
+                return [results[i] for i in range(len(batches))]
             self.discarded += len(todo)
             log.warning("%s: discarded %d of %d measurements: %s", self._target.name, len(todo), len(asked), reasons)
         raise InconclusiveError(
@@ -145,7 +154,7 @@ class Bench:
             start, wanted = 0, min(most, len(stacked[0]) - at)
             while start < wanted:
                 options = {"outputs": count, "start": start, "most_s": seconds, "most_bytes": LIMITS.output_bytes // 2}
-                (reply,) = self._ask("outputs", [model], files, options)
+                (reply,) = self._ask("outputs", [[model]], files, options)
                 done, places = reply.get("count"), reply.get("files")
                 if not isinstance(done, int) or not 0 < done <= wanted - start or not isinstance(places, list):
                     raise DeviceError(f"the device ran {printable(str(done))} of {wanted - start} samples")
@@ -165,17 +174,17 @@ class Bench:
             raise DeviceError(f"the device's outputs are of shape {array.shape}, not of {count} samples")
         return array
 
-    def _measured(self, reply: Mapping[str, Any], profiled: bool) -> Measured:
+    def _measured(self, reply: Mapping[str, Any], count: int, profiled: bool) -> list[Measured]:
         try:
-            run = Run(
-                tuple(reply["times_ns"]),
-                reply["peak_memory_bytes"],
-                reply["waited_ns"],
-                reply["waits"],
-                _conditions(reply["before"]),
-                _conditions(reply["after"]),
-            )
-            return Measured(run, self._runtime.node_times(reply["nodes"]) if profiled else {})
+            before, after = _conditions(reply["before"]), _conditions(reply["after"])
+            found = []
+            for own in reply["models"]:
+                times, waited = tuple(own["times_ns"]), (own["waited_ns"], own["waits"])
+                run = Run(times, reply["peak_memory_bytes"], *waited, before, after)
+                found.append(Measured(run, self._runtime.node_times(own["nodes"]) if profiled else ()))
+            if len(found) != count:
+                raise ValueError(f"times of {len(found)} models instead of {count}")
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise DeviceError(f"the device's samples cannot be used: {printable(str(error))}") from error
 
@@ -210,39 +219,41 @@ class Bench:
     def _ask(
         self,
         mode: str,
-        models: Sequence[Path],
+        batches: Sequence[Sequence[Path]],
         inputs: Sequence[Path],
         options: Mapping[str, Any],
         profiled: bool = False,
     ) -> Iterator[Mapping[str, Any]]:
-        """One job a model, in order; as many models on the device at a time as `LIMITS.call_bytes` holds."""
+        """One job a batch of models, in order; as many models on the device at a time as `LIMITS.call_bytes` holds."""
         files = [self._transport.put([path]) for path in inputs]
-        for part in _portions(models):
+        for part in _portions(batches):
             jobs = []
-            for i, model in enumerate(part):
+            for i, batch in enumerate(part):
                 job = {
                     "id": i,
                     "mode": mode,
                     "runtime": self._target.runtime,
                     "threads": self._target.threads,
                     "precision": self._target.precision,
-                    "model": self._transport.put(_with_siblings(model)),
+                    "models": [self._transport.put(_with_siblings(model)) for model in batch],
                     "inputs": files,
-                    "deadline_s": LIMITS.job_s,
+                    "deadline_s": LIMITS.job_s * len(batch),
                     "warmup_s": LIMITS.warmup_s,
                     "runs_min": LIMITS.timed_runs_min,
                     "runs_max": LIMITS.timed_runs_max,
                     **options,
                 }
                 if profiled:
-                    job["profiled"] = self._transport.put(_with_siblings(self._runtime.instrument(model)))
+                    instrumented = [self._runtime.instrument(model) for model in batch]
+                    job["profiled"] = [self._transport.put(_with_siblings(model)) for model in instrumented]
                 jobs.append(job)
             # The device keeps the deadline of each job by its own clock; an emulated one's runs slower than ours.
-            deadline_s = LIMITS.job_s * len(jobs) * (LIMITS.emulated_slowness if self._target.emulated else 1)
-            for job, reply in zip(jobs, self._transport.call(jobs, deadline_s), strict=True):
+            slowness = LIMITS.emulated_slowness if self._target.emulated else 1
+            deadline_s = LIMITS.job_s * sum(map(len, part)) * slowness
+            for job, batch, reply in zip(jobs, part, self._transport.call(jobs, deadline_s), strict=True):
                 if reply.get("id") != job["id"]:
                     raise DeviceError("the device's replies are out of order")
-                _refuse(reply, f"{mode} of {Path(str(job['model'])).name}")
+                _refuse(reply, f"{mode} of {', '.join(sorted({model.name for model in batch}))}")
                 yield reply
 
 
@@ -251,13 +262,14 @@ def _with_siblings(model: Path) -> list[Path]:
     return [model, *sorted(path for path in model.parent.iterdir() if path.is_file() and path != model)]
 
 
-def _portions(models: Sequence[Path]) -> Iterator[list[Path]]:
-    part: list[Path] = []
-    for model in models:
-        if part and sum(file.stat().st_size for m in {*part, model} for file in _with_siblings(m)) > LIMITS.call_bytes:
+def _portions(batches: Sequence[Sequence[Path]]) -> Iterator[list[Sequence[Path]]]:
+    part: list[Sequence[Path]] = []
+    for batch in batches:
+        models = {model for b in [*part, batch] for model in b}
+        if part and sum(file.stat().st_size for m in models for file in _with_siblings(m)) > LIMITS.call_bytes:
             yield part
             part = []
-        part.append(model)
+        part.append(batch)
     if part:
         yield part
 

@@ -76,9 +76,7 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., No
         dry_run: DryRunOption = False,
     ) -> None:
         if dry_run:
-            from edgeprune.pipeline import forecast
-
-            print("\n".join(forecast(project, target, whole=name != "profile")))
+            _forecast(project, target, whole=True)
             return
         with _road(project, target, budget, as_json, fresh, wait) as (road, answer):
             value = noun(road)
@@ -90,13 +88,38 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., No
     return command
 
 
+def _forecast(project: Path, target: str, whole: bool) -> None:
+    from edgeprune.pipeline import forecast
+
+    print("\n".join(forecast(project, target, whole)))
+
+
 run = _verb("run", "Walk the whole road: profile, plan, prune, finetune, compile, verify.", lambda road: road.result)
-_verb("profile", "Measure the network's variants on the device.", lambda road: road.profile)
 _verb("plan", "Choose what to keep: exact, with a proof.", lambda road: road.plan)
 _verb("prune", "Confirm the plan on the device and cut the network.", lambda road: road.confirmed)
 _verb("finetune", "Train the cut network, the unpruned one teaching.", lambda road: road.tuned)
 _verb("compile", "Compile the network for the target's runtime.", lambda road: road.artifact)
 _verb("verify", "Check the artifact on the device.", lambda road: road.verdict)
+
+
+@app.command()
+def profile(
+    project: ProjectOption = HERE,
+    target: TargetOption = "local",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what was measured of every layer, and which widths pay.")
+    ] = False,
+    as_json: JsonOption = False,
+    fresh: FreshOption = False,
+    wait: WaitOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Measure the network's variants on the device."""
+    if dry_run:
+        _forecast(project, target, whole=False)
+        return
+    with _road(project, target, None, as_json, fresh, wait) as (road, answer):
+        answer(road.explanation if explain else road.profile)
 
 
 @app.command()

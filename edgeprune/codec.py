@@ -21,7 +21,7 @@ from edgeprune.store import read_capped
 from edgeprune.types import Budget, Host, Profile, Project, Target
 
 Noun = TypeVar("Noun")
-PROFILE_SCHEMA = 1
+PROFILE_SCHEMA = 2
 SHOWN_CHARS = 80  # of a user's value or key in a message
 
 # ------------------------------------------------------------------------------------------------------- TOML

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgeprune.types import Artifact, Check, Confirmed, Figures, Groups, Plan, Result, Verdict
+from edgeprune.types import Artifact, Check, Confirmed, Explanation, Figures, Groups, Plan, Result, Verdict
 
 EMULATED = " (emulated: no measure of a physical device)"
 
@@ -79,6 +79,10 @@ def show(answer: object, groups: Groups, console: Console) -> None:
         case Verdict():
             _put_checks(answer.checks, put)
             put(f"\nverdict   {answer.outcome}{EMULATED if answer.emulated else ''}")
+        case Explanation():
+            for part in explanation_tables(answer):
+                console.print(part)
+            put(explanation_line(answer))
         case Plan():
             console.print(plan_table(answer, groups))
         case Confirmed():
@@ -104,6 +108,42 @@ def plan_table(plan: Plan, groups: Groups) -> Table:
         touched = len({slot.parameter for slot in group.slots})
         shown.add_row(escape(group.name), str(kept), str(group.width), str(touched), escape(group.locked or ""))
     return shown
+
+
+def explanation_tables(found: Explanation) -> list[Table]:
+    """Layers by their share of the network; then the groups, and what the step of each is on the targets that are known."""
+    layers = Table(box=box.SIMPLE_HEAD, title=f"{found.target} ({found.runtime}): layers", title_justify="left")
+    for heading in ("layer", "share", "in → out", "points", "µs measured", "steps in, out"):
+        layers.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer in sorted(found.layers, key=lambda layer: -layer.share):
+        times = [ns / 1e3 for *_, ns in layer.points]
+        span = f"{min(times):,.0f} – {max(times):,.0f}" if times else "none"
+        steps = ", ".join("–" if step is None else str(step) for step in (layer.input_step, layer.output_step))
+        sizes = f"{layer.inputs} → {layer.outputs}"
+        layers.add_row(escape(layer.name), f"{layer.share:.1%}", sizes, str(len(layer.points)), span, steps)
+    names = list(found.groups[0].steps) if found.groups else []
+    groups = Table(box=box.SIMPLE_HEAD, title="groups: widths that pay", title_justify="left")
+    for heading in ("group", "width", *names):
+        groups.add_column(escape(heading), justify="left" if heading == "group" else "right")
+    for group in found.groups:
+        cells = [_step(*group.steps[name]) for name in names]
+        groups.add_row(escape(group.name), str(group.width), *cells)
+    return [layers, groups]
+
+
+def _step(step: int, dearer: float) -> str:
+    told = "any" if step == 1 else f"multiples of {step}"
+    return told if abs(dearer) < 0.01 else f"{told}; unaligned {dearer:+.0%}"
+
+
+def explanation_line(found: Explanation) -> str:
+    """How good the model is, and what is in no layer."""
+    return (
+        f"{found.experiments} experiments; unseen widths are predicted with a median error of {found.median_error:.1%}, 90%"
+        f" of them within {found.error:.1%}.\nThe network takes the power {found.exponent:.2f} of the sum of its layers;"
+        f" {found.overhead:.1%} of it is in none.{EMULATED if found.emulated else ''}\nA step is how many channels cost as"
+        " much as one of them; unaligned widths are those that are no multiple of 4."
+    )
 
 
 def table(result: Result) -> Table:

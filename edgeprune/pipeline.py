@@ -8,7 +8,8 @@ run that reuses everything never does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -27,6 +28,7 @@ from edgeprune.types import (
     Device,
     Epoch,
     Experiment,
+    Explanation,
     Groups,
     Interval,
     Plan,
@@ -49,10 +51,11 @@ if TYPE_CHECKING:
     from edgeprune.formats.base import Template
 
 SCHEMA = 1  # of the run folder and of the JSON result
-AIM = 0.975  # of the budget: where a plan is aimed, the middle of what is accepted
-LEAST = 0.95  # of the budget: less is accuracy given away
+LEAST = 0.97  # of the budget: less is accuracy given away
+STRIDE = 0.022  # of the budget, between plans that are measured together: less than what is accepted is wide
 LOCKED_TOLD = 3  # locked groups that the survey's line names; the plan's table names all
-CONFIRM_PROCESSES = 6  # fresh processes of the unpruned and the cut network each, interleaved
+CONFIRM_PROCESSES = 6  # in each of which the anchor, the unpruned and the cut networks take turns
+CONFIRM_PLANS = 4  # at most, in one turn
 
 SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules"}
 # What must have run before a stage's work begins (attributes of Road).
@@ -205,6 +208,18 @@ class Road:
         self._watch.done("profile", f"{known} experiments reused, {new} measured; {path}")
         return profile
 
+    @property
+    def explanation(self) -> Explanation:
+        """The latency model that the profile gives, explained; beside it, what other targets' profiles say of this network."""
+        from edgeprune import explaining
+
+        beside = {}
+        for path in sorted(self._profile_path.parents[1].glob(f"*/{self.project.name}-*.json")):
+            other = codec.loads_profile(read_capped(path, LIMITS.json_bytes).decode(), str(path))
+            if other.network == self.groups.network and other.target != self.target.name:
+                beside[other.target] = other
+        return explaining.explain(self.groups, self.profile, beside)
+
     @cached_property
     def scores(self) -> Scores:
         """What every channel is worth."""
@@ -226,7 +241,7 @@ class Road:
         """The first plan: exact on the profile as it stands, not yet confirmed on the device."""
 
         def work(draft: Draft) -> str:
-            plan = self._planned(AIM)
+            plan = self._planned(0)[0]
             draft.write_text("plan.json", codec.dumps(plan))
             kept = sum(plan.widths.values()), sum(group.width for group in self.groups.free)
             if kept[0] == kept[1]:
@@ -262,33 +277,35 @@ class Road:
         """Plan, cut, measure; where measured is not predicted, put it into the profile and plan again."""
         from edgeprune import latency, planning
 
-        plan, tried = self.plan, list[tuple[Plan, Round]]()
-        if plan.widths == {group.name: group.width for group in self.groups.free}:
-            return Confirmed(plan, ())  # nothing is cut, so there is nothing to confirm
-        while len(tried) < LIMITS.confirm_rounds:
-            turn = self._measured(plan)
-            tried.append((plan, turn))
+        if self.plan.widths == {group.name: group.width for group in self.groups.free}:
+            return Confirmed(self.plan, ())  # nothing is cut, so there is nothing to confirm
+        tried: list[tuple[Plan, Round]] = []
+        plans = self._planned(0)
+        for turn in range(LIMITS.confirm_rounds):
+            tried += zip(plans, self._measured(turn, plans), strict=True)
+            safe = [(plan, found) for plan, found in tried if found.safe]
             model = latency.fit(self.groups, self.profile)
-            correction = turn.measured.mid / model.ns(plan.widths)
+            now = [found.measured.mid / model.ns(plan.widths) for plan, found in tried if found.turn == turn]
+            correction = sorted(now)[len(now) // 2]
+            plan, found = max(safe or tried, key=lambda pair: pair[1].share)
             wider = planning.wider(self.groups, plan.widths)
-            full_up = all(model.ns(widths) * correction > turn.budget_ns for widths in wider)
-            if turn.safe and (turn.share >= LEAST or full_up):
+            full_up = all(model.ns(widths) * correction > found.budget_ns for widths in wider)
+            if found.safe and (found.share >= LEAST or full_up):
                 break
-            if len(tried) < LIMITS.confirm_rounds:
-                plan = self._planned(AIM / correction)
-        safe = [(plan, turn) for plan, turn in tried if turn.safe]
-        met = [(plan, turn) for plan, turn in tried if turn.share <= 1]
+            surprise = max(abs(f.measured.mid / f.predicted_ns - 1) for _, f in tried if f.turn == turn)
+            plans = self._planned(turn + 1, correction, surprise)
+        met = [(plan, found) for plan, found in tried if found.share <= 1]
         if not met:
-            shares = ", ".join(f"{100 * turn.share:.1f}%" for _, turn in tried)
+            shares = ", ".join(f"{100 * found.share:.1f}%" for _, found in tried)
             raise InconclusiveError(
-                f"no plan was confirmed in {len(tried)} rounds: measured {shares} of the budget; the device may be too busy"
+                f"no plan was confirmed in {turn + 1} rounds: measured {shares} of the budget; the device may be too busy"
                 " to measure: run again when it is quiet, or raise the budget"
             )
-        # On a machine too noisy for any to be safe, the fastest is the one most likely to hold.
-        plan, turn = max(safe, key=lambda pair: pair[1].share) if safe else min(met, key=lambda pair: pair[1].share)
-        if turn.share < LEAST and not full_up:
-            log.warning("the confirmed plan uses only %.1f%% of the budget: accuracy is given away", 100 * turn.share)
-        return Confirmed(plan, tuple(turn for _, turn in tried))
+        if not safe:  # on a machine too noisy for any to be, the fastest is the one most likely to hold
+            plan, found = min(met, key=lambda pair: pair[1].share)
+        if found.share < LEAST and not full_up:
+            log.warning("the confirmed plan uses only %.1f%% of the budget: accuracy is given away", 100 * found.share)
+        return Confirmed(plan, tuple(found for _, found in tried))
 
     @cached_property
     def tuned(self) -> Path:
@@ -370,7 +387,7 @@ class Road:
             budget_ms=verdict.budget_ms,
             predicted_ms=(turn.predicted_ns if turn else plan.predicted.mid) / 1e6,
             confirmed_ms=(turn.measured.mid if turn else plan.predicted.mid) / 1e6,
-            rounds=len(confirmed.rounds),
+            rounds=confirmed.turns,
             baseline=verdict.baseline,
             pruned=verdict.pruned,
             plan={"gap": plan.gap, "widths": {name: [width, full[name]] for name, width in plan.widths.items()}},
@@ -392,30 +409,32 @@ class Road:
         sent = len(zlib.compress(file, 1))
         if self._runtime.format == "tflite":  # which sends its operators beside it
             sent *= 2
-        at_least, most = profiling.experiments(groups)
-        seconds = LIMITS.start_s + LIMITS.warmup_s / 4 + profiling.TIMED_S + profiling.BESIDE_S
+        at_least, most = profiling.processes(groups)
+        each = profiling.TIMED_S + profiling.PROFILED_S + LIMITS.warmup_s / 4
+        seconds = LIMITS.start_s + (1 + profiling.TOGETHER) * each
         lines = [
             *transports.commands(self.target),
             "  agent: identify",
-            f"  sftp put {at_least} to {most} variants, at most {sent:,} bytes each ({len(file):,} unpacked), "
-            f"{most * sent / 1e6:.1f} MB in all",
-            f"  agent: time, with times by operator: {at_least} to {most} processes of about {seconds:.1f} s",
+            f"  sftp put {at_least * profiling.TOGETHER} to {most * profiling.TOGETHER} variants, at most {sent:,} bytes each"
+            f" ({len(file):,} unpacked), {most * profiling.TOGETHER * sent / 1e6:.1f} MB in all",
+            f"  agent: time, with times by operator: {at_least} to {most} processes of about {seconds:.0f} s",
         ]
         minutes = [at_least * seconds / 60, most * seconds / 60]
         if whole:
-            confirm = 2 * CONFIRM_PROCESSES * LIMITS.confirm_rounds
+            confirm = CONFIRM_PROCESSES * LIMITS.confirm_rounds
+            turns = LIMITS.start_s + (2 + CONFIRM_PLANS) * (LIMITS.warmup_s / 4 + LIMITS.timed_s)
             weights = 4 * network.parameters(self._model)
             final = 2 * verifying.PROCESSES * verifying.ROUNDS
             least = 2 * bench.SETTLED
             each = LIMITS.start_s + LIMITS.warmup_s / 4 + LIMITS.timed_s
             lines += [
-                f"  agent: time, to confirm plans: {least} to {confirm} processes of about {each:.1f} s",
+                f"  agent: time, to confirm plans: {bench.SETTLED} to {confirm} processes of about {turns:.1f} s",
                 f"  sftp put the unpruned and the pruned artifact: at most {2 * weights:,} bytes",
                 f"  agent: time, for the verdict: {least} to {final} processes of about {each:.1f} s",
                 f"  agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
             ]
-            minutes[0] += 2 * least * each / 60
-            minutes[1] += ((confirm + final) * each + 2 * LIMITS.metric_s) / 60
+            minutes[0] += (bench.SETTLED * turns + least * each) / 60
+            minutes[1] += (confirm * turns + final * each + 2 * LIMITS.metric_s) / 60
         return [*lines, f"expected: {minutes[0]:.1f} to {minutes[1]:.1f} minutes of the device's time"]
 
     # ---------------------------------------------------------------------------------- what the stages share
@@ -493,38 +512,56 @@ class Road:
         stored = self._read(entry, "artifact.json", Artifact)
         return replace(stored, files=tuple(entry.path("model") / file for file in stored.files))
 
-    def _planned(self, aim: float) -> Plan:
-        """The exact plan on the profile as it stands, held to this share of the budget."""
+    def _planned(self, turn: int, correction: float = 1.0, surprise: float = 0.0) -> list[Plan]:
+        """Exact plans on the profile as it stands, for a turn of the loop.
+
+        As many as it takes for one of them to land where it is accepted: a model that is sure of itself holds the budget with
+        the upper edge of its prediction, another has several measured, `STRIDE` apart. Every turn knows better. `correction`
+        is measured over predicted latency, as the model sees it after the last turn; `surprise` is how far that turn was off.
+        """
         from edgeprune import latency, planning
 
         profile = self.profile
         model = latency.fit(self.groups, profile)
         budget_ns = self.project.budget.resolve(latency.baseline(profile))
-        return planning.plan(self.groups, model, self.scores, budget_ns, digest(profile), aim)
+        error = max(model.error, surprise) / (1 + turn)
+        count = min(CONFIRM_PLANS, max(1, math.ceil(2 * error / STRIDE)))
+        aims = [(1 + LEAST) / 2 * (1 + STRIDE * (i - (count - 1) / 2)) for i in range(count)]
+        if count == 1:
+            aims = [1 / (1 + error)]
+        aims = [aim / correction for aim in aims]
+        return planning.plans(self.groups, model, self.scores, budget_ns, digest(profile), aims)
 
-    def _measured(self, plan: Plan) -> Round:
-        """Measure a plan's network beside the unpruned one, and add it to the profile."""
-        from edgeprune import latency, stats
+    def _measured(self, turn: int, plans: Sequence[Plan]) -> list[Round]:
+        """Measure the networks of plans, taking turns with the anchor and the unpruned one, and add them to the profile."""
+        from edgeprune import latency, profiling, stats
 
         self._watch.start("confirm")
         baseline_ns = latency.baseline(self.profile)
-        widths = {**self.groups.full(), **plan.widths}
-        models = [self.variant(self.groups.full()), self.variant(widths)]
-        unpruned, cut = self.bench.time(models, self.input_files, CONFIRM_PROCESSES)
-        # The ratio of interleaved runs is free of the machine's drift; the profile's baseline gives it its size.
-        ratio = stats.ratio(cut, unpruned)
-        shared = Interval(ratio.low * baseline_ns, ratio.mid * baseline_ns, ratio.high * baseline_ns)
-        scale = shared.mid / stats.latency(cut).mid
-        self._keep(self.profile.with_experiments([Experiment("confirm", widths, cut, scale=scale)]))
-        turn = Round(
-            widths=plan.widths,
-            predicted_ns=plan.predicted.mid,
-            measured=shared if self.project.budget.ns is None else stats.latency(cut),
-            budget_ns=plan.budget_ns,
+        full = self.groups.full()
+        asked = [("anchor", profiling.anchor(self.groups)), ("baseline", full)]
+        asked += [("confirm", {**full, **plan.widths}) for plan in plans]
+        models = [self.variant(widths) for _, widths in asked]
+        samples = self.bench.compare(models, self.input_files, CONFIRM_PROCESSES)
+        batch = self.profile.next_batch
+        self._keep(
+            self.profile.with_experiments(
+                Experiment(role, batch, widths, taken) for (role, widths), taken in zip(asked, samples, strict=True)
+            )
         )
-        figures = f"predicted {turn.predicted_ns / 1e6:.3f} ms, measured {turn.measured.mid / 1e6:.3f} ms"
-        self._watch.done("confirm", f"{figures}: {100 * turn.share:.1f}% of the budget")
-        return turn
+        rounds = []
+        for plan, taken in zip(plans, samples[2:], strict=True):
+            # The ratio of runs in turns is free of the machine's drift; the profile's baseline gives it its size.
+            ratio = stats.ratio(taken, samples[1], latency.QUIET)
+            shared = Interval(ratio.low * baseline_ns, ratio.mid * baseline_ns, ratio.high * baseline_ns)
+            measured = shared if self.project.budget.ns is None else stats.latency(taken)
+            rounds.append(Round(turn, plan.widths, plan.predicted.mid, measured, plan.budget_ns))
+        figures = "; ".join(
+            f"predicted {r.predicted_ns / 1e6:.3f} ms, measured {r.measured.mid / 1e6:.3f} ms: {100 * r.share:.1f}%"
+            for r in rounds
+        )
+        self._watch.done("confirm", f"{figures} of the budget")
+        return rounds
 
     # -------------------------------------------------------------------------------------- keys and the store
 

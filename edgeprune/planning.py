@@ -8,6 +8,7 @@ before it is believed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,47 +39,61 @@ def best_units(group: Group, scores: Scores, width: int) -> tuple[int, ...]:
     return tuple(sorted(ranked[:width]))
 
 
-def plan(
+def plans(
     groups: Groups,
     model: LatencyModel,
     scores: Scores,
     budget_ns: float,
     profile: str,
-    aim: float = 1.0,
-) -> Plan:
-    """The widths with the least expected loss whose predicted latency is at most `aim` × `budget_ns`.
+    aims: Sequence[float] = (1.0,),
+) -> list[Plan]:
+    """For each of `aims` the widths with the least expected loss whose predicted latency is at most `aim` × `budget_ns`;
+    different ones, in the order of `aims`, at least one.
 
-    `aim` is a margin, or a correction from a measured round; where nothing meets it, the budget itself is tried. A network
-    that meets the budget as it is, is left alone. `profile` is the digest of the profile that the model was fitted to.
+    An aim is a margin, or a correction from a measured round; where nothing meets the first, the budget itself is tried. A
+    network that meets the budget as it is, is left alone. `profile` is the digest of the profile that the model was fitted to.
     Raises `InfeasibleError`, with the fastest plan in its message, when no widths are predicted to meet the budget, and
     `SolverError` when the answer does not add up or is not proved to `GAP`.
     """
-    limit = aim * budget_ns
     full = groups.full()
-    if model.ns(full) <= max(limit, budget_ns):
-        limit = max(limit, budget_ns)
-        widths, loss, bound = dict(full), 0.0, 0.0
-    elif not groups.free:
+    baseline = model.predict(full)
+    if baseline.mid <= max(aims[0], 1.0) * budget_ns:
+        keep = {group.name: tuple(range(group.width)) for group in groups.free}
+        return [Plan(keep, baseline, baseline, budget_ns, 0.0, 0.0, 0.0, profile)]
+    if not groups.free:
         reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups.groups[:3])
         raise InfeasibleError(f"nothing in the model can be cut, so {budget_ns / 1e6:.4g} ms cannot be met ({reasons})")
-    else:
-        program = _Program.build(groups, model, scores)
-        solved = program.solve(limit)
-        if solved is None and aim < 1:
-            limit = budget_ns
-            solved = program.solve(limit)
+    program = _Program.build(groups, model, scores)
+
+    def planned(aim: float) -> Plan | None:
+        limit = aim * budget_ns
+        solved = program.solve(model.sum_ns(limit))
         if solved is None:
-            raise InfeasibleError(_fastest(program, model, full, budget_ns))
-        widths, loss, bound = full | solved[0], solved[1], solved[2]
-    _check(model, widths, limit)
+            return None
+        widths, bound = full | solved[0], solved[1]
+        _check(model, widths, limit)
+        keep, loss, gap = _proved(groups, scores, widths, bound)
+        return Plan(keep, model.predict(widths), baseline, budget_ns, loss, bound, gap, profile)
+
+    made = [planned(aim) for aim in aims]
+    if not any(made) and aims[0] < 1:
+        made = [planned(1.0)]
+    if not any(made):
+        raise InfeasibleError(_fastest(program, model, full, budget_ns))
+    return list({tuple(plan.widths.values()): plan for plan in made if plan is not None}.values())
+
+
+def _proved(
+    groups: Groups, scores: Scores, widths: Widths, bound: float
+) -> tuple[dict[str, tuple[int, ...]], float, float]:
+    """The units kept at these widths, their loss, and its proven gap to the bound. Raises `SolverError` above `GAP`."""
     free = groups.free
     loss = sum(losses(group, scores)[widths[group.name]] for group in free)
     total = sum(sum(scores.units[group.name]) for group in free)
     gap = max(0.0, (loss - bound) / max(abs(loss), 1e-9 * total, 1e-300))
     if not gap <= GAP:
         raise SolverError(f"the solver proved the plan only to a gap of {gap:.2g} in {LIMITS.solver_s:g} s")
-    keep = {group.name: best_units(group, scores, widths[group.name]) for group in free}
-    return Plan(keep, model.predict(widths), model.predict(full), budget_ns, loss, bound, gap, profile)
+    return {group.name: best_units(group, scores, widths[group.name]) for group in free}, loss, gap
 
 
 def wider(groups: Groups, widths: Widths) -> list[dict[str, int]]:
@@ -137,8 +152,8 @@ class _Program:
             program._pair(first, second, table)
         return program
 
-    def solve(self, limit: float) -> tuple[dict[str, int], float, float] | None:
-        """Widths, loss and proven bound; None when nothing meets the limit."""
+    def solve(self, limit: float) -> tuple[dict[str, int], float] | None:
+        """Widths, and the proven bound of their loss; None when nothing meets the limit."""
         count = len(self.loss)
         scale = self.scale_loss
         # Times in units of the limit keep the program well conditioned whatever the device.
@@ -156,7 +171,7 @@ class _Program:
         )
         if found.x is None:
             return None
-        return self._widths(found.x), float(found.fun) * scale, float(found.mip_dual_bound) * scale
+        return self._widths(found.x), float(found.mip_dual_bound) * scale
 
     def fastest(self) -> dict[str, int]:
         """The widths with the least predicted latency."""

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import qmc
 
-from edgeprune import graph, latency
+from edgeprune import graph, latency, stats
 from edgeprune.bench import Bench, Measured
 from edgeprune.errors import EdgepruneError
 from edgeprune.limits import LIMITS
 from edgeprune.types import Experiment, Groups, Profile, Samples, Widths
 
-BATCH = 12  # variants a batch; after each the model is fitted and checked
-ANCHOR_EVERY = 4  # variants between two measurements of the unpruned network
-TIMED_S = 0.1  # of one variant's process: processes of one variant agree to about 1 %, the model to 2
-GOOD_ENOUGH = 0.02  # median relative error on configurations left out of the fit, at which measuring stops
-BESIDE_S = 0.4  # of the same process, for the times by operator
-ANCHORS = -(-BATCH // ANCHOR_EVERY) + 1
-VARIANTS_PER_GROUP = 5  # at most: after that, more of the same does not help
+TOGETHER = 6  # variants that take turns in one process, with the anchor
+PROCESSES = 2  # between two fits
+STEP = PROCESSES * TOGETHER
+TIMED_S = 0.3  # of each variant, in turns
+PROFILED_S = 0.4  # of each variant, after that: loading it again, and its times by operator
+BASELINE_EVERY = 3  # processes in which the unpruned network takes its turn too
+DRIFT = 0.15  # of the anchor: a process that much slower than the others is measured again
+MOST_CONFIGURATIONS = 4096  # of the endless sequence
+POOL = 96  # configurations among which the next to measure are chosen
+TINY = 1e-12  # a variance that is as good as none
+GOOD_ENOUGH = 0.01  # median relative error on configurations before they were measured, at which measuring stops
+VARIANTS_PER_GROUP = 7  # at most: after that, more of the same does not help
+
+log = logging.getLogger("edgeprune")
 
 
 def measure(
@@ -31,120 +42,151 @@ def measure(
     inputs: Sequence[Path],
     on_step: Callable[[int, int, str], None],
 ) -> Iterator[Profile]:
-    """Measure more variants and yield the grown profile after every batch, until it predicts well enough.
+    """Measure more variants and yield the grown profile after every step, until it predicts well enough.
 
-    When the device fails in the middle of a batch, what it had answered is yielded before the error goes on.
+    When the device fails in the middle of a step, what it had answered is yielded before the error goes on.
 
-    Stops when the cross-validated median error is at most `GOOD_ENOUGH` or after `LIMITS.profile_variants` variants.
-    Yields nothing when `profile` is good enough as it is. `variant` gives the file for the device at some widths, `owners`
-    maps the names of the artifact's nodes to layers, `inputs` are files with the example inputs; `on_step` is told (variants
-    done, variants at most, text).
+    Stops when a step's variants were predicted, before they were measured, to a median error of `GOOD_ENOUGH`, or after
+    `LIMITS.profile_variants` variants. Yields nothing when `profile` is good enough as it is. `variant` gives the file for
+    the device at some widths, `owners` maps the names of the artifact's nodes to layers, `inputs` are files with the example
+    inputs; `on_step` is told (variants done, variants at most, text).
     """
-    most = _most(groups)
-    while not _enough(groups, profile, most):
-        known = [e.widths for e in profile.experiments if e.role == "fit"]
-        widths = [w for w in design(groups, most) if w not in known][:BATCH]
-        if not widths:
+    most, begun = _most(groups), profile
+    while True:
+        known = sum(e.role == "fit" for e in profile.experiments)
+        error = latency.last_error(groups, profile, STEP)
+        if error is not None and profile is not begun:
+            on_step(known, most, f"median error on unseen widths {100 * error:.1f}%")
+        if known >= most or (known and not groups.free) or (error is not None and error <= GOOD_ENOUGH):
             return
-        order = _order(len(widths))
-        models = [variant(groups.full() if i < 0 else widths[i]) for i in order]
-        measured: dict[int, Measured] = {}
+        chosen = choose(groups, profile, min(STEP, most - known))
+        if not chosen:
+            return
+        batches = _batches(groups, chosen, profile)
+        models = [[variant(widths) for _, widths in batch] for batch in batches]
+        measured: dict[int, list[Measured]] = {}
 
-        def keep(place: int, found: Measured, measured: dict[int, Measured] = measured, done: int = len(known)) -> None:
+        def keep(place: int, found: list[Measured], measured: dict[int, list[Measured]] = measured) -> None:
             measured[place] = found
-            on_step(done + len(measured) * BATCH // (BATCH + ANCHORS), most, "")
 
         try:
             bench.measure(models, inputs, TIMED_S, profiled=True, on_done=keep)
+            for place in _drifted(profile, batches, measured):
+                log.warning(
+                    "the machine was slower for a while: %d variants are measured again", len(batches[place]) - 1
+                )
+                (again,) = bench.measure([models[place]], inputs, TIMED_S, profiled=True)
+                measured[place] = min(again, measured[place], key=lambda found: found[0].run.times_ns)
         except (EdgepruneError, KeyboardInterrupt):
-            yield profile.with_experiments(_experiments(order, measured, widths, groups.full(), owners, profile))
+            if measured:
+                yield _with(profile, batches, measured, owners)
             raise
-        profile = profile.with_experiments(_experiments(order, measured, widths, groups.full(), owners, profile))
+        profile = _with(profile, batches, measured, owners)
         yield profile
-        error = latency.fit(groups, profile).median_error
-        on_step(len(known) + len(widths), most, f"median error on unseen widths {100 * error:.1f}%")
 
 
 def _most(groups: Groups) -> int:
-    return max(BATCH, min(LIMITS.profile_variants, VARIANTS_PER_GROUP * len(groups.free)))
+    return max(2 * STEP, min(LIMITS.profile_variants, -(-VARIANTS_PER_GROUP * len(groups.free) // STEP) * STEP))
 
 
-def experiments(groups: Groups) -> tuple[int, int]:
-    """The fewest and the most processes that a profile of this network takes, those of the unpruned network among them."""
-    least = min(_most(groups), -(-3 * len(groups.free) // BATCH) * BATCH)
-
-    def with_anchors(variants: int) -> int:
-        return variants + -(-variants // ANCHOR_EVERY) + -(-variants // BATCH)
-
-    return with_anchors(least), with_anchors(_most(groups))
+def processes(groups: Groups) -> tuple[int, int]:
+    """The fewest and the most processes that a profile of this network takes, each with the anchor and `TOGETHER` variants."""
+    return 2 * PROCESSES, -(-_most(groups) // TOGETHER)
 
 
-def _enough(groups: Groups, profile: Profile, most: int) -> bool:
-    done = sum(experiment.role == "fit" for experiment in profile.experiments)
-    if done == 0:
-        return False
-    if done >= most or not groups.free:
-        return True
-    # Two groups of k widths have k² pairs: below three variants a group a small error is luck.
-    return done >= 3 * len(groups.free) and latency.fit(groups, profile).median_error <= GOOD_ENOUGH
+def anchor(groups: Groups) -> dict[str, int]:
+    """The variant that is measured in every process: the middle candidate width of every group."""
+    middle = {group.name: graph.candidate_widths(group) for group in groups.free}
+    return groups.full() | {name: widths[len(widths) // 2] for name, widths in middle.items()}
 
 
-def design(groups: Groups, count: int) -> list[dict[str, int]]:
-    """Up to `count` different configurations in which every candidate width of every group comes up about equally often.
+def configurations(groups: Groups) -> Iterator[dict[str, int]]:
+    """An endless, fixed sequence of different configurations that cover the widths evenly (Sobol 1967).
 
-    A Latin hypercube over the candidate widths (McKay et al. 1979), the same on every call, so that a profile that was
-    interrupted goes on where it stopped.
+    In turn: candidate widths; any widths; for each group one or the other; and the wider ones, where plans tend to land. Any
+    width is there so that kernels for unaligned channels are seen, too.
     """
-    random = np.random.default_rng(0)
-    columns = {}
-    for group in groups.free:
-        candidates = graph.candidate_widths(group)
-        repeats = -(-count // len(candidates))
-        order = np.concatenate([random.permutation(len(candidates)) for _ in range(repeats)])
-        columns[group.name] = [candidates[i] for i in order[:count]]
-    full = groups.full()
-    rows = [{**full, **{name: column[i] for name, column in columns.items()}} for i in range(count)]
-    return [row for i, row in enumerate(rows) if row not in rows[:i]]
+    free = groups.free
+    kinds = [qmc.Sobol(2 * len(free) + 1, seed=kind) for kind in range(4)]
+    seen: list[dict[str, int]] = []
+    most = math.prod(group.width for group in free)
+    while free and len(seen) < min(most, MOST_CONFIGURATIONS):
+        for points in zip(*(kind.random(16) for kind in kinds), strict=True):
+            for kind, point in enumerate(points):
+                place, coins, last = point[: len(free)], point[len(free) : -1], float(point[-1])
+                if kind == 3:
+                    place = 1 - (1 - place) * (0.2 + 0.6 * last)
+                widths = groups.full()
+                for group, u, coin in zip(free, place.tolist(), coins.tolist(), strict=True):
+                    candidates = graph.candidate_widths(group)
+                    aligned = coin >= (0.0, 1.0, 0.5, 0.25)[kind]
+                    widths[group.name] = candidates[int(u * len(candidates))] if aligned else 1 + int(u * group.width)
+                if widths not in seen:
+                    seen.append(widths)
+                    yield widths
 
 
-def _order(variants: int) -> list[int]:
-    """Which variant is measured when; -1 is the unpruned network: before, between and after them."""
-    order: list[int] = []
-    for i in range(variants):
-        if i % ANCHOR_EVERY == 0:
-            order.append(-1)
-        order.append(i)
-    return [*order, -1]
+def choose(groups: Groups, profile: Profile, count: int) -> list[dict[str, int]]:
+    """The next `count` configurations to measure: half of them the next of the sequence, so that their errors say how well any
+    other is predicted; the rest those that make the model surest of all others, given the ones already chosen.
+
+    Greedy choice of what takes most variance of the relative error away, over the whole pool (Cohn, Ghahramani & Jordan 1996).
+    """
+    known = [e.widths for e in profile.experiments]
+    pool = list(islice((w for w in configurations(groups) if w not in known), POOL))
+    if not known:
+        return pool[:count]
+    covariance = latency.draft(groups, profile).covariance(pool)
+    chosen = list(range(min(count // 2, len(pool))))
+    for pivot in chosen:
+        covariance = _given(covariance, pivot)
+    while len(chosen) < min(count, len(pool)):
+        gain = (covariance**2).sum(axis=1) / (np.diag(covariance) + TINY)
+        gain[chosen] = -1
+        chosen.append(int(np.argmax(gain)))
+        covariance = _given(covariance, chosen[-1])
+    return [pool[i] for i in chosen]
 
 
-def _experiments(
-    order: Sequence[int],
-    measured: Mapping[int, Measured],
-    widths: Sequence[Widths],
-    full: Widths,
-    owners: Mapping[str, str],
+def _given(covariance: np.ndarray, pivot: int) -> np.ndarray:
+    """The covariance once entry `pivot` has been measured."""
+    column = covariance[:, pivot]
+    left: np.ndarray = covariance - np.outer(column, column) / (column[pivot] + TINY)
+    return left
+
+
+def _batches(
+    groups: Groups, chosen: Sequence[dict[str, int]], profile: Profile
+) -> list[list[tuple[str, dict[str, int]]]]:
+    """What shares a process: the anchor first, the unpruned network in some, and the chosen variants."""
+    batches: list[list[tuple[str, dict[str, int]]]] = []
+    for start in range(0, len(chosen), TOGETHER):
+        batch = [("anchor", anchor(groups)), *(("fit", widths) for widths in chosen[start : start + TOGETHER])]
+        if (profile.next_batch + len(batches)) % BASELINE_EVERY == 0:
+            batch.append(("baseline", groups.full()))
+        batches.append(batch)
+    return batches
+
+
+def _drifted(profile: Profile, batches: Sequence[object], measured: Mapping[int, list[Measured]]) -> list[int]:
+    """The places of processes whose anchor took much longer than it usually does."""
+    now = {place: float(np.median(measured[place][0].run.times_ns)) for place in measured}
+    usual = np.median(
+        [*(stats.latency(e.samples).mid for e in profile.experiments if e.role == "anchor"), *now.values()]
+    )
+    return [place for place, ns in now.items() if ns > (1 + DRIFT) * usual]
+
+
+def _with(
     profile: Profile,
-) -> list[Experiment]:
-    """What was measured of a batch, as experiments; nothing without the unpruned network beside it.
-
-    The latency of a variant is scaled by the unpruned network's around it, relative to the first ever taken, so that
-    batches of different days agree.
-    """
-    anchors = [at for at in sorted(measured) if order[at] < 0]
-    if not anchors:
-        return []
-    anchor_ns = [float(np.median(measured[at].run.times_ns)) for at in anchors]
-    known = [e for e in profile.experiments if e.role == "baseline"]
-    reference = latency.measured_ns(known[0]) if known else float(np.median(anchor_ns))
-
-    def experiment(role: str, at: Widths, samples: Samples, nodes: Mapping[str, int], anchor: float) -> Experiment:
-        return Experiment(role, dict(at), samples, *latency.by_layer(nodes, owners), scale=reference / anchor)
-
-    samples = Samples(tuple(measured[at].run for at in anchors))
-    found = [experiment("baseline", full, samples, measured[anchors[0]].nodes, float(np.median(anchor_ns)))]
-    for at in sorted(measured):
-        if order[at] >= 0:
-            around = float(np.interp(at, anchors, anchor_ns))
-            one = Samples((measured[at].run,))
-            found.append(experiment("fit", widths[order[at]], one, measured[at].nodes, around))
-    return found
+    batches: Sequence[Sequence[tuple[str, dict[str, int]]]],
+    measured: Mapping[int, list[Measured]],
+    owners: Mapping[str, str],
+) -> Profile:
+    """The profile with what was measured, a batch a process."""
+    first = profile.next_batch
+    return profile.with_experiments(
+        Experiment(role, first + place, widths, Samples((found.run,)), *latency.by_layer(found.nodes, owners))
+        for place in sorted(measured)
+        for (role, widths), found in zip(batches[place], measured[place], strict=True)
+    )

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -296,16 +296,17 @@ class Samples:
 class Experiment:
     """One variant measured: its widths, its whole-network samples, and what the runtime's profiler saw a layer.
 
-    `scale` is the anchor's latency over the whole profile divided by its latency around this experiment: the factor
-    that takes slow drift of the machine out. `layer_ns` ranks layers; only `samples` carry the scale of the network.
+    Experiments with the same `batch` were timed in turns in the same processes, run i with run i; the one whose role is
+    "anchor" has the same widths in every batch of a profile, and takes the machine's drift out of the others. `layer_ns`
+    ranks layers; only `samples` carry the scale of the network.
     """
 
-    role: str  # "baseline", "fit", "holdout" or "confirm"
+    role: str  # "anchor", "baseline", "fit" or "confirm"
+    batch: int
     widths: dict[str, int]
     samples: Samples
     layer_ns: dict[str, int] = field(default_factory=dict)
     other_ns: int = 0
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -320,11 +321,61 @@ class Profile:
     precision: str
     experiments: tuple[Experiment, ...]
 
+    def __post_init__(self) -> None:
+        anchored = {experiment.batch for experiment in self.experiments if experiment.role == "anchor"}
+        if not {experiment.batch for experiment in self.experiments} <= anchored:
+            raise ValueError("every batch of a profile holds its anchor")
+
     def with_experiments(self, more: Iterable[Experiment]) -> Profile:
         """A new profile with these experiments appended."""
-        return Profile(
-            self.target, self.model, self.network, self.device, self.threads, self.precision, (*self.experiments, *more)
-        )
+        return replace(self, experiments=(*self.experiments, *more))
+
+    @property
+    def next_batch(self) -> int:
+        """The number of a batch that is to be measured."""
+        return 1 + max((experiment.batch for experiment in self.experiments), default=-1)
+
+
+@dataclass(frozen=True)
+class ExplainedLayer:
+    """What was measured of a layer, and what its latency model makes of it.
+
+    `share` is of the unpruned network's latency, `points` are (inputs, outputs, nanoseconds by the runtime's profiler); a step
+    is how many channels cost as much as one, None where they stay.
+    """
+
+    name: str
+    share: float
+    inputs: int
+    outputs: int
+    points: tuple[tuple[int, int, int], ...]
+    input_step: int | None
+    output_step: int | None
+
+
+@dataclass(frozen=True)
+class ExplainedGroup:
+    """Which widths of a group pay: for each target its step, and how much dearer widths are that are no multiple of 4."""
+
+    name: str
+    width: int
+    steps: dict[str, tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A latency model, explained. `overhead` is the share of the unpruned network's latency that is in no layer."""
+
+    target: str
+    runtime: str
+    emulated: bool
+    experiments: int
+    median_error: float
+    error: float
+    exponent: float
+    overhead: float
+    layers: tuple[ExplainedLayer, ...]
+    groups: tuple[ExplainedGroup, ...]
 
 
 # -------------------------------------------------------------------------------------------------- decisions
@@ -380,8 +431,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of the loop: what a plan was predicted to take, and what its network took, unpruned beside it."""
+    """One plan measured: what it was predicted to take, and what its network took, unpruned beside it.
 
+    Plans of the same `turn` of the loop were measured together.
+    """
+
+    turn: int
     widths: dict[str, int]
     predicted_ns: float
     measured: Interval
@@ -400,10 +455,15 @@ class Round:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A plan whose latency was measured, and the rounds it took."""
+    """A plan whose latency was measured, and all plans that were on the way to it."""
 
     plan: Plan
     rounds: tuple[Round, ...]
+
+    @property
+    def turns(self) -> int:
+        """How often plans were measured; 0 where nothing was cut."""
+        return max((1 + measured.turn for measured in self.rounds), default=0)
 
 
 @dataclass(frozen=True)

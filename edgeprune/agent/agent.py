@@ -537,22 +537,17 @@ def vcgencmd_throttled():
 
 
 def time_runs(job):
-    """Whole-network times without a profiler, the conditions around them and, where asked for, times by node after them."""
-    model = RUNTIMES[job["runtime"]](job, job["model"])
-    before, (waited, slices) = conditions(), scheduled()
-    times = repeat(model.run, job)
-    now = scheduled()
-    reply = {
-        "times_ns": times,
-        "peak_memory_bytes": peak_memory(),
-        "waited_ns": now[0] - waited,
-        "waits": now[1] - slices,
-        "before": before,
-        "after": conditions(),
-    }
-    if job.get("profiled"):
-        reply["nodes"] = RUNTIMES[job["runtime"]].profile(job)
-    return reply
+    """Whole-network times of models without a profiler, the conditions around them and, where asked for, times by node after.
+
+    Several models take turns in one process: whatever slows this machine for a moment, slows all of them.
+    """
+    before = conditions()
+    models = [RUNTIMES[job["runtime"]](job, path) for path in job["models"]]
+    replies = take_turns([model.run for model in models], job)
+    peak, after = peak_memory(), conditions()
+    for reply, path in zip(replies, job.get("profiled", ())):
+        reply["nodes"] = RUNTIMES[job["runtime"]].profile(job, path)
+    return {"models": replies, "peak_memory_bytes": peak, "before": before, "after": after}
 
 
 def scheduled():
@@ -561,27 +556,47 @@ def scheduled():
     return (int(fields[1]), int(fields[2])) if len(fields) == 3 else (0, 0)
 
 
-def repeat(run, job):
-    """Warm up until stable, then time one inference after the other: nanoseconds in the order taken."""
+def take_turns(runs, job):
+    """Warm each up until it is stable, then time them in turns, one inference after the other: for each the nanoseconds in the
+    order taken, and how long and how often it waited for a processor."""
     clock = time.perf_counter_ns
-    warm_until, last = clock() + int(job["warmup_s"] * 1e9), None
-    while True:
-        middle = median(window(run, clock))
-        if (last and abs(middle - last) <= STABLE * last) or clock() > warm_until:
-            break
-        last = middle
+    for run in runs:
+        warm_up(run, job, clock)
     gc.collect()
     gc.disable()
-    times, start, check = [], clock(), job["runs_min"]
-    half, stop = start + int(job["timed_s"] * 5e8), start + int(job["timed_s"] * 1e9)
-    while len(times) < job["runs_max"] and (len(times) < job["runs_min"] or clock() < stop):
-        times.append(timed(run, clock))
-        if len(times) >= check and clock() > half:  # a few alike within a moment say little
-            if narrow(times):
+    replies = [{"times_ns": [], "waited_ns": 0, "waits": 0} for _ in runs]
+    start, fewest, check = clock(), 0, job["runs_min"]
+    spent = int(job["timed_s"] * 1e9) * len(runs)
+    while fewest < job["runs_max"] and (fewest < job["runs_min"] or clock() < start + spent):
+        for run, reply in zip(runs, replies):
+            if len(runs) > 1:
+                run()  # the others have used the caches
+            waited, waits = scheduled()
+            reply["times_ns"] += window(run, clock)
+            now = scheduled()
+            reply["waited_ns"] += now[0] - waited
+            reply["waits"] += now[1] - waits
+        fewest = min(len(reply["times_ns"]) for reply in replies)
+        if fewest >= check and clock() > start + spent // 2:  # a few alike within a moment say little
+            if all(narrow(reply["times_ns"]) for reply in replies):
                 break
-            check = 2 * len(times)
+            check = 2 * fewest
     gc.enable()
-    return times
+    return replies
+
+
+def warm_up(run, job, clock):
+    until, last = clock() + int(job["warmup_s"] * 1e9), None
+    while True:
+        middle = median(window(run, clock))
+        if (last and abs(middle - last) <= STABLE * last) or clock() > until:
+            return
+        last = middle
+
+
+def repeat(run, job):
+    """The times of one alone, in nanoseconds."""
+    return take_turns([run], job)[0]["times_ns"]
 
 
 def window(run, clock):
@@ -593,6 +608,13 @@ def window(run, clock):
 
 def median(times):
     return sorted(times)[len(times) // 2]
+
+
+def middle_mean(times):
+    """The mean of the middle half: finer than the clock's ticks, and blind to the runs that something disturbed."""
+    ordered = sorted(times)
+    middle = ordered[len(ordered) // 4 : len(ordered) - len(ordered) // 4]
+    return sum(middle) // len(middle)
 
 
 def narrow(times):
@@ -617,7 +639,7 @@ def outputs(job):
     for name in listed("."):
         if name.startswith("output-"):  # of an earlier job, and fetched by now
             os.unlink(name)
-    model = RUNTIMES[job["runtime"]](job, job["model"], first=True)
+    model = RUNTIMES[job["runtime"]](job, job["models"][0], first=True)
     stacked = [numpy.load(path, allow_pickle=False, mmap_mode="r") for path in job["inputs"]]
     results, until, size = [], time.monotonic() + job["most_s"], 0
     for i in range(job["start"], len(stacked[0])):
@@ -695,22 +717,24 @@ class OnnxRuntime:
         return self.session.run(None, dict(zip(self.names, inputs)))
 
     @classmethod
-    def profile(cls, job):
-        """Mean nanoseconds a run and node. Event times are whole microseconds, cut off: half of one is added back."""
-        model = cls(job, job["profiled"], profiling=True)
+    def profile(cls, job, path):
+        """Nanoseconds a run and node. Event times are whole microseconds, cut off: half of one is added back."""
+        model = cls(job, path, profiling=True)
         repeat(model.run, dict(job, timed_s=job["profiled_s"]))
-        path = model.session.end_profiling()
-        with open(path) as file:
+        report = model.session.end_profiling()
+        with open(report) as file:
             events = json.load(file)
-        os.unlink(path)
-        totals, counts = {}, {}
-        for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                name = event["name"][: -len("_kernel_time")]
-                totals[name] = totals.get(name, 0) + 1000 * event["dur"] + 500
-                counts[name] = counts.get(name, 0) + 1
-        most = max(counts.values())
-        return [{"name": name, "ns": total // most} for name, total in totals.items()]
+        os.unlink(report)
+        runs = sum(event.get("name") == "model_run" for event in events)
+        nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+        # Every run executes the same nodes in the same order; nodes that the optimiser added may share a name.
+        return [
+            {
+                "name": node["name"][: -len("_kernel_time")],
+                "ns": middle_mean([1000 * event["dur"] + 500 for event in nodes[i :: len(nodes) // runs]]),
+            }
+            for i, node in enumerate(nodes[: len(nodes) // runs])
+        ]
 
 
 class OpenVino:
@@ -752,9 +776,9 @@ class OpenVino:
         return [results[i].copy() for i in range(len(self.compiled.outputs))]
 
     @classmethod
-    def profile(cls, job):
+    def profile(cls, job, path):
         """Mean nanoseconds a run and node, with the names of the nodes fused into it."""
-        model = cls(job, job["profiled"], profiling=True)
+        model = cls(job, path, profiling=True)
         model.run()
         first = model.mean_ns()
         runs = 1
@@ -834,9 +858,9 @@ class TfLite:
         return [self.interpreter.get_tensor(index) for index in self.results]
 
     @classmethod
-    def profile(cls, job):
+    def profile(cls, job, path):
         """Nanoseconds by operator. Python sees no profiler here, so the host cut the model into one file an operator."""
-        with open(job["profiled"], "rb") as file:
+        with open(path, "rb") as file:
             operators = json.loads(file.readline())
             found, known = [], {}
             for operator in operators:
@@ -878,8 +902,8 @@ class Null:
         return inputs
 
     @classmethod
-    def profile(cls, job):
-        return [{"name": "null", "ns": cls(job, job["profiled"]).model["ns"]}]
+    def profile(cls, job, path):
+        return [{"name": "null", "ns": cls(job, path).model["ns"]}]
 
 
 RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "tflite": TfLite, "null": Null}

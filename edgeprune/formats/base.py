@@ -124,12 +124,12 @@ class Template(ABC):
         return self.export(network.sliced(self._model, recipe), self._inputs, self._groups.folds)
 
     def _kept(self, recipe: Recipe) -> dict[str, Dims]:
-        """The recipe as the file has it: folding gives every layer a bias, cut as its outputs are."""
+        """The recipe as the file has it: folding and converters give layers a bias, cut as their outputs are."""
         kept = {name: dict(dims) for name, dims in recipe.items()}
-        for layer, _ in self._groups.folds:
-            outputs = kept.get(f"{layer}.weight", {}).get(0)
+        for layer in self._groups.layers:
+            outputs = kept.get(layer.weight, {}).get(0)
             if outputs is not None:
-                kept.setdefault(f"{layer}.bias", {})[0] = outputs
+                kept.setdefault(layer.weight.removesuffix("weight") + "bias", {})[0] = outputs
         return kept
 
     def _can_slice(self) -> bool:

@@ -55,7 +55,27 @@ class TfliteTemplate(Template):
                 i: origins.find(value) for i, value in flatbuffer.constants(model).items() if value.dtype == np.float32
             }
             self._origins = {i: origin for i, origin in found.items() if origin is not None}
+            self._origins |= self._scaled(model)
         return self._origins
+
+    def _scaled(self, model: Any) -> dict[int, Origin]:
+        """Linear layers whose inputs were scaled: the converter folds a layer-norm's weight and bias into what follows."""
+        constants = flatbuffer.constants(model)
+        known = {origin.parameter for origin in (self._origins or {}).values()}
+        unknown = {
+            name: p.detach().numpy() for name, p in self._folded.named_parameters() if p.ndim == 2 and name not in known
+        }
+        found: dict[int, Origin] = {}
+        for name, operator in flatbuffer.operators(model):
+            if not name.endswith(":FULLY_CONNECTED") or operator.inputs[1] not in constants:
+                continue
+            value = constants[int(operator.inputs[1])]
+            parameter = next((name for name, weight in unknown.items() if _columns_scaled(weight, value)), None)
+            if parameter is not None:
+                found[int(operator.inputs[1])] = Origin(parameter, (0, 1))
+                if len(operator.inputs) > 2 and operator.inputs[2] in constants:
+                    found[int(operator.inputs[2])] = Origin(parameter.removesuffix("weight") + "bias", (0,))
+        return found
 
     def nodes(self) -> Iterator[Node]:
         """Operators by number and kind, as `runtimes.tflite` names them."""
@@ -102,6 +122,14 @@ class TfliteTemplate(Template):
         except (RuntimeError, ValueError):  # a size that is written down somewhere does not fit
             return False
         return _same(ours, fresh)
+
+
+def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
+    """Whether `value` is `weight`, (outputs, inputs), with every column times a number of its own."""
+    if weight.shape != value.shape or not weight.all():
+        return False
+    factors = value / weight
+    return bool(np.allclose(factors, factors[:1], rtol=1e-3))
 
 
 def _derived(full: Any, cut: Any) -> dict[int, int]:

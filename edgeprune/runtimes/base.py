@@ -10,6 +10,8 @@ from typing import Any
 
 from edgeprune.errors import RuntimeMissing
 
+NodeTimes = tuple[tuple[str, int], ...]  # (node, nanoseconds), in the order of execution; names may repeat
+
 
 class Runtime(ABC):
     """One runtime. What runs on the device is the agent's; nothing here measures."""
@@ -39,8 +41,8 @@ class Runtime(ABC):
         return model
 
     @abstractmethod
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
-        """The agent's report of its profiler -> {name of an ONNX node or of its output: nanoseconds}; pure.
+    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
+        """The agent's report of its profiler -> (name of a node of the exported file or of its output, nanoseconds); pure.
 
         A node that stands for several is named after the one that did the most work; what has no counterpart keeps its name.
         """

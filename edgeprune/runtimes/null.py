@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeprune.runtimes.base import Runtime
+from edgeprune.runtimes.base import NodeTimes, Runtime
 
 
 class Null(Runtime):
@@ -25,6 +25,6 @@ class Null(Runtime):
         exported.unlink()
         return (path,)
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
+    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
         """As reported."""
-        return {node["name"]: int(node["ns"]) for node in nodes}
+        return tuple((node["name"], int(node["ns"])) for node in nodes)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeprune.runtimes.base import Runtime
+from edgeprune.runtimes.base import NodeTimes, Runtime
 
-# The layout optimiser names a node after its output tensor and the blocked layout; fusions append a token.
-SUFFIX = re.compile(r"(_nchwc|_token_\d+)+$")
+# The layout optimiser names a node after its output tensor and the blocked layout; fusions append a token or their name.
+SUFFIX = re.compile(r"(_nchwc|_token_\d+|/\w*Fusion/?)+$")
 
 
 class OnnxRuntime(Runtime):
@@ -25,10 +25,6 @@ class OnnxRuntime(Runtime):
         """Give the file its name."""
         return (exported.rename(folder / "model.onnx"),)
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
+    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
         """Undo the optimiser's renaming."""
-        times: dict[str, int] = {}
-        for node in nodes:
-            name = SUFFIX.sub("", node["name"])
-            times[name] = times.get(name, 0) + int(node["ns"])
-        return times
+        return tuple((SUFFIX.sub("", node["name"]), int(node["ns"])) for node in nodes)

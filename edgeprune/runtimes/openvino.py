@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import Runtime
+from edgeprune.runtimes.base import NodeTimes, Runtime
 
 
 class OpenVino(Runtime):
@@ -32,10 +32,8 @@ class OpenVino(Runtime):
         exported.unlink()
         return folder / "model.xml", folder / "model.bin"
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
+    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
         """The first of the fused names is the layer's; a node without any keeps its own name."""
-        times: dict[str, int] = {}
-        for node in nodes:
-            name = next(iter(node["fused"]), node["name"]).removesuffix("/WithoutBiases")
-            times[name] = times.get(name, 0) + int(node["ns"])
-        return times
+        return tuple(
+            (next(iter(node["fused"]), node["name"]).removesuffix("/WithoutBiases"), int(node["ns"])) for node in nodes
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune import flatbuffer
-from edgeprune.runtimes.base import Runtime
+from edgeprune.runtimes.base import NodeTimes, Runtime
 
 
 class TfLite(Runtime):
@@ -39,9 +39,9 @@ class TfLite(Runtime):
             path.write_bytes(b"".join([json.dumps(index).encode(), b"\n", *(content for _, content in parts)]))
         return path
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> dict[str, int]:
+    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
         """As reported: operators by number and kind."""
-        return {node["name"]: int(node["ns"]) for node in nodes}
+        return tuple((node["name"], int(node["ns"])) for node in nodes)
 
 
 def _cut(content: bytes) -> list[tuple[str, bytes]]:

@@ -78,7 +78,7 @@ def model(tmp_path: Path, **content: Any) -> Path:
 def job(number: int, remote: str, **changes: Any) -> dict[str, Any]:
     caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5, "deadline_s": 60.0}
     base = {"mode": "time", "runtime": "null", "threads": 1, "precision": "fp32", "inputs": []}
-    return {"id": number, "model": remote, **base, **caps, **changes}
+    return {"id": number, "models": [remote], **base, **caps, **changes}
 
 
 def later(seconds: float, work: Any, *arguments: Any) -> None:
@@ -145,14 +145,14 @@ def test_a_reset_discards_its_sample_identifies_again_and_goes_on_once(
     first = bench.device.boot_id
     path = model(tmp_path, hangs=1.0)
     later(3, board.monitor, "system_reset")
-    measured = bench.measure([path, path, path, path], [])
+    measured = bench.measure([[path], [path], [path], [path]], [])
     assert bench.device.boot_id != first
     assert len(measured) == 4
-    assert all(m.run.before["boot_id"] == m.run.after["boot_id"] for m in measured)
+    assert all(m.run.before["boot_id"] == m.run.after["boot_id"] for (m,) in measured)
     assert "was reset" in caplog.text
     later(3, board.monitor, "system_reset")
     with pytest.raises(DeviceError, match="reset 2 times") as caught:
-        bench.measure([path, path, path, path], [])
+        bench.measure([[path], [path], [path], [path]], [])
     assert caught.value.exit_code == 5
 
 

@@ -40,9 +40,9 @@ def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
         models[-1].write_bytes(template.variant(experiment.widths))
     with open_bench(codec.read_target(ROOT / "targets" / "virtual-pi.toml"), tmp_path) as bench:
         files = bench.save_inputs([tensor.numpy() for tensor in inputs], tmp_path)
-        measured = bench.measure(models, files)
+        measured = bench.measure([[model] for model in models], files)
         assert bench.device.emulated
-    for experiment, again in zip(recorded, measured, strict=True):
+    for experiment, (again,) in zip(recorded, measured, strict=True):
         assert np.median(again.run.times_ns) == pytest.approx(stats.latency(experiment.samples).mid, rel=0.01)
 
 

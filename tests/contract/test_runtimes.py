@@ -88,11 +88,20 @@ def test_times_and_nodes(bench: Bench, tmp_path: Path) -> None:
     first, second = bench.time([model, model], inputs, 2)
     assert len(first.runs) == len(second.runs) == 2
     assert all(len(run.times_ns) >= 5 and run.before["boot_id"] == run.after["boot_id"] for run in first.runs)
-    (measured,) = bench.measure([model], inputs, profiled=True)
-    assert all(ns >= 0 for ns in measured.nodes.values())
-    assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D"} & set(measured.nodes), (
-        measured.nodes
-    )
+    ((measured,),) = bench.measure([[model]], inputs, profiled=True)
+    assert all(ns >= 0 for _, ns in measured.nodes)
+    names = {name for name, _ in measured.nodes}
+    assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D"} & names, names
+
+
+def test_models_take_turns_in_one_process(bench: Bench, tmp_path: Path) -> None:
+    model = built(bench, tmp_path)
+    inputs = bench.save_inputs([np.zeros((1, 3, 64, 64), "float32")], tmp_path)
+    ((first, second),) = bench.measure([[model, model]], inputs, timed_s=0.05)
+    assert min(len(first.run.times_ns), len(second.run.times_ns)) >= 5
+    assert first.run.before == second.run.before and first.run.peak_memory_bytes == second.run.peak_memory_bytes
+    both = bench.compare([model, model], inputs, 4)
+    assert [len(samples.runs) for samples in both] in ([3, 3], [4, 4])  # three where the machine repeats itself
 
 
 def test_a_model_that_cannot_be_loaded_is_named(bench: Bench, tmp_path: Path) -> None:

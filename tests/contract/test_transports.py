@@ -28,7 +28,7 @@ def job(number: int, model: str, mode: str = "time") -> dict[str, Any]:
         "runtime": "null",
         "threads": 1,
         "precision": "fp32",
-        "model": model,
+        "models": [model],
         "inputs": [],
     }
     return {**base, **CAPS}
@@ -38,11 +38,16 @@ def answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the real agent says of the null runtime."""
     if job["mode"] == "identify":
         return {"runtime": "null", "runtime_version": "0", "cores": 1}
-    if not Path(job["model"]).exists():
+    if not Path(job["models"][0]).exists():
         return {"error": "run", "message": "no such file"}
-    ns = json.loads(Path(job["model"]).read_text())["ns"]
+    ns = json.loads(Path(job["models"][0]).read_text())["ns"]
     nodes = {"nodes": [{"name": "null", "ns": ns}]} if "profiled" in job else {}
-    return {"times_ns": [ns] * 5, "peak_memory_bytes": 1, **nodes}
+    return {"models": [{"times_ns": [ns] * 5, **nodes}], "peak_memory_bytes": 1}
+
+
+def times(reply: Mapping[str, Any]) -> list[int]:
+    (model,) = reply["models"]
+    return list(model["times_ns"])
 
 
 @pytest.fixture(params=["local", "fake", "ssh"])
@@ -60,13 +65,13 @@ def test_jobs_are_answered_in_order(transport: Transport, tmp_path: Path) -> Non
     model.write_text('{"ns": 100000}')
     remote = transport.put([model])
     jobs = [job(i, remote, mode) for i, mode in enumerate(["identify", "time", "time", "time"])]
-    jobs[2]["profiled"] = remote
+    jobs[2]["profiled"] = [remote]
     replies = list(transport.call(jobs, 60))
     assert [reply["id"] for reply in replies] == [0, 1, 2, 3]
     assert replies[0]["runtime"] == "null" and replies[0]["cores"] >= 1
-    assert all(time >= 100_000 for reply in (replies[1], replies[3]) for time in reply["times_ns"])
-    assert len(replies[1]["times_ns"]) >= 5 and replies[1]["peak_memory_bytes"] > 0
-    assert replies[2]["nodes"] == [{"name": "null", "ns": 100_000}]
+    assert all(time >= 100_000 for reply in (replies[1], replies[3]) for time in times(reply))
+    assert len(times(replies[1])) >= 5 and replies[1]["peak_memory_bytes"] > 0
+    assert replies[2]["models"][0]["nodes"] == [{"name": "null", "ns": 100_000}]
 
 
 def test_a_job_that_fails_is_one_reply_and_the_next_goes_on(transport: Transport, tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_a_job_that_fails_is_one_reply_and_the_next_goes_on(transport: Transport
     jobs = [job(0, str(tmp_path / "missing.json")), job(1, transport.put([model]))]
     failed, fine = list(transport.call(jobs, 60))
     assert "error" in failed and failed["message"]
-    assert fine["times_ns"]
+    assert times(fine)
 
 
 def test_files_come_back(transport: Transport, tmp_path: Path) -> None:

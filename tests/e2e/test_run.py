@@ -80,6 +80,15 @@ def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(
     assert run.json == {"schema": 1, "status": "error", "exit_code": 3, "error": run.json["error"]}
 
 
+def test_a_prediction_can_be_explained(walked: tuple[Path, Finished]) -> None:
+    shown = command("profile", "--explain", "--project", walked[0])
+    assert shown.code == 0, shown.err
+    assert "steps in, out" in shown.out and "median error" in shown.out
+    document = command("profile", "--explain", "--project", walked[0], "--json").json
+    assert document["target"] == "local" and {layer["name"] for layer in document["layers"]} >= {"a", "b"}
+    assert all(group["steps"]["local"][0] >= 1 for group in document["groups"])
+
+
 def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
     import runpy
 
@@ -91,7 +100,7 @@ def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
     profile = edgeprune.profile(project)
     assert {experiment.role for experiment in profile.experiments} >= {"baseline", "fit", "confirm"}
     confirmed, pruned = edgeprune.prune(project)
-    assert len(confirmed.rounds) == run.json["rounds"]
+    assert confirmed.turns == run.json["rounds"]
     build = runpy.run_path(str(project.parent / "blobs.py"))["build"]
     small, tuned = edgeprune.load(pruned, build()), edgeprune.load(edgeprune.finetune(project), build())
     widths = confirmed.plan.widths

@@ -35,7 +35,7 @@ def job(model: dict[str, Any], tmp_path: Path, **changes: Any) -> dict[str, Any]
         "runtime": "null",
         "threads": 1,
         "precision": "fp32",
-        "model": str(path),
+        "models": [str(path)],
         "inputs": [],
     }
     return {**base, **CAPS, **changes}
@@ -50,7 +50,7 @@ def test_a_worker_that_is_killed_is_recognised_and_the_next_one_runs(tmp_path: P
     jobs = [job({"ns": 1000, "raises": signal.SIGKILL}, tmp_path), job({"ns": 1000}, tmp_path, id=1)]
     killed, fine = done(jobs)
     assert killed["error"] == "killed" and "memory" in killed["message"]
-    assert fine["times_ns"]
+    assert fine["models"][0]["times_ns"]
 
 
 def test_a_worker_that_crashes_says_of_which_signal(tmp_path: Path) -> None:
@@ -123,10 +123,11 @@ def saved(tmp_path: Path) -> Path:
     return model
 
 
-TRUE = {"times_ns": [5], "peak_memory_bytes": 1, "waited_ns": 0, "waits": 1, "before": {}, "after": {}}
+OWN = {"times_ns": [5], "waited_ns": 0, "waits": 1}
+TRUE = {"models": [OWN], "peak_memory_bytes": 1, "before": {}, "after": {}}
 THROTTLED = {**TRUE, "after": {"throttled": 0x50005}}
 RESET = {**TRUE, "before": {"boot_id": "b"}, "after": {"boot_id": "c"}}
-CROWDED = {**TRUE, "waited_ns": 4, "waits": 2}
+CROWDED = {**TRUE, "models": [{**OWN, "waited_ns": 4, "waits": 2}]}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_disturbed_times_are_thrown_away_and_taken_again(
     answers = iter([answer, TRUE, TRUE])
     bench = Bench(TARGET, Fake(lambda job: IDENTITY if job["mode"] == "identify" else next(answers)), tmp_path)
     model = saved(tmp_path)
-    assert [m.run.times_ns for m in bench.measure([model, model], [])] == [(5,), (5,)]
+    assert [m.run.times_ns for (m,) in bench.measure([[model], [model]], [])] == [(5,), (5,)]
     assert bench.discarded == 1 and reason in caplog.text
 
 
@@ -147,7 +148,7 @@ def test_a_device_that_stays_disturbed_is_inconclusive_never_a_number(
     answer: Mapping[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(InconclusiveError, match="too disturbed"):
-        bench(answer, tmp_path).measure([saved(tmp_path)], [])
+        bench(answer, tmp_path).measure([[saved(tmp_path)]], [])
 
 
 def test_a_reset_is_survived_once(tmp_path: Path) -> None:
@@ -165,16 +166,16 @@ def test_a_reset_is_survived_once(tmp_path: Path) -> None:
     again = {**TRUE, "before": {"boot_id": "c"}, "after": {"boot_id": "d"}}
     opened = device(iter([RESET, calm, again]))
     model = saved(tmp_path)
-    assert opened.measure([model], [])[0].run.after == {"boot_id": "c"}
+    assert opened.measure([[model]], [])[0][0].run.after == {"boot_id": "c"}
     with pytest.raises(DeviceError, match="reset 2 times"):
-        opened.measure([model], [])
+        opened.measure([[model]], [])
 
 
 def test_a_device_that_became_another_is_refused(tmp_path: Path) -> None:
     who = iter([IDENTITY, {**IDENTITY, "boot_id": "c", "serial": "other"}])
     opened = Bench(TARGET, Fake(lambda job: next(who) if job["mode"] == "identify" else RESET), tmp_path)
     with pytest.raises(DeviceError, match="another device"):
-        opened.measure([saved(tmp_path)], [])
+        opened.measure([[saved(tmp_path)]], [])
 
 
 def test_an_emulated_device_cannot_stand_for_a_physical_one(tmp_path: Path) -> None:
@@ -185,7 +186,9 @@ def test_an_emulated_device_cannot_stand_for_a_physical_one(tmp_path: Path) -> N
 
 
 def test_a_device_that_repeats_itself_is_not_asked_more_often_than_needed(tmp_path: Path) -> None:
-    fake = Fake(lambda job: IDENTITY if job["mode"] == "identify" else {**TRUE, "times_ns": [1000, 1000]})
+    fake = Fake(
+        lambda job: IDENTITY if job["mode"] == "identify" else {**TRUE, "models": [{**OWN, "times_ns": [1000, 1000]}]}
+    )
     (samples,) = Bench(TARGET, fake, tmp_path).time([saved(tmp_path)], [], 8)
     assert len(samples.runs) == 3
 
@@ -200,15 +203,19 @@ def test_the_clock_of_the_device_may_jump(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "answer",
     [
-        {**TRUE, "times_ns": []},
-        {**TRUE, "times_ns": [5, 0]},
-        {**TRUE, "times_ns": [5, -1]},
-        {**TRUE, "times_ns": ["5"]},
-        {**TRUE, "times_ns": 5},
+        {**TRUE, "models": [{**OWN, "times_ns": []}]},
+        {**TRUE, "models": [{**OWN, "times_ns": [5, 0]}]},
+        {**TRUE, "models": [{**OWN, "times_ns": [5, -1]}]},
+        {**TRUE, "models": [{**OWN, "times_ns": ["5"]}]},
+        {**TRUE, "models": [{**OWN, "times_ns": 5}]},
+        {**TRUE, "models": []},
+        {**TRUE, "models": [OWN, OWN]},
+        {**TRUE, "models": [5]},
+        {**TRUE, "models": 5},
         {**TRUE, "peak_memory_bytes": 0},
-        {**TRUE, "waited_ns": -1},
+        {**TRUE, "models": [{**OWN, "waited_ns": -1}]},
         {**TRUE, "before": 3},
-        {"times_ns": [5]},
+        {"models": [OWN]},
         {"peak_memory_bytes": 1},
         {"error": "load", "message": "\x1b[31mno\n"},
     ],

@@ -34,7 +34,7 @@ PING = {"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}
 def job(number: int, remote: str, **changes: Any) -> dict[str, Any]:
     caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 60.0}
     base = {"mode": "time", "runtime": "null", "threads": 1, "precision": "fp32", "inputs": []}
-    return {"id": number, "model": remote, **base, **caps, **changes}
+    return {"id": number, "models": [remote], **base, **caps, **changes}
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_a_link_that_breaks_is_made_again_and_only_the_rest_is_asked_for(
 
 def test_a_link_that_is_gone_for_good_is_an_error_in_time(device: Any, sshd: Sshd, tmp_path: Path) -> None:
     replies = device.call([job(i, device.put([null_model(tmp_path, hangs=0.05)])) for i in range(40)], 60)
-    assert next(replies)["times_ns"]
+    assert next(replies)["models"][0]["times_ns"]
     sshd.proxy.refusing = True
     sshd.proxy.cut()
     started = time.monotonic()

@@ -51,10 +51,10 @@ def test_unseen_configurations_are_predicted(path: Path, groups: Groups) -> None
     for start in range(4):  # four folds, each predicted by a model that never saw it
         held = fits[start::4]
         seen = tuple(others + [e for e in fits if e not in held])
-        model = latency.fit(groups, replace(profile, experiments=seen))
-        errors += [abs(latency.measured_ns(e) / model.ns(e.widths) - 1) for e in held]
-    assert np.median(errors) < 0.04
-    assert np.quantile(errors, 0.9) < 0.12
+        model = latency.draft(groups, replace(profile, experiments=seen))
+        errors += [abs(latency.measured_ns(profile, e) / model.ns(e.widths) - 1) for e in held]
+    assert np.median(errors) < 0.03
+    assert np.quantile(errors, 0.9) < 0.08
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
@@ -64,8 +64,8 @@ def test_flops_would_have_been_wrong(path: Path, groups: Groups) -> None:
     model = latency.fit(groups, profile)
     base, macs = latency.baseline(profile), groups.macs(groups.full())
     fits = [e for e in profile.experiments if e.role == "fit"]
-    flops = [abs(latency.measured_ns(e) / (base * groups.macs(e.widths) / macs) - 1) for e in fits]
-    ours = [abs(latency.measured_ns(e) / model.ns(e.widths) - 1) for e in fits]
+    flops = [abs(latency.measured_ns(profile, e) / (base * groups.macs(e.widths) / macs) - 1) for e in fits]
+    ours = [abs(latency.measured_ns(profile, e) / model.ns(e.widths) - 1) for e in fits]
     assert np.median(flops) > 3 * np.median(ours)
 
 
@@ -77,7 +77,7 @@ def test_plans_are_proved_and_beat_uniform_widths(path: Path, share: float, grou
     random = np.random.default_rng(0)
     scores = Scores("random", {g.name: tuple(random.exponential(size=g.width).tolist()) for g in groups.free})
     budget = share * model.ns(groups.full())
-    plan = planning.plan(groups, model, scores, budget, "recorded")
+    (plan,) = planning.plans(groups, model, scores, budget, "recorded")
     assert model.ns(plan.widths) <= budget
     assert plan.gap <= planning.GAP
     uniform = best_uniform(groups, model, scores, budget)

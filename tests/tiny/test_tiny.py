@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,13 @@ def test_the_promise(tmp_path: Path) -> None:
     assert {group.name for group in groups.free} == {"stem.0", "a1.0", "b1.0", "b2.0"}
 
     # A device that needs 3 ns a multiply-accumulate and 10 µs a call.
-    def device(widths: dict[str, int]) -> Experiment:
+    def device(widths: dict[str, int], role: str = "fit") -> Experiment:
         layers = {layer.name: 3 * layer.macs(widths) for layer in groups.layers}
         samples = Samples((Run((sum(layers.values()) + 10_000,), 1),))
-        return Experiment("fit", widths, samples, layers, other_ns=10_000)
+        return Experiment(role, 0, widths, samples, layers, other_ns=10_000)
 
-    experiments = tuple(device({**groups.full(), **widths}) for widths in profiling.design(groups, 40))
+    variants = islice(profiling.configurations(groups), 40)
+    experiments = (device(profiling.anchor(groups), "anchor"), *map(device, variants))
     board = Device("x", "x", 1, "x", "x", "0", "x")
     profile = Profile("board", "tiny", groups.network, board, 1, "fp32", experiments)
     fitted = latency.fit(groups, profile)
@@ -41,10 +43,10 @@ def test_the_promise(tmp_path: Path) -> None:
 
     # The plan is exact and proved, and its network meets the budget on the device.
     scores = CRITERIA["magnitude"](model, groups, [], lambda outputs, targets: outputs)
-    budget = 0.5 * latency.measured_ns(device(groups.full()))
-    plan = planning.plan(groups, fitted, scores, budget, "tiny")
+    budget = 0.5 * latency.measured_ns(profile, device(groups.full()))
+    (plan,) = planning.plans(groups, fitted, scores, budget, "tiny")
     assert plan.gap <= 1e-3
-    assert latency.measured_ns(device({**groups.full(), **plan.widths})) <= 1.05 * budget
+    assert latency.measured_ns(profile, device({**groups.full(), **plan.widths})) <= 1.05 * budget
 
     # The cut equals the masked original, or this raises; it comes back from its file with one call.
     recipe = graph.recipe(groups, plan.keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,16 +41,23 @@ times = st.lists(st.integers(1, 2**40), min_size=1, max_size=5).map(tuple)
 runs = st.builds(Run, times, st.integers(1, 2**40))
 experiments = st.builds(
     Experiment,
-    st.sampled_from(["baseline", "fit", "confirm"]),
+    st.sampled_from(["anchor", "baseline", "fit", "confirm"]),
+    st.integers(0, 2),
     st.dictionaries(names, st.integers(1, 99), max_size=3),
     st.lists(runs, min_size=1, max_size=3).map(lambda r: Samples(tuple(r))),
     st.dictionaries(names, st.integers(0, 10**9), max_size=3),
     st.integers(0, 10**9),
-    st.floats(0.5, 2),
 )
+
+
+def anchored(experiments: list[Experiment]) -> tuple[Experiment, ...]:
+    """With an anchor for every batch."""
+    return (*(replace(e, role="anchor") for e in experiments), *experiments)
+
+
 devices = st.builds(Device, names, names, st.integers(1, 64), names, names, names, names)
 profiles = st.builds(
-    Profile, names, names, names, devices, st.integers(1, 8), names, st.lists(experiments, max_size=3).map(tuple)
+    Profile, names, names, names, devices, st.integers(1, 8), names, st.lists(experiments, max_size=3).map(anchored)
 )
 PLAN = Plan({"a": (0, 2)}, Interval(1.0, 2.0, 3.0), Interval(2.0, 3.0, 4.0), 5.0, 0.1, 0.1, 0.0, "digest")
 LAYER = Layer("a", "conv", "a.weight", Span(3), Span(0, (("a", 2),)), 4, 9)
@@ -66,7 +74,7 @@ def test_a_profile_survives_its_file(profile: Profile) -> None:
 
 
 def test_the_times_of_a_process_stand_on_one_line() -> None:
-    experiment = Experiment("fit", {"a": 3}, Samples((Run(tuple(range(1, 201)), 5),)))
+    experiment = Experiment("anchor", 0, {"a": 3}, Samples((Run(tuple(range(1, 201)), 5),)))
     text = codec.dumps_profile(Profile("t", "m", "n", Device(*"abc"[:2], 1, *"defg"), 1, "fp32", (experiment,)))
     assert any("1, 2, 3" in line and "199, 200" in line for line in text.splitlines())
 
@@ -75,7 +83,7 @@ def test_the_times_of_a_process_stand_on_one_line() -> None:
     "noun",
     [
         PLAN,
-        Confirmed(PLAN, (Round({"a": 2}, 1.0, Interval(1.0, 2.0, 2.5), 3.0),)),
+        Confirmed(PLAN, (Round(0, {"a": 2}, 1.0, Interval(1.0, 2.0, 2.5), 3.0),)),
         Scores("taylor", {"a": (0.0, 1.5)}),
         GROUPS,
         Artifact((Path("model.xml"), Path("model.bin")), "ab", "openvino", "fp32", "src"),

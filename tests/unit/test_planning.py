@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeprune import graph, planning
 from edgeprune.errors import InfeasibleError
-from edgeprune.latency import STEPS, LatencyModel, LayerCost, _features
+from edgeprune.latency import STEPS, LatencyModel, LayerCost, Surface, _features
 from edgeprune.types import Group, Groups, Layer, Scores, Slot, Span
 
 
@@ -25,15 +25,16 @@ def network(spans: list[tuple[Span, Span]], widths: dict[str, int]) -> Groups:
     return Groups("digest", groups, layers)
 
 
-def stepped(groups: Groups, steps: list[int]) -> LatencyModel:
-    """A model whose layers cost their channels rounded up to a step, times 100 ns, and a constant."""
+def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyModel:
+    """A model whose layers cost their channels rounded up to a step, times 100 ns, and a constant; a power of their sum."""
     costs = []
     for layer, step in zip(groups.layers, steps, strict=True):
         coefficients = [0.0] * _features(layer, np.ones(1), np.ones(1)).shape[1]
         coefficients[STEPS.index(step) * (len(STEPS) + 1)] = 100.0
         coefficients[-1] = 50.0
-        costs.append(LayerCost(layer, tuple(coefficients)))
-    return LatencyModel(tuple(costs), 1000.0, 0.02, 0.01, 30)
+        surface = Surface(layer, np.array(coefficients), np.zeros((0, 2)), np.zeros(0), 0.0)
+        costs.append(LayerCost(layer, surface))
+    return LatencyModel(tuple(costs), 1000.0, exponent, 5000.0)
 
 
 def brute_force(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> float | None:
@@ -64,21 +65,24 @@ CHAINS = [
     st.sampled_from(CHAINS),
     st.lists(st.sampled_from([1, 4, 8]), min_size=5, max_size=5),
     st.floats(0.2, 0.95),
+    st.sampled_from([1.0, 1.2]),
     st.integers(0, 10_000),
 )
-def test_no_other_choice_is_better(chain: list[tuple[Span, Span]], steps: list[int], share: float, seed: int) -> None:
+def test_no_other_choice_is_better(
+    chain: list[tuple[Span, Span]], steps: list[int], share: float, exponent: float, seed: int
+) -> None:
     names = sorted({group for spans in chain for span in spans for group, _ in span.terms})
     groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)))
-    model = stepped(groups, steps[: len(chain)])
+    model = stepped(groups, steps[: len(chain)], exponent)
     random = torch.Generator().manual_seed(seed)
     scores = Scores("t", {g.name: tuple(torch.rand(g.width, generator=random).tolist()) for g in groups.free})
     budget = share * model.ns(groups.full())
     expected = brute_force(groups, model, scores, budget)
     if expected is None:
         with pytest.raises(InfeasibleError, match="fastest one"):
-            planning.plan(groups, model, scores, budget, "p")
+            planning.plans(groups, model, scores, budget, "p")
         return
-    plan = planning.plan(groups, model, scores, budget, "p")
+    (plan,) = planning.plans(groups, model, scores, budget, "p")
     assert plan.loss <= expected * (1 + 2 * planning.GAP) + 1e-12
     assert model.ns(plan.widths) <= budget * (1 + 1e-6)
     assert plan.gap <= planning.GAP
@@ -97,8 +101,21 @@ def test_a_budget_above_the_baseline_cuts_nothing() -> None:
     groups = network(CHAINS[0], {"a": 4, "b": 4})
     model = stepped(groups, [1, 1, 1])
     scores = Scores("t", {"a": (1.0,) * 4, "b": (1.0,) * 4})
-    plan = planning.plan(groups, model, scores, 2 * model.ns(groups.full()), "p")
+    (plan,) = planning.plans(groups, model, scores, 2 * model.ns(groups.full()), "p", (0.97, 0.99, 1.01))
     assert plan.widths == {"a": 4, "b": 4} and plan.loss == 0
+
+
+def test_several_aims_give_different_plans_in_their_order_and_the_budget_itself_only_for_want_of_safer() -> None:
+    groups = network(CHAINS[0], {"a": 64, "b": 64})
+    model = stepped(groups, [1, 1, 1])
+    scores = Scores("t", {"a": (1.0,) * 64, "b": (2.0,) * 64})
+    budget = 0.7 * model.ns(groups.full())
+    found = planning.plans(groups, model, scores, budget, "p", (0.8, 0.8, 0.9, 1.2))
+    assert [plan.predicted.mid <= aim * budget for plan, aim in zip(found, (0.8, 0.9, 1.2), strict=True)] == [True] * 3
+    assert len({tuple(plan.widths.values()) for plan in found}) == 3
+    fastest = model.ns({"a": 4, "b": 4})
+    (only,) = planning.plans(groups, model, scores, fastest * 1.001, "p", (0.9, 0.95))
+    assert only.predicted.mid == pytest.approx(fastest)
 
 
 def test_a_network_with_nothing_to_cut_says_so() -> None:
@@ -107,7 +124,7 @@ def test_a_network_with_nothing_to_cut_says_so() -> None:
     )
     model = stepped(groups, [1])
     with pytest.raises(InfeasibleError, match=r"nothing in the model can be cut.*output of the model"):
-        planning.plan(groups, model, Scores("t", {}), 10.0, "p")
+        planning.plans(groups, model, Scores("t", {}), 10.0, "p")
 
 
 def test_candidates_end_with_the_full_width() -> None:
