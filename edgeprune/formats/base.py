@@ -7,9 +7,11 @@ every constant of the file can then be told from its values, whatever the export
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -38,6 +40,16 @@ class Origin:
 
     parameter: str
     dims: tuple[int | None, ...]
+    spread: float = 1.0  # standard deviation of its numbers
+
+    def patterned(self, value: np.ndarray, kept: Mapping[str, Dims]) -> np.ndarray:
+        """What `pattern` makes of `take`, without looking at the numbers."""
+        dims = kept.get(self.parameter, {})
+        shape = tuple(
+            size if dim is None or dim not in dims else len(dims[dim])
+            for size, dim in zip(value.shape, self.dims, strict=True)
+        )
+        return _repeated(shape, self.spread) if _large(value.dtype, shape) else self.take(value, kept)
 
     def take(self, value: np.ndarray, kept: Mapping[str, Dims]) -> np.ndarray:
         """The constant with only the indices that are kept of its parameter."""
@@ -74,7 +86,9 @@ class Template(ABC):
     def variant(self, widths: Widths) -> bytes:
         """The file at these widths (units kept a group); its weights repeat, so that it compresses to next to nothing."""
         recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
-        return self.filled(self.sliced(self._kept(recipe)) if self.slices else self._exported(recipe))
+        if not self.slices:
+            return self.filled(self._exported(recipe))
+        return self.sliced(self._kept(recipe), filled=True)
 
     def owners(self, layers: Sequence[Layer]) -> dict[str, str]:
         """`{name that a profiler gives: layer}`: whose time a node's time is.
@@ -108,8 +122,8 @@ class Template(ABC):
         """The operators of the exported file, in order."""
 
     @abstractmethod
-    def sliced(self, kept: Mapping[str, Dims]) -> bytes:
-        """The exported file with only these indices of its parameters."""
+    def sliced(self, kept: Mapping[str, Dims], filled: bool = False) -> bytes:
+        """The exported file with only these indices of its parameters; `filled` as by `filled`."""
 
     @abstractmethod
     def agrees(self, kept: Mapping[str, Dims], exported: bytes) -> bool:
@@ -160,7 +174,8 @@ class Origins:
         if known is None:
             return None
         left = iter(known[1])
-        return Origin(known[0], tuple(None if size == 1 else next(left) for size in value.shape))
+        dims = tuple(None if size == 1 else next(left) for size in value.shape)
+        return Origin(known[0], dims, float(value.std()) or 1.0)
 
 
 PERIOD = 1021  # a prime, so that rows of a weight differ
@@ -171,11 +186,16 @@ def pattern(value: np.ndarray) -> np.ndarray:
 
     Dense kernels take the same time whatever they multiply, but for denormals, infinities and zeros, and these are none.
     """
-    if value.dtype != np.float32 or value.size <= PERIOD:
-        return value
-    spread = float(value.std()) or 1.0
+    return _repeated(value.shape, float(value.std()) or 1.0) if _large(value.dtype, value.shape) else value
+
+
+def _large(dtype: np.dtype[Any], shape: Sequence[int]) -> bool:
+    return dtype == np.float32 and math.prod(shape) > PERIOD
+
+
+def _repeated(shape: tuple[int, ...], spread: float) -> np.ndarray:
     numbers = (spread * np.random.default_rng(0).standard_normal(PERIOD)).astype(np.float32)
-    return np.resize(numbers, value.shape)
+    return np.resize(numbers, shape)
 
 
 def _key(value: np.ndarray) -> tuple[tuple[int, ...], bytes]:

@@ -33,8 +33,12 @@ class OnnxTemplate(Template):
         if self._proto is None:
             self._proto = onnx.load_from_string(self.exported)
             origins = Origins(self._folded)
-            found = {t.name: origins.find(onnx.numpy_helper.to_array(t)) for t in self._proto.graph.initializer}
+            self._weights = {t.name: onnx.numpy_helper.to_array(t) for t in self._proto.graph.initializer}
+            found = {name: origins.find(value) for name, value in self._weights.items()}
             self.origins = {name: origin for name, origin in found.items() if origin is not None}
+            self._bare = onnx.ModelProto()  # without its weights, which are most of it
+            self._bare.CopyFrom(self._proto)
+            del self._bare.graph.initializer[:], self._bare.graph.value_info[:]
         return self._proto
 
     @staticmethod
@@ -66,21 +70,21 @@ class OnnxTemplate(Template):
             parameters = tuple(self.origins[name].parameter for name in node.input if name in self.origins)
             yield Node((node.name, *node.output), tuple(node.input), tuple(node.output), parameters)
 
-    def sliced(self, kept: Mapping[str, Dims]) -> bytes:
+    def sliced(self, kept: Mapping[str, Dims], filled: bool = False) -> bytes:
         """See `Template.sliced`."""
         proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
+        proto.CopyFrom(self._bare)
         outputs: dict[str, tuple[int, int]] = {}
-        for tensor in proto.graph.initializer:
-            origin = self.origins.get(tensor.name)
-            if origin is None or origin.parameter not in kept:
-                continue
-            value = origin.take(onnx.numpy_helper.to_array(tensor), kept)
-            outputs[tensor.name] = tensor.dims[0], value.shape[0]
-            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        for name, value in self._weights.items():
+            origin = self.origins.get(name)
+            if origin is not None:
+                cut = origin.patterned(value, kept) if filled else origin.take(value, kept)
+                outputs[name] = value.shape[0] if value.ndim else 1, cut.shape[0] if cut.ndim else 1
+            else:
+                cut = pattern(value) if filled else value
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(cut, name))
         for node in proto.graph.node:
             _regroup(node, outputs)
-        del proto.graph.value_info[:]
         return bytes(proto.SerializeToString())
 
     @staticmethod

@@ -85,13 +85,14 @@ class TfliteTemplate(Template):
             parameters = tuple(self.origins[i].parameter for i in inputs if i in self.origins)
             yield Node((name,), tuple(inputs), tuple(int(i) for i in operator.outputs), parameters)
 
-    def sliced(self, kept: Mapping[str, Dims]) -> bytes:
+    def sliced(self, kept: Mapping[str, Dims], filled: bool = False) -> bytes:
         """See `Template.sliced`."""
         model = flatbuffer.read(self.exported)
         constants, subgraph = flatbuffer.constants(model), model.subgraphs[0]
         for i, origin in self.origins.items():
-            if origin.parameter in kept:
-                flatbuffer.store(model, i, origin.take(constants[i], kept))
+            if filled or origin.parameter in kept:
+                take = origin.patterned if filled else origin.take
+                flatbuffer.store(model, i, take(constants[i], kept))
         for number, (name, operator) in enumerate(flatbuffer.operators(model)):
             if name.endswith("DEPTHWISE_CONV_2D"):
                 source, weight = subgraph.tensors[operator.inputs[0]], subgraph.tensors[operator.inputs[1]]

@@ -62,6 +62,46 @@ def test_a_variant_computes_what_the_cut_network_computes_and_its_nodes_have_own
         assert set(owners.values()) == {layer.name for layer in groups.layers}
 
 
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_a_variant_is_the_sliced_file_with_other_numbers(kind: str) -> None:
+    if kind == "tflite":
+        pytest.importorskip("litert_torch")
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.BatchNorm2d(32), nn.Flatten())
+    groups = network.survey(model, image())
+    template = FORMATS[kind](model, image(), groups)
+    widths = groups.full() | {groups.free[0].name: 21}
+    kept = template._kept(graph.recipe(groups, graph.first_units(groups, widths)))
+    variant, sliced = template.variant(widths), template.sliced(kept)
+    assert len(variant) == len(sliced) and variant != sliced
+    assert RUN[kind](variant).shape == RUN[kind](sliced).shape
+
+
+class FeedForward(nn.Module):
+    """Half of a transformer's layer: what follows a normalisation takes its weight and bias over, in a TFLite file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(24, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1, 2)
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+def test_a_tflite_file_is_sliced_where_a_normalisation_was_folded_into_a_linear_layer() -> None:
+    pytest.importorskip("litert_torch")
+    model = FeedForward()
+    groups = network.survey(model, image())
+    template = FORMATS["tflite"](model, image(), groups)
+    assert template.slices
+    assert set(template.owners(groups.layers).values()) == {"up", "down"}
+    widths = groups.full() | {"up": 7}
+    recipe = graph.recipe(groups, graph.first_units(groups, widths))
+    expected = network.sliced(network.randomised(model), recipe)(*image()).detach().numpy()
+    got = run_tflite(template.sliced(template._kept(recipe)))
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_batch_norm_is_folded() -> None:
     model = NETS["Residual"]()
     groups = network.survey(model, image())
