@@ -270,6 +270,10 @@ class _Data:
         ratios = [total[rows] / np.median(total[rows]) for rows in alike if len(rows) > 1 and rows is not most]
         if sum(map(len, ratios)) >= REPEATS:
             total_noise = max(TOTAL_NOISE[0], float(_relative_spread(np.concatenate(ratios)[:, None])[0]))
+        anchors = [stats.latency(e.samples, QUIET).mid for e in taken if e.role == "anchor"]
+        if len(anchors) >= REPEATS:  # a machine that does not drift has no noise to speak of
+            drift = math.sqrt(2) * float(_relative_spread(np.array(anchors)[:, None])[0])
+            total_noise = min(total_noise, max(TOTAL_NOISE[0], drift))
         merged = [np.median(nodes[rows], axis=0) if profiled[rows].all() else nodes[rows[-1]] for rows in alike]
         return _Data(
             tuple(taken[rows[0]].widths for rows in alike),
