@@ -5,7 +5,7 @@
 Profiles the network as `edgeprune profile` does, then measures random configurations that the model never saw: half of them
 at the planner's candidate widths, half at any widths (of those, few are multiples of 8). Each takes turns with the profile's
 anchor in two processes. Beside it, from the same run: latency proportional to multiply-accumulates, and the sum of layers
-that were timed alone, each at just its widths (of ten configurations). Errors are relative to the measured latency.
+that were timed alone, each at just its widths (of four configurations). Errors are relative to the measured latency.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgeprune import graph, latency, profiling, stats
 from edgeprune.types import Groups
 
 PROCESSES = 2
-ALONE = 5  # configurations of each half whose layers are timed alone, too
+ALONE = 2  # configurations of each half whose layers are timed alone, too
 
 
 def held_out(groups: Groups, count: int, seed: int) -> list[dict[str, int]]:
@@ -45,9 +45,12 @@ def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float
     found = []
     for start in range(0, len(unseen), profiling.TOGETHER):
         part = unseen[start : start + profiling.TOGETHER]
-        models = [subject.variant(w) for w in (profiling.anchor(subject.groups), *part)]
-        anchor, *samples = subject.bench.compare(models, subject.inputs, PROCESSES)
-        found += [stats.ratio(s, anchor, latency.QUIET).mid * anchor_ns for s in samples]
+        beside = [profiling.anchor(subject.groups)] * profiling.ANCHORS
+        models = [subject.variant(w) for w in (*beside, *part)]
+        samples = subject.bench.compare(models, subject.inputs, PROCESSES)
+        anchors = samples[: profiling.ANCHORS]
+        for s in samples[profiling.ANCHORS :]:
+            found.append(float(np.mean([stats.ratio(s, a, latency.QUIET).mid for a in anchors])) * anchor_ns)
         print(f"  {len(found)}/{len(unseen)} held out", flush=True)
     return np.array(found)
 

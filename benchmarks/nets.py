@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -228,7 +229,8 @@ class Subject:
 def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
     """Nanoseconds of every operator with weights, timed by itself at just these widths, summed a configuration.
 
-    TFLite's operators are cut from its own file, all of them; the others' from the ONNX file, shapes inferred.
+    TFLite's operators are cut from its own file, all of them; the others' from the ONNX file, with
+    the inputs that they have in the network.
     """
     if subject.runtime.name == "tflite":
         models = [subject.variant(w) for w in configurations]
@@ -238,27 +240,40 @@ def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
 
 
 def _alone(subject: Subject, proto: onnx.ModelProto) -> float:
-    graph = onnx.shape_inference.infer_shapes(proto).graph
+    graph, t = proto.graph, subject.target
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    shapes = {value.name: value for value in [*graph.input, *graph.value_info, *graph.output]}
+    (example,) = inputs()
+    values = {graph.input[0].name: example.numpy()} | _between(proto, example.numpy())
     total = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        model, values = Path(folder) / "model.onnx", Path(folder) / "input.npy"
+        model, file = Path(folder) / "model.onnx", Path(folder) / "input.npy"
         for node in graph.node:
             own = [weights[name] for name in node.input if name in weights]
-            free = [shapes[name] for name in node.input if name in shapes]
+            free = [name for name in node.input if name in values]
             if node.op_type not in ("Conv", "Gemm", "MatMul") or not own or len(free) != 1:
                 continue
-            whole = onnx.helper.make_graph([node], "one", free, [shapes[node.output[0]]], own)
-            onnx.save(
-                onnx.helper.make_model(whole, opset_imports=proto.opset_import, ir_version=proto.ir_version), model
-            )
-            shape = [size.dim_value for size in free[0].type.tensor_type.shape.dim]
-            np.save(values, np.random.default_rng(0).standard_normal(shape).astype("float32"))
-            t = subject.target
-            job = {"threads": t.threads, "precision": t.precision, "inputs": [str(values)], "warmup_s": 0.05}
+            ends = [onnx.helper.make_tensor_value_info(n, 1, values[n].shape) for n in (free[0], node.output[0])]
+            whole = onnx.helper.make_graph([node], "one", ends[:1], ends[1:], own)
+            made = onnx.helper.make_model(whole, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+            onnx.save(made, model)
+            np.save(file, values[free[0]])
+            job = {"threads": t.threads, "precision": t.precision, "inputs": [str(file)], "warmup_s": 0.05}
             run = agent.RUNTIMES[t.runtime](job, str(model)).run
-            total += float(
-                np.quantile(agent.repeat(run, {**job, "timed_s": 0.02, "runs_min": 5, "runs_max": 50}), latency.QUIET)
-            )
+            times = agent.repeat(run, {**job, "timed_s": 0.02, "runs_min": 5, "runs_max": 50})
+            total += float(np.quantile(times, latency.QUIET))
     return total
+
+
+def _between(proto: onnx.ModelProto, example: np.ndarray) -> dict[str, np.ndarray]:
+    """All that the network computes on the way, by name."""
+    known = {value.name for value in proto.graph.output}
+    names = [name for node in proto.graph.node for name in node.output]
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    wanted = [value.name for value in session.get_outputs()]
+    found = session.run(wanted, {session.get_inputs()[0].name: example})
+    return {name: value for name, value in zip(wanted, found, strict=True) if isinstance(value, np.ndarray)}

@@ -157,8 +157,9 @@ class LatencyModel:
 
 def measured_ns(profile: Profile, experiment: Experiment) -> float:
     """The whole-network latency of an experiment with the machine's drift taken out by its batch's anchor."""
-    anchor = next(e for e in profile.experiments if e.role == "anchor" and e.batch == experiment.batch)
-    return stats.ratio(experiment.samples, anchor.samples, QUIET).mid * anchor_ns(profile)
+    anchors = [e.samples for e in profile.experiments if e.role == "anchor" and e.batch == experiment.batch]
+    shares = [stats.ratio(experiment.samples, anchor, QUIET).mid for anchor in anchors]
+    return float(np.mean(shares)) * anchor_ns(profile)
 
 
 def anchor_ns(profile: Profile) -> float:
@@ -228,12 +229,14 @@ def fit(groups: Groups, profile: Profile) -> LatencyModel:
 @dataclass(frozen=True)
 class _Data:
     """Experiments as arrays, those at the same widths merged: `nodes` is (experiments, layers), NaN where nothing was seen;
-    `repeats` and `total` are (experiments,); the noises are relative standard deviations of one measurement."""
+    `total`, `repeats` and `batch` are (experiments,), each merged one in a batch of its own; the noises are relative standard
+    deviations of one measurement."""
 
     widths: tuple[Widths, ...]
     nodes: np.ndarray
     total: np.ndarray
     repeats: np.ndarray
+    batch: np.ndarray
     overhead_ns: float
     node_noise: np.ndarray  # (layers,)
     total_noise: float
@@ -280,6 +283,7 @@ class _Data:
             np.array(merged),
             np.array([np.median(total[rows]) for rows in alike]),
             np.array([len(rows) for rows in alike]),
+            np.array([taken[rows[0]].batch if len(rows) == 1 else -1 - i for i, rows in enumerate(alike)]),
             overhead,
             node_noise,
             total_noise,
@@ -294,7 +298,14 @@ class _Data:
     def only(self, rows: np.ndarray) -> _Data:
         """Some of the experiments."""
         widths = tuple(self.widths[row] for row in rows)
-        return replace(self, widths=widths, nodes=self.nodes[rows], total=self.total[rows], repeats=self.repeats[rows])
+        return replace(
+            self,
+            widths=widths,
+            nodes=self.nodes[rows],
+            total=self.total[rows],
+            repeats=self.repeats[rows],
+            batch=self.batch[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -386,8 +397,10 @@ def _model(groups: Groups, data: _Data) -> LatencyModel:
         mean += _per_network((base * (1 + kernel @ weights))[None], count)[0]
         covariance += reach.T @ tie
         fitted.append((family, surface, weights, factor, tie))
-    noise = (data.total_noise * data.total) ** 2 / data.repeats
-    whole = cho_factor(covariance + np.diag(noise))
+    # Half of the noise is the anchor's, and all of a batch have that in common.
+    together = np.equal.outer(data.batch, data.batch) + np.eye(count)
+    noise = data.total_noise**2 / 2 * together * np.outer(data.total, data.total / data.repeats)
+    whole = cho_factor(covariance + noise)
     missing = cho_solve(whole, data.total - mean)
     parts = []
     for family, surface, weights, factor, tie in fitted:

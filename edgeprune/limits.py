@@ -50,7 +50,7 @@ class Limits:
     confirm_rounds: int = 3
     solver_s: float = 60.0
     group_widths: int = 16  # candidate widths of one group
-    profile_variants: int = 120
+    profile_variants: int = 180
     # training
     importance_batches: int = 64  # read by a data-driven criterion
     data_batches: int = 1_000_000  # of one split in one pass

@@ -134,6 +134,7 @@ class _Program:
     constant_ns: float = 0.0
     choice: dict[str, dict[int, int]] = field(default_factory=dict)  # group -> width -> column
     scale_loss: float = 1.0
+    known: dict[tuple[int, bytes, bytes], np.ndarray] = field(default_factory=dict)  # tables of surfaces
 
     @staticmethod
     def build(groups: Groups, model: LatencyModel, scores: Scores) -> _Program:
@@ -225,15 +226,22 @@ class _Program:
                 return
             i = sized.sizes(layer.inputs) if ins else np.full(len(sized.columns), layer.inputs.fixed)
             o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)
-            for column, ns in zip(sized.columns, cost.ns(i, o), strict=True):
+            for column, ns in zip(sized.columns, self._ns(cost, i, o), strict=True):
                 self.time[column] += float(ns)
             return
         i, o = np.meshgrid(ins.sizes(layer.inputs), outs.sizes(layer.outputs), indexing="ij")
-        table = cost.ns(i.reshape(-1), o.reshape(-1)).reshape(i.shape)
+        table = self._ns(cost, i.reshape(-1), o.reshape(-1)).reshape(i.shape)
         if (outs, ins) in pairs:
             pairs[outs, ins] = pairs[outs, ins] + table.T
         else:
             pairs[ins, outs] = pairs.get((ins, outs), 0) + table
+
+    def _ns(self, cost: LayerCost, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Layers that share a surface share its table, too."""
+        key = id(cost.surface), inputs.tobytes(), outputs.tobytes()
+        if key not in self.known:
+            self.known[key] = cost.ns(inputs, outputs)
+        return self.known[key]
 
     def _sized(self, span: Span, sums: dict[tuple[tuple[str, int], ...], _Sized]) -> _Sized | None:
         terms = tuple(sorted(span.terms))

@@ -18,6 +18,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.types import Experiment, Groups, Profile, Samples, Widths
 
 TOGETHER = 6  # variants that take turns in one process, with the anchor
+ANCHORS = 2  # times that a process loads the anchor: where a model's memory lies costs it 1 % from one to the next
 PROCESSES = 2  # between two fits
 STEP = PROCESSES * TOGETHER
 TIMED_S = 0.3  # of each variant, in turns
@@ -28,7 +29,7 @@ MOST_CONFIGURATIONS = 4096  # of the endless sequence
 POOL = 96  # configurations among which the next to measure are chosen
 TINY = 1e-12  # a variance that is as good as none
 GOOD_ENOUGH = 0.01  # median relative error on configurations before they were measured, at which measuring stops
-VARIANTS_PER_GROUP = 7  # at most: after that, more of the same does not help
+VARIANTS_PER_GROUP = 2, 7  # at least, and at most: after that, more of the same does not help
 
 log = logging.getLogger("edgeprune")
 
@@ -57,7 +58,8 @@ def measure(
         error = latency.last_error(groups, profile, STEP)
         if error is not None and profile is not begun:
             on_step(known, most, f"median error on unseen widths {100 * error:.1f}%")
-        if known >= most or (known and not groups.free) or (error is not None and error <= GOOD_ENOUGH):
+        enough = known >= VARIANTS_PER_GROUP[0] * len(groups.free)  # with fewer, a small error is luck
+        if known >= most or (known and not groups.free) or (enough and error is not None and error <= GOOD_ENOUGH):
             return
         chosen = choose(groups, profile, min(STEP, most - known))
         if not chosen:
@@ -72,11 +74,9 @@ def measure(
         try:
             bench.measure(models, inputs, TIMED_S, profiled=True, on_done=keep)
             for place in _drifted(profile, batches, measured):
-                log.warning(
-                    "the machine was slower for a while: %d variants are measured again", len(batches[place]) - 1
-                )
+                log.warning("the machine was slower for a while: %d models are measured again", len(batches[place]))
                 (again,) = bench.measure([models[place]], inputs, TIMED_S, profiled=True)
-                measured[place] = min(again, measured[place], key=lambda found: found[0].run.times_ns)
+                measured[place] = min(again, measured[place], key=_anchor_ns)
         except (EdgepruneError, KeyboardInterrupt):
             if measured:
                 yield _with(profile, batches, measured, owners)
@@ -86,12 +86,13 @@ def measure(
 
 
 def _most(groups: Groups) -> int:
-    return max(2 * STEP, min(LIMITS.profile_variants, -(-VARIANTS_PER_GROUP * len(groups.free) // STEP) * STEP))
+    return max(2 * STEP, min(LIMITS.profile_variants, -(-VARIANTS_PER_GROUP[1] * len(groups.free) // STEP) * STEP))
 
 
 def processes(groups: Groups) -> tuple[int, int]:
     """The fewest and the most processes that a profile of this network takes, each with the anchor and `TOGETHER` variants."""
-    return 2 * PROCESSES, -(-_most(groups) // TOGETHER)
+    least = max(2 * STEP, VARIANTS_PER_GROUP[0] * len(groups.free))
+    return -(-least // TOGETHER), -(-_most(groups) // TOGETHER)
 
 
 def anchor(groups: Groups) -> dict[str, int]:
@@ -161,7 +162,8 @@ def _batches(
     """What shares a process: the anchor first, the unpruned network in some, and the chosen variants."""
     batches: list[list[tuple[str, dict[str, int]]]] = []
     for start in range(0, len(chosen), TOGETHER):
-        batch = [("anchor", anchor(groups)), *(("fit", widths) for widths in chosen[start : start + TOGETHER])]
+        batch = [("anchor", anchor(groups))] * ANCHORS
+        batch += [("fit", widths) for widths in chosen[start : start + TOGETHER]]
         if (profile.next_batch + len(batches)) % BASELINE_EVERY == 0:
             batch.append(("baseline", groups.full()))
         batches.append(batch)
@@ -170,11 +172,16 @@ def _batches(
 
 def _drifted(profile: Profile, batches: Sequence[object], measured: Mapping[int, list[Measured]]) -> list[int]:
     """The places of processes whose anchor took much longer than it usually does."""
-    now = {place: float(np.median(measured[place][0].run.times_ns)) for place in measured}
+    now = {place: _anchor_ns(found) for place, found in measured.items()}
     usual = np.median(
         [*(stats.latency(e.samples).mid for e in profile.experiments if e.role == "anchor"), *now.values()]
     )
     return [place for place, ns in now.items() if ns > (1 + DRIFT) * usual]
+
+
+def _anchor_ns(found: Sequence[Measured]) -> float:
+    """What the anchor took in a process, in which it comes first."""
+    return float(np.mean([np.median(measured.run.times_ns) for measured in found[:ANCHORS]]))
 
 
 def _with(

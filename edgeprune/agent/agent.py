@@ -36,6 +36,7 @@ import zlib
 STABLE = 0.02  # warm-up ends when two windows of runs in a row have medians this close
 WINDOW = (3, 10)  # runs in such a window: enough to fill WINDOW_NS
 WINDOW_NS = 20000000
+PROFILED_RUNS = 100  # at most, for times by node: they rank
 NARROW = 0.002  # timing ends when the interval of the median is at most this wide, relative to it
 STDERR_CHARS = 2000
 REPLY_BYTES = 64 << 20
@@ -720,7 +721,7 @@ class OnnxRuntime:
     def profile(cls, job, path):
         """Nanoseconds a run and node. Event times are whole microseconds, cut off: half of one is added back."""
         model = cls(job, path, profiling=True)
-        repeat(model.run, dict(job, timed_s=job["profiled_s"]))
+        repeat(model.run, dict(job, timed_s=job["profiled_s"], runs_max=PROFILED_RUNS))
         report = model.session.end_profiling()
         with open(report) as file:
             events = json.load(file)
@@ -788,7 +789,7 @@ class OpenVino:
             model.run()
             runs += 1
 
-        repeat(counted, dict(job, timed_s=job["profiled_s"]))
+        repeat(counted, dict(job, timed_s=job["profiled_s"], runs_max=PROFILED_RUNS))
         fused = {}
         for op in model.compiled.get_runtime_model().get_ordered_ops():
             info = op.get_rt_info()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -205,6 +206,7 @@ def _silenced() -> Iterator[None]:
     """The converter tells its steps on stdout, and libraries of C++ write to the descriptors."""
     sys.stdout.flush()
     sys.stderr.flush()
+    handlers = logging.root.handlers[:]
     kept = [os.dup(descriptor) for descriptor in (1, 2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -214,6 +216,7 @@ def _silenced() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        logging.root.handlers[:] = handlers  # one that was made here would write to the silence that is over
         sys.stdout.flush()
         sys.stderr.flush()
         for descriptor, copy in zip((1, 2), kept, strict=True):

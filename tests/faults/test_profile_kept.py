@@ -1,4 +1,4 @@
-"""A device that goes away in the middle of a profile: what it had answered is kept, and the next run goes on from there."""
+"""A device that goes away or slows down in the middle of a profile: what is good is kept, and the rest is measured again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from nets import NETS, image
 from test_latency import truth
 
-from edgeprune import network, profiling
+from edgeprune import latency, network, profiling
 from edgeprune.bench import Bench
 from edgeprune.errors import LinkError
 from edgeprune.transports.fake import Fake
-from edgeprune.types import Profile, Target
+from edgeprune.types import Experiment, Profile, Target
 
 FACTS = {
     **{"machine": "x86_64", "cpu": "c", "cores": 1, "system": "s", "runtime": "onnxruntime"},
@@ -22,54 +22,87 @@ FACTS = {
 }
 
 
-@pytest.mark.parametrize("answers", [0, 1, 3])
-def test_what_was_measured_is_kept_and_not_measured_again(answers: int, tmp_path: Path) -> None:
-    model = NETS["Residual"]()
-    groups = network.survey(model, image())
-    asked: list[dict[str, int]] = []
-    left = [answers]
+class Machine:
+    """A device of the test's own, and the profile that grows on it."""
 
-    def variant(widths: Mapping[str, int]) -> Path:
-        path = tmp_path / "_".join(map(str, widths.values())) / "model.onnx"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.groups = folder, network.survey(NETS["Residual"](), image())
+        self.left = 10_000  # answers until it is gone
+        self.slowness: list[float] = []  # of the next processes; 1 after that
+        self.asked: list[list[dict[str, int]]] = []  # widths, a list a process
+        self.bench = Bench(Target(folder / "t.toml", "t", "local", "onnxruntime"), Fake(self.answer), folder)
+        self.profile = Profile("t", "m", self.groups.network, self.bench.device, 1, "fp32", ())
+
+    def variant(self, widths: Mapping[str, int]) -> Path:
+        path = self.folder / "_".join(map(str, widths.values())) / "model.onnx"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
         return path
 
-    def answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    def answer(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
         if job["mode"] == "identify":
             return FACTS
-        if left[0] == 0:
+        if self.left == 0:
             raise LinkError("gone")
-        left[0] -= 1
+        self.left -= 1
+        slow = self.slowness.pop(0) if self.slowness else 1.0
+        self.asked.append([])
         models = []
         for model in job["models"]:
-            widths = dict(zip(groups.full(), map(int, Path(model).parent.name.split("_")), strict=True))
-            asked.append(widths)
-            layers = {name: max(1, round(ns)) for name, ns in truth(groups, widths, 8).items()}
+            widths = dict(zip(self.groups.full(), map(int, Path(model).parent.name.split("_")), strict=True))
+            self.asked[-1].append(widths)
+            layers = {name: max(1, round(ns)) for name, ns in truth(self.groups, widths, 8).items()}
             nodes = [{"name": name, "ns": ns} for name, ns in layers.items()]
-            total = sum(layers.values())
+            total = round(slow * sum(layers.values()))
             models.append({"times_ns": [total] * 5, "waited_ns": 0, "waits": 1, "nodes": nodes})
         return {"models": models, "peak_memory_bytes": 1, "before": {}, "after": {}}
 
-    bench = Bench(Target(tmp_path / "t.toml", "t", "local", "onnxruntime"), Fake(answer), tmp_path)
-    owners = {layer.name: layer.name for layer in groups.layers}
-    known = [Profile("t", "m", groups.network, bench.device, 1, "fp32", ())]
+    def grow(self) -> None:
+        owners = {layer.name: layer.name for layer in self.groups.layers}
+        start, inputs = self.profile, list[Path]()
+        for grown in profiling.measure(
+            self.bench, self.variant, owners, self.groups, start, inputs, lambda done, most, note: None
+        ):
+            self.profile = grown
 
-    def grow() -> None:
-        silent = profiling.measure(bench, variant, owners, groups, known[-1], [], lambda done, most, note: None)
-        known.extend(silent)
+    def measured(self, role: str) -> list[Experiment]:
+        return [e for e in self.profile.experiments if e.role == role]
 
+
+@pytest.mark.parametrize("answers", [0, 1, 3])
+def test_what_was_measured_is_kept_and_not_measured_again(answers: int, tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.left = answers
     with pytest.raises(LinkError):
-        grow()
-    profile = known[-1]
-    fits = [e.widths for e in profile.experiments if e.role == "fit"]
+        machine.grow()
+    fits = [e.widths for e in machine.measured("fit")]
     assert len(fits) == answers * profiling.TOGETHER  # an answer is of a process
-    left[0] = 10_000
-    asked.clear()
-    grow()
-    profile = known[-1]
-    assert not [widths for widths in asked if widths in fits]
-    measured = [tuple(e.widths.values()) for e in profile.experiments if e.role == "fit"]
+    machine.left = 10_000
+    machine.asked.clear()
+    machine.grow()
+    assert not [widths for process in machine.asked for widths in process if widths in fits]
+    measured = [tuple(e.widths.values()) for e in machine.measured("fit")]
     assert len(measured) == len(set(measured)) > profiling.STEP
-    baselines = [e.batch for e in profile.experiments if e.role == "baseline"]
-    assert baselines[0] == 0
+    assert machine.measured("baseline")[0].batch == 0
+    assert {e.batch for e in machine.measured("anchor")} == {e.batch for e in machine.profile.experiments}
+
+
+def test_a_process_that_drifted_is_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(tmp_path)
+    machine.slowness = [1.0, 1.6]
+    machine.grow()
+    assert machine.asked[2] == machine.asked[1]
+    assert "measured again" in caplog.text
+    anchors = {e.samples.runs[0].times_ns for e in machine.measured("anchor")}
+    assert len(anchors) == 1
+
+
+def test_a_machine_that_stays_slower_is_corrected_by_its_anchor(tmp_path: Path) -> None:
+    calm, slow = Machine(tmp_path / "calm"), Machine(tmp_path / "slow")
+    slow.slowness = [1.0, 1.6, 1.6]  # again as slow as before
+    for machine in (calm, slow):
+        machine.folder.mkdir()
+        machine.grow()
+    for one, other in zip(calm.measured("fit")[: profiling.STEP], slow.measured("fit"), strict=False):
+        times = latency.measured_ns(calm.profile, one), latency.measured_ns(slow.profile, other)
+        assert one.widths == other.widths and times[0] == pytest.approx(times[1], rel=1e-3)

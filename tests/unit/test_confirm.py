@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from edgeprune.errors import InconclusiveError
 from edgeprune.importance import CRITERIA
 from edgeprune.pipeline import Quiet, Road
 from edgeprune.store import Store
-from edgeprune.types import Experiment, Interval, Plan, Profile, Round, Run, Samples, Widths
+from edgeprune.types import Experiment, Groups, Interval, Plan, Profile, Round, Run, Samples, Scores, Widths
 
 OVERHEAD = 3000
 
@@ -32,6 +33,13 @@ class Wide(Concat):
         self.d, self.head = conv(176, 96), Head(96)
 
 
+@cache
+def surveyed() -> tuple[Groups, Scores]:
+    model = Wide()
+    groups = network.survey(model, image())
+    return groups, CRITERIA["magnitude"](model, groups, [], lambda outputs, targets: outputs)
+
+
 class Simulated(Road):
     """A road whose device takes `bias` times what its profile promised, with an interval of ± `noise`."""
 
@@ -39,10 +47,8 @@ class Simulated(Road):
         known = codec.read_project(project, budget)
         target = codec.read_target(codec.find_target("local", project.parent))
         super().__init__(known, target, Store(project.parent / "runs"), ExitStack(), Quiet())
-        model = Wide()
         self.bias, self.noise, self.turns = bias, noise, 0
-        self.groups = network.survey(model, image())
-        self.scores = CRITERIA["magnitude"](model, self.groups, [], lambda outputs, targets: outputs)
+        self.groups, self.scores = surveyed()
         variants = {"anchor": profiling.anchor(self.groups), "baseline": self.groups.full()}
         others = islice(profiling.configurations(self.groups), 40)
         taken = [self._taken(0, role, widths, 1.0) for role, widths in variants.items()]

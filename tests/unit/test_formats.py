@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 
 import numpy as np
@@ -13,7 +14,7 @@ from nets import NETS, image
 from torch import nn
 
 from edgeprune import flatbuffer, graph, network
-from edgeprune.formats import FORMATS
+from edgeprune.formats import FORMATS, tflite
 from edgeprune.formats.base import Origins
 from edgeprune.formats.onnx import OnnxTemplate
 
@@ -107,6 +108,14 @@ def test_batch_norm_is_folded() -> None:
     groups = network.survey(model, image())
     kinds = {node.op_type for node in OnnxTemplate(model, image(), groups).proto.graph.node}
     assert "BatchNormalization" not in kinds
+
+
+def test_a_converter_that_sets_up_logging_is_undone() -> None:
+    """absl does, while it is imported: on the standard error of that moment, which is nobody's and soon closed."""
+    before = logging.root.handlers[:]
+    with tflite._silenced():
+        logging.root.addHandler(logging.StreamHandler())
+    assert logging.root.handlers == before
 
 
 def test_a_tflite_file_survives_reading_and_writing() -> None:
