@@ -197,7 +197,7 @@ class Road:
             profile = Profile(
                 to.name, self.project.name, self.groups.network, self.device, to.threads, to.precision, ()
             )
-        known = len(profile.experiments)
+        known, first = len(profile.experiments), profile.next_batch
         owners = self.template.owners(self.groups.layers)
         steps = profiling.measure(
             self.bench, self.variant, owners, self.groups, profile, self.input_files, self._watch.step
@@ -205,7 +205,8 @@ class Road:
         for profile in steps:
             self._keep(profile)
         new = len(profile.experiments) - known
-        self._watch.done("profile", f"{known} experiments reused, {new} measured; {path}")
+        processes = profile.next_batch - first
+        self._watch.done("profile", f"{known} experiments reused, {new} measured in {processes} processes; {path}")
         return profile
 
     @property
