@@ -412,7 +412,7 @@ class Road:
             sent *= 2
         at_least, most = profiling.processes(groups)
         each = profiling.TIMED_S + profiling.PROFILED_S + LIMITS.warmup_s / 4
-        seconds = LIMITS.start_s + (1 + profiling.TOGETHER) * each
+        seconds = LIMITS.start_s + (profiling.ANCHORS + profiling.TOGETHER) * each
         lines = [
             *transports.commands(self.target),
             "  agent: identify",

@@ -17,7 +17,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.limits import LIMITS
 from edgeprune.types import Experiment, Groups, Profile, Samples, Widths
 
-TOGETHER = 6  # variants that take turns in one process, with the anchor
+TOGETHER = 6  # variants that take turns in one process, with the anchors
 ANCHORS = 2  # times that a process loads the anchor: where a model's memory lies costs it 1 % from one to the next
 PROCESSES = 2  # between two fits
 STEP = PROCESSES * TOGETHER
