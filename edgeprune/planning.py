@@ -70,7 +70,7 @@ def plans(
         solved = program.solve(model.sum_ns(limit))
         if solved is None:
             return None
-        widths, bound = full | solved[0], solved[1]
+        widths, bound = _filled_up(groups, model, scores, full | solved[0], limit), solved[1]
         _check(model, widths, limit)
         keep, loss, gap = _proved(groups, scores, widths, bound)
         return Plan(keep, model.predict(widths), baseline, budget_ns, loss, bound, gap, profile)
@@ -81,6 +81,22 @@ def plans(
     if not any(made):
         raise InfeasibleError(_fastest(program, model, full, budget_ns))
     return list({tuple(plan.widths.values()): plan for plan in made if plan is not None}.values())
+
+
+def _filled_up(
+    groups: Groups, model: LatencyModel, scores: Scores, widths: dict[str, int], limit: float
+) -> dict[str, int]:
+    """Wider where it costs nothing: units without importance leave the solver indifferent, and budget unused."""
+    tables = {group.name: losses(group, scores) for group in groups.free}
+
+    def loss(configuration: Widths) -> float:
+        return sum(table[configuration[name]] for name, table in tables.items())
+
+    while True:
+        fitting = [wide for wide in wider(groups, widths) if model.ns(wide) <= limit]
+        if not fitting:
+            return widths
+        widths = min(fitting, key=lambda wide: (loss(wide), model.ns(wide)))
 
 
 def _proved(

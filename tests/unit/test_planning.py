@@ -118,6 +118,16 @@ def test_several_aims_give_different_plans_in_their_order_and_the_budget_itself_
     assert only.predicted.mid == pytest.approx(fastest)
 
 
+def test_units_without_importance_are_kept_where_the_budget_allows() -> None:
+    groups = network(CHAINS[0], {"a": 64, "b": 64})
+    model = stepped(groups, [1, 1, 1])
+    scores = Scores("t", {"a": (1.0,) * 8 + (0.0,) * 56, "b": (1.0,) * 8 + (0.0,) * 56})
+    budget = 0.6 * model.ns(groups.full())
+    (plan,) = planning.plans(groups, model, scores, budget, "p")
+    assert plan.loss == 0 and plan.gap == 0
+    assert all(model.ns(widths) > budget for widths in planning.wider(groups, plan.widths))
+
+
 def test_a_network_with_nothing_to_cut_says_so() -> None:
     groups = Groups(
         "d", (Group("fc", 10, (), "output of the model"),), (Layer("fc", "linear", "fc.w", Span(8), Span(10), 1, 1),)
