@@ -157,14 +157,18 @@ class LatencyModel:
 
 def measured_ns(profile: Profile, experiment: Experiment) -> float:
     """The whole-network latency of an experiment with the machine's drift taken out by its batch's anchor."""
+    return _share(profile, experiment) * anchor_ns(profile)
+
+
+def _share(profile: Profile, experiment: Experiment) -> float:
+    """Of the anchor's latency, in the processes that the two took turns in."""
     anchors = [e.samples for e in profile.experiments if e.role == "anchor" and e.batch == experiment.batch]
-    shares = [stats.ratio(experiment.samples, anchor, QUIET).mid for anchor in anchors]
-    return float(np.mean(shares)) * anchor_ns(profile)
+    return float(np.mean([np.median(stats.ratios(experiment.samples, anchor, QUIET)) for anchor in anchors]))
 
 
 def anchor_ns(profile: Profile) -> float:
     """What the anchor usually takes, in nanoseconds: the scale of all that is told of a profile."""
-    runs = [stats.latency(e.samples).mid for e in profile.experiments if e.role == "anchor"]
+    runs = [np.median(stats.per_process(e.samples)) for e in profile.experiments if e.role == "anchor"]
     return float(np.median(runs))
 
 
@@ -244,8 +248,8 @@ class _Data:
     @staticmethod
     def of(groups: Groups, profile: Profile) -> _Data:
         names = [layer.name for layer in groups.layers]
-        taken = [e for e in profile.experiments]
-        total = np.array([measured_ns(profile, e) for e in taken])
+        taken = profile.experiments
+        total = anchor_ns(profile) * np.array([_share(profile, e) for e in taken])
         seen = np.array([[e.layer_ns.get(name, 0) for name in names] for e in taken], float)
         other = np.array([e.other_ns for e in taken], float)
         profiled = seen.sum(1) > 0
@@ -273,7 +277,7 @@ class _Data:
         ratios = [total[rows] / np.median(total[rows]) for rows in alike if len(rows) > 1 and rows is not most]
         if sum(map(len, ratios)) >= REPEATS:
             total_noise = max(TOTAL_NOISE[0], float(_relative_spread(np.concatenate(ratios)[:, None])[0]))
-        anchors = [stats.latency(e.samples, QUIET).mid for e in taken if e.role == "anchor"]
+        anchors = [np.median(stats.per_process(e.samples, QUIET)) for e in taken if e.role == "anchor"]
         if len(anchors) >= REPEATS:  # a machine that does not drift has no noise to speak of
             drift = math.sqrt(2) * float(_relative_spread(np.array(anchors)[:, None])[0])
             total_noise = min(total_noise, max(TOTAL_NOISE[0], drift))
@@ -315,9 +319,7 @@ class _Part:
     surface: Surface
     layers: tuple[Layer, ...]
     factor: tuple[np.ndarray, bool]  # of the covariance of its measured points, (n, n)
-    tie: (
-        np.ndarray
-    )  # (n, experiments): from the correction at its points to the network's latency, given the node times
+    tie: np.ndarray  # (n, experiments): from its points to the networks' latencies, given the node times
 
 
 @dataclass(frozen=True)
@@ -378,10 +380,8 @@ def _model(groups: Groups, data: _Data) -> LatencyModel:
     mean, covariance = np.full(count, constant), np.zeros((count, count))
     fitted = []
     for family in families:
-        times, totals = data.nodes[:, family.rows].T.reshape(-1), np.tile(data.total, len(family.rows))
+        times, totals, surface = family.usual(data)
         floor = RESOLUTION * totals
-        coefficients = _steps(family.layers[0], family.points, times, totals)
-        surface = Surface(family.layers[0], coefficients, family.points, np.zeros(0), 0.0)
         base = _base(surface, family.points, floor)
         seen = np.isfinite(times)
         error = np.where(seen, times / base - 1, 0.0)
@@ -419,6 +419,12 @@ class _Family:
         self.layers = tuple(groups.layers[row] for row in rows)
         self.points = _points(self.layers, data.widths)
 
+    def usual(self, data: _Data) -> tuple[np.ndarray, np.ndarray, Surface]:
+        """At every point the node time and the network's total, and the surface that the step terms alone make of them."""
+        times, totals = data.nodes[:, self.rows].T.reshape(-1), np.tile(data.total, len(self.rows))
+        coefficients = _steps(self.layers[0], self.points, times, totals)
+        return times, totals, Surface(self.layers[0], coefficients, self.points, np.zeros(0), 0.0)
+
 
 def _fixed(layer: Layer) -> bool:
     """Whether a layer stays as it is at all widths."""
@@ -442,9 +448,7 @@ def _exponent(families: Sequence[_Family], fixed: Sequence[int], data: _Data) ->
     count = len(data.total)
     usual = data.overhead_ns + np.nan_to_num(np.nanmedian(data.nodes[:, fixed], axis=0)).sum() + np.zeros(count)
     for family in families:
-        times, totals = data.nodes[:, family.rows].T.reshape(-1), np.tile(data.total, len(family.rows))
-        coefficients = _steps(family.layers[0], family.points, times, totals)
-        surface = Surface(family.layers[0], coefficients, family.points, np.zeros(0), 0.0)
+        *_, surface = family.usual(data)
         usual += _per_network(_base(surface, family.points, np.zeros(1))[None], count)[0]
     if np.ptp(np.log(usual)) < VARIED:
         return 1.0

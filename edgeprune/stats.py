@@ -34,10 +34,16 @@ def ratio(first: Samples, second: Samples, q: float = 0.5, confidence: float = 0
 
     A pair sees the same state of the machine, so its drift cancels. Raises `ValueError` when the pairs do not match.
     """
+    return _median_interval(ratios(first, second, q), confidence)
+
+
+def ratios(first: Samples, second: Samples, q: float = 0.5) -> np.ndarray:
+    """`first` ÷ `second` of every pair of processes, (processes,). Raises `ValueError` when the pairs do not match."""
     a, b = per_process(first, q), per_process(second, q)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} processes do not pair up")
-    return _median_interval(a / b, confidence)
+    result: np.ndarray = a / b
+    return result
 
 
 def decide(interval: Interval, limit: float) -> Outcome:
