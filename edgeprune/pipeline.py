@@ -285,7 +285,7 @@ class Road:
         for turn in range(LIMITS.confirm_rounds):
             tried += zip(plans, self._measured(turn, plans), strict=True)
             safe = [(plan, found) for plan, found in tried if found.safe]
-            model = latency.fit(self.groups, self.profile)
+            model = latency.draft(self.groups, self.profile)
             now = [found.measured.mid / model.ns(plan.widths) for plan, found in tried if found.turn == turn]
             correction = sorted(now)[len(now) // 2]
             plan, found = max(safe or tried, key=lambda pair: pair[1].share)
@@ -293,8 +293,9 @@ class Road:
             full_up = all(model.ns(widths) * correction > found.budget_ns for widths in wider)
             if found.safe and (found.share >= LEAST or full_up):
                 break
-            surprise = max(abs(f.measured.mid / f.predicted_ns - 1) for _, f in tried if f.turn == turn)
-            plans = self._planned(turn + 1, correction, surprise)
+            if turn + 1 < LIMITS.confirm_rounds:
+                surprise = max(abs(f.measured.mid / f.predicted_ns - 1) for _, f in tried if f.turn == turn)
+                plans = self._planned(turn + 1, correction, surprise)
         met = [(plan, found) for plan, found in tried if found.share <= 1]
         if not met:
             shares = ", ".join(f"{100 * found.share:.1f}%" for _, found in tried)
