@@ -4,8 +4,8 @@
 
 Profiles the network as `edgeprune profile` does, then measures random configurations that the model never saw: half of them
 at the planner's candidate widths, half at any widths (of those, few are multiples of 8). Each takes turns with the profile's
-anchor in two processes. Beside it, from the same run: latency proportional to multiply-accumulates, and the sum of layers
-that were timed alone, each at just its widths (of four configurations). Errors are relative to the measured latency.
+anchor and others in four processes. Beside it, from the same run: latency proportional to multiply-accumulates, and the sum
+of layers that were timed alone, each at just its widths (of four configurations). Errors are relative to the measured latency.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from nets import NETS, RUNTIMES, Subject, alone
 
-from edgeprune import graph, latency, profiling, stats
+from edgeprune import graph, latency, profiling
+from edgeprune.bench import Measured
 from edgeprune.types import Groups
 
-PROCESSES = 2
+PROCESSES = 4  # of each held-out configuration
 ALONE = 2  # configurations of each half whose layers are timed alone, too
 
 
@@ -40,19 +41,39 @@ def held_out(groups: Groups, count: int, seed: int) -> list[dict[str, int]]:
     return found
 
 
-def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float) -> np.ndarray:
-    """Nanoseconds of each configuration, drift taken out by the anchor in its processes."""
-    found = []
-    for start in range(0, len(unseen), profiling.TOGETHER):
-        part = unseen[start : start + profiling.TOGETHER]
-        beside = [profiling.anchor(subject.groups)] * profiling.ANCHORS
-        models = [subject.variant(w) for w in (*beside, *part)]
-        samples = subject.bench.compare(models, subject.inputs, PROCESSES)
-        anchors = samples[: profiling.ANCHORS]
-        for s in samples[profiling.ANCHORS :]:
-            found.append(float(np.mean([stats.ratio(s, a, latency.QUIET).mid for a in anchors])) * anchor_ns)
-        print(f"  {len(found)}/{len(unseen)} held out", flush=True)
-    return np.array(found)
+def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nanoseconds of each configuration: the best estimate, (configurations,), and each process by itself as the profile
+    would have it, (configurations, `PROCESSES`).
+
+    Every round mixes the configurations anew, so that what one process does to all in it does not stay with any of them: the
+    logarithms of times are a two-way layout, configuration plus process, solved by least squares. The anchor is at zero.
+    """
+    random = np.random.default_rng(0)
+    count, share = len(unseen), profiling.TOGETHER
+    beside = [subject.variant(profiling.anchor(subject.groups))] * profiling.ANCHORS
+    models = [subject.variant(widths) for widths in unseen]
+    rounds = [random.permutation(count) for _ in range(PROCESSES)]
+    batches = [order[start : start + share] for order in rounds for start in range(0, count, share)]
+    per_round = len(batches) // PROCESSES
+    rows, logs = [], []
+    single = np.empty((count, PROCESSES))
+
+    def keep(place: int, found: list[Measured]) -> None:
+        anchors, own = np.split(np.log([np.quantile(m.run.times_ns, latency.QUIET) for m in found]), [len(beside)])
+        for which, log in [*((None, log) for log in anchors), *zip(batches[place], own, strict=True)]:
+            row = np.zeros(count + len(batches))
+            row[count + place] = 1
+            if which is not None:
+                row[which] = 1
+            rows.append(row)
+            logs.append(log)
+        single[batches[place], place // per_round] = np.exp(own - anchors.mean()) * anchor_ns
+        print(f"  held out: process {place + 1}/{len(batches)}", flush=True)
+
+    asked = [[*beside, *(models[i] for i in batch)] for batch in batches]
+    subject.bench.measure(asked, subject.inputs, profiling.TIMED_S, on_done=keep)
+    solution, *_ = np.linalg.lstsq(np.array(rows), np.array(logs))
+    return np.exp(solution[:count]) * anchor_ns, single
 
 
 def row(name: str, predicted: np.ndarray, measured: np.ndarray) -> dict[str, object]:
@@ -84,7 +105,7 @@ def main() -> None:
             model = latency.fit(subject.groups, profile)
             wall = time.monotonic() - started
             unseen = held_out(subject.groups, options.held_out, options.seed)
-            measured = measure(subject, unseen, latency.anchor_ns(profile))
+            measured, single = measure(subject, unseen, latency.anchor_ns(profile))
             some = [*range(ALONE), *range(options.held_out - ALONE, options.held_out)]
             isolated = None if options.target else alone(subject, [unseen[i] for i in some])
             emulated = subject.bench.device.emulated
@@ -102,7 +123,8 @@ def main() -> None:
     ]
     if isolated is not None:
         rows.append(row(f"layers alone, summed ({len(some)})", isolated, measured[some]))
-    inside = float(np.mean([i.low <= ns <= i.high for i, ns in zip(intervals, measured, strict=True)]))
+    low, high = (np.array([[getattr(i, end)] for i in intervals]) for end in ("low", "high"))
+    inside = float(np.mean((low <= single) & (single <= high)))
     width = float(np.median([i.high / i.mid - 1 for i in intervals]))
     spent = sum(sum(run.times_ns) for e in profile.experiments for run in e.samples.runs) / 1e9
     print(
@@ -120,6 +142,7 @@ def main() -> None:
             **{"emulated": emulated, "experiments": len(profile.experiments), "wall_s": wall},
             **{"device_s": subject.device_s, "timed_s": spent, "baseline_ns": baseline, "coverage": inside},
             **{"interval": width, "rows": rows, "measured_ns": measured.tolist(), "predicted_ns": predicted.tolist()},
+            **{"single_ns": single.tolist()},
         }
         options.out.write_text(json.dumps(document, indent=1))
 
