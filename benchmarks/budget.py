@@ -42,7 +42,7 @@ valid = "subject:batches"
 [budget]
 latency = "50%"
 [prune]
-importance = "magnitude"
+importance = "magnitude-l2"
 [finetune]
 epochs = 0
 """

@@ -71,7 +71,9 @@ class _Budget(_Section):
 
 
 class _Prune(_Section):
-    importance: Literal["taylor", "magnitude"] = "taylor"
+    importance: Literal[
+        "loss-curves", "taylor", "fisher", "magnitude-l1", "magnitude-l2", "bn-scale", "fpgm", "random"
+    ] = "taylor"
     lock: Annotated[list[Text], Field(description='a list of names or patterns, such as ["head.*"]')] = []
 
 

@@ -53,6 +53,8 @@ class Limits:
     profile_variants: int = 180
     # training
     importance_batches: int = 64  # read by a data-driven criterion
+    fisher_samples: int = 512
+    curve_macs: int = 40 * 10**12  # of measuring loss curves, about a quarter of an hour on two cores
     data_batches: int = 1_000_000  # of one split in one pass
     epochs: int = 10_000
     # the shell of the command line

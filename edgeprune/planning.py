@@ -26,7 +26,9 @@ SUM_LEVELS = 64  # distinct channel counts kept where a layer reads several grou
 
 
 def losses(group: Group, scores: Scores) -> dict[int, float]:
-    """Expected loss at every width when the best units are kept: the sum of the scores that go."""
+    """Expected loss at every width when the best units are kept: as measured, or the sum of the scores that go."""
+    if group.name in scores.curves:
+        return dict(enumerate(scores.curves[group.name], 1))
     cheapest_first = np.sort(np.array(scores.units[group.name]))
     gone = np.concatenate([[0.0], np.cumsum(cheapest_first)])
     return {width: float(gone[group.width - width]) for width in range(1, group.width + 1)}
@@ -104,8 +106,9 @@ def _proved(
 ) -> tuple[dict[str, tuple[int, ...]], float, float]:
     """The units kept at these widths, their loss, and its proven gap to the bound. Raises `SolverError` above `GAP`."""
     free = groups.free
-    loss = sum(losses(group, scores)[widths[group.name]] for group in free)
-    total = sum(sum(scores.units[group.name]) for group in free)
+    tables = {group.name: losses(group, scores) for group in free}
+    loss = sum(table[widths[name]] for name, table in tables.items())
+    total = sum(table[1] for table in tables.values())
     gap = max(0.0, (loss - bound) / max(abs(loss), 1e-9 * total, 1e-300))
     if not gap <= GAP:
         raise SolverError(f"the solver proved the plan only to a gap of {gap:.2g} in {LIMITS.solver_s:g} s")

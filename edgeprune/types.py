@@ -383,15 +383,23 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a group's units are worth: `units[group][unit]` ≥ 0, the expected loss of removing that unit alone."""
+    """What a group's units are worth: `units[group][unit]` ≥ 0, the expected loss of removing that unit alone.
+
+    `curves[group][k - 1]`, where it was measured, is the expected loss when the best k units are kept; where not, the
+    scores of those that go are added up.
+    """
 
     criterion: str
     units: dict[str, tuple[float, ...]]
+    curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for group, values in self.units.items():
+        for group, values in [*self.units.items(), *self.curves.items()]:
             if any(not math.isfinite(v) or v < 0 for v in values):
                 raise ValueError(f"the scores of {group} must be finite and not negative")
+        for group, curve in self.curves.items():
+            if len(curve) != len(self.units[group]) or curve[-1] != 0 or sorted(curve, reverse=True) != list(curve):
+                raise ValueError(f"the loss curve of {group} must fall with every unit kept, to zero when all are")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from edgeprune.importance.base import Importance
-from edgeprune.importance.magnitude import magnitude
-from edgeprune.importance.taylor import taylor
+from edgeprune.importance.curves import loss_curves
+from edgeprune.importance.gradients import fisher, taylor
+from edgeprune.importance.weights import chance, fpgm, magnitude_l1, magnitude_l2, norm_scale
 
-CRITERIA: dict[str, Importance] = {"magnitude": magnitude, "taylor": taylor}
+CRITERIA: dict[str, Importance] = {
+    "loss-curves": loss_curves,
+    "taylor": taylor,
+    "fisher": fisher,
+    "magnitude-l1": magnitude_l1,
+    "magnitude-l2": magnitude_l2,
+    "bn-scale": norm_scale,
+    "fpgm": fpgm,
+    "random": chance,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -30,3 +30,21 @@ def per_unit(slot: Slot, values: Tensor) -> Tensor:
     others = [dim for dim in range(values.ndim) if dim != slot.dim]
     summed = values.sum(dim=others) if others else values
     return summed[index].sum(dim=1)
+
+
+def per_group(groups: Groups, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sum `values`, given a parameter and shaped as it, over all that each unit touches: (units,) a free group.
+
+    A parameter that is not in `values` counts as zero.
+    """
+    totals = {group.name: torch.zeros(group.width) for group in groups.free}
+    for group in groups.free:
+        for slot in group.slots:
+            if slot.parameter in values:
+                totals[group.name] += per_unit(slot, values[slot.parameter])
+    return totals
+
+
+def scores(criterion: str, totals: Mapping[str, Tensor]) -> Scores:
+    """Totals (units,) a group, as scores."""
+    return Scores(criterion, {name: tuple(values.tolist()) for name, values in totals.items()})

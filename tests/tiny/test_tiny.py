@@ -42,7 +42,7 @@ def test_the_promise(tmp_path: Path) -> None:
     assert fitted.median_error < 0.02
 
     # The plan is exact and proved, and its network meets the budget on the device.
-    scores = CRITERIA["magnitude"](model, groups, [], lambda outputs, targets: outputs)
+    scores = CRITERIA["magnitude-l2"](model, groups, [], lambda outputs, targets: outputs)
     budget = 0.5 * latency.measured_ns(profile, device(groups.full()))
     (plan,) = planning.plans(groups, fitted, scores, budget, "tiny")
     assert plan.gap <= 1e-3

@@ -37,7 +37,7 @@ class Wide(Concat):
 def surveyed() -> tuple[Groups, Scores]:
     model = Wide()
     groups = network.survey(model, image())
-    return groups, CRITERIA["magnitude"](model, groups, [], lambda outputs, targets: outputs)
+    return groups, CRITERIA["magnitude-l2"](model, groups, [], lambda outputs, targets: outputs)
 
 
 class Simulated(Road):

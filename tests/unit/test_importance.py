@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgeprune import network
 from edgeprune.errors import UsageError
-from edgeprune.importance import CRITERIA
+from edgeprune.importance import CRITERIA, curves
 
 
 class Two(nn.Module):
@@ -35,8 +37,96 @@ def score(name: str, batches: list[tuple[tuple[Tensor, ...], Tensor]]) -> tuple[
     return CRITERIA[name](model, groups, batches, total).units["w"]
 
 
-def test_magnitude_sums_squares_over_all_layers_of_the_group() -> None:
-    assert score("magnitude", []) == pytest.approx((2**2 + 5**2, 3**2 + 1**2))
+def test_magnitude_sums_over_all_layers_of_the_group() -> None:
+    assert score("magnitude-l1", []) == pytest.approx((2 + 5, 3 + 1))
+    assert score("magnitude-l2", []) == pytest.approx((2**2 + 5**2, 3**2 + 1**2))
+
+
+def test_fpgm_is_the_distance_to_all_other_filters_of_each_layer() -> None:
+    assert score("fpgm", []) == pytest.approx((abs(2 - 3) + abs(5 + 1),) * 2)
+
+
+def test_fpgm_compares_filters_not_their_absolute_values() -> None:
+    class Mirrored(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.v = nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False)
+            with torch.no_grad():
+                self.w.weight.copy_(torch.tensor([[2.0], [-2.0], [1.0]]))
+                self.v.weight.copy_(torch.tensor([[1.0, 1.0, 1.0]]))
+
+    model = Mirrored()
+    groups = network.survey(model, (torch.ones(1, 1),))
+    assert CRITERIA["fpgm"](model, groups, [], total).units["w"] == pytest.approx((4 + 1, 4 + 3, 1 + 3))
+
+
+class Normed(Two):
+    """A batch-norm between the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.tensor([0.5, -4.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.v(self.norm(self.w(x)))
+
+
+def test_batch_norm_scales_count_by_their_size() -> None:
+    model = Normed()
+    groups = network.survey(model, (torch.ones(1, 1),))
+    assert CRITERIA["bn-scale"](model, groups, [], total).units["w"] == pytest.approx((0.5, 4.0))
+
+
+def test_batch_norm_scales_need_batch_norm() -> None:
+    with pytest.raises(UsageError, match="w pass no batch-norm"):
+        score("bn-scale", [])
+
+
+def test_fisher_is_half_the_mean_squared_gradient_of_single_samples_times_the_squared_weight() -> None:
+    # d/dw_j = v_j·x and d/dv_j = w_j·x, so ½·(E[x²]·v²·w² twice) = 2.5·w²·v² for x = 1 and 2, in one batch or in two.
+    batches = [((torch.tensor([[1.0], [2.0]]),), torch.zeros(2, 1))]
+    assert score("fisher", batches) == pytest.approx((2.5 * 100, 2.5 * 9))
+
+
+def test_loss_curves_are_the_measured_rise_of_the_loss() -> None:
+    # y = (10 − 3)·x; without the second unit, which Taylor ranks last, 10·x: 3·x more, and x is 1.5 on average.
+    batches = [((torch.full((1, 1), x),), torch.zeros(1, 1)) for x in (1.0, 2.0)]
+    model = Two()
+    found = CRITERIA["loss-curves"](model, network.survey(model, (torch.ones(1, 1),)), batches, total)
+    assert found.curves["w"] == pytest.approx((4.5, 0.0))
+    assert found.units["w"][0] > found.units["w"][1]
+
+
+def test_loss_curves_see_batch_norm_as_it_is_after_training() -> None:
+    # The stored statistics are far from the data's; with the batch's own, both units are at ±γ whatever went in.
+    model = Normed().eval()
+    with torch.no_grad():
+        model.norm.running_mean.fill_(1e3)
+        model.v.weight.copy_(torch.tensor([[1.0, 0.1]]))
+
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs**2).mean()
+
+    batches = [((torch.tensor([[1.0], [-1.0]]),), torch.zeros(2, 1))]
+    groups = network.survey(model, (torch.ones(2, 1),))
+    found = CRITERIA["loss-curves"](model, groups, batches, squared)
+    # outputs ±(0.5 − 0.4), and ±0.5 or ±0.4 with one unit gone
+    assert found.curves["w"][0] in (pytest.approx(0.25 - 0.01, rel=1e-3), pytest.approx(0.16 - 0.01, rel=1e-3))
+    assert float(model.norm.running_mean[0]) == 1e3
+
+
+@given(
+    st.lists(st.floats(-10, 10), min_size=1, max_size=8),
+    st.integers(0, 60),
+)
+def test_a_loss_curve_falls_with_every_unit_kept(rises: list[float], more: int) -> None:
+    widths = list(range(1, 2 * len(rises), 2))
+    curve = curves._interpolated(widths[-1] + 1 + more, widths, rises)
+    assert list(curve) == sorted(curve, reverse=True)
+    assert curve[-1] == 0
+    assert curve[widths[0] - 1] >= max(0.0, *rises)
 
 
 def test_taylor_is_the_squared_sum_of_gradient_times_weight_averaged_over_batches() -> None:
@@ -52,9 +142,11 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
 
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_the_model_is_left_as_it_was(name: str) -> None:
-    model = Two()
+    model = Normed().eval()
     groups = network.survey(model, (torch.ones(1, 1),))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    CRITERIA[name](model, groups, [((torch.ones(1, 1),), torch.zeros(1, 1))], total)
+    found = CRITERIA[name](model, groups, [((torch.ones(2, 1),), torch.zeros(2, 1))], total)
+    assert found.criterion == name
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.norm.training

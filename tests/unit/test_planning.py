@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeprune import graph, planning
 from edgeprune.errors import InfeasibleError
-from edgeprune.latency import STEPS, LatencyModel, LayerCost, Surface, _features
+from edgeprune.latency import HALVED, STEPS, LatencyModel, LayerCost, Surface, _features
 from edgeprune.types import Group, Groups, Layer, Scores, Slot, Span
 
 
@@ -30,7 +30,7 @@ def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyM
     costs = []
     for layer, step in zip(groups.layers, steps, strict=True):
         coefficients = [0.0] * _features(layer, np.ones(1), np.ones(1)).shape[1]
-        coefficients[STEPS.index(step) * (len(STEPS) + 1)] = 100.0
+        coefficients[STEPS.index(step) * (len(STEPS) + len(HALVED) + 1)] = 100.0
         coefficients[-1] = 50.0
         surface = Surface(layer, np.array(coefficients), np.zeros((0, 2)), np.zeros(0), 0.0)
         costs.append(LayerCost(layer, surface))
@@ -66,16 +66,20 @@ CHAINS = [
     st.lists(st.sampled_from([1, 4, 8]), min_size=5, max_size=5),
     st.floats(0.2, 0.95),
     st.sampled_from([1.0, 1.2]),
+    st.booleans(),
     st.integers(0, 10_000),
 )
 def test_no_other_choice_is_better(
-    chain: list[tuple[Span, Span]], steps: list[int], share: float, exponent: float, seed: int
+    chain: list[tuple[Span, Span]], steps: list[int], share: float, exponent: float, measured: bool, seed: int
 ) -> None:
     names = sorted({group for spans in chain for span in spans for group, _ in span.terms})
     groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)))
     model = stepped(groups, steps[: len(chain)], exponent)
     random = torch.Generator().manual_seed(seed)
-    scores = Scores("t", {g.name: tuple(torch.rand(g.width, generator=random).tolist()) for g in groups.free})
+    units = {g.name: tuple(torch.rand(g.width, generator=random).tolist()) for g in groups.free}
+    drawn = {name: sorted(torch.rand(len(own) - 1, generator=random).tolist()) for name, own in units.items()}
+    curves = {name: (*reversed(own), 0.0) for name, own in drawn.items()} if measured else {}
+    scores = Scores("t", units, curves)
     budget = share * model.ns(groups.full())
     expected = brute_force(groups, model, scores, budget)
     if expected is None:
@@ -95,6 +99,15 @@ def test_the_best_units_are_kept() -> None:
     assert planning.best_units(groups.groups[0], scores, 2) == (1, 3)
     assert planning.best_units(groups.groups[1], scores, 2) == (0, 1)
     assert planning.losses(groups.groups[0], scores)[2] == pytest.approx(0.3)
+    measured = Scores("t", scores.units, {"a": (9.0, 8.0, 8.0, 0.0)})
+    assert planning.losses(groups.groups[0], measured) == {1: 9.0, 2: 8.0, 3: 8.0, 4: 0.0}
+    assert planning.losses(groups.groups[1], measured)[2] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("curve", [(1.0, 0.0), (1.0, 2.0, 0.0), (2.0, 1.0, 0.5), (float("nan"), 1.0, 0.0)])
+def test_a_loss_curve_that_is_none_cannot_be_built(curve: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="of a "):
+        Scores("t", {"a": (1.0, 1.0, 1.0)}, {"a": curve})
 
 
 def test_a_budget_above_the_baseline_cuts_nothing() -> None:
