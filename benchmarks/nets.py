@@ -181,12 +181,17 @@ def inputs() -> tuple[Tensor]:
 RUNTIMES = ("onnxruntime", "openvino", "tflite")
 
 
+def local(runtime: str, threads: int = 1) -> Target:
+    """This machine."""
+    return Target(Path("benchmark.toml"), "benchmark", "local", runtime, threads)
+
+
 class Subject:
     """One network on one device, as `edgeprune profile` has it."""
 
-    def __init__(self, net: str, target: Target, bench: Bench, folder: Path) -> None:
-        torch.manual_seed(0)
-        model, example = NETS[net]().eval(), inputs()
+    def __init__(
+        self, net: str, model: nn.Module, example: tuple[Tensor, ...], target: Target, bench: Bench, folder: Path
+    ) -> None:
         self.net, self.target, self.bench, self._folder = net, target, bench, folder
         self.model, self.groups = model, network.survey(model, example)
         self.runtime = runtimes.RUNTIMES[target.runtime]
@@ -197,12 +202,13 @@ class Subject:
     @staticmethod
     @contextmanager
     def open(net: str, runtime: str, threads: int, folder: Path, name: str | None = None) -> Iterator[Subject]:
-        """On this machine, or on the target of this name."""
-        target = Target(Path("benchmark.toml"), "benchmark", "local", runtime, threads)
+        """One of `NETS` with random weights on this machine, or on the target of this name."""
+        torch.manual_seed(0)
+        model, target = NETS[net]().eval(), local(runtime, threads)
         if name is not None:
             target = codec.read_target(codec.find_target(name, Path.cwd()))
         with open_bench(target, folder) as bench:
-            yield Subject(net, target, bench, folder)
+            yield Subject(net, model, inputs(), target, bench, folder)
 
     def variant(self, widths: Widths) -> Path:
         """The file for the device at these widths."""

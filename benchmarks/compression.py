@@ -1,0 +1,356 @@
+"""How accurate a network is at one latency, by the way it was cut: edgeprune's plan against the usual ways.
+
+    python benchmarks/compression.py --data DIR [--full | --short] [--nets …] [--runtimes …] [--budgets …] [--criteria …]
+
+`--data` holds `cifar10-jpeg-{train,test}.npz` and, where there are any, `resnet{20,32}-cifar10.safetensors` to start from;
+without it, handwritten digits stand in, which says little. The unpruned networks are trained on these images first. Then, at
+each budget (a share of the unpruned network's measured latency):
+
+- edgeprune: the exact plan under its default criterion; "exact, CRITERION" with `--criteria` for others;
+- uniform: the same share of every group, the best units of each by the criterion of edgeprune;
+- Torch-Pruning: its global group magnitude (Fang et al., CVPR 2023), widths rounded up to 4 channels;
+- HALP-style: `allocation.py`'s knapsack with first-order Taylor scores; NetAdapt-style: its greedy, by squared weights;
+- random: the exact plan under random scores;
+- from scratch: edgeprune's widths, new weights.
+
+Every network is measured in turns with the unpruned one, its budget corrected and measured again until it uses 96 to 100 % or
+nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all. The best
+epoch is chosen on held-out training images; the accuracy is that of the test images. `--out` keeps every row as it comes, and
+goes on after them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cifar
+import numpy as np
+import torch
+import torch_pruning
+from allocation import greedy, halp, uniform
+from nets import Subject, local
+from safetensors.torch import load_file
+from torch import nn
+
+from edgeprune import codec, finetuning, graph, latency, network, planning, stats
+from edgeprune import project as user
+from edgeprune.bench import open_bench
+from edgeprune.errors import EdgepruneError, InfeasibleError
+from edgeprune.importance import CRITERIA
+from edgeprune.latency import LatencyModel
+from edgeprune.types import Groups, Project, Scores, Widths
+
+PROCESSES = 4
+ROUNDS = 3  # of measuring and correcting
+LEAST, AIM = 0.96, 0.985  # of the budget
+ROUND_TO = 4  # channels, for Torch-Pruning: what its users do where the device is not a GPU
+PROJECT = """
+[model]
+factory = "subject:build"
+inputs = "subject:inputs"
+[data]
+train = "subject:train"
+valid = "subject:valid"
+test = "subject:test"
+[budget]
+latency = "50%"
+[finetune]
+learning_rate = {rate}
+"""
+SUBJECT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import cifar
+
+DATA = {data!r} and Path({data!r})
+build, inputs = cifar.NETS[{net!r}], cifar.inputs
+train = lambda: cifar.batches(DATA, "train", {images})
+valid = lambda: cifar.batches(DATA, "valid")
+test = lambda: cifar.batches(DATA, "test")
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of it is run."""
+
+    nets: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    budgets: tuple[str, ...]
+    seeds: int
+    images: int | None
+    epochs: int
+    all_images: int | None  # for the unpruned network
+    from_weights: int  # epochs to adapt given weights to these images
+    from_nothing: int  # epochs to train a network without
+
+
+FULL = Size(
+    ("resnet20", "resnet32", "mobilenet"), ("onnxruntime", "openvino"), ("65%", "50%", "35%"), 3, None, 15, None, 5, 60
+)
+USUAL = replace(FULL, seeds=1, images=10_000, epochs=2, from_weights=1, from_nothing=12)
+SHORT = replace(FULL, nets=("resnet20",), runtimes=("onnxruntime",), budgets=("50%",), seeds=1, images=1000, epochs=1,
+                all_images=1000, from_weights=1, from_nothing=2)  # fmt: skip
+
+
+def project(folder: Path, net: str, data: Path | None, images: int | None, rate: float) -> Project:
+    """A project of this network and so many training images."""
+    folder.mkdir()
+    here, place = str(Path(__file__).parent), str(data.absolute()) if data else None
+    (folder / "subject.py").write_text(SUBJECT.format(folder=here, net=net, data=place, images=images))
+    (folder / "edgeprune.toml").write_text(PROJECT.format(rate=rate))
+    return codec.read_project(folder / "edgeprune.toml")
+
+
+def tuned(project: Project, model: nn.Module, teacher: nn.Module, epochs: int, seed: int = 0) -> nn.Module:
+    """Trained as `edgeprune finetune` does."""
+    asked = replace(project, epochs=epochs, seed=seed)
+    checkpoint = project.path.parent / f"checkpoint-{time.monotonic_ns()}"  # new: nothing to go on after
+    found = finetuning.finetune(asked, model, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
+    return found.model
+
+
+def baseline(net: str, data: Path | None, size: Size, folder: Path) -> nn.Module:
+    """The unpruned network, trained on all images."""
+    torch.manual_seed(0)
+    model = cifar.NETS[net]()
+    weights = data / f"{net}-cifar10.safetensors" if data else None
+    epochs, rate = size.from_nothing, 0.1
+    if weights is not None and weights.exists():
+        model.load_state_dict(load_file(weights), strict=False)  # all but num_batches_tracked
+        epochs, rate = size.from_weights, 0.01
+    asked = project(folder / f"{net}-unpruned", net, data, size.all_images, rate)
+    plain = replace(asked, loss="torch.nn.functional:cross_entropy")  # nobody teaches
+    return tuned(plain, model, model, epochs)
+
+
+# ------------------------------------------------------------------------------------------------- ways to cut
+
+Cut = Callable[[float], nn.Module | None]  # the network that is predicted to take so many nanoseconds at most
+
+
+def ways(
+    model: nn.Module, groups: Groups, costs: LatencyModel, scores: Mapping[str, Scores], default: str
+) -> dict[str, Cut]:
+    """Every way, by its name in the table."""
+
+    def at(widths: Widths | None, by: str) -> nn.Module | None:
+        if widths is None:
+            return None
+        keep = {group.name: planning.best_units(group, scores[by], widths[group.name]) for group in groups.free}
+        return network.cut(model, graph.recipe(groups, keep), cifar.inputs())
+
+    def exact(by: str) -> Cut:
+        def made(limit: float) -> nn.Module | None:
+            try:
+                return at(planning.plans(groups, costs, scores[by], limit, "")[0].widths, by)
+            except InfeasibleError:
+                return None
+
+        return made
+
+    others = [name for name in scores if name not in (default, "taylor", "magnitude-l2", "random")]
+    return {
+        "edgeprune": exact(default),
+        **{f"exact, {name}": exact(name) for name in others},
+        "uniform": lambda limit: at(uniform(groups, costs, scores[default], limit), default),
+        "Torch-Pruning": lambda limit: dependency_graph(model, groups, costs, limit),
+        "HALP-style": lambda limit: at(halp(groups, costs, scores["taylor"], limit), "taylor"),
+        "NetAdapt-style": lambda limit: at(greedy(groups, costs, scores["magnitude-l2"], limit), "magnitude-l2"),
+        "random": exact("random"),
+    }
+
+
+def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limit: float) -> nn.Module | None:
+    """Torch-Pruning at the least global ratio that is predicted to meet the limit (bisection)."""
+    low, high, found = 0.0, 0.98, None
+    for _ in range(9):
+        ratio = (low + high) / 2
+        small = network.sliced(model, {})
+        last = [module for module in small.modules() if isinstance(module, nn.Linear)]
+        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        pruner = torch_pruning.pruner.BasePruner(
+            small, cifar.inputs()[0], importance, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.95,
+            ignored_layers=last, round_to=ROUND_TO,
+        )  # fmt: skip
+        pruner.step()
+        if costs.ns(widths_of(groups, small)) <= limit:
+            found, high = small, ratio
+        else:
+            low = ratio
+    return found
+
+
+def widths_of(groups: Groups, small: nn.Module) -> dict[str, int]:
+    """The units kept a group, from the shapes of a network that somebody else cut; `ValueError` where they do not agree."""
+    shapes = {name: parameter.shape for name, parameter in small.named_parameters()}
+    widths = groups.full()
+    for group in groups.free:
+        slot = group.slots[0]
+        fixed = sum(len(i) for g in groups.groups if g.locked for s in g.slots for i in s.indices
+                    if (s.parameter, s.dim) == (slot.parameter, slot.dim))  # fmt: skip
+        widths[group.name] = (shapes[slot.parameter][slot.dim] - fixed) // len(slot.indices[0])
+    for parameter, dims in graph.recipe(groups, graph.first_units(groups, widths)).items():
+        if any(parameter in shapes and shapes[parameter][dim] != len(kept) for dim, kept in dims.items()):
+            raise ValueError(f"{parameter} is of shape {tuple(shapes[parameter])}, which its groups do not allow")
+    return widths
+
+
+def at_budget(
+    subject: Subject, cuts: Mapping[str, Cut], share: float, full_ns: float
+) -> dict[str, tuple[nn.Module, float]]:
+    """Of every way the network whose measured latency comes nearest the budget from below, and its share of the budget."""
+    asked = dict.fromkeys(cuts, AIM)
+    best: dict[str, tuple[nn.Module, float]] = {}
+    for _ in range(ROUNDS):
+        made = {}
+        for name, aim in asked.items():
+            try:
+                made[name] = cuts[name](aim * share * full_ns)
+            except (
+                ValueError,
+                RuntimeError,
+                AttributeError,
+            ) as error:  # what Torch-Pruning raises on what it cannot cut
+                print(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
+        found = {name: small for name, small in made.items() if small is not None}
+        if not found:
+            break
+        models = [
+            subject.variant(subject.groups.full()),
+            *(subject.variant(widths_of(subject.groups, m)) for m in found.values()),
+        ]
+        full, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
+        left = {}
+        for (name, small), samples in zip(found.items(), taken, strict=True):
+            used = stats.ratio(samples, full, latency.QUIET).mid / share
+            if used <= 1 and used > best.get(name, (small, 0.0))[1]:
+                best[name] = small, used
+            if not LEAST <= used <= 1:
+                left[name] = asked[name] * AIM / used
+        asked = left
+        if not asked:
+            break
+    return best
+
+
+# ------------------------------------------------------------------------------------------------------ the run
+
+
+def case(
+    subject: Subject, data: Path | None, size: Size, rows: list[dict[str, object]], keep: Callable[[], None],
+    folder: Path, criteria: list[str], rate: float,
+) -> None:  # fmt: skip
+    """All budgets, seeds and ways for one network on one runtime."""
+    groups, model, net, runtime = subject.groups, subject.model, subject.net, subject.runtime.name
+    asked = project(folder / f"{net}-{runtime}", net, data, size.images, rate)
+    costs = full_ns = None
+    default = asked.importance
+    accuracy = finetuning.evaluate(asked, model, "test")
+    for seed in range(size.seeds):
+        scores: dict[str, Scores] = {}
+        for budget in size.budgets:
+            same = {"net": net, "runtime": runtime, "budget": budget, "seed": seed}
+            if any(same.items() <= row.items() for row in rows):
+                continue
+            if costs is None:
+                profile = subject.profiled(lambda done, most, note: None)
+                costs, full_ns = latency.fit(groups, profile), latency.baseline(profile)
+                print(f"{net} on {runtime}: {full_ns / 1e6:.3f} ms, {accuracy:.2%} of the test images", flush=True)
+            if not scores:
+                torch.manual_seed(seed)
+                wanted = dict.fromkeys((default, "taylor", "magnitude-l2", "random", *criteria))
+                read, loss = list(user.batches(asked, "train")), user.loss_function(asked)
+                scores = {name: CRITERIA[name](model, groups, read, loss) for name in wanted}
+            cuts = at_budget(subject, ways(model, groups, costs, scores, default), float(budget[:-1]) / 100, full_ns)
+            if "edgeprune" in cuts:
+                fresh, share = cuts["edgeprune"]
+                torch.manual_seed(1000 + seed)
+                cuts["from scratch"] = reset(network.sliced(fresh, {})), share
+            new = []
+            for name, (small, used) in cuts.items():
+                started = time.monotonic()
+                before = finetuning.evaluate(asked, small, "valid")
+                after = finetuning.evaluate(asked, tuned(asked, small, model, size.epochs, seed), "test")
+                left = groups.macs(widths_of(groups, small)) / groups.macs(groups.full())
+                new.append(same | {"method": name, "of_budget": used, "unpruned": accuracy, "before": before,
+                                   "accuracy": after, "macs": left, "seconds": time.monotonic() - started})  # fmt: skip
+                print(f"{net:<10} {runtime:<12} {budget:>4} {seed} {name:<16} {used:>6.1%} of budget, MACs {left:>4.0%},"
+                      f" {before:>6.2%} -> {after:>6.2%}", flush=True)  # fmt: skip
+            rows += new
+            keep()
+
+
+def reset(model: nn.Module) -> nn.Module:
+    """New random weights."""
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """One line a network, runtime and budget: the mean accuracy of each way over seeds, with its range."""
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    lines = ["| network | runtime | budget | " + " | ".join(methods) + " |", "|---" * (3 + len(methods)) + "|"]
+    for place in dict.fromkeys((row["net"], row["runtime"], row["budget"]) for row in rows):
+        cells = []
+        for method in methods:
+            own = [float(str(r["accuracy"])) for r in rows
+                   if (r["net"], r["runtime"], r["budget"], r["method"]) == (*place, method)]  # fmt: skip
+            spread = f" ±{100 * (max(own) - min(own)) / 2:.2f}" if len(own) > 1 else ""
+            cells.append(f"{100 * np.mean(own):.2f}{spread}" if own else "none")
+        lines.append("| " + " | ".join([*map(str, place), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--full", action="store_true", help="all images, epochs and seeds: for a GPU, or some days")
+    parser.add_argument("--short", action="store_true", help="one network, budget and epoch, a few images")
+    parser.add_argument("--nets", nargs="+", choices=sorted(cifar.NETS))
+    parser.add_argument("--runtimes", nargs="+")
+    parser.add_argument("--budgets", nargs="+")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--criteria", nargs="*", choices=sorted(CRITERIA), default=[])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    size = SHORT if options.short else FULL if options.full else USUAL
+    given = {name: getattr(options, name) for name in ("nets", "runtimes", "budgets", "seeds", "images", "epochs")}
+    size = replace(size, **{name: value for name, value in given.items() if value is not None})
+    rows: list[dict[str, object]] = []
+    if options.out and options.out.exists():
+        rows = json.loads(options.out.read_text())
+
+    def keep() -> None:
+        if options.out:
+            options.out.write_text(json.dumps(rows, indent=1))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for net in size.nets:
+            model = baseline(net, options.data, size, folder)
+            for runtime in size.runtimes:
+                target = local(runtime)
+                with open_bench(target, folder) as bench:
+                    subject = Subject(net, model, cifar.inputs(), target, bench, folder)
+                    case(subject, options.data, size, rows, keep, folder, options.criteria, options.rate)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgepruneError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
