@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,11 @@ from typing import Any
 from edgeprune import codec, installing, runtimes, transports
 from edgeprune.errors import EdgepruneError
 from edgeprune.transports.base import printable
-from edgeprune.types import THROTTLED_NOW, Target
+from edgeprune.types import THROTTLED_NOW, Finding, Target
 
 LEAST_FREE_BYTES = 1 << 30
 HOT_MC = 75_000  # millidegrees; a Raspberry Pi lowers its clock from 80 °C on
 SKEW_S = 60.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: `level` is "ok", "warn" or "fail"; `fix` says what to do about it."""
-
-    level: str
-    what: str
-    fix: str = ""
 
 
 def examine(target: str, project: Path | None) -> Iterator[Finding]:
@@ -38,7 +28,7 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
     folder = project.parent if project else Path.cwd()
     yield _free("here", shutil.disk_usage(folder).free)
     if project is not None:
-        yield _project(project)
+        yield from _project(project)
     try:
         known = codec.read_target(codec.find_target(target, folder))
         yield Finding("ok", f"target {known.name}: {known.path}")
@@ -60,12 +50,15 @@ def _package(name: str) -> Finding:
         return Finding("fail", f"{name} is not installed", f"pip install {name}")
 
 
-def _project(path: Path) -> Finding:
+def _project(path: Path) -> Iterator[Finding]:
     try:
         known = codec.read_project(path)
+        yield Finding("ok", f"project {known.name}: budget {known.budget}")
+        from edgeprune import dataset
+
+        yield from dataset.examine(known)
     except EdgepruneError as error:
-        return Finding("fail", str(error), "mend the project file")
-    return Finding("ok", f"project {known.name}: budget {known.budget}")
+        yield Finding("fail", str(error), "mend the project")
 
 
 def _device(target: Target) -> Iterator[Finding]:

@@ -57,6 +57,7 @@ class Limits:
     curve_macs: int = 40 * 10**12  # of measuring loss curves, about a quarter of an hour on two cores
     data_batches: int = 1_000_000  # of one split in one pass
     epochs: int = 10_000
+    checked_samples: int = 100_000  # of each split, by doctor
     # the shell of the command line
     message_chars: int = 2_000
 

@@ -487,6 +487,15 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing that doctor looked at: `level` is "ok", "warn" or "fail"; `fix` says what to do about it."""
+
+    level: str
+    what: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A compiled model: its files (the first is the one to load), what it was built from and for."""
 
