@@ -80,6 +80,9 @@ class _Prune(_Section):
 class _Finetune(_Section):
     epochs: Epochs = 20
     learning_rate: Rate = 0.01
+    ema: Annotated[
+        float | None, Field(gt=0, lt=1, description="the decay of the moving average of weights, such as 0.999")
+    ] = None
     seed: Seed = 0
 
 
@@ -150,6 +153,7 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         lock=tuple(file.prune.lock),
         epochs=file.finetune.epochs,
         learning_rate=file.finetune.learning_rate,
+        ema=file.finetune.ema,
         seed=file.finetune.seed,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from edgeprune import project as user
 from edgeprune.errors import UsageError
@@ -53,10 +54,12 @@ def finetune(
     Stochastic gradient descent with Nesterov momentum, one epoch of warm-up, then a cosine to zero. Where the task loss is
     the default cross-entropy, half of the loss is the divergence from the teacher's softened outputs. After every epoch
     everything needed to go on is saved to `checkpoint`; a run that finds the file goes on after it and gives the same
-    result as one that was never stopped. Raises `UsageError` when the first epoch's loss is not finite; a later one ends
-    training, keeps the best epoch and warns.
+    result as one that was never stopped. Where a GPU is present it trains there, in mixed precision. With `project.ema` the
+    moving average of the weights is what is measured and kept. Raises `UsageError` when the first epoch's loss is not finite;
+    a later one ends training, keeps the best epoch and warns.
     """
-    trainer = _Trainer(project, model, teacher)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = _Trainer(project, model.to(device), teacher.to(device), device)
     if checkpoint.exists():
         trainer.restore(checkpoint)
     else:
@@ -69,7 +72,8 @@ def finetune(
         trainer.record(loss)
         save(checkpoint, trainer.write)
         on_epoch(trainer.history[-1])
-    model.load_state_dict(trainer.best_state)
+    teacher.cpu()
+    model.cpu().load_state_dict(trainer.best_state)
     best = max(trainer.history, key=lambda epoch: (epoch.metric, -epoch.epoch))
     return Tuned(model.eval(), best, tuple(trainer.history))
 
@@ -77,10 +81,11 @@ def finetune(
 def evaluate(project: Project, model: nn.Module, split: str) -> float:
     """The project's metric of `model` over one split of its data."""
     model.eval()
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     outputs, targets = [], []
     with torch.no_grad():
         for inputs, target in user.batches(project, split):
-            outputs.append(model(*inputs))
+            outputs.append(model(*(tensor.to(device) for tensor in inputs)).cpu())
             targets.append(target)
     value = float(user.metric_function(project)(torch.cat(outputs), torch.cat(targets)))
     if not math.isfinite(value):
@@ -91,10 +96,15 @@ def evaluate(project: Project, model: nn.Module, split: str) -> float:
 class _Trainer:
     """All the state of training: what a checkpoint holds, and nothing else."""
 
-    def __init__(self, project: Project, model: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, project: Project, model: nn.Module, teacher: nn.Module, device: torch.device) -> None:
         self.project = project
         self.model = model
+        self.averaged = AveragedModel(model, multi_avg_fn=_moving(project.ema), use_buffers=True) if project.ema else None
         self.teacher = teacher.eval()
+        self.device = device
+        gpu = device.type == "cuda"
+        self.half = torch.bfloat16 if not gpu or torch.cuda.is_bf16_supported() else torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # which underflows
         self.loss = user.loss_function(project)
         self.batches = user.batches(project, "train")
         self.steps = sum(1 for _ in self.batches)
@@ -106,9 +116,10 @@ class _Trainer:
 
     def record(self, loss: float | None) -> None:
         """Measure the epoch that just ended; keep its weights if none was better."""
-        metric = evaluate(self.project, self.model, "valid")
+        model = self.averaged.module if self.averaged else self.model
+        metric = evaluate(self.project, model, "valid")
         if not self.history or metric > max(epoch.metric for epoch in self.history):
-            self.best_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.best_state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
         self.history.append(Epoch(len(self.history), loss, metric))
 
     def train(self, epoch: int) -> float | None:
@@ -118,16 +129,21 @@ class _Trainer:
         self.model.train()
         total, count = 0.0, 0
         for step, (inputs, targets) in enumerate(self.batches):
-            value = self._loss(inputs, targets)
+            with torch.autocast(self.device.type, self.half, enabled=self.device.type == "cuda"):
+                value = self._loss(tuple(tensor.to(self.device) for tensor in inputs), targets.to(self.device))
             if not math.isfinite(value.item()):
                 self._not_finite(epoch, step, value.item())
                 return None
             for settings in self.optimiser.param_groups:
                 settings["lr"] = self._rate((epoch - 1) * self.steps + step)
             self.optimiser.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(value).backward()
+            self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-            self.optimiser.step()
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            if self.averaged:
+                self.averaged.update_parameters(self.model)
             total, count = total + value.item(), count + 1
         return total / count
 
@@ -165,23 +181,43 @@ class _Trainer:
         """Save everything that the next epoch depends on; safetensors, so that reading it can run no code."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_state.items()}
+        if self.averaged:
+            tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for i, parameter in enumerate(self.model.parameters()):
             momentum = self.optimiser.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{i}"] = momentum
-        history = json.dumps([[e.epoch, e.loss, e.metric] for e in self.history])
-        save_file({k: t.detach().clone().contiguous() for k, t in tensors.items()}, path, {"history": history})
+        told = {"history": [[e.epoch, e.loss, e.metric] for e in self.history], "scaler": self.scaler.state_dict()}
+        metadata = {name: json.dumps(value) for name, value in told.items()}
+        save_file({k: t.detach().clone().contiguous() for k, t in tensors.items()}, path, metadata)
 
     def restore(self, path: Path) -> None:
         """Go on from what `write` saved."""
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             self.history = [Epoch(*entry) for entry in json.loads(file.metadata()["history"])]
+            self.scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
+        if self.averaged:
+            self.averaged.load_state_dict(dict(_under(tensors, "averaged.")))
         self.model.load_state_dict(dict(_under(tensors, "model.")))
         self.best_state = dict(_under(tensors, "best."))
         parameters = list(self.model.parameters())
         for name, momentum in _under(tensors, "momentum."):
-            self.optimiser.state[parameters[int(name)]]["momentum_buffer"] = momentum
+            self.optimiser.state[parameters[int(name)]]["momentum_buffer"] = momentum.to(self.device)
+
+
+def _moving(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """The exponential moving average, faster in the first steps so that it forgets where training began."""
+
+    def average(kept: Sequence[Tensor], new: Sequence[Tensor], count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for a, b in zip(kept, new, strict=True):
+            if a.is_floating_point():
+                a.lerp_(b, share)
+            else:
+                a.copy_(b)
+
+    return average
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -596,7 +596,7 @@ class Road:
         key("scores", keys["survey"], p.importance, p.train, p.valid, p.test, p.loss)
         key("plan", keys["scores"], device, t.threads, t.precision, str(p.budget))
         key("prune", keys["plan"])
-        key("finetune", keys["prune"], p.epochs, p.learning_rate, p.seed, p.metric)
+        key("finetune", keys["prune"], p.epochs, p.learning_rate, p.ema, p.seed, p.metric)
         key("compile", keys["finetune"], keys["baseline"])
         key("verify", keys["compile"], p.metric, p.max_metric_drop)
         return keys

@@ -96,6 +96,7 @@ class Project:
     lock: tuple[str, ...] = ()
     epochs: int = 20
     learning_rate: float = 0.01
+    ema: float | None = None
     seed: int = 0
 
 

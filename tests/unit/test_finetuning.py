@@ -45,8 +45,12 @@ def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("last", [1, 2])
-def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(last: int, known: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("last", "ema"), [(1, None), (2, None), (2, 0.9)])
+def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(
+    last: int, ema: float | None, known: Project, tmp_path: Path
+) -> None:
+    known = replace(known, ema=ema)
+
     def kill(epoch: Epoch) -> None:
         if epoch.epoch == last:
             raise Killed
@@ -60,6 +64,23 @@ def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(last: int, known
     assert resumed.history == whole.history
     theirs = whole.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.model.state_dict().items())
+
+
+def test_with_a_moving_average_that_is_what_is_measured_and_kept(known: Project) -> None:
+    trainer = finetuning._Trainer(replace(known, ema=0.9), *cut(known), torch.device("cpu"))
+    trainer.train(1)
+    trainer.record(1.0)
+    assert trainer.averaged is not None
+    average = trainer.averaged.module.state_dict()
+    assert all(torch.equal(tensor, average[name]) for name, tensor in trainer.best_state.items())
+    assert not torch.equal(average["fc.weight"], trainer.model.state_dict()["fc.weight"])
+
+
+def test_a_moving_average_forgets_where_it_began() -> None:
+    kept, new = [torch.tensor([100.0]), torch.tensor([7])], [torch.tensor([1.0]), torch.tensor([9])]
+    for count in range(1, 60):
+        finetuning._moving(0.999)(kept, new, count)
+    assert kept[0].item() == pytest.approx(1.0, abs=0.01) and kept[1].item() == 9
 
 
 def test_the_best_epoch_is_kept(known: Project, tmp_path: Path) -> None:
