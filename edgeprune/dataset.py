@@ -1,4 +1,4 @@
-"""What is wrong with a project's data, before anybody trains on it: one pass over each split, keeping sums and digests only."""
+"""What is wrong with a project's data, before anybody trains on it: one pass a split, keeping sums and digests only."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ class _Trainer:
     def __init__(self, project: Project, model: nn.Module, teacher: nn.Module, device: torch.device) -> None:
         self.project = project
         self.model = model
-        self.averaged = AveragedModel(model, multi_avg_fn=_moving(project.ema), use_buffers=True) if project.ema else None
+        self.averaged = (
+            AveragedModel(model, multi_avg_fn=_moving(project.ema), use_buffers=True) if project.ema else None
+        )
         self.teacher = teacher.eval()
         self.device = device
         gpu = device.type == "cuda"
