@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -131,6 +131,7 @@ class LatencyModel:
     stretch: float = 1.0
     median_error: float = math.inf
     error: float = math.inf
+    known: dict[tuple[int, int, int], float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def ns(self, widths: Widths) -> float:
         """The expected latency of one inference at these widths."""
@@ -143,8 +144,14 @@ class LatencyModel:
 
     def layer_ns(self, widths: Widths) -> dict[str, float]:
         """The expected nanoseconds of every layer in a network of middle size; the rest is overhead."""
-        sizes = ((c, c.layer.inputs.size(widths), c.layer.outputs.size(widths)) for c in self.layers)
-        return {c.layer.name: float(c.ns([i], [o])[0]) for c, i, o in sizes}
+        result = {}
+        for cost in self.layers:
+            inputs, outputs = cost.layer.inputs.size(widths), cost.layer.outputs.size(widths)
+            key = id(cost.surface), inputs, outputs
+            if key not in self.known:  # a search asks again and again, and changes one width at a time
+                self.known[key] = float(cost.ns([inputs], [outputs])[0])
+            result[cost.layer.name] = self.known[key]
+        return result
 
     def predict(self, widths: Widths) -> Interval:
         """The expected latency with the interval that a measurement should fall into."""
