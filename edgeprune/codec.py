@@ -18,7 +18,7 @@ from edgeprune import types
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.store import read_capped
-from edgeprune.types import Budget, Host, Profile, Project, Target
+from edgeprune.types import Budget, Host, Preprocess, Profile, Project, Target
 
 Noun = TypeVar("Noun")
 PROFILE_SCHEMA = 2
@@ -35,6 +35,7 @@ Reference = Annotated[
 ]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.01")]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
+Numbers = Annotated[list[float], Field(description="a list of numbers, one a channel, such as [0.485, 0.456, 0.406]")]
 Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole number from 0 to {LIMITS.epochs}")]
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
 Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
@@ -70,6 +71,12 @@ class _Budget(_Section):
     max_metric_drop: Share = 0.01
 
 
+class _Preprocess(_Section):
+    mean: Numbers
+    std: Numbers
+    scale: float = 1.0
+
+
 class _Prune(_Section):
     importance: Literal[
         "loss-curves", "taylor", "fisher", "magnitude-l1", "magnitude-l2", "bn-scale", "fpgm", "random"
@@ -90,6 +97,7 @@ class _ProjectFile(_Section):
     model: _Model
     data: _Data
     budget: _Budget
+    preprocess: _Preprocess | None = None
     prune: _Prune = _Prune()
     finetune: _Finetune = _Finetune()
 
@@ -149,6 +157,7 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         metric=file.data.metric,
         budget=limit if budget is None else _budget("--budget", budget),
         max_metric_drop=file.budget.max_metric_drop,
+        preprocess=_preprocess(path, file.preprocess) if file.preprocess else None,
         importance=file.prune.importance,
         lock=tuple(file.prune.lock),
         epochs=file.finetune.epochs,
@@ -156,6 +165,13 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         ema=file.finetune.ema,
         seed=file.finetune.seed,
     )
+
+
+def _preprocess(path: Path, section: _Preprocess) -> Preprocess:
+    try:
+        return Preprocess(tuple(section.mean), tuple(section.std), section.scale)
+    except UsageError as error:
+        raise _usage(f"{path}: [preprocess] {error}") from error
 
 
 def read_target(path: Path) -> Target:

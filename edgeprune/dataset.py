@@ -13,7 +13,7 @@ from torch import Tensor
 from edgeprune import project as user
 from edgeprune.errors import EdgepruneError
 from edgeprune.limits import LIMITS
-from edgeprune.types import Finding, Project
+from edgeprune.types import Finding, Preprocess, Project
 
 RARE = 0.1  # of the most frequent class, below which another is rare
 FAR = 3.0  # standard deviations that a mean may lie from zero
@@ -75,7 +75,7 @@ def examine(project: Project) -> Iterator[Finding]:
     splits = {name: _read(project, name) for name in user.SPLITS if getattr(project, name) is not None}
     for name, split in splits.items():
         yield Finding("ok", f"[data] {name}: {split.samples} samples" + _balance(split))
-        yield from _inputs(name, split)
+        yield from _inputs(name, split, project.preprocess)
     for name, split in splits.items():
         if name != "train":
             yield from _together("train", splits["train"], name, split)
@@ -107,7 +107,7 @@ def _balance(split: _Split) -> str:
     return f", {len(split.classes)} classes of {min(split.classes.values())} to {max(split.classes.values())}"
 
 
-def _inputs(name: str, split: _Split) -> Iterator[Finding]:
+def _inputs(name: str, split: _Split, preprocess: Preprocess | None) -> Iterator[Finding]:
     where = f"[data] {name}"
     if split.repeated:
         fix = "remove them, unless they are meant to weigh more" if name == "train" else "remove them"
@@ -119,6 +119,12 @@ def _inputs(name: str, split: _Split) -> Iterator[Finding]:
         yield Finding("warn", what, "gather more of them, or weigh them in [data] loss")
     for place, moments in split.moments.items():
         mean, deviation = moments.mean, moments.deviation
+        if place == 0 and preprocess is not None:  # as the network sees it
+            factor = preprocess.scale / torch.tensor(preprocess.std)
+            mean, deviation = (
+                mean * factor - torch.tensor(preprocess.mean) / torch.tensor(preprocess.std),
+                deviation * factor.abs(),
+            )
         which = f"{where}: input {place}" if len(split.moments) > 1 else where
         still = deviation <= STILL * mean.abs()
         if still.any():
@@ -133,7 +139,7 @@ def _inputs(name: str, split: _Split) -> Iterator[Finding]:
             text = (
                 f"mean {float(mean.min()):.3g} to {float(mean.max()):.3g}, standard deviation {low:.3g} to {high:.3g}"
             )
-            yield Finding("warn", f"{which}: {text}", "bring channels to zero mean and unit scale")
+            yield Finding("warn", f"{which}: {text}", "bring channels to zero mean and unit scale, by [preprocess] say")
 
 
 def _together(first: str, a: _Split, second: str, b: _Split) -> Iterator[Finding]:

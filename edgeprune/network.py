@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune import graph
 from edgeprune.errors import CutError, UsageError
-from edgeprune.types import Groups, Recipe
+from edgeprune.types import Groups, Preprocess, Recipe
 
 TOLERANCE = 1e-4  # of the largest output, between the cut network and the masked original (fp32 rounding is near 1e-6)
 
@@ -182,25 +183,63 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+# ------------------------------------------------------------------------------------------------- preprocessing
+
+
+def preprocessed(model: nn.Module, preprocess: Preprocess) -> nn.Module:
+    """`model`, changed so that its first input is scaled and normalised inside it; parameters keep their names.
+
+    A hook and two buffers that are in no state dict: export, copies and cuts take them along.
+    """
+    mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    model.register_buffer("preprocess_factor", preprocess.scale / std, persistent=False)
+    model.register_buffer("preprocess_shift", -mean / std, persistent=False)
+    model.register_forward_pre_hook(_Normalise(preprocess))
+    return model
+
+
+@dataclass(frozen=True)
+class _Normalise:
+    """The hook; remembers what it was made from."""
+
+    preprocess: Preprocess
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first, *others = inputs
+        factor, shift = module.get_buffer("preprocess_factor"), module.get_buffer("preprocess_shift")
+        shape = (-1, *(1,) * (first.ndim - 2))
+        return (first.float() * factor.view(shape) + shift.view(shape), *others)
+
+
+def _preprocess(model: nn.Module) -> Preprocess | None:
+    """What `preprocessed` made of this model, or None."""
+    hooks = (hook for hook in model._forward_pre_hooks.values() if isinstance(hook, _Normalise))
+    return next((hook.preprocess for hook in hooks), None)
+
+
 # ------------------------------------------------------------------------------------------------ save and load
 
 
 def save(path: Path, model: nn.Module, recipe: Recipe) -> None:
-    """Write a cut network: its tensors as safetensors, the kept indices in the file's metadata.
+    """Write a cut network: its tensors as safetensors, the kept indices and its preprocessing in the file's metadata.
 
     Shared tensors are written once. `load` brings the file back.
     """
     shared = _shared_names(model)
     own = {name: t.contiguous() for name, t in model.state_dict().items() if name not in shared}
     text = json.dumps({name: {str(dim): list(kept) for dim, kept in dims.items()} for name, dims in recipe.items()})
-    save_file(own, path, metadata={"edgeprune": "1", "recipe": text})
+    metadata = {"edgeprune": "1", "recipe": text}
+    preprocess = _preprocess(model)
+    if preprocess is not None:
+        metadata["preprocess"] = json.dumps(asdict(preprocess))
+    save_file(own, path, metadata=metadata)
 
 
 def load(path: Path | str, model: nn.Module) -> nn.Module:
     """Bring a cut network back: `model` is a fresh unpruned one, `path` a file that `save` wrote.
 
-    Returns a cut copy with the saved weights, in eval mode. Raises `UsageError` when the file is no such file or does
-    not belong to this model.
+    Returns a cut copy with the saved weights and the preprocessing, if there is one, in eval mode. Raises `UsageError` when
+    the file is no such file or does not belong to this model.
     """
     path = Path(path)
     try:
@@ -217,6 +256,9 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
             for name, dims in json.loads(metadata["recipe"]).items()
         }
         small = sliced(model, kept)
+        if "preprocess" in metadata and _preprocess(small) is None:
+            known = json.loads(metadata["preprocess"])
+            preprocessed(small, Preprocess(tuple(known["mean"]), tuple(known["std"]), known["scale"]))
         missing, unexpected = small.load_state_dict(stored, strict=False)
     except (RuntimeError, IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: does not belong to this model: {first_line(error)}") from error

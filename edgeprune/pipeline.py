@@ -591,7 +591,7 @@ class Road:
         def key(stage: str, *parts: object) -> None:
             keys[stage] = digest([SCHEMA, stage, *parts])
 
-        key("survey", _sources(p), p.factory, p.inputs, p.lock)
+        key("survey", _sources(p), p.factory, p.inputs, p.lock, p.preprocess)
         key("baseline", keys["survey"], t.runtime, t.precision, _version(self._runtime.converter))
         key("scores", keys["survey"], p.importance, p.train, p.valid, p.test, p.loss)
         key("plan", keys["scores"], device, t.threads, t.precision, str(p.budget))

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from edgeprune import network
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.types import Project
@@ -118,7 +119,7 @@ def _call(project: Project, reference: str, key: str) -> Any:
 
 
 def build_model(project: Project) -> nn.Module:
-    """The user's model with its weights, on the CPU, in eval mode.
+    """The user's model with its weights and its preprocessing, on the CPU, in eval mode.
 
     Raises `UsageError` where the factory fails or the weights do not fit or are not finite, and `SecurityError`
     for a checkpoint that would have to run code to load.
@@ -143,7 +144,7 @@ def build_model(project: Project) -> nn.Module:
                 f"{project.path}: [model] {source}: tensor {name} holds NaN or infinity; "
                 "give a checkpoint that is finite"
             )
-    return model
+    return network.preprocessed(model, project.preprocess) if project.preprocess else model
 
 
 def _load_weights(project: Project, model: nn.Module, path: Path) -> None:
@@ -202,6 +203,10 @@ def example_inputs(project: Project) -> tuple[Tensor, ...]:
         raise UsageError(f"{where} returns batch sizes {[len(tensor) for tensor in inputs]}; make them the same")
     if not all(map(_finite, inputs)):
         raise UsageError(f"{where} returns NaN or infinity; return inputs like the real ones")
+    channels = inputs[0].shape[1] if inputs[0].ndim > 1 else 1
+    if project.preprocess and len(project.preprocess.mean) not in (1, channels):
+        count = len(project.preprocess.mean)
+        raise UsageError(f"{project.path}: [preprocess] mean has {count} numbers, the first input {channels} channels")
     return inputs
 
 

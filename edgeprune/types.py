@@ -77,6 +77,22 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Preprocess:
+    """What becomes of the first input inside the network: (x · scale − mean) ÷ std, by channel (dimension 1)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise UsageError(f"mean has {len(self.mean)} numbers, std {len(self.std)}; give one of each a channel")
+        numbers = (*self.mean, *self.std, self.scale)
+        if not all(map(math.isfinite, numbers)) or min(self.std) <= 0 or self.scale == 0:
+            raise UsageError("mean, std and scale must be finite, std above zero, scale not zero")
+
+
+@dataclass(frozen=True)
 class Project:
     """`edgeprune.toml` as read: what to compress, on what data, to which budget. Functions stay names here."""
 
@@ -92,6 +108,7 @@ class Project:
     metric: str | None
     budget: Budget
     max_metric_drop: float = 0.01
+    preprocess: Preprocess | None = None
     importance: str = "taylor"
     lock: tuple[str, ...] = ()
     epochs: int = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +14,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgeprune import runtimes
+from edgeprune import compiling, network, runtimes
 from edgeprune.agent import agent
 from edgeprune.bench import Bench, interleaved, open_bench
 from edgeprune.errors import DeviceError, UsageError
 from edgeprune.formats import FORMATS
-from edgeprune.types import Target
+from edgeprune.types import Preprocess, Target
 
 RANDOM = np.random.default_rng(0)
 WEIGHT = RANDOM.standard_normal((16, 3, 1, 1)).astype("float32")
@@ -141,3 +142,25 @@ def test_samples_are_run_in_parts_and_come_back_whole(bench: Bench, tmp_path: Pa
 def test_models_are_interleaved_so_that_drift_cancels() -> None:
     assert interleaved(2, 4) == [0, 1, 1, 0, 0, 1, 1, 0]
     assert interleaved(3, 2) == [0, 1, 2, 2, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite"])
+def test_preprocessing_is_in_the_artifact(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """A device feeds raw pixels, as bytes if it likes."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 5)).eval()
+    preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255)
+    model = network.preprocessed(copy.deepcopy(plain), preprocess)
+    raw = torch.randint(0, 256, (3, 1, 3, 8, 8)).to(dtype)
+    groups = network.survey(model, (raw[0],))
+    assert [group.name for group in groups.free] == ["0"]
+    target = Target(tmp_path / "t.toml", "t", "local", name)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    artifact = compiling.compile_model(model, (raw[0],), groups.folds, runtimes.RUNTIMES[name], "fp32", folder, "s")
+    with open_bench(target, tmp_path) as bench:
+        (got,) = bench.outputs(artifact.files[0], [raw.numpy()])
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    wanted = np.stack([plain((x / 255 - mean) / std).detach().numpy() for x in raw])
+    assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max()

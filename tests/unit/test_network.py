@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from edgeprune import graph, network
 from edgeprune.errors import CutError, UsageError
+from edgeprune.types import Preprocess
 
 
 def test_a_recipe_that_mixes_up_channels_is_refused() -> None:
@@ -80,3 +82,22 @@ def test_a_dynamic_or_untraceable_model_is_a_clear_error() -> None:
         network.survey(Branches(), image())
     with pytest.raises(UsageError, match=r"dynamic shape.*fixed-size"):
         network.survey(Ragged(), image())
+
+
+PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255)
+
+
+def test_a_cut_network_keeps_its_preprocessing_through_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = Residual().eval()
+    model = network.preprocessed(copy.deepcopy(plain), PREPROCESS)
+    raw = torch.randint(0, 256, image()[0].shape)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PREPROCESS.mean, PREPROCESS.std))
+    assert torch.allclose(model(raw), plain((raw / 255 - mean) / std), atol=1e-5)
+    groups = network.survey(model, (raw,))
+    recipe = graph.recipe(groups, {"a1.0": [0, 2]})
+    small = network.cut(model, recipe, (raw,))
+    network.save(tmp_path / "cut.safetensors", small, recipe)
+    again = network.load(tmp_path / "cut.safetensors", plain)
+    assert torch.equal(again(raw), small(raw))
+    assert again.state_dict().keys() == plain.state_dict().keys()
