@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -141,6 +143,35 @@ def doctor(
         failed |= finding.level == "fail"
         print(f"{finding.level:<5} {_clean(finding.what)}" + (f"; fix: {finding.fix}" if finding.fix else ""))
     raise typer.Exit(errors.EXIT_FAIL if failed else errors.EXIT_PASS)
+
+
+@app.command()
+def tensorboard(
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/local.")],
+    port: Annotated[int, typer.Option(help="Where it listens, on this machine only.")] = 6006,
+) -> None:
+    """Show how runs went: training, layers before and after, metric by latency. Ends with Ctrl-C."""
+    from edgeprune.pipeline import EVENTS
+
+    folder = run / EVENTS
+    if not folder.is_dir():
+        raise errors.UsageError(
+            f"{folder} does not exist; give the folder of a run that trained with tensorboard installed"
+        )
+    if importlib.util.find_spec("tensorboard") is None:
+        raise errors.RuntimeMissing("tensorboard is not installed; pip install 'edgeprune[tensorboard]'")
+    argv = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    raise typer.Exit(subprocess.run(argv).returncode)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -122,7 +122,8 @@ class _Trainer:
         metric = evaluate(self.project, model, "valid")
         if not self.history or metric > max(epoch.metric for epoch in self.history):
             self.best_state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-        self.history.append(Epoch(len(self.history), loss, metric))
+        rate = self.optimiser.param_groups[0]["lr"] if self.history else None
+        self.history.append(Epoch(len(self.history), loss, metric, rate))
 
     def train(self, epoch: int) -> float | None:
         """One epoch; its mean loss, or None when a batch's loss is not finite and training must stop."""
@@ -139,7 +140,7 @@ class _Trainer:
             for settings in self.optimiser.param_groups:
                 settings["lr"] = self._rate((epoch - 1) * self.steps + step)
             self.optimiser.zero_grad()
-            self.scaler.scale(value).backward()
+            self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
             self.scaler.step(self.optimiser)
@@ -189,7 +190,7 @@ class _Trainer:
             momentum = self.optimiser.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{i}"] = momentum
-        told = {"history": [[e.epoch, e.loss, e.metric] for e in self.history], "scaler": self.scaler.state_dict()}
+        told = {"history": [astuple(epoch) for epoch in self.history], "scaler": self.scaler.state_dict()}
         metadata = {name: json.dumps(value) for name, value in told.items()}
         save_file({k: t.detach().clone().contiguous() for k, t in tensors.items()}, path, metadata)
 

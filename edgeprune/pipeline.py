@@ -57,6 +57,7 @@ LOCKED_TOLD = 3  # locked groups that the survey's line names; the plan's table 
 CONFIRM_PROCESSES = 6  # in each of which the anchor, the unpruned and the cut networks take turns
 CONFIRM_PLANS = 4  # at most, in one turn
 
+EVENTS = "tensorboard"  # the folder beside the stages' own
 SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules"}
 # What must have run before a stage's work begins (attributes of Road).
 NEEDS = {
@@ -314,7 +315,7 @@ class Road:
         """The cut network after fine-tuning, in the same format as `pruned`."""
 
         def work(draft: Draft) -> str:
-            from edgeprune import finetuning, network
+            from edgeprune import finetuning, latency, network, tracking
 
             self._release()
             small = network.load(self.pruned, self._model)
@@ -327,7 +328,12 @@ class Road:
             if self._fresh:
                 checkpoint.unlink(missing_ok=True)
 
+            events = self._events / f"{self.project.budget}-{self._keys['finetune'][:8]}".replace(" ", "")
+            widths = {**self.groups.full(), **self.confirmed.plan.widths}
+            tracking.layers(events, self.groups, latency.draft(self.groups, self.profile), widths)
+
             def on_epoch(epoch: Epoch) -> None:
+                tracking.epoch(events, epoch)
                 self._watch.step(epoch.epoch, self.project.epochs, f"validation metric {epoch.metric:.4f}")
 
             found = finetuning.finetune(self.project, small, teacher, checkpoint, self._store.save, on_epoch)
@@ -355,7 +361,7 @@ class Road:
         """All checks of the artifact on the device."""
 
         def work(draft: Draft) -> str:
-            from edgeprune import network, verifying
+            from edgeprune import network, tracking, verifying
 
             widths = {**self.groups.full(), **self.confirmed.plan.widths}
             found = verifying.verify(
@@ -368,6 +374,7 @@ class Road:
                 self.scratch,
             )
             draft.write_text("verdict.json", codec.dumps(found))
+            tracking.front(self._events, found.pruned)
             return (
                 f"{found.outcome}: {sum(c.outcome == 'pass' for c in found.checks)} of {len(found.checks)} checks pass"
             )
@@ -564,6 +571,10 @@ class Road:
         )
         self._watch.done("confirm", f"{figures} of the budget")
         return rounds
+
+    @property
+    def _events(self) -> Path:
+        return self._store.folder / EVENTS
 
     # -------------------------------------------------------------------------------------- keys and the store
 

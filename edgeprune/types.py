@@ -494,11 +494,12 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training: its mean loss and the validation metric after it. Epoch 0 is before training."""
+    """One epoch of training: mean loss, validation metric after it, last learning rate. Epoch 0 is before training."""
 
     epoch: int
     loss: float | None
     metric: float
+    learning_rate: float | None = None
 
 
 # ---------------------------------------------------------------------------------------------------- results
