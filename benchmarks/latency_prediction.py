@@ -24,7 +24,7 @@ from edgeprune import graph, latency, profiling
 from edgeprune.bench import Measured
 from edgeprune.types import Groups
 
-PROCESSES = 4  # of each held-out configuration
+PROCESSES = 4  # of each held-out configuration, one where the device is emulated
 ALONE = 2  # configurations of each half whose layers are timed alone, too
 
 
@@ -49,14 +49,15 @@ def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float
     logarithms of times are a two-way layout, configuration plus process, solved by least squares. The anchor is at zero.
     """
     random = np.random.default_rng(0)
+    processes = 1 if subject.bench.device.emulated else PROCESSES  # an emulated device repeats itself
     count, share = len(unseen), profiling.TOGETHER
     beside = [subject.variant(profiling.anchor(subject.groups))] * profiling.ANCHORS
     models = [subject.variant(widths) for widths in unseen]
-    rounds = [random.permutation(count) for _ in range(PROCESSES)]
+    rounds = [random.permutation(count) for _ in range(processes)]
     batches = [order[start : start + share] for order in rounds for start in range(0, count, share)]
-    per_round = len(batches) // PROCESSES
+    per_round = len(batches) // processes
     rows, logs = [], []
-    single = np.empty((count, PROCESSES))
+    single = np.empty((count, processes))
 
     def keep(place: int, found: list[Measured]) -> None:
         anchors, own = np.split(np.log([np.quantile(m.run.times_ns, latency.QUIET) for m in found]), [len(beside)])

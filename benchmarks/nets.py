@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -169,7 +170,11 @@ class VisionTransformer(nn.Module):
         return self.fc(self.norm(self.layers(x)).mean(1))
 
 
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "digits"))
+import digits  # noqa: E402
+
 NETS: dict[str, Callable[[], nn.Module]] = {
+    "digits": digits.build,  # of the example: small enough for the virtual board
     "resnet18": lambda: ResNet(Basic, (2, 2, 2, 2)),
     "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
     "mobilenetv2": MobileNetV2,
@@ -177,8 +182,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def inputs() -> tuple[Tensor]:
-    """One 224×224 image."""
+def inputs(net: str = "") -> tuple[Tensor, ...]:
+    """One 224×224 image, or what the example's network takes."""
+    if net == "digits":
+        return tuple(digits.example_inputs())
     return (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
 
 
@@ -197,7 +204,7 @@ class Subject:
         self, net: str, model: nn.Module, example: tuple[Tensor, ...], target: Target, bench: Bench, folder: Path
     ) -> None:
         self.net, self.target, self.bench, self._folder = net, target, bench, folder
-        self.model, self.groups = model, network.survey(model, example)
+        self.model, self.example, self.groups = model, example[0], network.survey(model, example)
         self.runtime = runtimes.RUNTIMES[target.runtime]
         self.template = FORMATS[self.runtime.format](model, example, self.groups)
         self.inputs = bench.save_inputs([tensor.numpy() for tensor in example], folder)
@@ -212,7 +219,7 @@ class Subject:
         if name is not None:
             target = codec.read_target(codec.find_target(name, Path.cwd()))
         with open_bench(target, folder) as bench:
-            yield Subject(net, model, inputs(), target, bench, folder)
+            yield Subject(net, model, inputs(net), target, bench, folder)
 
     def variant(self, widths: Widths) -> Path:
         """The file for the device at these widths."""
@@ -246,12 +253,10 @@ def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
         models = [subject.variant(w) for w in configurations]
         found = subject.bench.measure([[m] for m in models], subject.inputs, profiled=True)
         return np.array([sum(ns for _, ns in measured.nodes) for (measured,) in found], float)
-    found = []
+    found, t = [], subject.target
     for widths in configurations:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            job = process.submit(
-                _alone, subject.template.variant(widths), subject.target.runtime, subject.target.threads
-            )
+            job = process.submit(_alone, subject.template.variant(widths), subject.example, t.runtime, t.threads)
             try:
                 found.append(job.result())
             except BrokenProcessPool:
@@ -259,11 +264,10 @@ def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
     return np.array(found)
 
 
-def _alone(variant: bytes, runtime: str, threads: int) -> float:
+def _alone(variant: bytes, example: Tensor, runtime: str, threads: int) -> float:
     proto = onnx.load_from_string(variant)
     graph = proto.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    (example,) = inputs()
     values = {graph.input[0].name: example.numpy()} | _between(proto, example.numpy())
     total = 0.0
     with tempfile.TemporaryDirectory() as folder:
