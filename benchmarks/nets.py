@@ -256,7 +256,9 @@ def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
     found, t = [], subject.target
     for widths in configurations:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            job = process.submit(_alone, subject.template.variant(widths), subject.example, t.runtime, t.threads)
+            job = process.submit(
+                _alone, subject.template.variant(widths), subject.example.numpy(), t.runtime, t.threads
+            )
             try:
                 found.append(job.result())
             except BrokenProcessPool:
@@ -264,11 +266,11 @@ def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
     return np.array(found)
 
 
-def _alone(variant: bytes, example: Tensor, runtime: str, threads: int) -> float:
+def _alone(variant: bytes, example: np.ndarray, runtime: str, threads: int) -> float:
     proto = onnx.load_from_string(variant)
     graph = proto.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    values = {graph.input[0].name: example.numpy()} | _between(proto, example.numpy())
+    values = {graph.input[0].name: example} | _between(proto, example)
     total = 0.0
     with tempfile.TemporaryDirectory() as folder:
         model, file = Path(folder) / "model.onnx", Path(folder) / "input.npy"
