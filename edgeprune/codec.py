@@ -74,7 +74,7 @@ class _Budget(_Section):
 class _Preprocess(_Section):
     mean: Numbers
     std: Numbers
-    scale: float = 1.0
+    scale: Annotated[float, Field(description="a number, such as 0.00392")] = 1.0
 
 
 class _Prune(_Section):
@@ -302,8 +302,13 @@ def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[Bas
 
 
 def _field(shape: type[BaseModel], loc: tuple[int | str, ...]) -> Any:
-    section: Any = shape.model_fields[str(loc[0])].annotation
-    return section.model_fields[str(loc[1])]
+    return _fields(shape, str(loc[0]))[str(loc[1])]
+
+
+def _fields(shape: type[BaseModel], section: str) -> dict[str, Any]:
+    annotation: Any = shape.model_fields[section].annotation
+    one: type[BaseModel] = (get_args(annotation) or (annotation,))[0]  # one that may be left out is a union with None
+    return dict(one.model_fields)
 
 
 def _wanted(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
@@ -319,8 +324,7 @@ def _keys(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The known sections, or the known keys of one."""
     if not loc:
         return list(shape.model_fields)
-    section: Any = shape.model_fields[str(loc[0])].annotation
-    return list(section.model_fields)
+    return list(_fields(shape, str(loc[0])))
 
 
 def _home(key: str, shape: type[BaseModel]) -> str:

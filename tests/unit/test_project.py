@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune import codec
 from edgeprune import project as user
 from edgeprune.errors import UsageError
-from edgeprune.types import Budget, Project
+from edgeprune.types import Budget, Preprocess, Project
 
 HEAD = "import torch\nfrom torch import nn\n"
 
@@ -170,3 +172,17 @@ def test_top_1_refuses_to_stretch() -> None:
     one_hot: Tensor = torch.eye(2, dtype=torch.long)
     with pytest.raises(ValueError, match="do not fit"):
         user._top1(torch.zeros(2, 2), one_hot)
+
+
+def test_preprocessing_must_fit_the_first_input(project: Path) -> None:
+    known = replace(codec.read_project(project), preprocess=Preprocess((0.1, 0.2), (1.0, 1.0)))
+    with pytest.raises(UsageError, match=r"\[preprocess\] mean has 2 numbers, the first input 1 channels"):
+        user.example_inputs(known)
+
+
+def test_preprocessing_is_part_of_the_model(project: Path) -> None:
+    known = codec.read_project(project)
+    (x,) = user.example_inputs(known)
+    raw = 255 * torch.rand(x.shape)
+    model = user.build_model(replace(known, preprocess=Preprocess((0.5,), (0.25,), 1 / 255)))
+    assert torch.allclose(model(raw), user.build_model(known)((raw / 255 - 0.5) / 0.25), atol=1e-5)
