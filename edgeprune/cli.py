@@ -80,6 +80,9 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., No
         if dry_run:
             _forecast(project, target, whole=True)
             return
+        if "RANK" in os.environ:
+            _in_parallel(name, project, target, budget, as_json, fresh, wait)
+            return
         with _road(project, target, budget, as_json, fresh, wait) as (road, answer):
             value = noun(road)
             answer(value)
@@ -88,6 +91,24 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., No
 
     app.command(name, help=text)(command)
     return command
+
+
+def _in_parallel(
+    verb: str, project: Path, target: str, budget: str | None, as_json: bool, fresh: bool, wait: bool
+) -> None:
+    """One of torchrun's processes: the first walks the road, the others train with it."""
+    if verb != "finetune":
+        raise errors.UsageError(
+            f"torchrun is for edgeprune finetune; run {verb} without it, and it takes what was trained"
+        )
+    from edgeprune import parallel, pipeline
+
+    with parallel.joined():
+        if parallel.rank():
+            pipeline.follow(project, target, budget)
+            return
+        with _road(project, target, budget, as_json, fresh, wait) as (road, answer):
+            answer(road.tuned)
 
 
 def _forecast(project: Path, target: str, whole: bool) -> None:

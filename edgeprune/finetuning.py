@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from edgeprune import parallel
 from edgeprune import project as user
 from edgeprune.errors import UsageError
 from edgeprune.types import Epoch, Project
@@ -55,10 +56,12 @@ def finetune(
     the default cross-entropy, half of the loss is the divergence from the teacher's softened outputs. After every epoch
     everything needed to go on is saved to `checkpoint`; a run that finds the file goes on after it and gives the same
     result as one that was never stopped. Where a GPU is present it trains there, in mixed precision. With `project.ema` the
-    moving average of the weights is what is measured and kept. Raises `UsageError` when the first epoch's loss is not finite;
-    a later one ends training, keeps the best epoch and warns.
+    moving average of the weights is what is measured and kept. Under torchrun the processes share every batch (`parallel`)
+    and give what one would, but for batch-norm, which sees each share by itself.
+
+    Raises `UsageError` when the first epoch's loss is not finite; a later one ends training, keeps the best epoch and warns.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = parallel.device()
     trainer = _Trainer(project, model.to(device), teacher.to(device), device)
     if checkpoint.exists():
         trainer.restore(checkpoint)
@@ -98,7 +101,7 @@ class _Trainer:
 
     def __init__(self, project: Project, model: nn.Module, teacher: nn.Module, device: torch.device) -> None:
         self.project = project
-        self.model = model
+        self.model, self.parallel = model, parallel.trained(model)
         self.averaged = (
             AveragedModel(model, multi_avg_fn=_moving(project.ema), use_buffers=True) if project.ema else None
         )
@@ -132,10 +135,12 @@ class _Trainer:
         self.model.train()
         total, count = 0.0, 0
         for step, (inputs, targets) in enumerate(self.batches):
+            inputs, targets, weight = parallel.own(inputs, targets)
             with torch.autocast(self.device.type, self.half, enabled=self.device.type == "cuda"):
-                value = self._loss(tuple(tensor.to(self.device) for tensor in inputs), targets.to(self.device))
-            if not math.isfinite(value.item()):
-                self._not_finite(epoch, step, value.item())
+                value = weight * self._loss(tuple(x.to(self.device) for x in inputs), targets.to(self.device))
+            loss = parallel.mean(value)
+            if not math.isfinite(loss):
+                self._not_finite(epoch, step, loss)
                 return None
             for settings in self.optimiser.param_groups:
                 settings["lr"] = self._rate((epoch - 1) * self.steps + step)
@@ -147,11 +152,11 @@ class _Trainer:
             self.scaler.update()
             if self.averaged:
                 self.averaged.update_parameters(self.model)
-            total, count = total + value.item(), count + 1
+            total, count = total + loss, count + 1
         return total / count
 
     def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        outputs = self.model(*inputs)
+        outputs = self.parallel(*inputs)
         task = self.loss(outputs, targets)
         if self.project.loss is not None:
             return task

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -127,6 +128,29 @@ def forecast(project: Path | str, target: str, whole: bool = True) -> list[str]:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
         store = stack.enter_context(Store(scratch))
         return Road(known, to, store, stack, Quiet()).forecast(whole)
+
+
+def follow(project: Path | str, target: str, budget: str | None) -> None:
+    """What every process but the first does under torchrun: wait until the first trains, and train with it.
+
+    Raises `UsageError` for bad files.
+    """
+    from edgeprune import finetuning, network, parallel
+    from edgeprune import project as user
+
+    known, _ = _asked(project, target, budget)
+    with TemporaryDirectory(prefix="edgeprune-") as name:
+        pruned, checkpoint = Path(name) / "pruned.safetensors", Path(name) / "checkpoint.safetensors"
+        content = parallel.share()
+        if not content:  # there was nothing to train
+            return
+        pruned.write_bytes(content)
+        content = parallel.share()
+        if content:
+            checkpoint.write_bytes(content)
+        teacher = user.build_model(known)
+        small = network.load(pruned, teacher)
+        finetuning.finetune(known, small, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
 
 
 def _asked(project: Path | str, target: str, budget: str | None) -> tuple[Project, Target]:
@@ -313,9 +337,10 @@ class Road:
     @cached_property
     def tuned(self) -> Path:
         """The cut network after fine-tuning, in the same format as `pruned`."""
+        shared: list[bytes] = []
 
         def work(draft: Draft) -> str:
-            from edgeprune import finetuning, latency, network, tracking
+            from edgeprune import finetuning, latency, network, parallel, tracking
 
             self._release()
             small = network.load(self.pruned, self._model)
@@ -332,6 +357,9 @@ class Road:
             widths = {**self.groups.full(), **self.confirmed.plan.widths}
             tracking.layers(events, self.groups, latency.draft(self.groups, self.profile), widths)
 
+            shared.append(parallel.share(self.pruned.read_bytes()))
+            parallel.share(checkpoint.read_bytes() if checkpoint.exists() else b"")
+
             def on_epoch(epoch: Epoch) -> None:
                 tracking.epoch(events, epoch)
                 self._watch.step(epoch.epoch, self.project.epochs, f"validation metric {epoch.metric:.4f}")
@@ -343,7 +371,12 @@ class Road:
                 f"best of {self.project.epochs} epochs is {found.best.epoch}: validation metric {found.best.metric:.4f}"
             )
 
-        return self._stage("finetune", work).path("tuned.safetensors")
+        entry = self._stage("finetune", work)
+        if not shared and self._several:
+            from edgeprune import parallel
+
+            parallel.share()  # there was nothing to train: the others need not wait
+        return entry.path("tuned.safetensors")
 
     @cached_property
     def artifact(self) -> Artifact:
@@ -571,6 +604,10 @@ class Road:
         )
         self._watch.done("confirm", f"{figures} of the budget")
         return rounds
+
+    @property
+    def _several(self) -> bool:
+        return int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun's
 
     @property
     def _events(self) -> Path:

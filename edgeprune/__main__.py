@@ -1,0 +1,5 @@
+"""`python -m edgeprune`, and `torchrun -m edgeprune`."""
+
+from edgeprune.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""Two processes train what one would."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import Finished
+
+from edgeprune import codec
+from edgeprune.types import Epoch
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from edgeprune import codec, finetuning, parallel
+from edgeprune import project as user
+
+project = replace(codec.read_project(Path(sys.argv[1])), epochs=2)
+with parallel.joined():
+    model = user.build_model(project)
+    found = finetuning.finetune(project, model, user.build_model(project), Path(sys.argv[2]) / "c",
+                                lambda path, write: None, lambda epoch: None)
+    if parallel.rank() == 0:
+        save_file({name: t.contiguous() for name, t in found.model.state_dict().items()}, Path(sys.argv[2]) / "tuned")
+        print([epoch.loss for epoch in found.history])
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(list(map(str, argv)), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: Path) -> None:
+    """Without batch-norm, which sees each process's share by itself; batches of 31, so that shares are uneven."""
+    module = project.with_name("blobs.py")
+    text = module.read_text()
+    module.write_text(
+        text.replace("nn.BatchNorm2d(48)", "nn.Identity()")
+        .replace("i + 32", "i + 31")
+        .replace("count, 32", "count, 31")
+    )
+    toml = project.read_text()
+    project.write_text(toml.replace('weights = "blobs.safetensors"\n', ""))
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    losses = []
+    for name, start in (("one", [sys.executable]), ("two", TORCHRUN)):
+        (tmp_path / name).mkdir()
+        losses.append(json.loads(run(*start, script, project, tmp_path / name).stdout.replace("None", "null")))
+    assert losses[0][1:] == pytest.approx(losses[1][1:], rel=1e-4)
+    one, two = (load_file(tmp_path / name / "tuned") for name in ("one", "two"))
+    for key, tensor in one.items():
+        assert torch.allclose(tensor, two[key], rtol=1e-3, atol=1e-4), key
+
+
+def test_the_verb_trains_under_torchrun_and_lets_the_others_go_when_all_is_done(
+    walked: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    toml = folder / "edgeprune.toml"
+    text = toml.read_text()
+    assert "epochs = 2" in text
+    toml.write_text(text.replace("epochs = 2", "epochs = 3"))
+    for _ in ("trained", "reused"):
+        done = run(*TORCHRUN, "-m", "edgeprune", "finetune", "--project", toml, "--json")
+        path = Path(json.loads(done.stdout.strip().splitlines()[-1])["path"])
+        history = codec.loads(tuple[Epoch, ...], path.with_name("history.json").read_text(), "history")
+        assert [epoch.epoch for epoch in history] == [0, 1, 2, 3]
+    refused = subprocess.run(
+        [*TORCHRUN, "-m", "edgeprune", "verify", "--project", str(toml)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "torchrun is for edgeprune finetune" in refused.stderr
