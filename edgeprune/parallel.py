@@ -67,7 +67,7 @@ def share(content: bytes = b"") -> bytes:
 
 def trained(model: nn.Module) -> nn.Module:
     """The module to call in training: its gradients are averaged over the processes."""
-    return DistributedDataParallel(model) if _several() else model  # type: ignore[no-any-return]
+    return DistributedDataParallel(model) if _several() else model
 
 
 def own(inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float]:
