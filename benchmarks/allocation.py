@@ -179,7 +179,8 @@ def exact(
         (folder / "scores.json").write_text(codec.dumps(scores))
         (folder / "profile.json").write_text(codec.dumps_profile(profile))
         argv = [sys.executable, "-W", "ignore", "-c", PLANNER, name, str(budget)]
-        seconds, peak = map(float, subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.split())
+        said = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
+        seconds, peak = map(float, said.splitlines()[-1].split())  # HiGHS may have said something before
         plan = codec.loads(planning.Plan, (folder / "plan.json").read_text(), "plan")
     return {**groups.full(), **plan.widths}, plan.gap, seconds, peak
 
