@@ -47,7 +47,6 @@ from edgeprune.latency import LatencyModel
 from edgeprune.types import Groups, Project, Scores, Widths
 
 PROCESSES = 4
-ROUNDS = 3  # of measuring and correcting
 LEAST, AIM = 0.96, 0.985  # of the budget
 ROUND_TO = 4  # channels, for Torch-Pruning: what its users do where the device is not a GPU
 PROJECT = """
@@ -90,6 +89,7 @@ class Size:
     all_images: int | None  # for the unpruned network
     from_weights: int  # epochs to adapt given weights to these images
     from_nothing: int  # epochs to train a network without
+    rounds: int = 3  # of measuring and correcting, at most
 
 
 FULL = Size(
@@ -97,7 +97,7 @@ FULL = Size(
 )
 USUAL = replace(FULL, seeds=1, images=10_000, epochs=2, from_weights=1, from_nothing=12)
 SHORT = replace(FULL, nets=("resnet20",), runtimes=("onnxruntime",), budgets=("50%",), seeds=1, images=1000, epochs=1,
-                all_images=1000, from_weights=1, from_nothing=2)  # fmt: skip
+                all_images=1000, from_weights=1, from_nothing=2, rounds=1)  # fmt: skip
 
 
 def project(folder: Path, net: str, data: Path | None, images: int | None, rate: float) -> Project:
@@ -204,12 +204,12 @@ def widths_of(groups: Groups, small: nn.Module) -> dict[str, int]:
 
 
 def at_budget(
-    subject: Subject, cuts: Mapping[str, Cut], share: float, full_ns: float
+    subject: Subject, cuts: Mapping[str, Cut], share: float, full_ns: float, rounds: int
 ) -> dict[str, tuple[nn.Module, float]]:
     """Of every way the network whose measured latency comes nearest the budget from below, and its share of the budget."""
     asked = dict.fromkeys(cuts, AIM)
     best: dict[str, tuple[nn.Module, float]] = {}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         made = {}
         for name, aim in asked.items():
             try:
@@ -269,7 +269,9 @@ def case(
                 wanted = dict.fromkeys((default, "taylor", "magnitude-l2", "random", *criteria))
                 read, loss = list(user.batches(asked, "train")), user.loss_function(asked)
                 scores = {name: CRITERIA[name](model, groups, read, loss) for name in wanted}
-            cuts = at_budget(subject, ways(model, groups, costs, scores, default), float(budget[:-1]) / 100, full_ns)
+            cuts = at_budget(
+                subject, ways(model, groups, costs, scores, default), float(budget[:-1]) / 100, full_ns, size.rounds
+            )
             if "edgeprune" in cuts:
                 fresh, share = cuts["edgeprune"]
                 torch.manual_seed(1000 + seed)
