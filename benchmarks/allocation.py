@@ -29,7 +29,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from edgeprune import codec, graph, latency, planning, profiling, stats
 from edgeprune.latency import LatencyModel
-from edgeprune.types import Groups, Profile, Scores, Widths
+from edgeprune.types import Groups, Profile, Scores
 
 HALP_STEPS = 30
 GREEDY_STEP = 0.02  # of the baseline
@@ -45,12 +45,6 @@ def synthetic(groups: Groups, seed: int) -> Scores:
     return Scores("synthetic", units)
 
 
-def loss_of(groups: Groups, scores: Scores) -> Callable[[Widths], float]:
-    """Expected loss of a configuration."""
-    tables = {group.name: planning.losses(group, scores) for group in groups.free}
-    return lambda widths: sum(table[widths[name]] for name, table in tables.items())
-
-
 def uniform(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> dict[str, int] | None:
     """The widest network with the same share of every group."""
     for share in np.linspace(1, 0.02, 197):
@@ -64,7 +58,7 @@ def uniform(groups: Groups, model: LatencyModel, scores: Scores, budget: float) 
 
 def greedy(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> dict[str, int] | None:
     """Step by step, the group that loses least for a step's worth of latency."""
-    loss, widths = loss_of(groups, scores), groups.full()
+    loss, widths = planning.loss_of(groups, scores), groups.full()
     now = model.ns(widths)
     step = GREEDY_STEP * now
     while now > budget:
@@ -100,7 +94,9 @@ def halp(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> 
         widths = _halp(groups, model, scores, asked)
         if widths is not None and model.ns(widths) <= budget:
             found = (
-                widths if found is None or loss_of(groups, scores)(widths) < loss_of(groups, scores)(found) else found
+                widths
+                if found is None or planning.loss_of(groups, scores)(widths) < planning.loss_of(groups, scores)(found)
+                else found
             )
             if asked == budget:
                 break
@@ -211,7 +207,7 @@ def main() -> None:
             limit = float(budget.rstrip("%")) / 100 * baseline
             for seed in options.seeds:
                 scores = synthetic(groups, seed)
-                total, loss = sum(map(sum, scores.units.values())), loss_of(groups, scores)
+                total, loss = sum(map(sum, scores.units.values())), planning.loss_of(groups, scores)
                 widths, gap, seconds, peak = exact(groups, profile, scores, limit)
                 found = {"exact": (widths, seconds)}
                 for name, method in METHODS.items():

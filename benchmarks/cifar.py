@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nets import InvertedResidual, layer
+from nets import inverted_residuals, layer
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -119,13 +119,8 @@ class SmallMobileNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [layer(3, 32, 3, act=nn.ReLU6())]
-        channels = 32
-        for expand, width, depth, stride in self.SETTINGS:
-            for i in range(depth):
-                blocks.append(InvertedResidual(channels, width, 1 if i else stride, expand))
-                channels = width
-        self.features = nn.Sequential(*blocks, layer(channels, 256, 1, act=nn.ReLU6()))
+        blocks = inverted_residuals(32, self.SETTINGS)
+        self.features = nn.Sequential(layer(3, 32, 3, act=nn.ReLU6()), *blocks, layer(96, 256, 1, act=nn.ReLU6()))
         self.fc = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:

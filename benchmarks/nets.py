@@ -106,6 +106,16 @@ class InvertedResidual(nn.Module):
         return x + self.body(x) if self.residual else self.body(x)
 
 
+def inverted_residuals(channels: int, settings: Sequence[tuple[int, int, int, int]]) -> list[nn.Module]:
+    """A stage for each (expansion, outputs, depth, stride of its first block)."""
+    blocks: list[nn.Module] = []
+    for expand, width, depth, stride in settings:
+        for i in range(depth):
+            blocks.append(InvertedResidual(channels, width, 1 if i else stride, expand))
+            channels = width
+    return blocks
+
+
 class MobileNetV2(nn.Module):
     """Width 1.0, for 224×224 images."""
 
@@ -121,13 +131,8 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [layer(3, 32, 3, 2, act=nn.ReLU6())]
-        channels = 32
-        for expand, width, depth, stride in self.SETTINGS:
-            for i in range(depth):
-                blocks.append(InvertedResidual(channels, width, 1 if i else stride, expand))
-                channels = width
-        self.features = nn.Sequential(*blocks, layer(channels, 1280, 1, act=nn.ReLU6()))
+        blocks = inverted_residuals(32, self.SETTINGS)
+        self.features = nn.Sequential(layer(3, 32, 3, 2, act=nn.ReLU6()), *blocks, layer(320, 1280, 1, act=nn.ReLU6()))
         self.fc = nn.Linear(1280, 1000)
 
     def forward(self, x: Tensor) -> Tensor:

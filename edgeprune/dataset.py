@@ -1,4 +1,4 @@
-"""What is wrong with a project's data, before anybody trains on it: one pass a split, keeping sums and digests only."""
+"""What is wrong with a project's data, before anybody trains on it; of what is read, only sums and digests are kept."""
 
 from __future__ import annotations
 
@@ -120,11 +120,8 @@ def _inputs(name: str, split: _Split, preprocess: Preprocess | None) -> Iterator
     for place, moments in split.moments.items():
         mean, deviation = moments.mean, moments.deviation
         if place == 0 and preprocess is not None:  # as the network sees it
-            factor = preprocess.scale / torch.tensor(preprocess.std)
-            mean, deviation = (
-                mean * factor - torch.tensor(preprocess.mean) / torch.tensor(preprocess.std),
-                deviation * factor.abs(),
-            )
+            factor = torch.tensor(preprocess.factor)
+            mean, deviation = mean * factor + torch.tensor(preprocess.shift), deviation * factor.abs()
         which = f"{where}: input {place}" if len(split.moments) > 1 else where
         still = deviation <= STILL * mean.abs()
         if still.any():

@@ -191,9 +191,8 @@ def preprocessed(model: nn.Module, preprocess: Preprocess) -> nn.Module:
 
     A hook and two buffers that are in no state dict: export, copies and cuts take them along.
     """
-    mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
-    model.register_buffer("preprocess_factor", preprocess.scale / std, persistent=False)
-    model.register_buffer("preprocess_shift", -mean / std, persistent=False)
+    model.register_buffer("preprocess_factor", torch.tensor(preprocess.factor), persistent=False)
+    model.register_buffer("preprocess_shift", torch.tensor(preprocess.shift), persistent=False)
     model.register_forward_pre_hook(_Normalise(preprocess))
     return model
 

@@ -8,7 +8,7 @@ before it is believed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,12 @@ def losses(group: Group, scores: Scores) -> dict[int, float]:
     cheapest_first = np.sort(np.array(scores.units[group.name]))
     gone = np.concatenate([[0.0], np.cumsum(cheapest_first)])
     return {width: float(gone[group.width - width]) for width in range(1, group.width + 1)}
+
+
+def loss_of(groups: Groups, scores: Scores) -> Callable[[Widths], float]:
+    """Widths -> the expected loss of the whole network: the sum over its free groups."""
+    tables = {group.name: losses(group, scores) for group in groups.free}
+    return lambda widths: sum(table[widths[name]] for name, table in tables.items())
 
 
 def best_units(group: Group, scores: Scores, width: int) -> tuple[int, ...]:
@@ -89,11 +95,7 @@ def _filled_up(
     groups: Groups, model: LatencyModel, scores: Scores, widths: dict[str, int], limit: float
 ) -> dict[str, int]:
     """Wider where it costs nothing: units without importance leave the solver indifferent, and budget unused."""
-    tables = {group.name: losses(group, scores) for group in groups.free}
-
-    def loss(configuration: Widths) -> float:
-        return sum(table[configuration[name]] for name, table in tables.items())
-
+    loss = loss_of(groups, scores)
     while True:
         fitting = [wide for wide in wider(groups, widths) if model.ns(wide) <= limit]
         if not fitting:
@@ -106,9 +108,8 @@ def _proved(
 ) -> tuple[dict[str, tuple[int, ...]], float, float]:
     """The units kept at these widths, their loss, and its proven gap to the bound. Raises `SolverError` above `GAP`."""
     free = groups.free
-    tables = {group.name: losses(group, scores) for group in free}
-    loss = sum(table[widths[name]] for name, table in tables.items())
-    total = sum(table[1] for table in tables.values())
+    loss_at = loss_of(groups, scores)
+    loss, total = loss_at(widths), loss_at({group.name: 1 for group in free})
     gap = max(0.0, (loss - bound) / max(abs(loss), 1e-9 * total, 1e-300))
     if not gap <= GAP:
         raise SolverError(f"the solver proved the plan only to a gap of {gap:.2g} in {LIMITS.solver_s:g} s")

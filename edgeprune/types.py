@@ -91,6 +91,16 @@ class Preprocess:
         if not all(map(math.isfinite, numbers)) or min(self.std) <= 0 or self.scale == 0:
             raise UsageError("mean, std and scale must be finite, std above zero, scale not zero")
 
+    @property
+    def factor(self) -> tuple[float, ...]:
+        """What a channel is multiplied by, before `shift` is added."""
+        return tuple(self.scale / std for std in self.std)
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """What is added to a channel."""
+        return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+
 
 @dataclass(frozen=True)
 class Project:
