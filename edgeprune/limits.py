@@ -54,7 +54,7 @@ class Limits:
     # training
     importance_batches: int = 64  # read by a data-driven criterion
     fisher_samples: int = 512
-    curve_macs: int = 40 * 10**12  # of measuring loss curves, about a quarter of an hour on two cores
+    curve_macs: int = 40 * 10**12  # multiply-accumulates spent on measuring loss curves
     data_batches: int = 1_000_000  # of one split in one pass
     epochs: int = 10_000
     checked_samples: int = 100_000  # of each split, by doctor
