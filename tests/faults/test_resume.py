@@ -108,5 +108,5 @@ def test_interrupt_exits_with_130_and_leaves_no_worker(project: Path) -> None:
             break
     time.sleep(1.0)
     os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=30)  # a closed pipe would be another error, if it came first
-    assert process.returncode == 130
+    _, said = process.communicate(timeout=30)  # a closed pipe would be another error, if it came first
+    assert process.returncode == 130, said
