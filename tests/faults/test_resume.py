@@ -12,9 +12,17 @@ from pathlib import Path
 
 from small import Finished, command
 
+# A shell that runs the tests in the background makes them, and all that they start, ignore SIGINT.
+HEEDING_SIGINT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from edgeprune.cli import main
+main()
+"""
+
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    line = [sys.executable, "-u", "-m", "edgeprune.cli", *map(str, arguments)]
+    line = [sys.executable, "-u", "-c", HEEDING_SIGINT, *map(str, arguments)]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
