@@ -289,7 +289,7 @@ def _alone(variant: bytes, example: np.ndarray, runtime: str, threads: int) -> f
             made = onnx.helper.make_model(whole, opset_imports=proto.opset_import, ir_version=proto.ir_version)
             onnx.save(made, model)
             np.save(file, values[free[0]])
-            job = {"threads": threads, "precision": "fp32", "inputs": [str(file)], "warmup_s": 0.05}
+            job = {"threads": threads, "inputs": [str(file)], "warmup_s": 0.05}
             run = agent.RUNTIMES[runtime](job, str(model)).run
             times = agent.repeat(run, {**job, "timed_s": 0.02, "runs_min": 5, "runs_max": 50})
             total += float(np.quantile(times, latency.QUIET))

@@ -26,7 +26,7 @@ from sshd import start
 from edgeprune.transports.local import Local
 
 CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5, "deadline_s": 60.0}
-NULL = {"mode": "time", "runtime": "null", "threads": 1, "precision": "fp32", "inputs": []}
+NULL = {"mode": "time", "runtime": "null", "threads": 1, "inputs": []}
 
 
 def timed(transport: Any, model: Path, jobs: int, upload: bool, folder: Path) -> float:

@@ -234,7 +234,6 @@ class Bench:
                     "mode": mode,
                     "runtime": self._target.runtime,
                     "threads": self._target.threads,
-                    "precision": self._target.precision,
                     "models": [self._transport.put(_with_siblings(model)) for model in batch],
                     "inputs": files,
                     "deadline_s": LIMITS.job_s * len(batch),

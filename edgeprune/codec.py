@@ -45,7 +45,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:%@-]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 # What the design has and this release has not.
-LATER = {"name": ("tensorrt",), "precision": ("fp16", "int8")}
+LATER = {"name": ("tensorrt",)}
 
 
 class _Section(BaseModel):
@@ -118,7 +118,7 @@ class _Connect(_Section):
 class _Runtime(_Section):
     name: Literal["onnxruntime", "openvino", "tflite", "null"]
     threads: Threads = 1
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
 
 
 class _Expect(_Section):

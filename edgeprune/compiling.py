@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edgeprune.formats import FORMATS
-from edgeprune.runtimes.base import Runtime
+from edgeprune.runtimes.base import Runtime, Samples
 from edgeprune.types import Artifact
 
 
@@ -21,15 +21,17 @@ def compile_model(
     precision: str,
     folder: Path,
     source: str,
+    samples: Samples = (),
 ) -> Artifact:
     """Export `model` for inputs of exactly these shapes and convert it for `runtime`, into `folder`.
 
-    `folds` are the (layer, batch-norm) pairs to fold, `source` is the digest of what the model is. Raises `UsageError`
-    where the model cannot be expressed and `RuntimeMissing` where the runtime's converter is not installed.
+    `folds` are the (layer, batch-norm) pairs to fold, `precision` is one of the runtime's, `source` is the digest of what the
+    model is, `samples` are calls to calibrate an int8 artifact with. Raises `UsageError` where the model cannot be expressed
+    and `RuntimeMissing` where the runtime's converter is not installed.
     """
     exported = folder / f"exported.{runtime.format}"
     exported.write_bytes(FORMATS[runtime.format].export(model, inputs, folds))
-    files = runtime.convert(exported, folder)
+    files = runtime.convert(exported, folder, precision, samples)
     return Artifact(files, digest_of(files), runtime.name, precision, source)
 
 

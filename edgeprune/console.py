@@ -151,10 +151,11 @@ def table(result: Result) -> Table:
     before, after = result.baseline, result.pruned
     shown = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{result.target} ({result.runtime}{', emulated' if result.emulated else ''})",
+        title=f"{result.target} ({result.runtime}, {result.precision}{', emulated' if result.emulated else ''})",
         title_justify="left",
     )
-    for heading in ("", "before", "after", "after / before"):
+    before_in = "before" if result.precision == "fp32" else "before, fp32"
+    for heading in ("", before_in, "after", "after / before"):
         shown.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     rows: list[tuple[str, str, str, str]] = [
         ("latency p50, ms", f"{before.p50_ms:.3f}", f"{after.p50_ms:.3f}", _share(after.p50_ms, before.p50_ms)),

@@ -39,8 +39,7 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
 
 
 def _converter(target: Target) -> str:
-    runtime = runtimes.RUNTIMES[target.runtime]
-    return f"{runtime.converter} {runtime.require()}"
+    return runtimes.RUNTIMES[target.runtime].require(target.precision)
 
 
 def _package(name: str) -> Finding:

@@ -28,7 +28,7 @@ def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> 
         target=profile.target,
         runtime=f"{profile.device.runtime} {profile.device.runtime_version}",
         emulated=profile.device.emulated,
-        experiments=len(profile.experiments),
+        experiments=len(profile.variants),
         median_error=model.median_error,
         error=model.error,
         exponent=model.exponent,
@@ -81,7 +81,7 @@ def _layer(cost: LayerCost, profile: Profile, full: Widths, share: float) -> Exp
     layer = cost.layer
     ins, outs = layer.inputs.size(full), layer.outputs.size(full)
     points = {}
-    for experiment in profile.experiments:
+    for experiment in profile.variants:
         if layer.name in experiment.layer_ns:
             sizes = layer.inputs.size(experiment.widths), layer.outputs.size(experiment.widths)
             points[sizes] = experiment.layer_ns[layer.name]

@@ -25,13 +25,22 @@ def pack(model: Any) -> bytes:
 
 
 def operators(model: Any) -> Iterator[tuple[str, Any]]:
-    """(name, operator) in order; a name is number and kind: "3:CONV_2D"."""
+    """(name, operator) in order; a name is number and kind: "3:CONV_2D".
+
+    What only changes the precision has no number of its own, so that an operator has the same name at any.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-    for number, operator in enumerate(model.subgraphs[0].operators):
+    number = 0
+    for operator in model.subgraphs[0].operators:
         code = model.operatorCodes[operator.opcodeIndex]
-        yield f"{number}:{kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]}", operator
+        kind = kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        if kind in ("QUANTIZE", "DEQUANTIZE"):
+            yield kind, operator
+        else:
+            yield f"{number}:{kind}", operator
+            number += 1
 
 
 def constants(model: Any) -> dict[int, np.ndarray]:

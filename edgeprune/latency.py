@@ -184,8 +184,9 @@ def anchor_ns(profile: Profile) -> float:
 
 
 def baseline(profile: Profile) -> float:
-    """The unpruned network's latency in nanoseconds. Raises `InconclusiveError` when it was never measured."""
-    times = [measured_ns(profile, e) for e in profile.experiments if e.role == "baseline"]
+    """The unpruned network's latency in nanoseconds, in fp32. Raises `InconclusiveError` when it was never measured."""
+    role = "baseline" if profile.precision == "fp32" else "reference"
+    times = [measured_ns(profile, e) for e in profile.experiments if e.role == role]
     if not times:
         raise InconclusiveError(f"the profile of {profile.model} on {profile.target} has no baseline; profile it again")
     return float(np.median(times))
@@ -259,7 +260,7 @@ class _Data:
     @staticmethod
     def of(groups: Groups, profile: Profile) -> _Data:
         names = [layer.name for layer in groups.layers]
-        taken = profile.experiments
+        taken = profile.variants
         total = anchor_ns(profile) * np.array([_share(profile, e) for e in taken])
         seen = np.array([[e.layer_ns.get(name, 0) for name in names] for e in taken], float)
         other = np.array([e.other_ns for e in taken], float)

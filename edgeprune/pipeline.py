@@ -25,6 +25,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.store import Draft, Entry, Store, file_sha256, read_capped, write_atomic
 from edgeprune.types import (
     Artifact,
+    Choice,
     Confirmed,
     Device,
     Epoch,
@@ -46,6 +47,7 @@ from edgeprune.types import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from edgeprune.bench import Bench
@@ -57,12 +59,14 @@ STRIDE = 0.022  # of the budget, between plans that are measured together: less 
 LOCKED_TOLD = 3  # locked groups that the survey's line names; the plan's table names all
 CONFIRM_PROCESSES = 6  # in each of which the anchor, the unpruned and the cut networks take turns
 CONFIRM_PLANS = 4  # at most, in one turn
+CALIBRATED = 300  # training samples that int8 ranges come from
 
 EVENTS = "tensorboard"  # the folder beside the stages' own
 SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules"}
 # What must have run before a stage's work begins (attributes of Road).
 NEEDS = {
     "baseline": ("groups",),
+    "precision": ("baseline",),
     "scores": ("groups",),
     "plan": ("profile", "scores"),
     "prune": ("plan",),
@@ -180,6 +184,7 @@ class Road:
         self._runtime = runtimes.RUNTIMES[target.runtime]
         self._profile: Profile | None = None
         self._variants: dict[str, Path] = {}
+        self._keys: dict[str, str] = {}
 
     # --------------------------------------------------------------------------------------------- the stages
 
@@ -200,8 +205,35 @@ class Road:
 
     @cached_property
     def baseline(self) -> Artifact:
-        """The unpruned network, compiled."""
-        return self._compiled("baseline", lambda: self._model)
+        """The unpruned network in fp32, compiled: what a share of a budget and a drop of the metric refer to."""
+        return self._compiled("baseline", lambda: self._model, "fp32")
+
+    @cached_property
+    def precision(self) -> str:
+        """The precision of everything but the baseline: the target's, or the one that was measured to be best."""
+        candidates = self._runtime.candidates(self.target.precision)
+        return candidates[0] if len(candidates) == 1 else self.choice.precision
+
+    @cached_property
+    def choice(self) -> Choice:
+        """The precisions that the target allows, measured on the unpruned network."""
+
+        def work(draft: Draft) -> str:
+            from edgeprune import verifying
+
+            made = {"fp32": self.baseline}
+            for name in self._runtime.candidates(self.target.precision):
+                folder = self.scratch / f"candidate-{name}"
+                folder.mkdir()
+                if name not in made:
+                    made[name] = self._artifact(self._model, name, folder, "")
+            candidates = {name: made[name] for name in self._runtime.candidates(self.target.precision)}
+            found = verifying.fastest(self.project, self.bench, self._inputs, self.baseline, candidates, self.scratch)
+            draft.write_text("choice.json", codec.dumps(found))
+            told = (f"{c.precision} {c.latency.mid / 1e6:.3f} ms, metric {c.metric:.4f}" for c in found.candidates)
+            return f"{found.precision} ({'; '.join(told)})"
+
+        return self._read(self._stage("precision", work), "choice.json", Choice)
 
     @property
     def profile(self) -> Profile:
@@ -220,7 +252,7 @@ class Road:
         else:
             to = self.target
             profile = Profile(
-                to.name, self.project.name, self.groups.network, self.device, to.threads, to.precision, ()
+                to.name, self.project.name, self.groups.network, self.device, to.threads, self.precision, ()
             )
         known, first = len(profile.experiments), profile.next_batch
         owners = self.template.owners(self.groups.layers)
@@ -349,11 +381,11 @@ class Road:
                 network.save(draft.path("tuned.safetensors"), small, self._recipe)
                 draft.write_text("history.json", codec.dumps(list[Epoch]()))
                 return "no epochs asked for" if self._cuts else "nothing was cut, nothing to train"
-            checkpoint = self._store.scratch("finetune", self._keys["finetune"]) / "checkpoint.safetensors"
+            checkpoint = self._store.scratch("finetune", self._key("finetune")) / "checkpoint.safetensors"
             if self._fresh:
                 checkpoint.unlink(missing_ok=True)
 
-            events = self._events / f"{self.project.budget}-{self._keys['finetune'][:8]}".replace(" ", "")
+            events = self._events / f"{self.project.budget}-{self._key('finetune')[:8]}".replace(" ", "")
             widths = {**self.groups.full(), **self.confirmed.plan.widths}
             tracking.layers(events, self.groups, latency.draft(self.groups, self.profile), widths)
 
@@ -387,7 +419,7 @@ class Road:
 
             return network.load(self.tuned, self._model)
 
-        return self._compiled("compile", tuned)
+        return self._compiled("compile", tuned, self.precision)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -425,6 +457,7 @@ class Road:
             status=verdict.outcome,
             target=self.target.name,
             runtime=self.target.runtime,
+            precision=self.precision,
             emulated=verdict.emulated,
             budget_ms=verdict.budget_ms,
             predicted_ms=(turn.predicted_ns if turn else plan.predicted.mid) / 1e6,
@@ -462,6 +495,15 @@ class Road:
             f"  agent: time, with times by operator: {at_least} to {most} processes of about {seconds:.0f} s",
         ]
         minutes = [at_least * seconds / 60, most * seconds / 60]
+        candidates = self._runtime.candidates(self.target.precision)
+        if len(candidates) > 1:
+            each_s = LIMITS.start_s + len(candidates) * (LIMITS.warmup_s / 4 + LIMITS.timed_s)
+            lines.append(
+                f"  agent: time and outputs, to choose from {', '.join(candidates)}: {verifying.PROCESSES} processes of about"
+                f" {each_s:.1f} s and at most {len(candidates) * LIMITS.metric_s:.0f} s of outputs"
+            )
+            minutes = [spent + verifying.PROCESSES * each_s / 60 for spent in minutes]
+            minutes[1] += len(candidates) * LIMITS.metric_s / 60
         if whole:
             confirm = CONFIRM_PROCESSES * LIMITS.confirm_rounds
             turns = LIMITS.start_s + (2 + CONFIRM_PLANS) * (LIMITS.warmup_s / 4 + LIMITS.timed_s)
@@ -520,35 +562,47 @@ class Road:
         """The example inputs as files for the device."""
         return self.bench.save_inputs([tensor.numpy() for tensor in self._inputs], self.scratch)
 
-    def variant(self, widths: Widths) -> Path:
-        """The file for the device of the network at these widths (units kept a group), with random weights."""
-        name = digest(dict(widths))
+    def variant(self, widths: Widths, reference: bool = False) -> Path:
+        """The file for the device of the network at these widths (units kept a group), with random weights; the `reference`
+        is in fp32 whatever the target's precision."""
+        precision = "fp32" if reference else self.precision
+        name = digest([dict(widths), precision])
         if name not in self._variants:
             folder = self.scratch / f"variant-{name[:16]}"
             folder.mkdir()
             exported = folder / f"exported.{self._runtime.format}"
             exported.write_bytes(self.template.variant(widths))
-            self._variants[name] = self._runtime.convert(exported, folder)[0]
+            samples = [] if precision == "fp32" else self._calibration[:1]
+            self._variants[name] = self._runtime.convert(exported, folder, precision, samples, exact=False)[0]
         return self._variants[name]
 
-    def _compiled(self, stage: str, network: Callable[[], nn.Module]) -> Artifact:
-        def work(draft: Draft) -> str:
-            from edgeprune import compiling
+    @cached_property
+    def _calibration(self) -> list[tuple[np.ndarray, ...]]:
+        """Calls with training samples: the ranges of an int8 artifact come from them."""
+        import torch
 
+        from edgeprune import project as user
+
+        torch.manual_seed(self.project.seed)  # the data may shuffle and augment
+        columns, _ = user.stacked(self.project, "train", self._inputs, CALIBRATED)
+        return list(zip(*columns, strict=True))
+
+    def _artifact(self, network: nn.Module, precision: str, folder: Path, source: str) -> Artifact:
+        from edgeprune import compiling
+
+        samples = self._calibration if precision.startswith("int8") else []
+        return compiling.compile_model(
+            network, self._inputs, self.groups.folds, self._runtime, precision, folder, source, samples
+        )
+
+    def _compiled(self, stage: str, network: Callable[[], nn.Module], precision: str) -> Artifact:
+        def work(draft: Draft) -> str:
             folder = draft.path("model")
             folder.mkdir()
-            artifact = compiling.compile_model(
-                network(),
-                self._inputs,
-                self.groups.folds,
-                self._runtime,
-                self.target.precision,
-                folder,
-                self._keys[stage],
-            )
+            artifact = self._artifact(network(), precision, folder, self._key(stage))
             names = [file.relative_to(folder).as_posix() for file in artifact.files]
             draft.write_text("artifact.json", codec.dumps(replace(artifact, files=tuple(map(Path, names)))))
-            return f"{self.target.runtime} {self.target.precision}, {artifact.size_bytes / 1e3:.1f} kB"
+            return f"{self.target.runtime} {precision}, {artifact.size_bytes / 1e3:.1f} kB"
 
         entry = self._stage(stage, work)
         stored = self._read(entry, "artifact.json", Artifact)
@@ -581,9 +635,10 @@ class Road:
         self._watch.start("confirm")
         baseline_ns = latency.baseline(self.profile)
         full = self.groups.full()
-        asked = [("anchor", profiling.anchor(self.groups)), ("baseline", full)]
+        unpruned = "baseline" if self.precision == "fp32" else "reference"
+        asked = [("anchor", profiling.anchor(self.groups)), (unpruned, full)]
         asked += [("confirm", {**full, **plan.widths}) for plan in plans]
-        models = [self.variant(widths) for _, widths in asked]
+        models = [self.variant(widths, role == "reference") for role, widths in asked]
         samples = self.bench.compare(models, self.input_files, CONFIRM_PROCESSES)
         batch = self.profile.next_batch
         self._keep(
@@ -617,7 +672,7 @@ class Road:
 
     def _stage(self, name: str, work: Callable[[Draft], str]) -> Entry:
         """The entry of a stage: as it was found, or made by `work`, which returns a note on what it made."""
-        key = self._keys[name]
+        key = self._key(name)
         entry = None if self._fresh else self._store.find(name, key)
         if entry is not None:
             self._watch.done(name, "reused")
@@ -630,29 +685,41 @@ class Road:
         self._watch.done(name, note)
         return draft.entry
 
-    @cached_property
-    def _keys(self) -> dict[str, str]:
-        """What every stage follows from, as one digest each."""
-        p, t, device = self.project, self.target, self.device.identity
-        keys: dict[str, str] = {}
+    def _key(self, stage: str) -> str:
+        """What a stage follows from, as one digest."""
+        if stage not in self._keys:
+            self._keys[stage] = digest([SCHEMA, stage, *self._parts(stage)])
+        return self._keys[stage]
 
-        def key(stage: str, *parts: object) -> None:
-            keys[stage] = digest([SCHEMA, stage, *parts])
-
-        key("survey", _sources(p), p.factory, p.inputs, p.lock, p.preprocess)
-        key("baseline", keys["survey"], t.runtime, t.precision, _version(self._runtime.converter))
-        key("scores", keys["survey"], p.importance, p.train, p.valid, p.test, p.loss)
-        key("plan", keys["scores"], device, t.threads, t.precision, str(p.budget))
-        key("prune", keys["plan"])
-        key("finetune", keys["prune"], p.epochs, p.learning_rate, p.ema, p.seed, p.metric)
-        key("compile", keys["finetune"], keys["baseline"])
-        key("verify", keys["compile"], p.metric, p.max_metric_drop)
-        return keys
+    def _parts(self, stage: str) -> Sequence[object]:
+        p, t, key = self.project, self.target, self._key
+        match stage:
+            case "survey":
+                return _sources(p), p.factory, p.inputs, p.lock, p.preprocess
+            case "baseline":
+                return key("survey"), t.runtime, _version(self._runtime.converter)
+            case "precision":
+                quantizer, device = _version(self._runtime.quantizer), self.device.identity
+                data = p.train, p.valid, p.metric, p.max_metric_drop
+                return key("baseline"), quantizer, device, t.threads, t.precision, data
+            case "scores":
+                return key("survey"), p.importance, p.train, p.valid, p.test, p.loss
+            case "plan":
+                return key("scores"), self.device.identity, t.threads, self.precision, str(p.budget)
+            case "prune":
+                return (key("plan"),)
+            case "finetune":
+                return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric
+            case "compile":
+                return key("finetune"), key("baseline"), _version(self._runtime.quantizer)
+            case "verify":
+                return key("compile"), p.metric, p.max_metric_drop
+        raise ValueError(f"no stage {stage}")
 
     @property
     def _profile_path(self) -> Path:
         t = self.target
-        key = digest([self.groups.network, self.device.identity, t.threads, t.precision])[:8]
+        key = digest([self.groups.network, self.device.identity, t.threads, self.precision])[:8]
         return self.project.path.parent / "profiles" / t.name / f"{self.project.name}-{key}.json"
 
     def _keep(self, profile: Profile) -> None:

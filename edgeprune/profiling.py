@@ -36,7 +36,7 @@ log = logging.getLogger("edgeprune")
 
 def measure(
     bench: Bench,
-    variant: Callable[[Widths], Path],
+    variant: Callable[[Widths, bool], Path],
     owners: Mapping[str, str],
     groups: Groups,
     profile: Profile,
@@ -49,8 +49,8 @@ def measure(
 
     Stops when a step's variants were predicted, before they were measured, to a median error of `GOOD_ENOUGH`, or after
     `LIMITS.profile_variants` variants. Yields nothing when `profile` is good enough as it is. `variant` gives the file for
-    the device at some widths, `owners` maps the names of the artifact's nodes to layers, `inputs` are files with the example
-    inputs; `on_step` is told (variants done, variants at most, text).
+    the device at some widths (in fp32 where its second argument says so), `owners` maps the names of the artifact's nodes to
+    layers, `inputs` are files with the example inputs; `on_step` is told (variants done, variants at most, text).
     """
     most, begun = _most(groups), profile
     while True:
@@ -65,7 +65,7 @@ def measure(
         if not chosen:
             return
         batches = _batches(groups, chosen, profile)
-        models = [[variant(widths) for _, widths in batch] for batch in batches]
+        models = [[variant(widths, role == "reference") for role, widths in batch] for batch in batches]
         measured: dict[int, list[Measured]] = {}
 
         def keep(place: int, found: list[Measured], measured: dict[int, list[Measured]] = measured) -> None:
@@ -166,6 +166,8 @@ def _batches(
         batch += [("fit", widths) for widths in chosen[start : start + TOGETHER]]
         if (profile.next_batch + len(batches)) % BASELINE_EVERY == 0:
             batch.append(("baseline", groups.full()))
+            if profile.precision != "fp32":
+                batch.append(("reference", groups.full()))
         batches.append(batch)
     return batches
 

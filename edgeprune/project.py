@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -299,6 +300,34 @@ class Batches:
 def batches(project: Project, split: str) -> Batches:
     """The batches of "train", "valid" or "test"; `UsageError`, here or while they are read, names the split."""
     return Batches(project, split)
+
+
+def stacked(
+    project: Project, split: str, inputs: tuple[Tensor, ...], most: int | None = None
+) -> tuple[list[np.ndarray], Tensor]:
+    """The samples of a split, `most` of them at most, in calls of the example inputs' batch size: inputs (calls, batch, …),
+    targets (samples, …); the last call is filled up with the first sample."""
+    columns: list[list[Tensor]] = [[] for _ in inputs]
+    targets = []
+    for batch, target in batches(project, split):
+        for column, tensor in zip(columns, batch, strict=True):
+            column.append(tensor)
+        targets.append(target)
+        if most is not None and sum(map(len, targets)) >= most:
+            break
+    size = inputs[0].shape[0]
+    calls = []
+    for column, example in zip(columns, inputs, strict=True):
+        samples = torch.cat(column)[:most]
+        if samples.shape[1:] != example.shape[1:]:
+            raise UsageError(
+                f"{project.path}: [data] {split} gives inputs of shape {tuple(samples.shape[1:])},"
+                f" [model] inputs of {tuple(example.shape[1:])}; they must be the same"
+            )
+        missing = -len(samples) % size
+        whole = torch.cat([samples, samples[:1].expand(missing, *samples.shape[1:])])
+        calls.append(whole.reshape(-1, size, *samples.shape[1:]).contiguous().numpy())
+    return calls, torch.cat(targets)[:most]
 
 
 def check_data(model: nn.Module, project: Project) -> None:

@@ -144,7 +144,8 @@ class Host:
 class Target:
     """`targets/NAME.toml` as read: how to reach a device and what runs there.
 
-    `emulated` says that an emulated device is what the user wants: its figures are no measure of a physical one.
+    `precision` is "fp32", "fp16", "int8", or "auto": whatever is fastest and keeps the metric. `emulated` says that an
+    emulated device is what the user wants: its figures are no measure of a physical one.
     """
 
     path: Path
@@ -325,11 +326,12 @@ class Experiment:
     """One variant measured: its widths, its whole-network samples, and what the runtime's profiler saw a layer.
 
     Experiments with the same `batch` were timed in turns in the same processes, run i with run i; the one whose role is
-    "anchor" has the same widths in every batch of a profile, and takes the machine's drift out of the others. `layer_ns`
+    "anchor" has the same widths in every batch of a profile, and takes the machine's drift out of the others; "reference" is
+    the unpruned network in fp32, where the profile's precision is another. `layer_ns`
     ranks layers; only `samples` carry the scale of the network.
     """
 
-    role: str  # "anchor", "baseline", "fit" or "confirm"
+    role: str  # "anchor", "baseline", "reference", "fit" or "confirm"
     batch: int
     widths: dict[str, int]
     samples: Samples
@@ -357,6 +359,11 @@ class Profile:
     def with_experiments(self, more: Iterable[Experiment]) -> Profile:
         """A new profile with these experiments appended."""
         return replace(self, experiments=(*self.experiments, *more))
+
+    @property
+    def variants(self) -> tuple[Experiment, ...]:
+        """The experiments in the profile's own precision: all but the references."""
+        return tuple(experiment for experiment in self.experiments if experiment.role != "reference")
 
     @property
     def next_batch(self) -> int:
@@ -525,6 +532,23 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """The unpruned network in one precision, measured: its latency with all candidates taking turns, and its metric."""
+
+    precision: str
+    latency: Interval
+    metric: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The precision that was taken, and all that were measured for it."""
+
+    precision: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A compiled model: its files (the first is the one to load), what it was built from and for."""
 
@@ -600,6 +624,7 @@ class Result:
     status: Outcome
     target: str
     runtime: str
+    precision: str
     emulated: bool
     budget_ms: float
     predicted_ms: float

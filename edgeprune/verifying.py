@@ -1,9 +1,14 @@
-"""The verify verb: does the artifact compute what the network computes, as fast as was asked, on the device?"""
+"""The verify verb: does the artifact compute what the network computes, as fast as was asked, on the device?
+
+And, before that, which precision is worth having: the fastest whose metric holds.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +19,45 @@ from edgeprune import network as nets
 from edgeprune import project as user
 from edgeprune import stats
 from edgeprune.bench import Bench
-from edgeprune.errors import UsageError
+from edgeprune.errors import DeviceError, UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.types import Artifact, Budget, Check, Figures, Outcome, Project, Samples, Verdict
+from edgeprune.types import (
+    Artifact,
+    Budget,
+    Candidate,
+    Check,
+    Choice,
+    Figures,
+    Outcome,
+    Project,
+    Samples,
+    Verdict,
+)
 
-RELATIVE = 1e-3  # largest error of an fp32 artifact, relative to the largest output
-COSINE = 0.9999
-AGREEMENT = 0.99
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an artifact may be from the fp32 network: largest error relative to the largest output, cosine of all outputs,
+    share of samples with the same class."""
+
+    relative: float
+    cosine: float
+    agreement: float
+
+
+# What rounding explains, and no more: what it costs in accuracy is the metric's to say.
+TOLERANCES = {
+    "fp32": Tolerance(1e-3, 0.9999, 0.99),
+    "fp16": Tolerance(2e-2, 0.999, 0.98),
+    "int8": Tolerance(0.3, 0.98, 0.9),
+    "int8-dynamic": Tolerance(0.3, 0.98, 0.9),
+}
 TAIL = 1.05  # the tail may not be worse than the unpruned network's, but for noise
 MEMORY = 1.05  # likewise for a process's peak memory, most of which is the runtime
 PROCESSES = 8  # fresh processes of each artifact, a round
 ROUNDS = 4  # of more processes while the answer is inconclusive
+
+log = logging.getLogger("edgeprune")
 
 
 def verify(
@@ -46,17 +79,12 @@ def verify(
     budget = project.budget
     samples = _time(bench, budget, artifacts, inputs, scratch)
     split = "test" if project.test else "valid"
-    stacked, targets = _stack(project, split, inputs)
-    total = len(targets)
-    seconds = LIMITS.emulated_metric_s if bench.device.emulated else LIMITS.metric_s
-    calls = max(1, int(seconds * 1e9 / max(stats.latency(s).mid for s in samples)))
-    stacked, targets = [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]]
-    outputs = [_outputs(bench, artifact, stacked, inputs, len(targets)) for artifact in artifacts]
-    metric = user.metric_function(project)
-    metrics = [_finite(project, metric(torch.from_numpy(o), targets)) for o in outputs]
+    stacked, targets, total = _samples(project, bench, split, inputs, max(stats.latency(s).mid for s in samples))
+    outputs = [_outputs(bench, artifact, stacked, len(targets)) for artifact in artifacts]
+    metrics = [_metric(project, output, targets) for output in outputs]
     budget_ns = budget.resolve(stats.latency(samples[0]).mid)
     checks = [
-        *_numerics(networks[1], stacked, outputs[1]),
+        *_numerics(networks[1], stacked, outputs[1], TOLERANCES[artifacts[1].precision]),
         Check(
             "metric_drop",
             Outcome.PASS if metrics[0] - metrics[1] <= project.max_metric_drop + 1e-9 else Outcome.FAIL,
@@ -96,7 +124,72 @@ def _peak(samples: Samples) -> int:
     return int(np.median([run.peak_memory_bytes for run in samples.runs]))
 
 
-def _finite(project: Project, value: float) -> float:
+def fastest(
+    project: Project,
+    bench: Bench,
+    inputs: tuple[Tensor, ...],
+    reference: Artifact,
+    candidates: Mapping[str, Artifact],
+    scratch: Path,
+) -> Choice:
+    """The fastest of the candidates, `{precision: the unpruned network}`, whose metric holds against the fp32 `reference`.
+
+    Measured in turns on the device; the metric is computed as `verify` does, on the validation set. See `best`.
+
+    Raises `DeviceError` where the device can run none; one of several that it cannot run is left out with a warning.
+    """
+    files = bench.save_inputs([tensor.numpy() for tensor in inputs], scratch)
+    runnable = {"fp32": reference}
+    for precision, artifact in candidates.items():
+        try:
+            bench.measure([[artifact.files[0]]], files)
+            runnable[precision] = artifact
+        except DeviceError as error:
+            if len(candidates) == 1 or precision == "fp32":
+                raise
+            log.warning("%s is left out: %s", precision, error)
+    taken = bench.compare([artifact.files[0] for artifact in runnable.values()], files, PROCESSES)
+    times = dict(zip(runnable, taken, strict=True))
+    slowest_ns = max(stats.latency(samples).mid for samples in taken)
+    stacked, targets, _ = _samples(project, bench, "valid", inputs, slowest_ns)
+    metrics = {
+        precision: _metric(project, _outputs(bench, artifact, stacked, len(targets)), targets)
+        for precision, artifact in runnable.items()
+    }
+    measured = tuple(Candidate(name, stats.latency(times[name]), metrics[name]) for name in runnable)
+    found = {name: times[name] for name in candidates if name in runnable}
+    if not found:
+        raise DeviceError(f"the device can run none of {', '.join(candidates)}")
+    return Choice(best(found, metrics, metrics["fp32"] - project.max_metric_drop), measured)
+
+
+def best(times: Mapping[str, Samples], metrics: Mapping[str, float], least: float) -> str:
+    """The fastest with a metric of at least `least`, where none of them has it the one with the best metric.
+
+    `times` are of the same processes. One that is not surely faster than those before it is not taken for them.
+    """
+    holds = [name for name in times if metrics[name] >= least - 1e-9]
+    if not holds:
+        return max(times, key=metrics.__getitem__)
+    chosen = holds[0]
+    for name in holds[1:]:
+        if stats.ratio(times[name], times[chosen]).high < 1:
+            chosen = name
+    return chosen
+
+
+def _samples(
+    project: Project, bench: Bench, split: str, inputs: tuple[Tensor, ...], slowest_ns: float
+) -> tuple[list[np.ndarray], Tensor, int]:
+    """Calls and targets of a split, as many as the device's time for a metric allows, and how many there are."""
+    stacked, targets = user.stacked(project, split, inputs)
+    seconds = LIMITS.emulated_metric_s if bench.device.emulated else LIMITS.metric_s
+    calls = max(1, int(seconds * 1e9 / slowest_ns))
+    return [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]], len(targets)
+
+
+def _metric(project: Project, outputs: np.ndarray, targets: Tensor) -> float:
+    value = user.metric_function(project)(torch.from_numpy(outputs), targets)
     if not math.isfinite(value):
         raise UsageError(f"{project.path}: [data] metric gives {value}; it must be a finite number")
     return float(value)
@@ -105,32 +198,7 @@ def _finite(project: Project, value: float) -> float:
 # ------------------------------------------------------------------------------------------------------ outputs
 
 
-def _stack(project: Project, split: str, inputs: tuple[Tensor, ...]) -> tuple[list[np.ndarray], Tensor]:
-    """All samples of a split in calls of the artifact's batch size: inputs (calls, batch, …), targets (samples, …)."""
-    columns: list[list[Tensor]] = [[] for _ in inputs]
-    targets = []
-    for batch, target in user.batches(project, split):
-        for column, tensor in zip(columns, batch, strict=True):
-            column.append(tensor)
-        targets.append(target)
-    size = inputs[0].shape[0]
-    stacked = []
-    for column, example in zip(columns, inputs, strict=True):
-        samples = torch.cat(column)
-        if samples.shape[1:] != example.shape[1:]:
-            raise UsageError(
-                f"{project.path}: [data] {split} gives inputs of shape {tuple(samples.shape[1:])},"
-                f" [model] inputs of {tuple(example.shape[1:])}; they must be the same"
-            )
-        missing = -len(samples) % size
-        whole = torch.cat([samples, samples[:1].expand(missing, *samples.shape[1:])])
-        stacked.append(whole.reshape(-1, size, *samples.shape[1:]).contiguous().numpy())
-    return stacked, torch.cat(targets)
-
-
-def _outputs(
-    bench: Bench, artifact: Artifact, stacked: Sequence[np.ndarray], inputs: tuple[Tensor, ...], count: int
-) -> np.ndarray:
+def _outputs(bench: Bench, artifact: Artifact, stacked: Sequence[np.ndarray], count: int) -> np.ndarray:
     """The artifact's first output on every sample: (samples, …)."""
     result = bench.outputs(artifact.files[0], stacked)[0]
     flat: np.ndarray = result.reshape(-1, *result.shape[2:])[:count]
@@ -141,7 +209,7 @@ def _outputs(
     return flat
 
 
-def _numerics(network: nn.Module, stacked: Sequence[np.ndarray], got: np.ndarray) -> list[Check]:
+def _numerics(network: nn.Module, stacked: Sequence[np.ndarray], got: np.ndarray, limit: Tolerance) -> list[Check]:
     with torch.no_grad():
         calls = [network.eval()(*(torch.from_numpy(column[i]) for column in stacked)) for i in range(len(stacked[0]))]
     wanted = torch.cat(calls).numpy()[: len(got)]
@@ -149,13 +217,13 @@ def _numerics(network: nn.Module, stacked: Sequence[np.ndarray], got: np.ndarray
     scale = float(np.abs(wanted).max())
     cosine = float((wanted * got).sum() / (np.linalg.norm(wanted) * np.linalg.norm(got)))
     checks = [
-        _below("output_max_abs_error", error, RELATIVE * scale, "against torch, on every sample"),
-        _below("output_max_relative_error", error / scale, RELATIVE, "of the largest output"),
-        _above("output_cosine", cosine, COSINE),
+        _below("output_max_abs_error", error, limit.relative * scale, "against torch, on every sample"),
+        _below("output_max_relative_error", error / scale, limit.relative, "of the largest output"),
+        _above("output_cosine", cosine, limit.cosine),
     ]
     if wanted.ndim == 2:
         agreement = float((wanted.argmax(1) == got.argmax(1)).mean())
-        checks.append(_above("top1_agreement", agreement, AGREEMENT, "with torch"))
+        checks.append(_above("top1_agreement", agreement, limit.agreement, "with torch"))
     return checks
 
 

@@ -739,19 +739,22 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO on the CPU, one stream; precision explicit, since CPUs with bf16 would slip into it."""
+    """OpenVINO on the CPU, one stream; in the precision that the file asks for, since CPUs with bf16 would slip into it."""
 
     def __init__(self, job, path, first=False, profiling=False):
         module = self.module()
         settings = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32"}[job["precision"]],
             "INFERENCE_NUM_THREADS": job["threads"],
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "PERF_COUNT": profiling,
         }
+        asked = ["runtime_options", "INFERENCE_PRECISION_HINT"]
         try:
-            self.compiled = module.Core().compile_model(path, "CPU", settings)
+            core = module.Core()
+            network = core.read_model(path)
+            precision = str(network.get_rt_info(asked).astype(str)) if network.has_rt_info(asked) else "f32"
+            self.compiled = core.compile_model(network, "CPU", dict(settings, INFERENCE_PRECISION_HINT=precision))
         except RuntimeError as error:
             raise Failed("load", "openvino cannot load the model: %s" % error)
         self.request = self.compiled.create_infer_request()

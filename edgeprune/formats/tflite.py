@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +14,7 @@ from torch import Tensor, nn
 from edgeprune import flatbuffer, network
 from edgeprune.errors import RuntimeMissing, UsageError
 from edgeprune.formats.base import Dims, Node, Origin, Origins, Template, fold, pattern
+from edgeprune.runtimes.base import silenced
 from edgeprune.types import Groups
 
 
@@ -35,7 +31,7 @@ class TfliteTemplate(Template):
     @staticmethod
     def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
         """See `Template.export`."""
-        with torch.no_grad(), _silenced(), tempfile.TemporaryDirectory() as scratch:
+        with torch.no_grad(), silenced(), tempfile.TemporaryDirectory() as scratch:
             try:
                 import litert_torch
             except ImportError as error:
@@ -155,7 +151,7 @@ def _with_inferred_shapes(model: Any) -> bytes:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     subgraph = model.subgraphs[0]
-    with _silenced():
+    with silenced():
         interpreter = Interpreter(
             model_content=flatbuffer.pack(model),
             experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
@@ -199,27 +195,3 @@ def _same(first: Any, second: Any) -> bool:
     return len(ours) == len(theirs) and all(
         a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(ours, theirs, strict=True)
     )
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """The converter tells its steps on stdout, and libraries of C++ write to the descriptors."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    handlers = logging.root.handlers[:]
-    kept = [os.dup(descriptor) for descriptor in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for descriptor in (1, 2):
-            os.dup2(nowhere, descriptor)
-        with warnings.catch_warnings(), open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.root.handlers[:] = handlers  # one that was made here would write to the silence that is over
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for descriptor, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        os.close(nowhere)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeprune.runtimes.base import NodeTimes, Runtime
+from edgeprune.runtimes.base import NodeTimes, Runtime, Samples
 
 
 class Null(Runtime):
@@ -15,10 +15,13 @@ class Null(Runtime):
 
     name = "null"
     packages = ()
-    converter = "numpy"
+    converter = quantizer = "numpy"
     install = "nothing to install"
+    precisions: Mapping[str, tuple[str, ...]] = {"fp32": ("fp32",)}
 
-    def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
+    def convert(
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+    ) -> tuple[Path, ...]:
         """Write the time down."""
         path = folder / "model.json"
         path.write_text(json.dumps({"ns": exported.stat().st_size // 8}))

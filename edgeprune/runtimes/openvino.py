@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import NodeTimes, Runtime
+from edgeprune.runtimes.base import NodeTimes, Runtime, Samples, silenced
+
+# What the plug-in, and NNCF before it, append to the names of the nodes that they split or put in.
+SUFFIX = re.compile(r"(/WithoutBiases|/DequantizationMultiply|/fq_(output|weights|input)_\d+)+$")
 
 
 class OpenVino(Runtime):
-    """CPU plug-in; weights stay fp32 on disk."""
+    """CPU plug-in."""
 
     name = "openvino"
     packages = ("openvino", "numpy")
     converter = "openvino"
+    quantizer = "nncf"
     install = "pip install 'edgeprune[openvino]'"
 
-    def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
-        """Convert, and keep fp32: by default saving would round the weights to fp16."""
-        self.require()
+    def convert(
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+    ) -> tuple[Path, ...]:
+        """See `Runtime.convert`. The file says in which precision it is to be run, as the agent does: `runtime_options` in it.
+
+        fp32 stays fp32: by default saving would round the weights to fp16.
+        """
+        self.require(precision)
         import openvino
 
         try:
@@ -28,12 +39,31 @@ class OpenVino(Runtime):
             model = openvino.Core().read_model(exported)
         except RuntimeError as error:
             raise UsageError(f"openvino cannot convert the model: {str(error).strip().splitlines()[0]}") from error
-        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        if precision == "int8":
+            model = _quantized(model, samples, exact)
+        model.set_rt_info("f16" if precision == "fp16" else "f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
         exported.unlink()
         return folder / "model.xml", folder / "model.bin"
 
     def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
         """The first of the fused names is the layer's; a node without any keeps its own name."""
-        return tuple(
-            (next(iter(node["fused"]), node["name"]).removesuffix("/WithoutBiases"), int(node["ns"])) for node in nodes
-        )
+        return tuple((SUFFIX.sub("", next(iter(node["fused"]), node["name"])), int(node["ns"])) for node in nodes)
+
+
+def _quantized(model: Any, samples: Samples, exact: bool) -> Any:
+    os.environ["NNCF_CI"] = "1"  # or it calls home
+    with silenced():
+        import nncf
+
+        names = [port.get_any_name() for port in model.inputs]
+        calls = [dict(zip(names, call, strict=True)) for call in samples]
+        try:
+            return nncf.quantize(
+                model,
+                nncf.Dataset(calls),
+                subset_size=len(calls),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=not exact),
+            )
+        except Exception as error:
+            raise UsageError(f"nncf cannot quantise the model: {type(error).__name__}: {error}"[:300]) from error

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeprune import flatbuffer
-from edgeprune.runtimes.base import NodeTimes, Runtime
+from edgeprune.errors import UsageError
+from edgeprune.runtimes.base import NodeTimes, Runtime, Samples, silenced
 
 
 class TfLite(Runtime):
@@ -20,11 +21,26 @@ class TfLite(Runtime):
     format = "tflite"
     packages = ("ai-edge-litert", "numpy")
     converter = "litert-torch"
+    quantizer = "ai-edge-quantizer"
     install = "pip install 'edgeprune[tflite]'"
+    # Ranges known beforehand are faster for convolutions, ranges seen in every run for some transformers.
+    precisions: Mapping[str, tuple[str, ...]] = {
+        "fp32": ("fp32",),
+        "fp16": ("fp16",),
+        "int8": ("int8", "int8-dynamic"),
+    }
 
-    def convert(self, exported: Path, folder: Path) -> tuple[Path, ...]:
-        """Give the file its name."""
-        return (exported.rename(folder / "model.tflite"),)
+    def convert(
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+    ) -> tuple[Path, ...]:
+        """See `Runtime.convert`."""
+        path = folder / "model.tflite"
+        if precision == "fp32":
+            return (exported.rename(path),)
+        self.require(precision)
+        path.write_bytes(_lowered(exported.read_bytes(), precision, samples))
+        exported.unlink()
+        return (path,)
 
     def instrument(self, model: Path) -> Path:
         """One file that holds the model cut into its operators: a line of JSON, then a .tflite file an operator.
@@ -44,39 +60,95 @@ class TfLite(Runtime):
         return tuple((node["name"], int(node["ns"])) for node in nodes)
 
 
-def _cut(content: bytes) -> list[tuple[str, bytes]]:
-    """(name, file with this operator alone), in order; its inputs that are not constants become the file's."""
-    from ai_edge_litert import schema_py_generated as schema
+def _lowered(content: bytes, precision: str, samples: Samples) -> bytes:
+    """The file in another precision, its inputs and outputs as they were."""
+    with silenced():
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_quantizer import quantizer
 
+        try:
+            work = quantizer.Quantizer(bytearray(content), _recipe(precision))
+            ranges = None
+            if work.need_calibration:
+                signatures = Interpreter(model_content=content).get_signature_list()
+                key, signature = next(iter(signatures.items()))
+                ranges = work.calibrate({key: [dict(zip(signature["inputs"], call, strict=True)) for call in samples]})
+            return bytes(work.quantize(ranges).quantized_model)
+        except Exception as error:
+            text = f"ai-edge-quantizer cannot make the model {precision}: {type(error).__name__}: {error}"
+            raise UsageError(text[:300]) from error
+
+
+def _recipe(precision: str) -> Any:
+    from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
+
+    algorithm, operators = algorithm_manager.AlgorithmName, qtyping.TFLOperationName
+    recipe = recipe_manager.RecipeManager()
+    if precision == "fp16":
+        recipe.add_weight_only_config(".*", operators.ALL_SUPPORTED, 16, algorithm_key=algorithm.FLOAT_CASTING)
+    elif precision == "int8-dynamic":
+        recipe.add_dynamic_config(".*", operators.ALL_SUPPORTED, 8)
+    else:
+        recipe.add_static_config(".*", operators.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+        for end in (operators.INPUT, operators.OUTPUT):
+            recipe.add_quantization_config(".*", end, algorithm_key=algorithm.NO_QUANTIZE)
+    return recipe.get_quantization_recipe()
+
+
+def _cut(content: bytes) -> list[tuple[str, bytes]]:
+    """(name, file with this operator alone), in order; its inputs that are not constants become the file's.
+
+    A constant that is stored in fp16 keeps the operator beside it that makes it fp32, which the runtime does once, beforehand.
+    """
     model = flatbuffer.read(content)
-    whole = model.subgraphs[0]
+    tensors, stored = model.subgraphs[0].tensors, {}
     parts = []
     for name, operator in flatbuffer.operators(model):
-        used = list(dict.fromkeys(int(i) for i in [*operator.inputs, *operator.outputs] if i >= 0))
-        place = {old: new for new, old in enumerate(used)}
-        buffers, tensors = [schema.BufferT()], []
-        for old in used:
-            tensor = whole.tensors[old]
-            data = model.buffers[tensor.buffer].data
-            known = schema.TensorT()
-            known.__dict__.update(vars(tensor))
-            known.buffer = 0
-            if data is not None:
-                known.buffer = len(buffers)
-                buffers.append(model.buffers[tensor.buffer])
-            tensors.append(known)
-        alone = schema.OperatorT()
-        alone.__dict__.update(vars(operator))
-        alone.opcodeIndex = 0
-        alone.inputs = np.array([place.get(int(i), -1) for i in operator.inputs], np.int32)
-        alone.outputs = np.array([place[int(i)] for i in operator.outputs], np.int32)
-        subgraph = schema.SubGraphT()
-        subgraph.tensors, subgraph.operators = tensors, [alone]
-        free = [place[int(i)] for i in operator.inputs if i >= 0 and tensors[place[int(i)]].buffer == 0]
-        subgraph.inputs = np.array(list(dict.fromkeys(free)), np.int32)
-        subgraph.outputs = alone.outputs
-        cut = schema.ModelT()
-        cut.version, cut.subgraphs, cut.buffers = model.version, [subgraph], buffers
-        cut.operatorCodes = [model.operatorCodes[operator.opcodeIndex]]
-        parts.append((name, flatbuffer.pack(cut)))
+        if name == "DEQUANTIZE" and model.buffers[tensors[operator.inputs[0]].buffer].data is not None:
+            stored[int(operator.outputs[0])] = operator
+        else:
+            before = [stored[int(i)] for i in operator.inputs if int(i) in stored]
+            parts.append((name, _alone(model, [*before, operator])))
     return parts
+
+
+def _alone(model: Any, operators: Sequence[Any]) -> bytes:
+    """The file of these operators, of which the last gives the outputs."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    used = list(dict.fromkeys(int(i) for o in operators for i in [*o.inputs, *o.outputs] if i >= 0))
+    place = {old: new for new, old in enumerate(used)}
+    buffers, tensors = [schema.BufferT()], []
+    for old in used:
+        tensor = model.subgraphs[0].tensors[old]
+        known = _copy(tensor, buffer=0)
+        if model.buffers[tensor.buffer].data is not None:
+            known.buffer = len(buffers)
+            buffers.append(model.buffers[tensor.buffer])
+        tensors.append(known)
+    made = {place[int(i)] for operator in operators for i in operator.outputs}
+    read = [place[int(i)] for operator in operators for i in operator.inputs if i >= 0]
+    subgraph = schema.SubGraphT()
+    subgraph.tensors = tensors
+    subgraph.operators = [
+        _copy(
+            operator,
+            opcodeIndex=number,
+            inputs=np.array([place.get(int(i), -1) for i in operator.inputs], np.int32),
+            outputs=np.array([place[int(i)] for i in operator.outputs], np.int32),
+        )
+        for number, operator in enumerate(operators)
+    ]
+    free = [i for i in dict.fromkeys(read) if tensors[i].buffer == 0 and i not in made]
+    subgraph.inputs, subgraph.outputs = np.array(free, np.int32), subgraph.operators[-1].outputs
+    cut = schema.ModelT()
+    cut.version, cut.subgraphs, cut.buffers = model.version, [subgraph], buffers
+    cut.operatorCodes = [model.operatorCodes[operator.opcodeIndex] for operator in operators]
+    return flatbuffer.pack(cut)
+
+
+def _copy(noun: Any, **changed: Any) -> Any:
+    """A part of a .tflite file with other values in some places."""
+    copy = type(noun)()
+    copy.__dict__.update(vars(noun), **changed)
+    return copy

@@ -77,7 +77,7 @@ def model(tmp_path: Path, **content: Any) -> Path:
 
 def job(number: int, remote: str, **changes: Any) -> dict[str, Any]:
     caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5, "deadline_s": 60.0}
-    base = {"mode": "time", "runtime": "null", "threads": 1, "precision": "fp32", "inputs": []}
+    base = {"mode": "time", "runtime": "null", "threads": 1, "inputs": []}
     return {"id": number, "models": [remote], **base, **caps, **changes}
 
 

@@ -139,6 +139,54 @@ def test_samples_are_run_in_parts_and_come_back_whole(bench: Bench, tmp_path: Pa
     np.testing.assert_array_equal(parts, whole)
 
 
+class Residual(nn.Module):
+    """What the quantisers must get through: a convolution with its normalisation, one by channel, an addition, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(16, 64, 3, padding=1), nn.BatchNorm2d(64)
+        self.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.head = nn.Linear(64, 400)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.head((x + torch.relu(self.depthwise(x))).mean((2, 3)))
+
+
+LOWER = {"onnxruntime": ("fp16", "int8"), "openvino": ("fp16", "int8"), "tflite": ("fp16", "int8", "int8-dynamic")}
+
+
+@pytest.mark.parametrize(("name", "precision"), [(name, p) for name, all_ in LOWER.items() for p in all_])
+def test_lower_precisions_agree_and_their_nodes_are_known(name: str, precision: str, tmp_path: Path) -> None:
+    """Inputs and outputs stay fp32, the file shrinks, outputs agree, and the profiler's names lead to the layers."""
+    runtime = runtimes.RUNTIMES[name]
+    assert precision in runtime.candidates("auto") and precision in runtime.candidates(precision.partition("-")[0])
+    torch.manual_seed(0)
+    example = (torch.randn(1, 16, 32, 32),)
+    model = network.randomised(Residual())
+    groups = network.survey(model, example)
+    raw = torch.randn(8, 1, 16, 32, 32)
+    target = Target(tmp_path / "t.toml", "t", "local", name)
+    sizes, files = {}, {}
+    for kind in ("fp32", precision):
+        folder = tmp_path / kind
+        folder.mkdir()
+        samples = [] if kind == "fp32" else [(sample,) for sample in raw.numpy()]
+        artifact = compiling.compile_model(model, example, groups.folds, runtime, kind, folder, "s", samples)
+        sizes[kind], files[kind] = artifact.size_bytes, artifact.files[0]
+    owners = FORMATS[runtime.format](model, example, groups).owners(groups.layers)
+    with open_bench(target, tmp_path) as bench:
+        (got,) = bench.outputs(files[precision], [raw.numpy()])
+        ((measured,),) = bench.measure(
+            [[files[precision]]], bench.save_inputs([raw[0].numpy()], tmp_path), profiled=True
+        )
+    with torch.no_grad():
+        wanted = np.stack([model(x).numpy() for x in raw])
+    assert got.dtype == np.float32 and sizes[precision] < sizes["fp32"]
+    assert np.abs(got - wanted).max() <= (0.1 if "int8" in precision else 0.01) * np.abs(wanted).max()
+    assert {"first", "depthwise", "head"} <= {owners[node] for node, _ in measured.nodes if node in owners}
+
+
 def test_models_are_interleaved_so_that_drift_cancels() -> None:
     assert interleaved(2, 4) == [0, 1, 1, 0, 0, 1, 1, 0]
     assert interleaved(3, 2) == [0, 1, 2, 2, 1, 0]

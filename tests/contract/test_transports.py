@@ -27,7 +27,6 @@ def job(number: int, model: str, mode: str = "time") -> dict[str, Any]:
         "mode": mode,
         "runtime": "null",
         "threads": 1,
-        "precision": "fp32",
         "models": [model],
         "inputs": [],
     }

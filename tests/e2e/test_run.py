@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 from small import Finished, command
@@ -17,8 +19,18 @@ def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Fin
     assert run.code in (0, 4), run.err  # a noisy machine may leave a latency open; nothing may fail
     result = run.json
     assert list(result) == [
-        *("schema", "status", "target", "runtime", "emulated", "budget_ms", "predicted_ms", "confirmed_ms", "rounds"),
-        *("baseline", "pruned", "plan", "checks", "artifact", "run"),
+        *(
+            "schema",
+            "status",
+            "target",
+            "runtime",
+            "precision",
+            "emulated",
+            "budget_ms",
+            "predicted_ms",
+            "confirmed_ms",
+        ),
+        *("rounds", "baseline", "pruned", "plan", "checks", "artifact", "run"),
     ]
     figures = {"p50_ms", "p90_ms", "metric", "parameters", "macs", "size_bytes"}
     assert set(result["baseline"]) == set(result["pruned"]) == figures
@@ -128,3 +140,33 @@ def test_openvino_walks_the_same_road(project: Path) -> None:
     assert run.json["runtime"] == "openvino" and run.json["artifact"].endswith("model.xml")
     assert Path(run.json["artifact"]).with_suffix(".bin").exists()
     assert {check["outcome"] for check in run.json["checks"]} <= {"pass", "inconclusive"}
+
+
+TARGET = """
+[connect]
+transport = "local"
+[runtime]
+name = "onnxruntime"
+precision = "auto"
+"""
+
+
+def test_auto_takes_the_fastest_precision_that_holds_and_cuts_by_its_profile(trained: Path, tmp_path: Path) -> None:
+    """Half of what is already int8: the share is of the unpruned network in fp32, as is the metric."""
+    folder = Path(shutil.copytree(trained, tmp_path / "blobs"))
+    (folder / "targets").mkdir()
+    (folder / "targets" / "small.toml").write_text(TARGET)
+    run = command("run", "--project", folder / "edgeprune.toml", "--target", "small", "--budget", "30%", "--json")
+    assert run.code in (0, 4), run.err
+    assert run.json["precision"] == "int8", run.err
+    (choice,) = folder.glob("runs/small/precision-*/choice.json")
+    measured = {c["precision"]: c["latency"]["mid"] for c in json.loads(choice.read_text())["candidates"]}
+    assert list(measured) == ["fp32", "fp16", "int8"] and measured["int8"] < measured["fp32"]
+    (profile,) = folder.glob("profiles/small/*.json")
+    roles = {e["role"] for e in json.loads(profile.read_text())["experiments"]}
+    assert roles == {"anchor", "baseline", "reference", "fit", "confirm"}
+    assert run.json["budget_ms"] == pytest.approx(0.3 * run.json["baseline"]["p50_ms"])
+    kinds = {node.op_type for node in onnx.load(run.json["artifact"]).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    again = command("run", "--project", folder / "edgeprune.toml", "--target", "small", "--budget", "30%", "--json")
+    assert again.json == run.json and again.err.count("reused") == len(again.err.strip().splitlines())

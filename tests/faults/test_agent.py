@@ -34,7 +34,6 @@ def job(model: dict[str, Any], tmp_path: Path, **changes: Any) -> dict[str, Any]
         "mode": "time",
         "runtime": "null",
         "threads": 1,
-        "precision": "fp32",
         "models": [str(path)],
         "inputs": [],
     }

@@ -33,7 +33,7 @@ PING = {"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}
 
 def job(number: int, remote: str, **changes: Any) -> dict[str, Any]:
     caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 60.0}
-    base = {"mode": "time", "runtime": "null", "threads": 1, "precision": "fp32", "inputs": []}
+    base = {"mode": "time", "runtime": "null", "threads": 1, "inputs": []}
     return {"id": number, "models": [remote], **base, **caps, **changes}
 
 

@@ -89,7 +89,7 @@ def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
         ),
         (changed(TARGET, "onnxruntime", "onnxruntme"), ["[runtime] name", "onnxruntime"]),
         (TARGET + "threads = 0\n", ["[runtime] threads"]),
-        (TARGET + 'precision = "int8"\n', ["[runtime] precision", "int8", "fp32"]),
+        (TARGET + 'precision = "int4"\n', ["[runtime] precision", "int4", "int8"]),
         (TARGET + "cores = 2\n", ["cores"]),
     ],
 )

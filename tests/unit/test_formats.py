@@ -14,9 +14,10 @@ from nets import NETS, image
 from torch import nn
 
 from edgeprune import flatbuffer, graph, network
-from edgeprune.formats import FORMATS, tflite
+from edgeprune.formats import FORMATS
 from edgeprune.formats.base import Origins
 from edgeprune.formats.onnx import OnnxTemplate
+from edgeprune.runtimes.base import silenced
 
 SLICED = ["Plain", "Residual", "OptionA", "Concat", "Chunk", "Depthwise", "SqueezeExcite", "Normalised"]
 TFLITE = ["Plain", "Residual", "Depthwise"]  # a conversion takes seconds
@@ -113,7 +114,7 @@ def test_batch_norm_is_folded() -> None:
 def test_a_converter_that_sets_up_logging_is_undone() -> None:
     """absl does, while it is imported: on the standard error of that moment, which is nobody's and soon closed."""
     before = logging.root.handlers[:]
-    with tflite._silenced():
+    with silenced():
         logging.root.addHandler(logging.StreamHandler())
     assert logging.root.handlers == before
 

@@ -54,6 +54,26 @@ class Board:
         return found
 
 
+def took(*medians: int) -> Samples:
+    return Samples(tuple(Run((median,) * 9, 1) for median in medians))
+
+
+TIMES = {"fp32": took(100, 101, 99, 100), "fp16": took(99, 101, 100, 99), "int8": took(50, 51, 50, 49)}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "chosen"),
+    [
+        ((0.9, 0.9, 0.9), "int8"),
+        ((0.9, 0.9, 0.885), "fp32"),  # int8 loses too much, and fp16 is not surely faster
+        ((0.9, 0.9, 0.89), "int8"),  # just within the limit
+        ((0.5, 0.6, 0.7), "int8"),  # none holds: the most accurate
+    ],
+)
+def test_the_fastest_precision_whose_metric_holds_is_taken(metrics: tuple[float, ...], chosen: str) -> None:
+    assert verifying.best(TIMES, dict(zip(TIMES, metrics, strict=True)), 0.89) == chosen
+
+
 def verdict(
     project: Path,
     tmp_path: Path,
