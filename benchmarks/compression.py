@@ -194,6 +194,9 @@ def widths_of(groups: Groups, small: nn.Module) -> dict[str, int]:
     widths = groups.full()
     for group in groups.free:
         slot = group.slots[0]
+        if slot.parameter not in shapes:  # gone with its block
+            widths[group.name] = 0
+            continue
         fixed = sum(len(i) for g in groups.groups if g.locked for s in g.slots for i in s.indices
                     if (s.parameter, s.dim) == (slot.parameter, slot.dim))  # fmt: skip
         widths[group.name] = (shapes[slot.parameter][slot.dim] - fixed) // len(slot.indices[0])

@@ -226,8 +226,8 @@ class Subject:
         with open_bench(target, folder) as bench:
             yield Subject(net, model, inputs(net), target, bench, folder)
 
-    def variant(self, widths: Widths) -> Path:
-        """The file for the device at these widths."""
+    def variant(self, widths: Widths, reference: bool = False) -> Path:
+        """The file for the device at these widths, in fp32."""
         started = time.monotonic()
         place = Path(tempfile.mkdtemp(dir=self._folder))
         exported = place / f"exported.{self.runtime.format}"

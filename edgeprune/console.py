@@ -103,8 +103,9 @@ def plan_table(plan: Plan, groups: Groups) -> Table:
     shown = Table(box=box.SIMPLE_HEAD)
     for heading in ("group", "keeps", "of", "parameters touched", "locked because"):
         shown.add_column(heading, justify="right" if heading in ("keeps", "of") else "left")
+    inner = groups.block_of
     for group in groups.groups:
-        kept = len(plan.keep.get(group.name, range(group.width)))
+        kept = len(plan.keep.get(group.name, range(group.width))) or f"removed with {inner[group.name].name}"
         touched = len({slot.parameter for slot in group.slots})
         shown.add_row(escape(group.name), str(kept), str(group.width), str(touched), escape(group.locked or ""))
     return shown

@@ -83,7 +83,7 @@ def _layer(cost: LayerCost, profile: Profile, full: Widths, share: float) -> Exp
     points = {}
     for experiment in profile.variants:
         if layer.name in experiment.layer_ns:
-            sizes = layer.inputs.size(experiment.widths), layer.outputs.size(experiment.widths)
+            sizes = layer.channels(experiment.widths)
             points[sizes] = experiment.layer_ns[layer.name]
     over_ins = cost.ns(np.arange(1, ins + 1), np.full(ins, outs)) if layer.per_group is None else np.zeros(0)
     over_outs = cost.ns(

@@ -217,6 +217,7 @@ def lock(groups: Groups, name: str, reason: str) -> Groups:
 
     return replace(
         groups,
+        blocks=tuple(block for block in groups.blocks if name not in block.groups),
         groups=tuple(replace(g, locked=reason) if g.name == name else g for g in groups.groups),
         layers=tuple(replace(x, inputs=fixed(x.inputs), outputs=fixed(x.outputs)) for x in groups.layers),
     )
@@ -225,9 +226,13 @@ def lock(groups: Groups, name: str, reason: str) -> Groups:
 def recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[int, tuple[int, ...]]]:
     """What to keep of every parameter: `{parameter: {dim: indices}}`, indices ascending.
 
-    `keep` gives the units kept of each group; a group it does not name is kept whole. Raises `ValueError` for a locked
-    or unknown group, for a unit out of range, and where a group would keep nothing.
+    `keep` gives the units kept of each group; a group it does not name is kept whole. Nothing is kept of the parameters of a
+    block whose groups keep nothing. Raises `ValueError` for a locked or unknown group, for a unit out of range, and where a
+    group would keep nothing but its block would.
     """
+    kept_units = {group.name: len(keep.get(group.name, range(group.width))) for group in groups.groups}
+    gone_blocks = groups.removed(kept_units)
+    emptied = {group for block in gone_blocks for group in block.groups}
     known = {group.name: group for group in groups.groups}
     removed: dict[tuple[str, int], set[int]] = {}
     sizes: dict[tuple[str, int], int] = {}
@@ -238,6 +243,8 @@ def recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[
     for name, units in keep.items():
         if name not in known:
             raise ValueError(f"no group is called {name!r}")
+        if name in emptied:
+            continue
         group, kept = known[name], set(units)
         if not kept or not kept <= set(range(group.width)):
             raise ValueError(f"group {name!r} of width {group.width} cannot keep units {sorted(kept)}")
@@ -252,6 +259,7 @@ def recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[
     for (parameter, dim), gone_indices in removed.items():
         kept_indices = tuple(i for i in range(sizes[parameter, dim]) if i not in gone_indices)
         result.setdefault(parameter, {})[dim] = kept_indices
+    result |= {parameter: {0: ()} for block in gone_blocks for parameter in block.parameters}
     return result
 
 

@@ -80,8 +80,8 @@ class Surface:
         return result
 
     def ns(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """Nanoseconds at these channel counts, (points,), elementwise."""
-        base = self.steps_ns(inputs, outputs)
+        """Nanoseconds at these channel counts, (points,), elementwise; none where there are no channels: the layer is gone."""
+        base: np.ndarray = self.steps_ns(inputs, outputs) * (np.minimum(inputs, outputs) > 0)
         if not len(self.weights):
             return base
         here = np.stack([inputs, outputs], axis=1)
@@ -93,7 +93,7 @@ class Surface:
         distance = np.zeros((len(a), len(b)))
         unalike = np.zeros((len(a), len(b)))
         for side in (1,) if self.layer.per_group is not None else (0, 1):
-            distance += np.subtract.outer(np.log(a[:, side]), np.log(b[:, side])) ** 2
+            distance += np.subtract.outer(*(np.log(np.maximum(points[:, side], 1)) for points in (a, b))) ** 2
             for step in ALIGNED:
                 unalike += np.not_equal.outer(a[:, side] % step == 0, b[:, side] % step == 0)
         alike = np.exp(-0.5 * distance / REACH**2 + math.log(UNALIKE) * unalike)
@@ -146,7 +146,7 @@ class LatencyModel:
         """The expected nanoseconds of every layer in a network of middle size; the rest is overhead."""
         result = {}
         for cost in self.layers:
-            inputs, outputs = cost.layer.inputs.size(widths), cost.layer.outputs.size(widths)
+            inputs, outputs = cost.layer.channels(widths)
             key = id(cost.surface), inputs, outputs
             if key not in self.known:  # a search asks again and again, and changes one width at a time
                 self.known[key] = float(cost.ns([inputs], [outputs])[0])
@@ -279,6 +279,7 @@ class _Data:
         else:  # no profiler: shares of the work stand in
             work = np.array([[layer.macs(e.widths) for layer in groups.layers] for e in taken], float)
             nodes = work / work.sum(1, keepdims=True) * total[:, None]
+            nodes[work == 0] = np.nan  # of a block that was removed
         keys = [tuple(e.widths.items()) for e in taken]
         alike = [[i for i, other_key in enumerate(keys) if other_key == key] for key in dict.fromkeys(keys)]
         most = max(alike, key=len)
@@ -341,13 +342,14 @@ class Posterior:
 
     parts: tuple[_Part, ...]
     factor: tuple[np.ndarray, bool]  # of the covariance of the measured networks, (experiments, experiments)
-    constant_ns: float  # the overhead, and layers that stay as they are
+    overhead_ns: float
+    fixed: tuple[LayerCost, ...]  # of layers that stay as they are, or go with their block
     total_noise: float
 
     def covariance(self, configurations: Sequence[Widths]) -> np.ndarray:
         """See `LatencyModel.covariance`."""
         count = len(configurations)
-        mean = np.full(count, self.constant_ns)
+        mean = self.overhead_ns + _fixed_ns(self.fixed, configurations)
         free = np.zeros((count, count))  # once the node times are known
         seen = np.zeros((count, len(self.factor[0])))
         for part in self.parts:
@@ -365,11 +367,12 @@ class Posterior:
 
 def _points(layers: Sequence[Layer], configurations: Sequence[Widths]) -> np.ndarray:
     """Channels (inputs, outputs) of every layer at every configuration, a layer after the other: (n, 2)."""
-    return np.array([[x.inputs.size(w), x.outputs.size(w)] for x in layers for w in configurations], float)
+    return np.array([x.channels(w) for x in layers for w in configurations], float)
 
 
 def _base(surface: Surface, points: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    result: np.ndarray = np.maximum(np.maximum(surface.steps_ns(points[:, 0], points[:, 1]), floor), 1.0)
+    there = points.min(axis=1) > 0  # or its block is removed
+    result: np.ndarray = there * np.maximum(np.maximum(surface.steps_ns(points[:, 0], points[:, 1]), floor), 1.0)
     return result
 
 
@@ -384,22 +387,23 @@ def _model(groups: Groups, data: _Data) -> LatencyModel:
     alike = _alike(groups).values()
     families = [_Family(groups, rows, data) for rows in alike if not _fixed(groups.layers[rows[0]])]
     fixed = [row for rows in alike if _fixed(groups.layers[rows[0]]) for row in rows]
-    exponent = _exponent(families, fixed, data)
+    exponent = _exponent(families, fixed, groups.layers, data)
     middle = float(np.median(data.total))
     data = data.flattened(exponent, middle)
     count = len(data.total)
     costs = {row: LayerCost(groups.layers[row], _flat(groups.layers[row], data.nodes[:, row])) for row in fixed}
-    constant = data.overhead_ns + sum(float(cost.surface.coefficients[-1]) for cost in costs.values())
-    mean, covariance = np.full(count, constant), np.zeros((count, count))
+    unfitted = tuple(costs.values())
+    mean, covariance = data.overhead_ns + _fixed_ns(unfitted, data.widths), np.zeros((count, count))
     fitted = []
     for family in families:
         times, totals, surface = family.usual(data)
         floor = RESOLUTION * totals
         base = _base(surface, family.points, floor)
         seen = np.isfinite(times)
-        error = np.where(seen, times / base - 1, 0.0)
+        there = np.maximum(base, 1.0)
+        error = np.where(seen, times / there - 1, 0.0)
         noise = np.repeat(data.node_noise[family.rows], count) ** 2 / np.tile(data.repeats, len(family.rows))
-        noise += (floor / base) ** 2
+        noise += (floor / there) ** 2
         left = float(np.mean(np.minimum(error[seen] ** 2, 1) - noise[seen])) if seen.any() else 0.25
         surface = replace(surface, amplitude=math.sqrt(min(max(left, 0.02**2), 0.5**2)))
         kernel = surface.kernel(family.points, family.points)
@@ -420,7 +424,7 @@ def _model(groups: Groups, data: _Data) -> LatencyModel:
         surface = replace(surface, weights=weights + tie @ missing)
         parts.append(_Part(surface, family.layers, factor, tie))
         costs |= {row: LayerCost(layer, surface) for row, layer in zip(family.rows, family.layers, strict=True)}
-    posterior = Posterior(tuple(parts), whole, constant, data.total_noise)
+    posterior = Posterior(tuple(parts), whole, data.overhead_ns, unfitted, data.total_noise)
     return LatencyModel(tuple(costs[row] for row in sorted(costs)), data.overhead_ns, exponent, middle, posterior)
 
 
@@ -452,14 +456,23 @@ def _flat(layer: Layer, times: np.ndarray) -> Surface:
     return Surface(layer, coefficients, np.zeros((0, 2)), np.zeros(0), 0.0)
 
 
-def _exponent(families: Sequence[_Family], fixed: Sequence[int], data: _Data) -> float:
+def _fixed_ns(costs: Sequence[LayerCost], configurations: Sequence[Widths]) -> np.ndarray:
+    """What layers of one size add up to at every configuration, (configurations,)."""
+    total = np.zeros(len(configurations))
+    for cost in costs:
+        total += cost.ns(*_points([cost.layer], configurations).T)
+    return total
+
+
+def _exponent(families: Sequence[_Family], fixed: Sequence[int], layers: Sequence[Layer], data: _Data) -> float:
     """How the whole network's latency grows with the sum of its layers, each at its usual cost.
 
     The larger the network, the colder the caches that a layer finds: MobileNetV2's latency grew with the power 1.1 of that sum
     (ONNX Runtime and OpenVINO, 1 MB of second-level cache), ResNet-18's with 1.0.
     """
     count = len(data.total)
-    usual = data.overhead_ns + np.nan_to_num(np.nanmedian(data.nodes[:, fixed], axis=0)).sum() + np.zeros(count)
+    flat = [LayerCost(layers[row], _flat(layers[row], data.nodes[:, row])) for row in fixed]
+    usual = data.overhead_ns + _fixed_ns(flat, data.widths)
     for family in families:
         *_, surface = family.usual(data)
         usual += _per_network(_base(surface, family.points, np.zeros(1))[None], count)[0]

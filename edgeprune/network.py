@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch.utils import _pytree as pytree
 
 from edgeprune import graph
 from edgeprune.errors import CutError, UsageError
-from edgeprune.types import Groups, Preprocess, Recipe
+from edgeprune.types import Block, Groups, Layer, Preprocess, Recipe
 
 TOLERANCE = 1e-4  # of the largest output, between the cut network and the masked original (fp32 rounding is near 1e-6)
 
 
 def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = ()) -> Groups:
-    """The channel groups of `model` that can really be cut: each one proved on a trial cut before it is offered.
+    """The channel groups of `model` that can really be cut, and the blocks that can be removed: each one proved on a trial cut
+    before it is offered.
 
     `inputs` are example inputs of fixed shape; `lock` holds patterns of parameter names to keep whole. A group whose
     trial fails (the module's Python hard-codes a size, say) comes back locked, with the reason. The trial runs on a copy
@@ -32,16 +33,82 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = (
     """
     groups = graph.trace(model, inputs, lock)
     generic = randomised(model)
-    if _trial(generic, groups, inputs, [group.name for group in groups.free]) is None:
-        return groups
-    passed: list[str] = []
-    for group in groups.free:
-        reason = _trial(generic, groups, inputs, [*passed, group.name])
-        if reason is None:
-            passed.append(group.name)
-        else:
-            groups = graph.lock(groups, group.name, reason)
-    return groups
+    if _trial(generic, groups, inputs, [group.name for group in groups.free]) is not None:
+        passed: list[str] = []
+        for group in groups.free:
+            reason = _trial(generic, groups, inputs, [*passed, group.name])
+            if reason is None:
+                passed.append(group.name)
+            else:
+                groups = graph.lock(groups, group.name, reason)
+    blocks = _blocks(generic, groups, inputs)
+    inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
+    layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
+    return replace(groups, layers=layers, blocks=blocks)
+
+
+def _blocks(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tuple[Block, ...]:
+    """The innermost modules that hand their input through once all their parameters are zero, each proved on its removal."""
+    calls: dict[str, list[tuple[tuple[Any, ...], Any]]] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, path=path: calls.setdefault(path, []).append((args, out)))
+        for path, module in model.named_modules()
+        if path and any(module.children()) and any(True for _ in module.parameters())
+    ]
+    with torch.no_grad():
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    found: list[Block] = []
+    for path in sorted(calls, key=lambda path: -path.count(".")):
+        if any(block.name.startswith(f"{path}.") for block in found) or len(calls[path]) > 1:
+            continue
+        block = _block(model, groups, path)
+        if block is not None and _hands_through(model.get_submodule(path), *calls[path][0]):
+            try:
+                cut(model, graph.recipe(replace(groups, blocks=(block,)), dict.fromkeys(block.groups, ())), inputs)
+            except CutError:
+                continue
+            found.append(block)
+    order = list(calls)
+    return tuple(sorted(found, key=lambda block: order.index(block.name)))
+
+
+def _block(model: nn.Module, groups: Groups, path: str) -> Block | None:
+    """A module as a block, where every layer in it stays as it is or has a side of channels that nothing outside knows."""
+    inside: set[str] = set()
+    outside: set[str] = set()
+    for name, first in graph.canonical_names(model).items():
+        (inside if name.startswith(f"{path}.") else outside).add(first)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in inside}
+    inner = [group.name for group in groups.free if {slot.parameter for slot in group.slots} <= inside]
+
+    def known_inside(layer: Layer) -> bool:
+        spans = (layer.inputs, layer.outputs)
+        return not any(s.terms for s in spans) or any(
+            s.terms and not s.fixed and {name for name, _ in s.terms} <= set(inner) for s in spans
+        )
+
+    layers = [layer for layer in groups.layers if layer.weight in parameters]
+    scalars = any(parameter.ndim == 0 for parameter in parameters.values())
+    if not inner or inside & outside or scalars or not all(map(known_inside, layers)):
+        return None
+    return Block(path, tuple(inner), tuple(parameters))
+
+
+def _hands_through(module: nn.Module, args: tuple[Any, ...], output: Any) -> bool:
+    if (
+        len(args) != 1
+        or not isinstance(args[0], Tensor)
+        or not isinstance(output, Tensor)
+        or args[0].shape != output.shape
+    ):
+        return False
+    silent = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in silent.parameters():
+            parameter.zero_()
+        return bool(torch.allclose(silent(args[0]), args[0]))
 
 
 def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:
@@ -83,9 +150,14 @@ def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Modu
 
 
 def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """A copy of `model` with only the indices of `recipe` kept, not proved: enough to measure latency with."""
+    """A copy of `model` with only the indices of `recipe` kept, not proved: enough to measure latency with.
+
+    A module of whose parameters none keeps anything hands its input through.
+    """
     small = copy.deepcopy(model)
     names = graph.canonical_names(model)
+    for path in _emptied(model, recipe, names):
+        small.set_submodule(path, nn.Identity())
     done: dict[str, nn.Parameter] = {}  # parameters shared by several modules stay shared
     for path, module in small.named_modules():
         touched = False
@@ -104,6 +176,17 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
         if touched:
             _refresh(module, model.get_submodule(path))
     return small
+
+
+def _emptied(model: nn.Module, recipe: Recipe, names: Mapping[str, str]) -> list[str]:
+    """The outermost modules of whose parameters nothing is kept."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        own = [names[f"{path}.{name}"] for name, _ in module.named_parameters()] if path else []
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if own and not inside and all(() in recipe.get(name, {}).values() for name in own):
+            found.append(path)
+    return found
 
 
 def _slice(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:

@@ -199,7 +199,9 @@ class Road:
             draft.write_text("groups.json", codec.dumps(found))
             locked = [f"{group.name} ({group.locked})" for group in found.groups if group.locked and group.width > 1]
             more = f" and {len(locked) - LOCKED_TOLD} more" if len(locked) > LOCKED_TOLD else ""
-            return f"{len(found.free)} channel groups can be cut; locked: {', '.join(locked[:LOCKED_TOLD]) or 'none'}{more}"
+            blocks = f", {len(found.blocks)} blocks removed" if found.blocks else ""
+            told = f"locked: {', '.join(locked[:LOCKED_TOLD]) or 'none'}{more}"
+            return f"{len(found.free)} channel groups can be cut{blocks}; {told}"
 
         return self._read(self._stage("survey", work), "groups.json", Groups)
 
@@ -304,7 +306,9 @@ class Road:
             kept = sum(plan.widths.values()), sum(group.width for group in self.groups.free)
             if kept[0] == kept[1]:
                 return f"the unpruned network meets {self.project.budget} as it is: nothing to prune"
-            return f"keeps {kept[0]} of {kept[1]} channels, predicted {plan.predicted.mid / 1e6:.3f} ms, gap {plan.gap:.1e}"
+            gone = ", ".join(block.name for block in self.groups.removed({**self.groups.full(), **plan.widths}))
+            channels = f"keeps {kept[0]} of {kept[1]} channels" + (f", removes {gone}" if gone else "")
+            return f"{channels}, predicted {plan.predicted.mid / 1e6:.3f} ms, gap {plan.gap:.1e}"
 
         return self._read(self._stage("plan", work), "plan.json", Plan)
 

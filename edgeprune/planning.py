@@ -1,9 +1,9 @@
 """The plan verb: which channels every group keeps, exactly, and with a proof.
 
-One width for each group, so that the expected loss is least and the predicted latency at most the budget: a
-mixed-integer program over widths and pairs of widths (a layer's latency depends on two groups at once). HiGHS solves
-it through `scipy.optimize.milp` and hands back a bound; the plan's latency is added up again by plain arithmetic
-before it is believed.
+One width for each group, none where its block is removed, so that the expected loss is least and the predicted latency at
+most the budget: a mixed-integer program over widths and pairs of widths (a layer's latency depends on two groups at once).
+HiGHS solves it through `scipy.optimize.milp` and hands back a bound; the plan's latency is added up again by plain
+arithmetic before it is believed.
 """
 
 from __future__ import annotations
@@ -19,24 +19,33 @@ from edgeprune import graph
 from edgeprune.errors import InfeasibleError, SolverError
 from edgeprune.latency import LatencyModel, LayerCost
 from edgeprune.limits import LIMITS
-from edgeprune.types import Group, Groups, Plan, Scores, Span, Widths
+from edgeprune.types import Block, Group, Groups, Plan, Scores, Span, Widths
 
 GAP = 1e-3  # the largest proven gap of a plan, relative to its loss
 SUM_LEVELS = 64  # distinct channel counts kept where a layer reads several groups; more are rounded up
 
 
-def losses(group: Group, scores: Scores) -> dict[int, float]:
-    """Expected loss at every width when the best units are kept: as measured, or the sum of the scores that go."""
-    if group.name in scores.curves:
-        return dict(enumerate(scores.curves[group.name], 1))
+def losses(group: Group, scores: Scores, block: Block | None = None) -> dict[int, float]:
+    """Expected loss at every width when the best units are kept: as measured, or the sum of the scores that go.
+
+    For an inner group of a `block` also at none: what is lost with the block, where it was measured, counts for its first.
+    """
     cheapest_first = np.sort(np.array(scores.units[group.name]))
     gone = np.concatenate([[0.0], np.cumsum(cheapest_first)])
-    return {width: float(gone[group.width - width]) for width in range(1, group.width + 1)}
+    table = {width: float(gone[group.width - width]) for width in range(group.width + 1)}
+    none = table.pop(0)
+    if group.name in scores.curves:
+        table = dict(enumerate(scores.curves[group.name], 1))
+    if block is not None:
+        measured = scores.blocks.get(block.name)
+        table[0] = none if measured is None else measured if group.name == block.groups[0] else 0.0
+    return table
 
 
 def loss_of(groups: Groups, scores: Scores) -> Callable[[Widths], float]:
     """Widths -> the expected loss of the whole network: the sum over its free groups."""
-    tables = {group.name: losses(group, scores) for group in groups.free}
+    inner = groups.block_of
+    tables = {group.name: losses(group, scores, inner.get(group.name)) for group in groups.free}
     return lambda widths: sum(table[widths[name]] for name, table in tables.items())
 
 
@@ -87,7 +96,7 @@ def plans(
     if not any(made) and aims[0] < 1:
         made = [planned(1.0)]
     if not any(made):
-        raise InfeasibleError(_fastest(program, model, full, budget_ns))
+        raise InfeasibleError(_fastest(program, model, groups, budget_ns))
     return list({tuple(plan.widths.values()): plan for plan in made if plan is not None}.values())
 
 
@@ -117,12 +126,15 @@ def _proved(
 
 
 def wider(groups: Groups, widths: Widths) -> list[dict[str, int]]:
-    """All configurations that are one candidate step wider in one group."""
-    result = []
-    for group in groups.free:
-        larger = [width for width in graph.candidate_widths(group) if width > widths[group.name]]
-        if larger:
-            result.append({**widths, group.name: larger[0]})
+    """All configurations that are one candidate step wider in one group, or have one block more, at its narrowest."""
+    candidates = {group.name: graph.candidate_widths(group) for group in groups.free}
+    removed = groups.removed(widths)
+    gone = {group for block in removed for group in block.groups}
+    result = [{**widths, **{group: candidates[group][0] for group in block.groups}} for block in removed]
+    for name in candidates:
+        larger = [width for width in candidates[name] if width > widths[name]]
+        if larger and name not in gone:
+            result.append({**widths, name: larger[0]})
     return result
 
 
@@ -133,9 +145,11 @@ def _check(model: LatencyModel, widths: Widths, limit: float) -> None:
         raise SolverError(f"the solver's plan adds up to {again / 1e6:.4f} ms, over its limit of {limit / 1e6:.4f} ms")
 
 
-def _fastest(program: _Program, model: LatencyModel, full: Widths, budget_ns: float) -> str:
+def _fastest(program: _Program, model: LatencyModel, groups: Groups, budget_ns: float) -> str:
+    full = groups.full()
     widths = {**full, **program.fastest()}
-    text = ", ".join(f"{name} {width}/{full[name]}" for name, width in widths.items() if width < full[name])
+    parts = [f"{name} {width}/{full[name]}" for name, width in widths.items() if 0 < width < full[name]]
+    text = ", ".join([*parts, *(f"{block.name} removed" for block in groups.removed(widths))])
     return (
         f"no plan meets {budget_ns / 1e6:.4g} ms: the fastest one is predicted to take {model.ns(widths) / 1e6:.4g} ms"
         f" ({100 * model.ns(widths) / model.ns(full):.0f}% of the baseline; {text or 'nothing can be cut'});"
@@ -159,11 +173,16 @@ class _Program:
     @staticmethod
     def build(groups: Groups, model: LatencyModel, scores: Scores) -> _Program:
         program = _Program(constant_ns=model.overhead_ns)
+        inner = groups.block_of
         for group in groups.free:
-            cost = losses(group, scores)
-            columns = {w: program._column(cost[w], integer=True) for w in graph.candidate_widths(group)}
+            cost = losses(group, scores, inner.get(group.name))
+            candidates = [*([0] if group.name in inner else []), *graph.candidate_widths(group)]
+            columns = {w: program._column(cost[w], integer=True) for w in candidates}
             program.choice[group.name] = columns
             program.rows.append((list(columns.values()), [1.0] * len(columns), 1.0))
+        for block in groups.blocks:  # all of its groups go, or none
+            one, *others = (program.choice[name][0] for name in block.groups)
+            program.rows += [([one, other], [1.0, -1.0], 0.0) for other in others]
         program.scale_loss = max(program.loss, default=1.0) or 1.0
         pairs: dict[tuple[_Sized, _Sized], np.ndarray] = {}
         sums: dict[tuple[tuple[str, int], ...], _Sized] = {}
@@ -242,7 +261,10 @@ class _Program:
         if ins is None or outs is None or ins.columns == outs.columns:
             sized = ins or outs
             if sized is None:
-                self.constant_ns += float(cost.ns([layer.inputs.fixed], [layer.outputs.fixed])[0])
+                ns = float(cost.ns([layer.inputs.fixed], [layer.outputs.fixed])[0])
+                self.constant_ns += ns
+                if layer.within is not None:
+                    self.time[self.choice[layer.within][0]] -= ns
                 return
             i = sized.sizes(layer.inputs) if ins else np.full(len(sized.columns), layer.inputs.fixed)
             o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)

@@ -54,7 +54,7 @@ def layers(folder: Path, groups: Groups, model: LatencyModel, widths: Widths) ->
         if writer is None:
             return
         for step, layer in enumerate(groups.layers):
-            channels = {"before": layer.outputs.size(full), "after": layer.outputs.size(widths)}
+            channels = {"before": layer.channels(full)[1], "after": layer.channels(widths)[1]}
             shares = {"before": before[layer.name], "after": after[layer.name]}
             shares = {when: ns / totals[when] for when, ns in shares.items()}
             for when in totals:

@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeprune.errors import UsageError
 
-Widths = Mapping[str, int]  # group name -> units kept
+Widths = Mapping[str, int]  # group name -> units kept; none in the inner groups of a block that is removed
 
 
 def digest(noun: Any) -> str:
@@ -201,7 +201,7 @@ class Layer:
 
     One forward pass computes `positions` output positions (batch and space), each from `kernel` taps. `per_group` is
     None for a dense layer; for a grouped convolution it is the constant number of input channels a convolution group
-    reads, and inputs and outputs shrink together.
+    reads, and inputs and outputs shrink together. `within` is an inner group of the block that the layer goes with.
     """
 
     name: str
@@ -212,22 +212,52 @@ class Layer:
     positions: int
     kernel: int
     per_group: int | None = None
+    within: str | None = None
+
+    def channels(self, widths: Widths) -> tuple[int, int]:
+        """Input and output channels at these widths; none where the layer is gone with its block."""
+        if self.within is not None and not widths[self.within]:
+            return 0, 0
+        return self.inputs.size(widths), self.outputs.size(widths)
 
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates of one forward pass at these widths."""
-        fan_in = self.per_group if self.per_group is not None else self.inputs.size(widths)
-        return self.positions * self.kernel * fan_in * self.outputs.size(widths)
+        inputs, outputs = self.channels(widths)
+        return self.positions * self.kernel * (self.per_group if self.per_group is not None else inputs) * outputs
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module that hands its input through and adds to it: it may be removed, which is to keep no unit of its inner groups.
+
+    `groups` are those whose channels begin and end in it, at least one; `parameters` are all that go with it.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    parameters: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Groups:
-    """All channel groups and layers of a network. `network` is the digest of its structure (not of its weights)."""
+    """All channel groups, layers and removable blocks of a network. `network` is the digest of its structure (not of its
+    weights)."""
 
     network: str
     groups: tuple[Group, ...]
     layers: tuple[Layer, ...]
     folds: tuple[tuple[str, str], ...] = ()  # (convolution or linear, the batch-norm that folds into it)
     unknown_operators: tuple[str, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+    @property
+    def block_of(self) -> dict[str, Block]:
+        """The inner groups of blocks: {group: its block}."""
+        return {group: block for block in self.blocks for group in block.groups}
+
+    def removed(self, widths: Widths) -> tuple[Block, ...]:
+        """The blocks of which nothing is left at these widths."""
+        return tuple(block for block in self.blocks if not any(widths[group] for group in block.groups))
 
     @property
     def free(self) -> tuple[Group, ...]:
@@ -243,7 +273,9 @@ class Groups:
         return sum(layer.macs(widths) for layer in self.layers)
 
 
-Recipe = Mapping[str, Mapping[int, tuple[int, ...]]]  # parameter -> dim -> indices kept, ascending
+Recipe = Mapping[
+    str, Mapping[int, tuple[int, ...]]
+]  # parameter -> dim -> indices kept, ascending; none of what is removed
 
 
 # ------------------------------------------------------------------------------------------- what devices say
@@ -421,17 +453,18 @@ class Scores:
     """What a group's units are worth: `units[group][unit]` ≥ 0, the expected loss of removing that unit alone.
 
     `curves[group][k - 1]`, where it was measured, is the expected loss when the best k units are kept; where not, the
-    scores of those that go are added up.
+    scores of those that go are added up. `blocks[block]` likewise is what is lost with a whole block.
     """
 
     criterion: str
     units: dict[str, tuple[float, ...]]
     curves: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    blocks: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for group, values in [*self.units.items(), *self.curves.items()]:
+        for name, values in [*self.units.items(), *self.curves.items(), ("the blocks", tuple(self.blocks.values()))]:
             if any(not math.isfinite(v) or v < 0 for v in values):
-                raise ValueError(f"the scores of {group} must be finite and not negative")
+                raise ValueError(f"the scores of {name} must be finite and not negative")
         for group, curve in self.curves.items():
             if len(curve) != len(self.units[group]) or curve[-1] != 0 or sorted(curve, reverse=True) != list(curve):
                 raise ValueError(f"the loss curve of {group} must fall with every unit kept, to zero when all are")

@@ -201,11 +201,52 @@ class Shared(nn.Module):
         return self.fc(F.relu(self.up(x)) * F.relu(self.down(x)))
 
 
+class Inner(nn.Module):
+    """Adds to its input what two convolutions make of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = conv(8, width), conv(width, width)
+        self.last, self.norm = nn.Conv2d(width, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.last(self.second(self.first(x)))))
+
+
+class Attending(nn.Module):
+    """Pre-norm: its attention cannot be cut, its inner layer can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.mix, self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(self.before(x))
+        x = x + F.scaled_dot_product_attention(y, y, y)
+        return x + self.down(F.gelu(self.up(self.after(x))))
+
+
+class Blocks(nn.Module):
+    """Three blocks that can be removed, and one that changes what passes through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.stage = nn.Sequential(Inner(6), Inner(4), conv(8, 8))
+        self.attending = Attending()
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.fc(self.attending(x).mean(1))
+
+
 NETS: dict[str, type[nn.Module]] = {
     net.__name__: net
     for net in (
         *(Plain, Residual, OptionA, Concat, Chunk, Depthwise, Grouped, SqueezeExcite, Shuffle, HardCoded, Normalised),
-        *(NoRule, Shared),
+        *(NoRule, Shared, Blocks),
     )
 }
 

@@ -24,9 +24,12 @@ Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
 
 
 def fold(model: nn.Module, folds: Sequence[tuple[str, str]]) -> nn.Module:
-    """A copy of `model` in eval mode with these (layer, batch-norm) pairs folded into the layer."""
+    """A copy of `model` in eval mode with these (layer, batch-norm) pairs, those that it still has, folded into the layer."""
     model = copy.deepcopy(model).eval()
+    there = dict(model.named_modules())
     for layer_path, norm_path in folds:
+        if layer_path not in there:
+            continue
         layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         model.set_submodule(layer_path, fuse(layer, norm))  # type: ignore[arg-type, type-var]
@@ -86,7 +89,7 @@ class Template(ABC):
     def variant(self, widths: Widths) -> bytes:
         """The file at these widths (units kept a group); its weights repeat, so that it compresses to next to nothing."""
         recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
-        if not self.slices:
+        if not self.slices or self._groups.removed(widths):
             return self.filled(self._exported(recipe))
         return self.sliced(self._kept(recipe), filled=True)
 

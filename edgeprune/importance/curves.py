@@ -15,7 +15,7 @@ from edgeprune.errors import UsageError
 from edgeprune.importance.base import Batches, Loss
 from edgeprune.importance.gradients import taylor
 from edgeprune.limits import LIMITS
-from edgeprune.types import Group, Groups, Scores
+from edgeprune.types import Groups, Scores
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a group's units, at which the loss is measured
 SAMPLES = 64, 512  # at least, where the network is large, and at most
@@ -38,16 +38,21 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
             module.train()
     sample = _first(batches, _samples(groups))
     whole = _mean_loss(probe, sample, loss)
-    curves = {}
+    curves, blocks = {}, {}
     for group in groups.free:
         worst_first = np.argsort(ranked.units[group.name], kind="stable").tolist()
         widths = sorted({max(1, round(share * group.width)) for share in SHARES} - {group.width})
         rises = []
         for width in widths:
-            with _zeroed(probe, group, worst_first[: group.width - width]):
+            gone = worst_first[: group.width - width]
+            with _zeroed(probe, [(s.parameter, s.dim, [i for u in gone for i in s.indices[u]]) for s in group.slots]):
                 rises.append(_mean_loss(probe, sample, loss) - whole)
         curves[group.name] = _interpolated(group.width, widths, rises)
-    return Scores("loss-curves", ranked.units, curves)
+    sizes = {name: len(parameter) for name, parameter in probe.named_parameters() if parameter.ndim}
+    for block in groups.blocks:
+        with _zeroed(probe, [(name, 0, range(sizes[name])) for name in block.parameters]):
+            blocks[block.name] = max(0.0, _mean_loss(probe, sample, loss) - whole)
+    return Scores("loss-curves", ranked.units, curves, blocks)
 
 
 def _samples(groups: Groups) -> int:
@@ -75,16 +80,15 @@ def _mean_loss(model: nn.Module, sample: Sample, loss: Loss) -> float:
 
 
 @contextmanager
-def _zeroed(model: nn.Module, group: Group, units: Sequence[int]) -> Iterator[None]:
-    """The model with all that these units touch at zero, which equals cutting them; put back afterwards."""
+def _zeroed(model: nn.Module, gone: Sequence[tuple[str, int, Sequence[int]]]) -> Iterator[None]:
+    """The model with these indices, (parameter, dim, indices), at zero, which equals cutting them; put back afterwards."""
     parameters = dict(model.named_parameters())
-    touched = {slot.parameter: parameters[slot.parameter] for slot in group.slots if slot.parameter in parameters}
+    touched = {name: parameters[name] for name, *_ in gone if name in parameters}
     before = {name: parameter.detach().clone() for name, parameter in touched.items()}
     with torch.no_grad():
-        for slot in group.slots:
-            if slot.parameter in touched:
-                gone = [index for unit in units for index in slot.indices[unit]]
-                touched[slot.parameter].index_fill_(slot.dim, torch.tensor(gone, dtype=torch.long), 0)
+        for name, dim, indices in gone:
+            if name in touched:
+                touched[name].index_fill_(dim, torch.tensor(indices, dtype=torch.long), 0)
     yield
     with torch.no_grad():
         for name, parameter in touched.items():

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from nets import NETS, image
+from nets import NETS, Blocks, image
 from torch import nn
 
 from edgeprune import flatbuffer, graph, network
@@ -102,6 +102,32 @@ def test_a_tflite_file_is_sliced_where_a_normalisation_was_folded_into_a_linear_
     expected = network.sliced(network.randomised(model), recipe)(*image()).detach().numpy()
     got = run_tflite(template.sliced(template._kept(recipe)))
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_a_variant_has_none_of_a_removed_block(kind: str) -> None:
+    if kind == "tflite":
+        pytest.importorskip("litert_torch")
+    groups = network.survey(Blocks(), image())
+    template = FORMATS[kind](Blocks(), image(), groups)
+    gone = dict.fromkeys((group for block in groups.blocks for group in block.groups), 0)
+    file = template.variant({**groups.full(), **gone})
+    assert RUN[kind](file).shape == (1, 5)
+    nodes = (
+        len(onnx.load_from_string(file).graph.node)
+        if kind == "onnx"
+        else len(flatbuffer.read(file).subgraphs[0].operators)
+    )
+    whole = template.variant(groups.full())
+    assert (
+        nodes
+        <= (
+            len(onnx.load_from_string(whole).graph.node)
+            if kind == "onnx"
+            else len(flatbuffer.read(whole).subgraphs[0].operators)
+        )
+        - 8
+    )
 
 
 def test_batch_norm_is_folded() -> None:

@@ -99,6 +99,33 @@ def test_loss_curves_are_the_measured_rise_of_the_loss() -> None:
     assert found.units["w"][0] > found.units["w"][1]
 
 
+def test_what_is_lost_with_a_block_is_measured() -> None:
+    """y = 2·(x + v·w·x) with v·w = 10 − 3, so without the block it is 2·x: 14·x less, as the loss has it."""
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = Two()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.two(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.around, self.last = Around(), nn.Linear(1, 1, bias=False)
+            nn.init.constant_(self.last.weight, 2.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.around(x))
+
+    model = Net()
+    groups = network.survey(model, (torch.ones(1, 1),))
+    batches = [((torch.full((1, 1), x),), torch.zeros(1, 1)) for x in (1.0, 2.0)]
+    found = CRITERIA["loss-curves"](model, groups, batches, lambda outputs, targets: 100 - total(outputs, targets))
+    assert found.blocks == {"around": pytest.approx(14 * 1.5)}
+
+
 def test_loss_curves_see_batch_norm_as_it_is_after_training() -> None:
     # The stored statistics are far from the data's; with the batch's own, both units are at ±γ whatever went in.
     model = Normed().eval()

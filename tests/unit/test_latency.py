@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from nets import Residual, image
+from nets import Blocks, Residual, image
 
 from edgeprune import graph, latency, network, profiling
 from edgeprune.errors import InconclusiveError
@@ -219,3 +219,34 @@ def test_the_error_on_the_last_step_is_of_a_model_that_never_saw_it(groups: Grou
     wrong = slowed(profile(groups, 36, 8, noise=0.0, seed=1), 1, 1.0)
     error = latency.last_error(groups, wrong, 12)
     assert error is not None and error < 0.03
+
+
+def test_a_removed_block_costs_nothing_and_its_absence_is_learned_from() -> None:
+    groups = network.survey(Blocks(), image())
+    profiled = profile(groups, 60, 1, noise=0.002)
+    random = np.random.default_rng(3)
+
+    def truth_ns(widths: Widths) -> float:
+        there = [layer.name for layer in groups.layers if layer.channels(widths)[1]]
+        return sum(truth(groups, widths, 1)[name] for name in there) + 3000
+
+    def removed(names: set[str]) -> dict[str, int]:
+        gone = {group for block in groups.blocks if block.name in names for group in block.groups}
+        return {name: 0 if name in gone else width for name, width in drawn(groups, random).items()}
+
+    model = latency.fit(groups, profiled)
+    tried = [removed(names) for names in ({"stage.0"}, {"attending"}, {"stage.1", "attending"})]
+    before = [abs(model.ns(widths) / truth_ns(widths) - 1) for widths in tried]
+    assert max(before) < 0.05, before
+    assert all(model.predict(widths).high > model.ns(widths) for widths in tried)
+    whole = model.layer_ns(groups.full())
+    assert all(
+        (ns == 0) == name.startswith("attending.") for name, ns in model.layer_ns(removed({"attending"})).items()
+    )
+    assert min(whole.values()) > 0
+    more = [
+        Experiment("confirm", 0, widths, Samples((Run((round(truth_ns(widths)),), 1),)))  # measured without a profiler
+        for widths in tried
+    ]
+    model = latency.fit(groups, profiled.with_experiments(more))
+    assert max(abs(model.ns(widths) / truth_ns(widths) - 1) for widths in tried) < 0.02

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import NETS, Residual, Shared, image
+from nets import NETS, Blocks, Residual, Shared, image
 from torch import nn
 
 from edgeprune import graph, network
@@ -33,7 +33,7 @@ def test_a_recipe_that_misses_a_layer_is_refused() -> None:
         network.cut(model, recipe, image())
 
 
-@pytest.mark.parametrize("name", ["Residual", "Grouped", "Shared", "Concat"])
+@pytest.mark.parametrize("name", ["Residual", "Grouped", "Shared", "Concat", "Blocks"])
 def test_a_cut_network_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     model = network.randomised(NETS[name]())
     groups = network.survey(model, image())
@@ -43,6 +43,33 @@ def test_a_cut_network_comes_back_from_its_file(name: str, tmp_path: Path) -> No
     again = network.load(tmp_path / "cut.safetensors", NETS[name]())
     assert torch.equal(again(*image()), small(*image()))
     assert network.parameters(again) == network.parameters(small) < network.parameters(model)
+
+
+def test_blocks_that_hand_their_input_through_are_found_and_removed(tmp_path: Path) -> None:
+    """Innermost ones, one that changes its input not among them; a block is gone when its inner groups are."""
+    model = network.randomised(Blocks())
+    groups = network.survey(model, image())
+    assert [block.name for block in groups.blocks] == ["stage.0", "stage.1", "attending"]
+    assert groups.blocks[0].groups == ("stage.0.first.0", "stage.0.second.0")
+    gone = dict.fromkeys((*groups.blocks[0].groups, *groups.blocks[2].groups), ())
+    recipe = graph.recipe(groups, {**gone, "stage.1.first.0": (1, 3)})
+    small = network.cut(model, recipe, image())
+    assert isinstance(small.stage[0], nn.Identity) and isinstance(small.attending, nn.Identity)
+    assert small.stage[1].first[0].out_channels == 2
+    widths = {**groups.full(), **dict.fromkeys(gone, 0)}
+    assert [block.name for block in groups.removed(widths)] == ["stage.0", "attending"]
+    assert groups.macs(groups.full()) - groups.macs(widths) == sum(
+        layer.macs(groups.full()) for layer in groups.layers if layer.name.startswith(("stage.0.", "attending."))
+    )
+    network.save(tmp_path / "cut.safetensors", small, recipe)
+    again = network.load(tmp_path / "cut.safetensors", Blocks())
+    assert torch.equal(again(*image()), small(*image())) and isinstance(again.attending, nn.Identity)
+
+
+def test_half_a_block_cannot_be_removed() -> None:
+    groups = network.survey(Blocks(), image())
+    with pytest.raises(ValueError, match="cannot keep units"):
+        graph.recipe(groups, {"stage.0.first.0": ()})
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -13,16 +13,28 @@ from hypothesis import strategies as st
 from edgeprune import graph, planning
 from edgeprune.errors import InfeasibleError
 from edgeprune.latency import HALVED, STEPS, LatencyModel, LayerCost, Surface, _features
-from edgeprune.types import Group, Groups, Layer, Scores, Slot, Span
+from edgeprune.types import Block, Group, Groups, Layer, Scores, Slot, Span
 
 
-def network(spans: list[tuple[Span, Span]], widths: dict[str, int]) -> Groups:
+def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tuple[Block, ...] = ()) -> Groups:
     groups = tuple(
         Group(name, width, (Slot(f"{name}.weight", 0, tuple((i,) for i in range(width))),))
         for name, width in widths.items()
     )
-    layers = tuple(Layer(f"l{i}", "conv", f"l{i}.weight", a, b, 16, 9) for i, (a, b) in enumerate(spans))
-    return Groups("digest", groups, layers)
+    inner = {group for block in blocks for group in block.groups}
+
+    def within(*sides: Span) -> str | None:
+        """Of which block: that of a side whose groups are all inner ones."""
+        own = [s.terms[0][0] for s in sides if s.terms and not s.fixed and {name for name, _ in s.terms} <= inner]
+        return own[0] if own else None
+
+    layers = tuple(
+        Layer(f"l{i}", "conv", f"l{i}.weight", a, b, 16, 9, within=within(a, b)) for i, (a, b) in enumerate(spans)
+    )
+    if blocks:  # one of a size of its own, such as an attention that cannot be cut
+        fixed = Layer("f", "linear", "f.weight", Span(12), Span(12), 16, 9, within=blocks[0].groups[0])
+        layers = (*layers, fixed)
+    return Groups("digest", groups, layers, blocks=blocks)
 
 
 def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyModel:
@@ -38,12 +50,15 @@ def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyM
 
 
 def brute_force(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> float | None:
+    inner = groups.block_of
     names = [group.name for group in groups.free]
+    candidates = [(*graph.candidate_widths(g), *([0] if g.name in inner else [])) for g in groups.free]
     best = None
-    for widths in itertools.product(*(graph.candidate_widths(group) for group in groups.free)):
+    for widths in itertools.product(*candidates):
         chosen = dict(zip(names, widths, strict=True))
-        if model.ns(chosen) <= budget:
-            loss = sum(planning.losses(group, scores)[chosen[group.name]] for group in groups.free)
+        removed = {group for block in groups.removed(chosen) for group in block.groups}
+        if {name for name, width in chosen.items() if not width} == removed and model.ns(chosen) <= budget:
+            loss = sum(planning.losses(g, scores, inner.get(g.name))[chosen[g.name]] for g in groups.free)
             best = loss if best is None else min(best, loss)
     return best
 
@@ -60,26 +75,36 @@ CHAINS = [
 ]
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+BLOCKS = [(), (Block("one", ("b",), ()),), (Block("both", ("b", "c"), ()),)]  # of the second chain
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.sampled_from(CHAINS),
-    st.lists(st.sampled_from([1, 4, 8]), min_size=5, max_size=5),
+    st.sampled_from([(chain, ()) for chain in CHAINS] + [(CHAINS[1], blocks) for blocks in BLOCKS[1:]]),
+    st.lists(st.sampled_from([1, 4, 8]), min_size=6, max_size=6),
     st.floats(0.2, 0.95),
     st.sampled_from([1.0, 1.2]),
     st.booleans(),
     st.integers(0, 10_000),
 )
 def test_no_other_choice_is_better(
-    chain: list[tuple[Span, Span]], steps: list[int], share: float, exponent: float, measured: bool, seed: int
+    given: tuple[list[tuple[Span, Span]], tuple[Block, ...]],
+    steps: list[int],
+    share: float,
+    exponent: float,
+    measured: bool,
+    seed: int,
 ) -> None:
+    chain, blocks = given
     names = sorted({group for spans in chain for span in spans for group, _ in span.terms})
-    groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)))
-    model = stepped(groups, steps[: len(chain)], exponent)
+    groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)), blocks)
+    model = stepped(groups, steps[: len(groups.layers)], exponent)
     random = torch.Generator().manual_seed(seed)
     units = {g.name: tuple(torch.rand(g.width, generator=random).tolist()) for g in groups.free}
     drawn = {name: sorted(torch.rand(len(own) - 1, generator=random).tolist()) for name, own in units.items()}
     curves = {name: (*reversed(own), 0.0) for name, own in drawn.items()} if measured else {}
-    scores = Scores("t", units, curves)
+    lost = {block.name: float(torch.rand(1, generator=random)) for block in blocks} if measured else {}
+    scores = Scores("t", units, curves, lost)
     budget = share * model.ns(groups.full())
     expected = brute_force(groups, model, scores, budget)
     if expected is None:
@@ -102,6 +127,22 @@ def test_the_best_units_are_kept() -> None:
     measured = Scores("t", scores.units, {"a": (9.0, 8.0, 8.0, 0.0)})
     assert planning.losses(groups.groups[0], measured) == {1: 9.0, 2: 8.0, 3: 8.0, 4: 0.0}
     assert planning.losses(groups.groups[1], measured)[2] == pytest.approx(2.0)
+
+
+def test_what_is_lost_with_a_block_is_measured_or_added_up_and_counts_once() -> None:
+    groups = network(CHAINS[0], {"a": 2, "b": 2})
+    block = Block("both", ("a", "b"), ())
+    units = {"a": (0.1, 5.0), "b": (1.0, 1.0)}
+    added = [planning.losses(group, Scores("t", units), block)[0] for group in groups.groups]
+    assert added == pytest.approx([5.1, 2.0])
+    measured = Scores("t", units, blocks={"both": 7.0})
+    assert [planning.losses(group, measured, block)[0] for group in groups.groups] == [7.0, 0.0]
+
+
+def test_a_removed_block_comes_back_whole_and_narrow() -> None:
+    groups = network(CHAINS[1], {"a": 6, "b": 5, "c": 7}, (Block("both", ("b", "c"), ()),))
+    wider = planning.wider(groups, {"a": 5, "b": 0, "c": 0})
+    assert wider == [{"a": 5, "b": 1, "c": 1}, {"a": 6, "b": 0, "c": 0}]
 
 
 @pytest.mark.parametrize("curve", [(1.0, 0.0), (1.0, 2.0, 0.0), (2.0, 1.0, 0.5), (float("nan"), 1.0, 0.0)])
