@@ -6,7 +6,8 @@
 without it, handwritten digits stand in, which says little. The unpruned networks are trained on these images first. Then, at
 each budget (a share of the unpruned network's measured latency):
 
-- edgeprune: the exact plan under its default criterion; "exact, CRITERION" with `--criteria` for others;
+- edgeprune: the exact plan under its default criterion; "exact, CRITERION" with `--criteria` for others; "widths only" without
+  the removal of blocks, which none of the ways below has;
 - uniform: the same share of every group, the best units of each by the criterion of edgeprune;
 - Torch-Pruning: its global group magnitude (Fang et al., CVPR 2023), widths rounded up to 4 channels;
 - HALP-style: `allocation.py`'s knapsack with first-order Taylor scores; NetAdapt-style: its greedy, by squared weights;
@@ -25,7 +26,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -137,7 +138,12 @@ Cut = Callable[[float], nn.Module | None]  # the network that is predicted to ta
 
 
 def ways(
-    model: nn.Module, groups: Groups, costs: LatencyModel, scores: Mapping[str, Scores], default: str
+    model: nn.Module,
+    groups: Groups,
+    costs: LatencyModel,
+    scores: Mapping[str, Scores],
+    default: str,
+    criteria: Sequence[str],
 ) -> dict[str, Cut]:
     """Every way, by its name in the table."""
 
@@ -147,24 +153,25 @@ def ways(
         keep = {group.name: planning.best_units(group, scores[by], widths[group.name]) for group in groups.free}
         return network.cut(model, graph.recipe(groups, keep), cifar.inputs())
 
-    def exact(by: str) -> Cut:
+    def exact(by: str, among: Groups = groups) -> Cut:
         def made(limit: float) -> nn.Module | None:
             try:
-                return at(planning.plans(groups, costs, scores[by], limit, "")[0].widths, by)
+                return at(planning.plans(among, costs, scores[by], limit, "")[0].widths, by)
             except InfeasibleError:
                 return None
 
         return made
 
-    others = [name for name in scores if name not in (default, "taylor", "magnitude-l2", "random")]
+    others = [name for name in criteria if name != default]
     return {
         "edgeprune": exact(default),
+        "widths only": exact(default, replace(groups, blocks=())),
         **{f"exact, {name}": exact(name) for name in others},
         "uniform": lambda limit: at(uniform(groups, costs, scores[default], limit), default),
         "Torch-Pruning": lambda limit: dependency_graph(model, groups, costs, limit),
         "HALP-style": lambda limit: at(halp(groups, costs, scores["taylor"], limit), "taylor"),
         "NetAdapt-style": lambda limit: at(greedy(groups, costs, scores["magnitude-l2"], limit), "magnitude-l2"),
-        "random": exact("random"),
+        "random": exact("random", replace(groups, blocks=())),
     }
 
 
@@ -273,7 +280,11 @@ def case(
                 read, loss = list(user.batches(asked, "train")), user.loss_function(asked)
                 scores = {name: CRITERIA[name](model, groups, read, loss) for name in wanted}
             cuts = at_budget(
-                subject, ways(model, groups, costs, scores, default), float(budget[:-1]) / 100, full_ns, size.rounds
+                subject,
+                ways(model, groups, costs, scores, default, criteria),
+                float(budget[:-1]) / 100,
+                full_ns,
+                size.rounds,
             )
             if "edgeprune" in cuts:
                 fresh, share = cuts["edgeprune"]
@@ -284,9 +295,12 @@ def case(
                 started = time.monotonic()
                 before = finetuning.evaluate(asked, small, "valid")
                 after = finetuning.evaluate(asked, tuned(asked, small, model, size.epochs, seed), "test")
-                left = groups.macs(widths_of(groups, small)) / groups.macs(groups.full())
-                new.append(same | {"method": name, "of_budget": used, "unpruned": accuracy, "before": before,
-                                   "accuracy": after, "macs": left, "seconds": time.monotonic() - started})  # fmt: skip
+                widths = widths_of(groups, small)
+                left = groups.macs(widths) / groups.macs(groups.full())
+                new.append(same | {
+                    "method": name, "of_budget": used, "unpruned": accuracy, "before": before, "accuracy": after, "macs": left,
+                    "removed": [block.name for block in groups.removed(widths)], "seconds": time.monotonic() - started,
+                })  # fmt: skip
                 print(f"{net:<10} {runtime:<12} {budget:>4} {seed} {name:<16} {used:>6.1%} of budget, MACs {left:>4.0%},"
                       f" {before:>6.2%} -> {after:>6.2%}", flush=True)  # fmt: skip
             rows += new

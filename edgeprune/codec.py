@@ -80,7 +80,7 @@ class _Preprocess(_Section):
 class _Prune(_Section):
     importance: Literal[
         "loss-curves", "taylor", "fisher", "magnitude-l1", "magnitude-l2", "bn-scale", "fpgm", "random"
-    ] = "taylor"
+    ] = "loss-curves"
     lock: Annotated[list[Text], Field(description='a list of names or patterns, such as ["head.*"]')] = []
 
 

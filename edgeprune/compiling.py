@@ -30,9 +30,11 @@ def compile_model(
     and `RuntimeMissing` where the runtime's converter is not installed.
     """
     exported = folder / f"exported.{runtime.format}"
-    exported.write_bytes(FORMATS[runtime.format].export(model, inputs, folds))
+    content = FORMATS[runtime.format].export(model, inputs, folds)
+    exported.write_bytes(content)
     files = runtime.convert(exported, folder, precision, samples)
-    return Artifact(files, digest_of(files), runtime.name, precision, source)
+    operators = FORMATS[runtime.format].operators(content)
+    return Artifact(files, digest_of(files), runtime.name, precision, source, operators)
 
 
 def digest_of(files: Sequence[Path]) -> str:

@@ -172,7 +172,7 @@ def table(result: Result) -> Table:
     return shown
 
 
-COUNTS = (("parameters", "parameters"), ("MACs", "macs"), ("size, bytes", "size_bytes"))
+COUNTS = (("parameters", "parameters"), ("MACs", "macs"), ("size, bytes", "size_bytes"), ("operators", "operators"))
 
 
 def _count(name: str, key: str, before: Figures, after: Figures) -> tuple[str, str, str, str]:

@@ -57,6 +57,7 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], lock: Sequence[str
         layers=layers,
         folds=_folds(program, model, walk),
         unknown_operators=tuple(walk.unknown),
+        operators=sum(node.op == "call_function" for node in program.graph.nodes),
     )
 
 

@@ -606,7 +606,8 @@ class Road:
             artifact = self._artifact(network(), precision, folder, self._key(stage))
             names = [file.relative_to(folder).as_posix() for file in artifact.files]
             draft.write_text("artifact.json", codec.dumps(replace(artifact, files=tuple(map(Path, names)))))
-            return f"{self.target.runtime} {precision}, {artifact.size_bytes / 1e3:.1f} kB"
+            left = f"{artifact.operators} of {self.groups.operators} operators left"
+            return f"{self.target.runtime} {precision}, {artifact.size_bytes / 1e3:.1f} kB, {left}"
 
         entry = self._stage(stage, work)
         stored = self._read(entry, "artifact.json", Artifact)
@@ -785,4 +786,4 @@ def _sources(project: Project) -> str:
     hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
     if project.weights is not None:
         hashes["weights"] = file_sha256(project.weights) if project.weights.is_file() else "missing"
-    return digest([hashes, {name: _version(name) for name in ("edgeprune", "torch", "onnx", "numpy")}])
+    return digest([hashes, {name: _version(name) for name in ("edgeprune", "torch", "onnx", "onnxruntime", "numpy")}])

@@ -119,7 +119,7 @@ class Project:
     budget: Budget
     max_metric_drop: float = 0.01
     preprocess: Preprocess | None = None
-    importance: str = "taylor"
+    importance: str = "loss-curves"
     lock: tuple[str, ...] = ()
     epochs: int = 20
     learning_rate: float = 0.01
@@ -241,7 +241,7 @@ class Block:
 @dataclass(frozen=True)
 class Groups:
     """All channel groups, layers and removable blocks of a network. `network` is the digest of its structure (not of its
-    weights)."""
+    weights), `operators` how many its traced graph has."""
 
     network: str
     groups: tuple[Group, ...]
@@ -249,6 +249,7 @@ class Groups:
     folds: tuple[tuple[str, str], ...] = ()  # (convolution or linear, the batch-norm that folds into it)
     unknown_operators: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
+    operators: int = field(kw_only=True)
 
     @property
     def block_of(self) -> dict[str, Block]:
@@ -583,13 +584,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled model: its files (the first is the one to load), what it was built from and for."""
+    """A compiled model: its files (the first is the one to load), what it was built from and for.
+
+    `operators` is how many are left of the network once it was simplified, before a runtime fuses or quantises them.
+    """
 
     files: tuple[Path, ...]
     sha256: str
     format: str
     precision: str
     source: str
+    operators: int
 
     @property
     def size_bytes(self) -> int:
@@ -626,6 +631,7 @@ class Figures:
     parameters: int
     macs: int
     size_bytes: int
+    operators: int
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ def verify(
             nets.parameters(network),
             count,
             artifact.size_bytes,
+            artifact.operators,
         )
         for s, value, network, count, artifact in zip(samples, metrics, networks, macs, artifacts, strict=True)
     ]

@@ -120,6 +120,11 @@ class Template(ABC):
         Raises `UsageError` when the exporter cannot express the model, `RuntimeMissing` where it is not installed.
         """
 
+    @staticmethod
+    @abstractmethod
+    def operators(file: bytes) -> int:
+        """How many operators the file has; constants are none."""
+
     @abstractmethod
     def nodes(self) -> Iterable[Node]:
         """The operators of the exported file, in order."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,12 @@ class OnnxTemplate(Template):
                     )
             except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
                 raise UsageError(f"the model cannot be exported to ONNX: {network.first_line(error)}") from error
-        return buffer.getvalue()
+        return _simplified(buffer.getvalue())
+
+    @staticmethod
+    def operators(file: bytes) -> int:
+        """See `Template.operators`."""
+        return sum(node.op_type != "Constant" for node in onnx.load_from_string(file).graph.node)
 
     def nodes(self) -> Iterator[Node]:
         """A profiler names a node, or the tensor that it writes."""
@@ -99,6 +106,29 @@ class OnnxTemplate(Template):
     def agrees(self, kept: Mapping[str, Dims], exported: bytes) -> bool:
         """See `Template.agrees`."""
         return _same(onnx.load_from_string(self.sliced(kept)), onnx.load_from_string(exported))
+
+
+def _simplified(file: bytes) -> bytes:
+    """The file without what computes nothing: identities, nodes that nobody reads, subgraphs of constants alone.
+
+    ONNX Runtime's own first level, which stays within the standard; less what would write sizes down that a cut changes. What
+    it cannot load is left as it is, for the runtime to tell what is wrong.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        options.optimized_model_filepath = f"{folder}/simplified.onnx"
+        try:
+            onnxruntime.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+            )
+        except Exception:  # noqa: BLE001 - the binding's exceptions have no base of their own
+            return file
+        proto = onnx.load(options.optimized_model_filepath)
+    for known in [known for known in proto.opset_import if known.domain]:
+        proto.opset_import.remove(known)
+    return bytes(proto.SerializeToString())
 
 
 def _regroup(node: onnx.NodeProto, outputs: Mapping[str, tuple[int, int]]) -> None:

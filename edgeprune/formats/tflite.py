@@ -74,6 +74,11 @@ class TfliteTemplate(Template):
                     found[int(operator.inputs[2])] = Origin(parameter.removesuffix("weight") + "bias", (0,))
         return found
 
+    @staticmethod
+    def operators(file: bytes) -> int:
+        """See `Template.operators`."""
+        return sum(1 for _ in flatbuffer.operators(flatbuffer.read(file)))
+
     def nodes(self) -> Iterator[Node]:
         """Operators by number and kind, as `runtimes.tflite` names them."""
         model = flatbuffer.read(self.exported)

@@ -32,7 +32,7 @@ def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Fin
         ),
         *("rounds", "baseline", "pruned", "plan", "checks", "artifact", "run"),
     ]
-    figures = {"p50_ms", "p90_ms", "metric", "parameters", "macs", "size_bytes"}
+    figures = {"p50_ms", "p90_ms", "metric", "parameters", "macs", "size_bytes", "operators"}
     assert set(result["baseline"]) == set(result["pruned"]) == figures
     assert result["schema"] == 1 and result["target"] == "local" and result["runtime"] == "onnxruntime"
     assert 1 <= result["rounds"] <= 3

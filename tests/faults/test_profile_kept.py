@@ -33,7 +33,7 @@ class Machine:
         self.bench = Bench(Target(folder / "t.toml", "t", "local", "onnxruntime"), Fake(self.answer), folder)
         self.profile = Profile("t", "m", self.groups.network, self.bench.device, 1, "fp32", ())
 
-    def variant(self, widths: Mapping[str, int]) -> Path:
+    def variant(self, widths: Mapping[str, int], reference: bool = False) -> Path:
         path = self.folder / "_".join(map(str, widths.values())) / "model.onnx"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")

@@ -61,8 +61,8 @@ profiles = st.builds(
 )
 PLAN = Plan({"a": (0, 2)}, Interval(1.0, 2.0, 3.0), Interval(2.0, 3.0, 4.0), 5.0, 0.1, 0.1, 0.0, "digest")
 LAYER = Layer("a", "conv", "a.weight", Span(3), Span(0, (("a", 2),)), 4, 9)
-GROUPS = Groups("d", (Group("a", 1, (Slot("a.weight", 0, ((0, 1),)),), None),), (LAYER,))
-FIGURES = Figures(1.0, 1.1, 0.9, 10, 100, 1000)
+GROUPS = Groups("d", (Group("a", 1, (Slot("a.weight", 0, ((0, 1),)),), None),), (LAYER,), operators=1)
+FIGURES = Figures(1.0, 1.1, 0.9, 10, 100, 1000, 3)
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
@@ -86,7 +86,7 @@ def test_the_times_of_a_process_stand_on_one_line() -> None:
         Confirmed(PLAN, (Round(0, {"a": 2}, 1.0, Interval(1.0, 2.0, 2.5), 3.0),)),
         Scores("taylor", {"a": (0.0, 1.5)}),
         GROUPS,
-        Artifact((Path("model.xml"), Path("model.bin")), "ab", "openvino", "fp32", "src"),
+        Artifact((Path("model.xml"), Path("model.bin")), "ab", "openvino", "fp32", "src", 3),
         Verdict("ab", 1.0, FIGURES, FIGURES, (Check("size", Outcome.PASS, 1.0, 2.0, "note"),)),
     ],
     ids=lambda noun: type(noun).__name__,

@@ -120,7 +120,9 @@ def test_node_times_are_summed_a_layer_and_the_rest_is_kept() -> None:
 
 
 def test_the_sequence_covers_every_candidate_width_and_others_and_never_changes() -> None:
-    wide = Groups("d", tuple(Group(name, width, ()) for name, width in (("a", 64), ("b", 96), ("c", 512))), ())
+    wide = Groups(
+        "d", tuple(Group(name, width, ()) for name, width in (("a", 64), ("b", 96), ("c", 512))), (), operators=1
+    )
     first = list(islice(profiling.configurations(wide), 128))
     for group in wide.free:
         candidates = graph.candidate_widths(group)
@@ -132,7 +134,7 @@ def test_the_sequence_covers_every_candidate_width_and_others_and_never_changes(
 
 
 def test_a_network_with_few_configurations_has_all_of_them_measured_once() -> None:
-    small = Groups("d", (Group("a", 3, ()),), ())
+    small = Groups("d", (Group("a", 3, ()),), (), operators=1)
     assert sorted(widths["a"] for widths in profiling.configurations(small)) == [1, 2, 3]
 
 

@@ -34,7 +34,7 @@ def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tupl
     if blocks:  # one of a size of its own, such as an attention that cannot be cut
         fixed = Layer("f", "linear", "f.weight", Span(12), Span(12), 16, 9, within=blocks[0].groups[0])
         layers = (*layers, fixed)
-    return Groups("digest", groups, layers, blocks=blocks)
+    return Groups("digest", groups, layers, blocks=blocks, operators=1)
 
 
 def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyModel:
@@ -183,9 +183,8 @@ def test_units_without_importance_are_kept_where_the_budget_allows() -> None:
 
 
 def test_a_network_with_nothing_to_cut_says_so() -> None:
-    groups = Groups(
-        "d", (Group("fc", 10, (), "output of the model"),), (Layer("fc", "linear", "fc.w", Span(8), Span(10), 1, 1),)
-    )
+    layer = Layer("fc", "linear", "fc.w", Span(8), Span(10), 1, 1)
+    groups = Groups("d", (Group("fc", 10, (), "output of the model"),), (layer,), operators=1)
     model = stepped(groups, [1])
     with pytest.raises(InfeasibleError, match=r"nothing in the model can be cut.*output of the model"):
         planning.plans(groups, model, Scores("t", {}), 10.0, "p")

@@ -45,6 +45,6 @@ def test_layers_are_shown_before_and_after(tmp_path: Path) -> None:
 
 def test_verdicts_add_up_to_a_front(tmp_path: Path) -> None:
     for ms, metric in ((1.5, 0.75), (3.0, 1.0)):
-        tracking.front(tmp_path, Figures(ms, 2 * ms, metric, 1, 1, 1))
+        tracking.front(tmp_path, Figures(ms, 2 * ms, metric, 1, 1, 1, 1))
     found = scalars(tmp_path / tracking.FRONT, "front/metric_by_p50_us")
     assert sorted(found) == [(1500, 0.75), (3000, 1.0)]

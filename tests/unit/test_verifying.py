@@ -93,7 +93,7 @@ def verdict(
     files = [tmp_path / "big", tmp_path / "small"]
     for file, size in zip(files, sizes, strict=True):
         file.write_bytes(b"x" * size)
-    artifacts = [Artifact((file,), file.name, "fake", "fp32", "source") for file in files]
+    artifacts = [Artifact((file,), file.name, "fake", "fp32", "source", 1) for file in files]
     board = Board(
         dict(zip(files, (model, small), strict=True)), {files[0]: [1000.0], files[1]: list(pruned)}, error, memory
     )
