@@ -64,6 +64,8 @@ class _Data(_Section):
     test: Reference | None = None
     loss: Reference | None = None
     metric: Reference | None = None
+    clean: Reference | None = None
+    augment: Reference | None = None
 
 
 class _Budget(_Section):
@@ -155,6 +157,8 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         test=file.data.test,
         loss=file.data.loss,
         metric=file.data.metric,
+        clean=file.data.clean,
+        augment=file.data.augment,
         budget=limit if budget is None else _budget("--budget", budget),
         max_metric_drop=file.budget.max_metric_drop,
         preprocess=_preprocess(path, file.preprocess) if file.preprocess else None,

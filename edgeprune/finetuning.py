@@ -111,7 +111,7 @@ class _Trainer:
         self.half = torch.bfloat16 if not gpu or torch.cuda.is_bf16_supported() else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # which underflows
         self.loss = user.loss_function(project)
-        self.batches = user.batches(project, "train")
+        self.batches = user.batches(project, "train", augmented=True)
         self.steps = sum(1 for _ in self.batches)
         self.optimiser = torch.optim.SGD(
             model.parameters(), lr=project.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4

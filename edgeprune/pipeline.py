@@ -698,6 +698,7 @@ class Road:
 
     def _parts(self, stage: str) -> Sequence[object]:
         p, t, key = self.project, self.target, self._key
+        data = p.train, p.valid, p.test, p.clean
         match stage:
             case "survey":
                 return _sources(p), p.factory, p.inputs, p.lock, p.preprocess
@@ -705,16 +706,15 @@ class Road:
                 return key("survey"), t.runtime, _version(self._runtime.converter)
             case "precision":
                 quantizer, device = _version(self._runtime.quantizer), self.device.identity
-                data = p.train, p.valid, p.metric, p.max_metric_drop
-                return key("baseline"), quantizer, device, t.threads, t.precision, data
+                return key("baseline"), quantizer, device, t.threads, t.precision, data, p.metric, p.max_metric_drop
             case "scores":
-                return key("survey"), p.importance, p.train, p.valid, p.test, p.loss
+                return key("survey"), p.importance, data, p.loss
             case "plan":
                 return key("scores"), self.device.identity, t.threads, self.precision, str(p.budget)
             case "prune":
                 return (key("plan"),)
             case "finetune":
-                return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric
+                return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric, p.augment
             case "compile":
                 return key("finetune"), key("baseline"), _version(self._runtime.quantizer)
             case "verify":

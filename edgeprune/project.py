@@ -231,9 +231,10 @@ _loaded: dict[tuple[Path, str, int], tuple[Callable[..., Any], Any]] = {}  # so 
 
 
 class Batches:
-    """One split of the user's data, again and again: (tuple of inputs, targets), checked as they are read."""
+    """One split of the user's data, again and again: (tuple of inputs, targets), cleaned, checked as they are read, and
+    augmented where that is asked for."""
 
-    def __init__(self, project: Project, split: str) -> None:
+    def __init__(self, project: Project, split: str, augmented: bool = False) -> None:
         reference = getattr(project, split)
         if reference is None:
             raise UsageError(f'{project.path}: [data] {split} is missing; add it: a function as "module:function"')
@@ -245,6 +246,13 @@ class Batches:
             with _users_code(project, self._where):
                 _loaded[key] = function, function()  # the function too: its id is its own only while it lives
         self._data = _loaded[key][1]
+        self._clean = load_function(project, project.clean, "[data] clean") if project.clean else None
+        self._augment = _call(project, project.augment, "[data] augment") if project.augment and augmented else None
+        if self._augment is not None and not callable(self._augment):
+            raise UsageError(
+                f"{project.path}: [data] augment = {project.augment!r} returns {_kind(self._augment)}; return a function of"
+                " the inputs, such as a module"
+            )
         if hasattr(self._data, "__next__"):
             raise UsageError(
                 f"{self._where} returns {_kind(self._data)}, which can be read once only; "
@@ -262,7 +270,7 @@ class Batches:
                 return
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        end, count = object(), 0
+        end, count, empty = object(), 0, True
         with _users_code(self._project, self._where):
             iterator = iter(self._data)
         while True:
@@ -272,10 +280,35 @@ class Batches:
                 break
             if count == LIMITS.data_batches:
                 raise UsageError(f"{self._where} gives over {count} batches; let an epoch end")
-            yield self._checked(batch, count)
+            inputs, targets = self._checked(self._cleaned(batch, count), count)
             count += 1
+            if len(targets):
+                empty = False
+                yield self._augmented(inputs, count - 1), targets
         if not count:
             raise UsageError(f"{self._where} is empty, or can be read once only; give at least one batch, every time")
+        if empty:
+            raise UsageError(f"{self._where}: [data] clean = {self._project.clean!r} leaves none of {count} batches")
+
+    def _cleaned(self, batch: Any, number: int) -> Any:
+        """What the user's function leaves of a batch, which may be nothing."""
+        if self._clean is None or not isinstance(batch, tuple | list) or len(batch) != 2:
+            return batch
+        with _users_code(
+            self._project, f"{self._project.path}: [data] clean = {self._project.clean!r}: batch {number}"
+        ):
+            return self._clean(*batch)
+
+    def _augmented(self, inputs: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
+        if self._augment is None:
+            return inputs
+        where = f"{self._project.path}: [data] augment = {self._project.augment!r}: batch {number}"
+        with _users_code(self._project, where):
+            changed = _tensors(self._augment(*inputs))
+        shapes = [tuple(tensor.shape) for tensor in inputs]
+        if changed is None or [tuple(tensor.shape) for tensor in changed] != shapes or not all(map(_finite, changed)):
+            raise UsageError(f"{where} must return finite tensors of the shapes that it is given: {shapes}")
+        return changed
 
     def _checked(self, batch: Any, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
         where = f"{self._where}: batch {number}"
@@ -288,7 +321,7 @@ class Batches:
                 "give a tensor, or a tuple of them, and a tensor"
             )
         sizes = [len(tensor) if tensor.ndim else 0 for tensor in (*inputs, targets)]
-        if len(set(sizes)) > 1 or not sizes[0]:
+        if len(set(sizes)) > 1 or not (sizes[0] or self._clean):
             raise UsageError(
                 f"{where} has {sizes[:-1]} inputs and {sizes[-1]} targets; give as many of both, at least one"
             )
@@ -297,9 +330,9 @@ class Batches:
         return inputs, targets.detach().cpu()
 
 
-def batches(project: Project, split: str) -> Batches:
+def batches(project: Project, split: str, augmented: bool = False) -> Batches:
     """The batches of "train", "valid" or "test"; `UsageError`, here or while they are read, names the split."""
-    return Batches(project, split)
+    return Batches(project, split, augmented)
 
 
 def stacked(
@@ -376,6 +409,8 @@ def _first_batch(model: nn.Module, project: Project) -> int | None:
         if not _finite(loss):
             raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
         metric_function(project)(outputs, targets)
+    if project.augment:
+        next(iter(batches(project, "train", augmented=True)))
     return classes
 
 

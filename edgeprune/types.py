@@ -117,6 +117,8 @@ class Project:
     loss: str | None
     metric: str | None
     budget: Budget
+    clean: str | None = None
+    augment: str | None = None
     max_metric_drop: float = 0.01
     preprocess: Preprocess | None = None
     importance: str = "loss-curves"

@@ -186,3 +186,52 @@ def test_preprocessing_is_part_of_the_model(project: Path) -> None:
     raw = 255 * torch.rand(x.shape)
     model = user.build_model(replace(known, preprocess=Preprocess((0.5,), (0.25,), 1 / 255)))
     assert torch.allclose(model(raw), user.build_model(known)((raw / 255 - 0.5) / 0.25), atol=1e-5)
+
+
+CLEANED = """
+def train():
+    return [(torch.full((4, 1), float(i)), torch.tensor([0, 1, 9, 9 * i])) for i in range(3)]
+def clean(inputs, targets):
+    good = targets < 2
+    return inputs[good], targets[good]
+def nothing(inputs, targets):
+    return inputs[:0], targets[:0]
+"""
+
+
+def test_cleaning_leaves_the_good_samples_of_every_batch(tmp_path: Path) -> None:
+    known = made(tmp_path, CLEANED, clean="m:clean")
+    assert [targets.tolist() for _, targets in user.batches(known, "train")] == [[0, 1, 0], [0, 1], [0, 1]]
+    with pytest.raises(UsageError, match=r"\[data\] clean = 'm:nothing' leaves none of 3 batches"):
+        list(user.batches(replace(known, clean="m:nothing"), "train"))
+
+
+AUGMENTED = """
+def train():
+    return [(torch.rand(8, 1, 6, 6), torch.zeros(8, dtype=torch.long))]
+def flipped():
+    import kornia.augmentation as K
+    return K.AugmentationSequential(K.RandomCrop((6, 6), padding=2), K.RandomHorizontalFlip(), data_keys=["input"])
+def no_function():
+    return 3
+def smaller():
+    return lambda x: x[..., :2]
+"""
+
+
+def test_augmentation_changes_training_batches_alone_and_by_the_seed(tmp_path: Path) -> None:
+    pytest.importorskip("kornia")
+    known = made(tmp_path, AUGMENTED, augment="m:flipped")
+    ((plain,), _) = next(iter(user.batches(known, "train")))
+
+    def changed() -> torch.Tensor:
+        torch.manual_seed(1)
+        return next(iter(user.batches(known, "train", augmented=True)))[0][0]
+
+    assert torch.equal(changed(), changed()) and not torch.equal(changed(), plain) and changed().shape == plain.shape
+    for name, told in (
+        ("no_function", "returns a int; return a function"),
+        ("smaller", r"must return finite tensors of the"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            next(iter(user.batches(replace(known, augment=f"m:{name}"), "train", augmented=True)))
