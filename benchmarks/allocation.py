@@ -2,7 +2,7 @@
 
     python benchmarks/allocation.py --net resnet50 --runtime openvino [--budgets 80% 65% 50% 35%] [--seeds 0 1 2]
 
-- exact: `edgeprune.planning`, a mixed-integer program over pairs of widths;
+- exact: `edgeprune.planning`, a mixed-integer program over pairs of widths, here without the removal of blocks;
 - HALP-style (Shen et al., NeurIPS 2022): a knapsack over groups whose costs take input widths as they stand, in 30 steps;
 - NetAdapt-style (Yang et al., ECCV 2018): greedy steps of 2 % of the baseline, each in the group that loses least by it;
 - uniform: the same share of every group.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         Subject.open(options.net, options.runtime, options.threads, Path(folder)) as subject,
     ):
-        groups = subject.groups
+        groups = replace(subject.groups, blocks=())  # the others cannot remove any
         profile = subject.profiled(lambda done, most, note: print(f"  {done}/{most} {note}", flush=True))
         model, baseline = latency.fit(groups, profile), latency.baseline(profile)
         print(f"{options.net} on {options.runtime}: {len(groups.free)} groups, baseline {baseline / 1e6:.2f} ms, "

@@ -17,7 +17,7 @@ each budget (a share of the unpruned network's measured latency):
 Every network is measured in turns with the unpruned one, its budget corrected and measured again until it uses 96 to 100 % or
 nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all. The best
 epoch is chosen on held-out training images; the accuracy is that of the test images. `--out` keeps every row as it comes, and
-goes on after them.
+the unpruned networks beside it, and goes on after them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import torch
 import torch_pruning
 from allocation import greedy, halp, uniform
 from nets import Subject, local
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgeprune import codec, finetuning, graph, latency, network, planning, stats
@@ -118,10 +118,13 @@ def tuned(project: Project, model: nn.Module, teacher: nn.Module, epochs: int, s
     return found.model
 
 
-def baseline(net: str, data: Path | None, size: Size, folder: Path) -> nn.Module:
-    """The unpruned network, trained on all images."""
+def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path | None = None) -> nn.Module:
+    """The unpruned network, trained on all images, or as it was `kept`."""
     torch.manual_seed(0)
     model = cifar.NETS[net]()
+    if kept is not None and kept.exists():
+        model.load_state_dict(load_file(kept))
+        return model.eval()
     weights = data / f"{net}-cifar10.safetensors" if data else None
     epochs, rate = size.from_nothing, 0.1
     if weights is not None and weights.exists():
@@ -129,7 +132,10 @@ def baseline(net: str, data: Path | None, size: Size, folder: Path) -> nn.Module
         epochs, rate = size.from_weights, 0.01
     asked = project(folder / f"{net}-unpruned", net, data, size.all_images, rate)
     plain = replace(asked, loss="torch.nn.functional:cross_entropy")  # nobody teaches
-    return tuned(plain, model, model, epochs)
+    model = tuned(plain, model, model, epochs)
+    if kept is not None:
+        save_file(model.state_dict(), kept)
+    return model
 
 
 # ------------------------------------------------------------------------------------------------- ways to cut
@@ -359,7 +365,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for net in size.nets:
-            model = baseline(net, options.data, size, folder)
+            kept = options.out.parent / f"{options.out.stem}-{net}.safetensors" if options.out else None
+            model = baseline(net, options.data, size, folder, kept)
             for runtime in size.runtimes:
                 target = local(runtime)
                 with open_bench(target, folder) as bench:

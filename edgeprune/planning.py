@@ -263,7 +263,7 @@ class _Program:
             if sized is None:
                 ns = float(cost.ns([layer.inputs.fixed], [layer.outputs.fixed])[0])
                 self.constant_ns += ns
-                if layer.within is not None:
+                if layer.within is not None and 0 in self.choice[layer.within]:
                     self.time[self.choice[layer.within][0]] -= ns
                 return
             i = sized.sizes(layer.inputs) if ins else np.full(len(sized.columns), layer.inputs.fixed)
