@@ -97,8 +97,8 @@ FULL = Size(
     ("resnet20", "resnet32", "mobilenet"), ("onnxruntime", "openvino"), ("65%", "50%", "35%"), 3, None, 15, None, 5, 60
 )
 USUAL = replace(FULL, seeds=1, images=10_000, epochs=2, from_weights=1, from_nothing=12)
-SHORT = replace(FULL, nets=("resnet20",), runtimes=("onnxruntime",), budgets=("50%",), seeds=1, images=1000, epochs=1,
-                all_images=1000, from_weights=1, from_nothing=2, rounds=1)  # fmt: skip
+SHORT = replace(FULL, nets=("resnet20",), runtimes=("onnxruntime",), budgets=("50%",), seeds=1, images=256, epochs=1,
+                all_images=512, from_weights=1, from_nothing=2, rounds=1)  # fmt: skip
 
 
 def project(folder: Path, net: str, data: Path | None, images: int | None, rate: float) -> Project:

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edgeprune.formats import FORMATS
-from edgeprune.runtimes.base import Runtime, Samples
+from edgeprune.runtimes.base import Calls, Runtime
 from edgeprune.types import Artifact
 
 
@@ -21,7 +21,7 @@ def compile_model(
     precision: str,
     folder: Path,
     source: str,
-    samples: Samples = (),
+    samples: Calls = (),
 ) -> Artifact:
     """Export `model` for inputs of exactly these shapes and convert it for `runtime`, into `folder`.
 

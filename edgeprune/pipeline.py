@@ -223,14 +223,20 @@ class Road:
         def work(draft: Draft) -> str:
             from edgeprune import verifying
 
-            made = {"fp32": self.baseline}
-            for name in self._runtime.candidates(self.target.precision):
+            allowed = self._runtime.candidates(self.target.precision)
+            made: dict[str, Artifact] = {}
+            refused: UsageError | None = None
+            for name in allowed:
                 folder = self.scratch / f"candidate-{name}"
                 folder.mkdir()
-                if name not in made:
-                    made[name] = self._artifact(self._model, name, folder, "")
-            candidates = {name: made[name] for name in self._runtime.candidates(self.target.precision)}
-            found = verifying.fastest(self.project, self.bench, self._inputs, self.baseline, candidates, self.scratch)
+                try:
+                    made[name] = self.baseline if name == "fp32" else self._artifact(self._model, name, folder, "")
+                except UsageError as error:
+                    log.warning("%s is left out: %s", name, error)
+                    refused = error
+            if refused is not None and not made:
+                raise refused
+            found = verifying.fastest(self.project, self.bench, self._inputs, self.baseline, made, self.scratch)
             draft.write_text("choice.json", codec.dumps(found))
             told = (f"{c.precision} {c.latency.mid / 1e6:.3f} ms, metric {c.metric:.4f}" for c in found.candidates)
             return f"{found.precision} ({'; '.join(told)})"

@@ -18,7 +18,7 @@ import numpy as np
 from edgeprune.errors import RuntimeMissing, UsageError
 
 NodeTimes = tuple[tuple[str, int], ...]  # (node, nanoseconds), in the order of execution; names may repeat
-Samples = Sequence[Sequence[np.ndarray]]  # calls: the inputs of each, in order
+Calls = Sequence[Sequence[np.ndarray]]  # calls: the inputs of each, in order
 
 
 class Runtime(ABC):
@@ -57,7 +57,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def convert(
-        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
         """Turn a file of the runtime's `format` into its own, in `folder`: the file to load first, then what belongs to it.
 

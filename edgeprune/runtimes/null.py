@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeprune.runtimes.base import NodeTimes, Runtime, Samples
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime
 
 
 class Null(Runtime):
@@ -20,7 +20,7 @@ class Null(Runtime):
     precisions: Mapping[str, tuple[str, ...]] = {"fp32": ("fp32",)}
 
     def convert(
-        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
         """Write the time down."""
         path = folder / "model.json"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import NodeTimes, Runtime, Samples, silenced
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
 
 # The layout optimiser names a node after its output tensor and the blocked layout; fusions append a token or their name;
 # what changes the precision of a tensor is named after it.
@@ -28,7 +28,7 @@ class OnnxRuntime(Runtime):
     install = "pip install onnxruntime"
 
     def convert(
-        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
         """See `Runtime.convert`: fp16 tensors, or pairs of quantise and dequantise (QDQ) around every operator."""
         path = folder / "model.onnx"
@@ -47,14 +47,14 @@ class OnnxRuntime(Runtime):
         return tuple((ADDED.sub("", node["name"]), int(node["ns"])) for node in nodes)
 
 
-def _halved(exported: Path, path: Path, samples: Samples) -> None:
+def _halved(exported: Path, path: Path, samples: Calls) -> None:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(exported), keep_io_types=True), path)
 
 
-def _quantized(exported: Path, path: Path, samples: Samples) -> None:
+def _quantized(exported: Path, path: Path, samples: Calls) -> None:
     """Bytes with a sign for weights, by channel, and without for activations: what the kernels of x86 and ARM multiply."""
     from onnxruntime import quantization
 
@@ -72,7 +72,7 @@ def _quantized(exported: Path, path: Path, samples: Samples) -> None:
 class _Reader:
     """Calls as the calibrator reads them."""
 
-    def __init__(self, exported: Path, samples: Samples) -> None:
+    def __init__(self, exported: Path, samples: Calls) -> None:
         import onnx
 
         names = [value.name for value in onnx.load(exported, load_external_data=False).graph.input]

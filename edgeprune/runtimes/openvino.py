@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import NodeTimes, Runtime, Samples, silenced
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
 
 # What the plug-in, and NNCF before it, append to the names of the nodes that they split or put in.
 SUFFIX = re.compile(r"(/WithoutBiases|/DequantizationMultiply|/fq_(output|weights|input)_\d+)+$")
@@ -25,7 +25,7 @@ class OpenVino(Runtime):
     install = "pip install 'edgeprune[openvino]'"
 
     def convert(
-        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
         """See `Runtime.convert`. The file says in which precision it is to be run, as the agent does: `runtime_options` in it.
 
@@ -51,7 +51,7 @@ class OpenVino(Runtime):
         return tuple((SUFFIX.sub("", next(iter(node["fused"]), node["name"])), int(node["ns"])) for node in nodes)
 
 
-def _quantized(model: Any, samples: Samples, exact: bool) -> Any:
+def _quantized(model: Any, samples: Calls, exact: bool) -> Any:
     os.environ["NNCF_CI"] = "1"  # or it calls home
     with silenced():
         import nncf

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeprune import flatbuffer
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import NodeTimes, Runtime, Samples, silenced
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
 
 
 class TfLite(Runtime):
@@ -31,7 +31,7 @@ class TfLite(Runtime):
     }
 
     def convert(
-        self, exported: Path, folder: Path, precision: str = "fp32", samples: Samples = (), exact: bool = True
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
         """See `Runtime.convert`."""
         path = folder / "model.tflite"
@@ -60,7 +60,7 @@ class TfLite(Runtime):
         return tuple((node["name"], int(node["ns"])) for node in nodes)
 
 
-def _lowered(content: bytes, precision: str, samples: Samples) -> bytes:
+def _lowered(content: bytes, precision: str, samples: Calls) -> bytes:
     """The file in another precision, its inputs and outputs as they were."""
     with silenced():
         from ai_edge_litert.interpreter import Interpreter
