@@ -97,18 +97,14 @@ def _block(model: nn.Module, groups: Groups, path: str) -> Block | None:
 
 
 def _hands_through(module: nn.Module, args: tuple[Any, ...], output: Any) -> bool:
-    if (
-        len(args) != 1
-        or not isinstance(args[0], Tensor)
-        or not isinstance(output, Tensor)
-        or args[0].shape != output.shape
-    ):
-        return False
-    silent = copy.deepcopy(module)
-    with torch.no_grad():
-        for parameter in silent.parameters():
-            parameter.zero_()
-        return bool(torch.allclose(silent(args[0]), args[0]))
+    match args, output:
+        case (Tensor() as x,), Tensor() if x.shape == output.shape:
+            silent = copy.deepcopy(module)
+            with torch.no_grad():
+                for parameter in silent.parameters():
+                    parameter.zero_()
+                return bool(torch.allclose(silent(x.clone()), x))
+    return False
 
 
 def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:

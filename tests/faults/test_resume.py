@@ -39,7 +39,12 @@ def kill_after(process: subprocess.Popen[str], words: str) -> None:
 
 def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> None:
     made: set[str] = set()
-    for words in ("median error", "confirm", "1/2", "finetune"):  # in the middle of a profile, of training, between stages
+    for words in (
+        "median error",
+        "confirm",
+        "1/2",
+        "finetune",
+    ):  # in the middle of a profile, of training, between stages
         kill_after(start("run", "--project", project, "--json"), words)
         made = {path.name for path in (project.parent / "runs" / "local").glob("*-*") if path.is_dir()}
     again = command("run", "--project", project, "--json")
