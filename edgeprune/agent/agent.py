@@ -822,7 +822,7 @@ class TfLite:
 
     def __init__(self, job, path, first=False):
         self.load(job, model_path=path)
-        self.slots = [detail["index"] for detail in self.interpreter.get_input_details()]
+        self.slots = [(detail["index"], detail["dtype"]) for detail in self.interpreter.get_input_details()]
         self.results = [detail["index"] for detail in self.interpreter.get_output_details()]
         self.set_inputs(load_inputs(job, first))
 
@@ -835,8 +835,9 @@ class TfLite:
         self.run = self.interpreter.invoke
 
     def set_inputs(self, arrays):
-        for slot, array in zip(self.slots, arrays):
-            self.interpreter.set_tensor(slot, array)
+        for (slot, dtype), array in zip(self.slots, arrays):
+            # The converter makes 32-bit integers of 64-bit ones, which is what torch counts tokens in.
+            self.interpreter.set_tensor(slot, array.astype(dtype) if array.dtype.kind == "i" else array)
 
     @staticmethod
     def module():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from edgeprune import flatbuffer
 from edgeprune.errors import UsageError
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
+
+AVERAGED = 100  # calls: the quantiser's ranges are moving averages that forget one in twenty of what they had at each
 
 
 class TfLite(Runtime):
@@ -38,7 +41,7 @@ class TfLite(Runtime):
         if precision == "fp32":
             return (exported.rename(path),)
         self.require(precision)
-        path.write_bytes(_lowered(exported.read_bytes(), precision, samples))
+        path.write_bytes(_lowered(exported.read_bytes(), precision, samples, exact))
         exported.unlink()
         return (path,)
 
@@ -60,7 +63,7 @@ class TfLite(Runtime):
         return tuple((node["name"], int(node["ns"])) for node in nodes)
 
 
-def _lowered(content: bytes, precision: str, samples: Calls) -> bytes:
+def _lowered(content: bytes, precision: str, samples: Calls, exact: bool) -> bytes:
     """The file in another precision, its inputs and outputs as they were."""
     with silenced():
         from ai_edge_litert.interpreter import Interpreter
@@ -70,9 +73,17 @@ def _lowered(content: bytes, precision: str, samples: Calls) -> bytes:
             work = quantizer.Quantizer(bytearray(content), _recipe(precision))
             ranges = None
             if work.need_calibration:
-                signatures = Interpreter(model_content=content).get_signature_list()
-                key, signature = next(iter(signatures.items()))
-                ranges = work.calibrate({key: [dict(zip(signature["inputs"], call, strict=True)) for call in samples]})
+                interpreter = Interpreter(model_content=content)
+                (key,) = interpreter.get_signature_list()
+                inputs = interpreter.get_signature_runner(key).get_input_details()
+                calls = [
+                    {
+                        name: array.astype(known["dtype"])
+                        for (name, known), array in zip(inputs.items(), call, strict=True)
+                    }
+                    for call in islice(cycle(samples), max(len(samples), AVERAGED if exact else 1))
+                ]
+                ranges = work.calibrate({key: calls})
             return bytes(work.quantize(ranges).quantized_model)
         except Exception as error:
             text = f"ai-edge-quantizer cannot make the model {precision}: {type(error).__name__}: {error}"

@@ -139,6 +139,33 @@ def test_samples_are_run_in_parts_and_come_back_whole(bench: Bench, tmp_path: Pa
     np.testing.assert_array_equal(parts, whole)
 
 
+class Words(nn.Module):
+    """Token ids and a mask in, classes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.up, self.fc = nn.Embedding(50, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.fc((torch.relu(self.up(self.words(ids))) * mask[..., None]).mean(1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite"])
+def test_token_ids_and_several_inputs(name: str, precision: str, tmp_path: Path) -> None:
+    """torch counts tokens in 64 bits, which a device may feed as they are."""
+    torch.manual_seed(0)
+    model = Words().eval()
+    ids, masks = torch.randint(0, 50, (6, 1, 12)), (torch.rand(6, 1, 12) > 0.2).float()
+    example, calls = (ids[0], masks[0]), list(zip(ids.numpy(), masks.numpy(), strict=True))
+    artifact = compiling.compile_model(model, example, (), runtimes.RUNTIMES[name], precision, tmp_path, "s", calls)
+    with open_bench(Target(tmp_path / "t.toml", "t", "local", name), tmp_path) as bench:
+        (got,) = bench.outputs(artifact.files[0], [ids.numpy(), masks.numpy()])
+    with torch.no_grad():
+        wanted = np.stack([model(*call).numpy() for call in zip(ids, masks, strict=True)])
+    assert np.abs(got - wanted).max() <= (0.3 if precision == "int8" else 1e-4) * np.abs(wanted).max()
+
+
 class Residual(nn.Module):
     """What the quantisers must get through: a convolution with its normalisation, one by channel, an addition, a head."""
 
