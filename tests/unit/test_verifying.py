@@ -12,8 +12,9 @@ import torch
 
 from edgeprune import codec, verifying
 from edgeprune import project as user
+from edgeprune.errors import DeviceError
 from edgeprune.limits import LIMITS
-from edgeprune.types import Artifact, Budget, Device, Outcome, Run, Samples, Verdict
+from edgeprune.types import Artifact, Budget, Choice, Device, Outcome, Run, Samples, Verdict
 
 
 class Board:
@@ -107,6 +108,42 @@ def verdict(
         tmp_path,
     )
     return found, board
+
+
+class Choosing(Board):
+    """One that cannot run some of the models."""
+
+    cannot: frozenset[Path] = frozenset()
+
+    def measure(self, batches: Sequence[Sequence[Path]], inputs: Sequence[Path]) -> None:
+        if batches[0][0] in self.cannot:
+            raise DeviceError("killed: out of memory?")
+
+    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
+        return self.time(models, inputs, processes)
+
+
+def chosen(project: Path, tmp_path: Path, medians: dict[str, float], cannot: Sequence[str] = ()) -> Choice:
+    known = codec.read_project(project)
+    model = user.build_model(known)
+    files = {name: tmp_path / name for name in medians}
+    board = Choosing(dict.fromkeys(files.values(), model), {files[n]: [ns] for n, ns in medians.items()}, 0.0, 1000)
+    board.cannot = frozenset(files[name] for name in cannot)
+    artifacts = {name: Artifact((file,), name, "fake", name, "source", 1) for name, file in files.items()}
+    candidates = {name: artifact for name, artifact in artifacts.items() if name != "fp32" or len(medians) > 2}
+    inputs = user.example_inputs(known)
+    return verifying.fastest(known, board, inputs, artifacts["fp32"], candidates, tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_precision_that_the_device_cannot_run_is_left_out(project: Path, tmp_path: Path) -> None:
+    medians = {"fp32": 100.0, "fp16": 80.0, "int8": 50.0}
+    found = chosen(project, tmp_path, medians)
+    assert found.precision == "int8" and [c.precision for c in found.candidates] == list(medians)
+    assert all(candidate.metric > 0.9 for candidate in found.candidates)
+    without = chosen(project, tmp_path, medians, ["int8"])
+    assert without.precision == "fp16" and [c.precision for c in without.candidates] == ["fp32", "fp16"]
+    with pytest.raises(DeviceError, match="out of memory"):
+        chosen(project, tmp_path, {"fp32": 100.0, "int8": 50.0}, ["int8"])
 
 
 def outcomes(found: Verdict) -> dict[str, Outcome]:
