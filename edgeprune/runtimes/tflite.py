@@ -14,6 +14,7 @@ from edgeprune import flatbuffer
 from edgeprune.errors import UsageError
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
 
+FLAT = 1e-6  # a range below which a tensor was always zero
 AVERAGED = 100  # calls: the quantiser's ranges are moving averages that forget one in twenty of what they had at each
 
 
@@ -83,11 +84,19 @@ def _lowered(content: bytes, precision: str, samples: Calls, exact: bool) -> byt
                     }
                     for call in islice(cycle(samples), max(len(samples), AVERAGED if exact else 1))
                 ]
-                ranges = work.calibrate({key: calls})
+                found = work.calibrate({key: calls})
+                ranges = {name: _sane(seen, exact) for name, seen in found.items()}
             return bytes(work.quantize(ranges).quantized_model)
         except Exception as error:
             text = f"ai-edge-quantizer cannot make the model {precision}: {type(error).__name__}: {error}"
             raise UsageError(text[:300]) from error
+
+
+def _sane(seen: dict[str, Any], exact: bool) -> dict[str, Any]:
+    """A tensor's range as it was seen. −1 to 1 where it was zero all along, as after a ReLU that never fires, since XNNPACK
+    refuses such a scale; and where the numbers need not be right."""
+    flat = not exact or float(np.max(seen["max"]) - np.min(seen["min"])) < FLAT
+    return {**seen, "min": -np.ones_like(seen["min"]), "max": np.ones_like(seen["max"])} if flat else seen
 
 
 def _recipe(precision: str) -> Any:

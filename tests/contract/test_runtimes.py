@@ -214,6 +214,21 @@ def test_lower_precisions_agree_and_their_nodes_are_known(name: str, precision: 
     assert {"first", "depthwise", "head"} <= {owners[node] for node, _ in measured.nodes if node in owners}
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_bytes_of_a_layer_that_never_fires_load(exact: bool, tmp_path: Path) -> None:
+    """XNNPACK refuses a convolution whose outputs were all zero when it was calibrated."""
+    pytest.importorskip("litert_torch")
+    example = (torch.randn(1, 16, 8, 8),)
+    model = network.randomised(Residual())
+    with torch.no_grad():
+        model.depthwise.bias.fill_(-100)
+    exported = tmp_path / "exported.tflite"
+    exported.write_bytes(FORMATS["tflite"].export(model, example, ()))
+    (file,) = runtimes.RUNTIMES["tflite"].convert(exported, tmp_path, "int8", [(example[0].numpy(),)], exact=exact)
+    with open_bench(Target(tmp_path / "t.toml", "t", "local", "tflite"), tmp_path) as bench:
+        bench.measure([[file]], bench.save_inputs([example[0].numpy()], tmp_path), timed_s=0.01)
+
+
 def test_models_are_interleaved_so_that_drift_cancels() -> None:
     assert interleaved(2, 4) == [0, 1, 1, 0, 0, 1, 1, 0]
     assert interleaved(3, 2) == [0, 1, 2, 2, 1, 0]
