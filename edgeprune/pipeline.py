@@ -160,7 +160,12 @@ def follow(project: Path | str, target: str, budget: str | None) -> None:
 def _asked(project: Path | str, target: str, budget: str | None) -> tuple[Project, Target]:
     path = Path(project)
     known = codec.read_project(path / "edgeprune.toml" if path.is_dir() else path, budget)
-    return known, codec.read_target(codec.find_target(target, known.path.parent))
+    to = codec.read_target(codec.find_target(target, known.path.parent))
+    try:
+        runtimes.RUNTIMES[to.runtime].candidates(to.precision)
+    except UsageError as error:
+        raise UsageError(f"{to.path}: [runtime] precision = {to.precision!r}: {error}") from error
+    return known, to
 
 
 class Road:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune import codec
+from edgeprune import codec, pipeline
 from edgeprune.errors import UsageError
 
 GOOD = """
@@ -100,6 +100,14 @@ def test_target_files(text: str, told: list[str], tmp_path: Path) -> None:
         codec.read_target(path)
     message = str(caught.value)
     assert str(path) in message and all(part in message for part in told), message
+
+
+def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_path: Path) -> None:
+    (tmp_path / "edgeprune.toml").write_text(GOOD)
+    target = tmp_path / "none.toml"
+    target.write_text(changed(TARGET, "onnxruntime", "null") + 'precision = "int8"\n')
+    with pytest.raises(UsageError, match=r"none\.toml: \[runtime\] precision = 'int8': null has no int8; known: fp32"):
+        pipeline.forecast(tmp_path, str(target))
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
