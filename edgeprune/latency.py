@@ -185,8 +185,7 @@ def anchor_ns(profile: Profile) -> float:
 
 def baseline(profile: Profile) -> float:
     """The unpruned network's latency in nanoseconds, in fp32. Raises `InconclusiveError` when it was never measured."""
-    role = "baseline" if profile.precision == "fp32" else "reference"
-    times = [measured_ns(profile, e) for e in profile.experiments if e.role == role]
+    times = [measured_ns(profile, e) for e in profile.experiments if e.role == profile.unpruned_role]
     if not times:
         raise InconclusiveError(f"the profile of {profile.model} on {profile.target} has no baseline; profile it again")
     return float(np.median(times))

@@ -651,8 +651,7 @@ class Road:
         self._watch.start("confirm")
         baseline_ns = latency.baseline(self.profile)
         full = self.groups.full()
-        unpruned = "baseline" if self.precision == "fp32" else "reference"
-        asked = [("anchor", profiling.anchor(self.groups)), (unpruned, full)]
+        asked = [("anchor", profiling.anchor(self.groups)), (self.profile.unpruned_role, full)]
         asked += [("confirm", {**full, **plan.widths}) for plan in plans]
         models = [self.variant(widths, role == "reference") for role, widths in asked]
         samples = self.bench.compare(models, self.input_files, CONFIRM_PROCESSES)

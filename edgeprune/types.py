@@ -401,6 +401,11 @@ class Profile:
         return tuple(experiment for experiment in self.experiments if experiment.role != "reference")
 
     @property
+    def unpruned_role(self) -> str:
+        """The role of the unpruned network in fp32, which shares of a budget refer to."""
+        return "baseline" if self.precision == "fp32" else "reference"
+
+    @property
     def next_batch(self) -> int:
         """The number of a batch that is to be measured."""
         return 1 + max((experiment.batch for experiment in self.experiments), default=-1)

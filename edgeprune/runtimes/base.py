@@ -79,6 +79,12 @@ class Runtime(ABC):
         """
 
 
+def told(error: Exception) -> str:
+    """What a converter or quantiser raised, in one line of bounded length."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
+
+
 @contextmanager
 def silenced() -> Iterator[None]:
     """Converters and quantisers tell their steps on stdout, on the root logger and, in C++, on the descriptors."""

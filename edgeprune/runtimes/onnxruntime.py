@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
 
 # The layout optimiser names a node after its output tensor and the blocked layout; fusions append a token or their name;
 # what changes the precision of a tensor is named after it.
@@ -38,7 +38,7 @@ class OnnxRuntime(Runtime):
             with silenced():
                 {"fp16": _halved, "int8": _quantized}[precision](exported, path, samples)
         except Exception as error:  # the tools' own have no base
-            raise UsageError(f"onnxruntime cannot make the model {precision}: {_told(error)}") from error
+            raise UsageError(f"onnxruntime cannot make the model {precision}: {told(error)}") from error
         exported.unlink()
         return (path,)
 
@@ -80,8 +80,3 @@ class _Reader:
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._left, None)
-
-
-def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
 
 # What the plug-in, and NNCF before it, append to the names of the nodes that they split or put in.
 SUFFIX = re.compile(r"(/WithoutBiases|/DequantizationMultiply|/fq_(output|weights|input)_\d+)+$")
@@ -66,4 +66,4 @@ def _quantized(model: Any, samples: Calls, exact: bool) -> Any:
                 advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=not exact),
             )
         except Exception as error:
-            raise UsageError(f"nncf cannot quantise the model: {type(error).__name__}: {error}"[:300]) from error
+            raise UsageError(f"nncf cannot quantise the model: {told(error)}") from error

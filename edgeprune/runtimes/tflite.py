@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeprune import flatbuffer
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
 
 FLAT = 1e-6  # a range below which a tensor was always zero
 AVERAGED = 100  # calls: the quantiser's ranges are moving averages that forget one in twenty of what they had at each
@@ -88,8 +88,7 @@ def _lowered(content: bytes, precision: str, samples: Calls, exact: bool) -> byt
                 ranges = {name: _sane(seen, exact) for name, seen in found.items()}
             return bytes(work.quantize(ranges).quantized_model)
         except Exception as error:
-            text = f"ai-edge-quantizer cannot make the model {precision}: {type(error).__name__}: {error}"
-            raise UsageError(text[:300]) from error
+            raise UsageError(f"ai-edge-quantizer cannot make the model {precision}: {told(error)}") from error
 
 
 def _sane(seen: dict[str, Any], exact: bool) -> dict[str, Any]:
