@@ -12,19 +12,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeprune.api import (
         compile,  # noqa: A004
+        deploy,
         finetune,
         load,
         open_road,
         plan,
         profile,
         prune,
+        releases,
+        rollback,
         run,
         setup,
         verify,
     )
 
 __version__ = "0.1.0"
-__all__ = ["compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "setup", "verify"]
+__all__ = [
+    "compile",
+    "deploy",
+    "finetune",
+    "load",
+    "open_road",
+    "plan",
+    "profile",
+    "prune",
+    "releases",
+    "rollback",
+    "run",
+    "setup",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune import codec, installing
+from edgeprune import codec, deploying, installing
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline import Road, Watch, open_road
-from edgeprune.types import Artifact, Confirmed, Plan, Profile, Result, Verdict
+from edgeprune.types import Artifact, Confirmed, Plan, Profile, Release, Result, Verdict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,6 +114,42 @@ def verify(
         return road.verdict
 
 
+def deploy(
+    project: Path | str,
+    target: str = "local",
+    budget: str | None = None,
+    fresh: bool = False,
+    watch: Watch | None = None,
+    wait: bool = False,
+) -> list[Release]:
+    """Put the artifact into service on the target's hosts: what runs on each of them now.
+
+    Raises `VerdictError` or `InconclusiveError` where the verdict did not pass, and `VerdictError` too where the release does
+    not run on a host, which then serves what it served before; `SecurityError` for what a host refuses.
+    """
+    with open_road(project, target, budget, fresh, watch, wait) as road:
+        return road.deploy()
+
+
+def rollback(
+    project: Path | str, target: str = "local", say: Callable[[str], None] = print, wait: bool = False
+) -> list[Release]:
+    """Put the project's previous release back into service on the target's hosts: what runs on each of them now.
+
+    Raises `UsageError` where nothing was in service before, `SecurityError` where it was altered since.
+    """
+    path = Path(project)
+    known = codec.read_project(path / "edgeprune.toml" if path.is_dir() else path)
+    to = codec.read_target(codec.find_target(target, known.path.parent))
+    return deploying.rollback(to, known.name, say, LIMITS.lease_wait_s if wait else 0.0)
+
+
+def releases(target: str = "local", wait: bool = False) -> list[Release]:
+    """Every release of every service on the target's hosts."""
+    to = codec.read_target(codec.find_target(target, Path.cwd()))
+    return deploying.releases(to, LIMITS.lease_wait_s if wait else 0.0)
+
+
 def setup(target: str, say: Callable[[str], None] = print, wait: bool = False) -> str:
     """Put the agent and the target's runtime on its device, without root: the runtime's version there."""
     known = codec.read_target(codec.find_target(target, Path.cwd()))
@@ -130,4 +166,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
     return network.load(path, model)
 
 
-__all__ = ["Road", "compile", "finetune", "load", "open_road", "plan", "profile", "prune", "run", "setup", "verify"]
+__all__ = [
+    "Road", "compile", "deploy", "finetune", "load", "open_road", "plan", "profile", "prune", "releases", "rollback", "run",
+    "setup", "verify",
+]  # fmt: skip

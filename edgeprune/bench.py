@@ -14,8 +14,8 @@ import numpy as np
 from edgeprune import runtimes, stats, transports
 from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.runtimes.base import NodeTimes
-from edgeprune.transports.base import Transport, printable
+from edgeprune.runtimes.base import NodeTimes, Runtime
+from edgeprune.transports.base import Transport, ask, printable
 from edgeprune.types import Device, Run, Samples, Target
 
 PROFILED_S = 0.1  # of profiled runs a process: node times rank, they need no more
@@ -49,6 +49,26 @@ def open_bench(target: Target, scratch: Path, wait_s: float = 0.0) -> Iterator[B
         transport.close()
 
 
+def identified(transport: Transport, target: Target) -> Device:
+    """What the device says it is. Raises `RuntimeMissing` where it has not the target's runtime."""
+    runtime = runtimes.RUNTIMES[target.runtime]
+    job = {"mode": "identify", "runtime": target.runtime, **parts(transport, runtime)}
+    reply = ask(transport, job, refused=("runtime-missing",))
+    if "error" in reply:
+        said = printable(str(reply.get("message")))
+        fix = f"edgeprune setup {target.name}" if target.host and runtime.packages else runtime.install
+        raise RuntimeMissing(f"{target.path}: the device has no {runtime.name} ({said}); {fix}")
+    try:
+        return Device(**{name: reply[name] for name in Device.__dataclass_fields__})
+    except KeyError as error:
+        raise DeviceError(f"the device does not say its {error}") from error
+
+
+def parts(transport: Transport, runtime: Runtime) -> dict[str, list[str]]:
+    """What a job must name where the runtime's half on the device is a file of its own."""
+    return {"parts": [transport.put([runtime.part])]} if runtime.part else {}
+
+
 class Bench:
     """A device that runs models in fresh processes and answers with raw samples."""
 
@@ -56,12 +76,17 @@ class Bench:
         self._target, self._transport, self._scratch = target, transport, scratch
         self._runtime = runtimes.RUNTIMES[target.runtime]
         self.discarded = 0  # processes whose times were thrown away as disturbed
-        self.device = self._identify()
+        self.device = identified(transport, target)
         self._boots = {self.device.boot_id}
         if self.device.emulated and not target.emulated:
             raise UsageError(
                 f"{target.path}: this device is emulated, so its times are no measure of a board; give a physical one, or"
                 " write [expect] emulated = true"
+            )
+        if self.device.simulated and not target.simulated:
+            raise UsageError(
+                f"{target.path}: the runtime of this device is a stand-in, so its times are no measure of the real one;"
+                " install the real one, or write [expect] simulated = true"
             )
 
     def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
@@ -197,24 +222,11 @@ class Bench:
 
     def _identify_again(self) -> None:
         """After a reset: is it still the same device?"""
-        known, self.device = self.device, self._identify()
+        known, self.device = self.device, identified(self._transport, self._target)
         self._boots.add(self.device.boot_id)
         if (known.identity, known.serial) != (self.device.identity, self.device.serial):
             raise DeviceError(f"{self._target.name}: another device answers at this address; run again")
         log.warning("%s: the device was reset; going on", self._target.name)
-
-    def _identify(self) -> Device:
-        job = {"id": 0, "mode": "identify", "runtime": self._target.runtime, "deadline_s": LIMITS.identify_s}
-        (reply,) = self._transport.call([job], LIMITS.identify_s)
-        if reply.get("error") == "runtime-missing":
-            said = printable(str(reply.get("message")))
-            fix = f"edgeprune setup {self._target.name}" if self._target.host else self._runtime.install
-            raise RuntimeMissing(f"{self._target.path}: the device has no {self._runtime.name} ({said}); {fix}")
-        try:
-            _refuse(reply, "identify")
-            return Device(**{name: reply[name] for name in Device.__dataclass_fields__})
-        except KeyError as error:
-            raise DeviceError(f"the device does not say its {error}") from error
 
     def _ask(
         self,
@@ -226,9 +238,10 @@ class Bench:
     ) -> Iterator[Mapping[str, Any]]:
         """One job a batch of models, in order; as many models on the device at a time as `LIMITS.call_bytes` holds."""
         files = [self._transport.put([path]) for path in inputs]
-        for part in _portions(batches):
+        own = parts(self._transport, self._runtime)
+        for portion in _portions(batches):
             jobs = []
-            for i, batch in enumerate(part):
+            for i, batch in enumerate(portion):
                 job = {
                     "id": i,
                     "mode": mode,
@@ -240,6 +253,7 @@ class Bench:
                     "warmup_s": LIMITS.warmup_s,
                     "runs_min": LIMITS.timed_runs_min,
                     "runs_max": LIMITS.timed_runs_max,
+                    **own,
                     **options,
                 }
                 if profiled:
@@ -248,8 +262,8 @@ class Bench:
                 jobs.append(job)
             # The device keeps the deadline of each job by its own clock; an emulated one's runs slower than ours.
             slowness = LIMITS.emulated_slowness if self._target.emulated else 1
-            deadline_s = LIMITS.job_s * sum(map(len, part)) * slowness
-            for job, batch, reply in zip(jobs, part, self._transport.call(jobs, deadline_s), strict=True):
+            deadline_s = LIMITS.job_s * sum(map(len, portion)) * slowness
+            for job, batch, reply in zip(jobs, portion, self._transport.call(jobs, deadline_s), strict=True):
                 if reply.get("id") != job["id"]:
                     raise DeviceError("the device's replies are out of order")
                 _refuse(reply, f"{mode} of {', '.join(sorted({model.name for model in batch}))}")

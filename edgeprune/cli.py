@@ -23,6 +23,7 @@ from edgeprune.limits import LIMITS
 
 if TYPE_CHECKING:
     from edgeprune.pipeline import Road
+    from edgeprune.types import Release
 
 app = typer.Typer(
     name="edgeprune",
@@ -123,6 +124,7 @@ _verb("prune", "Confirm the plan on the device and cut the network.", lambda roa
 _verb("finetune", "Train the cut network, the unpruned one teaching.", lambda road: road.tuned)
 _verb("compile", "Compile the network for the target's runtime.", lambda road: road.artifact)
 _verb("verify", "Check the artifact on the device.", lambda road: road.verdict)
+_verb("deploy", "Put the verified artifact into service on the target's hosts.", lambda road: road.deploy())
 
 
 @app.command()
@@ -143,6 +145,35 @@ def profile(
         return
     with _road(project, target, None, as_json, fresh, wait) as (road, answer):
         answer(road.explanation if explain else road.profile)
+
+
+@app.command()
+def rollback(
+    project: ProjectOption = HERE, target: TargetOption = "local", as_json: JsonOption = False, wait: WaitOption = False
+) -> None:
+    """Put the release that was in service before back into service."""
+    from edgeprune import api
+
+    _put_releases(api.rollback(project, target, lambda text: print(_clean(text), file=sys.stderr), wait), as_json)
+
+
+@app.command()
+def releases(target: TargetOption = "local", as_json: JsonOption = False, wait: WaitOption = False) -> None:
+    """What is in service on the target's hosts, since when, and by which verdict; and what a rollback goes back to."""
+    from edgeprune import api
+
+    _put_releases(api.releases(target, wait), as_json)
+
+
+def _put_releases(found: list[Release], as_json: bool) -> None:
+    from rich.console import Console
+
+    from edgeprune import codec, console
+
+    if as_json:
+        print(codec.dumps(found))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(console.releases_table(found))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from edgeprune import types
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.store import read_capped
-from edgeprune.types import Budget, Host, Preprocess, Profile, Project, Target
+from edgeprune.types import Budget, Deployment, Host, Preprocess, Profile, Project, Target
 
 Noun = TypeVar("Noun")
 PROFILE_SCHEMA = 2
@@ -125,12 +125,23 @@ class _Runtime(_Section):
 
 class _Expect(_Section):
     emulated: Annotated[bool, Field(description="true or false")] = False
+    simulated: Annotated[bool, Field(description="true or false")] = False
+
+
+class _Deploy(_Section):
+    hosts: Annotated[list[Name], Field(description='a list of host names, such as ["pi-1", "pi-2"]')] = []
+    key: Annotated[Text | None, Field(description="the path of a private Ed25519 key")] = None
+    reload: Annotated[
+        list[Text], Field(description='a command in words, such as ["systemctl", "--user", "reload", "vision"]')
+    ] = []
+    keep: Annotated[int, Field(ge=2, le=100, description="a whole number from 2 to 100")] = 5
 
 
 class _TargetFile(_Section):
     connect: _Connect
     runtime: _Runtime
     expect: _Expect = _Expect()
+    deploy: _Deploy = _Deploy()
 
 
 File = TypeVar("File", bound=BaseModel)
@@ -193,7 +204,19 @@ def read_target(path: Path) -> Target:
         file.runtime.precision,
         _host(path, file.connect),
         file.expect.emulated,
+        file.expect.simulated,
+        _deployment(path, file),
     )
+
+
+def _deployment(path: Path, file: _TargetFile) -> Deployment:
+    given = file.deploy
+    if given.hosts and file.connect.transport != "ssh":
+        raise _usage(f'{path}: [deploy] hosts needs [connect] transport = "ssh"')
+    if len(set(given.hosts)) < len(given.hosts):
+        raise _usage(f"{path}: [deploy] hosts names a host twice; name each once")
+    key = path.parent / Path(given.key).expanduser() if given.key else None
+    return Deployment(tuple(given.hosts), key, tuple(given.reload), given.keep)
 
 
 def _host(path: Path, connect: _Connect) -> Host | None:

@@ -13,9 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgeprune.types import Artifact, Check, Confirmed, Explanation, Figures, Groups, Plan, Result, Verdict
+from edgeprune.transports.base import printable
+from edgeprune.types import Artifact, Check, Confirmed, Explanation, Figures, Groups, Plan, Release, Result, Verdict
 
-EMULATED = " (emulated: no measure of a physical device)"
+
+def mark(figures: Result | Verdict | Explanation) -> str:
+    """What figures of an emulated device, or of a runtime that is a stand-in, say of themselves wherever they appear."""
+    kinds = [kind for kind in ("emulated", "simulated") if getattr(figures, kind)]
+    return f" ({' and '.join(kinds)}: no measure of a physical device)" if kinds else ""
 
 
 class Watcher:
@@ -74,11 +79,11 @@ def show(answer: object, groups: Groups, console: Console) -> None:
         case Result():
             console.print(table(answer))
             _put_checks(answer.checks, put)
-            put(f"\nverdict   {answer.status}{EMULATED if answer.emulated else ''}")
+            put(f"\nverdict   {answer.status}{mark(answer)}")
             put(f"artifact  {answer.artifact}")
         case Verdict():
             _put_checks(answer.checks, put)
-            put(f"\nverdict   {answer.outcome}{EMULATED if answer.emulated else ''}")
+            put(f"\nverdict   {answer.outcome}{mark(answer)}")
         case Explanation():
             for part in explanation_tables(answer):
                 console.print(part)
@@ -89,6 +94,8 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             console.print(plan_table(answer.plan, groups))
         case Artifact():
             put(f"artifact  {answer.files[0]}")
+        case list():
+            console.print(releases_table(answer))
         case Path():
             put(f"network   {answer}")
 
@@ -96,6 +103,38 @@ def show(answer: object, groups: Groups, console: Console) -> None:
 def _put_checks(checks: Sequence[Check], put: Callable[[str], None]) -> None:
     for check in checks:
         put(line(check))
+
+
+def releases_table(releases: Sequence[Release]) -> Table:
+    """What runs where, since when, and by which verdict."""
+    shown = Table(box=box.SIMPLE_HEAD)
+    for heading in (
+        "host",
+        "service",
+        "release",
+        "state",
+        "since",
+        "runtime",
+        "p50, ms",
+        "budget, ms",
+        "metric",
+        "verdict",
+    ):
+        right, whole = heading in ("p50, ms", "budget, ms", "metric"), heading in ("release", "since")
+        shown.add_column(heading, justify="right" if right else "left", no_wrap=whole)
+    for release in releases:
+        since = "" if release.since_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(release.since_s))
+        cells = [release.host, release.service, release.digest[:12], release.state, since]
+        if release.manifest is None:
+            shown.add_row(*map(escape, cells), "", "", "", "", f"damaged: {escape(release.damage)}")
+            continue
+        known, verdict = release.manifest, release.manifest.verdict
+        runtime = f"{known.runtime} {known.device.runtime_version}, {known.precision}"
+        figures = (f"{verdict.pruned.p50_ms:.3f}", f"{verdict.budget_ms:.3f}", f"{verdict.pruned.metric:.4f}")
+        shown.add_row(
+            *(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, verdict.outcome + mark(verdict)))
+        )
+    return shown
 
 
 def plan_table(plan: Plan, groups: Groups) -> Table:
@@ -142,7 +181,7 @@ def explanation_line(found: Explanation) -> str:
     return (
         f"{found.experiments} experiments; unseen widths are predicted with a median error of {found.median_error:.1%}, 90%"
         f" of them within {found.error:.1%}.\nThe network takes the power {found.exponent:.2f} of the sum of its layers;"
-        f" {found.overhead:.1%} of it is in none.{EMULATED if found.emulated else ''}\nA step is how many channels cost as"
+        f" {found.overhead:.1%} of it is in none.{mark(found)}\nA step is how many channels cost as"
         " much as one of them; unaligned widths are those that are no multiple of 4."
     )
 
@@ -150,9 +189,10 @@ def explanation_line(found: Explanation) -> str:
 def table(result: Result) -> Table:
     """Before and after, one row a figure."""
     before, after = result.baseline, result.pruned
+    kinds = [kind for kind in ("emulated", "simulated") if getattr(result, kind)]
     shown = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{result.target} ({result.runtime}, {result.precision}{', emulated' if result.emulated else ''})",
+        title=f"{result.target} ({', '.join([result.runtime, result.precision, *kinds])})",
         title_justify="left",
     )
     before_in = "before" if result.precision == "fp32" else "before, fp32"

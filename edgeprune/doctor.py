@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeprune import codec, installing, runtimes, transports
 from edgeprune.errors import EdgepruneError
-from edgeprune.transports.base import printable
+from edgeprune.transports.base import ask, printable
 from edgeprune.types import THROTTLED_NOW, Finding, Target
 
 LEAST_FREE_BYTES = 1 << 30
@@ -63,7 +63,7 @@ def _project(path: Path) -> Iterator[Finding]:
 def _device(target: Target) -> Iterator[Finding]:
     """What the agent on the device says: who it is, what it has, and in what state it is."""
     with closing(transports.connect(target)) as transport:
-        facts = installing.ask(transport, {"mode": "examine"})
+        facts = ask(transport, {"mode": "examine"})
         if target.host is not None:
             yield Finding("ok", "the device answers, and its host key is known")
             machine, python, _ = installing.platform_of(target, facts)

@@ -3,6 +3,7 @@
     EdgepruneError                    never raised itself
     ├── UsageError               2    a bad file, key, option, model or data set: the user can mend it
     │   └── RuntimeMissing       2    a runtime or extra is not installed
+    ├── VerdictError             1    refused or undone, since a check failed
     ├── InfeasibleError          3    no plan meets the budget; carries the fastest one
     ├── InconclusiveError        4    too noisy, throttled: measured, but nothing can be said
     ├── DeviceError              5    the device, the link or the agent failed
@@ -12,8 +13,8 @@
     ├── CutError                70    a cut failed its proof where the survey had passed it: our bug
     └── SolverError             70    the solver's answer does not add up, or came without a proof: our bug
 
-`0` is a pass and `1` a verdict that failed: neither is an exception. An exception that is not ours is a bug
-and exits with 70; an interrupt exits with 130.
+`0` is a pass and `1` a verdict that failed, which is an exception only for what builds on it. An exception that is not ours
+is a bug and exits with 70; an interrupt exits with 130.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ class UsageError(EdgepruneError):
 
 class RuntimeMissing(UsageError):
     """A runtime is not installed; the message names the extra that brings it."""
+
+
+class VerdictError(EdgepruneError):
+    """A check failed, so what builds on it was not done, or undone."""
+
+    exit_code = EXIT_FAIL
 
 
 class InfeasibleError(EdgepruneError):

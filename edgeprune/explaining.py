@@ -28,6 +28,7 @@ def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> 
         target=profile.target,
         runtime=f"{profile.device.runtime} {profile.device.runtime_version}",
         emulated=profile.device.emulated,
+        simulated=profile.device.simulated,
         experiments=len(profile.variants),
         median_error=model.median_error,
         error=model.error,

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import runtimes, transports
-from edgeprune.errors import DeviceError, UsageError
+from edgeprune.bench import identified
+from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.runtimes.base import Runtime
-from edgeprune.transports.base import Transport, printable
+from edgeprune.transports.base import Transport, ask, printable
 from edgeprune.types import Target
 
 LEAST_PYTHON = (3, 8)
@@ -63,19 +64,12 @@ def forecast(target: Target) -> list[str]:
     ]
 
 
-def ask(transport: Transport, job: Mapping[str, Any], refused: Sequence[str] = ()) -> Mapping[str, Any]:
-    """The agent's reply to one job; an error of a kind in `refused` is an answer too."""
-    deadline_s = float(job.get("deadline_s", LIMITS.identify_s))
-    (reply,) = transport.call([{"id": 0, "deadline_s": deadline_s, **job}], deadline_s + LIMITS.identify_s)
-    if "error" in reply and reply["error"] not in refused:
-        raise DeviceError(f"{job['mode']}: {printable(str(reply['error']))}: {printable(str(reply.get('message')))}")
-    return reply
-
-
 def version_there(transport: Transport, target: Target) -> str | None:
     """The runtime's version on the device, None where there is none."""
-    reply = ask(transport, {"mode": "identify", "runtime": target.runtime}, refused=("runtime-missing",))
-    return None if "error" in reply else printable(str(reply.get("runtime_version")), 40)
+    try:
+        return printable(identified(transport, target).runtime_version, 40)
+    except RuntimeMissing:
+        return None
 
 
 def platform_of(target: Target, facts: Mapping[str, Any]) -> tuple[str, tuple[int, int], tuple[int, int]]:

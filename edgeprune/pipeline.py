@@ -33,10 +33,12 @@ from edgeprune.types import (
     Explanation,
     Groups,
     Interval,
+    Outcome,
     Plan,
     Profile,
     Project,
     Recipe,
+    Release,
     Result,
     Round,
     Scores,
@@ -459,7 +461,10 @@ class Road:
                 f"{found.outcome}: {sum(c.outcome == 'pass' for c in found.checks)} of {len(found.checks)} checks pass"
             )
 
-        return self._read(self._stage("verify", work), "verdict.json", Verdict)
+        def decided(entry: Entry) -> bool:
+            return self._read(entry, "verdict.json", Verdict).outcome is not Outcome.INCONCLUSIVE
+
+        return self._read(self._stage("verify", work, decided), "verdict.json", Verdict)
 
     @property
     def result(self) -> Result:
@@ -474,6 +479,7 @@ class Road:
             runtime=self.target.runtime,
             precision=self.precision,
             emulated=verdict.emulated,
+            simulated=verdict.simulated,
             budget_ms=verdict.budget_ms,
             predicted_ms=(turn.predicted_ns if turn else plan.predicted.mid) / 1e6,
             confirmed_ms=(turn.measured.mid if turn else plan.predicted.mid) / 1e6,
@@ -485,6 +491,31 @@ class Road:
             artifact=self.artifact.files[0],
             run=self._store.folder,
         )
+
+    def deploy(self) -> list[Release]:
+        """Put the verified artifact into service on the target's hosts: what runs on each of them now."""
+        from edgeprune import deploying
+        from edgeprune import project as user
+
+        verdict = self.verdict
+        deploying.require(verdict, self.target)
+        self._watch.start("deploy")
+        stacked, _ = user.stacked(self.project, "valid", self._inputs, 1)
+        (outputs,) = self.bench.outputs(self.artifact.files[0], [column[:1] for column in stacked])
+        folder = self.scratch / "bundle"
+        folder.mkdir()
+        bundle = deploying.bundle(
+            self.project.name,
+            self.target,
+            self.device,
+            self.artifact,
+            verdict,
+            [c[0] for c in stacked],
+            outputs[0],
+            folder,
+        )
+        self._release()  # each host is leased by itself
+        return deploying.deploy(self.target, bundle, lambda text: self._watch.done("deploy", text), self._wait_s)
 
     def forecast(self, whole: bool = True) -> list[str]:
         """See `edgeprune.pipeline.forecast`."""
@@ -685,11 +716,13 @@ class Road:
 
     # -------------------------------------------------------------------------------------- keys and the store
 
-    def _stage(self, name: str, work: Callable[[Draft], str]) -> Entry:
-        """The entry of a stage: as it was found, or made by `work`, which returns a note on what it made."""
+    def _stage(
+        self, name: str, work: Callable[[Draft], str], holds: Callable[[Entry], bool] = lambda entry: True
+    ) -> Entry:
+        """The entry of a stage: as it was found, if it `holds`, or made by `work`, which returns a note on what it made."""
         key = self._key(name)
         entry = None if self._fresh else self._store.find(name, key)
-        if entry is not None:
+        if entry is not None and holds(entry):
             self._watch.done(name, "reused")
             return entry
         for before in NEEDS.get(name, ()):

@@ -143,11 +143,23 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """How releases get into service: on which hosts (the target's own where none are named), signed with which Ed25519 key,
+    which command tells a server of a switch, and how many releases a device keeps."""
+
+    hosts: tuple[str, ...] = ()
+    key: Path | None = None
+    reload: tuple[str, ...] = ()
+    keep: int = 5
+
+
+@dataclass(frozen=True)
 class Target:
     """`targets/NAME.toml` as read: how to reach a device and what runs there.
 
-    `precision` is "fp32", "fp16", "int8", or "auto": whatever is fastest and keeps the metric. `emulated` says that an
-    emulated device is what the user wants: its figures are no measure of a physical one.
+    `precision` is "fp32", "fp16", "int8", or "auto": whatever is fastest and keeps the metric. `emulated` and `simulated` say
+    that an emulated device, or one whose runtime is a stand-in, is what the user wants: its figures are no measure of a real
+    one.
     """
 
     path: Path
@@ -158,6 +170,8 @@ class Target:
     precision: str = "fp32"
     host: Host | None = None
     emulated: bool = False
+    simulated: bool = False
+    deploy: Deployment = field(default_factory=lambda: Deployment())
 
 
 # ----------------------------------------------------------------------------------------- what a network is
@@ -297,12 +311,15 @@ class Device:
     boot_id: str
     serial: str = "unknown"  # a digest: tells two boards of one kind apart
     emulated: bool = False
+    simulated: bool = False  # its runtime is a stand-in
 
     @property
     def identity(self) -> str:
         """Digest of what makes two measurements comparable: hardware, operating system and runtime."""
         facts = asdict(self)
         del facts["boot_id"], facts["serial"]
+        if not self.simulated:
+            del facts["simulated"]
         return digest(facts)
 
 
@@ -444,6 +461,7 @@ class Explanation:
     target: str
     runtime: str
     emulated: bool
+    simulated: bool
     experiments: int
     median_error: float
     error: float
@@ -651,6 +669,7 @@ class Verdict:
     pruned: Figures
     checks: tuple[Check, ...]
     emulated: bool = False  # the device was: its times are no measure of a board
+    simulated: bool = False  # the runtime was a stand-in: likewise
 
     @property
     def outcome(self) -> Outcome:
@@ -663,6 +682,47 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds and what it was verified on: the part of it that is signed.
+
+    `model` is the file to load, `options` what its runtime needs beside it, `relative_error` how far the kept output may be
+    missed, of the largest one, `files` are {name: (bytes, SHA-256)}.
+    """
+
+    schema: int
+    service: str
+    target: str
+    created_s: int
+    edgeprune: str
+    runtime: str
+    model: str
+    precision: str
+    threads: int
+    options: dict[str, Any]
+    artifact: str
+    relative_error: float
+    device: Device
+    verdict: Verdict
+    files: dict[str, tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A bundle on a device: "current" is in service and "previous" was before, each since then; others are "kept".
+
+    `damage` says why it would not be put into service, and then nothing is known of what it holds.
+    """
+
+    host: str
+    service: str
+    digest: str
+    state: str
+    since_s: int | None = None
+    manifest: Manifest | None = None
+    damage: str = ""
+
+
+@dataclass(frozen=True)
 class Result:
     """What a whole run answers; `--json` prints it. `schema` changes when a key changes its meaning."""
 
@@ -672,6 +732,7 @@ class Result:
     runtime: str
     precision: str
     emulated: bool
+    simulated: bool
     budget_ms: float
     predicted_ms: float
     confirmed_ms: float

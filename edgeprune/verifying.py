@@ -109,7 +109,13 @@ def verify(
         for s, value, network, count, artifact in zip(samples, metrics, networks, macs, artifacts, strict=True)
     ]
     return Verdict(
-        artifacts[1].sha256, budget_ns / 1e6, figures[0], figures[1], tuple(checks), emulated=bench.device.emulated
+        artifacts[1].sha256,
+        budget_ns / 1e6,
+        figures[0],
+        figures[1],
+        tuple(checks),
+        emulated=bench.device.emulated,
+        simulated=bench.device.simulated,
     )
 
 

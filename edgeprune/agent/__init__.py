@@ -1,7 +1,10 @@
-"""What runs on the device: one script of the standard library and the runtime. edgeprune only knows its path."""
+"""What runs on the device: scripts of the standard library and the runtime. edgeprune only knows their paths."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 AGENT = Path(__file__).with_name("agent.py")
+RELEASING = Path(__file__).with_name("releasing.py")
+RUNNER = Path(__file__).with_name("runner.py")
+SNIPPETS = Path(__file__).with_name("snippets")

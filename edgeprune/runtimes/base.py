@@ -27,6 +27,7 @@ class Runtime(ABC):
     name: str
     format: str = "onnx"  # of what it is made from: a key of `formats.FORMATS`
     packages: tuple[str, ...]  # what a device needs of it, as pip knows them
+    part: Path | None = None  # its half on the device, where that is a file of its own
     converter: str  # the package that makes the artifact on the host
     quantizer: str  # the package that lowers the precision on the host
     install: str  # the command that brings it to the host, or to a local device
@@ -66,6 +67,10 @@ class Runtime(ABC):
 
         Raises `UsageError` where the model cannot be converted and `RuntimeMissing` where a package is not installed.
         """
+
+    def options(self, model: Path) -> dict[str, Any]:
+        """What it takes beside the model's file to run it on a device."""
+        return {}
 
     def instrument(self, model: Path) -> Path:
         """The file whose profile gives the node times: the model itself where the runtime has a profiler."""

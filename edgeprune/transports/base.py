@@ -46,6 +46,15 @@ class Transport(ABC):
         """Leave the device as it was found."""
 
 
+def ask(transport: Transport, job: Mapping[str, Any], refused: Sequence[str] = ()) -> Mapping[str, Any]:
+    """The agent's reply to one job; an error of a kind in `refused` is an answer too."""
+    deadline_s = float(job.get("deadline_s", LIMITS.identify_s))
+    (reply,) = transport.call([{"id": 0, "deadline_s": deadline_s, **job}], deadline_s + LIMITS.identify_s)
+    if "error" in reply and reply["error"] not in refused:
+        raise DeviceError(f"{job['mode']}: {printable(str(reply['error']))}: {printable(str(reply.get('message')))}")
+    return reply
+
+
 class Stream(Protocol):
     """Two-way bytes to an agent. What a link raises comes out as `LinkError`."""
 

@@ -107,7 +107,7 @@ def test_a_closed_call_leaves_no_worker(tmp_path: Path) -> None:
 TARGET = Target(Path("targets/t.toml"), "t", "local", "onnxruntime")
 IDENTITY = {
     **{"machine": "x86_64", "cpu": "c", "cores": 1, "system": "s", "runtime": "onnxruntime"},
-    **{"runtime_version": "1", "boot_id": "b", "serial": "s", "emulated": False},
+    **{"runtime_version": "1", "boot_id": "b", "serial": "s", "emulated": False, "simulated": False},
 }
 
 

@@ -18,7 +18,7 @@ from edgeprune.types import Experiment, Profile, Target
 
 FACTS = {
     **{"machine": "x86_64", "cpu": "c", "cores": 1, "system": "s", "runtime": "onnxruntime"},
-    **{"runtime_version": "1", "boot_id": "b", "serial": "s", "emulated": False},
+    **{"runtime_version": "1", "boot_id": "b", "serial": "s", "emulated": False, "simulated": False},
 }
 
 

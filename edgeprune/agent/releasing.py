@@ -1,0 +1,381 @@
+"""Releases on the device: a signed bundle is checked, run, put into service, and taken out of it again.
+
+A part of the agent (`agent` is the agent's module), done in a worker of its own. Standard library only; Python 3.8 and up.
+
+    ~/.edgeprune/
+      allowed_signers                   whose bundles are taken, in OpenSSH's format
+      services/NAME/
+        releases/DIGEST/                the files of a bundle; DIGEST is of its manifest.json, manifest.json.sig its signature
+        current -> releases/DIGEST      what is in service
+        previous -> releases/DIGEST     what a rollback goes back to
+        switching                       while it is being switched: what to go back to
+        lock
+
+Whatever gets a name here is on the disk before, and a name changes hands by one rename. So a power cut at any moment leaves
+the old release in service or the new one; who comes next finds `switching` and goes back to the old.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+agent = globals()["agent"]  # put there by the agent, which loads this
+
+MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
+NAMESPACE = "edgeprune"  # of signatures: one made for a mail or a commit is not valid here
+MANIFEST_BYTES = 1 << 20
+SAID_CHARS = 600
+LISTED = 200  # releases told at most
+FACTS = ("machine", "cpu", "cores")  # of a device, which its bundle must have been verified on
+
+
+# ---------------------------------------------------------------------------------------------------- the jobs
+
+
+def publish(job):
+    """Take a bundle that lies in `source`: check it, run it, and only then give it its name. Nothing is switched."""
+    with locked(job["service"]) as service:
+        final = os.path.join(service, "releases", job["digest"])
+        enrolled = trust(job["signer"])
+        if not os.path.isdir(final):
+            part = final + ".part"
+            made(part)
+            try:
+                manifest = copied(job["source"], part, job["digest"])
+                checked(part, job["digest"])
+                refuse_foreign(manifest, job["service"])
+                refuse_older(manifest, service)
+                prepare(part, manifest)
+                run_check(part, job["deadline_s"])
+                os.rename(part, final)
+                agent.sync(os.path.dirname(final))
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+        return {"enrolled": enrolled}
+
+
+def activate(job):
+    """Put a published release into service: switch, run it through `current`, tell who serves it. Back where any of it fails.
+
+    Without a digest: the previous one.
+    """
+    with locked(job["service"]) as service:
+        old, before = pointed(service, "current"), pointed(service, "previous")
+        new = job.get("digest") or before
+        if new is None or (new == old and not job.get("digest")):
+            raise agent.Failed("nothing", "no release was in service before: there is nothing to go back to")
+        try:
+            checked(os.path.join(service, "releases", new), new)
+        except agent.Failed as error:
+            raise agent.Failed(error.kind, "release %s is not put into service: %s; deploy again" % (new[:12], error))
+        if new == old:
+            return {"current": new, "previous": before, "check": run_check(service + "/current", job["deadline_s"])}
+        state = {"old": old, "previous": before, "tell": job["tell"], "tell_s": job["tell_s"]}
+        write(os.path.join(service, "switching"), json.dumps(state).encode())
+        try:
+            if old:
+                point(service, "previous", old)
+            point(service, "current", new)
+            found = run_check(service + "/current", job["deadline_s"])
+            tell(service, state)
+        except (agent.Failed, OSError) as error:
+            back = go_back(service)
+            raise agent.Failed("unhealthy", "%s; %s" % (error, back))
+        drop(os.path.join(service, "switching"))
+        forget(service, job["keep"])
+        return {"current": new, "previous": pointed(service, "previous"), "check": found}
+
+
+def releases(job):
+    """What is on this device: every release of every service, and which of them are current and previous."""
+    found = []
+    services = os.path.join(root(), "services")
+    for name in agent.listed(services):
+        with locked(name) as service:
+            names = {kind: pointed(service, kind) for kind in ("current", "previous")}
+            for digest in agent.listed(os.path.join(service, "releases")):
+                if re.fullmatch("[0-9a-f]{64}", digest) and len(found) < LISTED:
+                    found.append(told(service, name, digest, names))
+    return {"releases": found}
+
+
+def told(service, name, digest, names):
+    folder = os.path.join(service, "releases", digest)
+    reply = {"service": name, "digest": digest, "state": "kept"}
+    for kind in ("previous", "current"):
+        if names[kind] == digest:
+            reply["state"] = kind
+            reply["since_s"] = int(os.lstat(os.path.join(service, kind)).st_mtime)
+    try:
+        reply["manifest"] = checked(folder, digest)
+    except agent.Failed as error:
+        reply["damage"] = str(error)
+    return reply
+
+
+# ------------------------------------------------------------------------------------------------ what is checked
+
+
+def trust(signer):
+    """Whose bundles are taken here: the signer of the first one, until somebody adds a line. Whether that was now."""
+    path = os.path.join(root(), "allowed_signers")
+    if os.path.exists(path):
+        return False
+    write(path, ('%s namespaces="%s" %s\n' % (NAMESPACE, NAMESPACE, signer)).encode())
+    return True
+
+
+def copied(source, part, digest):
+    """The bundle's files, whole on the disk in `part`; its manifest."""
+    manifest = loaded(source, digest)
+    for name in (MANIFEST, SIGNATURE, *manifest["files"]):
+        target = os.path.join(part, plain(name))
+        try:
+            with open(os.path.join(source, name), "rb") as reading, open(target, "wb") as writing:
+                shutil.copyfileobj(reading, writing)
+                writing.flush()
+                os.fsync(writing.fileno())
+        except FileNotFoundError:
+            raise agent.Failed("refused", "the bundle lacks %s" % name)
+    agent.sync(part)
+    return manifest
+
+
+def plain(name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise agent.Failed("refused", "the bundle holds a file of the name %r" % name)
+    return name
+
+
+def loaded(folder, digest):
+    """The manifest, which is what `digest` says."""
+    try:
+        with open(os.path.join(folder, MANIFEST), "rb") as file:
+            content = file.read(MANIFEST_BYTES)
+    except OSError as error:
+        raise agent.Failed("refused", "%s: %s" % (MANIFEST, error.strerror))
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise agent.Failed("refused", "%s was altered: it is not the one that was signed" % MANIFEST)
+    try:
+        manifest = json.loads(content)
+        entries = manifest["files"].items()
+        assert all(isinstance(size, int) and isinstance(sha, str) for _, (size, sha) in entries)
+        assert isinstance(manifest["created_s"], int) and isinstance(manifest["device"], dict)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
+        raise agent.Failed("refused", "%s is not a manifest" % MANIFEST)
+    return manifest
+
+
+def checked(folder, digest):
+    """The manifest of a release, once its signature and every file of it are what they were."""
+    manifest = loaded(folder, digest)
+    verify_signature(folder)
+    for name, (size, sha) in manifest["files"].items():
+        path = os.path.join(folder, plain(name))
+        if os.path.islink(path) or not os.path.isfile(path):
+            raise agent.Failed("refused", "%s is missing" % name)
+        if os.path.getsize(path) != size or sha256(path) != sha:
+            raise agent.Failed("refused", "%s was altered" % name)
+    return manifest
+
+
+def verify_signature(folder):
+    """OpenSSH's own check of the signature against `allowed_signers`."""
+    argv = ["ssh-keygen", "-Y", "verify", "-f", os.path.join(root(), "allowed_signers"), "-I", NAMESPACE]
+    argv += ["-n", NAMESPACE, "-s", os.path.join(folder, SIGNATURE)]
+    if not os.path.isfile(os.path.join(folder, SIGNATURE)):
+        raise agent.Failed("refused", "the bundle is not signed")
+    try:
+        with open(os.path.join(folder, MANIFEST), "rb") as file:
+            done = subprocess.run(argv, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
+    except FileNotFoundError:
+        raise agent.Failed("no-ssh-keygen", "there is no ssh-keygen to check signatures with")
+    except subprocess.TimeoutExpired:
+        raise agent.Failed("refused", "ssh-keygen took over 30 s to check the signature")
+    if done.returncode:
+        said = " ".join(done.stdout.decode("utf-8", "backslashreplace").split())[:SAID_CHARS]
+        raise agent.Failed("refused", "the signature is not by a key of %s/allowed_signers: %s" % (root(), said))
+
+
+def refuse_foreign(manifest, service):
+    """A bundle is for the service and the kind of device that it was verified on."""
+    if manifest["service"] != service:
+        raise agent.Failed("refused", "the bundle is of the service %r" % manifest["service"])
+    own = {"machine": agent.platform.machine(), "cpu": agent.cpu_name(), "cores": len(os.sched_getaffinity(0))}
+    for fact in FACTS:
+        if manifest["device"].get(fact) != own[fact]:
+            text = "the bundle was verified on another device: its %s is %r, this one's %r"
+            raise agent.Failed("refused", text % (fact, manifest["device"].get(fact), own[fact]))
+
+
+def refuse_older(manifest, service):
+    """An old bundle, though signed, is no news: going back is what a rollback is for."""
+    for digest in agent.listed(os.path.join(service, "releases")):
+        try:
+            known = loaded(os.path.join(service, "releases", digest), digest)
+        except agent.Failed:
+            continue
+        if known["created_s"] >= manifest["created_s"]:
+            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(known["created_s"]))
+            raise agent.Failed("refused", "the bundle is older than one that is here, which is of %s" % when)
+
+
+def prepare(folder, manifest):
+    """What can only be made on this device, beside what was signed: TensorRT's engine."""
+    if manifest["runtime"] == "tensorrt":
+        engine = agent.RUNTIMES["tensorrt"].engine(os.path.join(folder, manifest["model"]), manifest["options"])
+        shutil.copyfile(engine, os.path.join(folder, "engine.plan"))
+        agent.sync(os.path.join(folder, "engine.plan"))
+
+
+def run_check(folder, deadline_s):
+    """Run the release as whoever serves it would: its runner's answer."""
+    with contextlib.suppress(OSError, ValueError, KeyError), open(os.path.join(folder, MANIFEST)) as file:
+        site = os.path.join(root(), "site", json.load(file)["runtime"])
+    argv = [sys.executable, "-I", os.path.join(folder, "runner.py"), "--check", "--site", site]
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline_s
+        )
+    except subprocess.TimeoutExpired:
+        raise agent.Failed("unhealthy", "the release took over %g s to run" % deadline_s)
+    said = (done.stdout + done.stderr).decode("utf-8", "backslashreplace").strip()
+    if done.returncode:
+        raise agent.Failed("unhealthy", "the release does not run: %s" % said[-SAID_CHARS:])
+    try:
+        return json.loads(done.stdout.decode().strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise agent.Failed("unhealthy", "the release gives no answer: %s" % said[-SAID_CHARS:])
+
+
+def tell(service, state):
+    """Have whoever serves `current` take it up."""
+    if not state["tell"]:
+        return
+    try:
+        done = subprocess.run(
+            state["tell"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=service,
+            timeout=state["tell_s"], start_new_session=True,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise agent.Failed("unhealthy", "[deploy] reload: %s" % error)
+    if done.returncode:
+        said = done.stdout.decode("utf-8", "backslashreplace").strip()[-SAID_CHARS:]
+        raise agent.Failed("unhealthy", "[deploy] reload ended with %d: %s" % (done.returncode, said))
+
+
+# ---------------------------------------------------------------------------------------------------- the disk
+
+
+def root():
+    """The agent's folder on a device; where it runs from the package itself, this machine being the device, one like it."""
+    here = agent.home()
+    return here if os.path.basename(here) == ".edgeprune" else os.path.expanduser("~/.edgeprune")
+
+
+@contextlib.contextmanager
+def locked(name):
+    """A service's folder, which nobody else changes meanwhile; what a power cut left is cleared up."""
+    service = os.path.join(root(), "services", plain(name))
+    made(os.path.join(service, "releases"))
+    with open(os.path.join(service, "lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise agent.Failed("busy", "the releases of %s are being changed by another process" % name)
+        for left in agent.listed(os.path.join(service, "releases")):
+            if left.endswith(".part"):
+                shutil.rmtree(os.path.join(service, "releases", left), ignore_errors=True)
+        if os.path.exists(os.path.join(service, "switching")):
+            go_back(service)
+        yield service
+
+
+def go_back(service):
+    """Undo a switch that did not come to its end: in words, what is in service now."""
+    with open(os.path.join(service, "switching")) as file:
+        state = json.load(file)
+    for kind, digest in (("current", state["old"]), ("previous", state["previous"])):
+        if digest:
+            point(service, kind, digest)
+        else:
+            drop(os.path.join(service, kind))
+    said = "back to %s" % state["old"][:12] if state["old"] else "nothing is in service, as before"
+    try:
+        if state["old"]:
+            tell(service, state)
+    except agent.Failed as error:
+        said += ", but %s" % error
+    drop(os.path.join(service, "switching"))
+    return said
+
+
+def pointed(service, kind):
+    """The digest that `current` or `previous` points to, or None."""
+    try:
+        return os.path.basename(os.readlink(os.path.join(service, kind)))
+    except OSError:
+        return None
+
+
+def point(service, kind, digest):
+    """Have `current` or `previous` point to another release, in one step."""
+    new = os.path.join(service, ".%s.new" % kind)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    os.symlink(os.path.join("releases", digest), new)
+    os.replace(new, os.path.join(service, kind))
+    agent.sync(service)
+
+
+def forget(service, keep):
+    """Drop the oldest releases, but neither the current nor the previous one."""
+    releases = os.path.join(service, "releases")
+    in_use = {pointed(service, "current"), pointed(service, "previous")}
+    known = sorted(agent.listed(releases), key=lambda name: os.stat(os.path.join(releases, name)).st_mtime)
+    for digest in known[: max(0, len(known) - keep)]:
+        if digest not in in_use:
+            shutil.rmtree(os.path.join(releases, digest), ignore_errors=True)
+
+
+def write(path, content):
+    """A small file in one step."""
+    with open(path + ".new", "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+    agent.sync(os.path.dirname(path))
+
+
+def drop(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    agent.sync(os.path.dirname(path))
+
+
+def made(folder):
+    """A folder, and those above it, on the disk."""
+    if not os.path.isdir(folder):
+        made(os.path.dirname(folder))
+        os.mkdir(folder, 0o700)
+        agent.sync(os.path.dirname(folder))
+
+
+def sha256(path):
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            sha.update(part)
+    return sha.hexdigest()
+
+
+MODES = {"publish": publish, "activate": activate, "releases": releases}

@@ -1,0 +1,152 @@
+"""Runs the model of the release that this file lies in. Standard library, numpy and the runtime; Python 3.8 and up.
+
+    python3 runner.py --check              run the kept input and compare with the kept output: a line of JSON, exit 0 or 1
+    python3 runner.py x.npy [y.npy …]      run these inputs, one file each: writes output_0.npy, … into the working folder
+
+In a program of yours, which sees a new release once it loads `current` again:
+
+    sys.path.insert(0, os.path.realpath("…/services/NAME/current"))
+    import runner
+    outputs = runner.load()([array, …])
+
+`--site` is a folder to find the runtime in. See load.cpp for C++.
+"""
+
+import glob
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def load(folder=HERE):
+    """The release's model, ready to be called: arrays in, arrays out."""
+    with open(os.path.join(folder, "manifest.json")) as file:
+        manifest = json.load(file)
+    return LOADERS[manifest["runtime"]](os.path.join(folder, manifest["model"]), manifest)
+
+
+def onnxruntime(path, manifest):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = manifest["threads"], 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return lambda inputs: session.run(None, dict(zip(names, inputs)))
+
+
+def openvino(path, manifest):
+    import openvino
+
+    core, asked = openvino.Core(), ["runtime_options", "INFERENCE_PRECISION_HINT"]
+    network = core.read_model(path)
+    precision = str(network.get_rt_info(asked).astype(str)) if network.has_rt_info(asked) else "f32"
+    settings = {"INFERENCE_NUM_THREADS": manifest["threads"], "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(network, "CPU", dict(settings, INFERENCE_PRECISION_HINT=precision))
+    request = compiled.create_infer_request()
+
+    def call(inputs):
+        results = request.infer(inputs)
+        return [results[i].copy() for i in range(len(compiled.outputs))]
+
+    return call
+
+
+def tflite(path, manifest):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        from tflite_runtime.interpreter import Interpreter
+    interpreter = Interpreter(model_path=path, num_threads=manifest["threads"])
+    interpreter.allocate_tensors()
+
+    def call(inputs):
+        for detail, array in zip(interpreter.get_input_details(), inputs):
+            interpreter.set_tensor(detail["index"], array.astype(detail["dtype"]) if array.dtype.kind == "i" else array)
+        interpreter.invoke()
+        return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+
+    return call
+
+
+def tensorrt(path, manifest):
+    """By trtexec, on the engine that was built here; a program that serves loads engine.plan itself, see load.cpp."""
+    import numpy
+
+    engine = os.path.join(os.path.dirname(path), "engine.plan")
+
+    def call(inputs):
+        with tempfile.TemporaryDirectory() as folder:
+            fed = []
+            for (name, _), array in zip(manifest["inputs"], inputs):
+                array.tofile(os.path.join(folder, "input-%d" % len(fed)))
+                fed.append("'%s':%s" % (name, os.path.join(folder, "input-%d" % len(fed))))
+            out = os.path.join(folder, "out.json")
+            argv = [manifest["trtexec"], "--loadEngine=" + engine, "--loadInputs=" + ",".join(fed)]
+            argv += ["--exportOutput=" + out, "--iterations=1", "--warmUp=0", "--duration=0"]
+            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=120)
+            with open(out) as file:
+                found = json.load(file)
+        shapes = [[int(size) for size in output["dimensions"].split("x")] for output in found]
+        return [numpy.array(output["values"], "float32").reshape(shape) for output, shape in zip(found, shapes)]
+
+    return call
+
+
+def null(path, manifest):
+    return lambda inputs: inputs
+
+
+LOADERS = {"onnxruntime": onnxruntime, "openvino": openvino, "tflite": tflite, "tensorrt": tensorrt, "null": null}
+
+
+def kept(pattern):
+    import numpy
+
+    return [numpy.load(path, allow_pickle=False) for path in sorted(glob.glob(os.path.join(HERE, pattern)))]
+
+
+def check():
+    """The first output on the kept input, against the one that was kept when the release was verified."""
+    import numpy
+
+    with open(os.path.join(HERE, "manifest.json")) as file:
+        limit = json.load(file)["relative_error"]
+    model, inputs, (wanted,) = load(), kept("input_*.npy"), kept("expected.npy")
+    times, got = [], None
+    for _ in range(5):
+        start = time.perf_counter()
+        got = model(inputs)[0]
+        times.append(time.perf_counter() - start)
+    if got.shape != wanted.shape:
+        return {"ok": False, "why": "the output is of shape %s, not %s" % (got.shape, wanted.shape)}
+    error = float(numpy.abs(got - wanted).max() / max(float(numpy.abs(wanted).max()), 1e-30))
+    return {"ok": error <= limit, "relative_error": error, "limit": limit, "median_ms": 1e3 * sorted(times)[2]}
+
+
+def main(arguments):
+    if "--site" in arguments:
+        at = arguments.index("--site")
+        sys.path.insert(0, arguments[at + 1])
+        del arguments[at : at + 2]
+    if arguments == ["--check"]:
+        answer = check()
+        print(json.dumps(answer))
+        return 0 if answer["ok"] else 1
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__)
+        return 2
+    import numpy
+
+    for i, output in enumerate(load()([numpy.load(path, allow_pickle=False) for path in arguments])):
+        numpy.save("output_%d.npy" % i, output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""Into service and out of it again: on this machine by the command line, and on hosts behind real SSH servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from releases import bundle
+from safetensors.torch import load_file, save_file
+from small import Finished, command
+from sshd import SSHD, Sshd, keygen, start
+
+from edgeprune import deploying
+from edgeprune.errors import SecurityError, UsageError, VerdictError
+from edgeprune.types import Release, Target
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a key to sign with."""
+    folder = tmp_path / "home"
+    (folder / ".ssh").mkdir(parents=True)
+    keygen(folder / ".ssh" / "id_ed25519")
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def known(walked: tuple[Path, Finished], tmp_path: Path) -> Path:
+    """A copy of the small project whose profile is there."""
+    return Path(shutil.copytree(walked[0].parent, tmp_path / "blobs")) / "edgeprune.toml"
+
+
+def test_the_whole_road_into_service_and_back(known: Path, home: Path) -> None:
+    """At a budget that no noise of this machine makes doubtful: with nothing to cut, and then with other weights."""
+    deploy = ("deploy", "--project", known, "--budget", "50 ms")
+    first = command(*deploy, "--json")
+    assert first.code == 0, first.out + first.err
+    (one,) = first.json
+    assert (one["host"], one["service"], one["state"]) == ("here", "blobs", "current")
+    assert one["manifest"]["verdict"]["artifact"] == one["manifest"]["artifact"]
+    again = command(*deploy)
+    assert again.code == 0 and "already, and well" in again.out
+    current = home / ".edgeprune" / "services" / "blobs" / "current"
+    done = subprocess.run(
+        [sys.executable, current / "runner.py", "--check"], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and (current / "load.cpp").read_text().startswith(
+        "// Loads this release with ONNX Runtime"
+    )
+
+    weights = load_file(known.with_name("blobs.safetensors"))
+    save_file({name: 1.01 * value for name, value in weights.items()}, known.with_name("blobs.safetensors"))
+    second = command(*deploy, "--json")
+    assert second.code == 0, second.err
+    assert command("rollback", "--project", known).code == 0
+    states = {release["digest"]: release["state"] for release in command("releases", "--json").json}
+    assert states == {one["digest"]: "current", second.json[0]["digest"]: "previous"}
+    assert "emulated" not in command("releases").out
+
+    with open(os.path.realpath(current.parent / "previous") + "/model.onnx", "ab") as file:
+        file.write(b"\0")
+    altered = command("rollback", "--project", known)
+    assert altered.code == 6 and "model.onnx was altered" in altered.err
+    assert "damaged" in command("releases").out
+    (home / ".ssh" / "id_ed25519").unlink()
+    keyless = command(*deploy)
+    assert keyless.code == 2 and "ssh-keygen -t ed25519" in keyless.err
+
+
+FALLING = """
+count = 0
+
+def metric(outputs, targets):
+    global count
+    count += 1
+    return 1 / count
+"""
+
+
+def test_what_did_not_pass_is_not_deployed(known: Path, home: Path) -> None:
+    with open(known.with_name("blobs.py"), "a") as module:
+        module.write(FALLING)
+    known.write_text(known.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
+    done = command("deploy", "--project", known, "--budget", "50 ms")
+    assert done.code == 1 and "nothing was deployed: the verdict is fail (metric_drop)" in done.err
+    assert not (home / ".edgeprune").exists()
+
+
+@pytest.fixture
+def fleet(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Target, list[Sshd]]]:
+    """A target of two hosts, named in ~/.ssh/config."""
+    pytest.importorskip("paramiko")
+    if SSHD is None:
+        pytest.skip("no sshd on this machine; apt-get install openssh-server")
+    servers, config = [], ""
+    for name in ("one", "two"):
+        process, server = start(tmp_path_factory.mktemp("sshd"))
+        servers.append((process, server))
+        host = server.target.host
+        assert host is not None
+        config += f"Host {name}\n HostName 127.0.0.1\n Port {server.proxy.port}\n"
+        config += f" UserKnownHostsFile {host.known_hosts}\n IdentityFile {host.identity}\n"
+    (home / ".ssh" / "config").write_text(config)
+    target = servers[0][1].target
+    assert target.host is not None
+    target = replace(
+        target, host=replace(target.host, port=None, identity=None, known_hosts=None, python=sys.executable)
+    )
+    target = replace(target, deploy=replace(target.deploy, hosts=("one", "two"), key=home / ".ssh" / "id_ed25519"))
+    try:
+        yield target, [server for _, server in servers]
+    finally:
+        for process, server in servers:
+            server.proxy.close()
+            process.terminate()
+            process.wait(10)
+
+
+def states(found: list[Release]) -> list[tuple[str, str, str]]:
+    return [(release.host, release.digest, release.state) for release in found]
+
+
+def test_hosts_one_after_another_up_to_the_first_that_fails(
+    fleet: tuple[Target, list[Sshd]], home: Path, tmp_path: Path
+) -> None:
+    target, servers = fleet
+    key = target.deploy.key
+    assert key is not None
+    told: list[str] = []
+    first = bundle(tmp_path / "1", key, 1000)
+    found = deploying.deploy(target, first, told.append)
+    assert states(found) == [("one", first.digest, "current"), ("two", first.digest, "current")]
+    assert sum("takes bundles by this key" in text for text in told) == 2
+
+    time.sleep(1.1)  # a bundle's age is in whole seconds
+    second = bundle(tmp_path / "2", key, 2000)
+    marker = servers[1].home / ".edgeprune" / "services" / "vision" / "broken"
+    marker.touch()  # on the second host only
+    picky = replace(
+        target, deploy=replace(target.deploy, reload=("sh", "-c", "! test -e broken || grep 1000 current/model.json"))
+    )
+    with pytest.raises(VerdictError, match=f"^two: .*back to {first.digest[:12]}; one runs {second.digest[:12]}"):
+        deploying.deploy(picky, second, told.append)
+    now = [entry for entry in states(deploying.releases(target)) if entry[2] == "current"]
+    assert now == [("one", second.digest, "current"), ("two", first.digest, "current")]
+    with pytest.raises(UsageError, match="nothing to go back to"):
+        deploying.rollback(replace(target, deploy=replace(target.deploy, hosts=("two",))), "vision", told.append)
+
+
+def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]], tmp_path: Path) -> None:
+    target, servers = fleet
+    assert target.deploy.key is not None
+    other = bundle(tmp_path / "1", target.deploy.key, runtime_version="another")
+    with pytest.raises(SecurityError, match=r"runtime_version is 0 there, another in the verdict.*two was not touched"):
+        deploying.deploy(target, other, lambda text: None)
+    assert not (servers[0].home / ".edgeprune" / "services").exists()
+
+
+SERVER = """
+import json, os, signal, sys
+folder = sys.argv[1]
+def load(*_):
+    with open(folder + "/current/model.json") as file:
+        ns = json.load(file)["ns"]
+    with open(folder + "/serving", "w") as file:
+        file.write(str(ns))
+load()
+signal.signal(signal.SIGHUP, load)
+while True:
+    signal.pause()
+"""
+
+
+def test_a_server_takes_up_what_is_deployed_and_what_is_rolled_back(
+    fleet: tuple[Target, list[Sshd]], tmp_path: Path
+) -> None:
+    target, servers = fleet
+    key = target.deploy.key
+    assert key is not None
+    folder = servers[0].home / ".edgeprune" / "services" / "vision"
+    target = replace(target, deploy=replace(target.deploy, hosts=("one",)))
+    deploying.deploy(target, bundle(tmp_path / "1", key, 1000), lambda text: None)
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(folder)])
+    try:
+        serving(folder, "1000")
+        told = replace(target, deploy=replace(target.deploy, reload=("kill", "-HUP", str(server.pid))))
+        time.sleep(1.1)
+        deploying.deploy(told, bundle(tmp_path / "2", key, 2000), lambda text: None)
+        serving(folder, "2000")
+        deploying.rollback(told, "vision", lambda text: None)
+        serving(folder, "1000")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(10)
+
+
+def serving(folder: Path, wanted: str) -> None:
+    until = time.monotonic() + 10
+    path: Any = folder / "serving"
+    while not (path.exists() and path.read_text() == wanted):
+        assert time.monotonic() < until, path.read_text() if path.exists() else "nothing"
+        time.sleep(0.05)

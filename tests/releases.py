@@ -1,0 +1,82 @@
+"""Signed bundles of no runtime at all, and the device's half of deploying as a module."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune import deploying
+from edgeprune.agent import RELEASING, agent
+from edgeprune.types import Artifact, Check, Device, Figures, Outcome, Target, Verdict
+
+FIGURES = Figures(1.0, 1.1, 0.9, 100, 1000, 50, 3)
+DEADLINE_S = 30.0
+
+
+def verdict(outcome: Outcome = Outcome.PASS) -> Verdict:
+    return Verdict("a" * 64, 1.0, FIGURES, FIGURES, (Check("latency_p50_ms", outcome, 0.9, 1.0),))
+
+
+def this_device(**changes: Any) -> Device:
+    facts = agent.identify({"runtime": "null"})
+    return replace(Device(**facts), **changes)
+
+
+def bundle(
+    folder: Path, key: Path, ns: int = 1000, expected: float = 1.0, service: str = "vision", **device: Any
+) -> deploying.Bundle:
+    """A bundle whose model gives back its input, 1; `ns` tells one from another."""
+    made, folder = folder / "made", folder / "bundle"
+    made.mkdir(parents=True)
+    folder.mkdir()
+    (made / "model.json").write_text(json.dumps({"ns": ns}))
+    artifact = Artifact((made / "model.json",), f"{ns:064x}", "null", "fp32", "s", 1)
+    target = Target(folder / "t.toml", "t", "local", "null")
+    target = replace(target, deploy=replace(target.deploy, key=key))
+    inputs, output = [np.ones((1, 3), "float32")], np.full((1, 3), expected, "float32")
+    return deploying.bundle(service, target, this_device(**device), artifact, verdict(), inputs, output, folder)
+
+
+def releasing() -> Any:
+    """The device's half, as the agent loads it."""
+    spec = spec_from_file_location("part", RELEASING)
+    assert spec is not None and spec.loader is not None
+    part = module_from_spec(spec)
+    part.agent = agent  # type: ignore[attr-defined]
+    spec.loader.exec_module(part)
+    return part
+
+
+def job(made: deploying.Bundle, **changes: Any) -> dict[str, Any]:
+    """What publishes a bundle, and activates it."""
+    return {
+        "service": made.manifest.service,
+        "source": str(made.files[0].parent),
+        "digest": made.digest,
+        "signer": made.signer,
+        "deadline_s": DEADLINE_S,
+        "tell": [],
+        "tell_s": DEADLINE_S,
+        "keep": 5,
+        **changes,
+    }
+
+
+def resigned(made: deploying.Bundle, key: Path, **changes: Any) -> deploying.Bundle:
+    """The bundle with another manifest, signed again."""
+    path = made.files[0]
+    content: Mapping[str, Any] = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps(content))
+    Path(f"{path}.sig").unlink()
+    deploying._sign(path, key)
+    return replace(made, digest=deploying.file_sha256(path))
+
+
+PYTHON = sys.executable
