@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from edgeprune import runtimes, stats, transports
 from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.runtimes.base import NodeTimes, Runtime
+from edgeprune.runtimes.base import NodeTimes
 from edgeprune.transports.base import Transport, ask, printable
 from edgeprune.types import Device, Run, Samples, Target
 
@@ -52,7 +52,7 @@ def open_bench(target: Target, scratch: Path, wait_s: float = 0.0) -> Iterator[B
 def identified(transport: Transport, target: Target) -> Device:
     """What the device says it is. Raises `RuntimeMissing` where it has not the target's runtime."""
     runtime = runtimes.RUNTIMES[target.runtime]
-    job = {"mode": "identify", "runtime": target.runtime, **parts(transport, runtime)}
+    job = {"mode": "identify", "runtime": target.runtime, **parts(transport, target)}
     reply = ask(transport, job, refused=("runtime-missing",))
     if "error" in reply:
         said = printable(str(reply.get("message")))
@@ -64,9 +64,10 @@ def identified(transport: Transport, target: Target) -> Device:
         raise DeviceError(f"the device does not say its {error}") from error
 
 
-def parts(transport: Transport, runtime: Runtime) -> dict[str, list[str]]:
+def parts(transport: Transport, target: Target) -> dict[str, list[str]]:
     """What a job must name where the runtime's half on the device is a file of its own."""
-    return {"parts": [transport.put([runtime.part])]} if runtime.part else {}
+    part = runtimes.RUNTIMES[target.runtime].part
+    return {"parts": [transport.put([part])]} if part else {}
 
 
 class Bench:
@@ -78,6 +79,7 @@ class Bench:
         self.discarded = 0  # processes whose times were thrown away as disturbed
         self.device = identified(transport, target)
         self._boots = {self.device.boot_id}
+        self._prepare()
         if self.device.emulated and not target.emulated:
             raise UsageError(
                 f"{target.path}: this device is emulated, so its times are no measure of a board; give a physical one, or"
@@ -88,6 +90,26 @@ class Bench:
                 f"{target.path}: the runtime of this device is a stand-in, so its times are no measure of the real one;"
                 " install the real one, or write [expect] simulated = true"
             )
+
+    def _prepare(self) -> None:
+        """Bring the device into the state that the target asks for, and see that it is in the one that it expects.
+
+        The agent puts back what it changed when it ends.
+        """
+        to, own = self._target, parts(self._transport, self._target)
+        if to.prepare:
+            ask(self._transport, {"mode": "prepare", "runtime": to.runtime, **own, **asdict(to.prepare)})
+        if to.power_mode is None and to.clocks_pinned is None:
+            return
+        state = _conditions(ask(self._transport, {"mode": "state", "runtime": to.runtime, **own})["conditions"])
+        for key, wanted, fix in (
+            ("power_mode", to.power_mode, "sudo nvpmodel -m"),
+            ("clocks_pinned", to.clocks_pinned, "sudo jetson_clocks"),
+        ):
+            found = state.get(key, "not told")
+            if wanted is not None and found != wanted:
+                text = f"{to.path}: [expect] {key} = {wanted}, and the device's is {found}"
+                raise DeviceError(f"{text}; {fix} there, or have edgeprune do it: [prepare]")
 
     def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
         """Write input arrays as files that `time`, `measure` and `outputs` take."""
@@ -205,7 +227,8 @@ class Bench:
             found = []
             for own in reply["models"]:
                 times, waited = tuple(own["times_ns"]), (own["waited_ns"], own["waits"])
-                run = Run(times, reply["peak_memory_bytes"], *waited, before, after)
+                copies = own.get("copies_ns", 0), own.get("fallbacks", 0)
+                run = Run(times, reply["peak_memory_bytes"], *waited, before, after, *copies)
                 found.append(Measured(run, self._runtime.node_times(own["nodes"]) if profiled else ()))
             if len(found) != count:
                 raise ValueError(f"times of {len(found)} models instead of {count}")
@@ -238,7 +261,7 @@ class Bench:
     ) -> Iterator[Mapping[str, Any]]:
         """One job a batch of models, in order; as many models on the device at a time as `LIMITS.call_bytes` holds."""
         files = [self._transport.put([path]) for path in inputs]
-        own = parts(self._transport, self._runtime)
+        own = parts(self._transport, self._target)
         for portion in _portions(batches):
             jobs = []
             for i, batch in enumerate(portion):
@@ -249,7 +272,8 @@ class Bench:
                     "threads": self._target.threads,
                     "models": [self._transport.put(_with_siblings(model)) for model in batch],
                     "inputs": files,
-                    "deadline_s": LIMITS.job_s * len(batch),
+                    "dla": self._target.dla,
+                    "deadline_s": self._runtime.deadline_s * len(batch),
                     "warmup_s": LIMITS.warmup_s,
                     "runs_min": LIMITS.timed_runs_min,
                     "runs_max": LIMITS.timed_runs_max,
@@ -262,7 +286,7 @@ class Bench:
                 jobs.append(job)
             # The device keeps the deadline of each job by its own clock; an emulated one's runs slower than ours.
             slowness = LIMITS.emulated_slowness if self._target.emulated else 1
-            deadline_s = LIMITS.job_s * sum(map(len, portion)) * slowness
+            deadline_s = self._runtime.deadline_s * sum(map(len, portion)) * slowness
             for job, batch, reply in zip(jobs, portion, self._transport.call(jobs, deadline_s), strict=True):
                 if reply.get("id") != job["id"]:
                     raise DeviceError("the device's replies are out of order")

@@ -47,7 +47,10 @@ PACKAGES = (
     "base-files base-passwd bash coreutils dash sed grep tar gzip util-linux mount hostname procps iproute2 libc-bin"
     " openssh-server openssh-sftp-server python3 passwd login libstdc++6 libgomp1 ncurses-base findutils mawk diffutils"
 )
-WHEELS = ("numpy==2.4.6", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0")
+# onnx is for the stand-in, which parses models with it.
+WHEELS = ("numpy==2.4.6", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0", "onnx==1.23.2")
+STAND_IN = Path(__file__).with_name("trtexec_standin.py")
+TRTEXEC = "usr/src/tensorrt/bin/trtexec"  # where JetPack has it
 PYTHON, GLIBC = (3, 11), (2, 36)  # of bookworm
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "sch_netem")
 DISK = "1G"  # sparse
@@ -387,6 +390,10 @@ def _wheels(root: Path) -> None:
     argv += ["--target", str(site), *installing.platform_options("aarch64", PYTHON, GLIBC), *WHEELS]
     _do(argv, LIMITS.board_build_s)
     (root / "usr/lib/python3/dist-packages/board.pth").write_text("/opt/site\n")
+    trtexec = root / TRTEXEC
+    trtexec.parent.mkdir(parents=True)
+    shutil.copyfile(STAND_IN, trtexec)
+    trtexec.chmod(0o755)
     if sys.version_info[:2] == PYTHON:  # else every process there compiles what it imports, which takes seconds
         folders = [str(site), str(root / "usr/lib/python3.11")]
         _do([sys.executable, "-m", "compileall", "-q", "-j", "0", "-s", str(root), *folders], LIMITS.board_build_s)

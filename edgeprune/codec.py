@@ -18,7 +18,7 @@ from edgeprune import types
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.store import read_capped
-from edgeprune.types import Budget, Deployment, Host, Preprocess, Profile, Project, Target
+from edgeprune.types import Budget, Deployment, Host, Prepare, Preprocess, Profile, Project, Target
 
 Noun = TypeVar("Noun")
 PROFILE_SCHEMA = 2
@@ -43,9 +43,6 @@ Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1
 # Nothing that a tool could take for an option, or a shell for a command.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:%@-]*$", max_length=255)]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
-
-# What the design has and this release has not.
-LATER = {"name": ("tensorrt",)}
 
 
 class _Section(BaseModel):
@@ -118,7 +115,8 @@ class _Connect(_Section):
 
 
 class _Runtime(_Section):
-    name: Literal["onnxruntime", "openvino", "tflite", "null"]
+    name: Literal["onnxruntime", "openvino", "tflite", "tensorrt", "null"]
+    dla: Annotated[int | None, Field(ge=0, le=7, description="the number of a DLA core, such as 0")] = None
     threads: Threads = 1
     precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
 
@@ -126,6 +124,13 @@ class _Runtime(_Section):
 class _Expect(_Section):
     emulated: Annotated[bool, Field(description="true or false")] = False
     simulated: Annotated[bool, Field(description="true or false")] = False
+    power_mode: Annotated[Name | None, Field(description='a power mode as nvpmodel names it, such as "MAXN"')] = None
+    clocks_pinned: Annotated[bool | None, Field(description="true or false")] = None
+
+
+class _Prepare(_Section):
+    power_mode: Annotated[Name | None, Field(description='a power mode as nvpmodel names it, such as "MAXN"')] = None
+    jetson_clocks: Annotated[bool, Field(description="true or false")] = False
 
 
 class _Deploy(_Section):
@@ -141,6 +146,7 @@ class _TargetFile(_Section):
     connect: _Connect
     runtime: _Runtime
     expect: _Expect = _Expect()
+    prepare: _Prepare | None = None
     deploy: _Deploy = _Deploy()
 
 
@@ -195,17 +201,20 @@ def read_target(path: Path) -> Target:
     if not re.fullmatch(r"\w[\w.-]*", path.stem):  # it names folders, so it may not lead out of them
         raise _usage(f"{path}: a target's name may hold letters, digits, '_', '-' and '.'; rename the file")
     file = _read_toml(path, _TargetFile)
+    if file.runtime.name != "tensorrt" and (file.runtime.dla is not None or file.prepare is not None):
+        raise _usage(f'{path}: [runtime] dla and [prepare] need [runtime] name = "tensorrt"')
     return Target(
-        path,
-        path.stem,
-        file.connect.transport,
-        file.runtime.name,
-        file.runtime.threads,
-        file.runtime.precision,
-        _host(path, file.connect),
-        file.expect.emulated,
-        file.expect.simulated,
-        _deployment(path, file),
+        path=path,
+        name=path.stem,
+        transport=file.connect.transport,
+        runtime=file.runtime.name,
+        threads=file.runtime.threads,
+        precision=file.runtime.precision,
+        host=_host(path, file.connect),
+        dla=file.runtime.dla,
+        **file.expect.model_dump(),
+        prepare=Prepare(**file.prepare.model_dump()) if file.prepare else None,
+        deploy=_deployment(path, file),
     )
 
 
@@ -322,8 +331,6 @@ def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[Bas
     field = _field(shape, loc)
     if get_args(field.annotation) and kind == "literal_error":
         choices = [str(value) for value in get_args(field.annotation)]
-        if given in LATER.get(key, ()):
-            return f"{what} = {_shown(given)} is not supported yet; known: {', '.join(choices)}"
         return f"{what} = {_shown(given)} is unknown{_nearest(str(given), choices)}"
     return f"{what} must be {_wanted(shape, loc)}, not {_shown(given)}"
 

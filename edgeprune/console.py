@@ -17,10 +17,14 @@ from edgeprune.transports.base import printable
 from edgeprune.types import Artifact, Check, Confirmed, Explanation, Figures, Groups, Plan, Release, Result, Verdict
 
 
-def mark(figures: Result | Verdict | Explanation) -> str:
+def kinds(figures: Result | Verdict | Explanation) -> list[str]:
     """What figures of an emulated device, or of a runtime that is a stand-in, say of themselves wherever they appear."""
-    kinds = [kind for kind in ("emulated", "simulated") if getattr(figures, kind)]
-    return f" ({' and '.join(kinds)}: no measure of a physical device)" if kinds else ""
+    return [kind for kind in ("emulated", "simulated") if getattr(figures, kind)]
+
+
+def mark(figures: Result | Verdict | Explanation) -> str:
+    """The same as a sentence's end."""
+    return f" ({' and '.join(kinds(figures))}: no measure of a physical device)" if kinds(figures) else ""
 
 
 class Watcher:
@@ -131,9 +135,8 @@ def releases_table(releases: Sequence[Release]) -> Table:
         known, verdict = release.manifest, release.manifest.verdict
         runtime = f"{known.runtime} {known.device.runtime_version}, {known.precision}"
         figures = (f"{verdict.pruned.p50_ms:.3f}", f"{verdict.budget_ms:.3f}", f"{verdict.pruned.metric:.4f}")
-        shown.add_row(
-            *(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, verdict.outcome + mark(verdict)))
-        )
+        told = ", ".join([verdict.outcome, *kinds(verdict)])
+        shown.add_row(*(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, told)))
     return shown
 
 
@@ -189,10 +192,9 @@ def explanation_line(found: Explanation) -> str:
 def table(result: Result) -> Table:
     """Before and after, one row a figure."""
     before, after = result.baseline, result.pruned
-    kinds = [kind for kind in ("emulated", "simulated") if getattr(result, kind)]
     shown = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{result.target} ({', '.join([result.runtime, result.precision, *kinds])})",
+        title=f"{result.target} ({', '.join([result.runtime, result.precision, *kinds(result)])})",
         title_justify="left",
     )
     before_in = "before" if result.precision == "fp32" else "before, fp32"

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune import codec, runtimes, transports
+from edgeprune import codec, transports
 from edgeprune.agent import RELEASING, RUNNER, SNIPPETS
 from edgeprune.bench import identified, parts
 from edgeprune.errors import (
@@ -105,7 +105,7 @@ def bundle(
         model=files[0].name,
         precision=artifact.precision,
         threads=target.threads,
-        options=runtimes.RUNTIMES[target.runtime].options(files[0]),
+        dla=target.dla,
         artifact=artifact.sha256,
         relative_error=RELATIVE_ERROR,
         device=device,
@@ -230,8 +230,8 @@ def _runs(release: Release, wanted: Manifest) -> bool:
     return (
         release.state == "current"
         and known is not None
-        and (known.service, known.artifact, known.threads, known.options, known.files["runner.py"])
-        == (wanted.service, wanted.artifact, wanted.threads, wanted.options, wanted.files["runner.py"])
+        and (known.service, known.artifact, known.threads, known.dla, known.files["runner.py"])
+        == (wanted.service, wanted.artifact, wanted.threads, wanted.dla, wanted.files["runner.py"])
     )
 
 
@@ -265,7 +265,7 @@ Order = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 def _orders(transport: Transport, target: Target) -> Order:
     """Gives the device's part of this verb a job: its reply, or our error."""
     releasing = transport.put([RELEASING])
-    own = parts(transport, runtimes.RUNTIMES[target.runtime]).get("parts", [])
+    own = parts(transport, target).get("parts", [])
     slowness = LIMITS.emulated_slowness if target.emulated else 1
 
     def order(job: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -302,13 +302,16 @@ def _current(order: Order, host: str, service: str) -> Release:
 
 def _release(host: str, entry: Any) -> Release:
     try:
-        manifest = None
-        if "damage" not in entry:
-            manifest = codec.loads(Manifest, codec.dumps(entry["manifest"]), f"{host}: manifest.json")
+        manifest, damage = None, printable(str(entry.get("damage", "")))
+        if not damage:
+            try:
+                manifest = codec.loads(Manifest, codec.dumps(entry["manifest"]), f"{host}: manifest.json")
+            except UsageError:
+                damage = "made by another version of edgeprune"
         service, digest, state = (printable(str(entry[key]), 100) for key in ("service", "digest", "state"))
         since = int(entry["since_s"]) if "since_s" in entry else None
-        return Release(host, service, digest, state, since, manifest, printable(str(entry.get("damage", ""))))
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+        return Release(host, service, digest, state, since, manifest, damage)
+    except (KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"{host}: its releases cannot be read: {printable(str(error))}") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import codec, installing, runtimes, transports
+from edgeprune.bench import parts
 from edgeprune.errors import EdgepruneError
 from edgeprune.transports.base import ask, printable
 from edgeprune.types import THROTTLED_NOW, Finding, Target
@@ -69,6 +70,7 @@ def _device(target: Target) -> Iterator[Finding]:
             machine, python, _ = installing.platform_of(target, facts)
             yield Finding("ok", f"device: {machine}, Python {'.'.join(map(str, python))}")
         there = installing.version_there(transport, target)
+        state = ask(transport, {"mode": "state", "runtime": target.runtime, **parts(transport, target)})
     if there is not None:
         yield Finding("ok", f"{target.runtime} {there} on the device")
     else:
@@ -78,7 +80,7 @@ def _device(target: Target) -> Iterator[Finding]:
     skew = float(facts["clock_s"]) - time.time()
     if abs(skew) > SKEW_S:
         yield Finding("warn", f"the device's clock is off by {skew:.0f} s", "sudo timedatectl set-ntp true")
-    yield from _state(target, facts["conditions"], int(facts["cores"]))
+    yield from _state(target, state["conditions"], int(facts["cores"]))
 
 
 def _free(where: str, free: int) -> Finding:
@@ -104,6 +106,15 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
         hot = int(state["temperature_mc"]) > HOT_MC
         fix = "give it a heat sink or a fan: it slows down when hot" if hot else ""
         yield Finding("warn" if hot else "ok", f"{int(state['temperature_mc']) / 1000:.0f} °C", fix)
+    if "power_mode" in state:
+        name = printable(str(state["power_mode"]), 40)
+        wanted = target.power_mode
+        fix = f"sudo nvpmodel -m, or mend [expect] power_mode in {target.path}" if wanted not in (None, name) else ""
+        yield Finding("fail" if fix else "ok", f"power mode {name}" + (f", {wanted} is expected" if fix else ""), fix)
+    if "clocks_pinned" in state:
+        pinned = bool(state["clocks_pinned"])
+        fix = "" if pinned else "sudo jetson_clocks"
+        yield Finding("ok" if pinned else "warn", "clocks are pinned" if pinned else "the GPU's clock may vary", fix)
     if "throttled" in state:
         flags = int(state["throttled"])
         fix = "use the power supply made for it, and cool it; then restart it" if flags else ""

@@ -17,6 +17,7 @@ class Limits:
     # the device
     identify_s: float = 60.0
     job_s: float = 120.0  # one fresh process, from start to reply
+    engine_s: float = 900.0  # one with an engine to be built on the device first
     reply_bytes: int = 2 << 20  # one framed reply; as Python objects it may take thirty times as much
     noise_bytes: int = 64 << 20  # around the frames of one request
     output_bytes: int = 64 << 20  # one file that comes back

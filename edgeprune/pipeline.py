@@ -749,11 +749,12 @@ class Road:
                 return key("survey"), t.runtime, _version(self._runtime.converter)
             case "precision":
                 quantizer, device = _version(self._runtime.quantizer), self.device.identity
-                return key("baseline"), quantizer, device, t.threads, t.precision, data, p.metric, p.max_metric_drop
+                where = device, t.threads, t.dla, t.precision
+                return key("baseline"), quantizer, *where, data, p.metric, p.max_metric_drop
             case "scores":
                 return key("survey"), p.importance, data, p.loss
             case "plan":
-                return key("scores"), self.device.identity, t.threads, self.precision, str(p.budget)
+                return key("scores"), self.device.identity, t.threads, t.dla, self.precision, str(p.budget)
             case "prune":
                 return (key("plan"),)
             case "finetune":
@@ -767,7 +768,8 @@ class Road:
     @property
     def _profile_path(self) -> Path:
         t = self.target
-        key = digest([self.groups.network, self.device.identity, t.threads, self.precision])[:8]
+        dla = [] if t.dla is None else [t.dla]
+        key = digest([self.groups.network, self.device.identity, t.threads, self.precision, *dla])[:8]
         return self.project.path.parent / "profiles" / t.name / f"{self.project.name}-{key}.json"
 
     def _keep(self, profile: Profile) -> None:

@@ -154,12 +154,21 @@ class Deployment:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """What is changed on a device while it measures, and put back after: nvpmodel's mode by name, and pinned clocks."""
+
+    power_mode: str | None = None
+    jetson_clocks: bool = False
+
+
+@dataclass(frozen=True)
 class Target:
     """`targets/NAME.toml` as read: how to reach a device and what runs there.
 
     `precision` is "fp32", "fp16", "int8", or "auto": whatever is fastest and keeps the metric. `emulated` and `simulated` say
     that an emulated device, or one whose runtime is a stand-in, is what the user wants: its figures are no measure of a real
-    one.
+    one. `dla` is the core of the deep-learning accelerator to use, `power_mode` (nvpmodel's name) and `clocks_pinned` are what
+    a Jetson must be in, and `prepare` is what is done to it.
     """
 
     path: Path
@@ -171,6 +180,10 @@ class Target:
     host: Host | None = None
     emulated: bool = False
     simulated: bool = False
+    dla: int | None = None
+    power_mode: str | None = None
+    clocks_pinned: bool | None = None
+    prepare: Prepare | None = None
     deploy: Deployment = field(default_factory=lambda: Deployment())
 
 
@@ -333,7 +346,9 @@ CROWDED = 0.2  # share of its time and of its runs in which a process may have w
 class Run:
     """One fresh process: its raw times in the order taken, after warm-up, its peak memory and the conditions around them.
 
-    `waited_ns` is how long it waited for a processor that other processes had, `waits` how often.
+    `waited_ns` is how long it waited for a processor that other processes had, `waits` how often. On a GPU the
+    times are the GPU's own, and `copies_ns` is what the copies to it and back take beside one of them; `fallbacks` is how many
+    layers its deep-learning accelerator left to it.
     """
 
     times_ns: tuple[int, ...]
@@ -342,11 +357,13 @@ class Run:
     waits: int = 0
     before: Conditions = field(default_factory=dict)
     after: Conditions = field(default_factory=dict)
+    copies_ns: int = 0
+    fallbacks: int = 0
 
     def __post_init__(self) -> None:
         if not self.times_ns or any(t <= 0 for t in self.times_ns) or self.peak_memory_bytes <= 0:
             raise ValueError("a run holds at least one time, all of them above zero, and a peak memory above zero")
-        if self.waited_ns < 0 or self.waits < 0:
+        if min(self.waited_ns, self.waits, self.copies_ns, self.fallbacks) < 0:
             raise ValueError("a process cannot wait less than not at all")
 
     @property
@@ -356,6 +373,8 @@ class Run:
             return "the processor was throttled"
         if self.before.get("boot_id") != self.after.get("boot_id"):
             return "the device was reset"
+        if self.before.get("power_mode") != self.after.get("power_mode"):
+            return "the power mode was changed"
         # A few long waits among many runs leave the median alone.
         if self.waited_ns > CROWDED * sum(self.times_ns) and self.waits > CROWDED * len(self.times_ns):
             return "other processes had the processor"
@@ -685,8 +704,8 @@ class Verdict:
 class Manifest:
     """What a bundle holds and what it was verified on: the part of it that is signed.
 
-    `model` is the file to load, `options` what its runtime needs beside it, `relative_error` how far the kept output may be
-    missed, of the largest one, `files` are {name: (bytes, SHA-256)}.
+    `model` is the file to load, `relative_error` how far the kept output may be missed, of the largest one, `files` are {name:
+    (bytes, SHA-256)}.
     """
 
     schema: int
@@ -698,7 +717,7 @@ class Manifest:
     model: str
     precision: str
     threads: int
-    options: dict[str, Any]
+    dla: int | None
     artifact: str
     relative_error: float
     device: Device

@@ -281,6 +281,11 @@ def _latency(
     note = f"{text}; {len(samples[1].runs)} processes each, interleaved"
     if discarded:
         note += f"; {discarded} disturbed ones discarded"
+    runs = samples[1].runs
+    if any(run.copies_ns for run in runs):
+        note += f"; on the GPU; copies to it and back: {np.median([run.copies_ns for run in runs]) / 1e6:.4g} ms more"
+    if any(run.fallbacks for run in runs):
+        note += f"; {max(run.fallbacks for run in runs)} layers fell back from the DLA to the GPU"
     checks = [Check("latency_p50_ms", outcome, stats.latency(samples[1]).mid / 1e6, budget_ns / 1e6, note)]
     if not same:  # against itself, a tail can only be inconclusive
         tail = stats.ratio(samples[1], samples[0], q=0.9)

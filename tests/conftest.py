@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from small import FILE, MODULE, Finished, command
 from sshd import SSHD, Sshd, start
+
+from edgeprune import trtexec_standin
 
 TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board")
 
@@ -72,6 +76,23 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         server.proxy.close()
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a stand-in for some version of trtexec first in PATH, and engines into a folder of the test's."""
+
+    def put(version: str) -> None:
+        folder = tmp_path / "trtexec"
+        folder.mkdir(exist_ok=True)
+        _, _, text = Path(trtexec_standin.__file__).read_text().partition("\n")
+        (folder / "trtexec").write_text(f"#!{sys.executable}\n{text}")
+        (folder / "trtexec").chmod(0o755)
+        (folder / "standin-version").write_text(version)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        monkeypatch.setenv("HOME", str(tmp_path))
+
+    return put
 
 
 @pytest.fixture(scope="session")

@@ -71,13 +71,39 @@ def serve():
         return
     folder = work_folder(lease)
     try:
+        undo()  # of an agent that was killed
         host.reply({"pid": os.getpid(), "boot_id": boot_id()})
         while True:
             for job in host.next_request()["jobs"]:
                 host.reply(dict(answer(job, folder, host), id=job["id"]))
     finally:
+        undo()
         shutil.rmtree(folder, ignore_errors=True)
         del lease
+
+
+def undo():
+    """Put back what a job changed on this machine, by the commands that it wrote down beforehand."""
+    path = os.path.join(home(), "undo.json")
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        with open(path) as file:
+            commands = json.load(file)
+        for argv in commands:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(
+                    argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30
+                )
+        os.unlink(path)
+
+
+def write_undo(commands):
+    """Have these commands run when the agent ends, or when the next one starts."""
+    path = os.path.join(home(), "undo.json")
+    with open(path + ".new", "w") as file:
+        json.dump(commands, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
 
 
 def work_folder(lease):
@@ -286,7 +312,6 @@ def examine(job):
         "clock_s": time.time(),
         "cores": len(os.sched_getaffinity(0)),
         "pip": has("pip"),
-        "conditions": conditions(),
     }
 
 
@@ -427,7 +452,7 @@ def work(writer):
     if os.path.isdir(site):
         sys.path.insert(0, site)
     try:
-        modes = {"identify": identify, "time": time_runs, "outputs": outputs}
+        modes = {"identify": identify, "state": state, "time": time_runs, "outputs": outputs}
         for path in job.get("parts", ()):
             modes.update(load_part(path))
         reply = modes[job["mode"]](job)
@@ -516,7 +541,12 @@ def first_line(path):
         return ""
 
 
-def conditions():
+def state(job):
+    """The state that times would be taken in now."""
+    return {"conditions": conditions(RUNTIMES[job["runtime"]])}
+
+
+def conditions(runtime):
     """The state that times are taken in; a fact that this machine does not tell is left out."""
     found = {"boot_id": boot_id(), "load": os.getloadavg()[0]}
     zones = [first_line("/sys/class/thermal/%s/temp" % name) for name in listed("/sys/class/thermal")]
@@ -532,6 +562,8 @@ def conditions():
     throttled = vcgencmd_throttled()
     if throttled is not None:
         found["throttled"] = throttled
+    if hasattr(runtime, "conditions"):
+        found.update(runtime.conditions())
     return found
 
 
@@ -559,12 +591,16 @@ def time_runs(job):
 
     Several models take turns in one process: whatever slows this machine for a moment, slows all of them.
     """
-    before = conditions()
-    models = [RUNTIMES[job["runtime"]](job, path) for path in job["models"]]
-    replies = take_turns([model.run for model in models], job)
-    peak, after = peak_memory(), conditions()
+    runtime = RUNTIMES[job["runtime"]]
+    before = conditions(runtime)
+    if hasattr(runtime, "measured"):  # by a program of its own
+        replies, peak = runtime.measured(job)
+    else:
+        replies = take_turns([model.run for model in [runtime(job, path) for path in job["models"]]], job)
+        peak = peak_memory()
+    after = conditions(runtime)
     for reply, path in zip(replies, job.get("profiled", ())):
-        reply["nodes"] = RUNTIMES[job["runtime"]].profile(job, path)
+        reply["nodes"] = runtime.profile(job, path)
     return {"models": replies, "peak_memory_bytes": peak, "before": before, "after": after}
 
 

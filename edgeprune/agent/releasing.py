@@ -231,7 +231,7 @@ def refuse_older(manifest, service):
 def prepare(folder, manifest):
     """What can only be made on this device, beside what was signed: TensorRT's engine."""
     if manifest["runtime"] == "tensorrt":
-        engine = agent.RUNTIMES["tensorrt"].engine(os.path.join(folder, manifest["model"]), manifest["options"])
+        engine = agent.RUNTIMES["tensorrt"].engine(os.path.join(folder, manifest["model"]), manifest["dla"])
         shutil.copyfile(engine, os.path.join(folder, "engine.plan"))
         agent.sync(os.path.join(folder, "engine.plan"))
 

@@ -15,6 +15,7 @@ In a program of yours, which sees a new release once it loads `current` again:
 import glob
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -78,22 +79,30 @@ def tensorrt(path, manifest):
     """By trtexec, on the engine that was built here; a program that serves loads engine.plan itself, see load.cpp."""
     import numpy
 
-    engine = os.path.join(os.path.dirname(path), "engine.plan")
+    folder = os.path.dirname(path)
+    with open(os.path.join(folder, "build.json")) as file:
+        build = json.load(file)
+    argv = [shutil.which("trtexec") or "/usr/src/tensorrt/bin/trtexec"]
+    argv += ["--loadEngine=" + os.path.join(folder, "engine.plan"), "--iterations=1", "--warmUp=0", "--duration=0"]
+    if manifest["dla"] is not None:
+        argv.append("--useDLACore=%d" % manifest["dla"])
 
     def call(inputs):
-        with tempfile.TemporaryDirectory() as folder:
-            fed = []
-            for (name, _), array in zip(manifest["inputs"], inputs):
-                array.tofile(os.path.join(folder, "input-%d" % len(fed)))
-                fed.append("'%s':%s" % (name, os.path.join(folder, "input-%d" % len(fed))))
-            out = os.path.join(folder, "out.json")
-            argv = [manifest["trtexec"], "--loadEngine=" + engine, "--loadInputs=" + ",".join(fed)]
-            argv += ["--exportOutput=" + out, "--iterations=1", "--warmUp=0", "--duration=0"]
-            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, timeout=120)
+        with tempfile.TemporaryDirectory() as work:
+            places = [os.path.join(work, "input-%d" % i) for i in range(len(inputs))]
+            for array, place in zip(inputs, places):
+                array.tofile(place)
+            fed = ",".join("'%s':%s" % pair for pair in zip(build["inputs"], places))
+            out = os.path.join(work, "out.json")
+            asked = [*argv, "--loadInputs=" + fed, "--exportOutput=" + out]
+            subprocess.run(asked, check=True, stdout=subprocess.DEVNULL, timeout=120)
             with open(out) as file:
-                found = json.load(file)
-        shapes = [[int(size) for size in output["dimensions"].split("x")] for output in found]
-        return [numpy.array(output["values"], "float32").reshape(shape) for output, shape in zip(found, shapes)]
+                found = {output["name"]: output for output in json.load(file)}
+        results = []
+        for name in build["outputs"]:
+            shape = [int(size) for size in found[name]["dimensions"].split("x")]
+            results.append(numpy.array(found[name]["values"], "float32").reshape(shape))
+        return results
 
     return call
 

@@ -6,6 +6,9 @@ from edgeprune.runtimes.base import Runtime
 from edgeprune.runtimes.null import Null
 from edgeprune.runtimes.onnxruntime import OnnxRuntime
 from edgeprune.runtimes.openvino import OpenVino
+from edgeprune.runtimes.tensorrt import TensorRt
 from edgeprune.runtimes.tflite import TfLite
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(), OpenVino(), TfLite(), Null())}
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime for runtime in (OnnxRuntime(), OpenVino(), TfLite(), TensorRt(), Null())
+}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import RuntimeMissing, UsageError
+from edgeprune.limits import LIMITS
 
 NodeTimes = tuple[tuple[str, int], ...]  # (node, nanoseconds), in the order of execution; names may repeat
 Calls = Sequence[Sequence[np.ndarray]]  # calls: the inputs of each, in order
@@ -29,6 +30,7 @@ class Runtime(ABC):
     packages: tuple[str, ...]  # what a device needs of it, as pip knows them
     part: Path | None = None  # its half on the device, where that is a file of its own
     converter: str  # the package that makes the artifact on the host
+    deadline_s: float = LIMITS.job_s  # of one job with one model on a device
     quantizer: str  # the package that lowers the precision on the host
     install: str  # the command that brings it to the host, or to a local device
     # What a target's `precision` may stand for: artifacts of which the fastest that is accurate enough is taken.
@@ -67,10 +69,6 @@ class Runtime(ABC):
 
         Raises `UsageError` where the model cannot be converted and `RuntimeMissing` where a package is not installed.
         """
-
-    def options(self, model: Path) -> dict[str, Any]:
-        """What it takes beside the model's file to run it on a device."""
-        return {}
 
     def instrument(self, model: Path) -> Path:
         """The file whose profile gives the node times: the model itself where the runtime has a profiler."""

@@ -36,7 +36,11 @@ class OnnxRuntime(Runtime):
             return (exported.rename(path),)
         try:
             with silenced():
-                {"fp16": _halved, "int8": _quantized}[precision](exported, path, samples)
+                if precision == "fp16":
+                    halved(exported, path)
+                else:
+                    # What the kernels of x86 and ARM multiply: bytes without a sign by bytes with one.
+                    quantized(exported, path, samples, "QUInt8")
         except Exception as error:  # the tools' own have no base
             raise UsageError(f"onnxruntime cannot make the model {precision}: {told(error)}") from error
         exported.unlink()
@@ -47,15 +51,19 @@ class OnnxRuntime(Runtime):
         return tuple((ADDED.sub("", node["name"]), int(node["ns"])) for node in nodes)
 
 
-def _halved(exported: Path, path: Path, samples: Calls) -> None:
+def halved(exported: Path, path: Path) -> None:
+    """Write the model with tensors of 16 bits inside, inputs and outputs as they are."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
-    onnx.save(convert_float_to_float16(onnx.load(exported), keep_io_types=True), path)
+    model = convert_float_to_float16(onnx.load(exported), keep_io_types=True)
+    OnnxModel(model).topological_sort()  # it leaves casts at the end, which the standard does not allow
+    onnx.save(model, path)
 
 
-def _quantized(exported: Path, path: Path, samples: Calls) -> None:
-    """Bytes with a sign for weights, by channel, and without for activations: what the kernels of x86 and ARM multiply."""
+def quantized(exported: Path, path: Path, samples: Calls, activations: str, **extra: bool) -> None:
+    """Write the model with pairs of quantise and dequantise around its operators; weights are signed bytes, by channel."""
     from onnxruntime import quantization
 
     quantization.quantize_static(
@@ -63,9 +71,10 @@ def _quantized(exported: Path, path: Path, samples: Calls) -> None:
         path,
         _Reader(exported, samples),
         quant_format=quantization.QuantFormat.QDQ,
-        activation_type=quantization.QuantType.QUInt8,
+        activation_type=quantization.QuantType[activations],
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
+        extra_options=extra,
     )
 
 

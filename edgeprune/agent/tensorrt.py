@@ -1,0 +1,508 @@
+"""TensorRT on a device, by its trtexec: engines are built here, from ONNX, kept here, and never come from elsewhere.
+
+A part of the agent (`agent` is the agent's module). Standard library and numpy; Python 3.8 and up. What trtexec takes and
+says is as in NVIDIA/TensorRT's samples/common (8.4 to 11.1), see docs/jetson.md. Beside each model.onnx lies a build.json:
+
+    {"precision": "fp32" | "fp16" | "int8", "inputs": [name, …], "outputs": [name, …], "builds": how often, to keep the best}
+
+    ~/.edgeprune/engines/
+      KEY.plan, KEY.json      by digest of the model, TensorRT, GPU and flags; the least recently used go first
+      timing-KEY.cache        what TensorRT measured of its kernels: the same choice at every build
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+
+agent = globals()["agent"]  # put there by the agent, which loads this
+
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
+MODES_FILE = "/etc/nvpmodel.conf"
+BANNER = re.compile(r"&&&& (RUNNING|PASSED|FAILED) TensorRT\.trtexec(?: \[TensorRT v(\d+)\])?((?: \[[\w-]+\])*) #")
+STAND_IN = "[stand-in]"
+FELL_BACK = re.compile(r"Layer '(.+)' \(\w+\): Unsupported on DLA\. Switching this layer's device type to GPU")
+FELL_BACK_OLD = re.compile(
+    r"Default DLA is enabled but layer (.+) is not supported on DLA, falling back to GPU"
+)  # up to 8.2
+LINE = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([VIWEF])\] (.*)$")
+HELP_S = 30.0
+WARM_UP_MS = 200
+PROFILED_RUNS = 100
+BEST_OF_S = 0.5  # for each of several engines that differ
+ENGINE_BYTES = 2 << 30
+LOG_BYTES = 256 << 20
+TOLD_LINES = 4  # of trtexec's errors
+
+
+# --------------------------------------------------------------------------------------- asking: argv, by version
+
+
+def build_argv(version, onnx, plan, cache, precision, dla):
+    """What builds an engine. Precision lives in the ONNX; builder flags only where that version needs them for it."""
+    argv = ["--onnx=" + onnx, "--saveEngine=" + plan, "--timingCacheFile=" + cache, "--profilingVerbosity=detailed"]
+    argv.append("--skipInference" if version >= (8, 6) else "--buildOnly")
+    if version < (10, 0):
+        argv += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8"]}[precision]
+    elif version < (11, 0) and dla is None:  # 11 knows nothing else
+        argv.append("--stronglyTyped")
+    elif version < (11, 0):  # a strongly typed network cannot go to the DLA
+        argv += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[precision]
+    if precision == "fp32":
+        argv.append("--noTF32")  # fp32 is what it says
+    if dla is not None:
+        argv += ["--useDLACore=%d" % dla, "--allowGPUFallback", "--verbose"]
+    return argv
+
+
+def run_argv(version, plan, inputs, dla):
+    """What every inference has in common: inputs are (name, file). Copies are part of it, and told apart."""
+    argv = ["--loadEngine=" + plan]
+    if inputs:
+        argv.append("--loadInputs=" + ",".join("'%s':%s" % pair for pair in inputs))
+    if dla is not None:
+        argv.append("--useDLACore=%d" % dla)
+    # 11 leaves copies out and captures a graph unless told otherwise; before, one asks for what 11 does by itself.
+    return argv + (["--includeDataTransfers", "--noCudaGraph"] if version >= (11, 0) else ["--useSpinWait"])
+
+
+def time_argv(times, iterations, seconds):
+    """Whole-network times, no profiler; seconds are whole, and iterations at least so many."""
+    return [
+        "--warmUp=%d" % WARM_UP_MS,
+        "--duration=%d" % seconds,
+        "--iterations=%d" % iterations,
+        "--exportTimes=" + times,
+    ]
+
+
+def profile_argv(version, profile, layers):
+    """Times by layer, and what the layers are made of: a run of its own, since profiling slows it down."""
+    argv = ["--warmUp=%d" % WARM_UP_MS, "--duration=0", "--iterations=%d" % PROFILED_RUNS]
+    argv += ["--dumpProfile", "--exportProfile=" + profile, "--exportLayerInfo=" + layers]
+    return argv if version >= (11, 0) else [*argv, "--separateProfileRun"]
+
+
+def output_argv(output):
+    """One inference, and its outputs."""
+    return ["--warmUp=0", "--duration=0", "--iterations=1", "--exportOutput=" + output]
+
+
+# ------------------------------------------------------------------------------------ understanding: pure parsers
+
+
+def version_of(text):
+    """The version in trtexec's first line, (major, minor, patch), and whether it is a stand-in.
+
+    Up to 9 the banner holds a thousand a major version (v8502 is 8.5.2), since 10 ten thousand (v100300 is 10.3.0).
+    """
+    found = BANNER.search(text)
+    if found is None or found.group(2) is None:
+        raise agent.Failed("runtime-missing", "trtexec does not say its version: %s" % text[:200])
+    number = int(found.group(2))
+    unit = 10000 if number >= 100000 else 1000
+    return (number // unit, number % unit // 100, number % 100), STAND_IN in found.group(3)
+
+
+def passed(text, code):
+    """Whether trtexec did what it was asked: its exit status alone is not enough, since it may crash after its work."""
+    ends = [match.group(1) for match in BANNER.finditer(text)]
+    return code == 0 and bool(ends) and ends[-1] == "PASSED"
+
+
+def errors_of(text):
+    """The errors that trtexec told, in one line."""
+    found = [m.group(2) for m in map(LINE.match, text.splitlines()) if m and m.group(1) in "EF"]
+    return "; ".join(line.strip() for line in found[:TOLD_LINES]) or "it said nothing"
+
+
+def fallbacks_of(text):
+    """The layers that the DLA could not take."""
+    return sorted({name for pattern in (FELL_BACK, FELL_BACK_OLD) for name in pattern.findall(text)})
+
+
+def times_of(text):
+    """Nanoseconds on the GPU by run, and of the copies to it and back (medians together), from --exportTimes."""
+    runs = numbers(json.loads(text))
+    if not runs:
+        raise ValueError("no run was timed")
+    copies = sorted(run["h2dMs"] + run["d2hMs"] for run in runs)
+    return [max(1, round(1e6 * run["computeMs"])) for run in runs], round(1e6 * copies[len(copies) // 2])
+
+
+def numbers(runs):
+    for run in runs:
+        for key in ("computeMs", "h2dMs", "d2hMs"):
+            if not 0 <= run[key] < 1e9:
+                raise ValueError("%s is %r" % (key, run[key]))
+    return runs
+
+
+def layers_of(profile, layers):
+    """Nanoseconds by layer from --exportProfile, with the ONNX nodes in each where --exportLayerInfo tells (since 8.6)."""
+    known = {}
+    for layer in json.loads(layers).get("Layers", []):
+        if isinstance(layer, dict):
+            known[layer["Name"]] = layer.get("Metadata", "")
+    found = []
+    for row in json.loads(profile):
+        if "name" in row:
+            ms = row.get("medianMs", row["averageMs"])
+            if not 0 <= ms < 1e9:
+                raise ValueError("%s takes %r ms" % (row["name"], ms))
+            onnx = re.findall(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$)", known.get(row["name"], ""))
+            found.append({"name": row["name"], "ns": round(1e6 * ms), "onnx": onnx})
+    return found
+
+
+def outputs_of(text, numpy):
+    """The outputs of the last run by name, from --exportOutput: fp32 arrays, six digits."""
+    found = {}
+    for output in json.loads(re.sub(r"(?<=[\[,\s])-?nan(?=[\],\s])", "NaN", text)):
+        shape = [int(size) for size in output["dimensions"].split("x")]
+        found[output["name"]] = numpy.array(output["values"], "float32").reshape(shape)
+    return found
+
+
+def power_mode_of(text):
+    """The power mode's name and number, as `nvpmodel -q` says; None where it does not. Warnings may stand before and after."""
+    name = None
+    for line in text.splitlines():
+        if "NV Power Mode:" in line:
+            name = line.partition("NV Power Mode:")[2].strip()
+        elif name and line.strip().isdigit():
+            return name, int(line)
+    return None
+
+
+def power_modes_of(text):
+    """{name: number} of /etc/nvpmodel.conf."""
+    return {name: int(number) for number, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", text)}
+
+
+def tegrastats_of(line):
+    """What a line of tegrastats tells of clocks (MHz) and power (mW): only what is there, which depends on board and user."""
+    found = {}
+    emc = re.search(r"\bEMC_FREQ \d+%@(\d+)", line)
+    gpu = re.search(r"\bGR3D_FREQ (?:\d+%)?@(?:\[([\d,]+)\]|(\d+))", line)
+    power = re.search(r"\b(?:VDD_IN|POM_5V_IN) (\d+)(?:mW)?/", line)
+    if emc:
+        found["emc_mhz"] = int(emc.group(1))
+    if gpu:
+        found["gpu_mhz"] = max(int(value) for value in (gpu.group(1) or gpu.group(2)).split(","))
+    if power:
+        found["power_mw"] = int(power.group(1))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- running it
+
+
+def trtexec():
+    """trtexec's path, by PATH and then where JetPack puts it."""
+    found = shutil.which("trtexec") or (TRTEXEC if os.access(TRTEXEC, os.X_OK) else None)
+    if found is None:
+        raise agent.Failed("runtime-missing", "there is no trtexec, neither in PATH nor at %s" % TRTEXEC)
+    return found
+
+
+KNOWN = {}
+
+
+def known_version():
+    """trtexec's version, and whether it is a stand-in."""
+    if not KNOWN:
+        try:
+            done = subprocess.run(
+                [trtexec(), "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                timeout=HELP_S,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise agent.Failed("runtime-missing", "trtexec does not run: %s" % error)
+        KNOWN["version"] = version_of(done.stdout.decode("utf-8", "backslashreplace"))
+    return KNOWN["version"]
+
+
+def ran(arguments, doing):
+    """What trtexec said, and the most memory it held; `Failed` where it did not pass."""
+    with open("trtexec.log", "w+b") as log:
+        process = subprocess.Popen([trtexec(), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+        log.seek(0)
+        text = log.read(LOG_BYTES).decode("utf-8", "backslashreplace")
+    if not passed(text, process.returncode):
+        kind = "load" if doing == "build" else "run"
+        raise agent.Failed(kind, "trtexec cannot %s it (%d): %s" % (doing, process.returncode, errors_of(text)))
+    return text, usage.ru_maxrss * 1024
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+class TensorRt:
+    """A model as an engine of this device."""
+
+    def __init__(self, job, path, first=False):
+        self.dla = job.get("dla")
+        self.plan = self.engine(path, self.dla)
+        self.build = how_to_build(path)
+        self.fed = self.files(agent.load_inputs(job, first)) if job.get("inputs") else []
+
+    @staticmethod
+    def version():
+        return ".".join(map(str, known_version()[0]))
+
+    @staticmethod
+    def simulated():
+        return known_version()[1]
+
+    def files(self, arrays):
+        """The inputs as trtexec reads them: raw bytes."""
+        found = []
+        for name, array in zip(self.build["inputs"], arrays):
+            found.append((name, os.path.abspath("trtexec-input-%d" % len(found))))
+            array.tofile(found[-1][1])
+        return found
+
+    def trtexec(self, arguments, doing):
+        return ran([*run_argv(known_version()[0], self.plan, self.fed, self.dla), *arguments], doing)
+
+    def timed(self, iterations, seconds):
+        """Nanoseconds by run, of the copies, and the process's peak memory."""
+        _, peak = self.trtexec(time_argv("times.json", iterations, seconds), "time")
+        try:
+            return (*times_of(read("times.json")), peak)
+        except (ValueError, KeyError, TypeError) as error:
+            raise agent.Failed("run", "trtexec's times cannot be used: %s" % error)
+
+    @classmethod
+    def measured(cls, job):
+        """Each model in processes of its own, one after the other, since trtexec takes one engine: replies, and the peak."""
+        replies, peak = [], 0
+        for path in job["models"]:
+            model = cls(job, path)
+            times, copies, most = model.timed(job["runs_min"], 0 if job["timed_s"] < 1 else int(job["timed_s"]))
+            replies.append({"times_ns": times[: job["runs_max"]], "waited_ns": 0, "waits": 0, "copies_ns": copies})
+            replies[-1]["fallbacks"] = len(json.loads(read(model.plan[: -len(".plan")] + ".json"))["fallbacks"])
+            peak = max(peak, most)
+        return replies, peak
+
+    @classmethod
+    def profile(cls, job, path):
+        model = cls(job, path)
+        version = known_version()[0]
+        model.trtexec(profile_argv(version, "profile.json", "layers.json"), "profile")
+        try:
+            return layers_of(read("profile.json"), read("layers.json"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise agent.Failed("run", "trtexec's profile cannot be used: %s" % error)
+
+    def call(self, inputs):
+        import numpy
+
+        self.fed = self.files(inputs)
+        self.trtexec(output_argv("outputs.json"), "run")
+        try:
+            found = outputs_of(read("outputs.json"), numpy)
+            return [found[name] for name in self.build["outputs"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise agent.Failed("run", "trtexec's outputs cannot be used: %s" % error)
+
+    @classmethod
+    def engine(cls, path, dla=None):
+        """The engine of model.onnx for this device: as it is kept, or built now."""
+        version, _ = known_version()
+        build = how_to_build(path)
+        machine = [version, gpu(), dla, build]
+        with open(path, "rb") as file:
+            key = hashlib.sha256(json.dumps(machine).encode() + file.read()).hexdigest()[:32]
+        cache = hashlib.sha256(json.dumps([version, gpu()]).encode()).hexdigest()[:16]
+        folder = os.path.join(store(), "engines")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        plan, told = os.path.join(folder, key + ".plan"), os.path.join(folder, key + ".json")
+        if os.path.exists(plan) and os.path.exists(told):
+            os.utime(plan)
+            return plan
+        kept = os.path.join(folder, "timing-%s.cache" % cache)
+        best = None
+        for turn in range(build["builds"]):
+            made = "engine-%d.plan" % turn
+            text, _ = ran(build_argv(version, path, made, kept, build["precision"], dla), "build")
+            best = made if best is None else faster(version, best, made, dla)
+        with open(told + ".new", "w") as file:
+            json.dump({"version": version, "gpu": gpu(), "fallbacks": fallbacks_of(text)}, file)
+        os.replace(told + ".new", told)
+        shutil.move(best, plan + ".new")
+        os.replace(plan + ".new", plan)
+        make_room(folder, plan)
+        return plan
+
+    @staticmethod
+    def conditions():
+        """The state of a Jetson: what it tells to a user who is not root."""
+        found = {}
+        mode = asked(["nvpmodel", "-q"])
+        if mode and power_mode_of(mode):
+            found["power_mode"] = power_mode_of(mode)[0]
+        found.update(tegrastats_of(one_line(["tegrastats", "--interval", "200"])))
+        found.update(gpu_clocks())
+        found.update(held_back())
+        return found
+
+
+def how_to_build(path):
+    """The build.json beside a model."""
+    place = os.path.join(os.path.dirname(path), "build.json")
+    if not os.path.exists(place):
+        raise agent.Failed("load", "there is no build.json beside %s" % os.path.basename(path))
+    return json.loads(read(place))
+
+
+def faster(version, one, other, dla):
+    """Of two engines of one network the faster; the first where they are the same."""
+    if sha256(one) == sha256(other):
+        return one
+    times = []
+    for plan in (one, other):
+        argv = [*run_argv(version, plan, [], dla), *time_argv("best.json", agent.WINDOW[1], 0)]
+        ran(argv, "time")
+        times.append(agent.median(times_of(read("best.json"))[0]))
+    return other if times[1] < times[0] else one
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).digest()
+
+
+def make_room(folder, kept):
+    """Drop the engines that were not used for longest."""
+    plans = [os.path.join(folder, name) for name in agent.listed(folder) if name.endswith(".plan")]
+    size = sum(map(os.path.getsize, plans))
+    for plan in sorted(plans, key=os.path.getmtime):
+        if size <= ENGINE_BYTES or plan == kept:
+            continue
+        size -= os.path.getsize(plan)
+        os.unlink(plan)
+
+
+def store():
+    """The agent's folder on a device; where this machine is the device, one like it in the user's home."""
+    here = agent.home()
+    return here if os.path.basename(here) == ".edgeprune" else os.path.expanduser("~/.edgeprune")
+
+
+# ---------------------------------------------------------------------------------------------- a Jetson's state
+
+
+def gpu():
+    """What kind of board and chip this is, by the device tree."""
+    try:
+        with open("/proc/device-tree/compatible", "rb") as file:
+            return file.read(1000).decode("ascii", "replace").strip("\0").replace("\0", " ")
+    except OSError:
+        return "unknown"
+
+
+def asked(argv, deadline_s=5.0):
+    """What a tool prints, or an empty string where it is not there or fails."""
+    if shutil.which(argv[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=deadline_s
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout[: 1 << 16].decode("utf-8", "backslashreplace")
+
+
+def one_line(argv, deadline_s=3.0):
+    """The first line of a tool that never ends."""
+    if shutil.which(argv[0]) is None:
+        return ""
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        ready = agent.select.select([process.stdout], [], [], deadline_s)[0]
+        return os.read(process.stdout.fileno(), 1 << 12).decode("utf-8", "backslashreplace") if ready else ""
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+GPUS = ("gv11b", "gp10b", "ga10b", "gb10b", "gpu")  # names of the device-tree node, by generation
+
+
+def gpu_clocks(folder="/sys/class/devfreq"):
+    """The GPU's clock and whether it is pinned, as jetson_clocks does: its lowest is its highest."""
+    for entry in agent.listed(folder):
+        place = os.path.join(folder, entry)
+        node = agent.first_line(place + "/device/of_node/name") or entry.partition(".")[2]
+        clocks = [agent.first_line("%s/%s_freq" % (place, name)) for name in ("cur", "min", "max")]
+        if node in GPUS and all(clock.isdigit() for clock in clocks):
+            now, least, most = map(int, clocks)
+            return {"gpu_hz": now, "gpu_max_hz": most, "clocks_pinned": int(least == most)}
+    return {}
+
+
+COOLED = re.compile(r".*throttle-alert|hot-surface-alert|.*cpufreq.*|devfreq-.*gpu.*|(gpu|cpu)-balanced")
+THROTTLED = 4  # the bit that a Raspberry Pi has for it
+
+
+def held_back(thermal="/sys/class/thermal", monitors="/sys/class/hwmon"):
+    """Whether heat holds a clock down now, and how often the supply did since the board was started."""
+    found = {}
+    kinds = [os.path.join(thermal, name) for name in agent.listed(thermal) if name.startswith("cooling_device")]
+    states = [
+        agent.first_line(kind + "/cur_state") for kind in kinds if COOLED.fullmatch(agent.first_line(kind + "/type"))
+    ]
+    if states:
+        found["throttled"] = THROTTLED if any(state.isdigit() and int(state) > 0 for state in states) else 0
+    counts = []
+    for name in agent.listed(monitors):
+        place = os.path.join(monitors, name)
+        if agent.first_line(place + "/name") == "soctherm_oc":
+            files = [file for file in agent.listed(place) if re.fullmatch(r"oc\d_(event|irq)_cnt", file)]
+            counts += [agent.first_line(os.path.join(place, file)) for file in files]
+    if counts:
+        found["over_current_events"] = sum(int(count) for count in counts if count.isdigit())
+    return found
+
+
+def prepare(job):
+    """Set the power mode and pin the clocks that a target asks for; how to put them back is written down first."""
+    undo = []
+    if job.get("power_mode"):
+        now = power_mode_of(asked(["nvpmodel", "-q"]))
+        modes = power_modes_of(read(MODES_FILE)) if os.path.exists(MODES_FILE) else {}
+        if now is None or job["power_mode"] not in modes:
+            known = ", ".join(sorted(modes)) or "none"
+            raise agent.Failed("prepare", "no power mode %r; known: %s" % (job["power_mode"], known))
+        if now[0] != job["power_mode"]:
+            undo.append(["sudo", "-n", "nvpmodel", "-m", str(now[1])])
+            agent.write_undo(undo)
+            asked(["sudo", "-n", "nvpmodel", "-m", str(modes[job["power_mode"]])], 30.0)
+            after = power_mode_of(asked(["nvpmodel", "-q"]))
+            if after is None or after[0] != job["power_mode"]:  # its exit status says nothing
+                why = "it needs sudo without a password for nvpmodel, and some modes need a reboot"
+                raise agent.Failed("prepare", "the power mode stays %s: %s" % (after and after[0], why))
+    if job.get("jetson_clocks") and not gpu_clocks().get("clocks_pinned"):
+        kept = os.path.join(agent.home(), "clocks-%d.conf" % time.time())
+        asked(["sudo", "-n", "jetson_clocks", "--store", kept], 30.0)
+        undo.insert(0, ["sudo", "-n", "jetson_clocks", "--restore", kept])
+        agent.write_undo(undo)
+        asked(["sudo", "-n", "jetson_clocks"], 30.0)
+        if not gpu_clocks().get("clocks_pinned"):
+            raise agent.Failed("prepare", "jetson_clocks does not pin the clocks: it needs sudo without a password")
+    return {}
+
+
+agent.RUNTIMES["tensorrt"] = TensorRt
+MODES = {"prepare": prepare}

@@ -1,0 +1,350 @@
+"""What trtexec is asked and what it says, by version.
+
+No board of ours printed these texts: they are written after the formats of samples/common of NVIDIA/TensorRT (tags 8.5.3,
+v10.3.0, v11.1), of nvpmodel and of tegrastats (JetPack 4 to 7), with numbers of our own. The parsers were also run once on
+outputs that others published; docs/jetson.md names them.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeprune import runtimes, trtexec_standin
+from edgeprune.agent import RUNNER, TENSORRT, agent
+
+FAMILIES = sorted(trtexec_standin.FLAGS)
+
+
+def part() -> Any:
+    spec = spec_from_file_location("part", TENSORRT)
+    assert spec is not None and spec.loader is not None
+    found = module_from_spec(spec)
+    found.agent = agent  # type: ignore[attr-defined]
+    before = dict(agent.RUNTIMES)
+    spec.loader.exec_module(found)
+    agent.RUNTIMES.clear()
+    agent.RUNTIMES.update(before)
+    return found
+
+
+trt = part()
+
+
+def asked(version: tuple[int, ...], precision: str, dla: int | None) -> list[list[str]]:
+    run = trt.run_argv(version, "p", [("x", "f")], dla)
+    return [
+        trt.build_argv(version, "m", "p", "c", precision, dla),
+        [*run, *trt.time_argv("t", 10, 0)],
+        [*run, *trt.profile_argv(version, "p", "l")],
+        [*run, *trt.output_argv("o")],
+    ]
+
+
+@pytest.mark.parametrize("dla", [None, 0])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("version", FAMILIES)
+def test_every_version_knows_every_flag_and_gets_each_once(
+    version: tuple[int, int], precision: str, dla: int | None
+) -> None:
+    for argv in asked((*version, 0), precision, dla):
+        flags = [argument.partition("=")[0].removeprefix("--") for argument in argv]
+        assert set(flags) <= trtexec_standin.FLAGS[version] and len(set(flags)) == len(flags)
+
+
+def test_precision_lives_in_the_model_and_in_flags_only_where_it_must() -> None:
+    def flags(version: tuple[int, ...], precision: str, dla: int | None = None) -> set[str]:
+        argv = trt.build_argv(version, "m", "p", "c", precision, dla)
+        return {"--fp16", "--int8", "--stronglyTyped", "--noTF32", "--buildOnly", "--skipInference"} & set(argv)
+
+    assert flags((8, 5, 2), "fp16") == {"--fp16", "--buildOnly"}
+    assert flags((8, 6, 2), "int8") == {"--int8", "--skipInference"}
+    assert flags((10, 3, 0), "fp16") == {"--stronglyTyped", "--skipInference"}
+    assert flags((10, 3, 0), "int8", dla=0) == {"--int8", "--fp16", "--skipInference"}
+    assert flags((10, 3, 0), "fp32") == {"--stronglyTyped", "--noTF32", "--skipInference"}
+    assert flags((11, 1, 0), "fp16") == {"--skipInference"}
+
+
+def test_a_profile_is_a_run_of_its_own() -> None:
+    """With a profiler the whole takes longer, so whole-network times come from a run without one."""
+    assert not any("rofile" in argument for argument in trt.time_argv("t", 10, 0))
+    assert "--separateProfileRun" in trt.profile_argv((10, 3, 0), "p", "l")
+    assert "--separateProfileRun" not in trt.profile_argv((11, 1, 0), "p", "l")  # it does nothing else
+
+
+@pytest.mark.parametrize(
+    ("line", "version", "stand_in"),
+    [
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v8201] # trtexec --help", (8, 2, 1), False),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # /usr/src/tensorrt/bin/trtexec --help", (8, 5, 2), False),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --help", (10, 3, 0), False),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v101601] [b11] # trtexec --help", (10, 16, 1), False),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b9] # trtexec --help", (11, 1, 0), False),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [stand-in] # trtexec --help", (10, 3, 0), True),
+    ],
+)
+def test_the_version_is_in_the_first_line(line: str, version: tuple[int, ...], stand_in: bool) -> None:
+    assert trt.version_of(line + "\n=== Model Options ===\n") == (version, stand_in)
+
+
+def test_what_does_not_say_its_version_is_no_trtexec() -> None:
+    for text in ("", "trtexec: not found", "&&&& RUNNING TensorRT.trtexec # trtexec"):  # the last is of 7
+        with pytest.raises(agent.Failed, match="does not say its version"):
+            trt.version_of(text)
+
+
+FAILED = """&&&& RUNNING TensorRT.trtexec [TensorRT v8601] # trtexec --onnx=m.onnx
+[01/02/2024-10:00:00] [I] Start parsing network model.
+[01/02/2024-10:00:00] [E] [TRT] ModelImporter.cpp:771: While parsing node number 3 [Foo -> "y"]:
+[01/02/2024-10:00:00] [E] Failed to parse onnx file
+[01/02/2024-10:00:00] [W] something else
+[01/02/2024-10:00:00] [E] Parsing model failed
+&&&& FAILED TensorRT.trtexec [TensorRT v8601] # trtexec --onnx=m.onnx
+"""
+
+
+def test_what_failed_says_why() -> None:
+    assert not trt.passed(FAILED, 1) and not trt.passed(FAILED, 0)
+    told = trt.errors_of(FAILED)
+    assert told.startswith("[TRT] ModelImporter.cpp:771: While parsing node number 3")
+    assert told.endswith("; Failed to parse onnx file; Parsing model failed")
+    good = FAILED.replace("FAILED", "PASSED")
+    assert trt.passed(good, 0) and not trt.passed(good, 139) and not trt.passed("", 0)
+    assert trt.errors_of("Segmentation fault\n") == "it said nothing"
+
+
+TO_GPU = (
+    "[01/02/2024-10:00:00] [W] [TRT] Layer '{}' ({}): Unsupported on DLA. Switching this layer's device type to GPU."
+)
+
+
+def test_what_the_dla_left_to_the_gpu_is_counted() -> None:
+    text = f"""
+[01/02/2024-10:00:00] [W] [TRT] /pool/GlobalAveragePool: DLA cores do not support AVG Reduce operation.
+{TO_GPU.format("/pool/GlobalAveragePool", "REDUCE")}
+{TO_GPU.format("/head/Gemm", "MATRIX_MULTIPLY")}
+{TO_GPU.format("/head/Gemm", "MATRIX_MULTIPLY")}
+[01/02/2024-10:00:01] [W] Default DLA is enabled but layer Softmax_3 is not supported on DLA, falling back to GPU.
+[01/02/2024-10:00:02] [I] [TRT] [DlaLayer] {{ForeignNode[/a/Conv.../b/Relu]}}
+"""
+    assert trt.fallbacks_of(text) == ["/head/Gemm", "/pool/GlobalAveragePool", "Softmax_3"]
+    assert trt.fallbacks_of("") == []
+
+
+def times(**changes: Any) -> str:
+    rows = [
+        {"h2dMs": 0.01 * i, "computeMs": 0.873472 + i, "d2hMs": 0.005, "latencyMs": 1.0 + i, **changes}
+        for i in range(3)
+    ]
+    return "[\n  " + "\n, ".join(map(json.dumps, rows)) + "\n]\n"
+
+
+def test_times_are_the_gpu_s_and_copies_stand_apart() -> None:
+    assert trt.times_of(times()) == ([873472, 1873472, 2873472], 15000)
+
+
+@pytest.mark.parametrize("spoilt", [{"computeMs": float("nan")}, {"computeMs": -1.0}, {"h2dMs": float("inf")}])
+def test_a_time_that_is_none_is_no_zero(spoilt: dict[str, float]) -> None:
+    with pytest.raises(ValueError):
+        trt.times_of(times(**spoilt))
+    with pytest.raises(ValueError, match="no run"):
+        trt.times_of("[]")
+    with pytest.raises(KeyError):
+        trt.times_of('[{"latencyMs": 1.0}]')
+
+
+PROFILE = """[
+  { "count" : 20 }
+, { "name" : "Reformatting CopyNode for Input Tensor 0 to /a/Conv + /a/Relu", "timeMs" : 2, "averageMs" : 0.1, "medianMs" : 0.1, "percentage" : 10 }
+, { "name" : "/a/Conv + /a/Relu", "timeMs" : 16, "averageMs" : 0.8, "medianMs" : 0.75, "percentage" : 80 }
+, { "name" : "__myl_MulAddMatMul_myl0_1", "timeMs" : 2, "averageMs" : 0.1, "percentage" : 10 }
+]"""  # noqa: E501
+NAMES = '{"Layers": ["/a/Conv + /a/Relu"], "Bindings": ["x", "y"]}'
+DETAILED = json.dumps(
+    {"Layers": [{"Name": "__myl_MulAddMatMul_myl0_1", "LayerType": "gemm",
+                 "Metadata": "[ONNX Layer: /b/Mul]\x1f[ONNX Layer: /head/MatMul]\x1e[ONNX Layer: /head/Add]"}], "Bindings": []}
+)  # fmt: skip
+
+
+def test_layers_of_the_engine_go_by_the_nodes_that_work() -> None:
+    runtime = runtimes.RUNTIMES["tensorrt"]
+    rows = trt.layers_of(PROFILE, DETAILED)
+    assert [(row["name"], row["ns"]) for row in rows][2] == ("__myl_MulAddMatMul_myl0_1", 100000)
+    assert runtime.node_times(rows) == (("/a/Conv", 100000), ("/a/Conv", 750000), ("/head/MatMul", 100000))
+    old = trt.layers_of(PROFILE, NAMES)  # up to 8.5 nothing but names is told
+    assert runtime.node_times(old)[2] == ("__myl_MulAddMatMul_myl0_1", 100000)
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("Conv_0 + Relu_1", "Conv_0"),
+        ("conv1.weight + QuantizeLinear_7 + Conv_9", "Conv_9"),
+        ("/b1/Conv || /b2/Conv", "/b1/Conv"),
+        ("PWN(/act/Sigmoid)", "/act/Sigmoid"),
+        ("PWN(PWN(/act/Sigmoid), /act/Mul)", "/act/Sigmoid"),
+        ("Reformatting CopyNode for Output Tensor 0 to PWN(/act/Relu)", "/act/Relu"),
+        ("{ForeignNode[/a/Conv.../b/Add]}", "{ForeignNode[/a/Conv.../b/Add]}"),
+        ("/head/Gemm", "/head/Gemm"),
+    ],
+)
+def test_names_of_fused_layers(name: str, node: str) -> None:
+    assert runtimes.RUNTIMES["tensorrt"].node_times([{"name": name, "ns": 7, "onnx": []}]) == ((node, 7),)
+
+
+def test_outputs_come_by_name_in_their_shape() -> None:
+    text = '[\n  { "name" : "y"\n  , "dimensions" : "1x2x2"\n  , "values" : [ 1, -2.5, 3e-05, -nan ]\n  }\n]'
+    found = trt.outputs_of(text, np)
+    assert found["y"].shape == (1, 2, 2) and found["y"].dtype == np.float32
+    assert found["y"][0, 0].tolist() == [1, -2.5] and np.isnan(found["y"][0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("NV Power Mode: MAXN\n0\n", ("MAXN", 0)),
+        ("NVPM WARN: fan mode is not set!\nNV Power Mode: 15W\n2\n", ("15W", 2)),
+        ("NV Fan Mode:quiet\nNV Power Mode: MODE_30W_ALL\n3\nNVPM ERROR: Error opening /sys/x: 13\n", ("MODE_30W_ALL", 3)),
+        ("NVPM VERB: Current mode: NV Power Mode: MAXN_SUPER\n2\nNVPM VERB: PARAM x\n", ("MAXN_SUPER", 2)),
+        ("nvpmodel: command not found\n", None),
+        ("NV Power Mode: MAXN\n", None),
+    ],
+)  # fmt: skip
+def test_the_power_mode(text: str, mode: tuple[str, int] | None) -> None:
+    assert trt.power_mode_of(text) == mode
+
+
+def test_power_modes_are_known_by_name_since_numbers_differ_by_board() -> None:
+    text = "< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n<POWER_MODEL ID=2 NAME=MAXN_SUPER>\n< PM_CONFIG DEFAULT=1 >"
+    assert trt.power_modes_of(text) == {"15W": 0, "MAXN_SUPER": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (  # Nano, JetPack 4
+            "RAM 900/3956MB (lfb 5x4MB) SWAP 0/1978MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [5%@1479,off,off,2%@1479]"
+            " EMC_FREQ 3%@1600 GR3D_FREQ 40%@921 APE 25 PLL@30C CPU@33.5C POM_5V_IN 2100/2050 POM_5V_GPU 40/40",
+            {"emc_mhz": 1600, "gpu_mhz": 921, "power_mw": 2100},
+        ),
+        (  # AGX Orin, JetPack 5, as root
+            "01-02-2024 10:00:00 RAM 4000/30000MB (lfb 1x4MB) CPU [1%@2201,off] EMC_FREQ 1%@3199 GR3D_FREQ 90%@[1300,1296]"
+            " VIC_FREQ 729 APE 174 CV0@-256C CPU@48.1C tj@48.1C VDD_GPU_SOC 3000mW/2990mW",
+            {"emc_mhz": 3199, "gpu_mhz": 1300},
+        ),
+        (  # Orin Nano, JetPack 6, as a user
+            "01-02-2025 10:00:00 RAM 2000/7600MB (lfb 2x4MB) SWAP 0/3800MB (cached 0MB) CPU [0%@1510] GR3D_FREQ 0% cpu@45C"
+            " VDD_IN 4500mW/4480mW VDD_CPU_GPU_CV 500mW/500mW",
+            {"power_mw": 4500},
+        ),
+        ("RAM 1/2MB GR3D_FREQ @[900,910,905] VDD_IN 9000mW/8000mW/9900mW", {"gpu_mhz": 910, "power_mw": 9000}),  # Thor
+        ("GPU 100/100 CPU 200/200 EMC_FREQ 0% GR3D_FREQ 12%", {}),  # AGX Xavier as a user: rails of these names
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_tegrastats_tells_what_board_and_user_allow(line: str, found: dict[str, int]) -> None:
+    assert trt.tegrastats_of(line) == found
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_clocks_and_what_holds_them_back(tmp_path: Path) -> None:
+    devfreq, thermal, monitors = tmp_path / "devfreq", tmp_path / "thermal", tmp_path / "hwmon"
+    for name, node in (("15340000.vic", "vic"), ("17000000.gpu", "gpu\0")):
+        put(devfreq / name / "device/of_node/name", node)
+        for kind, clock in (("cur", 510), ("min", 306), ("max", 918)):
+            put(devfreq / name / f"{kind}_freq", f"{clock}000000\n")
+    assert trt.gpu_clocks(str(devfreq)) == {"gpu_hz": 510000000, "gpu_max_hz": 918000000, "clocks_pinned": 0}
+    put(devfreq / "17000000.gpu" / "min_freq", "918000000\n")
+    assert trt.gpu_clocks(str(devfreq))["clocks_pinned"] == 1
+    assert trt.gpu_clocks(str(tmp_path / "none")) == {} == trt.held_back(str(thermal), str(monitors))
+    put(thermal / "cooling_device0" / "type", "pwm-fan\n")
+    put(thermal / "cooling_device0" / "cur_state", "3\n")
+    put(thermal / "cooling_device1" / "type", "gpu-throttle-alert\n")
+    put(thermal / "cooling_device1" / "cur_state", "0\n")
+    put(monitors / "hwmon3" / "name", "soctherm_oc\n")
+    put(monitors / "hwmon3" / "oc1_event_cnt", "2\n")
+    put(monitors / "hwmon3" / "oc3_event_cnt", "40\n")
+    assert trt.held_back(str(thermal), str(monitors)) == {"throttled": 0, "over_current_events": 42}
+    put(thermal / "cooling_device1" / "cur_state", "1\n")
+    assert trt.held_back(str(thermal), str(monitors))["throttled"] == trt.THROTTLED
+
+
+TOOLS = {
+    "nvpmodel": """
+state = pathlib.Path(folder, "mode")
+if "-q" in sys.argv:
+    print("NV Power Mode: %s" % {"0": "MAXN", "1": "15W"}[state.read_text()])
+    print(state.read_text())
+elif pathlib.Path(folder, "stuck").exists():
+    print("NVPM WARN: Reboot required for changing to this power mode: 0")
+else:
+    state.write_text(sys.argv[2])
+""",
+    "jetson_clocks": """
+clocks = pathlib.Path(folder, "devfreq/17000000.gpu/min_freq")
+if sys.argv[1:2] == ["--store"]:
+    pathlib.Path(sys.argv[2]).write_text(clocks.read_text())
+elif sys.argv[1:2] == ["--restore"]:
+    clocks.write_text(pathlib.Path(sys.argv[2]).read_text())
+else:
+    clocks.write_text("918000000")
+""",
+    "sudo": "\nimport os\nos.execvp(sys.argv[2], sys.argv[2:])\n",
+}
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Jetson's tools, as far as its power mode and clocks go."""
+    for name, text in TOOLS.items():
+        tool = tmp_path / "bin" / name
+        put(tool, f"#!{sys.executable}\nimport pathlib, sys\nfolder = {str(tmp_path)!r}\n{text}")
+        tool.chmod(0o755)
+    put(tmp_path / "mode", "1")
+    put(tmp_path / "nvpmodel.conf", "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=1 NAME=15W >\n")
+    for kind, clock in (("cur", 306), ("min", 306), ("max", 918)):
+        put(tmp_path / "devfreq/17000000.gpu" / f"{kind}_freq", f"{clock}000000")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setattr(agent, "home", lambda: str(tmp_path))
+    monkeypatch.setattr(trt, "MODES_FILE", str(tmp_path / "nvpmodel.conf"))
+    monkeypatch.setattr(trt.gpu_clocks, "__defaults__", (str(tmp_path / "devfreq"),))
+    return tmp_path
+
+
+def test_what_is_changed_for_a_measurement_is_put_back(board: Path) -> None:
+    trt.prepare({"power_mode": "MAXN", "jetson_clocks": True})
+    assert (board / "mode").read_text() == "0" and trt.gpu_clocks()["clocks_pinned"] == 1
+    agent.undo()  # the agent ends, or the next one starts after this one was killed
+    assert (board / "mode").read_text() == "1" and trt.gpu_clocks()["clocks_pinned"] == 0
+    agent.undo()
+
+
+def test_a_power_mode_that_does_not_come_is_said(board: Path) -> None:
+    with pytest.raises(agent.Failed, match="no power mode 'MAXQ'; known: 15W, MAXN"):
+        trt.prepare({"power_mode": "MAXQ", "jetson_clocks": False})
+    put(board / "stuck", "")
+    with pytest.raises(agent.Failed, match="the power mode stays 15W"):
+        trt.prepare({"power_mode": "MAXN", "jetson_clocks": False})
+
+
+def test_the_state_of_a_jetson(board: Path) -> None:
+    assert trt.TensorRt.conditions()["power_mode"] == "15W"
+
+
+def test_the_parts_of_the_agent_are_python_3_8() -> None:
+    import ast
+
+    for path in (TENSORRT, RUNNER, TENSORRT.with_name("releasing.py")):
+        ast.parse(path.read_text(), feature_version=(3, 8))
+    assert callable(runpy.run_path(str(RUNNER))["load"])
