@@ -241,7 +241,7 @@ def _until(true: Callable[[], bool], deadline_s: float, otherwise: str) -> None:
 
 def _image(home: Path, say: Callable[[str], None]) -> Path:
     """The folder of the built image; appears by one rename."""
-    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    recipe = hashlib.sha256(Path(__file__).read_bytes() + STAND_IN.read_bytes()).hexdigest()[:12]
     image = home / f"image-{recipe}"
     if image.is_dir():
         return image

@@ -124,7 +124,7 @@ def releases_table(releases: Sequence[Release]) -> Table:
         "metric",
         "verdict",
     ):
-        right, whole = heading in ("p50, ms", "budget, ms", "metric"), heading in ("release", "since")
+        right, whole = heading in ("p50, ms", "budget, ms", "metric"), heading in ("host", "release", "since")
         shown.add_column(heading, justify="right" if right else "left", no_wrap=whole)
     for release in releases:
         since = "" if release.since_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(release.since_s))

@@ -79,7 +79,8 @@ def verify(
     budget = project.budget
     samples = _time(bench, budget, artifacts, inputs, scratch)
     split = "test" if project.test else "valid"
-    stacked, targets, total = _samples(project, bench, split, inputs, max(stats.latency(s).mid for s in samples))
+    slowest_ns = max(stats.latency(s).mid for s in samples)
+    stacked, targets, total = _samples(project, bench, split, inputs, artifacts[0], slowest_ns)
     outputs = [_outputs(bench, artifact, stacked, len(targets)) for artifact in artifacts]
     metrics = [_metric(project, output, targets) for output in outputs]
     budget_ns = budget.resolve(stats.latency(samples[0]).mid)
@@ -159,7 +160,7 @@ def fastest(
     taken = bench.compare([artifact.files[0] for artifact in runnable.values()], files, PROCESSES)
     times = dict(zip(runnable, taken, strict=True))
     slowest_ns = max(stats.latency(samples).mid for samples in taken)
-    stacked, targets, _ = _samples(project, bench, "valid", inputs, slowest_ns)
+    stacked, targets, _ = _samples(project, bench, "valid", inputs, reference, slowest_ns)
     metrics = {
         precision: _metric(project, _outputs(bench, artifact, stacked, len(targets)), targets)
         for precision, artifact in runnable.items()
@@ -187,12 +188,12 @@ def best(times: Mapping[str, Samples], metrics: Mapping[str, float], least: floa
 
 
 def _samples(
-    project: Project, bench: Bench, split: str, inputs: tuple[Tensor, ...], slowest_ns: float
+    project: Project, bench: Bench, split: str, inputs: tuple[Tensor, ...], artifact: Artifact, slowest_ns: float
 ) -> tuple[list[np.ndarray], Tensor, int]:
     """Calls and targets of a split, as many as the device's time for a metric allows, and how many there are."""
     stacked, targets = user.stacked(project, split, inputs)
     seconds = LIMITS.emulated_metric_s if bench.device.emulated else LIMITS.metric_s
-    calls = max(1, int(seconds * 1e9 / slowest_ns))
+    calls = max(1, int(seconds * 1e9 / bench.call_ns(artifact.files[0], stacked, slowest_ns)))
     return [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]], len(targets)
 
 

@@ -695,18 +695,19 @@ def outputs(job):
             os.unlink(name)
     model = RUNTIMES[job["runtime"]](job, job["models"][0], first=True)
     stacked = [numpy.load(path, allow_pickle=False, mmap_mode="r") for path in job["inputs"]]
-    results, until, size = [], time.monotonic() + job["most_s"], 0
+    results, size, start = [], 0, time.monotonic()
+    until = start + job["most_s"]
     for i in range(job["start"], len(stacked[0])):
         result = model.call([numpy.ascontiguousarray(array[i]) for array in stacked])
         results.append(result[: job["outputs"]])
         size = max(size, *(array.nbytes for array in results[-1]))
         if time.monotonic() > until or size * (len(results) + 1) > job["most_bytes"]:
             break
-    files = []
+    spent, files = time.monotonic() - start, []
     for i in range(job["outputs"]):
         files.append(os.path.abspath("output-%d.npy" % i))
         numpy.save(files[-1], numpy.stack([result[i] for result in results]), allow_pickle=False)
-    return {"count": len(results), "files": files}
+    return {"count": len(results), "files": files, "spent_s": spent}
 
 
 def peak_memory():

@@ -1,4 +1,6 @@
-"""TensorRT on a device, by its trtexec: engines are built here, from ONNX, kept here, and never come from elsewhere.
+"""TensorRT on a device, by its trtexec and its Python module, or by the one that there is: engines are built here, from ONNX,
+kept here, and never come from elsewhere. trtexec builds and measures where it is; the module calls, since trtexec takes a
+process for every call.
 
 A part of the agent (`agent` is the agent's module). Standard library and numpy; Python 3.8 and up. What trtexec takes and
 says is as in NVIDIA/TensorRT's samples/common (8.4 to 11.1), see docs/jetson.md. Beside each model.onnx lies a build.json:
@@ -10,6 +12,7 @@ says is as in NVIDIA/TensorRT's samples/common (8.4 to 11.1), see docs/jetson.md
       timing-KEY.cache        what TensorRT measured of its kernels: the same choice at every build
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,7 +35,6 @@ LINE = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([VIWEF])\] (.*)$")
 HELP_S = 30.0
 WARM_UP_MS = 200
 PROFILED_RUNS = 100
-BEST_OF_S = 0.5  # for each of several engines that differ
 ENGINE_BYTES = 2 << 30
 LOG_BYTES = 256 << 20
 TOLD_LINES = 4  # of trtexec's errors
@@ -41,16 +43,23 @@ TOLD_LINES = 4  # of trtexec's errors
 # --------------------------------------------------------------------------------------- asking: argv, by version
 
 
+def builder_flags(version, precision, dla):
+    """Whether a network is strongly typed, so that the ONNX alone says its precision; else the flags that allow it.
+
+    10 has strong types and 11 nothing else; a strongly typed network cannot go to the DLA, which has no fp32.
+    """
+    if version >= (11, 0) or (version >= (10, 0) and dla is None):
+        return True, []
+    on_dla = ["fp16"] if dla is not None and precision == "int8" else []
+    return False, {"fp32": [], "fp16": ["fp16"], "int8": ["int8", *on_dla]}[precision]
+
+
 def build_argv(version, onnx, plan, cache, precision, dla):
     """What builds an engine. Precision lives in the ONNX; builder flags only where that version needs them for it."""
     argv = ["--onnx=" + onnx, "--saveEngine=" + plan, "--timingCacheFile=" + cache, "--profilingVerbosity=detailed"]
     argv.append("--skipInference" if version >= (8, 6) else "--buildOnly")
-    if version < (10, 0):
-        argv += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8"]}[precision]
-    elif version < (11, 0) and dla is None:  # 11 knows nothing else
-        argv.append("--stronglyTyped")
-    elif version < (11, 0):  # a strongly typed network cannot go to the DLA
-        argv += {"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[precision]
+    strong, flags = builder_flags(version, precision, dla)
+    argv += ["--stronglyTyped"] * (strong and version < (11, 0)) + ["--" + flag for flag in flags]
     if precision == "fp32":
         argv.append("--noTF32")  # fp32 is what it says
     if dla is not None:
@@ -202,28 +211,48 @@ def tegrastats_of(line):
 
 
 def trtexec():
-    """trtexec's path, by PATH and then where JetPack puts it."""
-    found = shutil.which("trtexec") or (TRTEXEC if os.access(TRTEXEC, os.X_OK) else None)
-    if found is None:
-        raise agent.Failed("runtime-missing", "there is no trtexec, neither in PATH nor at %s" % TRTEXEC)
-    return found
+    """trtexec's path, by PATH and then where JetPack puts it, or None."""
+    return shutil.which("trtexec") or (TRTEXEC if os.access(TRTEXEC, os.X_OK) else None)
+
+
+def module():
+    """TensorRT's Python module, or None; one of another version than trtexec would not load its engines."""
+    try:
+        import tensorrt
+    except ImportError:
+        return None
+    return tensorrt if trtexec() is None or version_in(tensorrt) == known_version()[0] else None
+
+
+def version_in(found):
+    return tuple(int(part) for part in found.__version__.split(".")[:3])
 
 
 KNOWN = {}
 
 
 def known_version():
-    """trtexec's version, and whether it is a stand-in."""
-    if not KNOWN:
-        try:
-            done = subprocess.run(
-                [trtexec(), "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                timeout=HELP_S,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise agent.Failed("runtime-missing", "trtexec does not run: %s" % error)
-        KNOWN["version"] = version_of(done.stdout.decode("utf-8", "backslashreplace"))
+    """TensorRT's version, (major, minor, patch), and whether it is a stand-in."""
+    if "version" not in KNOWN:
+        KNOWN["version"] = asked_version()
     return KNOWN["version"]
+
+
+def asked_version():
+    tool = trtexec()
+    if tool is None:
+        found = module()
+        if found is None:
+            text = "there is no trtexec, neither in PATH nor at %s, and no Python module tensorrt" % TRTEXEC
+            raise agent.Failed("runtime-missing", text)
+        return version_in(found), False
+    try:
+        done = subprocess.run(
+            [tool, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=HELP_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise agent.Failed("runtime-missing", "trtexec does not run: %s" % error)
+    return version_of(done.stdout.decode("utf-8", "backslashreplace"))
 
 
 def ran(arguments, doing):
@@ -252,7 +281,9 @@ class TensorRt:
         self.dla = job.get("dla")
         self.plan = self.engine(path, self.dla)
         self.build = how_to_build(path)
-        self.fed = self.files(agent.load_inputs(job, first)) if job.get("inputs") else []
+        self.arrays = agent.load_inputs(job, first) if job.get("inputs") else []
+        self.fed = self.files(self.arrays)
+        self.engine_here = None
 
     @staticmethod
     def version():
@@ -275,6 +306,8 @@ class TensorRt:
 
     def timed(self, iterations, seconds):
         """Nanoseconds by run, of the copies, and the process's peak memory."""
+        if trtexec() is None:
+            return (*self.loaded().timed(self.arrays, iterations, seconds), agent.peak_memory())
         _, peak = self.trtexec(time_argv("times.json", iterations, seconds), "time")
         try:
             return (*times_of(read("times.json")), peak)
@@ -297,15 +330,25 @@ class TensorRt:
     def profile(cls, job, path):
         model = cls(job, path)
         version = known_version()[0]
+        if trtexec() is None:
+            return layers_of(*model.loaded().profiled(model.arrays))
         model.trtexec(profile_argv(version, "profile.json", "layers.json"), "profile")
         try:
             return layers_of(read("profile.json"), read("layers.json"))
         except (ValueError, KeyError, TypeError) as error:
             raise agent.Failed("run", "trtexec's profile cannot be used: %s" % error)
 
+    def loaded(self):
+        """The engine in this process."""
+        if self.engine_here is None:
+            self.engine_here = Engine(module(), cuda(), self.plan, self.build, self.dla)
+        return self.engine_here
+
     def call(self, inputs):
         import numpy
 
+        if module() is not None:
+            return self.loaded().call(inputs)
         self.fed = self.files(inputs)
         self.trtexec(output_argv("outputs.json"), "run")
         try:
@@ -333,10 +376,13 @@ class TensorRt:
         best = None
         for turn in range(build["builds"]):
             made = "engine-%d.plan" % turn
-            text, _ = ran(build_argv(version, path, made, kept, build["precision"], dla), "build")
-            best = made if best is None else faster(version, best, made, dla)
+            if trtexec() is None:
+                left = built(module(), path, made, kept, build["precision"], dla)
+            else:
+                left = fallbacks_of(ran(build_argv(version, path, made, kept, build["precision"], dla), "build")[0])
+            best = made if best is None else faster(version, best, made, build, dla)
         with open(told + ".new", "w") as file:
-            json.dump({"version": version, "gpu": gpu(), "fallbacks": fallbacks_of(text)}, file)
+            json.dump({"version": version, "gpu": gpu(), "fallbacks": left}, file)
         os.replace(told + ".new", told)
         shutil.move(best, plan + ".new")
         os.replace(plan + ".new", plan)
@@ -364,16 +410,219 @@ def how_to_build(path):
     return json.loads(read(place))
 
 
-def faster(version, one, other, dla):
+def faster(version, one, other, build, dla):
     """Of two engines of one network the faster; the first where they are the same."""
     if sha256(one) == sha256(other):
         return one
     times = []
     for plan in (one, other):
+        if trtexec() is None:
+            times.append(agent.median(Engine(module(), cuda(), plan, build, dla).timed([], agent.WINDOW[1], 0)[0]))
+            continue
         argv = [*run_argv(version, plan, [], dla), *time_argv("best.json", agent.WINDOW[1], 0)]
         ran(argv, "time")
         times.append(agent.median(times_of(read("best.json"))[0]))
     return other if times[1] < times[0] else one
+
+
+# ---------------------------------------------------------------------------------------------- by Python's module
+
+
+def cuda():
+    """CUDA's runtime library."""
+    import ctypes
+    import glob
+
+    places = ["libcudart.so", *sorted(glob.glob("/usr/local/cuda/lib64/libcudart.so*"))]
+    for place in [*places, *sorted(glob.glob("/usr/lib/aarch64-linux-gnu/libcudart.so*"))]:
+        with contextlib.suppress(OSError):
+            return Cuda(ctypes.CDLL(place))
+    raise agent.Failed("runtime-missing", "TensorRT's Python module is here, but libcudart is not")
+
+
+class Cuda:
+    """What it takes of CUDA's runtime to feed an engine, and to time it by events on its own stream."""
+
+    def __init__(self, library):
+        import ctypes
+
+        self.ctypes, self.library = ctypes, library
+        self.stream = ctypes.c_void_p()
+        self.ask("cudaStreamCreate", ctypes.byref(self.stream))
+
+    def ask(self, function, *arguments):
+        status = getattr(self.library, function)(*arguments)
+        if status:
+            raise agent.Failed("run", "%s: CUDA's error %d" % (function, status))
+
+    def room(self, size):
+        """The address of so many bytes on the GPU."""
+        place = self.ctypes.c_void_p()
+        self.ask("cudaMalloc", self.ctypes.byref(place), self.ctypes.c_size_t(size))
+        return place.value
+
+    def copy(self, target, source, size, kind):
+        self.ask(
+            "cudaMemcpy",
+            self.ctypes.c_void_p(target),
+            self.ctypes.c_void_p(source),
+            self.ctypes.c_size_t(size),
+            self.ctypes.c_int(kind),
+        )
+
+    def to_gpu(self, place, array):
+        self.copy(place, array.ctypes.data, array.nbytes, 1)
+
+    def from_gpu(self, array, place):
+        self.copy(array.ctypes.data, place, array.nbytes, 2)
+
+    def event(self):
+        found = self.ctypes.c_void_p()
+        self.ask("cudaEventCreate", self.ctypes.byref(found))
+        return found
+
+    def record(self, event):
+        self.ask("cudaEventRecord", event, self.stream)
+
+    def ms_between(self, first, second):
+        self.ask("cudaEventSynchronize", second)
+        found = self.ctypes.c_float()
+        self.ask("cudaEventElapsedTime", self.ctypes.byref(found), first, second)
+        return found.value
+
+    def wait(self):
+        self.ask("cudaStreamSynchronize", self.stream)
+
+
+def built(trt, path, plan, cache, precision, dla):
+    """Build an engine by TensorRT's Python module; the layers that the DLA cannot take. As `build_argv` has trtexec do it."""
+    version = known_version()[0]
+    logger = trt.Logger(trt.Logger.ERROR)
+    trt.init_libnvinfer_plugins(logger, "")
+    builder = trt.Builder(logger)
+    strong, flags = builder_flags(version, precision, dla)
+    kinds = trt.NetworkDefinitionCreationFlag
+    kind = kinds.STRONGLY_TYPED if strong else kinds.EXPLICIT_BATCH if version < (10, 0) else None
+    network = builder.create_network(0 if kind is None else 1 << int(kind))
+    parser = trt.OnnxParser(network, logger)
+    with open(path, "rb") as file:
+        if not parser.parse(file.read()):
+            said = "; ".join(str(parser.get_error(i)) for i in range(min(parser.num_errors, TOLD_LINES)))
+            raise agent.Failed("load", "TensorRT cannot parse the model: %s" % said)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    for flag in flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag.upper()))
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)
+    left = []
+    if dla is not None:
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, dla
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+        layers = [network.get_layer(i) for i in range(network.num_layers)]
+        left = sorted(layer.name for layer in layers if not config.can_run_on_DLA(layer))
+    known = b""
+    with contextlib.suppress(OSError), open(cache, "rb") as file:
+        known = file.read()
+    config.set_timing_cache(config.create_timing_cache(known), False)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise agent.Failed("load", "TensorRT cannot build the model's engine")
+    with open(plan, "wb") as file:
+        file.write(bytes(engine))
+    with open(cache + ".new", "wb") as file:
+        file.write(bytes(config.get_timing_cache().serialize()))
+    os.replace(cache + ".new", cache)
+    return left
+
+
+class Engine:
+    """An engine in this process, by TensorRT's Python module."""
+
+    def __init__(self, trt, gpu, plan, build, dla):
+        import numpy
+
+        self.trt, self.gpu, self.build, self.numpy = trt, gpu, build, numpy
+        self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        if dla is not None:
+            self.runtime.DLA_core = dla
+        with open(plan, "rb") as file:
+            self.engine = self.runtime.deserialize_cuda_engine(file.read())
+        if self.engine is None:
+            raise agent.Failed("load", "TensorRT cannot load the engine that it built")
+        self.context = self.engine.create_execution_context()
+        self.places, self.outputs = {}, {}
+        for name in [*build["inputs"], *build["outputs"]]:
+            array = numpy.zeros(
+                tuple(self.engine.get_tensor_shape(name)), trt.nptype(self.engine.get_tensor_dtype(name))
+            )
+            self.places[name] = gpu.room(max(1, array.nbytes))
+            self.context.set_tensor_address(name, self.places[name])
+            if name in build["outputs"]:
+                self.outputs[name] = array
+
+    def feed(self, arrays):
+        for name, array in zip(self.build["inputs"], arrays):
+            self.gpu.to_gpu(self.places[name], self.numpy.ascontiguousarray(array))
+
+    def run(self):
+        if not self.context.execute_async_v3(self.gpu.stream.value):
+            raise agent.Failed("run", "TensorRT cannot run the engine")
+
+    def fetch(self):
+        for name, array in self.outputs.items():
+            self.gpu.from_gpu(array, self.places[name])
+
+    def call(self, arrays):
+        self.feed(arrays)
+        self.run()
+        self.gpu.wait()
+        self.fetch()
+        return [self.outputs[name].copy() for name in self.build["outputs"]]
+
+    def timed(self, arrays, iterations, seconds):
+        """Nanoseconds on the GPU by run, between two events on its stream, and the median of the copies."""
+        clock = time.perf_counter
+        before, after = self.gpu.event(), self.gpu.event()
+        until, times, copies = clock() + WARM_UP_MS / 1e3, [], []
+        while clock() < until:
+            self.call(arrays)
+        until = clock() + seconds
+        while len(times) < iterations or clock() < until:
+            start = clock()
+            self.feed(arrays)
+            copied = clock() - start
+            self.gpu.record(before)
+            self.run()
+            self.gpu.record(after)
+            times.append(max(1, round(1e6 * self.gpu.ms_between(before, after))))
+            start = clock()
+            self.fetch()
+            copies.append(copied + clock() - start)
+        return times, round(1e9 * sorted(copies)[len(copies) // 2])
+
+    def profiled(self, arrays):
+        """What --exportProfile and --exportLayerInfo would say."""
+        spent = {}
+
+        class Profiler(self.trt.IProfiler):
+            def __init__(self):
+                super().__init__()
+
+            def report_layer_time(self, name, ms):
+                spent.setdefault(name, []).append(ms)
+
+        self.feed(arrays)
+        self.context.profiler = Profiler()
+        for _ in range(PROFILED_RUNS):
+            self.run()
+            self.gpu.wait()
+        rows = [
+            {"name": name, "averageMs": sum(ms) / len(ms), "medianMs": sorted(ms)[len(ms) // 2]}
+            for name, ms in spent.items()
+        ]
+        inspector = self.engine.create_engine_inspector()
+        return json.dumps(rows), inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
 
 
 def sha256(path):

@@ -31,6 +31,7 @@ class Runtime(ABC):
     part: Path | None = None  # its half on the device, where that is a file of its own
     converter: str  # the package that makes the artifact on the host
     deadline_s: float = LIMITS.job_s  # of one job with one model on a device
+    slow_calls: bool = False  # a call may take far longer than the network, as where each starts a process
     quantizer: str  # the package that lowers the precision on the host
     install: str  # the command that brings it to the host, or to a local device
     # What a target's `precision` may stand for: artifacts of which the fastest that is accurate enough is taken.

@@ -29,6 +29,7 @@ class TensorRt(Runtime):
     part = TENSORRT
     converter = quantizer = "onnxruntime"
     deadline_s = LIMITS.engine_s
+    slow_calls = True  # by trtexec
     install = "on a Jetson: sudo apt install tensorrt"
 
     def convert(

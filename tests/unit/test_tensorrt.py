@@ -67,6 +67,7 @@ def test_precision_lives_in_the_model_and_in_flags_only_where_it_must() -> None:
     assert flags((8, 5, 2), "fp16") == {"--fp16", "--buildOnly"}
     assert flags((8, 6, 2), "int8") == {"--int8", "--skipInference"}
     assert flags((10, 3, 0), "fp16") == {"--stronglyTyped", "--skipInference"}
+    assert flags((8, 5, 2), "int8", dla=0) == {"--int8", "--fp16", "--buildOnly"}  # the DLA's other layers
     assert flags((10, 3, 0), "int8", dla=0) == {"--int8", "--fp16", "--skipInference"}
     assert flags((10, 3, 0), "fp32") == {"--stronglyTyped", "--noTF32", "--skipInference"}
     assert flags((11, 1, 0), "fp16") == {"--skipInference"}

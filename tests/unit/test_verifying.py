@@ -40,6 +40,9 @@ class Board:
     def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
         return []
 
+    def call_ns(self, model: Path, stacked: list[np.ndarray], latency_ns: float) -> float:
+        return latency_ns
+
     def outputs(self, model: Path, stacked: Sequence[np.ndarray]) -> list[np.ndarray]:
         with torch.no_grad():
             rows = [self._models[model](torch.from_numpy(sample)).numpy() for sample in stacked[0]]

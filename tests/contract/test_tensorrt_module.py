@@ -1,0 +1,195 @@
+"""TensorRT's Python module, where there is no trtexec: on a fake of its interface (8.5 to 11) and of CUDA's memory.
+
+Nothing here has seen a GPU: it shows that what is asked is asked in order, and that what is fed comes out, through addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from test_engines import compiled
+from test_tensorrt import trt as part
+
+from edgeprune.agent import agent
+
+NPTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
+class Memory:
+    """CUDA's runtime in this process's own memory: addresses are real ones."""
+
+    def __init__(self) -> None:
+        self.stream = ctypes.c_void_p(7)
+        self.kept: list[Any] = []
+        self.clock = 0.0
+
+    def room(self, size: int) -> int:
+        self.kept.append(ctypes.create_string_buffer(size))
+        return ctypes.addressof(self.kept[-1])
+
+    def to_gpu(self, place: int, array: np.ndarray) -> None:
+        ctypes.memmove(place, array.ctypes.data, array.nbytes)
+
+    def from_gpu(self, array: np.ndarray, place: int) -> None:
+        ctypes.memmove(array.ctypes.data, place, array.nbytes)
+
+    def event(self) -> list[float]:
+        return [0.0]
+
+    def record(self, event: list[float]) -> None:
+        self.clock += 1.5
+        event[0] = self.clock
+
+    def ms_between(self, first: list[float], second: list[float]) -> float:
+        return second[0] - first[0]
+
+    def wait(self) -> None: ...
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.places, self.profiler = engine, {}, None  # type: ignore[var-annotated]
+
+    def set_tensor_address(self, name: str, place: int) -> None:
+        self.places[name] = place
+
+    def execute_async_v3(self, stream: int) -> bool:
+        session = self.engine.session
+        feed = {v.name: self.seen(v) for v in session.get_inputs()}
+        for value, result in zip(session.get_outputs(), session.run(None, feed), strict=True):
+            ctypes.memmove(self.places[value.name], result.ctypes.data, result.nbytes)
+        if self.profiler is not None:
+            self.profiler.report_layer_time("/0/Conv + /1/Relu", 0.5)
+        return stream == 7
+
+    def seen(self, value: Any) -> np.ndarray:
+        array = np.zeros(value.shape, NPTYPES[value.type])
+        ctypes.memmove(array.ctypes.data, self.places[value.name], array.nbytes)
+        return array
+
+
+class Engine:
+    def __init__(self, plan: bytes) -> None:
+        self.session = onnxruntime.InferenceSession(plan.removeprefix(b"plan"), providers=["CPUExecutionProvider"])
+        self.known = {v.name: v for v in (*self.session.get_inputs(), *self.session.get_outputs())}
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return list(self.known[name].shape)
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return str(self.known[name].type)
+
+    def create_execution_context(self) -> Context:
+        return Context(self)
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": ["/0/Conv + /1/Relu"]}))
+
+
+class Module:
+    """What the agent uses of it; `flags` are those that were set, in order."""
+
+    def __init__(self, version: str) -> None:
+        self.__version__, self.flags, self.content = version, [], b""  # type: ignore[var-annotated]
+        self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0, STRONGLY_TYPED=1)
+        self.BuilderFlag = SimpleNamespace(FP16="FP16", INT8="INT8", TF32="TF32", GPU_FALLBACK="GPU_FALLBACK")
+        self.DeviceType = SimpleNamespace(DLA="DLA")
+        self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+        self.LayerInformationFormat = SimpleNamespace(JSON="json")
+        self.IProfiler = object
+        self.layers = [SimpleNamespace(name="conv"), SimpleNamespace(name="pool")]
+
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> None: ...
+
+    def nptype(self, dtype: str) -> type:
+        return NPTYPES[dtype]
+
+    def Builder(self, logger: Any) -> Any:
+        return SimpleNamespace(
+            create_network=self.network, create_builder_config=lambda: self.config, build_serialized_network=self.build
+        )
+
+    def network(self, flags: int) -> Any:
+        self.flags.append(flags)
+        return SimpleNamespace(num_layers=2, get_layer=self.layers.__getitem__)
+
+    def OnnxParser(self, network: Any, logger: Any) -> Any:
+        def parse(content: bytes) -> bool:
+            self.content = content
+            return content != b"none"
+
+        return SimpleNamespace(parse=parse, num_errors=1, get_error=lambda i: "node 3 is none")
+
+    @property
+    def config(self) -> Any:
+        return SimpleNamespace(
+            set_flag=self.flags.append,
+            clear_flag=lambda flag: self.flags.append(f"no {flag}"),
+            can_run_on_DLA=lambda layer: layer.name == "conv",
+            create_timing_cache=lambda known: self.flags.append(("cache", known)),
+            set_timing_cache=lambda cache, other: True,
+            get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"timed"),
+        )
+
+    def build(self, network: Any, config: Any) -> bytes:
+        return b"plan" + self.content
+
+    def Runtime(self, logger: Any) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine(plan) if plan.startswith(b"plan") else None)
+
+
+@pytest.fixture(params=["8.5.2", "10.3.0", "11.1.0"])
+def fake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
+    found = Module(request.param)
+    monkeypatch.setattr(part, "trtexec", lambda: None)
+    monkeypatch.setattr(part, "module", lambda: found)
+    monkeypatch.setattr(part, "cuda", Memory)
+    monkeypatch.setattr(part, "KNOWN", {})
+    monkeypatch.setattr(agent, "home", lambda: str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def test_what_is_fed_comes_out_and_is_timed_and_profiled(fake: Module, tmp_path: Path) -> None:
+    artifact = compiled(tmp_path / "model", "fp32")
+    inputs = [np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype("float32")]
+    np.save(tmp_path / "x.npy", inputs[0])
+    job = {"inputs": [str(tmp_path / "x.npy")], "runs_min": 5, "runs_max": 9, "timed_s": 0.01}
+    model = part.TensorRt(job, str(artifact.files[0]))
+    session = onnxruntime.InferenceSession(str(artifact.files[0]), providers=["CPUExecutionProvider"])
+    (wanted,) = session.run(None, {session.get_inputs()[0].name: inputs[0]})
+    np.testing.assert_allclose(model.call(inputs)[0], wanted, rtol=1e-6)
+    times, copies, peak = model.timed(5, 0)
+    assert times == [1500000] * 5 and copies > 0 and peak > 0
+    nodes = part.TensorRt.profile(job, str(artifact.files[0]))
+    assert nodes == [{"name": "/0/Conv + /1/Relu", "ns": 500000, "onnx": []}]
+
+
+@pytest.mark.parametrize(("precision", "dla"), [("fp32", None), ("fp16", None), ("int8", None), ("int8", 0)])
+def test_precision_as_trtexec_is_asked_for_it(precision: str, dla: int | None, fake: Module, tmp_path: Path) -> None:
+    model = compiled(tmp_path / "model", precision).files[0]
+    plan = part.TensorRt.engine(str(model), dla)
+    argv = part.build_argv(part.known_version()[0], "m", "p", "c", precision, dla)
+    asked = {f"--{str(flag).lower()}" for flag in fake.flags if flag in ("FP16", "INT8")}
+    assert asked == {flag for flag in argv if flag in ("--fp16", "--int8")}
+    strong = part.known_version()[0] >= (11, 0) or "--stronglyTyped" in argv
+    assert (fake.flags[0] == 2) == strong
+    assert json.loads(Path(plan[: -len("plan")] + "json").read_text())["fallbacks"] == ([] if dla is None else ["pool"])
+    caches = [flag[1] for flag in fake.flags if isinstance(flag, tuple)]
+    assert caches == [b"", b"timed"]  # the second build knows what the first has timed
+
+
+def test_what_it_cannot_parse_is_told(fake: Module, tmp_path: Path) -> None:
+    model = compiled(tmp_path / "model", "fp32").files[0]
+    model.write_bytes(b"none")
+    with pytest.raises(agent.Failed, match="cannot parse the model: node 3 is none"):
+        part.TensorRt.engine(str(model))
