@@ -4,7 +4,7 @@ PROJECT ?= examples/digits/edgeprune.toml
 TARGET ?= local
 BIN := .venv/bin
 
-.PHONY: help install demo test test-board board lint run doctor clean
+.PHONY: help install demo test test-board board lint run deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,15 @@ lint: .venv/.installed ## check style, types and the direction of imports
 
 run: .venv/.installed ## run PROJECT on TARGET
 	@$(BIN)/edgeprune run --project $(PROJECT) --target $(TARGET)
+
+deploy: .venv/.installed ## put PROJECT into service on TARGET
+	@$(BIN)/edgeprune deploy --project $(PROJECT) --target $(TARGET)
+
+rollback: .venv/.installed ## put the release before it back
+	@$(BIN)/edgeprune rollback --project $(PROJECT) --target $(TARGET)
+
+releases: .venv/.installed ## what is in service on TARGET
+	@$(BIN)/edgeprune releases --target $(TARGET)
 
 doctor: .venv/.installed ## is everything in place?
 	@$(BIN)/edgeprune doctor $(TARGET) --project $(PROJECT)

@@ -79,7 +79,7 @@ def _verb(name: str, text: str, noun: Callable[[Road], Any]) -> Callable[..., No
         dry_run: DryRunOption = False,
     ) -> None:
         if dry_run:
-            _forecast(project, target, whole=True)
+            _forecast(project, target, whole=True, deploy=name == "deploy")
             return
         if "RANK" in os.environ:
             _in_parallel(name, project, target, budget, as_json, fresh, wait)
@@ -112,10 +112,10 @@ def _in_parallel(
             answer(road.tuned)
 
 
-def _forecast(project: Path, target: str, whole: bool) -> None:
+def _forecast(project: Path, target: str, whole: bool, deploy: bool = False) -> None:
     from edgeprune.pipeline import forecast
 
-    print("\n".join(forecast(project, target, whole)))
+    print("\n".join(forecast(project, target, whole, deploy)))
 
 
 run = _verb("run", "Walk the whole road: profile, plan, prune, finetune, compile, verify.", lambda road: road.result)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -269,7 +270,12 @@ def _orders(transport: Transport, target: Target) -> Order:
     slowness = LIMITS.emulated_slowness if target.emulated else 1
 
     def order(job: Mapping[str, Any]) -> Mapping[str, Any]:
-        common = {"runtime": target.runtime, "parts": [releasing, *own], "deadline_s": LIMITS.release_s}
+        common = {
+            "runtime": target.runtime,
+            "parts": [releasing, *own],
+            "deadline_s": LIMITS.release_s,
+            "check_s": LIMITS.check_s,
+        }
         (reply,) = transport.call([{"id": 0, **common, **job}], LIMITS.release_s * slowness)
         kind = str(reply.get("error", ""))
         if kind in REFUSALS:
@@ -286,6 +292,23 @@ def _orders(transport: Transport, target: Target) -> Order:
 
 def _switching(target: Target) -> dict[str, Any]:
     return {"tell": list(target.deploy.reload), "tell_s": LIMITS.reload_s, "keep": target.deploy.keep}
+
+
+def forecast(target: Target) -> list[str]:
+    """What `deploy` would do on each host, without touching any."""
+    lines = []
+    for name, one in _each_host(target):
+        lines += [
+            f"deploy to {name}:",
+            *transports.commands(one),
+            "  agent: identify, releases",
+            "  sftp put the bundle: artifact, runner.py, load.cpp, an input and its output, manifest.json and its signature",
+            "  agent: publish: ssh-keygen -Y verify, digests, runner.py --check, mv into services/NAME/releases/DIGEST",
+            "  agent: activate: previous and current by rename, current/runner.py --check",
+        ]
+        if one.deploy.reload:
+            lines.append(f"  {shlex.join(one.deploy.reload)}")
+    return lines
 
 
 def _listed(order: Order, host: str) -> list[Release]:

@@ -37,6 +37,8 @@ def setup(target: Target, say: Callable[[str], None], wait_s: float = 0.0) -> st
         machine, python, glibc = platform_of(target, facts)
         say(f"{target.name} answers: {machine}, Python {_dotted(python)}, glibc {_dotted(glibc)}")
         present = version_there(transport, target)
+        if present is None and not runtime.packages:
+            raise UsageError(f"{target.name} has no {runtime.name}, and pip has none for it; {runtime.install}")
         if present is None and facts.get("pip") and not _by_pip(transport, runtime, say):
             say("the device's own pip cannot; fetching wheels here")
         if present is None and version_there(transport, target) is None:
@@ -54,9 +56,11 @@ def forecast(target: Target) -> list[str]:
     """What `setup` would do on the device, without touching it."""
     runtime = runtimes.RUNTIMES[target.runtime]
     packages = " ".join(runtime.packages)
+    lines = [*transports.commands(target), "  agent: examine, identify"]
+    if not runtime.packages:
+        return [*lines, f"nothing is installed: {runtime.install}"]
     return [
-        *transports.commands(target),
-        "  agent: examine, identify",
+        *lines,
         f"  agent: python -I -m pip install --only-binary=:all: --target ~/.edgeprune/site/{runtime.name}.part -- {packages}",
         f"  or, without pip or network there: sftp put the wheels of {packages}, and unpack them into that folder",
         f"  mv ~/.edgeprune/site/{runtime.name}.part ~/.edgeprune/site/{runtime.name}",

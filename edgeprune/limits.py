@@ -36,7 +36,8 @@ class Limits:
     install_s: float = 900.0
     # releases
     sign_s: float = 30.0
-    release_s: float = 300.0  # to check a bundle, build what can only be built there, and run it
+    release_s: float = 900.0  # to check a bundle, build what can only be built there, and run it
+    check_s: float = 60.0  # of that: for a release to be run once
     reload_s: float = 30.0  # for the target's command to tell a server
     lease_wait_s: float = 24 * 3600.0  # with --wait
     metric_s: float = 120.0  # of the device's time for the outputs that a metric is computed from

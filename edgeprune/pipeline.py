@@ -126,14 +126,17 @@ def open_road(
         yield Road(known, to, store, stack, watch or Quiet(), fresh, LIMITS.lease_wait_s if wait else 0.0)
 
 
-def forecast(project: Path | str, target: str, whole: bool = True) -> list[str]:
-    """What `run`, or `profile` alone (not `whole`), would send to the device and run there, at most; touches neither it nor
-    the run folder."""
+def forecast(project: Path | str, target: str, whole: bool = True, deploy: bool = False) -> list[str]:
+    """What `run`, `deploy`, or `profile` alone (not `whole`) would send to the device and run there, at most; touches neither
+    it nor the run folder."""
+    from edgeprune import deploying
+
     known, to = _asked(project, target, None)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
         store = stack.enter_context(Store(scratch))
-        return Road(known, to, store, stack, Quiet()).forecast(whole)
+        lines = Road(known, to, store, stack, Quiet()).forecast(whole)
+    return lines + deploying.forecast(to) if deploy else lines
 
 
 def follow(project: Path | str, target: str, budget: str | None) -> None:

@@ -61,7 +61,7 @@ def job(made: deploying.Bundle, **changes: Any) -> dict[str, Any]:
         "source": str(made.files[0].parent),
         "digest": made.digest,
         "signer": made.signer,
-        "deadline_s": DEADLINE_S,
+        "check_s": DEADLINE_S,
         "tell": [],
         "tell_s": DEADLINE_S,
         "keep": 5,

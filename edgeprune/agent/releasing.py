@@ -53,7 +53,7 @@ def publish(job):
                 refuse_foreign(manifest, job["service"])
                 refuse_older(manifest, service)
                 prepare(part, manifest)
-                run_check(part, job["deadline_s"])
+                run_check(part, job["check_s"])
                 os.rename(part, final)
                 agent.sync(os.path.dirname(final))
             except BaseException:
@@ -77,14 +77,14 @@ def activate(job):
         except agent.Failed as error:
             raise agent.Failed(error.kind, "release %s is not put into service: %s; deploy again" % (new[:12], error))
         if new == old:
-            return {"current": new, "previous": before, "check": run_check(service + "/current", job["deadline_s"])}
+            return {"current": new, "previous": before, "check": run_check(service + "/current", job["check_s"])}
         state = {"old": old, "previous": before, "tell": job["tell"], "tell_s": job["tell_s"]}
         write(os.path.join(service, "switching"), json.dumps(state).encode())
         try:
             if old:
                 point(service, "previous", old)
             point(service, "current", new)
-            found = run_check(service + "/current", job["deadline_s"])
+            found = run_check(service + "/current", job["check_s"])
             tell(service, state)
         except (agent.Failed, OSError) as error:
             back = go_back(service)
@@ -236,17 +236,17 @@ def prepare(folder, manifest):
         agent.sync(os.path.join(folder, "engine.plan"))
 
 
-def run_check(folder, deadline_s):
+def run_check(folder, check_s):
     """Run the release as whoever serves it would: its runner's answer."""
     with contextlib.suppress(OSError, ValueError, KeyError), open(os.path.join(folder, MANIFEST)) as file:
         site = os.path.join(root(), "site", json.load(file)["runtime"])
     argv = [sys.executable, "-I", os.path.join(folder, "runner.py"), "--check", "--site", site]
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline_s
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=check_s
         )
     except subprocess.TimeoutExpired:
-        raise agent.Failed("unhealthy", "the release took over %g s to run" % deadline_s)
+        raise agent.Failed("unhealthy", "the release took over %g s to run" % check_s)
     said = (done.stdout + done.stderr).decode("utf-8", "backslashreplace").strip()
     if done.returncode:
         raise agent.Failed("unhealthy", "the release does not run: %s" % said[-SAID_CHARS:])

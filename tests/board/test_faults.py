@@ -33,13 +33,18 @@ def target() -> Target:
     return replace(known, runtime="null")
 
 
-def shell(command: str) -> str:
-    """Run something on the board by the machine's own ssh client."""
+def ssh_argv() -> list[str]:
+    """The machine's own ssh client, up to the command."""
     host = target().host
     assert host is not None
     argv = ["ssh", "-i", str(host.identity), "-o", f"UserKnownHostsFile={host.known_hosts}", "-o", "IdentitiesOnly=yes"]
-    argv += ["-o", "BatchMode=yes", "-p", str(host.port), f"{host.user}@{host.name}", command]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False).stdout
+    argv += ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-p", str(host.port), f"{host.user}@{host.name}"]
+    return argv
+
+
+def shell(command: str) -> str:
+    """Run something on the board."""
+    return subprocess.run([*ssh_argv(), command], capture_output=True, text=True, timeout=120, check=False).stdout
 
 
 @pytest.fixture

@@ -66,6 +66,17 @@ def test_one_release_follows_another_and_is_rolled_back(
     assert device.activate({**job(first), "digest": None})["current"] == second.digest
 
 
+def test_a_release_that_hangs_is_not_waited_for(device: Device, key: Path, tmp_path: Path) -> None:
+    made = bundle(tmp_path / "1", key)
+    runner = made.files[0].parent / "runner.py"
+    runner.write_text("import time; time.sleep(60)")
+    files = json.loads(made.files[0].read_text())["files"]
+    files["runner.py"] = [runner.stat().st_size, agent.hashlib.sha256(runner.read_bytes()).hexdigest()]
+    with pytest.raises(agent.Failed, match=r"took over 0.5 s"):
+        device.publish(job(resigned(made, key, files=files), check_s=0.5))
+    assert not device.releases({})["releases"]
+
+
 def test_there_may_be_nothing_to_go_back_to(device: Device, key: Path, tmp_path: Path) -> None:
     first = bundle(tmp_path / "1", key)
     serve(device, first)
@@ -216,7 +227,7 @@ spec = importlib.util.spec_from_file_location("part", {part!r})
 part = importlib.util.module_from_spec(spec)
 part.agent = agent
 spec.loader.exec_module(part)
-part.run_check = lambda folder, deadline_s: part.loaded(folder, os.path.basename(os.path.realpath(folder)).partition(".")[0])
+part.run_check = lambda folder, check_s: part.loaded(folder, os.path.basename(os.path.realpath(folder)).partition(".")[0])
 count = 0
 def deadly(work):
     def call(*a, **k):
@@ -255,7 +266,7 @@ def test_killed_at_every_step_it_leaves_the_old_or_the_new_and_goes_on(
     verb: str, after: bool, device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
-    monkeypatch.setattr(device, "run_check", lambda folder, deadline_s: {"ok": True})
+    monkeypatch.setattr(device, "run_check", lambda folder, check_s: {"ok": True})
     old, second, third = (bundle(tmp_path / str(i), key, 1000 + i) for i in range(3))
     serve(device, old)
     serve(device, second)
