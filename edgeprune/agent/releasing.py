@@ -294,6 +294,9 @@ def locked(name):
         for left in agent.listed(os.path.join(service, "releases")):
             if left.endswith(".part"):
                 shutil.rmtree(os.path.join(service, "releases", left), ignore_errors=True)
+        for left in agent.listed(service):
+            if left.endswith(".new"):
+                os.unlink(os.path.join(service, left))
         if os.path.exists(os.path.join(service, "switching")):
             go_back(service)
         yield service

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,14 +47,40 @@ def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
         assert np.median(again.run.times_ns) == pytest.approx(stats.latency(experiment.samples).mid, rel=0.01)
 
 
-def test_a_small_network_goes_the_whole_way(project: Path) -> None:
-    done = command("run", "--project", project, "--target", "virtual-pi-onnxruntime", "--json", timeout=1500)
+def test_a_small_network_goes_the_whole_way_into_service_and_back(project: Path) -> None:
+    here = ("--project", project, "--target", "virtual-pi-onnxruntime")
+    done = command("run", *here, "--json", timeout=1500)
     assert done.code == 0, done.out + done.err
     result = done.json
     assert (result["status"], result["emulated"]) == ("pass", True)
     assert 0.9 < result["pruned"]["p50_ms"] / result["budget_ms"] <= 1
-    again = command("run", "--project", project, "--target", "virtual-pi-onnxruntime", timeout=300)
-    assert "emulated" in again.out and "reused" in again.out
+    first = command("deploy", *here, "--json", timeout=300)
+    assert first.code == 0, first.err
+    other = command("deploy", *here, "--budget", "80%", "--json", timeout=900)
+    assert other.code == 0, other.err
+    assert command("rollback", *here, timeout=300).code == 0
+    found = command("releases", "--target", "virtual-pi-onnxruntime", "--json", timeout=300).json
+    states = {release["digest"]: release["state"] for release in found if release["service"] == "blobs"}
+    assert states == {first.json[0]["digest"]: "current", other.json[0]["digest"]: "previous"}
+    assert "emulated" in command("releases", "--target", "virtual-pi-onnxruntime", timeout=300).out
+
+
+def test_a_stand_in_for_a_jetson_goes_the_whole_way_and_says_so(project: Path) -> None:
+    """From a profile that was recorded there, which would take seven minutes; all after it is done."""
+    (project.parent / "targets").mkdir()
+    shutil.copy(ROOT / "targets" / "virtual-jetson.toml", project.parent / "targets" / "jetson.toml")
+    shutil.copytree(ROOT / "profiles" / "virtual-jetson", project.parent / "profiles" / "jetson")
+    done = command("deploy", "--project", project, "--target", "jetson", "--json", timeout=1500)
+    assert done.code == 0, done.out + done.err
+    manifest = done.json[0]["manifest"]
+    assert manifest["runtime"] == "tensorrt"
+    assert manifest["verdict"]["emulated"] and manifest["verdict"]["simulated"] and manifest["device"]["simulated"]
+    shown = command("releases", "--target", project.parent / "targets" / "jetson.toml", timeout=300)
+    assert "pass, emulated, simulated" in shown.out
+    real = project.parent / "targets" / "real.toml"
+    real.write_text((project.parent / "targets" / "jetson.toml").read_text().replace("simulated = true", ""))
+    refused = command("run", "--project", project, "--target", "real", timeout=300)
+    assert refused.code == 2 and "stand-in" in refused.err
 
 
 def test_the_doctor_finds_the_board_well() -> None:
