@@ -151,9 +151,10 @@ def releases(target: str = "local", wait: bool = False) -> list[Release]:
 
 
 def setup(target: str, say: Callable[[str], None] = print, wait: bool = False) -> str:
-    """Put the agent and the target's runtime on its device, without root: the runtime's version there."""
+    """Put the agent and the target's runtime on its hosts, without root: the runtime's version there."""
     known = codec.read_target(codec.find_target(target, Path.cwd()))
-    return installing.setup(known, say, LIMITS.lease_wait_s if wait else 0.0)
+    found = [installing.setup(one, say, LIMITS.lease_wait_s if wait else 0.0) for _, one in known.all_hosts]
+    return found[0]
 
 
 def load(path: Path | str, model: nn.Module) -> nn.Module:

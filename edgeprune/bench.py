@@ -24,6 +24,11 @@ REPEATS = 0.002  # spread of their medians, relative, below which a device repea
 RETRIES = 3  # of a disturbed process
 RESETS = 1  # of the device that a session lives through
 
+REMEDIES = {
+    "power_mode": "sudo nvpmodel -m ID there, with the ID that /etc/nvpmodel.conf has for {}",
+    "clocks_pinned": "sudo jetson_clocks there",
+}
+
 log = logging.getLogger("edgeprune")
 
 
@@ -67,7 +72,7 @@ def identified(transport: Transport, target: Target) -> Device:
 def parts(transport: Transport, target: Target) -> dict[str, list[str]]:
     """What a job must name where the runtime's half on the device is a file of its own."""
     part = runtimes.RUNTIMES[target.runtime].part
-    return {"parts": [transport.put([part])]} if part else {}
+    return {"parts": [transport.put(part)]} if part else {}
 
 
 class Bench:
@@ -79,7 +84,6 @@ class Bench:
         self.discarded = 0  # processes whose times were thrown away as disturbed
         self.device = identified(transport, target)
         self._boots = {self.device.boot_id}
-        self._prepare()
         if self.device.emulated and not target.emulated:
             raise UsageError(
                 f"{target.path}: this device is emulated, so its times are no measure of a board; give a physical one, or"
@@ -90,26 +94,6 @@ class Bench:
                 f"{target.path}: the runtime of this device is a stand-in, so its times are no measure of the real one;"
                 " install the real one, or write [expect] simulated = true"
             )
-
-    def _prepare(self) -> None:
-        """Bring the device into the state that the target asks for, and see that it is in the one that it expects.
-
-        The agent puts back what it changed when it ends.
-        """
-        to, own = self._target, parts(self._transport, self._target)
-        if to.prepare:
-            ask(self._transport, {"mode": "prepare", "runtime": to.runtime, **own, **asdict(to.prepare)})
-        if to.power_mode is None and to.clocks_pinned is None:
-            return
-        state = _conditions(ask(self._transport, {"mode": "state", "runtime": to.runtime, **own})["conditions"])
-        for key, wanted, fix in (
-            ("power_mode", to.power_mode, "sudo nvpmodel -m"),
-            ("clocks_pinned", to.clocks_pinned, "sudo jetson_clocks"),
-        ):
-            found = state.get(key, "not told")
-            if wanted is not None and found != wanted:
-                text = f"{to.path}: [expect] {key} = {wanted}, and the device's is {found}"
-                raise DeviceError(f"{text}; {fix} there, or have edgeprune do it: [prepare]")
 
     def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
         """Write input arrays as files that `time`, `measure` and `outputs` take."""
@@ -236,6 +220,7 @@ class Bench:
     def _measured(self, reply: Mapping[str, Any], count: int, profiled: bool) -> list[Measured]:
         try:
             before, after = _conditions(reply["before"]), _conditions(reply["after"])
+            self._require(before)
             found = []
             for own in reply["models"]:
                 times, waited = tuple(own["times_ns"]), (own["waited_ns"], own["waits"])
@@ -247,6 +232,15 @@ class Bench:
             return found
         except (KeyError, TypeError, ValueError) as error:
             raise DeviceError(f"the device's samples cannot be used: {printable(str(error))}") from error
+
+    def _require(self, state: Mapping[str, Any]) -> None:
+        """The state of the device has to be the one that the target expects."""
+        to = self._target
+        for key, wanted in (("power_mode", to.power_mode), ("clocks_pinned", to.clocks_pinned)):
+            found = state.get(key, "not told")
+            if wanted is not None and found != wanted:
+                text = f"{to.path}: [expect] {key} = {wanted}, and the device's is {found}"
+                raise DeviceError(f"{text}; {REMEDIES[key].format(wanted)}; or have edgeprune do it: [prepare]")
 
     def _count_reset(self, run: Run) -> None:
         """Note a boot that was not seen before; one is bad luck, more are a fault of the board."""
@@ -285,6 +279,7 @@ class Bench:
                     "models": [self._transport.put(_with_siblings(model)) for model in batch],
                     "inputs": files,
                     "dla": self._target.dla,
+                    "prepare": asdict(self._target.prepare) if self._target.prepare else None,
                     "deadline_s": self._runtime.deadline_s * len(batch),
                     "warmup_s": LIMITS.warmup_s,
                     "runs_min": LIMITS.timed_runs_min,

@@ -125,7 +125,7 @@ class _Expect(_Section):
     emulated: Annotated[bool, Field(description="true or false")] = False
     simulated: Annotated[bool, Field(description="true or false")] = False
     power_mode: Annotated[Name | None, Field(description='a power mode as nvpmodel names it, such as "MAXN"')] = None
-    clocks_pinned: Annotated[bool | None, Field(description="true or false")] = None
+    clocks_pinned: Annotated[Literal[True] | None, Field(description="true, or left out")] = None
 
 
 class _Prepare(_Section):
@@ -201,8 +201,10 @@ def read_target(path: Path) -> Target:
     if not re.fullmatch(r"\w[\w.-]*", path.stem):  # it names folders, so it may not lead out of them
         raise _usage(f"{path}: a target's name may hold letters, digits, '_', '-' and '.'; rename the file")
     file = _read_toml(path, _TargetFile)
-    if file.runtime.name != "tensorrt" and (file.runtime.dla is not None or file.prepare is not None):
-        raise _usage(f'{path}: [runtime] dla and [prepare] need [runtime] name = "tensorrt"')
+    jetsons = file.runtime.dla, file.prepare, file.expect.power_mode, file.expect.clocks_pinned
+    if file.runtime.name != "tensorrt" and any(key is not None for key in jetsons):
+        text = "[runtime] dla, [prepare] and [expect] power_mode and clocks_pinned"
+        raise _usage(f'{path}: {text} need [runtime] name = "tensorrt"')
     return Target(
         path=path,
         name=path.stem,

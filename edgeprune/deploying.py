@@ -14,14 +14,14 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeprune import codec, transports
+from edgeprune import codec, runtimes, transports
 from edgeprune.agent import RELEASING, RUNNER, SNIPPETS
 from edgeprune.bench import identified, parts
 from edgeprune.errors import (
@@ -40,6 +40,7 @@ from edgeprune.types import Artifact, Device, Manifest, Outcome, Release, Target
 
 SCHEMA = 1
 NAMESPACE = "edgeprune"  # of signatures, as the device checks them
+KINDS = ("ssh-ed25519", "sk-ssh-ed25519@openssh.com")  # of keys; the latter on a stick, which may ask to be touched
 RELATIVE_ERROR = 1e-3  # of the kept output's largest value: the same file on the same kind of device
 # What the device may answer that is no fault of the link or the agent.
 REFUSALS: Mapping[str, type[EdgepruneError]] = {
@@ -89,6 +90,8 @@ def bundle(
     """
     _require_name(service)
     files = [Path(shutil.copy(path, folder / path.name)) for path in artifact.files]
+    for path in runtimes.RUNTIMES[target.runtime].beside:
+        shutil.copy(path, folder / path.name)
     for i, array in enumerate(inputs):
         np.save(folder / f"input_{i}.npy", array, allow_pickle=False)
     np.save(folder / "expected.npy", expected, allow_pickle=False)
@@ -127,25 +130,39 @@ def _require_name(service: str) -> None:
         )
 
 
+def require_ready(service: str, target: Target) -> None:
+    """Raises `UsageError` for what would stop a deploy in the end: the service's name, or a key to sign with."""
+    _require_name(service)
+    _key(target)
+
+
 def _key(target: Target) -> Path:
+    """The key to sign with: the one that is named, or the first Ed25519 key of those that are there."""
+    if target.deploy.key is not None:
+        return target.deploy.key
     own = target.host.identity if target.host else None
-    for key in filter(None, (target.deploy.key, own, Path("~/.ssh/id_ed25519").expanduser())):
-        if key.is_file() or key == target.deploy.key:
+    for key in filter(None, (own, Path("~/.ssh/id_ed25519").expanduser())):
+        if key.is_file() and _public(key).split()[0] in KINDS:
             return key
     raise UsageError(
-        f"{target.path}: no key to sign the bundle with; name one: [deploy] key, or make one: ssh-keygen -t ed25519"
+        f"{target.path}: no Ed25519 key to sign with; name one: [deploy] key, or make one: ssh-keygen -t ed25519"
     )
+
+
+def _public(key: Path) -> str:
+    """The public half's line: its kind, itself."""
+    beside = Path(f"{key}.pub")
+    text = beside.read_text() if beside.is_file() else _ssh_keygen(["-y", "-P", "", "-f", str(key)], key)
+    return " ".join([*text.split(), "", ""][:2])
 
 
 def _sign(path: Path, key: Path) -> str:
     """Sign a file by OpenSSH, which also asks an agent for the key: path.sig beside it; the public key's line."""
-    beside = Path(f"{key}.pub")
-    public = beside.read_text() if beside.is_file() else _ssh_keygen(["-y", "-P", "", "-f", str(key)], key)
-    kind, blob, *_ = [*public.split(), "", ""]
-    if kind != "ssh-ed25519":
+    public = _public(key)
+    if public.split(" ")[0] not in KINDS:
         raise UsageError(f"{key}: is no Ed25519 key; make one: ssh-keygen -t ed25519, and name it in [deploy] key")
     _ssh_keygen(["-q", "-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(path)], key)
-    return f"{kind} {blob}"
+    return public
 
 
 def _ssh_keygen(arguments: Sequence[str], key: Path) -> str:
@@ -180,12 +197,37 @@ def deploy(target: Target, bundle: Bundle, say: Callable[[str], None], wait_s: f
     checked. Raises `SecurityError` for what a device refuses and `VerdictError` where the release does not run there, in which
     case what was in service before is so again.
     """
+    return _on_each(target, wait_s, lambda transport, one, name: _into_service(transport, one, name, bundle, say))
+
+
+def rollback(target: Target, service: str, say: Callable[[str], None], wait_s: float = 0.0) -> list[Release]:
+    """Put the previous release back into service on every host of the target: what runs there now.
+
+    Ends and raises as `deploy` does, and `UsageError` where there is nothing to go back to.
+    """
+    _require_name(service)
+
+    def back(transport: Transport, one: Target, name: str) -> Release:
+        order = _orders(transport, one)
+        digests = {release.state: release.digest for release in _listed(order, name) if release.service == service}
+        if "previous" not in digests:
+            raise UsageError(f"{service} had no release before the one in service: there is nothing to go back to")
+        # By its digest, so that asking again, where the answer was lost, does not go forth again.
+        order({"mode": "activate", "service": service, "digest": digests["previous"], **_switching(one)})
+        say(f"{name} runs {digests['previous'][:12]} again, no more {digests.get('current', 'none')[:12]}")
+        return _current(order, name, service)
+
+    return _on_each(target, wait_s, back)
+
+
+def _on_each(target: Target, wait_s: float, work: Callable[[Transport, Target, str], Release]) -> list[Release]:
+    """Do it on one host after another, up to the first where it fails."""
     done: list[Release] = []
-    hosts = _each_host(target)
+    hosts = target.each_host
     for i, (name, one) in enumerate(hosts):
         try:
             with closing(transports.connect(one, wait_s)) as transport:
-                done.append(_into_service(transport, one, name, bundle, say))
+                done.append(work(transport, one, name))
         except EdgepruneError as error:
             rest = [f"{release.host} runs {release.digest[:12]}" for release in done]
             rest += [f"{other} was not touched" for other, _ in hosts[i + 1 :]]
@@ -231,30 +273,15 @@ def _runs(release: Release, wanted: Manifest) -> bool:
     return (
         release.state == "current"
         and known is not None
-        and (known.service, known.artifact, known.threads, known.dla, known.files["runner.py"])
-        == (wanted.service, wanted.artifact, wanted.threads, wanted.dla, wanted.files["runner.py"])
+        and (known.service, known.artifact, known.threads, known.dla, known.files.get("runner.py"))
+        == (wanted.service, wanted.artifact, wanted.threads, wanted.dla, wanted.files.get("runner.py"))
     )
-
-
-def rollback(target: Target, service: str, say: Callable[[str], None], wait_s: float = 0.0) -> list[Release]:
-    """Put the previous release back into service on every host of the target; what it is there now."""
-    _require_name(service)
-    done = []
-    for name, one in _each_host(target):
-        with closing(transports.connect(one, wait_s)) as transport:
-            order = _orders(transport, one)
-            found = order({"mode": "activate", "service": service, **_switching(one)})
-            say(
-                f"{name} runs {printable(str(found['current'])[:12])} again, no more {printable(str(found['previous'])[:12])}"
-            )
-            done.append(_current(order, name, service))
-    return done
 
 
 def releases(target: Target, wait_s: float = 0.0) -> list[Release]:
     """Every release of every service on every host of the target."""
     found = []
-    for name, one in _each_host(target):
+    for name, one in target.each_host:
         with closing(transports.connect(one, wait_s)) as transport:
             found += _listed(_orders(transport, one), name)
     return found
@@ -270,12 +297,8 @@ def _orders(transport: Transport, target: Target) -> Order:
     slowness = LIMITS.emulated_slowness if target.emulated else 1
 
     def order(job: Mapping[str, Any]) -> Mapping[str, Any]:
-        common = {
-            "runtime": target.runtime,
-            "parts": [releasing, *own],
-            "deadline_s": LIMITS.release_s,
-            "check_s": LIMITS.check_s,
-        }
+        common = {"runtime": target.runtime, "parts": [*own, releasing], "finishes": True}
+        common |= {"deadline_s": LIMITS.release_s, "check_s": LIMITS.check_s}
         (reply,) = transport.call([{"id": 0, **common, **job}], LIMITS.release_s * slowness)
         kind = str(reply.get("error", ""))
         if kind in REFUSALS:
@@ -297,7 +320,7 @@ def _switching(target: Target) -> dict[str, Any]:
 def forecast(target: Target) -> list[str]:
     """What `deploy` would do on each host, without touching any."""
     lines = []
-    for name, one in _each_host(target):
+    for name, one in target.each_host:
         lines += [
             f"deploy to {name}:",
             *transports.commands(one),
@@ -312,8 +335,10 @@ def forecast(target: Target) -> list[str]:
 
 
 def _listed(order: Order, host: str) -> list[Release]:
-    reply = order({"mode": "releases"})
-    return [_release(host, entry) for entry in reply.get("releases", [])]
+    found = order({"mode": "releases"}).get("releases")
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise DeviceError(f"{host}: its releases cannot be read")
+    return [_release(host, entry) for entry in found]
 
 
 def _current(order: Order, host: str, service: str) -> Release:
@@ -323,7 +348,7 @@ def _current(order: Order, host: str, service: str) -> Release:
     raise DeviceError(f"{host}: nothing of {service} is in service")
 
 
-def _release(host: str, entry: Any) -> Release:
+def _release(host: str, entry: Mapping[str, Any]) -> Release:
     try:
         manifest, damage = None, printable(str(entry.get("damage", "")))
         if not damage:
@@ -333,15 +358,8 @@ def _release(host: str, entry: Any) -> Release:
                 damage = "made by another version of edgeprune"
         service, digest, state = (printable(str(entry[key]), 100) for key in ("service", "digest", "state"))
         since = int(entry["since_s"]) if "since_s" in entry else None
+        if since is not None and not 0 <= since < 2**33:
+            raise ValueError(f"in service since {since}")
         return Release(host, service, digest, state, since, manifest, damage)
     except (KeyError, TypeError, ValueError) as error:
         raise DeviceError(f"{host}: its releases cannot be read: {printable(str(error))}") from error
-
-
-def _each_host(target: Target) -> list[tuple[str, Target]]:
-    """Every host, by its name, as a target of its own."""
-    if target.host is None:
-        return [("here", target)]
-    if not target.deploy.hosts:
-        return [(target.host.name, target)]
-    return [(name, replace(target, host=replace(target.host, name=name))) for name in target.deploy.hosts]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import codec, installing, runtimes, transports
-from edgeprune.bench import parts
+from edgeprune.bench import REMEDIES, parts
 from edgeprune.errors import EdgepruneError
 from edgeprune.transports.base import ask, printable
 from edgeprune.types import THROTTLED_NOW, Finding, Target
@@ -34,7 +34,10 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
         known = codec.read_target(codec.find_target(target, folder))
         yield Finding("ok", f"target {known.name}: {known.path}")
         yield Finding("ok", f"{known.runtime} artifacts are made by {_converter(known)}")
-        yield from _device(known)
+        for name, one in known.all_hosts:
+            if len(known.all_hosts) > 1:
+                yield Finding("ok", f"host {name}:")
+            yield from _device(one)
     except EdgepruneError as error:
         yield Finding("fail", str(error), "as it says, then run doctor again")
 
@@ -108,13 +111,13 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
         yield Finding("warn" if hot else "ok", f"{int(state['temperature_mc']) / 1000:.0f} °C", fix)
     if "power_mode" in state:
         name = printable(str(state["power_mode"]), 40)
-        wanted = target.power_mode
-        fix = f"sudo nvpmodel -m, or mend [expect] power_mode in {target.path}" if wanted not in (None, name) else ""
+        wanted = None if target.prepare and target.prepare.power_mode else target.power_mode
+        fix = REMEDIES["power_mode"].format(wanted) if wanted not in (None, name) else ""
         yield Finding("fail" if fix else "ok", f"power mode {name}" + (f", {wanted} is expected" if fix else ""), fix)
     if "clocks_pinned" in state:
         pinned = bool(state["clocks_pinned"])
-        fix = "" if pinned else "sudo jetson_clocks"
-        yield Finding("ok" if pinned else "warn", "clocks are pinned" if pinned else "the GPU's clock may vary", fix)
+        fix = "" if pinned or (target.prepare and target.prepare.jetson_clocks) else REMEDIES["clocks_pinned"]
+        yield Finding("warn" if fix else "ok", "clocks are pinned" if pinned else "the GPU's clock may vary", fix)
     if "throttled" in state:
         flags = int(state["throttled"])
         fix = "use the power supply made for it, and cool it; then restart it" if flags else ""

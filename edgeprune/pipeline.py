@@ -500,6 +500,7 @@ class Road:
         from edgeprune import deploying
         from edgeprune import project as user
 
+        deploying.require_ready(self.project.name, self.target)
         verdict = self.verdict
         deploying.require(verdict, self.target)
         self._watch.start("deploy")
@@ -752,12 +753,13 @@ class Road:
                 return key("survey"), t.runtime, _version(self._runtime.converter)
             case "precision":
                 quantizer, device = _version(self._runtime.quantizer), self.device.identity
-                where = device, t.threads, t.dla, t.precision
+                where = device, t.threads, *_state(t), t.precision
                 return key("baseline"), quantizer, *where, data, p.metric, p.max_metric_drop
             case "scores":
                 return key("survey"), p.importance, data, p.loss
             case "plan":
-                return key("scores"), self.device.identity, t.threads, t.dla, self.precision, str(p.budget)
+                where = self.device.identity, t.threads, *_state(t), self.precision
+                return key("scores"), *where, str(p.budget)
             case "prune":
                 return (key("plan"),)
             case "finetune":
@@ -771,8 +773,7 @@ class Road:
     @property
     def _profile_path(self) -> Path:
         t = self.target
-        dla = [] if t.dla is None else [t.dla]
-        key = digest([self.groups.network, self.device.identity, t.threads, self.precision, *dla])[:8]
+        key = digest([self.groups.network, self.device.identity, t.threads, self.precision, *_state(t)])[:8]
         return self.project.path.parent / "profiles" / t.name / f"{self.project.name}-{key}.json"
 
     def _keep(self, profile: Profile) -> None:
@@ -809,6 +810,12 @@ class Road:
         from edgeprune import graph
 
         return graph.recipe(self.groups, self.confirmed.plan.keep)
+
+
+def _state(target: Target) -> list[object]:
+    """What a target asks of a Jetson, which what is measured follows from; nothing elsewhere."""
+    asked: list[object] = [target.dla, target.power_mode, target.clocks_pinned, target.prepare]
+    return asked if any(key is not None for key in asked) else []
 
 
 def _version(package: str) -> str:

@@ -290,7 +290,8 @@ def inputs(session_, asked):
         files[name] = path
     found = {}
     for value in session_.get_inputs():
-        dtype = numpy.dtype(DTYPES[value.type])
+        wanted = numpy.dtype(DTYPES[value.type])
+        dtype = numpy.dtype("int32") if wanted.name == "int64" and VERSION < (10, 0) else wanted
         size = int(numpy.prod(value.shape)) * dtype.itemsize
         if value.name in files:
             path = files.pop(value.name)
@@ -300,9 +301,9 @@ def inputs(session_, asked):
                     os.path.getsize(path),
                 )
                 raise Refused("Unexpected file size for input file: %s. %s" % (path, note))
-            found[value.name] = numpy.fromfile(path, dtype).reshape(value.shape)
+            found[value.name] = numpy.fromfile(path, dtype).reshape(value.shape).astype(wanted)
         else:
-            found[value.name] = numpy.random.default_rng(0).random(value.shape).astype(dtype)
+            found[value.name] = numpy.random.default_rng(0).random(value.shape).astype(wanted)
     if files:
         raise Refused("Cannot find input tensor with name %r in the engine bindings!" % sorted(files)[0])
     return found

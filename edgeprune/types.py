@@ -186,6 +186,23 @@ class Target:
     prepare: Prepare | None = None
     deploy: Deployment = field(default_factory=lambda: Deployment())
 
+    @property
+    def each_host(self) -> list[tuple[str, Target]]:
+        """Every host that releases go to, by its name, as a target of its own."""
+        if self.host is None:
+            return [("here", self)]
+        if not self.deploy.hosts:
+            return [(self.host.name, self)]
+        return [(name, replace(self, host=replace(self.host, name=name))) for name in self.deploy.hosts]
+
+    @property
+    def all_hosts(self) -> list[tuple[str, Target]]:
+        """The host that is measured on, and every other that releases go to."""
+        if self.host is None:
+            return self.each_host
+        own = (self.host.name, self)
+        return [own, *(host for host in self.each_host if host[0] != own[0])]
+
 
 # ----------------------------------------------------------------------------------------- what a network is
 

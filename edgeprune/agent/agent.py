@@ -44,6 +44,7 @@ STORE_BYTES = 1 << 30  # of files kept for later; the least recently used go fir
 SPARE_BYTES = 64 << 20  # left free on the disk
 LEASE = "/tmp/edgeprune-lease"  # one for all users of the board
 UNPACKED_BYTES = 4 << 30
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # the latter comes from an sshd whose connection broke
 
 
 # ------------------------------------------------------------------------------------------------------ serve
@@ -59,7 +60,8 @@ class Failed(Exception):
 
 def serve():
     """Answer requests on standard input until it closes."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for ending in ENDINGS:
+        signal.signal(ending, lambda *_: sys.exit(1))
     host = Host()
     hello = host.next_request()
     host.nonce = hello["nonce"]
@@ -83,27 +85,69 @@ def serve():
 
 
 def undo():
-    """Put back what a job changed on this machine, by the commands that it wrote down beforehand."""
-    path = os.path.join(home(), "undo.json")
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        with open(path) as file:
-            commands = json.load(file)
-        for argv in commands:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(
-                    argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30
-                )
+    """Put back what this agent changed on this machine, or one that is gone, by the commands that were written down before."""
+    for name in listed(root()):
+        if name.startswith("undo-") and name.endswith(".json"):
+            _, pid, boot = name[: -len(".json")].split("-", 2)
+            if int(pid) == os.getpid() or boot != boot_id()[:8] or not os.path.exists("/proc/" + pid):
+                put_back(os.path.join(root(), name))
+
+
+def put_back(path):
+    """Run the commands in a file; those that fail stay in it, for the next agent to try, and are said."""
+    with open(path) as file:
+        commands = json.load(file)
+    left = []
+    for argv in commands:
+        try:
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=30).returncode == 0
+        except (OSError, subprocess.TimeoutExpired):
+            done = False
+        if not done:
+            left.append(argv)
+            print("could not put back what was changed: %s" % " ".join(argv), file=sys.stderr)
+    if left:
+        write(path, json.dumps(left).encode())
+    else:
         os.unlink(path)
 
 
 def write_undo(commands):
-    """Have these commands run when the agent ends, or when the next one starts."""
-    path = os.path.join(home(), "undo.json")
-    with open(path + ".new", "w") as file:
-        json.dump(commands, file)
+    """Have the agent that this worker is of run these commands when it ends, before those that are there."""
+    path = os.path.join(root(), "undo-%d-%s.json" % (os.getppid(), boot_id()[:8]))
+    if os.path.exists(path):
+        with open(path) as file:
+            commands = commands + json.load(file)
+    write(path, json.dumps(commands).encode())
+
+
+def root():
+    """The agent's folder on a device; where this machine is the device and it runs from the package, one like it."""
+    here = home()
+    return here if os.path.basename(here) == ".edgeprune" else os.path.expanduser("~/.edgeprune")
+
+
+def write(path, content):
+    """A small file in one step, on the disk."""
+    with open(path + ".new", "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".new", path)
+    sync(os.path.dirname(path))
+
+
+def remove(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sha256(path):
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            sha.update(part)
+    return sha.hexdigest()
 
 
 def work_folder(lease):
@@ -189,7 +233,8 @@ def take_lease(hello):
         except BlockingIOError:
             held = lease_holder(lock)
             ours = held.get("token") == hello["token"]
-            if time.monotonic() - start > (5 if ours else 1):  # whoever left a moment ago may still be going
+            # Whoever left a moment ago may still be going, and may not leave a switch of releases half done.
+            if time.monotonic() - start > (45 if ours else 1):
                 raise Failed("busy", "in use by %s since %s" % (held.get("who"), held.get("since")))
             if ours:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -396,6 +441,13 @@ def run_worker(job, folder, host):
             except BrokenPipeError:
                 pass  # it ended before it read the job: its exit status says why
             reply, late = read_reply(reader, time.monotonic() + job["deadline_s"], host)
+        except SystemExit:
+            if job.get("finishes"):  # the host is gone, and half done would be worse
+                for ending in ENDINGS:
+                    signal.signal(ending, signal.SIG_IGN)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.wait(job["deadline_s"])
+            raise
         finally:
             os.close(reader)
             end(worker)
@@ -471,13 +523,18 @@ def work(writer):
 
 def load_part(path):
     """Another file of the agent's, which few jobs need: the modes that it adds. It knows this one as `agent`."""
+    return loaded_module(path, agent=sys.modules[__name__]).MODES
+
+
+def loaded_module(path, **names):
+    """A file as a module that knows these names."""
     from importlib.util import module_from_spec, spec_from_file_location
 
-    spec = spec_from_file_location("part", path)
-    part = module_from_spec(spec)
-    part.agent = sys.modules[__name__]
-    spec.loader.exec_module(part)
-    return part.MODES
+    spec = spec_from_file_location(os.path.basename(path)[: -len(".py")], path)
+    module = module_from_spec(spec)
+    vars(module).update(names)
+    spec.loader.exec_module(module)
+    return module
 
 
 def die_with_the_agent():
@@ -592,6 +649,8 @@ def time_runs(job):
     Several models take turns in one process: whatever slows this machine for a moment, slows all of them.
     """
     runtime = RUNTIMES[job["runtime"]]
+    if job.get("prepare"):
+        runtime.prepare(job["prepare"])
     before = conditions(runtime)
     if hasattr(runtime, "measured"):  # by a program of its own
         replies, peak = runtime.measured(job)

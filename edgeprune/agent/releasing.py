@@ -22,16 +22,20 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 agent = globals()["agent"]  # put there by the agent, which loads this
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
+ENGINE = "engine.plan"  # TensorRT's, built here
 NAMESPACE = "edgeprune"  # of signatures: one made for a mail or a commit is not valid here
 MANIFEST_BYTES = 1 << 20
 SAID_CHARS = 600
+SAID_BYTES = 1 << 14
 LISTED = 200  # releases told at most
 FACTS = ("machine", "cpu", "cores")  # of a device, which its bundle must have been verified on
 
@@ -42,18 +46,22 @@ FACTS = ("machine", "cpu", "cores")  # of a device, which its bundle must have b
 def publish(job):
     """Take a bundle that lies in `source`: check it, run it, and only then give it its name. Nothing is switched."""
     with locked(job["service"]) as service:
-        final = os.path.join(service, "releases", job["digest"])
-        enrolled = trust(job["signer"])
+        final, enrolled = os.path.join(service, "releases", job["digest"]), False
         if not os.path.isdir(final):
             part = final + ".part"
             made(part)
             try:
                 manifest = copied(job["source"], part, job["digest"])
-                checked(part, job["digest"])
+                first = not os.path.exists(signers())
+                checked(part, job["digest"], candidate(part, job["signer"]) if first else signers())
                 refuse_foreign(manifest, job["service"])
                 refuse_older(manifest, service)
                 prepare(part, manifest)
-                run_check(part, job["check_s"])
+                run_check(part, manifest, job["check_s"])
+                if first:
+                    os.replace(candidate(part, job["signer"]), signers())
+                    agent.sync(agent.root())
+                    enrolled = True
                 os.rename(part, final)
                 agent.sync(os.path.dirname(final))
             except BaseException:
@@ -63,31 +71,27 @@ def publish(job):
 
 
 def activate(job):
-    """Put a published release into service: switch, run it through `current`, tell who serves it. Back where any of it fails.
-
-    Without a digest: the previous one.
-    """
+    """Put a release into service: switch, run it through `current`, tell who serves it; back where any of it fails."""
     with locked(job["service"]) as service:
-        old, before = pointed(service, "current"), pointed(service, "previous")
-        new = job.get("digest") or before
-        if new is None or (new == old and not job.get("digest")):
-            raise agent.Failed("nothing", "no release was in service before: there is nothing to go back to")
+        old, before, new = pointed(service, "current"), pointed(service, "previous"), job["digest"]
         try:
-            checked(os.path.join(service, "releases", new), new)
+            manifest = checked(os.path.join(service, "releases", new), new)
         except agent.Failed as error:
             raise agent.Failed(error.kind, "release %s is not put into service: %s; deploy again" % (new[:12], error))
-        if new == old:
-            return {"current": new, "previous": before, "check": run_check(service + "/current", job["check_s"])}
+        current = os.path.join(service, "current")
+        if new == old:  # asked again, since the answer was lost, or to see that all is well
+            return {"current": new, "previous": before, "check": run_check(current, manifest, job["check_s"])}
         state = {"old": old, "previous": before, "tell": job["tell"], "tell_s": job["tell_s"]}
-        write(os.path.join(service, "switching"), json.dumps(state).encode())
+        agent.write(os.path.join(service, "switching"), json.dumps(state).encode())
         try:
             if old:
                 point(service, "previous", old)
             point(service, "current", new)
-            found = run_check(service + "/current", job["check_s"])
+            found = run_check(current, manifest, job["check_s"])
             tell(service, state)
-        except (agent.Failed, OSError) as error:
+        except Exception as error:  # whatever it is, what is in service has to be what proved itself
             back = go_back(service)
+            forget(service, job["keep"])
             raise agent.Failed("unhealthy", "%s; %s" % (error, back))
         drop(os.path.join(service, "switching"))
         forget(service, job["keep"])
@@ -97,7 +101,7 @@ def activate(job):
 def releases(job):
     """What is on this device: every release of every service, and which of them are current and previous."""
     found = []
-    services = os.path.join(root(), "services")
+    services = os.path.join(agent.root(), "services")
     for name in agent.listed(services):
         with locked(name) as service:
             names = {kind: pointed(service, kind) for kind in ("current", "previous")}
@@ -124,13 +128,17 @@ def told(service, name, digest, names):
 # ------------------------------------------------------------------------------------------------ what is checked
 
 
-def trust(signer):
-    """Whose bundles are taken here: the signer of the first one, until somebody adds a line. Whether that was now."""
-    path = os.path.join(root(), "allowed_signers")
-    if os.path.exists(path):
-        return False
-    write(path, ('%s namespaces="%s" %s\n' % (NAMESPACE, NAMESPACE, signer)).encode())
-    return True
+def signers():
+    """Whose bundles are taken here: by the signer of the first one, and by whom somebody adds."""
+    return os.path.join(agent.root(), "allowed_signers")
+
+
+def candidate(part, signer):
+    """The same of a first bundle, which is not taken yet."""
+    path = os.path.join(part, ".signers")
+    if not os.path.exists(path):
+        agent.write(path, ('%s namespaces="%s" %s\n' % (NAMESPACE, NAMESPACE, signer)).encode())
+    return path
 
 
 def copied(source, part, digest):
@@ -174,23 +182,25 @@ def loaded(folder, digest):
     return manifest
 
 
-def checked(folder, digest):
-    """The manifest of a release, once its signature and every file of it are what they were."""
+def checked(folder, digest, by=None):
+    """The manifest of a release, once its signature, by one who is allowed, and every file of it are what they were."""
     manifest = loaded(folder, digest)
-    verify_signature(folder)
+    verify_signature(folder, by or signers())
     for name, (size, sha) in manifest["files"].items():
         path = os.path.join(folder, plain(name))
         if os.path.islink(path) or not os.path.isfile(path):
             raise agent.Failed("refused", "%s is missing" % name)
-        if os.path.getsize(path) != size or sha256(path) != sha:
+        if os.path.getsize(path) != size or agent.sha256(path) != sha:
             raise agent.Failed("refused", "%s was altered" % name)
+    if manifest["runtime"] == "tensorrt" and by is None and not os.path.isfile(os.path.join(folder, ENGINE)):
+        raise agent.Failed("refused", "%s is missing" % ENGINE)
     return manifest
 
 
-def verify_signature(folder):
-    """OpenSSH's own check of the signature against `allowed_signers`."""
-    argv = ["ssh-keygen", "-Y", "verify", "-f", os.path.join(root(), "allowed_signers"), "-I", NAMESPACE]
-    argv += ["-n", NAMESPACE, "-s", os.path.join(folder, SIGNATURE)]
+def verify_signature(folder, allowed):
+    """OpenSSH's own check of the signature."""
+    argv = ["ssh-keygen", "-Y", "verify", "-f", allowed, "-I", NAMESPACE, "-n", NAMESPACE]
+    argv += ["-s", os.path.join(folder, SIGNATURE)]
     if not os.path.isfile(os.path.join(folder, SIGNATURE)):
         raise agent.Failed("refused", "the bundle is not signed")
     try:
@@ -202,7 +212,9 @@ def verify_signature(folder):
         raise agent.Failed("refused", "ssh-keygen took over 30 s to check the signature")
     if done.returncode:
         said = " ".join(done.stdout.decode("utf-8", "backslashreplace").split())[:SAID_CHARS]
-        raise agent.Failed("refused", "the signature is not by a key of %s/allowed_signers: %s" % (root(), said))
+        if "usage:" in said:
+            raise agent.Failed("no-ssh-keygen", "the ssh-keygen is older than 8.1 and cannot check signatures")
+        raise agent.Failed("refused", "the signature is not by a key of %s: %s" % (signers(), said))
 
 
 def refuse_foreign(manifest, service):
@@ -219,12 +231,9 @@ def refuse_foreign(manifest, service):
 def refuse_older(manifest, service):
     """An old bundle, though signed, is no news: going back is what a rollback is for."""
     for digest in agent.listed(os.path.join(service, "releases")):
-        try:
-            known = loaded(os.path.join(service, "releases", digest), digest)
-        except agent.Failed:
-            continue
-        if known["created_s"] >= manifest["created_s"]:
-            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(known["created_s"]))
+        known = age(os.path.join(service, "releases", digest), digest)
+        if known >= manifest["created_s"]:
+            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(known))
             raise agent.Failed("refused", "the bundle is older than one that is here, which is of %s" % when)
 
 
@@ -232,26 +241,22 @@ def prepare(folder, manifest):
     """What can only be made on this device, beside what was signed: TensorRT's engine."""
     if manifest["runtime"] == "tensorrt":
         engine = agent.RUNTIMES["tensorrt"].engine(os.path.join(folder, manifest["model"]), manifest["dla"])
-        shutil.copyfile(engine, os.path.join(folder, "engine.plan"))
-        agent.sync(os.path.join(folder, "engine.plan"))
+        shutil.copyfile(engine, os.path.join(folder, ENGINE))
+        agent.sync(os.path.join(folder, ENGINE))
+        agent.sync(folder)
 
 
-def run_check(folder, check_s):
+def run_check(folder, manifest, check_s):
     """Run the release as whoever serves it would: its runner's answer."""
-    with contextlib.suppress(OSError, ValueError, KeyError), open(os.path.join(folder, MANIFEST)) as file:
-        site = os.path.join(root(), "site", json.load(file)["runtime"])
+    site = os.path.join(agent.root(), "site", manifest["runtime"])
     argv = [sys.executable, "-I", os.path.join(folder, "runner.py"), "--check", "--site", site]
-    try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=check_s
-        )
-    except subprocess.TimeoutExpired:
+    code, said = finished(argv, folder, check_s)
+    if code is None:
         raise agent.Failed("unhealthy", "the release took over %g s to run" % check_s)
-    said = (done.stdout + done.stderr).decode("utf-8", "backslashreplace").strip()
-    if done.returncode:
+    if code:
         raise agent.Failed("unhealthy", "the release does not run: %s" % said[-SAID_CHARS:])
     try:
-        return json.loads(done.stdout.decode().strip().splitlines()[-1])
+        return json.loads(said.splitlines()[-1])
     except (ValueError, IndexError):
         raise agent.Failed("unhealthy", "the release gives no answer: %s" % said[-SAID_CHARS:])
 
@@ -261,30 +266,39 @@ def tell(service, state):
     if not state["tell"]:
         return
     try:
-        done = subprocess.run(
-            state["tell"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=service,
-            timeout=state["tell_s"], start_new_session=True,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
+        code, said = finished(state["tell"], service, state["tell_s"])
+    except OSError as error:
         raise agent.Failed("unhealthy", "[deploy] reload: %s" % error)
-    if done.returncode:
-        said = done.stdout.decode("utf-8", "backslashreplace").strip()[-SAID_CHARS:]
-        raise agent.Failed("unhealthy", "[deploy] reload ended with %d: %s" % (done.returncode, said))
+    if code is None:
+        raise agent.Failed("unhealthy", "[deploy] reload took over %g s" % state["tell_s"])
+    if code:
+        raise agent.Failed("unhealthy", "[deploy] reload ended with %d: %s" % (code, said[-SAID_CHARS:]))
+
+
+def finished(argv, folder, seconds):
+    """A command's exit status and the end of what it said; None where it took too long, and then it is ended with all it
+    started. What it leaves running in the background stays, and may hold its output open."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, start_new_session=True
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = None
+        output.seek(max(0, output.seek(0, os.SEEK_END) - SAID_BYTES))
+        return code, output.read().decode("utf-8", "backslashreplace").strip()
 
 
 # ---------------------------------------------------------------------------------------------------- the disk
 
 
-def root():
-    """The agent's folder on a device; where it runs from the package itself, this machine being the device, one like it."""
-    here = agent.home()
-    return here if os.path.basename(here) == ".edgeprune" else os.path.expanduser("~/.edgeprune")
-
-
 @contextlib.contextmanager
 def locked(name):
     """A service's folder, which nobody else changes meanwhile; what a power cut left is cleared up."""
-    service = os.path.join(root(), "services", plain(name))
+    service = os.path.join(agent.root(), "services", plain(name))
     made(os.path.join(service, "releases"))
     with open(os.path.join(service, "lock"), "w") as lock:
         try:
@@ -332,8 +346,7 @@ def pointed(service, kind):
 def point(service, kind, digest):
     """Have `current` or `previous` point to another release, in one step."""
     new = os.path.join(service, ".%s.new" % kind)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(new)
+    agent.remove(new)
     os.symlink(os.path.join("releases", digest), new)
     os.replace(new, os.path.join(service, kind))
     agent.sync(service)
@@ -343,25 +356,22 @@ def forget(service, keep):
     """Drop the oldest releases, but neither the current nor the previous one."""
     releases = os.path.join(service, "releases")
     in_use = {pointed(service, "current"), pointed(service, "previous")}
-    known = sorted(agent.listed(releases), key=lambda name: os.stat(os.path.join(releases, name)).st_mtime)
-    for digest in known[: max(0, len(known) - keep)]:
+    known = sorted((age(os.path.join(releases, digest), digest), digest) for digest in agent.listed(releases))
+    for _, digest in known[: max(0, len(known) - keep)]:
         if digest not in in_use:
             shutil.rmtree(os.path.join(releases, digest), ignore_errors=True)
 
 
-def write(path, content):
-    """A small file in one step."""
-    with open(path + ".new", "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".new", path)
-    agent.sync(os.path.dirname(path))
+def age(folder, digest):
+    """When a release was made; one that is damaged counts as the oldest."""
+    try:
+        return loaded(folder, digest)["created_s"]
+    except agent.Failed:
+        return 0
 
 
 def drop(path):
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    agent.remove(path)
     agent.sync(os.path.dirname(path))
 
 
@@ -371,14 +381,6 @@ def made(folder):
         made(os.path.dirname(folder))
         os.mkdir(folder, 0o700)
         agent.sync(os.path.dirname(folder))
-
-
-def sha256(path):
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        for part in iter(lambda: file.read(1 << 20), b""):
-            sha.update(part)
-    return sha.hexdigest()
 
 
 MODES = {"publish": publish, "activate": activate, "releases": releases}

@@ -12,7 +12,6 @@ In a program of yours, which sees a new release once it loads `current` again:
 `--site` is a folder to find the runtime in. See load.cpp for C++.
 """
 
-import glob
 import json
 import os
 import shutil
@@ -76,35 +75,36 @@ def tflite(path, manifest):
 
 
 def tensorrt(path, manifest):
-    """By trtexec, on the engine that was built here; a program that serves loads engine.plan itself, see load.cpp."""
-    import numpy
-
+    """The engine that was built here: in this process where TensorRT's Python module is, else by a trtexec for every call."""
     folder = os.path.dirname(path)
+    sys.path.insert(0, folder)
+    import engine
+
     with open(os.path.join(folder, "build.json")) as file:
         build = json.load(file)
-    argv = [shutil.which("trtexec") or "/usr/src/tensorrt/bin/trtexec"]
-    argv += ["--loadEngine=" + os.path.join(folder, "engine.plan"), "--iterations=1", "--warmUp=0", "--duration=0"]
-    if manifest["dla"] is not None:
-        argv.append("--useDLACore=%d" % manifest["dla"])
+    plan = os.path.join(folder, "engine.plan")
+    try:
+        import tensorrt
+    except ImportError:
+        return lambda inputs: by_trtexec(plan, build, manifest["dla"], inputs, engine.outputs_of)
+    return engine.Engine(tensorrt, engine.cuda(), plan, build, manifest["dla"]).call
 
-    def call(inputs):
-        with tempfile.TemporaryDirectory() as work:
-            places = [os.path.join(work, "input-%d" % i) for i in range(len(inputs))]
-            for array, place in zip(inputs, places):
-                array.tofile(place)
-            fed = ",".join("'%s':%s" % pair for pair in zip(build["inputs"], places))
-            out = os.path.join(work, "out.json")
-            asked = [*argv, "--loadInputs=" + fed, "--exportOutput=" + out]
-            subprocess.run(asked, check=True, stdout=subprocess.DEVNULL, timeout=120)
-            with open(out) as file:
-                found = {output["name"]: output for output in json.load(file)}
-        results = []
-        for name in build["outputs"]:
-            shape = [int(size) for size in found[name]["dimensions"].split("x")]
-            results.append(numpy.array(found[name]["values"], "float32").reshape(shape))
-        return results
 
-    return call
+def by_trtexec(plan, build, dla, inputs, outputs_of):
+    argv = [shutil.which("trtexec") or "/usr/src/tensorrt/bin/trtexec", "--loadEngine=" + plan]
+    argv += ["--iterations=1", "--warmUp=0", "--duration=0"]
+    if dla is not None:
+        argv.append("--useDLACore=%d" % dla)
+    with tempfile.TemporaryDirectory() as work:
+        places = [os.path.join(work, "input-%d" % i) for i in range(len(inputs))]
+        for array, place in zip(inputs, places):
+            array.tofile(place)
+        fed = ",".join("'%s':%s" % pair for pair in zip(build["inputs"], places))
+        out = os.path.join(work, "out.json")
+        asked = [*argv, "--loadInputs=" + fed, "--exportOutput=" + out]
+        subprocess.run(asked, check=True, stdout=subprocess.DEVNULL, timeout=120)
+        with open(out) as file:
+            return outputs_of(file.read(), build["outputs"])
 
 
 def null(path, manifest):
@@ -114,10 +114,13 @@ def null(path, manifest):
 LOADERS = {"onnxruntime": onnxruntime, "openvino": openvino, "tflite": tflite, "tensorrt": tensorrt, "null": null}
 
 
-def kept(pattern):
+def kept_inputs():
     import numpy
 
-    return [numpy.load(path, allow_pickle=False) for path in sorted(glob.glob(os.path.join(HERE, pattern)))]
+    found = []
+    while os.path.exists(os.path.join(HERE, "input_%d.npy" % len(found))):
+        found.append(numpy.load(os.path.join(HERE, "input_%d.npy" % len(found)), allow_pickle=False))
+    return found
 
 
 def check():
@@ -126,11 +129,12 @@ def check():
 
     with open(os.path.join(HERE, "manifest.json")) as file:
         limit = json.load(file)["relative_error"]
-    model, inputs, (wanted,) = load(), kept("input_*.npy"), kept("expected.npy")
+    model, inputs = load(), kept_inputs()
+    wanted = numpy.load(os.path.join(HERE, "expected.npy"), allow_pickle=False).astype("float64")
     times, got = [], None
     for _ in range(5):
         start = time.perf_counter()
-        got = model(inputs)[0]
+        got = numpy.asarray(model(inputs)[0]).astype("float64")
         times.append(time.perf_counter() - start)
     if got.shape != wanted.shape:
         return {"ok": False, "why": "the output is of shape %s, not %s" % (got.shape, wanted.shape)}

@@ -19,24 +19,24 @@ import os
 import re
 import shutil
 import subprocess
-import time
 
 agent = globals()["agent"]  # put there by the agent, which loads this
+engine = agent.loaded_module(os.path.join(os.path.dirname(__file__), "engine.py"))
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 MODES_FILE = "/etc/nvpmodel.conf"
 BANNER = re.compile(r"&&&& (RUNNING|PASSED|FAILED) TensorRT\.trtexec(?: \[TensorRT v(\d+)\])?((?: \[[\w-]+\])*) #")
 STAND_IN = "[stand-in]"
 FELL_BACK = re.compile(r"Layer '(.+)' \(\w+\): Unsupported on DLA\. Switching this layer's device type to GPU")
-FELL_BACK_OLD = re.compile(
-    r"Default DLA is enabled but layer (.+) is not supported on DLA, falling back to GPU"
-)  # up to 8.2
 LINE = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([VIWEF])\] (.*)$")
 HELP_S = 30.0
 WARM_UP_MS = 200
 PROFILED_RUNS = 100
 ENGINE_BYTES = 2 << 30
-LOG_BYTES = 256 << 20
+LINE_BYTES = 4096  # of a log, at most
+TOLD_BYTES = 4 << 20
+TOLD = re.compile(rb"\] \[[EF]\] |DLA")
+TIMED_RUNS = 30  # of one process: after the warm-up they are alike
 TOLD_LINES = 4  # of trtexec's errors
 
 
@@ -78,14 +78,9 @@ def run_argv(version, plan, inputs, dla):
     return argv + (["--includeDataTransfers", "--noCudaGraph"] if version >= (11, 0) else ["--useSpinWait"])
 
 
-def time_argv(times, iterations, seconds):
-    """Whole-network times, no profiler; seconds are whole, and iterations at least so many."""
-    return [
-        "--warmUp=%d" % WARM_UP_MS,
-        "--duration=%d" % seconds,
-        "--iterations=%d" % iterations,
-        "--exportTimes=" + times,
-    ]
+def time_argv(times, iterations):
+    """Whole-network times, no profiler; so many iterations after the warm-up."""
+    return ["--warmUp=%d" % WARM_UP_MS, "--duration=0", "--iterations=%d" % iterations, "--exportTimes=" + times]
 
 
 def profile_argv(version, profile, layers):
@@ -130,7 +125,7 @@ def errors_of(text):
 
 def fallbacks_of(text):
     """The layers that the DLA could not take."""
-    return sorted({name for pattern in (FELL_BACK, FELL_BACK_OLD) for name in pattern.findall(text)})
+    return sorted(set(FELL_BACK.findall(text)))
 
 
 def times_of(text):
@@ -164,15 +159,6 @@ def layers_of(profile, layers):
                 raise ValueError("%s takes %r ms" % (row["name"], ms))
             onnx = re.findall(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$)", known.get(row["name"], ""))
             found.append({"name": row["name"], "ns": round(1e6 * ms), "onnx": onnx})
-    return found
-
-
-def outputs_of(text, numpy):
-    """The outputs of the last run by name, from --exportOutput: fp32 arrays, six digits."""
-    found = {}
-    for output in json.loads(re.sub(r"(?<=[\[,\s])-?nan(?=[\],\s])", "NaN", text)):
-        shape = [int(size) for size in output["dimensions"].split("x")]
-        found[output["name"]] = numpy.array(output["values"], "float32").reshape(shape)
     return found
 
 
@@ -256,22 +242,44 @@ def asked_version():
 
 
 def ran(arguments, doing):
-    """What trtexec said, and the most memory it held; `Failed` where it did not pass."""
+    """What trtexec told of its end, its errors and the DLA, and the most memory it held; `Failed` where it did not pass."""
+    for argument in arguments:
+        if argument.startswith("--export"):  # so that no earlier model's can be taken for this one's
+            agent.remove(argument.partition("=")[2])
     with open("trtexec.log", "w+b") as log:
         process = subprocess.Popen([trtexec(), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
         log.seek(0)
-        text = log.read(LOG_BYTES).decode("utf-8", "backslashreplace")
+        text = told_in(log)
     if not passed(text, process.returncode):
         kind = "load" if doing == "build" else "run"
         raise agent.Failed(kind, "trtexec cannot %s it (%d): %s" % (doing, process.returncode, errors_of(text)))
     return text, usage.ru_maxrss * 1024
 
 
+def told_in(log):
+    """The lines that matter of a log of any length."""
+    found, size = [], 0
+    for line in iter(lambda: log.readline(LINE_BYTES), b""):
+        if line.startswith(b"&&&&") or (TOLD.search(line) and size < TOLD_BYTES):
+            found.append(line.decode("utf-8", "backslashreplace"))
+            size += len(line)
+    return "".join(found)
+
+
 def read(path):
     with open(path) as file:
         return file.read()
+
+
+@contextlib.contextmanager
+def understood(what):
+    """What was written by trtexec, or raised by TensorRT, as ours."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        raise agent.Failed("run", "%s: %s" % (what, error))
 
 
 class TensorRt:
@@ -283,7 +291,10 @@ class TensorRt:
         self.build = how_to_build(path)
         self.arrays = agent.load_inputs(job, first) if job.get("inputs") else []
         self.fed = self.files(self.arrays)
-        self.engine_here = None
+        self.here = None  # the engine in this process
+        if trtexec() is None or (first and module() is not None):
+            with understood("TensorRT"):
+                self.here = engine.Engine(module(), engine.cuda(), self.plan, self.build, self.dla)
 
     @staticmethod
     def version():
@@ -294,25 +305,25 @@ class TensorRt:
         return known_version()[1]
 
     def files(self, arrays):
-        """The inputs as trtexec reads them: raw bytes."""
+        """The inputs as trtexec reads them: raw bytes; up to 9 it makes 32-bit integers of 64-bit ones."""
         found = []
         for name, array in zip(self.build["inputs"], arrays):
             found.append((name, os.path.abspath("trtexec-input-%d" % len(found))))
-            array.tofile(found[-1][1])
+            narrow = array.dtype.name == "int64" and known_version()[0] < (10, 0)
+            (array.astype("int32") if narrow else array).tofile(found[-1][1])
         return found
 
     def trtexec(self, arguments, doing):
         return ran([*run_argv(known_version()[0], self.plan, self.fed, self.dla), *arguments], doing)
 
-    def timed(self, iterations, seconds):
+    def timed(self, iterations):
         """Nanoseconds by run, of the copies, and the process's peak memory."""
-        if trtexec() is None:
-            return (*self.loaded().timed(self.arrays, iterations, seconds), agent.peak_memory())
-        _, peak = self.trtexec(time_argv("times.json", iterations, seconds), "time")
-        try:
+        if self.here is not None:
+            with understood("TensorRT"):
+                return (*self.here.timed(self.arrays, iterations), agent.peak_memory())
+        _, peak = self.trtexec(time_argv("times.json", iterations), "time")
+        with understood("trtexec's times"):
             return (*times_of(read("times.json")), peak)
-        except (ValueError, KeyError, TypeError) as error:
-            raise agent.Failed("run", "trtexec's times cannot be used: %s" % error)
 
     @classmethod
     def measured(cls, job):
@@ -320,72 +331,52 @@ class TensorRt:
         replies, peak = [], 0
         for path in job["models"]:
             model = cls(job, path)
-            times, copies, most = model.timed(job["runs_min"], 0 if job["timed_s"] < 1 else int(job["timed_s"]))
-            replies.append({"times_ns": times[: job["runs_max"]], "waited_ns": 0, "waits": 0, "copies_ns": copies})
-            replies[-1]["fallbacks"] = len(json.loads(read(model.plan[: -len(".plan")] + ".json"))["fallbacks"])
+            times, copies, most = model.timed(min(TIMED_RUNS, job["runs_max"]))
+            left = json.loads(read(model.plan[: -len(".plan")] + ".json"))["fallbacks"]
+            replies.append({"times_ns": times, "waited_ns": 0, "waits": 0, "copies_ns": copies, "fallbacks": len(left)})
             peak = max(peak, most)
         return replies, peak
 
     @classmethod
     def profile(cls, job, path):
         model = cls(job, path)
-        version = known_version()[0]
-        if trtexec() is None:
-            return layers_of(*model.loaded().profiled(model.arrays))
-        model.trtexec(profile_argv(version, "profile.json", "layers.json"), "profile")
-        try:
-            return layers_of(read("profile.json"), read("layers.json"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise agent.Failed("run", "trtexec's profile cannot be used: %s" % error)
-
-    def loaded(self):
-        """The engine in this process."""
-        if self.engine_here is None:
-            self.engine_here = Engine(module(), cuda(), self.plan, self.build, self.dla)
-        return self.engine_here
+        if model.here is None:
+            model.trtexec(profile_argv(known_version()[0], "profile.json", "layers.json"), "profile")
+        with understood("TensorRT's profile"):
+            if model.here is None:
+                return layers_of(read("profile.json"), read("layers.json"))
+            return layers_of(*model.here.profiled(model.arrays))
 
     def call(self, inputs):
-        import numpy
-
-        if module() is not None:
-            return self.loaded().call(inputs)
+        if self.here is not None:
+            with understood("TensorRT"):
+                return self.here.call(inputs)
         self.fed = self.files(inputs)
         self.trtexec(output_argv("outputs.json"), "run")
-        try:
-            found = outputs_of(read("outputs.json"), numpy)
-            return [found[name] for name in self.build["outputs"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise agent.Failed("run", "trtexec's outputs cannot be used: %s" % error)
+        with understood("trtexec's outputs"):
+            return engine.outputs_of(read("outputs.json"), self.build["outputs"])
 
     @classmethod
     def engine(cls, path, dla=None):
         """The engine of model.onnx for this device: as it is kept, or built now."""
         version, _ = known_version()
         build = how_to_build(path)
-        machine = [version, gpu(), dla, build]
         with open(path, "rb") as file:
-            key = hashlib.sha256(json.dumps(machine).encode() + file.read()).hexdigest()[:32]
-        cache = hashlib.sha256(json.dumps([version, gpu()]).encode()).hexdigest()[:16]
-        folder = os.path.join(store(), "engines")
+            key = hashlib.sha256(json.dumps([version, board(), dla, build]).encode() + file.read()).hexdigest()[:32]
+        cache = "timing-%s.cache" % hashlib.sha256(json.dumps([version, board()]).encode()).hexdigest()[:16]
+        folder = os.path.join(agent.root(), "engines")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         plan, told = os.path.join(folder, key + ".plan"), os.path.join(folder, key + ".json")
         if os.path.exists(plan) and os.path.exists(told):
             os.utime(plan)
             return plan
-        kept = os.path.join(folder, "timing-%s.cache" % cache)
-        best = None
-        for turn in range(build["builds"]):
-            made = "engine-%d.plan" % turn
-            if trtexec() is None:
-                left = built(module(), path, made, kept, build["precision"], dla)
-            else:
-                left = fallbacks_of(ran(build_argv(version, path, made, kept, build["precision"], dla), "build")[0])
-            best = made if best is None else faster(version, best, made, build, dla)
-        with open(told + ".new", "w") as file:
-            json.dump({"version": version, "gpu": gpu(), "fallbacks": left}, file)
-        os.replace(told + ".new", told)
-        shutil.move(best, plan + ".new")
-        os.replace(plan + ".new", plan)
+        made = best_of(path, build, os.path.join(folder, cache), dla)
+        for file, kept in ((made[0], plan), (made[1], os.path.join(folder, cache))):
+            if os.path.exists(file):
+                shutil.move(file, kept + ".new")
+                agent.sync(kept + ".new")
+                os.replace(kept + ".new", kept)
+        agent.write(told, json.dumps({"version": version, "board": board(), "fallbacks": made[2]}).encode())
         make_room(folder, plan)
         return plan
 
@@ -393,13 +384,18 @@ class TensorRt:
     def conditions():
         """The state of a Jetson: what it tells to a user who is not root."""
         found = {}
-        mode = asked(["nvpmodel", "-q"])
-        if mode and power_mode_of(mode):
-            found["power_mode"] = power_mode_of(mode)[0]
+        mode = power_mode_of(asked(["nvpmodel", "-q"]))
+        if mode:
+            found["power_mode"] = mode[0]
         found.update(tegrastats_of(one_line(["tegrastats", "--interval", "200"])))
         found.update(gpu_clocks())
         found.update(held_back())
         return found
+
+    @staticmethod
+    def prepare(wanted):
+        """Bring this machine into the state that a target wants; see `prepare`."""
+        prepare(wanted)
 
 
 def how_to_build(path):
@@ -410,88 +406,48 @@ def how_to_build(path):
     return json.loads(read(place))
 
 
-def faster(version, one, other, build, dla):
-    """Of two engines of one network the faster; the first where they are the same."""
-    if sha256(one) == sha256(other):
-        return one
-    times = []
-    for plan in (one, other):
+def best_of(path, build, known, dla):
+    """Of several engines of one network the fastest: its file, its timing cache, and the layers that the DLA left.
+
+    The first takes up what earlier builds have timed, and chooses as they did; the others time all anew.
+    """
+    version, best, least = known_version()[0], None, None
+    for turn in range(build["builds"]):
+        plan, cache = "engine-%d.plan" % turn, "timing-%d.cache" % turn
+        agent.remove(cache)
+        if turn == 0 and os.path.exists(known):
+            shutil.copyfile(known, cache)
         if trtexec() is None:
-            times.append(agent.median(Engine(module(), cuda(), plan, build, dla).timed([], agent.WINDOW[1], 0)[0]))
+            left = built(module(), path, plan, cache, build["precision"], dla)
+        else:
+            left = fallbacks_of(ran(build_argv(version, path, plan, cache, build["precision"], dla), "build")[0])
+        if best is not None and agent.sha256(plan) == agent.sha256(best[0]):
             continue
-        argv = [*run_argv(version, plan, [], dla), *time_argv("best.json", agent.WINDOW[1], 0)]
-        ran(argv, "time")
-        times.append(agent.median(times_of(read("best.json"))[0]))
-    return other if times[1] < times[0] else one
+        taken = typical_ns(plan, build, dla) if build["builds"] > 1 else 0
+        if best is None or taken < least:
+            best, least = (plan, cache, left), taken
+    return best
 
 
-# ---------------------------------------------------------------------------------------------- by Python's module
+def typical_ns(plan, build, dla):
+    """What an engine takes, fed with whatever is there."""
+    if trtexec() is None:
+        with understood("TensorRT"):
+            return agent.median(engine.Engine(module(), engine.cuda(), plan, build, dla).timed([], TIMED_RUNS)[0])
+    ran([*run_argv(known_version()[0], plan, [], dla), *time_argv("best.json", TIMED_RUNS)], "time")
+    with understood("trtexec's times"):
+        return agent.median(times_of(read("best.json"))[0])
 
 
-def cuda():
-    """CUDA's runtime library."""
-    import ctypes
-    import glob
-
-    places = ["libcudart.so", *sorted(glob.glob("/usr/local/cuda/lib64/libcudart.so*"))]
-    for place in [*places, *sorted(glob.glob("/usr/lib/aarch64-linux-gnu/libcudart.so*"))]:
-        with contextlib.suppress(OSError):
-            return Cuda(ctypes.CDLL(place))
-    raise agent.Failed("runtime-missing", "TensorRT's Python module is here, but libcudart is not")
-
-
-class Cuda:
-    """What it takes of CUDA's runtime to feed an engine, and to time it by events on its own stream."""
-
-    def __init__(self, library):
-        import ctypes
-
-        self.ctypes, self.library = ctypes, library
-        self.stream = ctypes.c_void_p()
-        self.ask("cudaStreamCreate", ctypes.byref(self.stream))
-
-    def ask(self, function, *arguments):
-        status = getattr(self.library, function)(*arguments)
-        if status:
-            raise agent.Failed("run", "%s: CUDA's error %d" % (function, status))
-
-    def room(self, size):
-        """The address of so many bytes on the GPU."""
-        place = self.ctypes.c_void_p()
-        self.ask("cudaMalloc", self.ctypes.byref(place), self.ctypes.c_size_t(size))
-        return place.value
-
-    def copy(self, target, source, size, kind):
-        self.ask(
-            "cudaMemcpy",
-            self.ctypes.c_void_p(target),
-            self.ctypes.c_void_p(source),
-            self.ctypes.c_size_t(size),
-            self.ctypes.c_int(kind),
-        )
-
-    def to_gpu(self, place, array):
-        self.copy(place, array.ctypes.data, array.nbytes, 1)
-
-    def from_gpu(self, array, place):
-        self.copy(array.ctypes.data, place, array.nbytes, 2)
-
-    def event(self):
-        found = self.ctypes.c_void_p()
-        self.ask("cudaEventCreate", self.ctypes.byref(found))
-        return found
-
-    def record(self, event):
-        self.ask("cudaEventRecord", event, self.stream)
-
-    def ms_between(self, first, second):
-        self.ask("cudaEventSynchronize", second)
-        found = self.ctypes.c_float()
-        self.ask("cudaEventElapsedTime", self.ctypes.byref(found), first, second)
-        return found.value
-
-    def wait(self):
-        self.ask("cudaStreamSynchronize", self.stream)
+def make_room(folder, kept):
+    """Drop the engines that were not used for longest."""
+    plans = [os.path.join(folder, name) for name in agent.listed(folder) if name.endswith(".plan")]
+    size = sum(map(os.path.getsize, plans))
+    for plan in sorted(plans, key=os.path.getmtime):
+        if size > ENGINE_BYTES and plan != kept:
+            size -= os.path.getsize(plan)
+            agent.remove(plan)
+            agent.remove(plan[: -len(".plan")] + ".json")
 
 
 def built(trt, path, plan, cache, precision, dla):
@@ -536,127 +492,17 @@ def built(trt, path, plan, cache, precision, dla):
     return left
 
 
-class Engine:
-    """An engine in this process, by TensorRT's Python module."""
-
-    def __init__(self, trt, gpu, plan, build, dla):
-        import numpy
-
-        self.trt, self.gpu, self.build, self.numpy = trt, gpu, build, numpy
-        self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        if dla is not None:
-            self.runtime.DLA_core = dla
-        with open(plan, "rb") as file:
-            self.engine = self.runtime.deserialize_cuda_engine(file.read())
-        if self.engine is None:
-            raise agent.Failed("load", "TensorRT cannot load the engine that it built")
-        self.context = self.engine.create_execution_context()
-        self.places, self.outputs = {}, {}
-        for name in [*build["inputs"], *build["outputs"]]:
-            array = numpy.zeros(
-                tuple(self.engine.get_tensor_shape(name)), trt.nptype(self.engine.get_tensor_dtype(name))
-            )
-            self.places[name] = gpu.room(max(1, array.nbytes))
-            self.context.set_tensor_address(name, self.places[name])
-            if name in build["outputs"]:
-                self.outputs[name] = array
-
-    def feed(self, arrays):
-        for name, array in zip(self.build["inputs"], arrays):
-            self.gpu.to_gpu(self.places[name], self.numpy.ascontiguousarray(array))
-
-    def run(self):
-        if not self.context.execute_async_v3(self.gpu.stream.value):
-            raise agent.Failed("run", "TensorRT cannot run the engine")
-
-    def fetch(self):
-        for name, array in self.outputs.items():
-            self.gpu.from_gpu(array, self.places[name])
-
-    def call(self, arrays):
-        self.feed(arrays)
-        self.run()
-        self.gpu.wait()
-        self.fetch()
-        return [self.outputs[name].copy() for name in self.build["outputs"]]
-
-    def timed(self, arrays, iterations, seconds):
-        """Nanoseconds on the GPU by run, between two events on its stream, and the median of the copies."""
-        clock = time.perf_counter
-        before, after = self.gpu.event(), self.gpu.event()
-        until, times, copies = clock() + WARM_UP_MS / 1e3, [], []
-        while clock() < until:
-            self.call(arrays)
-        until = clock() + seconds
-        while len(times) < iterations or clock() < until:
-            start = clock()
-            self.feed(arrays)
-            copied = clock() - start
-            self.gpu.record(before)
-            self.run()
-            self.gpu.record(after)
-            times.append(max(1, round(1e6 * self.gpu.ms_between(before, after))))
-            start = clock()
-            self.fetch()
-            copies.append(copied + clock() - start)
-        return times, round(1e9 * sorted(copies)[len(copies) // 2])
-
-    def profiled(self, arrays):
-        """What --exportProfile and --exportLayerInfo would say."""
-        spent = {}
-
-        class Profiler(self.trt.IProfiler):
-            def __init__(self):
-                super().__init__()
-
-            def report_layer_time(self, name, ms):
-                spent.setdefault(name, []).append(ms)
-
-        self.feed(arrays)
-        self.context.profiler = Profiler()
-        for _ in range(PROFILED_RUNS):
-            self.run()
-            self.gpu.wait()
-        rows = [
-            {"name": name, "averageMs": sum(ms) / len(ms), "medianMs": sorted(ms)[len(ms) // 2]}
-            for name, ms in spent.items()
-        ]
-        inspector = self.engine.create_engine_inspector()
-        return json.dumps(rows), inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).digest()
-
-
-def make_room(folder, kept):
-    """Drop the engines that were not used for longest."""
-    plans = [os.path.join(folder, name) for name in agent.listed(folder) if name.endswith(".plan")]
-    size = sum(map(os.path.getsize, plans))
-    for plan in sorted(plans, key=os.path.getmtime):
-        if size <= ENGINE_BYTES or plan == kept:
-            continue
-        size -= os.path.getsize(plan)
-        os.unlink(plan)
-
-
-def store():
-    """The agent's folder on a device; where this machine is the device, one like it in the user's home."""
-    here = agent.home()
-    return here if os.path.basename(here) == ".edgeprune" else os.path.expanduser("~/.edgeprune")
-
-
 # ---------------------------------------------------------------------------------------------- a Jetson's state
 
 
-def gpu():
-    """What kind of board and chip this is, by the device tree."""
+def board():
+    """What kind of board this is, by the device tree, and the system it runs: an engine is for both."""
+    release = agent.first_line("/etc/nv_tegra_release")
     try:
         with open("/proc/device-tree/compatible", "rb") as file:
-            return file.read(1000).decode("ascii", "replace").strip("\0").replace("\0", " ")
+            return [file.read(1000).decode("ascii", "replace").strip("\0").replace("\0", " "), release]
     except OSError:
-        return "unknown"
+        return ["unknown", release]
 
 
 def asked(argv, deadline_s=5.0):
@@ -725,33 +571,32 @@ def held_back(thermal="/sys/class/thermal", monitors="/sys/class/hwmon"):
     return found
 
 
-def prepare(job):
-    """Set the power mode and pin the clocks that a target asks for; how to put them back is written down first."""
-    undo = []
-    if job.get("power_mode"):
+def prepare(wanted):
+    """Set the power mode and pin the clocks, where they are not so already; how to put them back is written down first."""
+    if wanted["power_mode"]:
         now = power_mode_of(asked(["nvpmodel", "-q"]))
         modes = power_modes_of(read(MODES_FILE)) if os.path.exists(MODES_FILE) else {}
-        if now is None or job["power_mode"] not in modes:
+        if now is None or wanted["power_mode"] not in modes:
             known = ", ".join(sorted(modes)) or "none"
-            raise agent.Failed("prepare", "no power mode %r; known: %s" % (job["power_mode"], known))
-        if now[0] != job["power_mode"]:
-            undo.append(["sudo", "-n", "nvpmodel", "-m", str(now[1])])
-            agent.write_undo(undo)
-            asked(["sudo", "-n", "nvpmodel", "-m", str(modes[job["power_mode"]])], 30.0)
+            raise agent.Failed("prepare", "no power mode %r; known: %s" % (wanted["power_mode"], known))
+        if now[0] != wanted["power_mode"]:
+            agent.write_undo([["sudo", "-n", "nvpmodel", "-m", str(now[1])]])
+            asked(["sudo", "-n", "nvpmodel", "-m", str(modes[wanted["power_mode"]])], 30.0)
             after = power_mode_of(asked(["nvpmodel", "-q"]))
-            if after is None or after[0] != job["power_mode"]:  # its exit status says nothing
+            if after is None or after[0] != wanted["power_mode"]:  # its exit status says nothing
                 why = "it needs sudo without a password for nvpmodel, and some modes need a reboot"
-                raise agent.Failed("prepare", "the power mode stays %s: %s" % (after and after[0], why))
-    if job.get("jetson_clocks") and not gpu_clocks().get("clocks_pinned"):
-        kept = os.path.join(agent.home(), "clocks-%d.conf" % time.time())
+                raise agent.Failed("prepare", "the power mode stays %s: %s" % (now[0], why))
+    if wanted["jetson_clocks"] and not gpu_clocks().get("clocks_pinned"):
+        kept = os.path.join(agent.root(), "clocks-%d.conf" % os.getpid())
         asked(["sudo", "-n", "jetson_clocks", "--store", kept], 30.0)
-        undo.insert(0, ["sudo", "-n", "jetson_clocks", "--restore", kept])
-        agent.write_undo(undo)
+        why = "it needs sudo without a password for jetson_clocks"
+        if not os.path.exists(kept):
+            raise agent.Failed("prepare", "jetson_clocks does not say how the clocks are: %s" % why)
+        agent.write_undo([["sudo", "-n", "jetson_clocks", "--restore", kept], ["rm", "-f", kept]])
         asked(["sudo", "-n", "jetson_clocks"], 30.0)
         if not gpu_clocks().get("clocks_pinned"):
-            raise agent.Failed("prepare", "jetson_clocks does not pin the clocks: it needs sudo without a password")
-    return {}
+            raise agent.Failed("prepare", "jetson_clocks does not pin the clocks: %s" % why)
 
 
 agent.RUNTIMES["tensorrt"] = TensorRt
-MODES = {"prepare": prepare}
+MODES = {}

@@ -28,7 +28,8 @@ class Runtime(ABC):
     name: str
     format: str = "onnx"  # of what it is made from: a key of `formats.FORMATS`
     packages: tuple[str, ...]  # what a device needs of it, as pip knows them
-    part: Path | None = None  # its half on the device, where that is a file of its own
+    part: tuple[Path, ...] = ()  # its half on the device, where that is files of its own: the one to load first
+    beside: tuple[Path, ...] = ()  # what its runner needs in a release
     converter: str  # the package that makes the artifact on the host
     deadline_s: float = LIMITS.job_s  # of one job with one model on a device
     slow_calls: bool = False  # a call may take far longer than the network, as where each starts a process

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprune.agent import TENSORRT
+from edgeprune.agent import ENGINE, TENSORRT
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
@@ -26,7 +26,8 @@ class TensorRt(Runtime):
 
     name = "tensorrt"
     packages = ()  # it comes with JetPack, not from pip
-    part = TENSORRT
+    part = (TENSORRT, ENGINE)
+    beside = (ENGINE,)
     converter = quantizer = "onnxruntime"
     deadline_s = LIMITS.engine_s
     slow_calls = True  # by trtexec

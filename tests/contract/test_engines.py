@@ -108,18 +108,19 @@ def test_every_version_builds_every_precision(
         bench.measure([[compiled(tmp_path / "model", precision).files[0]]], image(tmp_path), timed_s=0.01)
 
 
-def test_a_device_in_another_state_than_expected_is_told(target: Target, tmp_path: Path, stand_in: StandIn) -> None:
+def test_a_device_in_another_state_than_expected_is_told(
+    target: Target, artifact: Artifact, tmp_path: Path, stand_in: StandIn
+) -> None:
     stand_in("10.3.0")
-    with (
-        pytest.raises(DeviceError, match=r"\[expect\] power_mode = MAXN, and the device's is not told; sudo nvpmodel"),
-        open_bench(replace(target, power_mode="MAXN"), tmp_path),
+    for asked, why in (
+        (
+            replace(target, power_mode="MAXN"),
+            r"\[expect\] power_mode = MAXN, and the device's is not told; sudo nvpmodel",
+        ),
+        (replace(target, prepare=Prepare("MAXN")), "no power mode 'MAXN'; known: none"),
     ):
-        pass
-    with (
-        pytest.raises(DeviceError, match="no power mode 'MAXN'; known: none"),
-        open_bench(replace(target, prepare=Prepare("MAXN")), tmp_path),
-    ):
-        pass
+        with open_bench(asked, tmp_path) as bench, pytest.raises(DeviceError, match=why):
+            bench.measure([[artifact.files[0]]], image(tmp_path))
 
 
 def test_a_release_holds_the_engine_that_was_built_there(
@@ -137,6 +138,10 @@ def test_a_release_holds_the_engine_that_was_built_there(
     folder = tmp_path / ".edgeprune" / "services" / "eyes" / "current"
     assert release.state == "current" and release.manifest is not None and release.manifest.device.simulated
     assert (folder / "engine.plan").read_bytes() == plans(tmp_path)[0].read_bytes()
+    assert {"engine.py", "build.json", "runner.py"} <= {path.name for path in folder.iterdir()}
+    (folder / "engine.plan").unlink()
+    (damaged,) = deploying.releases(target)
+    assert damaged.damage == "engine.plan is missing"
     assert not list((tmp_path / "bundle").glob("*.plan"))  # none was sent there
     assert (folder / "load.cpp").read_text().startswith("// Loads this release's engine")
 

@@ -151,9 +151,8 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     found = Module(request.param)
     monkeypatch.setattr(part, "trtexec", lambda: None)
     monkeypatch.setattr(part, "module", lambda: found)
-    monkeypatch.setattr(part, "cuda", Memory)
+    monkeypatch.setattr(part.engine, "cuda", Memory)
     monkeypatch.setattr(part, "KNOWN", {})
-    monkeypatch.setattr(agent, "home", lambda: str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return found
@@ -168,7 +167,7 @@ def test_what_is_fed_comes_out_and_is_timed_and_profiled(fake: Module, tmp_path:
     session = onnxruntime.InferenceSession(str(artifact.files[0]), providers=["CPUExecutionProvider"])
     (wanted,) = session.run(None, {session.get_inputs()[0].name: inputs[0]})
     np.testing.assert_allclose(model.call(inputs)[0], wanted, rtol=1e-6)
-    times, copies, peak = model.timed(5, 0)
+    times, copies, peak = model.timed(5)
     assert times == [1500000] * 5 and copies > 0 and peak > 0
     nodes = part.TensorRt.profile(job, str(artifact.files[0]))
     assert nodes == [{"name": "/0/Conv + /1/Relu", "ns": 500000, "onnx": []}]
@@ -184,8 +183,10 @@ def test_precision_as_trtexec_is_asked_for_it(precision: str, dla: int | None, f
     strong = part.known_version()[0] >= (11, 0) or "--stronglyTyped" in argv
     assert (fake.flags[0] == 2) == strong
     assert json.loads(Path(plan[: -len("plan")] + "json").read_text())["fallbacks"] == ([] if dla is None else ["pool"])
+    other = "fp16" if precision == "fp32" else "fp32"
+    part.TensorRt.engine(str(compiled(tmp_path / "other", other).files[0]), dla)
     caches = [flag[1] for flag in fake.flags if isinstance(flag, tuple)]
-    assert caches == [b"", b"timed"]  # the second build knows what the first has timed
+    assert caches == [b"", b"", b"timed", b""]  # one build takes up what is known, the other times all anew
 
 
 def test_what_it_cannot_parse_is_told(fake: Module, tmp_path: Path) -> None:

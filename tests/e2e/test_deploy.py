@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from small import Finished, command
 from sshd import SSHD, Sshd, keygen, start
 
 from edgeprune import deploying
-from edgeprune.errors import SecurityError, UsageError, VerdictError
+from edgeprune.errors import EdgepruneError, SecurityError, UsageError, VerdictError
 from edgeprune.types import Release, Target
 
 
@@ -153,8 +154,8 @@ def test_hosts_one_after_another_up_to_the_first_that_fails(
         deploying.deploy(picky, second, told.append)
     now = [entry for entry in states(deploying.releases(target)) if entry[2] == "current"]
     assert now == [("one", second.digest, "current"), ("two", first.digest, "current")]
-    with pytest.raises(UsageError, match="nothing to go back to"):
-        deploying.rollback(replace(target, deploy=replace(target.deploy, hosts=("two",))), "vision", told.append)
+    with pytest.raises(UsageError, match=f"^two: .*nothing to go back to; one runs {first.digest[:12]}"):
+        deploying.rollback(target, "vision", told.append)
 
 
 def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]], tmp_path: Path) -> None:
@@ -164,6 +165,42 @@ def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]]
     with pytest.raises(SecurityError, match=r"runtime_version is 0 there, another in the verdict.*two was not touched"):
         deploying.deploy(target, other, lambda text: None)
     assert not (servers[0].home / ".edgeprune" / "services").exists()
+
+
+def test_a_link_that_breaks_in_mid_switch_leaves_nothing_half_done(
+    fleet: tuple[Target, list[Sshd]], tmp_path: Path
+) -> None:
+    """The device comes to an end by itself: here back to the old one, since its server does not take up the new."""
+    target, servers = fleet
+    assert target.deploy.key is not None
+    folder = servers[0].home / ".edgeprune" / "services" / "vision"
+    target = replace(target, deploy=replace(target.deploy, hosts=("one",)))
+    first = bundle(tmp_path / "1", target.deploy.key, 1000)  # type: ignore[arg-type]
+    deploying.deploy(target, first, lambda text: None)
+    time.sleep(1.1)
+    second = bundle(tmp_path / "2", target.deploy.key, 2000)  # type: ignore[arg-type]
+    slow = ("sh", "-c", f"touch {tmp_path}/asked; sleep 3; grep 1000 current/model.json")
+    failures: list[BaseException] = []
+
+    def deploy() -> None:
+        try:
+            deploying.deploy(replace(target, deploy=replace(target.deploy, reload=slow)), second, lambda text: None)
+        except EdgepruneError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=deploy)
+    thread.start()
+    until = time.monotonic() + 30
+    while not (tmp_path / "asked").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    servers[0].proxy.refusing = True
+    servers[0].proxy.cut()
+    time.sleep(8)  # nobody asks meanwhile
+    assert Path(os.readlink(folder / "current")).name == first.digest and not (folder / "switching").exists()
+    servers[0].proxy.refusing = False
+    thread.join(60)
+    assert failures and Path(os.readlink(folder / "current")).name == first.digest
 
 
 SERVER = """
