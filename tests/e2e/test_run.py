@@ -26,6 +26,7 @@ def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Fin
             "runtime",
             "precision",
             "emulated",
+            "simulated",
             "budget_ms",
             "predicted_ms",
             "confirmed_ms",
