@@ -232,7 +232,8 @@ def setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOptio
     from edgeprune import api, codec, installing
 
     if dry_run:
-        print("\n".join(installing.forecast(codec.read_target(codec.find_target(target, Path.cwd())))))
+        known = codec.read_target(codec.find_target(target, Path.cwd()))
+        print("\n".join(line for _, one in known.all_hosts for line in installing.forecast(one)))
         return
     api.setup(target, lambda text: print(_clean(text), flush=True), wait)
 

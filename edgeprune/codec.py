@@ -224,6 +224,10 @@ def _deployment(path: Path, file: _TargetFile) -> Deployment:
     given = file.deploy
     if given.hosts and file.connect.transport != "ssh":
         raise _usage(f'{path}: [deploy] hosts needs [connect] transport = "ssh"')
+    if given.hosts and file.connect.fingerprint is not None:
+        raise _usage(
+            f"{path}: [connect] fingerprint pins one host; list the keys of [deploy] hosts in known_hosts instead"
+        )
     if len(set(given.hosts)) < len(given.hosts):
         raise _usage(f"{path}: [deploy] hosts names a host twice; name each once")
     key = path.parent / Path(given.key).expanduser() if given.key else None

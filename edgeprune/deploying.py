@@ -46,7 +46,6 @@ RELATIVE_ERROR = 1e-3  # of the kept output's largest value: the same file on th
 REFUSALS: Mapping[str, type[EdgepruneError]] = {
     "refused": SecurityError,
     "unhealthy": VerdictError,
-    "nothing": UsageError,
     "busy": BusyError,
     "no-ssh-keygen": UsageError,
 }
@@ -133,7 +132,10 @@ def _require_name(service: str) -> None:
 def require_ready(service: str, target: Target) -> None:
     """Raises `UsageError` for what would stop a deploy in the end: the service's name, or a key to sign with."""
     _require_name(service)
-    _key(target)
+    key = _key(target)
+    if not key.is_file():
+        raise UsageError(f"{target.path}: [deploy] key: no file {key}; make a key: ssh-keygen -t ed25519")
+    _require_kind(key)
 
 
 def _key(target: Target) -> Path:
@@ -142,11 +144,19 @@ def _key(target: Target) -> Path:
         return target.deploy.key
     own = target.host.identity if target.host else None
     for key in filter(None, (own, Path("~/.ssh/id_ed25519").expanduser())):
-        if key.is_file() and _public(key).split()[0] in KINDS:
+        if key.is_file() and _public(key).split(" ")[0] in KINDS:
             return key
     raise UsageError(
         f"{target.path}: no Ed25519 key to sign with; name one: [deploy] key, or make one: ssh-keygen -t ed25519"
     )
+
+
+def _require_kind(key: Path) -> str:
+    """The public half of an Ed25519 key."""
+    public = _public(key)
+    if public.split(" ")[0] not in KINDS:
+        raise UsageError(f"{key}: is no Ed25519 key; make one: ssh-keygen -t ed25519, and name it in [deploy] key")
+    return public
 
 
 def _public(key: Path) -> str:
@@ -158,9 +168,7 @@ def _public(key: Path) -> str:
 
 def _sign(path: Path, key: Path) -> str:
     """Sign a file by OpenSSH, which also asks an agent for the key: path.sig beside it; the public key's line."""
-    public = _public(key)
-    if public.split(" ")[0] not in KINDS:
-        raise UsageError(f"{key}: is no Ed25519 key; make one: ssh-keygen -t ed25519, and name it in [deploy] key")
+    public = _require_kind(key)
     _ssh_keygen(["-q", "-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(path)], key)
     return public
 
@@ -209,15 +217,26 @@ def rollback(target: Target, service: str, say: Callable[[str], None], wait_s: f
 
     def back(transport: Transport, one: Target, name: str) -> Release:
         order = _orders(transport, one)
-        digests = {release.state: release.digest for release in _listed(order, name) if release.service == service}
-        if "previous" not in digests:
+        known = {release.state: release for release in _listed(order, name) if release.service == service}
+        if "previous" not in known:
             raise UsageError(f"{service} had no release before the one in service: there is nothing to go back to")
-        # By its digest, so that asking again, where the answer was lost, does not go forth again.
-        order({"mode": "activate", "service": service, "digest": digests["previous"], **_switching(one)})
-        say(f"{name} runs {digests['previous'][:12]} again, no more {digests.get('current', 'none')[:12]}")
+        if _younger(known["previous"], known.get("current")):  # so that a rollback that failed half-way can go on
+            say(f"{name} was rolled back already; to go forth again: edgeprune deploy")
+            return _current(order, name, service)
+        # By its digest, so that asking again, where the answer was lost, does no harm.
+        digest = known["previous"].digest
+        order({"mode": "activate", "service": service, "digest": digest, **_switching(one)})
+        say(f"{name} runs {digest[:12]} again")
         return _current(order, name, service)
 
     return _on_each(target, wait_s, back)
+
+
+def _younger(one: Release, other: Release | None) -> bool:
+    """Whether a release was made after another, as far as both say."""
+    if one.manifest is None or other is None or other.manifest is None:
+        return False
+    return one.manifest.created_s > other.manifest.created_s
 
 
 def _on_each(target: Target, wait_s: float, work: Callable[[Transport, Target, str], Release]) -> list[Release]:
@@ -250,9 +269,13 @@ def _into_service(
     order = _orders(transport, target)
     current = next((release for release in _listed(order, name) if _runs(release, bundle.manifest)), None)
     if current is not None:
-        order({"mode": "activate", "service": current.service, "digest": current.digest, **_switching(target)})
-        say(f"{name} runs {current.digest[:12]} already, and well")
-        return current
+        try:
+            order({"mode": "activate", "service": current.service, "digest": current.digest, **_switching(target)})
+        except VerdictError as error:  # what was made there, such as an engine, is no more what it was
+            say(f"{name} has {current.digest[:12]} in service, which does not run: {error}")
+        else:
+            say(f"{name} runs {current.digest[:12]} already, and well")
+            return current
     source = os.path.dirname(transport.put(bundle.files))
     service = bundle.manifest.service
     reply = order(
@@ -275,6 +298,7 @@ def _runs(release: Release, wanted: Manifest) -> bool:
         and known is not None
         and (known.service, known.artifact, known.threads, known.dla, known.files.get("runner.py"))
         == (wanted.service, wanted.artifact, wanted.threads, wanted.dla, wanted.files.get("runner.py"))
+        and known.files.get("engine.py") == wanted.files.get("engine.py")
     )
 
 
@@ -282,8 +306,11 @@ def releases(target: Target, wait_s: float = 0.0) -> list[Release]:
     """Every release of every service on every host of the target."""
     found = []
     for name, one in target.each_host:
-        with closing(transports.connect(one, wait_s)) as transport:
-            found += _listed(_orders(transport, one), name)
+        try:
+            with closing(transports.connect(one, wait_s)) as transport:
+                found += _listed(_orders(transport, one), name)
+        except EdgepruneError as error:
+            raise type(error)(f"{name}: {error}" if len(target.each_host) > 1 else str(error)) from error
     return found
 
 
@@ -297,9 +324,9 @@ def _orders(transport: Transport, target: Target) -> Order:
     slowness = LIMITS.emulated_slowness if target.emulated else 1
 
     def order(job: Mapping[str, Any]) -> Mapping[str, Any]:
-        common = {"runtime": target.runtime, "parts": [*own, releasing], "finishes": True}
-        common |= {"deadline_s": LIMITS.release_s, "check_s": LIMITS.check_s}
-        (reply,) = transport.call([{"id": 0, **common, **job}], LIMITS.release_s * slowness)
+        common: dict[str, Any] = {"runtime": target.runtime, "parts": [*own, releasing]}
+        common |= {"deadline_s": LIMITS.release_s, "check_s": LIMITS.check_s, "finishes": job["mode"] == "activate"}
+        (reply,) = transport.call([{"id": 0, **common, **job}], (LIMITS.release_s + LIMITS.identify_s) * slowness)
         kind = str(reply.get("error", ""))
         if kind in REFUSALS:
             fix = "; apt install openssh-client there" if kind == "no-ssh-keygen" else ""

@@ -117,7 +117,8 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
     if "clocks_pinned" in state:
         pinned = bool(state["clocks_pinned"])
         fix = "" if pinned or (target.prepare and target.prepare.jetson_clocks) else REMEDIES["clocks_pinned"]
-        yield Finding("warn" if fix else "ok", "clocks are pinned" if pinned else "the GPU's clock may vary", fix)
+        level = "fail" if target.clocks_pinned else "warn"
+        yield Finding(level if fix else "ok", "clocks are pinned" if pinned else "the GPU's clock may vary", fix)
     if "throttled" in state:
         flags = int(state["throttled"])
         fix = "use the power supply made for it, and cool it; then restart it" if flags else ""

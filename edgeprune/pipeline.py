@@ -519,7 +519,9 @@ class Road:
             folder,
         )
         self._release()  # each host is leased by itself
-        return deploying.deploy(self.target, bundle, lambda text: self._watch.done("deploy", text), self._wait_s)
+        patience = LIMITS.heal_s if self.target.prepare else 0.0  # the agent that leaves puts things back first
+        say = lambda text: self._watch.done("deploy", text)  # noqa: E731
+        return deploying.deploy(self.target, bundle, say, max(self._wait_s, patience))
 
     def forecast(self, whole: bool = True) -> list[str]:
         """See `edgeprune.pipeline.forecast`."""

@@ -67,14 +67,14 @@ def serve():
     host.nonce = hello["nonce"]
     host.silence_s = hello.get("silence_s")
     try:
-        lease = take_lease(hello) if hello.get("token") else None
+        lease = take_lease(hello, host) if hello.get("token") else None
     except Failed as error:
         host.reply({"error": error.kind, "message": str(error)})
         return
     folder = work_folder(lease)
     try:
         undo()  # of an agent that was killed
-        host.reply({"pid": os.getpid(), "boot_id": boot_id()})
+        host.reply({"pid": os.getpid(), "boot_id": boot_id(), "left": left_changed()})
         while True:
             for job in host.next_request()["jobs"]:
                 host.reply(dict(answer(job, folder, host), id=job["id"]))
@@ -112,8 +112,19 @@ def put_back(path):
         os.unlink(path)
 
 
+def left_changed():
+    """The commands that could not be put back."""
+    found = []
+    for name in listed(root()):
+        if name.startswith("undo-") and name.endswith(".json"):
+            with open(os.path.join(root(), name)) as file:
+                found += [" ".join(argv) for argv in json.load(file)]
+    return found
+
+
 def write_undo(commands):
     """Have the agent that this worker is of run these commands when it ends, before those that are there."""
+    os.makedirs(root(), mode=0o700, exist_ok=True)
     path = os.path.join(root(), "undo-%d-%s.json" % (os.getppid(), boot_id()[:8]))
     if os.path.exists(path):
         with open(path) as file:
@@ -212,10 +223,11 @@ class Host:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         except OSError:
-            os._exit(1)  # the host is gone, and with it whoever could be told
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the host is gone, and with it whoever could be told
+            sys.exit(1)
 
 
-def take_lease(hello):
+def take_lease(hello, host):
     """Lock the board for this host; an agent that the same host lost to a dropped link makes way."""
     for flags in (os.O_RDWR | os.O_NOFOLLOW, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT):
         try:
@@ -239,7 +251,7 @@ def take_lease(hello):
             if ours:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(held["pid"], signal.SIGTERM)
-            time.sleep(0.1)
+            host.wait([], time.monotonic() + 0.1)
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     os.ftruncate(lock, 0)
     os.pwrite(
@@ -422,6 +434,7 @@ def pip_install(requirements, folder, deadline_s):
 
 def run_worker(job, folder, host):
     """One job in a fresh process of its own group: its reply, or an error that says how it ended."""
+    until = time.monotonic() + job["deadline_s"]
     reader, writer = os.pipe()
     with tempfile.TemporaryFile(dir=folder) as errors:
         worker = subprocess.Popen(
@@ -440,13 +453,13 @@ def run_worker(job, folder, host):
                 worker.stdin.close()
             except BrokenPipeError:
                 pass  # it ended before it read the job: its exit status says why
-            reply, late = read_reply(reader, time.monotonic() + job["deadline_s"], host)
+            reply, late = read_reply(reader, until, host)
         except SystemExit:
             if job.get("finishes"):  # the host is gone, and half done would be worse
                 for ending in ENDINGS:
                     signal.signal(ending, signal.SIG_IGN)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.wait(job["deadline_s"])
+                    worker.wait(max(0, until - time.monotonic()))
             raise
         finally:
             os.close(reader)
@@ -498,8 +511,9 @@ def end(worker):
 
 def work(writer):
     """Do the job on standard input and write its reply to the pipe."""
-    die_with_the_agent()
     job = json.load(sys.stdin)
+    if not job.get("finishes"):
+        die_with_the_agent()
     site = os.path.join(home(), "site", job["runtime"])
     if os.path.isdir(site):
         sys.path.insert(0, site)
@@ -754,15 +768,16 @@ def outputs(job):
             os.unlink(name)
     model = RUNTIMES[job["runtime"]](job, job["models"][0], first=True)
     stacked = [numpy.load(path, allow_pickle=False, mmap_mode="r") for path in job["inputs"]]
-    results, size, start = [], 0, time.monotonic()
-    until = start + job["most_s"]
+    results, size, until, spent = [], 0, time.monotonic() + job["most_s"], 0.0
     for i in range(job["start"], len(stacked[0])):
+        start = time.monotonic()
         result = model.call([numpy.ascontiguousarray(array[i]) for array in stacked])
+        spent = time.monotonic() - start  # of the last one: the first may set things up
         results.append(result[: job["outputs"]])
         size = max(size, *(array.nbytes for array in results[-1]))
         if time.monotonic() > until or size * (len(results) + 1) > job["most_bytes"]:
             break
-    spent, files = time.monotonic() - start, []
+    files = []
     for i in range(job["outputs"]):
         files.append(os.path.abspath("output-%d.npy" % i))
         numpy.save(files[-1], numpy.stack([result[i] for result in results]), allow_pickle=False)

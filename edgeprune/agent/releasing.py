@@ -214,7 +214,9 @@ def verify_signature(folder, allowed):
         said = " ".join(done.stdout.decode("utf-8", "backslashreplace").split())[:SAID_CHARS]
         if "usage:" in said:
             raise agent.Failed("no-ssh-keygen", "the ssh-keygen is older than 8.1 and cannot check signatures")
-        raise agent.Failed("refused", "the signature is not by a key of %s: %s" % (signers(), said))
+        raise agent.Failed(
+            "refused", "the signature is not by a key of %s (%s); add its line there" % (signers(), said)
+        )
 
 
 def refuse_foreign(manifest, service):
@@ -234,7 +236,8 @@ def refuse_older(manifest, service):
         known = age(os.path.join(service, "releases", digest), digest)
         if known >= manifest["created_s"]:
             when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(known))
-            raise agent.Failed("refused", "the bundle is older than one that is here, which is of %s" % when)
+            why = "see to the clock of the machine that deploys, or roll back"
+            raise agent.Failed("refused", "the bundle is older than one that is here, which is of %s; %s" % (when, why))
 
 
 def prepare(folder, manifest):
@@ -304,7 +307,7 @@ def locked(name):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise agent.Failed("busy", "the releases of %s are being changed by another process" % name)
+            raise agent.Failed("busy", "the releases of %s are being changed by another process; try again" % name)
         for left in agent.listed(os.path.join(service, "releases")):
             if left.endswith(".part"):
                 shutil.rmtree(os.path.join(service, "releases", left), ignore_errors=True)

@@ -12,6 +12,7 @@ In a program of yours, which sees a new release once it loads `current` again:
 `--site` is a folder to find the runtime in. See load.cpp for C++.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -77,17 +78,28 @@ def tflite(path, manifest):
 def tensorrt(path, manifest):
     """The engine that was built here: in this process where TensorRT's Python module is, else by a trtexec for every call."""
     folder = os.path.dirname(path)
-    sys.path.insert(0, folder)
-    import engine
-
+    spec = importlib.util.spec_from_file_location("edgeprune_engine", os.path.join(folder, "engine.py"))
+    engine = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(engine)
+    version = manifest["device"]["runtime_version"].split(".")
     with open(os.path.join(folder, "build.json")) as file:
         build = json.load(file)
     plan = os.path.join(folder, "engine.plan")
     try:
         import tensorrt
     except ImportError:
+        tensorrt = None
+    if tensorrt is None or tensorrt.__version__.split(".")[:3] != version:  # another one would not load the engine
+        if int(version[0]) < 10:  # it makes 32-bit integers of 64-bit ones
+            return lambda inputs: by_trtexec(
+                plan, build, manifest["dla"], [narrow(x) for x in inputs], engine.outputs_of
+            )
         return lambda inputs: by_trtexec(plan, build, manifest["dla"], inputs, engine.outputs_of)
     return engine.Engine(tensorrt, engine.cuda(), plan, build, manifest["dla"]).call
+
+
+def narrow(array):
+    return array.astype("int32") if array.dtype.name == "int64" else array
 
 
 def by_trtexec(plan, build, dla, inputs, outputs_of):

@@ -25,6 +25,7 @@ engine = agent.loaded_module(os.path.join(os.path.dirname(__file__), "engine.py"
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 MODES_FILE = "/etc/nvpmodel.conf"
+SUDO = "it needs sudo without a password for %s"
 BANNER = re.compile(r"&&&& (RUNNING|PASSED|FAILED) TensorRT\.trtexec(?: \[TensorRT v(\d+)\])?((?: \[[\w-]+\])*) #")
 STAND_IN = "[stand-in]"
 FELL_BACK = re.compile(r"Layer '(.+)' \(\w+\): Unsupported on DLA\. Switching this layer's device type to GPU")
@@ -572,30 +573,41 @@ def held_back(thermal="/sys/class/thermal", monitors="/sys/class/hwmon"):
 
 
 def prepare(wanted):
-    """Set the power mode and pin the clocks, where they are not so already; how to put them back is written down first."""
-    if wanted["power_mode"]:
-        now = power_mode_of(asked(["nvpmodel", "-q"]))
-        modes = power_modes_of(read(MODES_FILE)) if os.path.exists(MODES_FILE) else {}
-        if now is None or wanted["power_mode"] not in modes:
-            known = ", ".join(sorted(modes)) or "none"
-            raise agent.Failed("prepare", "no power mode %r; known: %s" % (wanted["power_mode"], known))
-        if now[0] != wanted["power_mode"]:
-            agent.write_undo([["sudo", "-n", "nvpmodel", "-m", str(now[1])]])
-            asked(["sudo", "-n", "nvpmodel", "-m", str(modes[wanted["power_mode"]])], 30.0)
-            after = power_mode_of(asked(["nvpmodel", "-q"]))
-            if after is None or after[0] != wanted["power_mode"]:  # its exit status says nothing
-                why = "it needs sudo without a password for nvpmodel, and some modes need a reboot"
-                raise agent.Failed("prepare", "the power mode stays %s: %s" % (now[0], why))
-    if wanted["jetson_clocks"] and not gpu_clocks().get("clocks_pinned"):
+    """Set the power mode and pin the clocks, where they are not so already; how to put them back is written down first.
+
+    Clocks are stored before the power mode is changed and come back after it: they are those of the user's own mode.
+    """
+    pinning = wanted["jetson_clocks"] and not gpu_clocks().get("clocks_pinned")
+    if pinning:
+        os.makedirs(agent.root(), mode=0o700, exist_ok=True)
         kept = os.path.join(agent.root(), "clocks-%d.conf" % os.getpid())
         asked(["sudo", "-n", "jetson_clocks", "--store", kept], 30.0)
-        why = "it needs sudo without a password for jetson_clocks"
         if not os.path.exists(kept):
-            raise agent.Failed("prepare", "jetson_clocks does not say how the clocks are: %s" % why)
-        agent.write_undo([["sudo", "-n", "jetson_clocks", "--restore", kept], ["rm", "-f", kept]])
+            raise agent.Failed("prepare", "jetson_clocks does not say how the clocks are: %s" % SUDO % "jetson_clocks")
+        agent.write_undo([["sh", "-c", 'sudo -n jetson_clocks --restore "$0" && rm -f "$0"', kept]])
+    if wanted["power_mode"]:
+        set_power_mode(wanted["power_mode"])
+    if pinning:
         asked(["sudo", "-n", "jetson_clocks"], 30.0)
         if not gpu_clocks().get("clocks_pinned"):
-            raise agent.Failed("prepare", "jetson_clocks does not pin the clocks: %s" % why)
+            raise agent.Failed("prepare", "jetson_clocks does not pin the clocks: %s" % SUDO % "jetson_clocks")
+
+
+def set_power_mode(name):
+    now = power_mode_of(asked(["nvpmodel", "-q"]))
+    if now is None:
+        raise agent.Failed("prepare", "nvpmodel does not say its power mode: is this a Jetson? take [prepare] out")
+    modes = power_modes_of(read(MODES_FILE)) if os.path.exists(MODES_FILE) else {}
+    if name not in modes:
+        raise agent.Failed("prepare", "no power mode %r; known: %s" % (name, ", ".join(sorted(modes)) or "none"))
+    if now[0] == name:
+        return
+    agent.write_undo([["sudo", "-n", "nvpmodel", "-m", str(now[1])]])
+    asked(["sudo", "-n", "nvpmodel", "-m", str(modes[name])], 30.0)
+    after = power_mode_of(asked(["nvpmodel", "-q"]))
+    if after is None or after[0] != name:  # its exit status says nothing
+        why = "%s, and some modes need a reboot" % SUDO % "nvpmodel"
+        raise agent.Failed("prepare", "the power mode stays %s: %s" % (now[0], why))
 
 
 agent.RUNTIMES["tensorrt"] = TensorRt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import secrets
@@ -19,6 +20,7 @@ from edgeprune.errors import BusyError, DeviceError, LinkError
 from edgeprune.limits import LIMITS
 
 HEADER = re.compile(rb"edgeprune ([0-9a-f]{32}) (\d{1,10}) ([0-9a-f]{8})\n")
+log = logging.getLogger("edgeprune")
 LONGEST_HEADER = 80  # bytes: how much of an unfinished line may turn out to be a header
 
 
@@ -83,6 +85,8 @@ class Conversation:
             raise BusyError(f"the device is {printable(str(reply.get('message')))}")
         if "error" in reply:
             raise DeviceError(f"the agent does not start: {printable(str(reply.get('message')))}")
+        if reply.get("left"):
+            log.warning("the device is left changed; put it back by hand: %s", printable(str(reply["left"])))
 
     def ask(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
         """Send jobs; yields their replies in order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_device_in_another_state_than_expected_is_told(
             replace(target, power_mode="MAXN"),
             r"\[expect\] power_mode = MAXN, and the device's is not told; sudo nvpmodel",
         ),
-        (replace(target, prepare=Prepare("MAXN")), "no power mode 'MAXN'; known: none"),
+        (replace(target, prepare=Prepare("MAXN")), "nvpmodel does not say its power mode: is this a Jetson"),
     ):
         with open_bench(asked, tmp_path) as bench, pytest.raises(DeviceError, match=why):
             bench.measure([[artifact.files[0]]], image(tmp_path))
@@ -142,6 +143,13 @@ def test_a_release_holds_the_engine_that_was_built_there(
     (folder / "engine.plan").unlink()
     (damaged,) = deploying.releases(target)
     assert damaged.damage == "engine.plan is missing"
+    (folder / "engine.plan").write_bytes(b"cut off")
+    time.sleep(1.1)  # a bundle's age is in whole seconds
+    (tmp_path / "again").mkdir()
+    again = deploying.bundle("eyes", target, device, artifact, verdict(), inputs, outputs[0], tmp_path / "again")
+    told: list[str] = []
+    (mended,) = deploying.deploy(target, again, told.append)
+    assert mended.digest == again.digest and "which does not run" in told[0]
     assert not list((tmp_path / "bundle").glob("*.plan"))  # none was sent there
     assert (folder / "load.cpp").read_text().startswith("// Loads this release's engine")
 

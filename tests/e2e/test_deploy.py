@@ -63,19 +63,24 @@ def test_the_whole_road_into_service_and_back(known: Path, home: Path) -> None:
     save_file({name: 1.01 * value for name, value in weights.items()}, known.with_name("blobs.safetensors"))
     second = command(*deploy, "--json")
     assert second.code == 0, second.err
+    before = Path(os.path.realpath(current.parent / "previous")) / "model.onnx"
+    content = before.read_bytes()
+    before.write_bytes(content + b"\0")
+    altered = command("rollback", "--project", known)
+    assert altered.code == 6 and "model.onnx was altered; deploy again" in altered.err
+    assert "damaged" in command("releases").out
+    before.write_bytes(content)
     assert command("rollback", "--project", known).code == 0
+    again = command("rollback", "--project", known)  # as after one that failed half-way on several hosts
+    assert again.code == 0 and "was rolled back already" in again.err
     states = {release["digest"]: release["state"] for release in command("releases", "--json").json}
     assert states == {one["digest"]: "current", second.json[0]["digest"]: "previous"}
     assert "emulated" not in command("releases").out
 
-    with open(os.path.realpath(current.parent / "previous") + "/model.onnx", "ab") as file:
-        file.write(b"\0")
-    altered = command("rollback", "--project", known)
-    assert altered.code == 6 and "model.onnx was altered" in altered.err
-    assert "damaged" in command("releases").out
     (home / ".ssh" / "id_ed25519").unlink()
     keyless = command(*deploy)
     assert keyless.code == 2 and "ssh-keygen -t ed25519" in keyless.err
+    assert not keyless.out.strip(), "it is said before anything is done"
 
 
 FALLING = """

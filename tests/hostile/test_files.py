@@ -76,6 +76,20 @@ def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
         (changed(TARGET, "local", "shh"), ["[connect] transport", "shh", "ssh"]),
         (changed(TARGET, "local", "ssh"), ["[connect] host", "raspberrypi.local"]),
         (changed(TARGET, '"local"', '"local"\nhost = "a"'), ["[connect] host", 'transport = "ssh"']),
+        (TARGET + '[deploy]\nhosts = ["a"]\n', ["[deploy] hosts", 'transport = "ssh"']),
+        (TARGET + '[deploy]\nhosts = ["-oProxyCommand=x"]\n', ["[deploy] hosts"]),
+        (TARGET + "[deploy]\nkeep = 1\n", ["[deploy] keep", "from 2"]),
+        (TARGET + '[deploy]\nreload = "restart"\n', ["[deploy] reload", "a command in words"]),
+        (TARGET + "[prepare]\njetson_clocks = true\n", ["[prepare]", 'name = "tensorrt"']),
+        (TARGET + "[expect]\nclocks_pinned = true\n", ["clocks_pinned", 'name = "tensorrt"']),
+        (TARGET + "[expect]\nclocks_pinned = false\n", ["[expect] clocks_pinned", "False"]),
+        *(
+            (changed(TARGET, '"local"', f'"ssh"\nhost = "a"\n{pinned}') + f"[deploy]\nhosts = {hosts}\n", told)
+            for pinned, hosts, told in (
+                ("", '["b", "b"]', ["[deploy] hosts", "twice"]),
+                (f'fingerprint = "SHA256:{"a" * 43}"', '["b"]', ["[connect] fingerprint", "known_hosts"]),
+            )
+        ),
         *(
             (changed(TARGET, '"local"', f'"ssh"\nhost = "a"\n{line}'), [f"[connect] {line.split()[0]}"])
             for line in (
