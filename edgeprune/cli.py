@@ -172,6 +172,8 @@ def _put_releases(found: list[Release], as_json: bool) -> None:
 
     if as_json:
         print(codec.dumps(found))
+    elif not found:
+        print("nothing was ever deployed there; see edgeprune deploy")
     else:
         Console(width=None if sys.stdout.isatty() else 160).print(console.releases_table(found))
 

@@ -71,7 +71,8 @@ def forecast(target: Target) -> list[str]:
 def version_there(transport: Transport, target: Target) -> str | None:
     """The runtime's version on the device, None where there is none."""
     try:
-        return printable(identified(transport, target).runtime_version, 40)
+        device = identified(transport, target)
+        return printable(device.runtime_version, 40) + (" (a stand-in)" if device.simulated else "")
     except RuntimeMissing:
         return None
 
