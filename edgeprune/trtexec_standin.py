@@ -256,6 +256,7 @@ def on_dla(network, asked):
 
 
 def session(content, profiling=False):
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)

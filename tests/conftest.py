@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for the tests that import it themselves
+
 import pytest
 from small import FILE, MODULE, Finished, command
 from sshd import SSHD, Sshd, start

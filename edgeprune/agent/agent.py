@@ -831,6 +831,7 @@ class OnnxRuntime:
 
     @staticmethod
     def module():
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it calls home, from 1.32 on
         try:
             import onnxruntime
         except ImportError as error:

@@ -32,6 +32,7 @@ def load(folder=HERE):
 
 
 def onnxruntime(path, manifest):
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it calls home, from 1.32 on
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx
 import onnx.numpy_helper
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from edgeprune import network
 from edgeprune.errors import UsageError
 from edgeprune.formats.base import Dims, Node, Origins, Template, fold, pattern
+from edgeprune.runtimes.onnxruntime import quiet
 from edgeprune.types import Groups
 
 OPSET = 17
@@ -114,6 +114,7 @@ def _simplified(file: bytes) -> bytes:
     ONNX Runtime's own first level, which stays within the standard; less what would write sizes down that a cut changes. What
     it cannot load is left as it is, for the runtime to tell what is wrong.
     """
+    onnxruntime = quiet()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ class OnnxRuntime(Runtime):
         if precision == "fp32":
             return (exported.rename(path),)
         try:
+            quiet()
             with silenced():
                 if precision == "fp16":
                     halved(exported, path)
@@ -49,6 +51,14 @@ class OnnxRuntime(Runtime):
     def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
         """Undo the optimiser's renaming."""
         return tuple((ADDED.sub("", node["name"]), int(node["ns"])) for node in nodes)
+
+
+def quiet() -> Any:
+    """The module onnxruntime, which from 1.32 on calls home unless told not to before it is imported."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 def halved(exported: Path, path: Path) -> None:

@@ -12,7 +12,7 @@ from edgeprune.agent import ENGINE, TENSORRT
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
-from edgeprune.runtimes.onnxruntime import halved, quantized
+from edgeprune.runtimes.onnxruntime import halved, quantized, quiet
 
 BUILDS = 2  # of an engine that is to be used: kernels are chosen by measuring them, which is never the same twice
 WORKERS = re.compile(
@@ -52,6 +52,7 @@ class TensorRt(Runtime):
             "builds": BUILDS if exact else 1,
         }
         try:
+            quiet()
             with silenced():
                 if precision == "fp32":
                     exported.rename(path)
