@@ -222,7 +222,7 @@ def rollback(target: Target, service: str, say: Callable[[str], None], wait_s: f
             raise UsageError(f"{service} had no release before the one in service: there is nothing to go back to")
         if _younger(known["previous"], known.get("current")):  # so that a rollback that failed half-way can go on
             say(f"{name} was rolled back already; to go forth again: edgeprune deploy")
-            return _current(order, name, service)
+            return known["current"]
         # By its digest, so that asking again, where the answer was lost, does no harm.
         digest = known["previous"].digest
         order({"mode": "activate", "service": service, "digest": digest, **_switching(one)})
@@ -292,14 +292,12 @@ def _into_service(
 
 def _runs(release: Release, wanted: Manifest) -> bool:
     """Whether a release is in service and the same in all that matters."""
-    known = release.manifest
-    return (
-        release.state == "current"
-        and known is not None
-        and (known.service, known.artifact, known.threads, known.dla, known.files.get("runner.py"))
-        == (wanted.service, wanted.artifact, wanted.threads, wanted.dla, wanted.files.get("runner.py"))
-        and known.files.get("engine.py") == wanted.files.get("engine.py")
-    )
+
+    def essence(known: Manifest) -> tuple[object, ...]:
+        code = known.files.get("runner.py"), known.files.get("engine.py")
+        return known.service, known.artifact, known.threads, known.dla, code
+
+    return release.state == "current" and release.manifest is not None and essence(release.manifest) == essence(wanted)
 
 
 def releases(target: Target, wait_s: float = 0.0) -> list[Release]:

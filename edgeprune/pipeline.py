@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -520,8 +520,7 @@ class Road:
         )
         self._release()  # each host is leased by itself
         patience = LIMITS.heal_s if self.target.prepare else 0.0  # the agent that leaves puts things back first
-        say = lambda text: self._watch.done("deploy", text)  # noqa: E731
-        return deploying.deploy(self.target, bundle, say, max(self._wait_s, patience))
+        return deploying.deploy(self.target, bundle, partial(self._watch.done, "deploy"), max(self._wait_s, patience))
 
     def forecast(self, whole: bool = True) -> list[str]:
         """See `edgeprune.pipeline.forecast`."""

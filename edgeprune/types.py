@@ -184,7 +184,7 @@ class Target:
     power_mode: str | None = None
     clocks_pinned: bool | None = None
     prepare: Prepare | None = None
-    deploy: Deployment = field(default_factory=lambda: Deployment())
+    deploy: Deployment = Deployment()
 
     @property
     def each_host(self) -> list[tuple[str, Target]]:
@@ -348,7 +348,7 @@ class Device:
         """Digest of what makes two measurements comparable: hardware, operating system and runtime."""
         facts = asdict(self)
         del facts["boot_id"], facts["serial"]
-        if not self.simulated:
+        if not self.simulated:  # as where the fact was not known yet: profiles are found by this
             del facts["simulated"]
         return digest(facts)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +44,7 @@ def bundle(
 
 def releasing() -> Any:
     """The device's half, as the agent loads it."""
-    spec = spec_from_file_location("part", RELEASING)
-    assert spec is not None and spec.loader is not None
-    part = module_from_spec(spec)
-    part.agent = agent  # type: ignore[attr-defined]
-    spec.loader.exec_module(part)
-    return part
+    return agent.loaded_module(str(RELEASING), agent=agent)
 
 
 def job(made: deploying.Bundle, **changes: Any) -> dict[str, Any]:
@@ -77,6 +70,3 @@ def resigned(made: deploying.Bundle, key: Path, **changes: Any) -> deploying.Bun
     Path(f"{path}.sig").unlink()
     deploying._sign(path, key)
     return replace(made, digest=deploying.file_sha256(path))
-
-
-PYTHON = sys.executable

@@ -86,11 +86,15 @@ def serve():
 
 def undo():
     """Put back what this agent changed on this machine, or one that is gone, by the commands that were written down before."""
-    for name in listed(root()):
-        if name.startswith("undo-") and name.endswith(".json"):
-            _, pid, boot = name[: -len(".json")].split("-", 2)
-            if int(pid) == os.getpid() or boot != boot_id()[:8] or not os.path.exists("/proc/" + pid):
-                put_back(os.path.join(root(), name))
+    for path in undo_files():
+        _, pid, boot = os.path.basename(path)[: -len(".json")].split("-", 2)
+        if int(pid) == os.getpid() or boot != boot_id()[:8] or not os.path.exists("/proc/" + pid):
+            put_back(path)
+
+
+def undo_files():
+    names = [name for name in listed(root()) if name.startswith("undo-") and name.endswith(".json")]
+    return [os.path.join(root(), name) for name in names]
 
 
 def put_back(path):
@@ -115,10 +119,9 @@ def put_back(path):
 def left_changed():
     """The commands that could not be put back."""
     found = []
-    for name in listed(root()):
-        if name.startswith("undo-") and name.endswith(".json"):
-            with open(os.path.join(root(), name)) as file:
-                found += [" ".join(argv) for argv in json.load(file)]
+    for path in undo_files():
+        with open(path) as file:
+            found += [" ".join(argv) for argv in json.load(file)]
     return found
 
 

@@ -25,12 +25,12 @@ def cuda():
 class Cuda:
     """What it takes of CUDA's runtime to feed an engine, and to time it by events on its stream."""
 
-    def __init__(self, library):
-        self.library, self.stream = library, ctypes.c_void_p()
+    def __init__(self, cudart):
+        self.cudart, self.stream = cudart, ctypes.c_void_p()
         self.ask("cudaStreamCreate", ctypes.byref(self.stream))
 
     def ask(self, function, *arguments):
-        status = getattr(self.library, function)(*arguments)
+        status = getattr(self.cudart, function)(*arguments)
         if status:
             raise RuntimeError("%s: CUDA's error %d" % (function, status))
 

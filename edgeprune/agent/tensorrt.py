@@ -31,13 +31,12 @@ STAND_IN = "[stand-in]"
 FELL_BACK = re.compile(r"Layer '(.+)' \(\w+\): Unsupported on DLA\. Switching this layer's device type to GPU")
 LINE = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([VIWEF])\] (.*)$")
 HELP_S = 30.0
-WARM_UP_MS = 200
-PROFILED_RUNS = 100
 ENGINE_BYTES = 2 << 30
 LINE_BYTES = 4096  # of a log, at most
 TOLD_BYTES = 4 << 20
 TOLD = re.compile(rb"\] \[[EF]\] |DLA")
-TIMED_RUNS = 30  # of one process: after the warm-up they are alike
+TIMED_RUNS = 30  # of one process: processes differ by more than their runs do
+WARM_UP = "--warmUp=%d" % round(1e3 * engine.WARM_UP_S)
 TOLD_LINES = 4  # of trtexec's errors
 
 
@@ -81,12 +80,12 @@ def run_argv(version, plan, inputs, dla):
 
 def time_argv(times, iterations):
     """Whole-network times, no profiler; so many iterations after the warm-up."""
-    return ["--warmUp=%d" % WARM_UP_MS, "--duration=0", "--iterations=%d" % iterations, "--exportTimes=" + times]
+    return [WARM_UP, "--duration=0", "--iterations=%d" % iterations, "--exportTimes=" + times]
 
 
 def profile_argv(version, profile, layers):
     """Times by layer, and what the layers are made of: a run of its own, since profiling slows it down."""
-    argv = ["--warmUp=%d" % WARM_UP_MS, "--duration=0", "--iterations=%d" % PROFILED_RUNS]
+    argv = [WARM_UP, "--duration=0", "--iterations=%d" % engine.PROFILED_RUNS]
     argv += ["--dumpProfile", "--exportProfile=" + profile, "--exportLayerInfo=" + layers]
     return argv if version >= (11, 0) else [*argv, "--separateProfileRun"]
 

@@ -239,14 +239,11 @@ def test_old_releases_go_but_never_those_in_use(
 
 # Dies at the n-th thing it asks of the file system, before it is done or after.
 KILLED = """
-import builtins, importlib.util, json, os, signal, sys
+import json, os, signal, sys
 sys.path.insert(0, {tests!r})
 from edgeprune.agent import agent
 agent.home = lambda: {home!r}
-spec = importlib.util.spec_from_file_location("part", {part!r})
-part = importlib.util.module_from_spec(spec)
-part.agent = agent
-spec.loader.exec_module(part)
+part = agent.loaded_module({part!r}, agent=agent)
 part.run_check = lambda folder, manifest, check_s: {{}}
 count = 0
 def deadly(work):

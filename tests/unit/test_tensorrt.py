@@ -11,7 +11,6 @@ import json
 import os
 import runpy
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,9 @@ FAMILIES = sorted(trtexec_standin.FLAGS)
 
 
 def part() -> Any:
-    spec = spec_from_file_location("part", TENSORRT)
-    assert spec is not None and spec.loader is not None
-    found = module_from_spec(spec)
-    found.agent = agent  # type: ignore[attr-defined]
+    """TensorRT's half on the device, loaded without its runtime staying among the agent's."""
     before = dict(agent.RUNTIMES)
-    spec.loader.exec_module(found)
+    found = agent.loaded_module(str(TENSORRT), agent=agent)
     agent.RUNTIMES.clear()
     agent.RUNTIMES.update(before)
     return found
