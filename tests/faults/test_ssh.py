@@ -191,12 +191,13 @@ def test_files_are_sent_once_and_come_back(device: Any, sshd: Sshd, tmp_path: Pa
 
 
 def test_an_upload_goes_on_where_the_link_dropped(device: Any, sshd: Sshd, tmp_path: Path) -> None:
-    path = blob(tmp_path)
+    # Far beyond what may be on its way when the link drops: a channel's window of 2 MiB.
+    path = blob(tmp_path, 12_000_000)
     device.put([null_model(tmp_path)])
-    sshd.proxy.cut_after = sshd.proxy.sent + 1_500_000
+    sshd.proxy.cut_after = sshd.proxy.sent + 9_000_000
     remote = device.put([path])
     assert Path(remote).read_bytes() == path.read_bytes()
-    assert sshd.proxy.sent < 3_000_000 + 1_500_000
+    assert sshd.proxy.sent < 12_000_000 + 9_000_000 - 4_000_000
     assert not [name for name in kept(sshd) if ".part" in str(name) or name.suffix == ".z"]
 
 
