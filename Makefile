@@ -4,7 +4,7 @@ PROJECT ?= examples/digits/edgeprune.toml
 TARGET ?= local
 BIN := .venv/bin
 
-.PHONY: help install demo test test-board board lint run deploy rollback releases doctor clean
+.PHONY: help install demo test test-board board lint run check deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ run: .venv/.installed ## run PROJECT on TARGET
 
 deploy: .venv/.installed ## put PROJECT into service on TARGET
 	@$(BIN)/edgeprune deploy --project $(PROJECT) --target $(TARGET)
+
+check: .venv/.installed ## is PROJECT still inside its budgets on TARGET, and no slower than its baseline?
+	@$(BIN)/edgeprune check --project $(PROJECT) --target $(TARGET)
 
 rollback: .venv/.installed ## put the release before it back
 	@$(BIN)/edgeprune rollback --project $(PROJECT) --target $(TARGET)

@@ -152,11 +152,11 @@ PLANNER = """
 import sys, time
 from pathlib import Path
 from edgeprune import codec, latency, planning
-from edgeprune.types import Groups, Scores
+from edgeprune.types import Groups, Profile, Scores
 folder = Path(sys.argv[1])
 groups = codec.loads(Groups, (folder / "groups.json").read_text(), "groups")
 scores = codec.loads(Scores, (folder / "scores.json").read_text(), "scores")
-model = latency.fit(groups, codec.loads_profile((folder / "profile.json").read_text(), "profile"))
+model = latency.fit(groups, codec.loads_kept(Profile, (folder / "profile.json").read_text(), "profile"))
 started = time.monotonic()
 (plan,) = planning.plans(groups, model, scores, float(sys.argv[2]), "p")
 seconds = time.monotonic() - started
@@ -174,7 +174,7 @@ def exact(
         folder = Path(name)
         (folder / "groups.json").write_text(codec.dumps(groups))
         (folder / "scores.json").write_text(codec.dumps(scores))
-        (folder / "profile.json").write_text(codec.dumps_profile(profile))
+        (folder / "profile.json").write_text(codec.dumps_kept(profile))
         argv = [sys.executable, "-W", "ignore", "-c", PLANNER, name, str(budget)]
         said = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
         seconds, peak = map(float, said.splitlines()[-1].split())  # HiGHS may have said something before

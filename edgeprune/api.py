@@ -6,14 +6,14 @@ verb, and returns the noun. All raise the errors of `edgeprune.errors`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune import codec, deploying, installing
 from edgeprune.limits import LIMITS
-from edgeprune.pipeline import Road, Watch, open_road
-from edgeprune.types import Artifact, Confirmed, Plan, Profile, Release, Result, Verdict
+from edgeprune.pipeline import Road, Watch, open_road, read_history
+from edgeprune.types import Artifact, Confirmed, History, Plan, Profile, Release, Report, Result, Verdict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +131,26 @@ def deploy(
         return road.deploy()
 
 
+def check(
+    project: Path | str,
+    target: str = "local",
+    budgets: Sequence[str] = (),
+    baseline: Path | None = None,
+    reason: str = "",
+    watch: Watch | None = None,
+    wait: bool = False,
+) -> Report:
+    """Hold the artifact against its budgets ("12 ms", "p99 20 ms", "50%") and its baseline, which a `reason` makes it."""
+    asked = [codec.read_budget("budget", text) for text in budgets]
+    with open_road(project, target, watch=watch, wait=wait) as road:
+        return road.check(asked, baseline, reason)
+
+
+def history(project: Path | str, target: str = "local", figure: str = "p50_ns") -> History:
+    """A figure over all checks of the project on the target, and where it changed its level."""
+    return read_history(project, target, figure)
+
+
 def rollback(
     project: Path | str, target: str = "local", say: Callable[[str], None] = print, wait: bool = False
 ) -> list[Release]:
@@ -168,6 +188,6 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
 
 
 __all__ = [
-    "Road", "compile", "deploy", "finetune", "load", "open_road", "plan", "profile", "prune", "releases", "rollback", "run",
-    "setup", "verify",
+    "Road", "check", "compile", "deploy", "finetune", "history", "load", "open_road", "plan", "profile",
+    "prune", "releases", "rollback", "run", "setup", "verify",
 ]  # fmt: skip

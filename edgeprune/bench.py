@@ -103,25 +103,40 @@ class Bench:
             np.save(paths[-1], array, allow_pickle=False)
         return paths
 
-    def time(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
-        """`processes` fresh processes of each model, interleaved; whole-network times in nanoseconds, no profiler.
+    def _save_stacked(self, arrays: Sequence[np.ndarray]) -> list[Path]:
+        """Likewise for many samples, out of the way of the example inputs."""
+        folder = self._scratch / "stacked"
+        folder.mkdir(exist_ok=True)
+        return self.save_inputs(arrays, folder)
+
+    def time(
+        self, models: Sequence[Path], inputs: Sequence[Path], processes: int, runs: int = LIMITS.timed_runs_min
+    ) -> list[Samples]:
+        """`processes` fresh processes of each model, interleaved; whole-network times in nanoseconds, no profiler, at least
+        `runs` a process.
 
         A device that repeats itself to `REPEATS` is left alone after `SETTLED` of them.
         """
-        return self._settled([[i] for i in interleaved(len(models), processes)], models, inputs)
+        return self._settled([[i] for i in interleaved(len(models), processes)], models, inputs, runs)
 
     def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
         """Like `time`, but the models share `processes` processes in which they take turns: run i of each is of process i.
 
+        Every other process has them the other way round, since the one that is loaded first may be better off.
         What disturbs the machine disturbs all of them: for ratios of latencies, not for memory.
         """
-        return self._settled([list(range(len(models)))] * processes, models, inputs)
+        order = list(range(len(models)))
+        turns = [order if turn % 2 == 0 else order[::-1] for turn in range(processes)]
+        return self._settled(turns, models, inputs, LIMITS.timed_runs_min)
 
-    def _settled(self, order: list[list[int]], models: Sequence[Path], inputs: Sequence[Path]) -> list[Samples]:
+    def _settled(
+        self, order: list[list[int]], models: Sequence[Path], inputs: Sequence[Path], runs_min: int
+    ) -> list[Samples]:
         runs: list[list[Run]] = [[] for _ in models]
         first = min(len(order), SETTLED * len(models) // len(order[0]))
         for part in (order[:first], order[first:]):
-            for batch, found in zip(part, self.measure([[models[i] for i in b] for b in part], inputs), strict=True):
+            batches = [[models[i] for i in batch] for batch in part]
+            for batch, found in zip(part, self.measure(batches, inputs, runs_min=runs_min), strict=True):
                 for i, measured in zip(batch, found, strict=True):
                     runs[i].append(measured.run)
             samples = [Samples(tuple(own)) for own in runs]
@@ -135,6 +150,7 @@ class Bench:
         inputs: Sequence[Path],
         timed_s: float = LIMITS.timed_s,
         profiled: bool = False,
+        runs_min: int = LIMITS.timed_runs_min,
         on_done: Callable[[int, list[Measured]], None] = lambda place, measured: None,
     ) -> list[list[Measured]]:
         """One fresh process a batch, in this order; its models take turns in it, up to `timed_s` each after warm-up.
@@ -146,7 +162,7 @@ class Bench:
         todo = list(range(len(batches)))
         for _ in range(1 + RETRIES):
             known_boots = len(self._boots)
-            options = {"timed_s": timed_s, "profiled_s": PROFILED_S}
+            options = {"timed_s": timed_s, "profiled_s": PROFILED_S, "runs_min": runs_min}
             asked = [batches[i] for i in todo]
             again: dict[int, str] = {}
             for i, reply in zip(todo, self._ask("time", asked, inputs, options, profiled), strict=True):
@@ -181,7 +197,7 @@ class Bench:
         at = 0
         most = max(1, LIMITS.call_bytes // max(1, sum(array[:1].nbytes for array in stacked)))
         while at < len(stacked[0]):
-            files = self.save_inputs([array[at : at + most] for array in stacked], self._scratch)
+            files = self._save_stacked([array[at : at + most] for array in stacked])
             start, wanted = 0, min(most, len(stacked[0]) - at)
             while start < wanted:
                 options = {"outputs": count, "start": start, "most_s": seconds, "most_bytes": LIMITS.output_bytes // 2}
@@ -198,7 +214,7 @@ class Bench:
         """What one call takes in `outputs`, in nanoseconds: the latency, or what is measured where it may start a process."""
         if not self._runtime.slow_calls:
             return latency_ns
-        files = self.save_inputs([array[:2] for array in stacked], self._scratch)
+        files = self._save_stacked([array[:2] for array in stacked])
         options = {"outputs": 1, "start": 0, "most_s": LIMITS.job_s / 4, "most_bytes": LIMITS.output_bytes}
         (reply,) = self._ask("outputs", [[model]], files, options)
         spent = reply.get("spent_s")
@@ -282,7 +298,6 @@ class Bench:
                     "prepare": asdict(self._target.prepare) if self._target.prepare else None,
                     "deadline_s": self._runtime.deadline_s * len(batch),
                     "warmup_s": LIMITS.warmup_s,
-                    "runs_min": LIMITS.timed_runs_min,
                     "runs_max": LIMITS.timed_runs_max,
                     **own,
                     **options,

@@ -60,6 +60,23 @@ class BoardAction(StrEnum):
     status = "status"
 
 
+class Figure(StrEnum):
+    """What the history is shown of."""
+
+    p50 = "p50"
+    p90 = "p90"
+    memory = "memory"
+    size = "size"
+    metric = "metric"
+
+
+FIGURES = {
+    Figure.p50: "p50_ns",
+    Figure.p90: "p90_ns",
+    Figure.memory: "peak_memory_bytes",
+    Figure.size: "size_bytes",
+    Figure.metric: "metric",
+}
 HERE = Path("edgeprune.toml")
 EXIT_CODES = {
     "pass": errors.EXIT_PASS,
@@ -145,6 +162,57 @@ def profile(
         return
     with _road(project, target, None, as_json, fresh, wait) as (road, answer):
         answer(road.explanation if explain else road.profile)
+
+
+@app.command()
+def check(
+    project: ProjectOption = HERE,
+    target: TargetOption = "local",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", "-b", help='Replaces the file\'s: "12 ms", "p99 20 ms", "50%"; may be repeated.'),
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="A baseline.json elsewhere.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Make this measurement the baseline.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why it is good; kept with it.")] = "",
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write the checks as JUnit's XML.")] = None,
+    as_json: JsonOption = False,
+    wait: WaitOption = False,
+) -> None:
+    """Is the artifact still inside its budgets, and no slower than its baseline?"""
+    if update != bool(reason.strip()):
+        raise errors.UsageError('a new baseline takes both: --update --reason "why it is good"')
+    from edgeprune import codec, reporting
+    from edgeprune.store import write_atomic
+
+    asked = [codec.read_budget("--budget", text) for text in budget or []]
+    with _road(project, target, None, as_json, False, wait) as (road, answer):
+        report = road.check(asked, baseline, _clean(reason.strip()))
+        answer(report)
+    if junit is not None:
+        write_atomic(junit, reporting.junit(report).encode())
+    for command in reporting.announce(report, os.environ):
+        print(_clean(command), file=sys.stderr if as_json else sys.stdout)
+    raise typer.Exit(EXIT_CODES[str(report.outcome)])
+
+
+@app.command()
+def history(
+    project: ProjectOption = HERE,
+    target: TargetOption = "local",
+    figure: Annotated[Figure, typer.Option("--figure", help="Which figure.")] = Figure.p50,
+    as_json: JsonOption = False,
+) -> None:
+    """A figure over all checks, by commit, with the points at which it changed."""
+    from rich.console import Console
+
+    from edgeprune import api, codec, console
+
+    found = api.history(project, target, FIGURES[figure])
+    if as_json:
+        print(codec.dumps(found))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(console.history_table(found))
 
 
 @app.command()

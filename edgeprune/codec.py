@@ -18,10 +18,10 @@ from edgeprune import types
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.store import read_capped
-from edgeprune.types import Budget, Deployment, Host, Prepare, Preprocess, Profile, Project, Target
+from edgeprune.types import Baseline, Budget, Deployment, Host, Prepare, Preprocess, Profile, Project, Target
 
 Noun = TypeVar("Noun")
-PROFILE_SCHEMA = 2
+SCHEMAS: dict[type, int] = {types.Profile: 2, types.Baseline: 1}  # of the files that outlive an edgeprune
 SHOWN_CHARS = 80  # of a user's value or key in a message
 
 # ------------------------------------------------------------------------------------------------------- TOML
@@ -92,6 +92,15 @@ class _Finetune(_Section):
     seed: Seed = 0
 
 
+class _Check(_Section):
+    budget: Annotated[
+        list[Text], Field(description='a list of times or shares, such as ["p50 12 ms", "p99 20 ms"]')
+    ] = []
+    slowdown: Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a share above 0, such as 0.03")] = (
+        None
+    )
+
+
 class _ProjectFile(_Section):
     model: _Model
     data: _Data
@@ -99,6 +108,7 @@ class _ProjectFile(_Section):
     preprocess: _Preprocess | None = None
     prune: _Prune = _Prune()
     finetune: _Finetune = _Finetune()
+    check: _Check = _Check()
 
 
 class _Connect(_Section):
@@ -162,7 +172,7 @@ def read_project(path: Path, budget: str | None = None) -> Project:
     """
     path = Path(os.path.abspath(path))
     file = _read_toml(path, _ProjectFile)
-    limit = _budget(f"{path}: [budget] latency", file.budget.latency)
+    limit = _median(f"{path}: [budget] latency", file.budget.latency)
     return Project(
         path=path,
         name=path.parent.name or "project",
@@ -176,7 +186,7 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         metric=file.data.metric,
         clean=file.data.clean,
         augment=file.data.augment,
-        budget=limit if budget is None else _budget("--budget", budget),
+        budget=limit if budget is None else _median("--budget", budget),
         max_metric_drop=file.budget.max_metric_drop,
         preprocess=_preprocess(path, file.preprocess) if file.preprocess else None,
         importance=file.prune.importance,
@@ -185,6 +195,8 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         learning_rate=file.finetune.learning_rate,
         ema=file.finetune.ema,
         seed=file.finetune.seed,
+        budgets=tuple(read_budget(f"{path}: [check] budget", text) for text in file.check.budget),
+        slowdown=file.check.slowdown,
     )
 
 
@@ -282,7 +294,18 @@ def _shipped_targets() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "targets"
 
 
-def _budget(where: str, text: str) -> Budget:
+def _median(where: str, text: str) -> Budget:
+    """The budget that a plan is made for."""
+    limit = read_budget(where, text)
+    if limit.quantile != 0.5:
+        raise _usage(
+            f"{where}: {_shown(text)} is no median, which plans are made for; for other quantiles: [check] budget"
+        )
+    return limit
+
+
+def read_budget(where: str, text: str) -> Budget:
+    """A budget from its text. Raises `UsageError` naming `where` it stands."""
     try:
         return Budget.parse(text)
     except OverflowError:
@@ -427,26 +450,31 @@ def loads(cls: type[Noun], text: str, source: str) -> Noun:
         raise _usage(f"{source}: {problem}; delete the file to have it made again") from None
 
 
-def dumps_profile(profile: Profile) -> str:
-    """A profile as JSON that a person can read and compare, the raw times of a process on a line of their own.
+def dumps_kept(noun: Profile | Baseline) -> str:
+    """A noun that is kept for long, as JSON that a person can read and compare, the raw times of a process on one line.
 
     Raises `ValueError` for NaN and infinity.
     """
-    return _block({"schema": PROFILE_SCHEMA, **asdict(profile)}, "") + "\n"
+    return _block({"schema": SCHEMAS[type(noun)], **asdict(noun)}, "") + "\n"
 
 
-def loads_profile(text: str, source: str) -> Profile:
-    """A profile from its JSON. Raises `UsageError` naming `source` and the key."""
+def loads_kept(cls: type[Noun], text: str, source: str) -> Noun:
+    """What `dumps_kept` wrote. Raises `UsageError` naming `source` and the key."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         message = f"is not JSON: {_shown(str(error))}; put back an earlier copy, or delete it to measure again"
         raise _usage(f"{source}: {message}") from None
     schema = content.pop("schema", None) if isinstance(content, dict) else None
-    if type(schema) is not int or schema != PROFILE_SCHEMA:
-        message = f"has schema {_shown(schema)}, this edgeprune reads {PROFILE_SCHEMA}"
+    if type(schema) is not int or schema != SCHEMAS[cls]:
+        message = f"has schema {_shown(schema)}, this edgeprune reads {SCHEMAS[cls]}"
         raise _usage(f"{source}: {message}; upgrade, or delete it to measure again")
-    return loads(Profile, json.dumps(content), source)
+    return loads(cls, json.dumps(content), source)
+
+
+def dumps_line(noun: object) -> str:
+    """A noun on one line."""
+    return json.dumps(noun, default=_plain, allow_nan=False)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 
 from rich import box
@@ -14,15 +15,28 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from edgeprune.transports.base import printable
-from edgeprune.types import Artifact, Check, Confirmed, Explanation, Figures, Groups, Plan, Release, Result, Verdict
+from edgeprune.types import (
+    Artifact,
+    Check,
+    Confirmed,
+    Explanation,
+    Figures,
+    Groups,
+    History,
+    Plan,
+    Release,
+    Report,
+    Result,
+    Verdict,
+)
 
 
-def kinds(figures: Result | Verdict | Explanation) -> list[str]:
+def kinds(figures: Result | Verdict | Explanation | Report) -> list[str]:
     """What figures of an emulated device, or of a runtime that is a stand-in, say of themselves wherever they appear."""
     return [kind for kind in ("emulated", "simulated") if getattr(figures, kind)]
 
 
-def mark(figures: Result | Verdict | Explanation) -> str:
+def mark(figures: Result | Verdict | Explanation | Report) -> str:
     """The same as a sentence's end."""
     return f" ({' and '.join(kinds(figures))}: no measure of a physical device)" if kinds(figures) else ""
 
@@ -88,6 +102,12 @@ def show(answer: object, groups: Groups, console: Console) -> None:
         case Verdict():
             _put_checks(answer.checks, put)
             put(f"\nverdict   {answer.outcome}{mark(answer)}")
+        case Report():
+            _put_checks(answer.checks, put)
+            for shift in answer.slower:
+                put(f"slower    {shift.operator}: {shift.before_ns / 1e3:,.1f} → {shift.after_ns / 1e3:,.1f} µs")
+            put(f"\nbaseline  {answer.baseline}")
+            put(f"verdict   {answer.outcome}{mark(answer)}")
         case Explanation():
             for part in explanation_tables(answer):
                 console.print(part)
@@ -137,6 +157,29 @@ def releases_table(releases: Sequence[Release]) -> Table:
         figures = (f"{verdict.pruned.p50_ms:.3f}", f"{verdict.budget_ms:.3f}", f"{verdict.pruned.metric:.4f}")
         told = ", ".join([verdict.outcome, *kinds(verdict)])
         shown.add_row(*(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, told)))
+    return shown
+
+
+def history_table(found: History) -> Table:
+    """A check a row, oldest first, and where the figure came to another level."""
+    unit, scale = ("ms", 1e6) if found.figure.endswith("_ns") else ("", 1.0)
+    name = found.figure.removesuffix("_ns") + (f", {unit}" if unit else "")
+    shown = Table(box=box.SIMPLE_HEAD, title=f"{found.project} on {found.target}", title_justify="left")
+    for heading in ("when", "commit", "artifact", name, "outcome", "change", "note"):
+        shown.add_column(heading, justify="right" if heading == name else "left", no_wrap=heading != "note")
+    starts = [0, *found.changes]
+    for i, (record, value) in enumerate(zip(found.records, found.values, strict=True)):
+        change = ""
+        if i in found.changes:
+            place = starts.index(i)
+            end = starts[place + 1] if place + 1 < len(starts) else len(found.values)
+            before, after = median(found.values[starts[place - 1] : i]), median(found.values[i:end])
+            change = f"{after / before - 1:+.1%}" if before else "changed"
+            if record.device != found.records[i - 1].device:
+                change += ", another device"
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.created_s))
+        cells = [day, record.commit, record.artifact[:12], f"{value / scale:,.4g}", record.outcome, change, record.note]
+        shown.add_row(*(escape(printable(cell, 200)) for cell in cells))
     return shown
 
 

@@ -42,6 +42,10 @@ class Limits:
     lease_wait_s: float = 24 * 3600.0  # with --wait
     metric_s: float = 120.0  # of the device's time for the outputs that a metric is computed from
     emulated_metric_s: float = 5.0  # likewise, where each second of the device's takes minutes of ours
+    check_metric_s: float = 15.0  # likewise, for a check
+    check_timed_s: float = 20.0  # of times, a round, for the quantiles that a check is asked for
+    history_bytes: int = 64 << 20
+    history_records: int = 200  # of which changes are looked for
     # one timed process
     start_s: float = 1.0  # expected: a process that imports the runtime and loads the model
     warmup_s: float = 2.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +26,8 @@ from edgeprune.limits import LIMITS
 from edgeprune.store import Draft, Entry, Store, file_sha256, read_capped, write_atomic
 from edgeprune.types import (
     Artifact,
+    Baseline,
+    Budget,
     Choice,
     Confirmed,
     Device,
@@ -32,13 +35,16 @@ from edgeprune.types import (
     Experiment,
     Explanation,
     Groups,
+    History,
     Interval,
     Outcome,
     Plan,
     Profile,
     Project,
     Recipe,
+    Record,
     Release,
+    Report,
     Result,
     Round,
     Scores,
@@ -61,6 +67,8 @@ STRIDE = 0.022  # of the budget, between plans that are measured together: less 
 LOCKED_TOLD = 3  # locked groups that the survey's line names; the plan's table names all
 CONFIRM_PROCESSES = 6  # in each of which the anchor, the unpruned and the cut networks take turns
 CONFIRM_PLANS = 4  # at most, in one turn
+KEPT_SAMPLES = 32  # validation samples, with what torch makes of them, kept beside an artifact
+SOURCES = "project"  # the file beside it that has the digest of what it follows from but for the device
 CALIBRATED = 300  # training samples that int8 ranges come from
 
 EVENTS = "tensorboard"  # the folder beside the stages' own
@@ -266,7 +274,7 @@ class Road:
         path = self._profile_path
         self._watch.start("profile")
         if path.exists() and not self._fresh:
-            profile = codec.loads_profile(read_capped(path, LIMITS.json_bytes).decode(), str(path))
+            profile = codec.loads_kept(Profile, read_capped(path, LIMITS.json_bytes).decode(), str(path))
         else:
             to = self.target
             profile = Profile(
@@ -291,7 +299,7 @@ class Road:
 
         beside = {}
         for path in sorted(self._profile_path.parents[1].glob(f"*/{self.project.name}-*.json")):
-            other = codec.loads_profile(read_capped(path, LIMITS.json_bytes).decode(), str(path))
+            other = codec.loads_kept(Profile, read_capped(path, LIMITS.json_bytes).decode(), str(path))
             if other.network == self.groups.network and other.target != self.target.name:
                 beside[other.target] = other
         return explaining.explain(self.groups, self.profile, beside)
@@ -522,6 +530,90 @@ class Road:
         patience = LIMITS.heal_s if self.target.prepare else 0.0  # the agent that leaves puts things back first
         return deploying.deploy(self.target, bundle, partial(self._watch.done, "deploy"), max(self._wait_s, patience))
 
+    def check(self, budgets: Sequence[Budget] = (), baseline: Path | None = None, reason: str = "") -> Report:
+        """Hold the artifact against its budgets and its baseline; with a `reason` it becomes the baseline.
+
+        The artifact is the one that was compiled last from the project as it is now, for whatever state the device was in; the
+        road is walked where there is none. `budgets` replace the project's. See `edgeprune.checking`.
+        """
+        from edgeprune import accuracy, checking
+
+        place = baseline or self._profiles / f"{self.project.name}-baseline" / "baseline.json"
+        if baseline is not None and not reason and not baseline.is_file():
+            raise UsageError(f"{baseline}: no such baseline; make one: edgeprune check --update --reason …")
+        known = None
+        if place.is_file() and not reason:
+            known = codec.loads_kept(Baseline, read_capped(place, LIMITS.json_bytes).decode(), str(place))
+        artifact, sample = self._compiled_last
+        wanted = tuple(budgets) or self.project.budgets or (self.project.budget,)
+        unpruned = self.baseline if any(budget.fraction is not None for budget in wanted) else None
+        self._watch.start("check")
+        now, reference = checking.measure(
+            self.project, self.target, self.bench, self._inputs, artifact, wanted, unpruned,
+            known.measured if known else None, self.scratch,
+        )  # fmt: skip
+        checks = [checking.against_budget(budget, now.samples, reference or now.samples) for budget in wanted]
+        stacked, expected = _kept_calls(sample)
+        got = accuracy.outputs(self.bench, artifact, stacked, len(expected))
+        checks += accuracy.numerics(expected, got, artifact.precision)
+        kept = self._at_hand(place, known) if known else None
+        report = checking.check(
+            self.project, self.target, self.bench, self._inputs, artifact, now, checks, known, kept, self.scratch
+        )
+        created_s, commit = int(time.time()), checking.commit_of(self.project.path.parent)
+        if reason:
+            made = Baseline(self.project.name, self.target.name, reason, commit, created_s, now)
+            self._declare(place, made, artifact)
+            report = replace(report, baseline=f"made now: {reason}; {place}")
+        self._remember(checking.record(now, report.outcome, commit, created_s, reason))
+        passed = sum(check.outcome is Outcome.PASS for check in report.checks)
+        self._watch.done("check", f"{report.outcome}: {passed} of {len(report.checks)} checks pass")
+        return report
+
+    @property
+    def _compiled_last(self) -> tuple[Artifact, Entry]:
+        """The artifact of the project as it is now, with the calls to check it by, whatever device it was planned on."""
+
+        def current(entry: Entry) -> bool:
+            return entry.path(SOURCES).is_file() and entry.path(SOURCES).read_text() == self._project_digest
+
+        entry = self._store.newest("compile", current)
+        if entry is None:
+            artifact = self.artifact
+            entry = self._store.newest("compile", current)
+            assert entry is not None and artifact
+        stored = self._read(entry, "artifact.json", Artifact)
+        return replace(stored, files=tuple(entry.path("model") / file for file in stored.files)), entry
+
+    @property
+    def _project_digest(self) -> str:
+        """What an artifact follows from but for the device."""
+        p, t = self.project, self.target
+        parts = [self._parts(stage)[1:] for stage in ("scores", "finetune")]
+        return digest([self._key("survey"), *parts, str(p.budget), t.runtime, t.precision, t.threads, t.dla])
+
+    def _at_hand(self, place: Path, known: Baseline) -> Path | None:
+        """The baseline's artifact: the file to load, where all of its files lie beside it as they were."""
+        from edgeprune import compiling
+
+        files = [place.parent / "model" / name for name in known.measured.files]
+        whole = all(file.is_file() and not file.is_symlink() for file in files)
+        return files[0] if whole and compiling.digest_of(files) == known.measured.artifact else None
+
+    def _declare(self, place: Path, made: Baseline, artifact: Artifact) -> None:
+        """Keep a baseline, its artifact beside it: a kill between them leaves one that is not taken for the artifact."""
+        for file in artifact.files:
+            write_atomic(place.parent / "model" / file.name, file.read_bytes())
+        write_atomic(place, codec.dumps_kept(made).encode())
+        for file in (place.parent / "model").iterdir():
+            if file.name not in made.measured.files:
+                file.unlink()
+
+    def _remember(self, record: Record) -> None:
+        path = self._profiles / f"{self.project.name}-history.jsonl"
+        before = read_capped(path, LIMITS.history_bytes) if path.exists() else b""
+        write_atomic(path, before + codec.dumps_line(record).encode() + b"\n")
+
     def forecast(self, whole: bool = True) -> list[str]:
         """See `edgeprune.pipeline.forecast`."""
         import zlib
@@ -650,15 +742,32 @@ class Road:
         def work(draft: Draft) -> str:
             folder = draft.path("model")
             folder.mkdir()
-            artifact = self._artifact(network(), precision, folder, self._key(stage))
+            made = network()
+            artifact = self._artifact(made, precision, folder, self._key(stage))
             names = [file.relative_to(folder).as_posix() for file in artifact.files]
             draft.write_text("artifact.json", codec.dumps(replace(artifact, files=tuple(map(Path, names)))))
+            if stage == "compile":
+                self._keep_calls(draft, made)
+                draft.write_text(SOURCES, self._project_digest)
             left = f"{artifact.operators} of {self.groups.operators} operators left"
             return f"{self.target.runtime} {precision}, {artifact.size_bytes / 1e3:.1f} kB, {left}"
 
         entry = self._stage(stage, work)
         stored = self._read(entry, "artifact.json", Artifact)
         return replace(stored, files=tuple(entry.path("model") / file for file in stored.files))
+
+    def _keep_calls(self, draft: Draft, network: nn.Module) -> None:
+        """Calls with validation samples, and what torch makes of them: what a check of the artifact needs no torch for."""
+        import numpy as np
+
+        from edgeprune import accuracy
+        from edgeprune import project as user
+
+        stacked, targets = user.stacked(self.project, "valid", self._inputs, KEPT_SAMPLES)
+        for i, column in enumerate(stacked):
+            np.save(draft.path(f"calls/input_{i}.npy"), column, allow_pickle=False)
+        expected = accuracy.computed(network, stacked, len(targets))
+        np.save(draft.path("calls/expected.npy"), expected, allow_pickle=False)
 
     def _planned(self, turn: int, correction: float = 1.0, surprise: float = 0.0) -> list[Plan]:
         """Exact plans on the profile as it stands, for a turn of the loop.
@@ -766,20 +875,24 @@ class Road:
             case "finetune":
                 return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric, p.augment
             case "compile":
-                return key("finetune"), key("baseline"), _version(self._runtime.quantizer)
+                return key("finetune"), key("baseline"), _version(self._runtime.quantizer), SOURCES
             case "verify":
                 return key("compile"), p.metric, p.max_metric_drop
         raise ValueError(f"no stage {stage}")
 
     @property
+    def _profiles(self) -> Path:
+        return self.project.path.parent / "profiles" / self.target.name
+
+    @property
     def _profile_path(self) -> Path:
         t = self.target
         key = digest([self.groups.network, self.device.identity, t.threads, self.precision, *_state(t)])[:8]
-        return self.project.path.parent / "profiles" / t.name / f"{self.project.name}-{key}.json"
+        return self._profiles / f"{self.project.name}-{key}.json"
 
     def _keep(self, profile: Profile) -> None:
         self._profile = profile
-        write_atomic(self._profile_path, codec.dumps_profile(profile).encode())
+        write_atomic(self._profile_path, codec.dumps_kept(profile).encode())
 
     @staticmethod
     def _read(entry: Entry, file: str, noun: type[Noun]) -> Noun:
@@ -811,6 +924,29 @@ class Road:
         from edgeprune import graph
 
         return graph.recipe(self.groups, self.confirmed.plan.keep)
+
+
+def _kept_calls(entry: Entry) -> tuple[list[np.ndarray], np.ndarray]:
+    """What `Road._keep_calls` kept: inputs (calls, batch, …), outputs (samples, …)."""
+    import numpy as np
+
+    paths = sorted((entry.path("calls")).glob("input_*.npy"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    inputs = [np.load(path, allow_pickle=False) for path in paths]
+    return inputs, np.load(entry.path("calls") / "expected.npy", allow_pickle=False)
+
+
+def read_history(project: Path | str, target: str, figure: str) -> History:
+    """A figure over the checks of a project on a target. Raises `UsageError` where there were none."""
+    from edgeprune import checking
+
+    known, to = _asked(project, target, None)
+    path = known.path.parent / "profiles" / to.name / f"{known.name}-history.jsonl"
+    if not path.exists():
+        raise UsageError(f"{path}: nothing was checked yet; see edgeprune check")
+    lines = read_capped(path, LIMITS.history_bytes).decode().splitlines()
+    first = max(0, len(lines) - LIMITS.history_records)
+    records = [codec.loads(Record, line, f"{path}:{first + i}") for i, line in enumerate(lines[first:], start=1)]
+    return checking.history(known.name, to.name, records, figure)
 
 
 def _state(target: Target) -> list[object]:

@@ -7,12 +7,17 @@ comparisons a difference, while medians of separate processes rarely do (pyperf;
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
+from scipy.special import bdtr
 
 from edgeprune.types import Interval, Outcome, Samples
 
 RESAMPLES = 2000
+REDRAWN = 400  # of them, where each is a quantile of thousands of times
+PRICE = 3.0  # of a change of level, in standard deviations of the noise
 
 
 def per_process(samples: Samples, q: float = 0.5) -> np.ndarray:
@@ -27,6 +32,40 @@ def latency(samples: Samples, q: float = 0.5, confidence: float = 0.95) -> Inter
     from two on and is as wide as the spread asks. A single process has no interval: low, mid and high are the same.
     """
     return _median_interval(per_process(samples, q), confidence)
+
+
+def needed(q: float, confidence: float = 0.95) -> int:
+    """How many independent times it takes until the largest bounds the q-quantile: the least n with 1 − qⁿ ≥ confidence.
+
+    29 for p90 and 299 for p99 at 95 %.
+    """
+    return math.ceil(math.log(1 - confidence) / math.log(q))
+
+
+def quantile(samples: Samples, q: float, confidence: float = 0.95) -> Interval | None:
+    """The q-quantile of all times of all processes, with a bound at this confidence on either side, in nanoseconds.
+
+    The bounds are order statistics, whose ranks are binomial whatever the distribution (David and Nagaraja, Order Statistics,
+    2003, 7.1), widened to those of processes drawn anew where whole processes differ. None where there are fewer
+    than `needed` times.
+    """
+    pooled = np.sort(np.concatenate([run.times_ns for run in samples.runs]))
+    count = len(pooled)
+    if count < needed(q, confidence):
+        return None
+    below = bdtr(np.arange(count + 1), count, q)  # [k]: the probability that at most k times are below the quantile
+    upper = int(np.searchsorted(below, confidence)) + 1
+    lower = int(np.searchsorted(below, 1 - confidence, side="right"))
+    processes = _drawn(len(samples.runs))
+    times = [np.asarray(run.times_ns) for run in samples.runs]
+    redrawn = [np.quantile(np.concatenate([times[i] for i in draw]), q) for draw in processes[:REDRAWN]]
+    low, high = np.quantile(redrawn, [1 - confidence, confidence])
+    mid = float(np.quantile(pooled, q))
+    return Interval(
+        min(float(pooled[max(lower, 1) - 1]), float(low), mid),
+        mid,
+        max(float(pooled[min(upper, count) - 1]), float(high), mid),
+    )
 
 
 def ratio(first: Samples, second: Samples, q: float = 0.5, confidence: float = 0.95) -> Interval:
@@ -71,8 +110,51 @@ def _median_interval(values: np.ndarray, confidence: float) -> Interval:
     if not np.isfinite(values).all():
         raise ValueError("a latency must be a finite number")
     mid = float(np.median(values))
-    # A fixed seed: the same samples give the same answer.
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.median(values[draws], axis=1), [tail, 1 - tail])
+    low, high = np.quantile(np.median(values[_drawn(len(values))], axis=1), [tail, 1 - tail])
     return Interval(min(float(low), mid), mid, max(float(high), mid))
+
+
+def _drawn(count: int) -> np.ndarray:
+    """Indices of processes drawn with replacement, (RESAMPLES, count); a fixed seed: the same samples give the same answer."""
+    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+
+
+# ----------------------------------------------------------------------------------------------- over many sessions
+
+FEWEST = 3  # values on either side of a change
+
+
+def changes(values: Sequence[float], floor: float) -> list[int]:
+    """Where a series of positive values changes its level: the indices at which a new level begins.
+
+    The exact least sum of absolute distances of log values from their segment's median, plus a price for every segment
+    (optimal partitioning: Jackson et al., 2005): a single outlier is no change. The price grows with the noise between
+    neighbours and with the length, and changes below `floor`, relative, are none.
+    """
+    count = len(values)
+    if count < 2 * FEWEST:
+        return []
+    logs = np.log(np.asarray(values, dtype=float))
+    noise = float(np.median(np.abs(np.diff(logs)))) / (
+        0.6745 * math.sqrt(2)
+    )  # of normal values: 0.6745 is their quartile
+    price = PRICE * max(noise, floor / PRICE) * math.sqrt(math.log(count))
+    best, start = [-price] + [math.inf] * count, [0] * (count + 1)
+    for end in range(FEWEST, count + 1):
+        for begin in range(end - FEWEST + 1):
+            if math.isinf(best[begin]):
+                continue
+            part = logs[begin:end]
+            cost = best[begin] + price + float(np.abs(part - np.median(part)).sum())
+            if cost < best[end]:
+                best[end], start[end] = cost, begin
+    found, end = [], count
+    while start[end]:
+        end = start[end]
+        found.append(end)
+    bounds = [0, *reversed(found), count]
+    levels = [float(np.median(logs[a:b])) for a, b in pairwise(bounds)]
+    return [
+        at for at, (before, after) in zip(bounds[1:-1], pairwise(levels), strict=True) if abs(after - before) > floor
+    ]

@@ -152,6 +152,19 @@ class Store:
         )
         return None
 
+    def newest(self, name: str, holds: Callable[[Entry], bool]) -> Entry | None:
+        """The stage of this name that was finished last, of those that are whole and `hold`, whatever their keys are."""
+        places = [path for path in self.folder.glob(f"{name}-*") if (path / MANIFEST).is_file()]
+        for place in sorted(places, key=lambda path: (path / MANIFEST).stat().st_mtime, reverse=True):
+            try:
+                key = str(json.loads(read_capped(place / MANIFEST, LIMITS.json_bytes))["key"])
+                entry = self.find(name, key) if self._place(name, key) == place else None
+            except (ValueError, KeyError, TypeError):
+                continue
+            if entry is not None and holds(entry):
+                return entry
+        return None
+
     @contextmanager
     def create(self, name: str, key: str) -> Iterator[Draft]:
         """Make a stage, or make it anew: it appears when the block ends well, and leaves nothing when it does not.

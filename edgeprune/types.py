@@ -42,10 +42,14 @@ def digest(noun: Any) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """A latency budget: absolute (`ns`) or a share of the unpruned model on the same target (`fraction`)."""
+    """A latency budget: absolute (`ns`) or a share of the unpruned model on the same target (`fraction`).
+
+    It is of the median, or of another quantile of an artifact's times.
+    """
 
     ns: int | None = None
     fraction: float | None = None
+    quantile: float = 0.5
 
     def __post_init__(self) -> None:
         if (self.ns is None) == (self.fraction is None):
@@ -56,24 +60,25 @@ class Budget:
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Read `"12 ms"`, `"800 us"`, `"1.5 s"` or `"50%"`; anything else is a `UsageError`."""
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|ns|us|µs|ms|s)\s*", text)
+        """Read `"12 ms"`, `"800 us"`, `"1.5 s"`, `"50%"` or `"p99 12 ms"`; anything else is a `UsageError`."""
+        match = re.fullmatch(r"\s*(?:p(50|90|99)\s+)?(\d+(?:\.\d+)?)\s*(%|ns|us|µs|ms|s)\s*", text)
         if match is None:
             raise UsageError(f'cannot read the budget {text!r}; write a time such as "12 ms" or a share such as "50%"')
-        value, unit = float(match[1]), match[2]
+        quantile, value, unit = int(match[1] or 50) / 100, float(match[2]), match[3]
         if value == 0:
             raise UsageError(f"a budget of {text!r} can never be met; write a time above zero")
         if unit == "%":
-            return Budget(fraction=value / 100)
+            return Budget(fraction=value / 100, quantile=quantile)
         scale = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}[unit]
-        return Budget(ns=max(1, round(value * scale)))
+        return Budget(max(1, round(value * scale)), quantile=quantile)
 
     def resolve(self, baseline_ns: float) -> float:
         """The budget in nanoseconds, given the baseline's latency in nanoseconds."""
         return float(self.ns) if self.ns is not None else float(self.fraction or 0) * baseline_ns
 
     def __str__(self) -> str:
-        return f"{self.ns / 1e6:g} ms" if self.ns is not None else f"{100 * (self.fraction or 0):g}%"
+        text = f"{self.ns / 1e6:g} ms" if self.ns is not None else f"{100 * (self.fraction or 0):g}%"
+        return text if self.quantile == 0.5 else f"p{100 * self.quantile:.0f} {text}"
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,8 @@ class Project:
     learning_rate: float = 0.01
     ema: float | None = None
     seed: int = 0
+    budgets: tuple[Budget, ...] = ()  # that `check` holds it to; its `budget` where there are none
+    slowdown: float | None = None  # against the baseline that `check` lets pass; a device's own where it is None
 
 
 @dataclass(frozen=True)
@@ -670,6 +677,12 @@ class Outcome(StrEnum):
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
 
+    @staticmethod
+    def of(checks: Iterable[Check]) -> Outcome:
+        """Fail if any check failed, else inconclusive if any was, else pass."""
+        outcomes = {check.outcome for check in checks}
+        return next((one for one in (Outcome.FAIL, Outcome.INCONCLUSIVE) if one in outcomes), Outcome.PASS)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -709,12 +722,118 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """Fail if any check failed, else inconclusive if any was, else pass."""
-        outcomes = {check.outcome for check in self.checks}
-        for outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
-            if outcome in outcomes:
-                return outcome
-        return Outcome.PASS
+        """What all checks together say."""
+        return Outcome.of(self.checks)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One artifact as measured on one device, alone: `files` are their names, the first the one to load.
+
+    `metric` is of the first `count` samples of the split, whose content has the digest `data`. `layer_ns` is what the
+    runtime's profiler saw of each of its operators; it ranks them, only `samples` carry the scale of the network.
+    """
+
+    artifact: str
+    files: tuple[str, ...]
+    precision: str
+    threads: int
+    dla: int | None
+    device: Device
+    samples: Samples
+    size_bytes: int
+    metric: float
+    data: str
+    count: int
+    layer_ns: dict[str, int]
+
+    def __post_init__(self) -> None:
+        if not self.files or any(Path(name).name != name for name in self.files):
+            raise ValueError(f"the files of an artifact are names without folders, not {self.files}")
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The median over processes."""
+        return sorted(run.peak_memory_bytes for run in self.samples.runs)[len(self.samples.runs) // 2]
+
+    @property
+    def conditions(self) -> Conditions:
+        """The state of the device when its times began to be taken."""
+        return self.samples.runs[0].before
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A measurement that somebody has declared good, and why: what `check` holds later ones against.
+
+    `commit` is the project's, empty where it is in no repository. The artifact's files are kept beside it.
+    """
+
+    project: str
+    target: str
+    reason: str
+    commit: str
+    created_s: int
+    measured: Measurement
+
+
+@dataclass(frozen=True)
+class Shift:
+    """An operator that takes longer than it did, in nanoseconds by the runtime's profiler; `before_ns` is 0 for a new one."""
+
+    operator: str
+    before_ns: int
+    after_ns: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found. `stale` says what has changed since the baseline was measured so that times are not compared,
+    `slower` which operators take longer where the whole does."""
+
+    project: str
+    target: str
+    artifact: str
+    checks: tuple[Check, ...]
+    baseline: str  # when and why it was made, or what to do where there is none
+    stale: tuple[str, ...] = ()
+    slower: tuple[Shift, ...] = ()
+    emulated: bool = False
+    simulated: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """What all checks together say."""
+        return Outcome.of(self.checks)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One check, as the history keeps it; latencies with their intervals. `note` is the reason of a baseline."""
+
+    created_s: int
+    commit: str
+    artifact: str
+    device: str  # its identity
+    outcome: Outcome
+    p50_ns: Interval
+    p90_ns: Interval
+    peak_memory_bytes: int
+    size_bytes: int
+    metric: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class History:
+    """A figure over the checks of a project on a target, oldest first; a new level begins at each of `changes`."""
+
+    project: str
+    target: str
+    figure: str
+    records: tuple[Record, ...]
+    values: tuple[float, ...]
+    changes: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,16 @@ And, before that, which precision is worth having: the fastest whose metric hold
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from edgeprune import accuracy, stats
 from edgeprune import network as nets
-from edgeprune import project as user
-from edgeprune import stats
 from edgeprune.bench import Bench
-from edgeprune.errors import DeviceError, UsageError
+from edgeprune.errors import DeviceError
 from edgeprune.limits import LIMITS
 from edgeprune.types import (
     Artifact,
@@ -34,24 +30,6 @@ from edgeprune.types import (
     Verdict,
 )
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far an artifact may be from the fp32 network: largest error relative to the largest output, cosine of all outputs,
-    share of samples with the same class."""
-
-    relative: float
-    cosine: float
-    agreement: float
-
-
-# What rounding explains, and no more: what it costs in accuracy is the metric's to say.
-TOLERANCES = {
-    "fp32": Tolerance(1e-3, 0.9999, 0.99),
-    "fp16": Tolerance(2e-2, 0.999, 0.98),
-    "int8": Tolerance(0.3, 0.98, 0.9),
-    "int8-dynamic": Tolerance(0.3, 0.98, 0.9),
-}
 TAIL = 1.05  # the tail may not be worse than the unpruned network's, but for noise
 MEMORY = 1.05  # likewise for a process's peak memory, most of which is the runtime
 PROCESSES = 8  # fresh processes of each artifact, a round
@@ -80,12 +58,14 @@ def verify(
     samples = _time(bench, budget, artifacts, inputs, scratch)
     split = "test" if project.test else "valid"
     slowest_ns = max(stats.latency(s).mid for s in samples)
-    stacked, targets, total = _samples(project, bench, split, inputs, artifacts[0], slowest_ns)
-    outputs = [_outputs(bench, artifact, stacked, len(targets)) for artifact in artifacts]
-    metrics = [_metric(project, output, targets) for output in outputs]
+    stacked, targets, total = accuracy.samples(
+        project, bench, split, inputs, artifacts[0], slowest_ns, _metric_s(bench)
+    )
+    outputs = [accuracy.outputs(bench, artifact, stacked, len(targets)) for artifact in artifacts]
+    metrics = [accuracy.metric(project, output, targets) for output in outputs]
     budget_ns = budget.resolve(stats.latency(samples[0]).mid)
     checks = [
-        *_numerics(networks[1], stacked, outputs[1], TOLERANCES[artifacts[1].precision]),
+        *accuracy.numerics(accuracy.computed(networks[1], stacked, len(targets)), outputs[1], artifacts[1].precision),
         Check(
             "metric_drop",
             Outcome.PASS if metrics[0] - metrics[1] <= project.max_metric_drop + 1e-9 else Outcome.FAIL,
@@ -94,8 +74,8 @@ def verify(
             f"unpruned minus pruned, both through their artifacts, on {_of(len(targets), total)} {split} samples",
         ),
         *_latency(budget, budget_ns, samples, artifacts[0].sha256 == artifacts[1].sha256, bench.discarded),
-        _at_most("size_bytes", artifacts[1].size_bytes, artifacts[0].size_bytes),
-        _at_most("peak_memory_bytes", _peak(samples[1]), round(MEMORY * _peak(samples[0]))),
+        accuracy.below("size_bytes", artifacts[1].size_bytes, artifacts[0].size_bytes),
+        accuracy.below("peak_memory_bytes", _peak(samples[1]), round(MEMORY * _peak(samples[0]))),
     ]
     figures = [
         Figures(
@@ -120,12 +100,12 @@ def verify(
     )
 
 
+def _metric_s(bench: Bench) -> float:
+    return LIMITS.emulated_metric_s if bench.device.emulated else LIMITS.metric_s
+
+
 def _of(count: int, total: int) -> str:
     return f"the {total}" if count == total else f"the first {count} of {total}"
-
-
-def _at_most(name: str, value: int, limit: int) -> Check:
-    return Check(name, Outcome.PASS if value <= limit else Outcome.FAIL, value, limit)
 
 
 def _peak(samples: Samples) -> int:
@@ -160,9 +140,9 @@ def fastest(
     taken = bench.compare([artifact.files[0] for artifact in runnable.values()], files, PROCESSES)
     times = dict(zip(runnable, taken, strict=True))
     slowest_ns = max(stats.latency(samples).mid for samples in taken)
-    stacked, targets, _ = _samples(project, bench, "valid", inputs, reference, slowest_ns)
+    stacked, targets, _ = accuracy.samples(project, bench, "valid", inputs, reference, slowest_ns, _metric_s(bench))
     metrics = {
-        precision: _metric(project, _outputs(bench, artifact, stacked, len(targets)), targets)
+        precision: accuracy.metric(project, accuracy.outputs(bench, artifact, stacked, len(targets)), targets)
         for precision, artifact in runnable.items()
     }
     measured = tuple(Candidate(name, stats.latency(times[name]), metrics[name]) for name in runnable)
@@ -185,64 +165,6 @@ def best(times: Mapping[str, Samples], metrics: Mapping[str, float], least: floa
         if stats.ratio(times[name], times[chosen]).high < 1:
             chosen = name
     return chosen
-
-
-def _samples(
-    project: Project, bench: Bench, split: str, inputs: tuple[Tensor, ...], artifact: Artifact, slowest_ns: float
-) -> tuple[list[np.ndarray], Tensor, int]:
-    """Calls and targets of a split, as many as the device's time for a metric allows, and how many there are."""
-    stacked, targets = user.stacked(project, split, inputs)
-    seconds = LIMITS.emulated_metric_s if bench.device.emulated else LIMITS.metric_s
-    calls = max(1, int(seconds * 1e9 / bench.call_ns(artifact.files[0], stacked, slowest_ns)))
-    return [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]], len(targets)
-
-
-def _metric(project: Project, outputs: np.ndarray, targets: Tensor) -> float:
-    value = user.metric_function(project)(torch.from_numpy(outputs), targets)
-    if not math.isfinite(value):
-        raise UsageError(f"{project.path}: [data] metric gives {value}; it must be a finite number")
-    return float(value)
-
-
-# ------------------------------------------------------------------------------------------------------ outputs
-
-
-def _outputs(bench: Bench, artifact: Artifact, stacked: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The artifact's first output on every sample: (samples, …)."""
-    result = bench.outputs(artifact.files[0], stacked)[0]
-    flat: np.ndarray = result.reshape(-1, *result.shape[2:])[:count]
-    if not np.isfinite(flat).all():
-        raise UsageError(
-            f"{artifact.files[0].name} gives outputs that are not finite on real data; check the model's ranges"
-        )
-    return flat
-
-
-def _numerics(network: nn.Module, stacked: Sequence[np.ndarray], got: np.ndarray, limit: Tolerance) -> list[Check]:
-    with torch.no_grad():
-        calls = [network.eval()(*(torch.from_numpy(column[i]) for column in stacked)) for i in range(len(stacked[0]))]
-    wanted = torch.cat(calls).numpy()[: len(got)]
-    error = float(np.abs(wanted - got).max())
-    scale = float(np.abs(wanted).max())
-    cosine = float((wanted * got).sum() / (np.linalg.norm(wanted) * np.linalg.norm(got)))
-    checks = [
-        _below("output_max_abs_error", error, limit.relative * scale, "against torch, on every sample"),
-        _below("output_max_relative_error", error / scale, limit.relative, "of the largest output"),
-        _above("output_cosine", cosine, limit.cosine),
-    ]
-    if wanted.ndim == 2:
-        agreement = float((wanted.argmax(1) == got.argmax(1)).mean())
-        checks.append(_above("top1_agreement", agreement, limit.agreement, "with torch"))
-    return checks
-
-
-def _below(name: str, value: float, limit: float, note: str = "") -> Check:
-    return Check(name, Outcome.PASS if value <= limit else Outcome.FAIL, value, limit, note)
-
-
-def _above(name: str, value: float, limit: float, note: str = "") -> Check:
-    note = f"at least; {note}" if note else "at least"
-    return Check(name, Outcome.PASS if value >= limit else Outcome.FAIL, value, limit, note)
 
 
 # ------------------------------------------------------------------------------------------------------ latency

@@ -13,6 +13,7 @@ from small import command
 from edgeprune import codec, network, stats
 from edgeprune.bench import open_bench
 from edgeprune.formats import FORMATS
+from edgeprune.types import Profile
 
 pytestmark = pytest.mark.usefixtures("virtual_board")
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
     finally:
         sys.path.pop(0)
     (path,) = (ROOT / "profiles" / "virtual-pi").glob("digits-*.json")
-    profile = codec.loads_profile(path.read_text(), str(path))
+    profile = codec.loads_kept(Profile, path.read_text(), str(path))
     model, inputs = digits.build().eval(), digits.example_inputs()
     groups = network.survey(model, inputs)
     assert groups.network == profile.network

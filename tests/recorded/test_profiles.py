@@ -28,7 +28,7 @@ def groups() -> Groups:
 
 
 def read(path: Path) -> Profile:
-    return codec.loads_profile(path.read_text(), str(path))
+    return codec.loads_kept(Profile, path.read_text(), str(path))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.parent.name)
