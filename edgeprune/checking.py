@@ -52,7 +52,6 @@ GROWTH = 1.05  # of memory and of size
 SHIFTED = 0.01  # of the network, by which an operator is slower that is worth naming
 DEVICE_FACTS = ("machine", "cpu", "cores", "system", "runtime", "runtime_version", "emulated", "simulated")
 POLICY = ("governor", "power_mode", "clocks_pinned")  # of clocks, among a device's conditions
-FIGURES = ("p50_ns", "p90_ns", "peak_memory_bytes", "size_bytes", "metric")  # of a record
 
 
 def measure(
@@ -68,19 +67,10 @@ def measure(
 ) -> tuple[Measurement, Samples | None]:
     """The artifact on the device, alone, with its metric, on as many samples as `known` has where that is given; and the times
     of the `reference`, of which budgets may be shares, interleaved with it.
-
-    Goes on while a budget is open, for `ROUNDS` rounds at most.
     """
     files = bench.save_inputs([tensor.numpy() for tensor in inputs], scratch)
     models = [artifact.files[0]] + ([reference.files[0]] if reference else [])
-    taken: list[Samples] = []
-    for turn in range(ROUNDS):
-        runs = _runs(budgets, taken[0]) if turn else LIMITS.timed_runs_min
-        found = bench.time(models, files, PROCESSES, runs)
-        taken = [Samples(a.runs + b.runs) for a, b in zip(taken, found, strict=True)] if taken else found
-        asked = [against_budget(budget, taken[0], taken[-1]) for budget in budgets]
-        if all(check.outcome is not Outcome.INCONCLUSIVE for check in asked):
-            break
+    taken = timed(bench, models, files, budgets)
     split = "test" if project.test else "valid"
     typical_ns = stats.latency(taken[0]).mid
     seconds = LIMITS.emulated_metric_s if bench.device.emulated else LIMITS.check_metric_s
@@ -104,6 +94,20 @@ def measure(
         layer_ns=operators(bench, [artifact.files[0]], files)[0],
     )
     return measurement, taken[1] if reference else None
+
+
+def timed(bench: Bench, models: Sequence[Path], files: Sequence[Path], budgets: Sequence[Budget]) -> list[Samples]:
+    """Fresh processes of the first model and, interleaved, of a second that budgets are shares of: more while a budget is
+    open, for `ROUNDS` rounds at most."""
+    taken: list[Samples] = []
+    for turn in range(ROUNDS):
+        runs = _runs(budgets, taken[0]) if turn else LIMITS.timed_runs_min
+        found = bench.time(models, files, PROCESSES, runs)
+        taken = [Samples(a.runs + b.runs) for a, b in zip(taken, found, strict=True)] if taken else found
+        asked = [against_budget(budget, taken[0], taken[-1]) for budget in budgets]
+        if all(check.outcome is not Outcome.INCONCLUSIVE for check in asked):
+            break
+    return taken
 
 
 def _runs(budgets: Sequence[Budget], so_far: Samples) -> int:

@@ -44,6 +44,7 @@ class Limits:
     emulated_metric_s: float = 5.0  # likewise, where each second of the device's takes minutes of ours
     check_metric_s: float = 15.0  # likewise, for a check
     check_timed_s: float = 20.0  # of times, a round, for the quantiles that a check is asked for
+    pytest_lease_s: float = 600.0  # for a device that another test holds
     history_bytes: int = 64 << 20
     history_records: int = 200  # of which changes are looked for
     # one timed process

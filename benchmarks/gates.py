@@ -1,0 +1,142 @@
+"""How often a check of the slowdown errs: two equal artifacts, and one with a share of work more.
+
+    python benchmarks/gates.py [--target local] [--trials 200] [--minutes 60] [--neighbour CORE] [--out FILE]
+
+Each trial is one comparison of `edgeprune check`: ten processes in which both artifacts take turns, and more while the
+answer is open. Two trials of three have no difference ("A/A"); in the third one artifact has `--extra` more layers, all alike
+(5 %; 1 % on an emulated device). Beside it, from the same samples, what others would have said had the baseline been measured
+in the first half of the processes and the new artifact in the second: a bare threshold on the mean of all times, and
+pytest-benchmark's `--benchmark-compare-fail=mean:3%`, which has one process of each. The neighbour is a process that keeps
+one core busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune import checking, codec, runtimes
+from edgeprune.bench import Bench, open_bench
+from edgeprune.compiling import compile_model
+from edgeprune.types import Samples
+
+LAYERS = 20  # of 100 on an emulated device, whose extra is 1 %
+SIZE = 48
+
+
+def network(layers: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Conv2d(16, 16, 3, 1, 1) for _ in range(layers))).eval()
+
+
+class Recorded:
+    """A bench that remembers what it was last asked to compare."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench, self.taken = bench, []
+
+    def compare(self, models: Sequence[Path], files: Sequence[Path], processes: int) -> list[Samples]:
+        found = self._bench.compare(models, files, processes)
+        self.taken.append(found)
+        return found
+
+
+def others(rounds: list[list[Samples]], floor: float) -> dict[str, bool]:
+    """Whether a bare threshold and pytest-benchmark would have called the first of both slower."""
+    new = [run.times_ns for taken in rounds for run in taken[0].runs]
+    old = [run.times_ns for taken in rounds for run in taken[1].runs]
+    half = len(new) // 2
+    bare = np.mean(np.concatenate(new[half:])) / np.mean(np.concatenate(old[:half]))
+    single = np.mean(new[-1]) / np.mean(old[0])
+    return {"mean": bool(bare > 1 + floor), "pytest-benchmark": bool(single > 1 + floor)}
+
+
+@contextmanager
+def neighbour(core: int | None) -> Iterator[None]:
+    """A process that keeps a core busy."""
+    if core is None:
+        yield
+        return
+    process = multiprocessing.get_context("fork").Process(target=_spin, args=(core,), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _spin(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    a = np.random.default_rng(0).random((256, 256))
+    while True:
+        a = a @ a
+        a /= a.max()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="local")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--neighbour", type=int)
+    parser.add_argument("--extra", type=float)
+    parser.add_argument("--only", choices=("A/A", "slower"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    target = codec.read_target(codec.find_target(options.target, Path.cwd()))
+    layers = 5 * LAYERS if target.emulated else LAYERS
+    extra = options.extra or (0.01 if target.emulated else 0.05)
+    floor = checking.EMULATED_FLOOR if target.emulated else checking.FLOOR
+    runtime, inputs = runtimes.RUNTIMES[target.runtime], (torch.rand(1, 16, SIZE, SIZE),)
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    with tempfile.TemporaryDirectory() as name, open_bench(target, Path(name)) as bench, neighbour(options.neighbour):
+        folder, models = Path(name), {}
+        for kind, count in (("base", layers), ("A/A", layers), ("slower", layers + round(extra * layers))):
+            place = folder / kind.replace("/", "")
+            place.mkdir()
+            models[kind] = compile_model(network(count), inputs, (), runtime, "fp32", place, "").files[0]
+        files = bench.save_inputs([tensor.numpy() for tensor in inputs], folder)
+        until = time.monotonic() + 60 * options.minutes
+        for trial in range(options.trials):
+            if time.monotonic() > until:
+                break
+            kind = options.only or ("slower" if trial % 3 == 2 else "A/A")
+            began, recorded = time.monotonic(), Recorded(bench)
+            found = checking.against_other(recorded, [models[kind], models["base"]], files, floor)  # type: ignore[arg-type]
+            row = {"kind": kind, "neighbour": options.neighbour is not None, "outcome": str(found.outcome),
+                   "ratio": found.value, "seconds": time.monotonic() - began,
+                   "processes": sum(len(taken[0].runs) for taken in recorded.taken),
+                   "base_ms": float(np.median([np.median(r.times_ns) for t in recorded.taken for r in t[1].runs])) / 1e6,
+                   **others(recorded.taken, floor)}  # fmt: skip
+            counts[kind]["trials"] += 1
+            counts[kind][row["outcome"]] += 1
+            for rule in ("mean", "pytest-benchmark"):
+                counts[kind][rule] += row[rule]
+            if options.out:
+                with options.out.open("a") as out:
+                    out.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+    print(
+        "| trials | of | fail | inconclusive | pass | mean > floor | pytest-benchmark |\n|---|---|---|---|---|---|---|"
+    )
+    for kind, had in counts.items():
+        cells = [kind, *(had[key] for key in ("trials", "fail", "inconclusive", "pass", "mean", "pytest-benchmark"))]
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The check of a compiled network, as a user and as a CI job calls it; and the plugin in a project's own tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from small import Finished, command
+
+OPEN = (0, 4)  # on a machine with other work a share of the budget may stay open; it never fails
+
+
+@pytest.fixture(scope="module")
+def with_baseline(walked: tuple[Path, Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path_factory.mktemp("baseline") / "blobs"))
+    made = command("check", "--project", folder, "--update", "--reason", "as released")
+    assert made.code in OPEN, made.err
+    return folder
+
+
+@pytest.fixture
+def checked(with_baseline: Path, tmp_path: Path) -> Path:
+    """The walked project with a baseline, to be spoilt at will."""
+    return Path(shutil.copytree(with_baseline, tmp_path / "blobs"))
+
+
+def outcomes(found: Finished) -> dict[str, str]:
+    return {check["name"]: check["outcome"] for check in found.json["checks"]}
+
+
+def test_an_unchanged_artifact_passes_and_is_remembered(
+    checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    found = command("check", "--project", checked, "--json", "--junit", tmp_path / "checks.xml", "-b", "p90 1 s")
+    assert found.code in OPEN, found.err
+    assert "fail" not in outcomes(found).values()
+    assert set(outcomes(found)) >= {"latency_p90_ms", "slowdown", "metric_drop", "size_bytes", "peak_memory_bytes"}
+    assert "as released" in found.json["baseline"] and "::error" not in found.err
+    suite = ElementTree.parse(tmp_path / "checks.xml").getroot()
+    assert suite.get("failures") == "0" and len(suite) == len(outcomes(found))
+    assert f"| {outcomes(found)['slowdown']} | slowdown |" in (tmp_path / "summary.md").read_text()
+    history = command("history", "--project", checked, "--json").json
+    assert [record["note"] for record in history["records"]] == ["as released", ""]
+    shown = command("history", "--project", checked, "--figure", "metric")
+    assert shown.code == 0 and "as released" in shown.out
+
+
+def test_a_budget_that_does_not_hold_fails(checked: Path) -> None:
+    found = command("check", "--project", checked, "-b", "1 us", "--json")
+    assert found.code == 1 and outcomes(found)["latency_p50_ms"] == "fail"
+
+
+def test_a_larger_network_is_called_slower_and_the_operators_are_named(
+    checked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    path = checked / "edgeprune.toml"
+    path.write_text(path.read_text().replace('latency = "60%"', 'latency = "100%"'))
+    found = command("check", "--project", checked)
+    assert found.code == 1, found.out + found.err
+    assert "fail         slowdown" in found.out and "in which both take turns" in found.out
+    assert "slower    " in found.out and "::error title=" in found.out
+    assert "fail         size_bytes" in found.out
+
+
+def test_a_stale_baseline_is_named_and_not_compared(checked: Path) -> None:
+    path = checked / "profiles" / "local" / "blobs-baseline" / "baseline.json"
+    content = json.loads(path.read_text())
+    content["measured"]["device"]["runtime_version"] = "1.2.3"
+    path.write_text(json.dumps(content))
+    found = command("check", "--project", checked, "--json")
+    assert found.code == 4, found.err
+    assert "runtime_version was 1.2.3" in found.json["stale"][0] and "slowdown" not in outcomes(found)
+    assert outcomes(found)["baseline"] == "inconclusive"
+
+
+def test_bad_calls_say_what_to_do(checked: Path, tmp_path: Path) -> None:
+    path = checked / "profiles" / "local" / "blobs-baseline" / "baseline.json"
+    for arguments, said in (
+        (["--update"], "--update --reason"),
+        (["--baseline", tmp_path / "none.json"], "no such baseline"),
+        (["-b", "soon"], "cannot read the budget"),
+    ):
+        found = command("check", "--project", checked, *arguments)
+        assert found.code == 2 and said in found.err
+    path.write_text("{")
+    found = command("check", "--project", checked)
+    assert found.code == 2 and str(path) in found.err
+    (checked / "profiles" / "local" / "blobs-history.jsonl").unlink()
+    found = command("history", "--project", checked)
+    assert found.code == 2 and "nothing was checked yet" in found.err
+
+
+TESTS = """
+import pytest
+import torch
+
+NET = torch.nn.Conv2d(3, 8, 3)
+INPUTS = (torch.rand(1, 3, 32, 32),)
+
+def test_fast(latency):
+    assert latency(NET, INPUTS) <= "10 s"
+
+@pytest.mark.latency(target="local")
+def test_slow(latency):
+    assert latency(NET, INPUTS) <= "p90 10 ns"
+
+def test_else():
+    pass
+"""
+
+
+def test_the_plugin_decides_and_shows_the_distribution(tmp_path: Path) -> None:
+    (tmp_path / "test_net.py").write_text(TESTS)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "pytest", "-p", "no:anyio", *arguments, str(tmp_path)]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+
+    found = run()
+    assert "1 failed, 2 passed" in found.stdout, found.stdout + found.stderr
+    assert "latency_p90_ms is" in found.stdout and "limit 1e-05" in found.stdout and "####" in found.stdout
+    left = run("-m", "not latency")
+    assert "1 passed, 2 deselected" in left.stdout
