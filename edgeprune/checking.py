@@ -23,6 +23,7 @@ from torch import Tensor
 from edgeprune import accuracy, stats
 from edgeprune.bench import Bench, Measured
 from edgeprune.limits import LIMITS
+from edgeprune.transports.base import printable
 from edgeprune.types import (
     Artifact,
     Baseline,
@@ -135,7 +136,8 @@ def _by_name(measured: Sequence[Measured]) -> dict[str, int]:
     for one in measured:
         totals.append({})
         for name, ns in one.nodes:
-            totals[-1][name] = totals[-1].get(name, 0) + ns
+            shown = printable(name, 200)
+            totals[-1][shown] = totals[-1].get(shown, 0) + ns
     names = dict.fromkeys(name for total in totals for name in total)
     return {name: int(np.median([total.get(name, 0) for total in totals])) for name in names}
 
@@ -218,11 +220,11 @@ def stale(now: Measurement, then: Measurement) -> tuple[str, ...]:
         before, after = (m.conditions.get("frequency_khz") for m in (then, now))
         if before and after and abs(int(after) / int(before) - 1) > 0.02:
             facts.append(("frequency_khz", before, after))
-    return tuple(
-        f"{name} was {'not told' if before is None else before}, is {'not told' if after is None else after}"
-        for name, before, after in facts
-        if before != after
-    )
+    return tuple(f"{name} was {_fact(before)}, is {_fact(after)}" for name, before, after in facts if before != after)
+
+
+def _fact(value: object) -> str:
+    return "not told" if value is None else printable(str(value), 100)
 
 
 def moved(now: Measurement, then: Measurement) -> str:
@@ -332,8 +334,9 @@ def record(measured: Measurement, outcome: Outcome, commit: str, created_s: int,
     )
 
 
-def history(project: str, target: str, records: Sequence[Record], figure: str, floor: float = FLOOR) -> History:
+def history(project: str, target: Target, records: Sequence[Record], figure: str) -> History:
     """A figure of records, and where it changed its level; a device of another kind begins a new one by itself."""
+    floor = EMULATED_FLOOR if target.emulated else FLOOR
     values = tuple(_figure(one, figure) for one in records)
     starts = [i for i in range(1, len(records)) if records[i].device != records[i - 1].device]
     bounds = [0, *starts, len(records)]
@@ -342,7 +345,7 @@ def history(project: str, target: str, records: Sequence[Record], figure: str, f
         part = values[begin:end]
         if all(value > 0 for value in part):
             found |= {begin + at for at in stats.changes(part, floor)}
-    return History(project, target, figure, tuple(records), values, tuple(sorted(found)))
+    return History(project, target.name, figure, tuple(records), values, tuple(sorted(found)))
 
 
 def _figure(one: Record, figure: str) -> float:

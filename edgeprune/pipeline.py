@@ -298,7 +298,7 @@ class Road:
         from edgeprune import explaining
 
         beside = {}
-        for path in sorted(self._profile_path.parents[1].glob(f"*/{self.project.name}-*.json")):
+        for path in sorted(self._profile_path.parents[1].glob(f"*/{self.project.name}-{'[0-9a-f]' * 8}.json")):
             other = codec.loads_kept(Profile, read_capped(path, LIMITS.json_bytes).decode(), str(path))
             if other.network == self.groups.network and other.target != self.target.name:
                 beside[other.target] = other
@@ -538,7 +538,7 @@ class Road:
         """
         from edgeprune import accuracy, checking
 
-        place = baseline or self._profiles / f"{self.project.name}-baseline" / "baseline.json"
+        place = baseline or self._profiles / f"{self.project.name}.baseline.json"
         if baseline is not None and not reason and not baseline.is_file():
             raise UsageError(f"{baseline}: no such baseline; make one: edgeprune check --update --reason …")
         known = None
@@ -596,21 +596,18 @@ class Road:
         """The baseline's artifact: the file to load, where all of its files lie beside it as they were."""
         from edgeprune import compiling
 
-        files = [place.parent / "model" / name for name in known.measured.files]
+        files = [place.with_suffix("") / name for name in known.measured.files]
         whole = all(file.is_file() and not file.is_symlink() for file in files)
         return files[0] if whole and compiling.digest_of(files) == known.measured.artifact else None
 
     def _declare(self, place: Path, made: Baseline, artifact: Artifact) -> None:
-        """Keep a baseline, its artifact beside it: a kill between them leaves one that is not taken for the artifact."""
+        """Keep a baseline, its artifact in a folder beside it: after a kill between them the artifact is not taken for its."""
         for file in artifact.files:
-            write_atomic(place.parent / "model" / file.name, file.read_bytes())
+            write_atomic(place.with_suffix("") / file.name, file.read_bytes())
         write_atomic(place, codec.dumps_kept(made).encode())
-        for file in (place.parent / "model").iterdir():
-            if file.name not in made.measured.files:
-                file.unlink()
 
     def _remember(self, record: Record) -> None:
-        path = self._profiles / f"{self.project.name}-history.jsonl"
+        path = self._profiles / f"{self.project.name}.history.jsonl"
         before = read_capped(path, LIMITS.history_bytes) if path.exists() else b""
         write_atomic(path, before + codec.dumps_line(record).encode() + b"\n")
 
@@ -940,13 +937,13 @@ def read_history(project: Path | str, target: str, figure: str) -> History:
     from edgeprune import checking
 
     known, to = _asked(project, target, None)
-    path = known.path.parent / "profiles" / to.name / f"{known.name}-history.jsonl"
+    path = known.path.parent / "profiles" / to.name / f"{known.name}.history.jsonl"
     if not path.exists():
         raise UsageError(f"{path}: nothing was checked yet; see edgeprune check")
     lines = read_capped(path, LIMITS.history_bytes).decode().splitlines()
     first = max(0, len(lines) - LIMITS.history_records)
     records = [codec.loads(Record, line, f"{path}:{first + i}") for i, line in enumerate(lines[first:], start=1)]
-    return checking.history(known.name, to.name, records, figure)
+    return checking.history(known.name, to, records, figure)
 
 
 def _state(target: Target) -> list[object]:

@@ -22,16 +22,22 @@ def junit(report: Report) -> str:
         case = ElementTree.SubElement(suite, "testcase", classname=f"{report.project}.{report.target}", name=check.name)
         if check.outcome is not Outcome.PASS:
             kind = "failure" if check.outcome is Outcome.FAIL else "error"
-            ElementTree.SubElement(case, kind, type=str(check.outcome), message=line(check)).text = _more(report, check)
+            detail = ElementTree.SubElement(case, kind, type=str(check.outcome), message=_plain(line(check)))
+            detail.text = "\n".join(map(_plain, _more(report, check)))
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _more(report: Report, check: Check) -> str:
+def _more(report: Report, check: Check) -> list[str]:
     """What a reader of a failed check asks next."""
     if check.name == "slowdown":
-        return "\n".join(f"{s.operator}: {s.before_ns / 1e3:.1f} -> {s.after_ns / 1e3:.1f} us" for s in report.slower)
-    return "\n".join(report.stale) if check.name == "baseline" else report.baseline
+        return [f"{one.operator}: {one.before_ns / 1e3:.1f} -> {one.after_ns / 1e3:.1f} us" for one in report.slower]
+    return list(report.stale) if check.name == "baseline" else [report.baseline]
+
+
+def _plain(text: str) -> str:
+    """Without the control characters that XML and Markdown have no place for."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def workflow_commands(report: Report) -> list[str]:
@@ -74,7 +80,7 @@ def markdown(report: Report) -> str:
 
 def _cell(text: str) -> str:
     """Text of a device or a file, so that it cannot be markup."""
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = _plain(text)
     for character in "\\`*_[]|<>&":
         text = text.replace(character, f"&#{ord(character)};")
     return text

@@ -71,7 +71,7 @@ def test_a_larger_network_is_called_slower_and_the_operators_are_named(
 
 
 def test_a_stale_baseline_is_named_and_not_compared(checked: Path) -> None:
-    path = checked / "profiles" / "local" / "blobs-baseline" / "baseline.json"
+    path = checked / "profiles" / "local" / "blobs.baseline.json"
     content = json.loads(path.read_text())
     content["measured"]["device"]["runtime_version"] = "1.2.3"
     path.write_text(json.dumps(content))
@@ -82,7 +82,7 @@ def test_a_stale_baseline_is_named_and_not_compared(checked: Path) -> None:
 
 
 def test_bad_calls_say_what_to_do(checked: Path, tmp_path: Path) -> None:
-    path = checked / "profiles" / "local" / "blobs-baseline" / "baseline.json"
+    path = checked / "profiles" / "local" / "blobs.baseline.json"
     for arguments, said in (
         (["--update"], "--update --reason"),
         (["--baseline", tmp_path / "none.json"], "no such baseline"),
@@ -93,7 +93,7 @@ def test_bad_calls_say_what_to_do(checked: Path, tmp_path: Path) -> None:
     path.write_text("{")
     found = command("check", "--project", checked)
     assert found.code == 2 and str(path) in found.err
-    (checked / "profiles" / "local" / "blobs-history.jsonl").unlink()
+    (checked / "profiles" / "local" / "blobs.history.jsonl").unlink()
     found = command("history", "--project", checked)
     assert found.code == 2 and "nothing was checked yet" in found.err
 

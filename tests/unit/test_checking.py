@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -25,6 +26,7 @@ from edgeprune.types import (
     Report,
     Run,
     Samples,
+    Target,
 )
 
 DEVICE = Device("aarch64", "Cortex-A76", 4, "Linux 6.1", "onnxruntime", "1.20", "boot", "serial")
@@ -207,8 +209,9 @@ def record(level: float, device: str = "d") -> Record:
 
 
 def test_history_changes_with_the_level_and_with_the_device() -> None:
+    local = Target(Path("t.toml"), "t", "local", "null")
     records = [record(1e6)] * 5 + [record(1.2e6)] * 5 + [record(3e6, "other")] * 2
-    assert checking.history("p", "t", records, "p50_ns").changes == (5, 10)
+    assert checking.history("p", local, records, "p50_ns").changes == (5, 10)
 
 
 REPORT = Report(
