@@ -32,8 +32,8 @@ from edgeprune.bench import Bench, open_bench
 from edgeprune.compiling import compile_model
 from edgeprune.types import Samples
 
-LAYERS = 20  # of 100 on an emulated device, whose extra is 1 %
-SIZE = 48
+LAYERS, SIZE = 20, 48  # convolutions, and the side of their images
+EMULATED_LAYERS, EMULATED_SIZE = 100, 8  # of which 1 % is one
 
 
 def network(layers: int) -> nn.Module:
@@ -99,10 +99,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     target = codec.read_target(codec.find_target(options.target, Path.cwd()))
-    layers = 5 * LAYERS if target.emulated else LAYERS
+    layers, size = (EMULATED_LAYERS, EMULATED_SIZE) if target.emulated else (LAYERS, SIZE)
     extra = options.extra or (0.01 if target.emulated else 0.05)
     floor = checking.EMULATED_FLOOR if target.emulated else checking.FLOOR
-    runtime, inputs = runtimes.RUNTIMES[target.runtime], (torch.rand(1, 16, SIZE, SIZE),)
+    runtime, inputs = runtimes.RUNTIMES[target.runtime], (torch.rand(1, 16, size, size),)
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     with tempfile.TemporaryDirectory() as name, open_bench(target, Path(name)) as bench, neighbour(options.neighbour):
         folder, models = Path(name), {}
