@@ -226,7 +226,7 @@ class Road:
     @cached_property
     def baseline(self) -> Artifact:
         """The unpruned network in fp32, compiled: what a share of a budget and a drop of the metric refer to."""
-        return self._compiled("baseline", lambda: self._model, "fp32")
+        return self._stored(self._compiled("baseline", lambda: self._model, "fp32"))
 
     @cached_property
     def precision(self) -> str:
@@ -441,7 +441,10 @@ class Road:
     @cached_property
     def artifact(self) -> Artifact:
         """The fine-tuned network, compiled for the target's runtime."""
+        return self._stored(self._compile)
 
+    @cached_property
+    def _compile(self) -> Entry:
         def tuned() -> nn.Module:
             from edgeprune import network
 
@@ -544,7 +547,8 @@ class Road:
         known = None
         if place.is_file() and not reason:
             known = codec.loads_kept(Baseline, read_capped(place, LIMITS.json_bytes).decode(), str(place))
-        artifact, sample = self._compiled_last
+        compiled = self._compiled_last
+        artifact = self._stored(compiled)
         wanted = tuple(budgets) or self.project.budgets or (self.project.budget,)
         unpruned = self.baseline if any(budget.fraction is not None for budget in wanted) else None
         self._watch.start("check")
@@ -553,7 +557,7 @@ class Road:
             known.measured if known else None, self.scratch,
         )  # fmt: skip
         checks = [checking.against_budget(budget, now.samples, reference or now.samples) for budget in wanted]
-        stacked, expected = _kept_calls(sample)
+        stacked, expected = _kept_calls(compiled)
         got = accuracy.outputs(self.bench, artifact, stacked, len(expected))
         checks += accuracy.numerics(expected, got, artifact.precision)
         kept = self._at_hand(place, known) if known else None
@@ -571,19 +575,13 @@ class Road:
         return report
 
     @property
-    def _compiled_last(self) -> tuple[Artifact, Entry]:
+    def _compiled_last(self) -> Entry:
         """The artifact of the project as it is now, with the calls to check it by, whatever device it was planned on."""
 
         def current(entry: Entry) -> bool:
             return entry.path(SOURCES).is_file() and entry.path(SOURCES).read_text() == self._project_digest
 
-        entry = self._store.newest("compile", current)
-        if entry is None:
-            artifact = self.artifact
-            entry = self._store.newest("compile", current)
-            assert entry is not None and artifact
-        stored = self._read(entry, "artifact.json", Artifact)
-        return replace(stored, files=tuple(entry.path("model") / file for file in stored.files)), entry
+        return self._store.newest("compile", current) or self._compile
 
     @property
     def _project_digest(self) -> str:
@@ -735,7 +733,7 @@ class Road:
             network, self._inputs, self.groups.folds, self._runtime, precision, folder, source, samples
         )
 
-    def _compiled(self, stage: str, network: Callable[[], nn.Module], precision: str) -> Artifact:
+    def _compiled(self, stage: str, network: Callable[[], nn.Module], precision: str) -> Entry:
         def work(draft: Draft) -> str:
             folder = draft.path("model")
             folder.mkdir()
@@ -749,7 +747,10 @@ class Road:
             left = f"{artifact.operators} of {self.groups.operators} operators left"
             return f"{self.target.runtime} {precision}, {artifact.size_bytes / 1e3:.1f} kB, {left}"
 
-        entry = self._stage(stage, work)
+        return self._stage(stage, work)
+
+    def _stored(self, entry: Entry) -> Artifact:
+        """The artifact that a stage holds, its files by where they are."""
         stored = self._read(entry, "artifact.json", Artifact)
         return replace(stored, files=tuple(entry.path("model") / file for file in stored.files))
 
@@ -879,7 +880,7 @@ class Road:
 
     @property
     def _profiles(self) -> Path:
-        return self.project.path.parent / "profiles" / self.target.name
+        return _profiles(self.project, self.target)
 
     @property
     def _profile_path(self) -> Path:
@@ -923,6 +924,11 @@ class Road:
         return graph.recipe(self.groups, self.confirmed.plan.keep)
 
 
+def _profiles(project: Project, target: Target) -> Path:
+    """Where what a device answered is kept."""
+    return project.path.parent / "profiles" / target.name
+
+
 def _kept_calls(entry: Entry) -> tuple[list[np.ndarray], np.ndarray]:
     """What `Road._keep_calls` kept: inputs (calls, batch, …), outputs (samples, …)."""
     import numpy as np
@@ -937,7 +943,7 @@ def read_history(project: Path | str, target: str, figure: str) -> History:
     from edgeprune import checking
 
     known, to = _asked(project, target, None)
-    path = known.path.parent / "profiles" / to.name / f"{known.name}.history.jsonl"
+    path = _profiles(known, to) / f"{known.name}.history.jsonl"
     if not path.exists():
         raise UsageError(f"{path}: nothing was checked yet; see edgeprune check")
     lines = read_capped(path, LIMITS.history_bytes).decode().splitlines()

@@ -136,10 +136,9 @@ def changes(values: Sequence[float], floor: float) -> list[int]:
     if count < 2 * FEWEST:
         return []
     logs = np.log(np.asarray(values, dtype=float))
-    noise = float(np.median(np.abs(np.diff(logs)))) / (
-        0.6745 * math.sqrt(2)
-    )  # of normal values: 0.6745 is their quartile
-    price = PRICE * max(noise, floor / PRICE) * math.sqrt(math.log(count))
+    # Of normal values: their upper quartile is 0.6745 standard deviations from the middle.
+    noise = float(np.median(np.abs(np.diff(logs)))) / (0.6745 * math.sqrt(2))
+    price = max(PRICE * noise, floor) * math.sqrt(math.log(count))
     best, start = [-price] + [math.inf] * count, [0] * (count + 1)
     for end in range(FEWEST, count + 1):
         for begin in range(end - FEWEST + 1):
