@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,26 @@ def test_bad_calls_say_what_to_do(checked: Path, tmp_path: Path) -> None:
     (checked / "profiles" / "local" / "blobs.history.jsonl").unlink()
     found = command("history", "--project", checked)
     assert found.code == 2 and "nothing was checked yet" in found.err
+
+
+def test_the_actions_script_gates(checked: Path, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    action = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())
+    script = next(step["run"] for step in action["runs"]["steps"] if step.get("id") == "check")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TARGET": "local",
+        "PROJECT": str(checked / "edgeprune.toml"),
+        "JUNIT": str(tmp_path / "checks.xml"),
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+    }
+    for budget, code, outcome in (("1 us\np90 1 us\n", 1, "fail"), ("soon", 2, "")):
+        line = ["bash", "-e", "-o", "pipefail", "-c", script]  # as GitHub runs `shell: bash`
+        found = subprocess.run(line, env={**environment, "BUDGET": budget}, capture_output=True, text=True, timeout=120)
+        assert found.returncode == code, found.stderr
+        assert (tmp_path / "output").read_text().splitlines()[-1] == f"outcome={outcome}"
+    assert "latency_p90_ms" in (tmp_path / "checks.xml").read_text()
 
 
 TESTS = """
