@@ -348,6 +348,20 @@ def _refuse(reply: Mapping[str, Any], what: str) -> None:
         raise DeviceError(f"{what}: {printable(str(reply['error']))}: {printable(str(reply.get('message')))}")
 
 
+def until(
+    take: Callable[[list[Samples]], list[Samples]], decided: Callable[[list[Samples]], bool], rounds: int
+) -> list[Samples]:
+    """What `take` measures, a `Samples` a model, and more of it, in at most `rounds`, until that has `decided` the
+    question. `take` is told what there is so far."""
+    taken: list[Samples] = []
+    for _ in range(rounds):
+        found = take(taken)
+        taken = [Samples(a.runs + b.runs) for a, b in zip(taken, found, strict=True)] if taken else found
+        if decided(taken):
+            break
+    return taken
+
+
 def interleaved(models: int, rounds: int) -> list[int]:
     """The order ABBA…: every model once a round, each round the other way round, so that drift cancels in pairs."""
     forward = list(range(models))

@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from edgeprune import accuracy, stats
-from edgeprune.bench import Bench, Measured
+from edgeprune.bench import Bench, Measured, until
 from edgeprune.limits import LIMITS
 from edgeprune.transports.base import printable
 from edgeprune.types import (
@@ -60,16 +60,15 @@ def measure(
     target: Target,
     bench: Bench,
     inputs: tuple[Tensor, ...],
+    files: Sequence[Path],
     artifact: Artifact,
     budgets: Sequence[Budget],
     reference: Artifact | None,
     known: Measurement | None,
-    scratch: Path,
 ) -> tuple[Measurement, Samples | None]:
     """The artifact on the device, alone, with its metric, on as many samples as `known` has where that is given; and the times
-    of the `reference`, of which budgets may be shares, interleaved with it.
+    of the `reference`, of which budgets may be shares, interleaved with it. `files` are the example `inputs` for the device.
     """
-    files = bench.save_inputs([tensor.numpy() for tensor in inputs], scratch)
     models = [artifact.files[0]] + ([reference.files[0]] if reference else [])
     taken = timed(bench, models, files, budgets)
     split = "test" if project.test else "valid"
@@ -92,23 +91,22 @@ def measure(
         metric=accuracy.metric(project, outputs, targets),
         data=_content([*stacked, targets.numpy()]),
         count=len(targets),
-        layer_ns=operators(bench, [artifact.files[0]], files)[0],
     )
     return measurement, taken[1] if reference else None
 
 
 def timed(bench: Bench, models: Sequence[Path], files: Sequence[Path], budgets: Sequence[Budget]) -> list[Samples]:
     """Fresh processes of the first model and, interleaved, of a second that budgets are shares of: more while a budget is
-    open, for `ROUNDS` rounds at most."""
-    taken: list[Samples] = []
-    for turn in range(ROUNDS):
-        runs = _runs(budgets, taken[0]) if turn else LIMITS.timed_runs_min
-        found = bench.time(models, files, PROCESSES, runs)
-        taken = [Samples(a.runs + b.runs) for a, b in zip(taken, found, strict=True)] if taken else found
+    open, for some rounds."""
+
+    def take(so_far: list[Samples]) -> list[Samples]:
+        return bench.time(models, files, PROCESSES, _runs(budgets, so_far[0]) if so_far else LIMITS.timed_runs_min)
+
+    def decided(taken: list[Samples]) -> bool:
         asked = [against_budget(budget, taken[0], taken[-1]) for budget in budgets]
-        if all(check.outcome is not Outcome.INCONCLUSIVE for check in asked):
-            break
-    return taken
+        return all(check.outcome is not Outcome.INCONCLUSIVE for check in asked)
+
+    return until(take, decided, ROUNDS)
 
 
 def _runs(budgets: Sequence[Budget], so_far: Samples) -> int:
@@ -167,14 +165,17 @@ def against_budget(budget: Budget, samples: Samples, reference: Samples) -> Chec
 
 def against_other(bench: Bench, models: Sequence[Path], files: Sequence[Path], floor: float) -> Check:
     """The slowdown of the first of two models against the second, in turns in the same processes."""
-    taken: list[Samples] = []
-    for _ in range(ROUNDS):
-        found = bench.compare(models, files, PAIRS)
-        taken = [Samples(a.runs + b.runs) for a, b in zip(taken, found, strict=True)] if taken else found
+
+    def judged(taken: list[Samples]) -> tuple[Interval, Outcome]:
         ratio = stats.ratio(taken[0], taken[1])
-        outcome = stats.decide(ratio, 1 + floor)
-        if outcome is not Outcome.INCONCLUSIVE:
-            break
+        return ratio, stats.decide(ratio, 1 + floor)
+
+    taken = until(
+        lambda _: bench.compare(models, files, PAIRS),
+        lambda taken: judged(taken)[1] is not Outcome.INCONCLUSIVE,
+        ROUNDS,
+    )
+    ratio, outcome = judged(taken)
     note = f"{_percent(ratio)} of the baseline's artifact; {len(taken[0].runs)} processes in which both take turns"
     return Check("slowdown", outcome, ratio.mid, 1 + floor, note)
 
@@ -250,8 +251,8 @@ def held(project: Project, now: Measurement, then: Measurement, comparable: bool
         accuracy.below("size_bytes", now.size_bytes, round(GROWTH * then.size_bytes)),
     ]
     if comparable:
-        limit = round(GROWTH * then.peak_memory_bytes)
-        checks.append(accuracy.below("peak_memory_bytes", now.peak_memory_bytes, limit))
+        limit = round(GROWTH * then.samples.peak_memory_bytes)
+        checks.append(accuracy.below("peak_memory_bytes", now.samples.peak_memory_bytes, limit))
     return checks
 
 
@@ -266,15 +267,15 @@ def check(
     project: Project,
     target: Target,
     bench: Bench,
-    inputs: tuple[Tensor, ...],
+    files: Sequence[Path],
     artifact: Artifact,
     now: Measurement,
     checks: Sequence[Check],
     baseline: Baseline | None,
     kept: Path | None,
-    scratch: Path,
 ) -> Report:
-    """What `now` is against the `baseline`, added to the `checks` that need none; `kept` is the baseline's artifact."""
+    """What `now` is against the `baseline`, added to the `checks` that need none; `kept` is the baseline's artifact,
+    `files` are the example inputs."""
     report = Report(
         project=project.name,
         target=target.name,
@@ -294,17 +295,12 @@ def check(
         found = Check("baseline", Outcome.INCONCLUSIVE, len(gone), 0, note)
         return replace(report, stale=gone, checks=(*checks, found, *held(project, now, then, comparable=False)))
     floor = project.slowdown or (EMULATED_FLOOR if bench.device.emulated else FLOOR)
-    layers = then.layer_ns, now.layer_ns
-    files = bench.save_inputs([tensor.numpy() for tensor in inputs], scratch)
-    if kept is None or then.artifact == now.artifact:
-        slowdown = against_recorded(now, then, floor)
-    else:
-        models = [artifact.files[0], kept]
-        slowdown = against_other(bench, models, files, floor)
-        if slowdown.outcome is Outcome.FAIL:
-            after, before = operators(bench, models, files)
-            layers = before, after
-    slower = shifts(*layers) if slowdown.outcome is Outcome.FAIL else ()
+    models = [artifact.files[0]] + ([kept] if kept and then.artifact != now.artifact else [])
+    slowdown = against_other(bench, models, files, floor) if models[1:] else against_recorded(now, then, floor)
+    slower: tuple[Shift, ...] = ()
+    if slowdown.outcome is Outcome.FAIL:
+        after, *before = operators(bench, models, files)
+        slower = shifts(before[0] if before else baseline.layer_ns, after)
     return replace(report, slower=slower, checks=(*checks, slowdown, *held(project, now, then, comparable=True)))
 
 
@@ -327,7 +323,7 @@ def record(measured: Measurement, outcome: Outcome, commit: str, created_s: int,
         outcome,
         stats.latency(measured.samples),
         stats.latency(measured.samples, 0.9),
-        measured.peak_memory_bytes,
+        measured.samples.peak_memory_bytes,
         measured.size_bytes,
         measured.metric,
         note,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from edgeprune.formats import FORMATS
 from edgeprune.runtimes.base import Calls, Runtime
+from edgeprune.store import digest_of
 from edgeprune.types import Artifact
 
 
@@ -35,11 +35,3 @@ def compile_model(
     files = runtime.convert(exported, folder, precision, samples)
     operators = FORMATS[runtime.format].operators(content)
     return Artifact(files, digest_of(files), runtime.name, precision, source, operators)
-
-
-def digest_of(files: Sequence[Path]) -> str:
-    """SHA-256, in hex, over the files of an artifact in order."""
-    sha = hashlib.sha256()
-    for file in files:
-        sha.update(file.read_bytes())
-    return sha.hexdigest()

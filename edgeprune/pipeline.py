@@ -42,7 +42,6 @@ from edgeprune.types import (
     Profile,
     Project,
     Recipe,
-    Record,
     Release,
     Report,
     Result,
@@ -539,37 +538,34 @@ class Road:
         The artifact is the one that was compiled last from the project as it is now, for whatever state the device was in; the
         road is walked where there is none. `budgets` replace the project's. See `edgeprune.checking`.
         """
-        from edgeprune import accuracy, checking
+        from edgeprune import accuracy, baselines, checking
 
         place = baseline or self._profiles / f"{self.project.name}.baseline.json"
-        if baseline is not None and not reason and not baseline.is_file():
-            raise UsageError(f"{baseline}: no such baseline; make one: edgeprune check --update --reason …")
-        known = None
-        if place.is_file() and not reason:
-            known = codec.loads_kept(Baseline, read_capped(place, LIMITS.json_bytes).decode(), str(place))
+        known = baselines.read(place) if not reason and (baseline is not None or place.is_file()) else None
         compiled = self._compiled_last
         artifact = self._stored(compiled)
         wanted = tuple(budgets) or self.project.budgets or (self.project.budget,)
         unpruned = self.baseline if any(budget.fraction is not None for budget in wanted) else None
         self._watch.start("check")
         now, reference = checking.measure(
-            self.project, self.target, self.bench, self._inputs, artifact, wanted, unpruned,
-            known.measured if known else None, self.scratch,
+            self.project, self.target, self.bench, self._inputs, self.input_files, artifact, wanted, unpruned,
+            known.measured if known else None,
         )  # fmt: skip
         checks = [checking.against_budget(budget, now.samples, reference or now.samples) for budget in wanted]
         stacked, expected = _kept_calls(compiled)
         got = accuracy.outputs(self.bench, artifact, stacked, len(expected))
         checks += accuracy.numerics(expected, got, artifact.precision)
-        kept = self._at_hand(place, known) if known else None
-        report = checking.check(
-            self.project, self.target, self.bench, self._inputs, artifact, now, checks, known, kept, self.scratch
-        )
+        kept = baselines.artifact(place, known) if known else None
+        files = self.input_files
+        report = checking.check(self.project, self.target, self.bench, files, artifact, now, checks, known, kept)
         created_s, commit = int(time.time()), checking.commit_of(self.project.path.parent)
         if reason:
-            made = Baseline(self.project.name, self.target.name, reason, commit, created_s, now)
-            self._declare(place, made, artifact)
+            (layer_ns,) = checking.operators(self.bench, [artifact.files[0]], files)
+            made = Baseline(self.project.name, self.target.name, reason, commit, created_s, now, layer_ns)
+            baselines.declare(place, made, artifact)
             report = replace(report, baseline=f"made now: {reason}; {place}")
-        self._remember(checking.record(now, report.outcome, commit, created_s, reason))
+        record = checking.record(now, report.outcome, commit, created_s, reason)
+        baselines.remember(self._profiles / f"{self.project.name}.history.jsonl", record)
         passed = sum(check.outcome is Outcome.PASS for check in report.checks)
         self._watch.done("check", f"{report.outcome}: {passed} of {len(report.checks)} checks pass")
         return report
@@ -589,25 +585,6 @@ class Road:
         p, t = self.project, self.target
         parts = [self._parts(stage)[1:] for stage in ("scores", "finetune")]
         return digest([self._key("survey"), *parts, str(p.budget), t.runtime, t.precision, t.threads, t.dla])
-
-    def _at_hand(self, place: Path, known: Baseline) -> Path | None:
-        """The baseline's artifact: the file to load, where all of its files lie beside it as they were."""
-        from edgeprune import compiling
-
-        files = [place.with_suffix("") / name for name in known.measured.files]
-        whole = all(file.is_file() and not file.is_symlink() for file in files)
-        return files[0] if whole and compiling.digest_of(files) == known.measured.artifact else None
-
-    def _declare(self, place: Path, made: Baseline, artifact: Artifact) -> None:
-        """Keep a baseline, its artifact in a folder beside it: after a kill between them the artifact is not taken for its."""
-        for file in artifact.files:
-            write_atomic(place.with_suffix("") / file.name, file.read_bytes())
-        write_atomic(place, codec.dumps_kept(made).encode())
-
-    def _remember(self, record: Record) -> None:
-        path = self._profiles / f"{self.project.name}.history.jsonl"
-        before = read_capped(path, LIMITS.history_bytes) if path.exists() else b""
-        write_atomic(path, before + codec.dumps_line(record).encode() + b"\n")
 
     def forecast(self, whole: bool = True) -> list[str]:
         """See `edgeprune.pipeline.forecast`."""
@@ -940,15 +917,10 @@ def _kept_calls(entry: Entry) -> tuple[list[np.ndarray], np.ndarray]:
 
 def read_history(project: Path | str, target: str, figure: str) -> History:
     """A figure over the checks of a project on a target. Raises `UsageError` where there were none."""
-    from edgeprune import checking
+    from edgeprune import baselines, checking
 
     known, to = _asked(project, target, None)
-    path = _profiles(known, to) / f"{known.name}.history.jsonl"
-    if not path.exists():
-        raise UsageError(f"{path}: nothing was checked yet; see edgeprune check")
-    lines = read_capped(path, LIMITS.history_bytes).decode().splitlines()
-    first = max(0, len(lines) - LIMITS.history_records)
-    records = [codec.loads(Record, line, f"{path}:{first + i}") for i, line in enumerate(lines[first:], start=1)]
+    records = baselines.history(_profiles(known, to) / f"{known.name}.history.jsonl")
     return checking.history(known.name, to, records, figure)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from edgeprune.errors import UsageError
@@ -415,6 +416,11 @@ class Samples:
         if not self.runs:
             raise ValueError("samples hold at least one run")
 
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The median over processes."""
+        return int(median(run.peak_memory_bytes for run in self.runs))
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -730,8 +736,7 @@ class Verdict:
 class Measurement:
     """One artifact as measured on one device, alone: `files` are their names, the first the one to load.
 
-    `metric` is of the first `count` samples of the split, whose content has the digest `data`. `layer_ns` is what the
-    runtime's profiler saw of each of its operators; it ranks them, only `samples` carry the scale of the network.
+    `metric` is of the first `count` samples of the split, whose content has the digest `data`.
     """
 
     artifact: str
@@ -745,16 +750,10 @@ class Measurement:
     metric: float
     data: str
     count: int
-    layer_ns: dict[str, int]
 
     def __post_init__(self) -> None:
         if not self.files or any(Path(name).name != name for name in self.files):
             raise ValueError(f"the files of an artifact are names without folders, not {self.files}")
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """The median over processes."""
-        return sorted(run.peak_memory_bytes for run in self.samples.runs)[len(self.samples.runs) // 2]
 
     @property
     def conditions(self) -> Conditions:
@@ -766,7 +765,8 @@ class Measurement:
 class Baseline:
     """A measurement that somebody has declared good, and why: what `check` holds later ones against.
 
-    `commit` is the project's, empty where it is in no repository. The artifact's files are kept beside it.
+    `commit` is the project's, empty where it is in no repository. `layer_ns` is what the runtime's profiler saw of each of the
+    artifact's operators; it ranks them, only `measured.samples` carry the scale. The artifact's files are kept beside it.
     """
 
     project: str
@@ -775,6 +775,7 @@ class Baseline:
     commit: str
     created_s: int
     measured: Measurement
+    layer_ns: dict[str, int]
 
 
 @dataclass(frozen=True)

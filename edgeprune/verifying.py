@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgeprune import accuracy, stats
 from edgeprune import network as nets
-from edgeprune.bench import Bench
+from edgeprune.bench import Bench, until
 from edgeprune.errors import DeviceError
 from edgeprune.limits import LIMITS
 from edgeprune.types import (
@@ -75,7 +75,7 @@ def verify(
         ),
         *_latency(budget, budget_ns, samples, artifacts[0].sha256 == artifacts[1].sha256, bench.discarded),
         accuracy.below("size_bytes", artifacts[1].size_bytes, artifacts[0].size_bytes),
-        accuracy.below("peak_memory_bytes", _peak(samples[1]), round(MEMORY * _peak(samples[0]))),
+        accuracy.below("peak_memory_bytes", samples[1].peak_memory_bytes, round(MEMORY * samples[0].peak_memory_bytes)),
     ]
     figures = [
         Figures(
@@ -106,10 +106,6 @@ def _metric_s(bench: Bench) -> float:
 
 def _of(count: int, total: int) -> str:
     return f"the {total}" if count == total else f"the first {count} of {total}"
-
-
-def _peak(samples: Samples) -> int:
-    return int(np.median([run.peak_memory_bytes for run in samples.runs]))
 
 
 def fastest(
@@ -174,16 +170,13 @@ def _time(
     bench: Bench, budget: Budget, artifacts: tuple[Artifact, Artifact], inputs: tuple[Tensor, ...], scratch: Path
 ) -> tuple[Samples, Samples]:
     files = bench.save_inputs([tensor.numpy() for tensor in inputs], scratch)
-    runs: tuple[Samples, Samples] | None = None
-    for _ in range(ROUNDS):
-        unpruned, pruned = bench.time([artifact.files[0] for artifact in artifacts], files, PROCESSES)
-        if runs is not None:
-            unpruned, pruned = Samples(runs[0].runs + unpruned.runs), Samples(runs[1].runs + pruned.runs)
-        runs = unpruned, pruned
-        if _against_budget(budget, runs)[0] is not Outcome.INCONCLUSIVE:
-            break
-    assert runs is not None
-    return runs
+    models = [artifact.files[0] for artifact in artifacts]
+    unpruned, pruned = until(
+        lambda _: bench.time(models, files, PROCESSES),
+        lambda both: _against_budget(budget, (both[0], both[1]))[0] is not Outcome.INCONCLUSIVE,
+        ROUNDS,
+    )
+    return unpruned, pruned
 
 
 def _against_budget(budget: Budget, samples: tuple[Samples, Samples]) -> tuple[Outcome, str]:

@@ -57,7 +57,6 @@ def measured(level: float = 1e6, device: Device = DEVICE, **state: Any) -> Measu
         metric=0.9,
         data="d",
         count=100,
-        layer_ns={"a": 600, "b": 400},
     )
 
 
@@ -196,7 +195,7 @@ def test_the_operators_that_add_most_come_first() -> None:
 
 
 def test_a_baseline_comes_back_as_it_was_and_may_not_lead_elsewhere() -> None:
-    made = Baseline("p", "t", "first", "abc", 1, measured())
+    made = Baseline("p", "t", "first", "abc", 1, measured(), {"a": 600})
     text = codec.dumps_kept(made)
     assert codec.loads_kept(Baseline, text, "file") == made
     with pytest.raises(UsageError, match="names without folders"):
