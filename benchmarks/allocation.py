@@ -118,7 +118,7 @@ def _halp(groups: Groups, model: LatencyModel, scores: Scores, budget: float) ->
         owned: dict[str, list[latency.LayerCost]] = {group.name: [] for group in groups.free}
         for c in model.layers:
             if c.layer.outputs.terms:
-                owned[c.layer.outputs.terms[0][0]].append(c)
+                owned[c.layer.outputs.terms[0][0][0]].append(c)
             else:
                 constant += float(c.ns([c.layer.inputs.size(widths)], [c.layer.outputs.size(widths)])[0])
         for number, group in enumerate(groups.free):

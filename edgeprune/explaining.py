@@ -52,9 +52,8 @@ def curve(model: LatencyModel, widths: Widths, group: str, width: int) -> np.nda
     total = np.zeros(len(tried))
     for cost in model.layers:
         spans = cost.layer.inputs, cost.layer.outputs
-        per = [dict(span.terms).get(group, 0) for span in spans]
-        if any(per):
-            ins, outs = (span.size({**widths, group: 0}) + n * tried for span, n in zip(spans, per, strict=True))
+        if any(group in span.groups for span in spans):
+            ins, outs = (np.array([span.size({**widths, group: n}) for n in tried.tolist()]) for span in spans)
             total += cost.ns(ins, outs)
     return total
 

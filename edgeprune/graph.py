@@ -9,8 +9,9 @@ module types and their order; here they are read from `torch.export`, where ever
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.export.graph_signature import InputKind
 
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.rules import NONE, Axes, Axis, Call, Labels, Site, Value, apply, bind, none, shape_of
+from edgeprune.rules import Axes, Axis, Call, Labels, Site, Value, apply, bind, none, shape_of
 from edgeprune.types import Group, Groups, Layer, Slot, Span, Widths, digest
 
 
@@ -102,21 +103,16 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Walk:
 def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tuple[tuple[Group, ...], dict[int, str]]:
     """Classes of labels with the same members are interchangeable: together they are one group."""
     members: dict[int, dict[tuple[str, int], list[int]]] = {}
-    for node, name in walk.parameters.items():
-        if not node.users:
-            continue
-        for dim, axis in enumerate(walk.values[node]):
-            for index, root in enumerate(walk.labels.roots(axis).tolist()):  # type: ignore[arg-type]
-                if root != NONE:
+    walk.labels.settle()
+    for name, axes in {name: walk.values[node] for node, name in walk.parameters.items() if node.users}.items():
+        for dim, axis in enumerate(axes):
+            for index, roots in enumerate(walk.labels.factors(axis)):  # type: ignore[arg-type]
+                for root in roots:
                     members.setdefault(root, {}).setdefault((name, dim), []).append(index)
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for root, slots in members.items():
-        shape = tuple((name, dim, len(indices)) for (name, dim), indices in slots.items())
-        alike.setdefault((shape, walk.labels.reason(root)), []).append(root)
     groups: list[Group] = []
     of_root: dict[int, str] = {}
     names: Counter[str] = Counter()
-    for (shape, reason), roots in alike.items():
+    for shape, reason, roots in _alike(members, walk.labels):
         owned = tuple(
             Slot(name, dim, tuple(tuple(members[root][name, dim]) for root in roots)) for name, dim, _ in shape
         )
@@ -129,6 +125,27 @@ def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tupl
         groups.append(Group(name, len(roots), owned, reason))
         of_root.update(dict.fromkeys(roots, name))
     return tuple(groups), of_root
+
+
+def _alike(
+    members: Mapping[int, Mapping[tuple[str, int], list[int]]], labels: Labels
+) -> Iterator[tuple[tuple[tuple[str, int, int], ...], str | None, list[int]]]:
+    """Classes with as many members in the same places, (place, reason of the lock, classes); those that share an index, as a
+    head and a place in every head do, are of two groups."""
+    found: dict[tuple[Any, ...], list[tuple[list[int], set[int]]]] = {}
+    for root, slots in members.items():
+        shape = tuple((name, dim, len(indices)) for (name, dim), indices in slots.items())
+        own = set(next(iter(slots.values())))
+        like = found.setdefault((shape, labels.reason(root)), [])
+        group = next((group for group in like if not group[1] & own), None)
+        if group is None:
+            like.append(([root], own))
+        else:
+            group[0].append(root)
+            group[1].update(own)
+    for (shape, reason), like in found.items():
+        for roots, _ in like:
+            yield shape, reason, roots
 
 
 def _maker(shape: Iterable[tuple[str, int, int]]) -> str:
@@ -146,9 +163,11 @@ def _layers(walk: _Walk, groups: tuple[Group, ...], of_root: Mapping[int, str]) 
     width = {group.name: group.width for group in groups if group.locked is None}
 
     def span(axis: Axis) -> Span:
-        counts = Counter(of_root.get(root, "") for root in walk.labels.roots(axis).tolist())
-        terms = tuple((name, count // width[name]) for name, count in counts.items() if name in width)
-        return Span(len(axis) - sum(count * width[name] for name, count in terms), terms)
+        owners = ((of_root.get(root, "") for root in roots) for roots in walk.labels.factors(axis))
+        counts = Counter(tuple(name for name in names if name in width) for names in owners)
+        units = {names: math.prod(width[name] for name in names) for names in counts}
+        terms = tuple((names, count // units[names]) for names, count in counts.items() if names)
+        return Span(len(axis) - sum(count * units[names] for names, count in terms), terms)
 
     seen: Counter[str] = Counter()
     layers = []
@@ -213,8 +232,10 @@ def lock(groups: Groups, name: str, reason: str) -> Groups:
     width = {group.name: group.width for group in groups.groups}
 
     def fixed(span: Span) -> Span:
-        extra = sum(count * width[group] for group, count in span.terms if group == name)
-        return Span(span.fixed + extra, tuple(term for term in span.terms if term[0] != name))
+        left: Counter[tuple[str, ...]] = Counter()
+        for names, count in span.terms:
+            left[tuple(other for other in names if other != name)] += count * (width[name] if name in names else 1)
+        return Span(span.fixed + left.pop((), 0), tuple(left.items()))
 
     return replace(
         groups,
@@ -236,11 +257,10 @@ def recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[
     emptied = {group for block in gone_blocks for group in block.groups}
     known = {group.name: group for group in groups.groups}
     removed: dict[tuple[str, int], set[int]] = {}
-    sizes: dict[tuple[str, int], int] = {}
+    known_indices: dict[tuple[str, int], set[int]] = {}  # groups may share one: a head and a place in every head
     for group in groups.groups:
         for slot in group.slots:
-            key = slot.parameter, slot.dim
-            sizes[key] = sizes.get(key, 0) + sum(map(len, slot.indices))
+            known_indices.setdefault((slot.parameter, slot.dim), set()).update(i for unit in slot.indices for i in unit)
     for name, units in keep.items():
         if name not in known:
             raise ValueError(f"no group is called {name!r}")
@@ -258,7 +278,7 @@ def recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[
             removed.setdefault((slot.parameter, slot.dim), set()).update(i for indices in gone for i in indices)
     result: dict[str, dict[int, tuple[int, ...]]] = {}
     for (parameter, dim), gone_indices in removed.items():
-        kept_indices = tuple(i for i in range(sizes[parameter, dim]) if i not in gone_indices)
+        kept_indices = tuple(sorted(known_indices[parameter, dim] - gone_indices))
         result.setdefault(parameter, {})[dim] = kept_indices
     result |= {parameter: {0: ()} for block in gone_blocks for parameter in block.parameters}
     return result

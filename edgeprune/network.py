@@ -85,9 +85,7 @@ def _block(model: nn.Module, groups: Groups, path: str) -> Block | None:
 
     def known_inside(layer: Layer) -> bool:
         spans = (layer.inputs, layer.outputs)
-        return not any(s.terms for s in spans) or any(
-            s.terms and not s.fixed and {name for name, _ in s.terms} <= set(inner) for s in spans
-        )
+        return not any(s.terms for s in spans) or any(s.terms and not s.fixed and s.groups <= set(inner) for s in spans)
 
     layers = [layer for layer in groups.layers if layer.weight in parameters]
     scalars = any(parameter.ndim == 0 for parameter in parameters.values())

@@ -8,8 +8,10 @@ arithmetic before it is believed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -103,10 +105,13 @@ def plans(
 def _filled_up(
     groups: Groups, model: LatencyModel, scores: Scores, widths: dict[str, int], limit: float
 ) -> dict[str, int]:
-    """Wider where it costs nothing: units without importance leave the solver indifferent, and budget unused."""
+    """Wider where no loss is expected of it: units without importance leave the solver indifferent, and budget unused.
+
+    A block that is back at its narrowest may be worse than none.
+    """
     loss = loss_of(groups, scores)
     while True:
-        fitting = [wide for wide in wider(groups, widths) if model.ns(wide) <= limit]
+        fitting = [w for w in wider(groups, widths) if loss(w) <= loss(widths) and model.ns(w) <= limit]
         if not fitting:
             return widths
         widths = min(fitting, key=lambda wide: (loss(wide), model.ns(wide)))
@@ -157,6 +162,9 @@ def _fastest(program: _Program, model: LatencyModel, groups: Groups, budget_ns: 
     )
 
 
+_Terms = tuple[tuple[tuple[str, ...], int], ...]
+
+
 @dataclass
 class _Program:
     """The integer program: columns are width choices and pairs of them, rows tie them together."""
@@ -185,7 +193,7 @@ class _Program:
             program.rows += [([one, other], [1.0, -1.0], 0.0) for other in others]
         program.scale_loss = max(program.loss, default=1.0) or 1.0
         pairs: dict[tuple[_Sized, _Sized], np.ndarray] = {}
-        sums: dict[tuple[tuple[str, int], ...], _Sized] = {}
+        sums: dict[_Terms, _Sized] = {}
         for cost_of in model.layers:
             program._add(cost_of, pairs, sums)
         for (first, second), table in pairs.items():
@@ -248,13 +256,13 @@ class _Program:
             for group, columns in self.choice.items()
         }
 
-    # A layer's channel counts are functions of the width choices: of none, of one group, or of a sum of groups.
+    # A layer's channel counts are functions of the width choices: of none, of one group, or of sums and products of groups.
 
     def _add(
         self,
         cost: LayerCost,
         pairs: dict[tuple[_Sized, _Sized], np.ndarray],
-        sums: dict[tuple[tuple[str, int], ...], _Sized],
+        sums: dict[_Terms, _Sized],
     ) -> None:
         layer = cost.layer
         ins, outs = self._sized(layer.inputs, sums), self._sized(layer.outputs, sums)
@@ -285,25 +293,22 @@ class _Program:
             self.known[key] = cost.ns(inputs, outputs)
         return self.known[key]
 
-    def _sized(self, span: Span, sums: dict[tuple[tuple[str, int], ...], _Sized]) -> _Sized | None:
+    def _sized(self, span: Span, sums: dict[_Terms, _Sized]) -> _Sized | None:
         terms = tuple(sorted(span.terms))
         if not terms:
             return None
         if terms not in sums:
-            first = self._group(terms[0])
-            for term in terms[1:]:
-                first = self._sum(first, self._group(term))
-            sums[terms] = first
+            sums[terms] = reduce(partial(self._both, operator.add), [self._term(*term) for term in terms])
         return sums[terms]
 
-    def _group(self, term: tuple[str, int]) -> _Sized:
-        name, channels = term
-        columns = self.choice[name]
-        return _Sized(tuple(columns.values()), tuple(channels * width for width in columns))
+    def _term(self, names: tuple[str, ...], channels: int) -> _Sized:
+        parts = [_Sized(tuple(self.choice[name].values()), tuple(self.choice[name])) for name in names]
+        product = reduce(partial(self._both, operator.mul), parts)
+        return _Sized(product.columns, tuple(channels * total for total in product.totals))
 
-    def _sum(self, first: _Sized, second: _Sized) -> _Sized:
-        """A choice among the totals of two choices, tied to both."""
-        totals = sorted({a + b for a in first.totals for b in second.totals})
+    def _both(self, combined: Callable[[int, int], int], first: _Sized, second: _Sized) -> _Sized:
+        """A choice among the sums or the products of two choices, tied to both."""
+        totals = sorted({combined(a, b) for a in first.totals for b in second.totals})
         if len(totals) > SUM_LEVELS:  # round up: never faster than the truth
             totals = [totals[i] for i in np.linspace(0, len(totals) - 1, SUM_LEVELS).round().astype(int)]
         columns = {total: self._column() for total in totals}
@@ -311,7 +316,7 @@ class _Program:
         members: dict[int, list[int]] = {total: [] for total in totals}
         for i, a in enumerate(first.totals):
             for j, b in enumerate(second.totals):
-                members[next(total for total in totals if total >= a + b)].append(int(grid[i, j]))
+                members[next(total for total in totals if total >= combined(a, b))].append(int(grid[i, j]))
         for total, pairs in members.items():
             self.rows.append(([columns[total], *pairs], [-1.0, *[1.0] * len(pairs)], 0.0))
         return _Sized(tuple(columns.values()), tuple(totals))

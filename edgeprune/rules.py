@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,16 @@ Value = Axes | list[Axes]
 
 
 class Labels:
-    """Union-find over labels; a class may be locked, with a reason."""
+    """Union-find over labels; a class may be locked, with a reason.
+
+    A class may also be a product: where a dimension of channels is seen as two, such as heads × width, an index goes when its
+    head goes or its place in every head, and not by itself. Its factors are what can be cut.
+    """
 
     def __init__(self) -> None:
         self._parent: list[int] = []
         self._locked: dict[int, str] = {}
+        self._factors: dict[int, tuple[int, ...]] = {}
 
     def fresh(self, count: int) -> Axis:
         """`count` new labels, each in a class of its own."""
@@ -49,6 +54,42 @@ class Labels:
     def roots(self, axis: Axis) -> Axis:
         """The classes of an axis, `NONE` where it has no label."""
         return np.array([NONE if label == NONE else self.root(int(label)) for label in axis], dtype=np.int64)
+
+    def factors(self, axis: Axis) -> list[tuple[int, ...]]:
+        """Of every index the classes that it goes with: its own, or the factors that it is a product of; none where it has no
+        label."""
+        return [() if label == NONE else tuple(dict.fromkeys(self._leaves(int(label), ()))) for label in axis]
+
+    def _leaves(self, label: int, above: tuple[int, ...]) -> Iterator[int]:
+        root = self.root(label)
+        if root in above:  # a product of itself: no cut is sure to be right
+            self.lock((root,), "these channels are seen as a product of themselves")
+        elif root in self._factors:
+            for factor in self._factors[root]:
+                yield from self._leaves(factor, (*above, root))
+        else:
+            yield root
+
+    def divide(self, label: int, factors: tuple[int, ...]) -> None:
+        """Make a label's class the product of these; where it is one already, the factors unite one by one."""
+        self._divide(self.root(label), factors)
+
+    def _divide(self, root: int, factors: tuple[int, ...]) -> None:
+        known = self._factors.get(root)
+        if known is None:
+            self._factors[root] = factors
+        elif len(known) == len(factors):
+            for a, b in zip(known, factors, strict=True):
+                self._merge(self.root(a), self.root(b))
+        else:
+            self.lock((*known, *factors), "these channels are seen as products of two kinds")
+
+    def settle(self) -> None:
+        """What is locked as a product is locked by all its factors. To be called before reasons are asked for."""
+        for root in list(self._factors):
+            reason = self._locked.get(self.root(root))
+            if reason is not None:
+                self.lock([leaf for leaves in self.factors(np.array([root])) for leaf in leaves], reason)
 
     def lock(self, labels: Iterable[int], reason: str) -> None:
         """Nothing in these labels' classes may be cut; the first reason given is the one kept."""
@@ -83,6 +124,8 @@ class Labels:
         self._parent[drop] = keep
         if drop in self._locked:
             self._locked.setdefault(keep, self._locked.pop(drop))
+        if drop in self._factors:
+            self._divide(keep, self._factors.pop(drop))
 
 
 def none(size: int) -> Axis:
@@ -413,31 +456,43 @@ def _regroup(call: Call, axes: list[Axis], sizes: list[int]) -> list[Axis]:
     """Labels of one block of a reshape: merged, split, both or neither."""
     if len(axes) == len(sizes) == 1:
         return axes
-    labelled = [i for i, axis in enumerate(axes) if has_labels(axis)]
+    return _split_axis(call, _merged(call, axes).reshape(sizes))
+
+
+def _merged(call: Call, axes: list[Axis]) -> Axis:
+    """The labels of dimensions made one: of several that hold channels, products."""
+    labelled = [axis for axis in axes if has_labels(axis)]
     if not labelled:
-        return [none(size) for size in sizes]
-    if len(labelled) > 1:
-        call.lock(axes, f"{call.node.target} merges two dimensions that both hold channels")
-        return [none(size) for size in sizes]
-    shape = [len(axis) for axis in axes]
-    view = [1] * len(axes)
-    view[labelled[0]] = -1
-    return _split_axis(call, np.broadcast_to(axes[labelled[0]].reshape(view), shape).reshape(sizes))
+        return none(math.prod(map(len, axes)))
+    if any((axis == NONE).any() for axis in labelled):
+        call.lock(labelled, f"{call.node.target} merges channels with what is none")
+        return none(math.prod(map(len, axes)))
+    grid = np.meshgrid(*axes, indexing="ij")
+    own = [part.reshape(-1) for part, axis in zip(grid, axes, strict=True) if has_labels(axis)]
+    if len(own) == 1:
+        return own[0]
+    made = call.labels.fresh(len(own[0]))
+    for label, factors in zip(made.tolist(), zip(*(part.tolist() for part in own), strict=True), strict=True):
+        call.labels.divide(label, factors)
+    return made
 
 
 def _split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
-    """Give the labels of a grid to one of its dimensions: the one that needs the fewest ties, then the largest."""
+    """The labels of the dimensions of a grid: of one of them where they only differ along it, else new ones of each, of which the
+    grid's are the products."""
     roots = call.labels.roots(grid.reshape(-1)).reshape(grid.shape)
-
-    def cost(dim: int) -> tuple[int, int, int]:
-        rows = np.moveaxis(roots, dim, 0).reshape(grid.shape[dim], -1)
-        return sum(len(set(row.tolist())) - 1 for row in rows), -grid.shape[dim], dim
-
-    best = min(range(grid.ndim), key=cost)
-    rows = np.moveaxis(grid, best, 0).reshape(grid.shape[best], -1)
-    for row in rows:
-        call.labels.tie(row.tolist(), call.why)
-    return [rows[:, 0].copy() if dim == best else none(size) for dim, size in enumerate(grid.shape)]
+    shape = grid.shape
+    for dim in range(grid.ndim):
+        rows = np.moveaxis(roots, dim, 0).reshape(shape[dim], -1)
+        if (rows == rows[:, :1]).all():
+            return [rows[:, 0].copy() if d == dim else none(size) for d, size in enumerate(shape)]
+    if (roots == NONE).any():
+        call.lock([grid.reshape(-1)])
+        return [none(size) for size in shape]
+    parts = [call.labels.fresh(size) for size in shape]
+    for place, label in np.ndenumerate(grid):
+        call.labels.divide(int(label), tuple(int(part[i]) for part, i in zip(parts, place, strict=True)))
+    return parts
 
 
 @rule("permute")

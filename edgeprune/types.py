@@ -239,14 +239,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Span:
-    """The size of a channel dimension as a function of the widths: `fixed + Σ channels·width(group)`."""
+    """The size of a channel dimension as a function of the widths: `fixed + Σ channels·Π width(group)`.
+
+    A term has one group, or several where the channels are seen as a product, such as heads × width.
+    """
 
     fixed: int
-    terms: tuple[tuple[str, int], ...] = ()
+    terms: tuple[tuple[tuple[str, ...], int], ...] = ()
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups that the size depends on."""
+        return frozenset(name for names, _ in self.terms for name in names)
 
     def size(self, widths: Widths) -> int:
         """Channels at these widths (units kept a group)."""
-        return self.fixed + sum(channels * widths[group] for group, channels in self.terms)
+        return self.fixed + sum(channels * math.prod(widths[name] for name in names) for names, channels in self.terms)
 
 
 @dataclass(frozen=True)

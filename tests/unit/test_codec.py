@@ -60,7 +60,7 @@ profiles = st.builds(
     Profile, names, names, names, devices, st.integers(1, 8), names, st.lists(experiments, max_size=3).map(anchored)
 )
 PLAN = Plan({"a": (0, 2)}, Interval(1.0, 2.0, 3.0), Interval(2.0, 3.0, 4.0), 5.0, 0.1, 0.1, 0.0, "digest")
-LAYER = Layer("a", "conv", "a.weight", Span(3), Span(0, (("a", 2),)), 4, 9)
+LAYER = Layer("a", "conv", "a.weight", Span(3), Span(0, ((("a",), 2),)), 4, 9)
 GROUPS = Groups("d", (Group("a", 1, (Slot("a.weight", 0, ((0, 1),)),), None),), (LAYER,), operators=1)
 FIGURES = Figures(1.0, 1.1, 0.9, 10, 100, 1000, 3)
 

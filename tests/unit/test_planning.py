@@ -25,7 +25,7 @@ def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tupl
 
     def within(*sides: Span) -> str | None:
         """Of which block: that of a side whose groups are all inner ones."""
-        own = [s.terms[0][0] for s in sides if s.terms and not s.fixed and {name for name, _ in s.terms} <= inner]
+        own = [s.terms[0][0][0] for s in sides if s.terms and not s.fixed and s.groups <= inner]
         return own[0] if own else None
 
     layers = tuple(
@@ -64,13 +64,22 @@ def brute_force(groups: Groups, model: LatencyModel, scores: Scores, budget: flo
 
 
 CHAINS = [
-    [(Span(3), Span(0, (("a", 1),))), (Span(0, (("a", 1),)), Span(0, (("b", 1),))), (Span(0, (("b", 1),)), Span(10))],
+    [
+        (Span(3), Span(0, ((("a",), 1),))),
+        (Span(0, ((("a",), 1),)), Span(0, ((("b",), 1),))),
+        (Span(0, ((("b",), 1),)), Span(10)),
+    ],
     [  # a residual stream read twice, and a concatenation of two groups
-        (Span(3), Span(0, (("a", 1),))),
-        (Span(0, (("a", 1),)), Span(0, (("b", 2),))),
-        (Span(0, (("a", 1), ("b", 2))), Span(0, (("c", 1),))),
-        (Span(0, (("c", 1),)), Span(0, (("a", 1),))),
-        (Span(0, (("a", 1), ("b", 2), ("c", 1))), Span(5)),
+        (Span(3), Span(0, ((("a",), 1),))),
+        (Span(0, ((("a",), 1),)), Span(0, ((("b",), 2),))),
+        (Span(0, ((("a",), 1), (("b",), 2))), Span(0, ((("c",), 1),))),
+        (Span(0, ((("c",), 1),)), Span(0, ((("a",), 1),))),
+        (Span(0, ((("a",), 1), (("b",), 2), (("c",), 1))), Span(5)),
+    ],
+    [  # heads and their width, then a concatenation with one of them
+        (Span(3), Span(0, ((("a", "b"), 1),))),
+        (Span(0, ((("a", "b"), 1),)), Span(0, ((("c",), 1),))),
+        (Span(2, ((("a", "b"), 1), (("a",), 2))), Span(4)),
     ],
 ]
 
@@ -96,7 +105,7 @@ def test_no_other_choice_is_better(
     seed: int,
 ) -> None:
     chain, blocks = given
-    names = sorted({group for spans in chain for span in spans for group, _ in span.terms})
+    names = sorted({group for spans in chain for span in spans for group in span.groups})
     groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)), blocks)
     model = stepped(groups, steps[: len(groups.layers)], exponent)
     random = torch.Generator().manual_seed(seed)
