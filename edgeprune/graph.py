@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgeprune.errors import UsageError
+from edgeprune.labels import Axes, Axis, Labels, none
 from edgeprune.limits import LIMITS
-from edgeprune.rules import Axes, Axis, Call, Labels, Site, Value, apply, bind, none, shape_of
+from edgeprune.rules import Call, Site, Value, apply, bind, shape_of
 from edgeprune.types import Group, Groups, Layer, Slot, Span, Widths, digest
 
 
@@ -44,7 +46,8 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], lock: Sequence[str
     be exported.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, about its own handling of recurrent layers
             program = torch.export.export(model.eval(), inputs)
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -112,9 +115,9 @@ def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tupl
     groups: list[Group] = []
     of_root: dict[int, str] = {}
     names: Counter[str] = Counter()
-    for shape, reason, roots in _alike(members, walk.labels):
+    for shape, reason, units in _alike(members, walk.labels):
         owned = tuple(
-            Slot(name, dim, tuple(tuple(members[root][name, dim]) for root in roots)) for name, dim, _ in shape
+            Slot(name, dim, tuple(tuple(members[unit][name, dim]) for unit in units)) for name, dim, _ in shape
         )
         base = _maker(shape)
         names[base] += 1
@@ -122,8 +125,10 @@ def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tupl
         pattern = next((p for p in lock for slot in owned if _matches(slot.parameter, p)), None)
         if reason is None and pattern is not None:
             reason = f"locked by the pattern {pattern!r}"
-        groups.append(Group(name, len(roots), owned, reason))
-        of_root.update(dict.fromkeys(roots, name))
+        if reason is None and len(units) == 1:
+            reason = "a single unit"
+        groups.append(Group(name, len(units), owned, reason))
+        of_root.update(dict.fromkeys(units, name))
     return tuple(groups), of_root
 
 
@@ -243,6 +248,17 @@ def lock(groups: Groups, name: str, reason: str) -> Groups:
         groups=tuple(replace(g, locked=reason) if g.name == name else g for g in groups.groups),
         layers=tuple(replace(x, inputs=fixed(x.inputs), outputs=fixed(x.outputs)) for x in groups.layers),
     )
+
+
+def factors(groups: Groups) -> tuple[str, ...]:
+    """The free groups that share indices with another one: a dimension is their product."""
+    owners: dict[tuple[str, int, int], list[str]] = {}
+    for group in groups.groups:
+        for slot in group.slots:
+            for index in (i for unit in slot.indices for i in unit):
+                owners.setdefault((slot.parameter, slot.dim, index), []).append(group.name)
+    shared = {name for names in owners.values() if len(names) > 1 for name in names}
+    return tuple(group.name for group in groups.free if group.name in shared)
 
 
 def recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[int, tuple[int, ...]]]:

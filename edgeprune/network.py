@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgeprune import graph
 from edgeprune.errors import CutError, UsageError
 from edgeprune.types import Block, Groups, Layer, Preprocess, Recipe
 
+TRIALS = (0.5, 0.25, 0.375)  # shares of their units that groups keep in a trial, in turns
 TOLERANCE = 1e-4  # of the largest output, between the cut network and the masked original (fp32 rounding is near 1e-6)
 
 
@@ -33,6 +35,10 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = (
     """
     groups = graph.trace(model, inputs, lock)
     generic = randomised(model)
+    for name in graph.factors(groups):  # alone: two cuts of one dimension may hide what each of them breaks
+        reason = _trial(generic, groups, inputs, [name])
+        if reason is not None:
+            groups = graph.lock(groups, name, reason)
     if _trial(generic, groups, inputs, [group.name for group in groups.free]) is not None:
         passed: list[str] = []
         for group in groups.free:
@@ -106,8 +112,14 @@ def _hands_through(module: nn.Module, args: tuple[Any, ...], output: Any) -> boo
 
 
 def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:
-    """Cut every other unit of these groups; None when the cut proves itself, else why it does not."""
-    keep = {g.name: tuple(range(0, g.width, 2)) for g in groups.groups if g.name in names and g.width > 1}
+    """Cut these groups, each to a share of its own, since what only fits at one share does not fit; None when the cut proves
+    itself, else why it does not."""
+    shares = {name: TRIALS[place % len(TRIALS)] for place, name in enumerate(names)}
+    keep = {
+        g.name: tuple(range(0, g.width, 2))[: max(1, round(shares[g.name] * g.width))]
+        for g in groups.groups
+        if g.name in shares and g.width > 1
+    }
     try:
         cut(model, graph.recipe(groups, keep), inputs)
     except CutError as error:
@@ -152,11 +164,12 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
     names = graph.canonical_names(model)
     for path in _emptied(model, recipe, names):
         small.set_submodule(path, nn.Identity())
+    kept: dict[str, Sequence[int]] = {}  # outputs of linear layers, by their paths
     done: dict[str, nn.Parameter] = {}  # parameters shared by several modules stay shared
     for path, module in small.named_modules():
         touched = False
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            canonical = names.get(f"{path}.{name}" if path else name, "")  # a buffer may not be persistent
+            canonical = names.get(_joined(path, name), "")  # a buffer may not be persistent
             dims = recipe.get(canonical)
             if not dims:
                 continue
@@ -169,7 +182,45 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
             touched = True
         if touched:
             _refresh(module, model.get_submodule(path))
+        if isinstance(module, nn.Linear) and touched:
+            kept[path] = recipe[names[f"{path}.weight"]].get(0, ())
+    for path, module in small.named_modules():
+        _refresh_heads(
+            module, [kept[own] for name, _ in module.named_children() if kept.get(own := _joined(path, name))]
+        )
     return small
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+# Names that attention modules have for the width of a head, for their number of heads, and for both together.
+WIDTHS = ("head_dim", "head_size", "head_width", "attention_head_size", "dim_head", "dim_per_head", "d_head")
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
+BOTH = ("all_head_size", "inner_dim")
+
+
+def _refresh_heads(module: nn.Module, projections: Sequence[Sequence[int]]) -> None:
+    """Make what an attention module knows of its heads follow the outputs that its first cut projection keeps.
+
+    A guess by names, which the proof of the cut judges.
+    """
+    name = next((name for name in WIDTHS if isinstance(getattr(module, name, None), int)), None)
+    if name is None or not projections:
+        return
+    width = getattr(module, name)
+    places = Counter(index // width for index in projections[0])
+    if len(set(places.values())) != 1:
+        return
+    before = {attribute: getattr(module, attribute, None) for attribute in (*HEADS, *BOTH)}
+    setattr(module, name, next(iter(places.values())))
+    for attribute in HEADS:
+        if isinstance(before[attribute], int):
+            setattr(module, attribute, len(places))
+    for attribute in BOTH:
+        if isinstance(before[attribute], int):
+            setattr(module, attribute, len(projections[0]))
 
 
 def _emptied(model: nn.Module, recipe: Recipe, names: Mapping[str, str]) -> list[str]:
@@ -197,8 +248,19 @@ def _refresh(module: nn.Module, before: nn.Module) -> None:
         if module.groups > 1:
             attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index]
         attributes.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        attributes.in_channels = module.weight.shape[0]
+        if module.groups > 1:
+            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index]
+        attributes.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         attributes.out_features, attributes.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        attributes.num_embeddings, attributes.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.RNNBase):
+        weights = dict(module.named_parameters())
+        attributes.hidden_size = weights["weight_hh_l0"].shape[1]
+        attributes.input_size = weights["weight_ih_l0"].shape[1]
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         size = next(t for t in (module.weight, module.running_mean) if t is not None).shape[0]
         attributes.num_features = size

@@ -1,15 +1,14 @@
 """Where labels go: one rule an operator. Pure; knows ATen's operators and nothing of groups.
 
-`NONE` marks an index that no cut can touch (batch, space, constants). A label that must be kept is locked, with the
-reason: outputs of the model, statistics over channels, operators without a rule. A new operator is one function here, and
-a network in tests/nets.py that uses it.
+A rule unites labels that must go together and locks those that must stay: outputs of the model, statistics over channels,
+whatever reaches an operator without a rule. A new operator is one function here, and a network in tests/nets.py that uses it.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,124 +17,9 @@ import torch
 from torch import fx
 
 from edgeprune.errors import UsageError
+from edgeprune.labels import NONE, Axes, Axis, Labels, has_labels, none
 
-NONE = -1
-
-Axis = np.ndarray  # labels of one dimension, int64
-Axes = list[Axis]  # labels of one tensor, a dimension an entry
 Value = Axes | list[Axes]
-
-
-class Labels:
-    """Union-find over labels; a class may be locked, with a reason.
-
-    A class may also be a product: where a dimension of channels is seen as two, such as heads × width, an index goes when its
-    head goes or its place in every head, and not by itself. Its factors are what can be cut.
-    """
-
-    def __init__(self) -> None:
-        self._parent: list[int] = []
-        self._locked: dict[int, str] = {}
-        self._factors: dict[int, tuple[int, ...]] = {}
-
-    def fresh(self, count: int) -> Axis:
-        """`count` new labels, each in a class of its own."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return np.arange(start, start + count, dtype=np.int64)
-
-    def root(self, label: int) -> int:
-        """The class of a label."""
-        while self._parent[label] != label:
-            self._parent[label] = self._parent[self._parent[label]]
-            label = self._parent[label]
-        return label
-
-    def roots(self, axis: Axis) -> Axis:
-        """The classes of an axis, `NONE` where it has no label."""
-        return np.array([NONE if label == NONE else self.root(int(label)) for label in axis], dtype=np.int64)
-
-    def factors(self, axis: Axis) -> list[tuple[int, ...]]:
-        """Of every index the classes that it goes with: its own, or the factors that it is a product of; none where it has no
-        label."""
-        return [() if label == NONE else tuple(dict.fromkeys(self._leaves(int(label), ()))) for label in axis]
-
-    def _leaves(self, label: int, above: tuple[int, ...]) -> Iterator[int]:
-        root = self.root(label)
-        if root in above:  # a product of itself: no cut is sure to be right
-            self.lock((root,), "these channels are seen as a product of themselves")
-        elif root in self._factors:
-            for factor in self._factors[root]:
-                yield from self._leaves(factor, (*above, root))
-        else:
-            yield root
-
-    def divide(self, label: int, factors: tuple[int, ...]) -> None:
-        """Make a label's class the product of these; where it is one already, the factors unite one by one."""
-        self._divide(self.root(label), factors)
-
-    def _divide(self, root: int, factors: tuple[int, ...]) -> None:
-        known = self._factors.get(root)
-        if known is None:
-            self._factors[root] = factors
-        elif len(known) == len(factors):
-            for a, b in zip(known, factors, strict=True):
-                self._merge(self.root(a), self.root(b))
-        else:
-            self.lock((*known, *factors), "these channels are seen as products of two kinds")
-
-    def settle(self) -> None:
-        """What is locked as a product is locked by all its factors. To be called before reasons are asked for."""
-        for root in list(self._factors):
-            reason = self._locked.get(self.root(root))
-            if reason is not None:
-                self.lock([leaf for leaves in self.factors(np.array([root])) for leaf in leaves], reason)
-
-    def lock(self, labels: Iterable[int], reason: str) -> None:
-        """Nothing in these labels' classes may be cut; the first reason given is the one kept."""
-        for label in labels:
-            if label != NONE:
-                self._locked.setdefault(self.root(int(label)), reason)
-
-    def reason(self, label: int) -> str | None:
-        """Why a label's class is locked, or None."""
-        return self._locked.get(self.root(label))
-
-    def unite(self, first: Axis, second: Axis, reason: str) -> Axis:
-        """Aligned indices live or die together; beside an index that cannot be cut, the other is locked."""
-        if len(first) != len(second):
-            raise ValueError(f"cannot align {len(first)} with {len(second)} indices")
-        for a, b in zip(first.tolist(), second.tolist(), strict=True):
-            if a == NONE or b == NONE:
-                self.lock((a, b), reason)
-            else:
-                self._merge(self.root(a), self.root(b))
-        return np.where(first == NONE, second, first)
-
-    def tie(self, labels: Iterable[int], reason: str) -> None:
-        """All these labels live or die together."""
-        axis = np.fromiter(labels, dtype=np.int64)
-        self.unite(axis[:1].repeat(len(axis) - 1), axis[1:], reason)
-
-    def _merge(self, a: int, b: int) -> None:
-        if a == b:
-            return
-        keep, drop = min(a, b), max(a, b)
-        self._parent[drop] = keep
-        if drop in self._locked:
-            self._locked.setdefault(keep, self._locked.pop(drop))
-        if drop in self._factors:
-            self._divide(keep, self._factors.pop(drop))
-
-
-def none(size: int) -> Axis:
-    """An axis that no cut can touch."""
-    return np.full(size, NONE, dtype=np.int64)
-
-
-def has_labels(axis: Axis) -> bool:
-    """Whether any index of the axis can be cut at all."""
-    return bool((axis != NONE).any())
 
 
 @dataclass
@@ -176,6 +60,10 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         return shape_of(self.node)
+
+    def shape_at(self, place: int) -> tuple[int, ...]:
+        """The shape of one of several results."""
+        return tuple(self.node.meta["val"][place].shape)
 
     def axes(self, name: str) -> Axes:
         value = self.values[self.args[name]]
@@ -230,9 +118,35 @@ def _convolution(call: Call) -> Value:
     for dim in range(2, len(weight)):
         weight[dim] = none(len(weight[dim]))
     _with_bias(call, made)
-    _site(call, "conv", channels, made, per_group=None if groups == 1 else len(weight[1]))
-    batch = source[: -len(weight) + 1]
-    return [*batch, made, *(none(size) for size in call.shape[len(batch) + 1 :])]
+    per_group = None if groups == 1 else len(weight[1])
+    _site(call, "conv", channels, made, math.prod(call.shape) // len(made), math.prod(map(len, weight[2:])), per_group)
+    return _over_space(call, source, len(weight) - 2, made)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed_convolution(call: Call) -> Value:
+    source, weight = call.axes("input"), call.axes("weight")
+    groups = int(call.args["groups"])
+    channels, made = source[-len(weight) + 1], weight[1]
+    call.labels.unite(weight[0], channels, call.why)
+    if groups > 1:
+        parts = np.split(channels, groups)
+        for part in parts:
+            call.labels.tie(part.tolist(), call.why)
+        made = np.concatenate([part[:1].repeat(len(weight[1])) for part in parts])
+        weight[1] = none(len(weight[1]))
+    for dim in range(2, len(weight)):
+        weight[dim] = none(len(weight[dim]))
+    _with_bias(call, made)
+    taps, positions = math.prod(map(len, weight[2:])), math.prod(map(len, source)) // len(channels)
+    _site(call, "conv_transpose", channels, made, positions, taps, None if groups == 1 else len(channels) // groups)
+    return _over_space(call, source, len(weight) - 2, made)
+
+
+def _over_space(call: Call, source: Axes, dims: int, made: Axis) -> Axes:
+    """What a convolution returns; the last `dims` dimensions are space, in which nothing can be cut."""
+    call.lock(source[len(source) - dims :])
+    return [*source[: len(source) - dims - 1], made, *(none(size) for size in call.shape[len(call.shape) - dims :])]
 
 
 @rule("linear")
@@ -240,7 +154,7 @@ def _linear(call: Call) -> Value:
     source, weight = call.axes("input"), call.axes("weight")
     call.labels.unite(weight[1], source[-1], call.why)
     _with_bias(call, weight[0])
-    _site(call, "linear", source[-1], weight[0], per_group=None)
+    _site(call, "linear", source[-1], weight[0], math.prod(call.shape[:-1]))
     return [*source[:-1], weight[0]]
 
 
@@ -249,24 +163,65 @@ def _with_bias(call: Call, made: Axis) -> None:
         call.labels.unite(call.axes("bias")[0], made, call.why)
 
 
-def _site(call: Call, kind: str, inputs: Axis, outputs: Axis, per_group: int | None) -> None:
-    weight = call.args["weight"]
-    if weight not in call.parameters:
+def _site(
+    call: Call,
+    kind: str,
+    inputs: Axis,
+    outputs: Axis,
+    positions: int,
+    kernel: int = 1,
+    per_group: int | None = None,
+    weight: Any = None,
+) -> None:
+    weight = call.args["weight"] if weight is None else weight
+    name = call.parameters.get(weight)
+    if name is None:
         return  # a computed weight is no layer of ours; its labels are locked by what computes it
-    shape = call.shape
-    out_dim = len(shape) - 1 if kind == "linear" else len(shape) - len(shape_of(weight)) + 1
-    call.sites.append(
-        Site(
-            name=call.parameters[weight].rpartition(".")[0] or call.parameters[weight],
-            kind=kind,
-            weight=call.parameters[weight],
-            inputs=inputs,
-            outputs=outputs,
-            positions=math.prod(shape) // shape[out_dim],
-            kernel=math.prod(shape_of(weight)[2:]),
-            per_group=per_group,
-        )
-    )
+    path = name.rpartition(".")[0] or name
+    call.sites.append(Site(path, kind, name, inputs, outputs, positions, kernel, per_group))
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrence(call: Call) -> Value:
+    """A unit that is zero stays zero, since its state begins at zero: it is cut with its rows in every gate, its column in the
+    recurrence, and its like in every layer and direction, which share one size."""
+    if "hx" not in call.args or call.args.get("batch_sizes") is not None:
+        return _unknown(call)
+    states = call.args["hx"] if isinstance(call.args["hx"], list | tuple) else [call.args["hx"]]
+    weights, biased = list(call.args["params"]), bool(call.args["has_biases"])
+    directions = 1 + bool(call.args["bidirectional"])
+    each = 4 if biased else 2
+    source, reaching = call.axes("input"), call.axes("input")[-1]
+    axes = [call.values[weight] for weight in weights]
+    hidden: Axis = axes[1][1]  # type: ignore[assignment]
+    if (
+        len(weights) != each * directions * int(call.args["num_layers"])
+        or len(hidden) * directions != call.shape_at(0)[-1]
+    ):
+        return _unknown(call)  # with a projection
+    for state in states:
+        if not _is_fresh(state):
+            call.lock(call.values[state], "the state that the recurrence begins with has this size")  # type: ignore[arg-type]
+            call.labels.lock(hidden.tolist(), "the state that the recurrence begins with has this size")
+    positions = math.prod(call.shape_at(0)[:-1])
+    for at in range(0, len(weights), each * directions):
+        for way in range(at, at + each * directions, each):
+            into, again, *biases = axes[way : way + each]
+            gates = np.tile(hidden, len(into[0]) // len(hidden))
+            call.labels.unite(into[1], reaching, call.why)  # type: ignore[arg-type]
+            for rows in (into[0], again[0], *(bias[0] for bias in biases)):
+                call.labels.unite(rows, gates, call.why)  # type: ignore[arg-type]
+            call.labels.unite(again[1], hidden, call.why)  # type: ignore[arg-type]
+            _site(call, "linear", reaching, gates, positions, weight=weights[way])
+            _site(call, "linear", hidden, gates, positions, weight=weights[way + 1])
+        reaching = np.tile(hidden, directions)
+    last = [none(len(states[0].meta["val"])), none(call.shape_at(1)[1]), hidden]
+    return [[*source[:-1], reaching], *([last] * len(states))]
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether a tensor is made on the spot, so that its size follows from the module's own."""
+    return not node.all_input_nodes and node.op == "call_function"
 
 
 @rule("batch_norm", "instance_norm")
@@ -300,27 +255,32 @@ def _layer_norm(call: Call) -> Value:
 
 
 ELEMENTWISE = """
-    abs add alias atan celu clamp clamp_max clamp_min clone contiguous cos detach div dropout elu erf exp
-    feature_dropout gelu hardsigmoid hardswish hardtanh leaky_relu lift_fresh_copy log maximum minimum mish mul neg
-    pow reciprocal relu relu6 rsqrt rsub selu sigmoid silu sin softplus softsign sqrt square sub tanh threshold to
-    _to_copy type_as where
+    abs add alias atan bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone contiguous cos
+    detach div dropout elu eq erf exp expm1 feature_dropout floor fmod ge gelu gt hardshrink hardsigmoid hardswish
+    hardtanh isinf isnan le leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_and logical_not logical_or
+    lt masked_fill maximum minimum mish mul ne neg ones_like pow reciprocal relu relu6 remainder round rsqrt rsub
+    selu sigmoid sign silu sin softplus softshrink softsign sqrt square sub tanh threshold to _to_copy type_as where
+    zeros_like
 """.split()
 
 
 @rule(*ELEMENTWISE)
 def _elementwise(call: Call) -> Value:
-    shape = call.shape
-    result = [none(size) for size in shape]
-    seen = [False] * len(shape)
-    for argument in call.args.values():
-        if not isinstance(argument, fx.Node) or argument not in call.values:
-            continue
-        axes: Axes = call.values[argument]  # type: ignore[assignment]
-        for dim, axis in enumerate(axes, start=len(shape) - len(axes)):
-            if len(axis) != shape[dim]:  # broadcast from one
-                continue
-            result[dim] = call.labels.unite(result[dim], axis, call.why) if seen[dim] else axis
-            seen[dim] = True
+    tensors = [a for a in call.args.values() if isinstance(a, fx.Node) and a in call.values]
+    return _broadcast(call, [call.values[tensor] for tensor in tensors])  # type: ignore[misc]
+
+
+def _broadcast(call: Call, tensors: Sequence[Axes]) -> Axes:
+    """Dimensions are aligned from the last; those of size one are repeated."""
+    rank = max(map(len, tensors))
+    result = []
+    for place in range(-rank, 0):
+        axes = [axes[place] for axes in tensors if len(axes) >= -place]
+        size = max(map(len, axes))
+        first, *others = [axis for axis in axes if len(axis) == size]
+        for other in others:
+            first = call.labels.unite(first, other, call.why)
+        result.append(first)
     return result
 
 
@@ -344,6 +304,16 @@ def _cat(call: Call) -> Value:
             if other != dim:
                 result[other] = call.labels.unite(result[other], part[other], call.why)
     result[dim] = np.concatenate([part[dim] for part in parts])
+    return result
+
+
+@rule("stack")
+def _stack(call: Call) -> Value:
+    parts: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
+    result = list(parts[0])
+    for part in parts[1:]:
+        result = [call.labels.unite(mine, other, call.why) for mine, other in zip(result, part, strict=True)]
+    result.insert(call.dim("dim", len(result) + 1), none(len(parts)))
     return result
 
 
@@ -392,12 +362,34 @@ def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
     return axis[start : start + size]
 
 
-@rule("select")
+@rule("select", "unbind")
 def _select(call: Call) -> Value:
     source = call.axes("self")
     dim = call.dim("dim", len(source))
     call.labels.lock(source[dim].tolist(), f"{call.node.target} takes a channel by number")
-    return source[:dim] + source[dim + 1 :]
+    part = source[:dim] + source[dim + 1 :]
+    return part if call.name == "select" else [part] * len(source[dim])
+
+
+@rule("index_select", "index", "roll", "flip")
+def _rearranged(call: Call) -> Value:
+    """Some dimensions are indexed, shifted or turned: their indices must stay, the others are as they were."""
+    source = list(call.axes("self"))
+    if call.name == "index":
+        given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
+        if len(given) != 1:
+            return _unknown(call)
+        rank = len(shape_of(call.args["indices"][given[0]]))
+    else:
+        dims: Any = call.args.get("dims", call.args.get("dim"))
+        given = [dim % len(source) for dim in (dims if isinstance(dims, list | tuple) else [dims])] or [
+            *range(len(source))
+        ]
+        rank = 1
+    call.lock([source[dim] for dim in given], f"{call.node.target} takes channels by number")
+    for dim in sorted(given, reverse=True):
+        source[dim : dim + 1] = [none(size) for size in call.shape[dim : dim + rank]]
+    return source
 
 
 @rule("pad", "constant_pad_nd")
@@ -468,7 +460,7 @@ def _merged(call: Call, axes: list[Axis]) -> Axis:
         call.lock(labelled, f"{call.node.target} merges channels with what is none")
         return none(math.prod(map(len, axes)))
     grid = np.meshgrid(*axes, indexing="ij")
-    own = [part.reshape(-1) for part, axis in zip(grid, axes, strict=True) if has_labels(axis)]
+    own: list[Axis] = [part.reshape(-1) for part, axis in zip(grid, axes, strict=True) if has_labels(axis)]
     if len(own) == 1:
         return own[0]
     made = call.labels.fresh(len(own[0]))
@@ -478,8 +470,8 @@ def _merged(call: Call, axes: list[Axis]) -> Axis:
 
 
 def _split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
-    """The labels of the dimensions of a grid: of one of them where they only differ along it, else new ones of each, of which the
-    grid's are the products."""
+    """The labels of the dimensions of a grid: of one of them where they only differ along it, else new ones of each, of which
+    the grid's are the products."""
     roots = call.labels.roots(grid.reshape(-1)).reshape(grid.shape)
     shape = grid.shape
     for dim in range(grid.ndim):
@@ -509,6 +501,30 @@ def _transpose(call: Call) -> Value:
     return result
 
 
+@rule("movedim")
+def _movedim(call: Call) -> Value:
+    source = call.axes("self")
+    given, wanted = ([dim % len(source) for dim in call.args[name]] for name in ("source", "destination"))
+    rest = iter(dim for dim in range(len(source)) if dim not in given)
+    return [source[given[wanted.index(dim)] if dim in wanted else next(rest)] for dim in range(len(source))]
+
+
+@rule("repeat", "tile")
+def _repeat(call: Call) -> Value:
+    source = [none(1)] * (len(call.shape) - len(call.axes("self"))) + call.axes("self")
+    return [np.tile(axis, size // len(axis)) for axis, size in zip(source, call.shape, strict=True)]
+
+
+@rule("repeat_interleave")
+def _repeat_interleave(call: Call) -> Value:
+    if not isinstance(call.args.get("repeats"), int) or call.args.get("dim") is None:
+        return _unknown(call)
+    source = list(call.axes("self"))
+    dim = call.dim("dim", len(source))
+    source[dim] = np.repeat(source[dim], call.args["repeats"])
+    return source
+
+
 @rule("expand", "expand_as")
 def _expand(call: Call) -> Value:
     source = call.axes("self")
@@ -531,6 +547,117 @@ def _spatial(call: Call) -> Value:
     kept = len(source) - int(call.name[-2])  # the operator's name ends in its number of spatial dimensions
     call.lock(source[kept:])
     return [*source[:kept], *(none(size) for size in call.shape[kept:])]
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(call: Call) -> Value:
+    """r² channels become the r × r pixels of one: they are cut together."""
+    *batch, channels, rows, columns = call.axes("self")
+    call.lock([rows, columns])
+    made = channels.reshape(-1, int(call.args["upscale_factor"]) ** 2)
+    for ties in made:
+        call.labels.tie(ties.tolist(), call.why)
+    return [*batch, made[:, 0].copy(), *(none(size) for size in call.shape[-2:])]
+
+
+@rule("pixel_unshuffle")
+def _pixel_unshuffle(call: Call) -> Value:
+    *batch, channels, rows, columns = call.axes("self")
+    call.lock([rows, columns])
+    made = np.repeat(channels, int(call.args["downscale_factor"]) ** 2)
+    return [*batch, made, *(none(size) for size in call.shape[-2:])]
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(call: Call) -> Value:
+    source = list(call.axes("self" if "self" in call.args else "input"))
+    groups, own = _split_axis(call, source[1].reshape(int(call.args["groups"]), -1))
+    call.lock([groups], f"{call.node.target} has a fixed number of groups")
+    source[1] = _merged(call, [own, groups])
+    return source
+
+
+@rule("im2col")
+def _im2col(call: Call) -> Value:
+    *batch, channels, rows, columns = call.axes("self")
+    call.lock([rows, columns])
+    return [*batch, np.repeat(channels, math.prod(call.args["kernel_size"])), none(call.shape[-1])]
+
+
+@rule("glu")
+def _glu(call: Call) -> Value:
+    source = list(call.axes("self"))
+    dim = call.dim("dim", len(source))
+    half = len(source[dim]) // 2
+    _window(call, source[dim], 0, half)
+    source[dim] = source[dim][:half]
+    return source
+
+
+@rule("embedding")
+def _embedding(call: Call) -> Value:
+    weight = call.axes("weight")
+    weight[0] = none(len(weight[0]))
+    return [*call.axes("indices"), weight[1]]
+
+
+# Products of two tensors: what is summed over is cut on both sides, what is aligned goes together.
+
+
+@rule("matmul", "mm", "bmm")
+def _matmul(call: Call) -> Value:
+    first, second = (call.values[node] for node in call.node.args[:2])  # type: ignore[index]
+    return _product(call, first, second)  # type: ignore[arg-type]
+
+
+@rule("addmm", "baddbmm")
+def _added_product(call: Call) -> Value:
+    added, first, second = (call.values[node] for node in call.node.args[:3])  # type: ignore[index]
+    return _broadcast(call, [added, _product(call, first, second)])  # type: ignore[list-item, arg-type]
+
+
+def _product(call: Call, first: Axes, second: Axes) -> Axes:
+    rows = [] if len(first) == 1 else [first[-2]]
+    columns = [] if len(second) == 1 else [second[-1]]
+    call.labels.unite(first[-1], second[-1] if len(second) == 1 else second[-2], call.why)
+    batch = _broadcast(call, [first[:-2], second[:-2]])
+    return [*batch, *rows, *columns]
+
+
+@rule("einsum")
+def _einsum(call: Call) -> Value:
+    equation = call.args["equation"].replace(" ", "")
+    given, _, wanted = equation.partition("->")
+    tensors: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
+    if "." in equation or "->" not in equation:
+        return _unknown(call)
+    axes: dict[str, Axis] = {}
+    for letters, own in zip(given.split(","), tensors, strict=True):
+        for letter, axis in zip(letters, own, strict=True):
+            axes[letter] = call.labels.unite(axes[letter], axis, call.why) if letter in axes else axis
+    for letter, axis in axes.items():
+        if letter not in wanted and given.count(letter) == 1:
+            call.lock([axis], f"{call.node.target} sums over these channels")
+    return [axes[letter] for letter in wanted]
+
+
+@rule("scaled_dot_product_attention")
+def _attention(call: Call) -> Value:
+    query, key, value = (call.axes(name) for name in ("query", "key", "value"))
+    call.labels.unite(query[-1], key[-1], call.why)
+    if call.args.get("scale") is None:
+        call.lock([query[-1]], "the scale of the attention follows from this width; give scale=… to have it cut")
+    elif len(value[-1]) == len(query[-1]):  # one number in the module's code, as a rule
+        call.labels.unite(query[-1], value[-1], call.why)
+    call.lock([query[-2], key[-2], value[-2]], f"{call.node.target} mixes these channels")
+    if call.args.get("enable_gqa"):
+        key, value = (
+            [*axes[:-3], np.repeat(axes[-3], len(query[-3]) // len(axes[-3])), *axes[-2:]] for axes in (key, value)
+        )
+    heads = [query[:-2], key[:-2], value[:-2]]
+    if isinstance(call.args.get("attn_mask"), fx.Node):
+        heads.append(call.axes("attn_mask")[:-2])
+    return [*_broadcast(call, heads), query[-2], value[-1]]
 
 
 @rule("mean", "sum", "amax", "amin", "prod", "argmax", "var", "std", "norm", "logsumexp")
@@ -590,5 +717,7 @@ def apply(call: Call) -> Value:
     found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_"))
     if found is not None:
         return found(call)
+    if not call.node.all_input_nodes:  # made on the spot: a constant
+        return [none(size) for size in call.shape]
     call.unknown[str(call.node.target)] = None
     return _unknown(call)

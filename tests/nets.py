@@ -183,7 +183,7 @@ class NoRule(nn.Module):
         self.head = Head(6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.b(torch.roll(self.a(x), 1, 1)))
+        return self.head(self.b(torch.cummax(self.a(x), 1)[0]))
 
 
 class Shared(nn.Module):
@@ -242,14 +242,196 @@ class Blocks(nn.Module):
         return self.fc(self.attending(x).mean(1))
 
 
+class Attention(nn.Module):
+    """Heads of 6 channels; the scale is fixed. `kind`: one operator, products written out, or in Einstein's notation."""
+
+    head_width = 6
+
+    def __init__(self, kind: str = "fused", channels: int = 8, heads: int = 4) -> None:
+        super().__init__()
+        inner = heads * self.head_width
+        self.query, self.key, self.value = (nn.Linear(channels, inner) for _ in range(3))
+        self.out = nn.Linear(inner, channels)
+        self.scale, self.kind = self.head_width**-0.5, kind
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:2], -1, self.head_width).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        if self.kind == "fused":
+            y = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale)
+        elif self.kind == "written":
+            scores = q @ k.transpose(-1, -2) * self.scale
+            y = (scores if mask is None else scores + mask).softmax(-1) @ v
+        else:
+            scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * self.scale
+            y = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Encoder(nn.Module):
+    """Attention of three kinds over the pixels of an image, each added to its input, and a layer inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        self.mix = nn.ModuleList(Attention(kind) for kind in ("fused", "written", "einsum"))
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)[:, :, ::2, ::2].flatten(2).transpose(1, 2)
+        for norm, mix in zip(self.norms, self.mix, strict=True):
+            x = x + mix(norm(x))
+        return self.fc((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+class Packed(nn.Module):
+    """Query, key and value of one linear layer, as in ViT: seen as 3 × heads × width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out = conv(3, 8), nn.Linear(8, 3 * 4 * 6), nn.Linear(24, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)[:, :, ::2, ::2].flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, -1, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        y = ((q @ k.transpose(-2, -1)) * 6**-0.5).softmax(-1) @ v
+        return self.fc(self.out(y.transpose(1, 2).flatten(2)).mean(1))
+
+
+class ShuffleUnit(nn.Module):
+    """ShuffleNet V2: half of the channels pass, the others are convolved, and all are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 16)
+        self.right = nn.Sequential(conv(8, 8, 1), conv(8, 8, groups=8), conv(8, 8, 1))
+        self.head = Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).chunk(2, 1)
+        x = torch.cat([left, self.right(right)], 1)
+        n, c, h, w = x.shape
+        return self.head(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
+
+
+class C2f(nn.Module):
+    """YOLOv8's: a split, bottlenecks on the last part, all parts concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = conv(3, 16, 1), conv(8 * 4, 12, 1)
+        self.inner = nn.ModuleList(nn.Sequential(conv(8, 8), conv(8, 8)) for _ in range(2))
+        self.head = Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.stem(x).chunk(2, 1))
+        for inner in self.inner:
+            parts.append(parts[-1] + inner(parts[-1]))
+        return self.head(self.last(torch.cat(parts, 1)))
+
+
+class UNet(nn.Module):
+    """Down and up again, with transposed convolutions and skips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 12), conv(12, 16)
+        self.up1, self.d1 = nn.ConvTranspose2d(16, 12, 2, 2), conv(24, 10)
+        self.up2, self.d2 = nn.ConvTranspose2d(10, 8, 2, 2), conv(16, 6)
+        self.depthwise = nn.ConvTranspose2d(6, 6, 2, 2, groups=6)
+        self.grouped = nn.ConvTranspose2d(6, 8, 2, 2, groups=2)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        b = self.b(F.max_pool2d(a, 2))
+        y = self.d1(torch.cat([b, self.up1(self.c(F.max_pool2d(b, 2)))], 1))
+        y = self.d2(torch.cat([a, self.up2(y)], 1))
+        return self.out(self.grouped(F.relu(self.depthwise(y))))
+
+
+class PixelShuffle(nn.Module):
+    """Sub-pixel convolution, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv(3, 6), conv(6, 16), conv(4, 5), conv(20, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c(F.pixel_shuffle(self.b(self.a(x)), 2))
+        return self.head(self.d(F.pixel_unshuffle(x, 2)))
+
+
+class Gated(nn.Module):
+    """Gated linear units, and the same number of channels repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 16), conv(8, 6), conv(12, 6)
+        self.head = Head(18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(F.glu(self.a(x), 1))
+        x = self.c(x.repeat(1, 2, 1, 1))
+        return self.head(torch.cat([x.repeat_interleave(2, 1), x], 1))
+
+
+class Recurrent(nn.Module):
+    """An LSTM of two layers and both directions, a GRU and a plain recurrence, over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 6)
+        self.lstm = nn.LSTM(6 * 8, 10, 2, batch_first=True, bidirectional=True)
+        self.gru, self.rnn = nn.GRU(20, 12, batch_first=True), nn.RNN(12, 8, bias=False, batch_first=True)
+        self.fc = nn.Linear(8 + 12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 3, 1, 2).flatten(2)
+        x, state = self.gru(self.lstm(x)[0])
+        return self.fc(torch.cat([self.rnn(x)[0][:, -1], state[0]], 1))
+
+
+class Tokens(nn.Module):
+    """Two inputs, of integers and a mask, an embedding that reads and writes, and a dictionary of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.place = nn.Parameter(torch.randn(1, 6, 8))
+        self.mix, self.norm = Attention(), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.write = nn.Linear(8, 20, bias=False)
+        self.write.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        x = self.embed(tokens) + self.place
+        x = x + self.mix(x, (1 - mask[:, None, None, :].to(x.dtype)) * -1e4)
+        x = self.norm(x + self.down(F.relu(self.up(x))))
+        return {"tokens": self.write(x), "pooled": (x.mean(1), x[:, 0])}
+
+
 NETS: dict[str, type[nn.Module]] = {
     net.__name__: net
     for net in (
         *(Plain, Residual, OptionA, Concat, Chunk, Depthwise, Grouped, SqueezeExcite, Shuffle, HardCoded, Normalised),
-        *(NoRule, Shared, Blocks),
+        *(NoRule, Shared, Blocks, Encoder, Packed, ShuffleUnit, C2f, UNet, PixelShuffle, Gated, Recurrent, Tokens),
     )
 }
 
 
 def image() -> tuple[Tensor]:
     return (torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)
+
+
+def inputs_of(name: str) -> tuple[Tensor, ...]:
+    """Example inputs of one of `NETS`."""
+    if name == "Tokens":
+        return torch.arange(6)[None], torch.tensor([[1, 1, 1, 1, 1, 0]])
+    return image()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import NETS, HardCoded, Normalised, NoRule, OptionA, Residual, Shared, conv, image
+from nets import NETS, Attention, HardCoded, Normalised, NoRule, OptionA, Residual, Shared, conv, image, inputs_of
 from torch import Tensor, nn
 
 from edgeprune import graph, network
@@ -31,11 +31,12 @@ def members(groups: Groups) -> set[frozenset[tuple[str, int, int]]]:
 def test_every_group_offered_survives_any_cut(name: str) -> None:
     torch.manual_seed(0)
     model = NETS[name]()
-    groups = network.survey(model, image())
+    inputs = inputs_of(name)
+    groups = network.survey(model, inputs)
     assert groups.free
     for group in groups.free:
         for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
-            network.cut(network.randomised(model), graph.recipe(groups, {group.name: sorted(kept)}), image())
+            network.cut(network.randomised(model), graph.recipe(groups, {group.name: sorted(kept)}), inputs)
 
 
 def test_a_residual_stream_is_one_group() -> None:
@@ -64,7 +65,7 @@ def test_a_size_written_into_the_code_is_found_by_the_trial_cut() -> None:
 
 def test_an_operator_without_a_rule_locks_what_reaches_it_and_is_named() -> None:
     groups = network.survey(NoRule(), image())
-    assert groups.unknown_operators == ("aten.roll.default",)
+    assert groups.unknown_operators == ("aten.cummax.default",)
     assert "has no rule" in (next(g for g in groups.groups if g.name == "a.0").locked or "")
 
 
@@ -131,6 +132,71 @@ def test_groups_agree_with_torch_pruning(name: str) -> None:
             assert frozenset(theirs) in ours
 
 
+def widths_and_locks(name: str) -> dict[str, tuple[int, bool]]:
+    groups = network.survey(NETS[name](), inputs_of(name))
+    return {group.name: (group.width, group.locked is None) for group in groups.groups}
+
+
+def test_heads_and_their_width_are_groups_of_their_own() -> None:
+    """And layers know their product; where the module's code fixes one of them, that one is locked."""
+    groups = network.survey(NETS["Encoder"](), image())
+    free = {group.name: group.width for group in groups.free}
+    heads, width = "mix.0.query", "mix.0.query:2"
+    assert (free[heads], free[width]) == (4, 6)
+    assert "mix.1.query" in free and "mix.1.query:2" not in free  # written out with a fixed width
+    model = network.randomised(NETS["Encoder"]())
+    small = network.cut(model, graph.recipe(groups, {heads: [0, 2, 3], width: [1, 5]}), image())
+    assert small.mix[0].query.out_features == small.mix[0].out.in_features == 6 and small.mix[0].head_width == 2
+    layer = next(layer for layer in groups.layers if layer.name == "mix.0.out")
+    assert layer.inputs.size(groups.full() | {heads: 3, width: 2}) == 6
+    locked = graph.lock(groups, width, "no")
+    layer = next(layer for layer in locked.layers if layer.name == "mix.0.out")
+    assert layer.inputs.terms == (((heads,), 6),)
+
+
+def test_query_key_and_value_of_one_layer_are_cut_by_heads() -> None:
+    found = widths_and_locks("Packed")
+    assert found["qkv"] == (3, False) and found["qkv:2"] == (4, True) and found["qkv:3"] == (6, False)
+
+
+def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -> None:
+    groups = network.survey(NETS["Recurrent"](), image())
+    units = {group.name: group.width for group in groups.free}
+    assert (units["lstm"], units["gru"], units["rnn"]) == (10, 12, 8)
+    small = network.cut(NETS["Recurrent"](), graph.recipe(groups, {"lstm": [0, 3, 9], "gru": [1]}), image())
+    assert (small.lstm.hidden_size, small.gru.input_size, small.gru.hidden_size) == (3, 6, 1)
+    assert small.lstm.weight_ih_l1_reverse.shape == (12, 6)
+
+
+def test_a_state_that_is_given_locks_the_recurrence() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.fc = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:
+            return self.fc(self.gru(x, state)[0][:, -1])
+
+    groups = network.survey(Given(), (torch.randn(1, 3, 4), torch.randn(1, 1, 6)))
+    assert not groups.free
+    assert "begins with" in (next(group for group in groups.groups if group.name == "gru").locked or "")
+
+
+def test_the_default_scale_of_an_attention_locks_the_width_of_its_heads() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 72), nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(-1, (-1, 6)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    groups = network.survey(Plain(), (torch.randn(1, 3, 8),))
+    assert any("scale of the attention" in (group.locked or "") for group in groups.groups)
+    assert {group.width for group in groups.free} == {4}
+
+
 class Random(nn.Module):
     """A random stack of the structures that couple channels."""
 
@@ -151,6 +217,23 @@ class Random(nn.Module):
                 channels += width
             elif kind == "depthwise":
                 self.blocks.append(conv(channels, channels, groups=channels))
+            elif kind == "attention":
+                self.blocks.append(Attention(("fused", "written", "einsum")[width % 3], channels, heads=width))
+            elif kind == "up":
+                self.blocks.append(nn.ConvTranspose2d(channels, width, 3, 1, 1))
+                channels = width
+            elif kind == "glu":
+                self.blocks.append(nn.Sequential(conv(channels, 2 * width), nn.GLU(1)))
+                channels = width
+            elif kind == "pixels":
+                self.blocks.append(nn.Sequential(conv(channels, 4 * width), nn.PixelShuffle(2), nn.AvgPool2d(2)))
+                channels = width
+            elif kind == "shuffle":
+                self.blocks.append(nn.Sequential(conv(channels, 2 * width), nn.ChannelShuffle(2)))
+                channels = 2 * width
+            elif kind == "gru":
+                self.blocks.append(nn.GRU(channels, width, bidirectional=True, batch_first=True))
+                channels = 2 * width
             else:  # gate
                 self.blocks.append(
                     nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1), nn.Sigmoid())
@@ -166,6 +249,10 @@ class Random(nn.Module):
                 x = torch.cat([x, block(x)], 1)
             elif kind == "gate":
                 x = x * block(x)
+            elif kind == "attention":
+                x = x + block(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
+            elif kind == "gru":
+                x = block(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, x.shape[2:])
             else:
                 x = block(x)
         return self.fc(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
@@ -183,6 +270,30 @@ def test_any_cut_of_a_random_network_equals_masking(steps: list[tuple[str, int]]
     model = Random(steps)
     groups = graph.trace(model, image())
     assert all(group.locked is None or group.slots[0].dim == 1 or group.name == "fc" for group in groups.groups)
+    keep = {
+        group.name: sorted(random.sample(range(group.width), random.randint(1, group.width)))  # type: ignore[attr-defined]
+        for group in groups.free
+    }
+    network.cut(network.randomised(model), graph.recipe(groups, keep), image())
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["conv", "residual", "cat", "attention", "up", "glu", "pixels", "shuffle", "gru"]),
+            st.integers(2, 5),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_any_cut_that_a_survey_offers_equals_masking(steps: list[tuple[str, int]], random: object) -> None:
+    torch.manual_seed(0)
+    model = Random(steps)
+    groups = network.survey(model, image())
+    assert not groups.unknown_operators and groups.free
     keep = {
         group.name: sorted(random.sample(range(group.width), random.randint(1, group.width)))  # type: ignore[attr-defined]
         for group in groups.free
