@@ -55,9 +55,11 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = (
 
 def _blocks(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tuple[Block, ...]:
     """The innermost modules that hand their input through once all their parameters are zero, each proved on its removal."""
-    calls: dict[str, list[tuple[tuple[Any, ...], Any]]] = {}
+    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Any]]] = {}
     hooks = [
-        module.register_forward_hook(lambda _, args, out, path=path: calls.setdefault(path, []).append((args, out)))
+        module.register_forward_hook(
+            lambda _, *call, path=path: calls.setdefault(path, []).append(call), with_kwargs=True
+        )
         for path, module in model.named_modules()
         if path and any(module.children()) and any(True for _ in module.parameters())
     ]
@@ -100,15 +102,22 @@ def _block(model: nn.Module, groups: Groups, path: str) -> Block | None:
     return Block(path, tuple(inner), tuple(parameters))
 
 
-def _hands_through(module: nn.Module, args: tuple[Any, ...], output: Any) -> bool:
+def _hands_through(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> bool:
     match args, output:
-        case (Tensor() as x,), Tensor() if x.shape == output.shape:
+        case (Tensor() as x, *others), Tensor() if x.shape == output.shape:
             silent = copy.deepcopy(module)
             with torch.no_grad():
                 for parameter in silent.parameters():
                     parameter.zero_()
-                return bool(torch.allclose(silent(x.clone()), x))
+                return bool(torch.allclose(silent(x.clone(), *others, **named), x))
     return False
+
+
+class Through(nn.Identity):
+    """What is left of a removed block: hands its first argument through, whatever else it is given."""
+
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:  # noqa: A002 - its name in nn.Identity
+        return input
 
 
 def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:
@@ -163,7 +172,7 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
     small = copy.deepcopy(model)
     names = graph.canonical_names(model)
     for path in _emptied(model, recipe, names):
-        small.set_submodule(path, nn.Identity())
+        small.set_submodule(path, Through())
     kept: dict[str, Sequence[int]] = {}  # outputs of linear layers, by their paths
     done: dict[str, nn.Parameter] = {}  # parameters shared by several modules stay shared
     for path, module in small.named_modules():

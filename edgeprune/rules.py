@@ -255,12 +255,12 @@ def _layer_norm(call: Call) -> Value:
 
 
 ELEMENTWISE = """
-    abs add alias atan bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone contiguous cos
-    detach div dropout elu eq erf exp expm1 feature_dropout floor fmod ge gelu gt hardshrink hardsigmoid hardswish
-    hardtanh isinf isnan le leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_and logical_not logical_or
-    lt masked_fill maximum minimum mish mul ne neg ones_like pow reciprocal relu relu6 remainder round rsqrt rsub
-    selu sigmoid sign silu sin softplus softshrink softsign sqrt square sub tanh threshold to _to_copy type_as where
-    zeros_like
+    __and__ __or__ abs add alias atan bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone
+    contiguous cos detach div dropout elu eq erf exp expm1 feature_dropout floor fmod ge gelu gt hardshrink
+    hardsigmoid hardswish hardtanh isinf isnan le leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_and
+    logical_not logical_or lt masked_fill maximum minimum mish mul ne neg ones_like pow reciprocal relu relu6
+    remainder round rsqrt rsub selu sigmoid sign silu sin softplus softshrink softsign sqrt square sub tanh
+    threshold to _to_copy type_as where zeros_like
 """.split()
 
 
@@ -282,6 +282,23 @@ def _broadcast(call: Call, tensors: Sequence[Axes]) -> Axes:
             first = call.labels.unite(first, other, call.why)
         result.append(first)
     return result
+
+
+@rule("_weight_norm")
+def _weight_norm(call: Call) -> Value:
+    """v · g / ‖v‖: the norm is over all but the dimensions of g, and what is cut of those adds nothing to it."""
+    v, g = call.axes("v"), call.axes("g")
+    for dim, (own, norm) in enumerate(zip(v, g, strict=True)):
+        if len(norm) > 1:
+            call.labels.unite(own, norm, call.why)
+        else:
+            g[dim] = none(1)
+    return list(v)
+
+
+@rule("new_empty", "new_full", "new_ones", "new_zeros")
+def _constant(call: Call) -> Value:
+    return [none(size) for size in call.shape]
 
 
 @rule("prelu")
@@ -680,11 +697,13 @@ def _along(call: Call) -> Value:
 
 
 def _unknown(call: Call) -> Value:
-    """An operator without a rule: whatever reaches it is locked."""
+    """An operator without a rule: whatever reaches it is locked, and it is named where that is anything."""
     for node in call.node.all_input_nodes:
         value = call.values.get(node, [])
         for axes in value if value and isinstance(value[0], list) else [value]:
             call.lock(axes, f"{call.node.target} has no rule")  # type: ignore[arg-type]
+            if any(has_labels(axis) for axis in axes):  # type: ignore[arg-type]
+                call.unknown[str(call.node.target)] = None
     result = call.node.meta["val"]
     if isinstance(result, torch.Tensor):
         return [none(size) for size in result.shape]
@@ -719,5 +738,4 @@ def apply(call: Call) -> Value:
         return found(call)
     if not call.node.all_input_nodes:  # made on the spot: a constant
         return [none(size) for size in call.shape]
-    call.unknown[str(call.node.target)] = None
     return _unknown(call)
