@@ -39,6 +39,8 @@ WINDOW_NS = 20000000
 PROFILED_RUNS = 100  # at most, for times by node: they rank
 NARROW = 0.002  # timing ends when the interval of the median is at most this wide, relative to it
 STDERR_CHARS = 2000
+FACT_BYTES = 1 << 16  # read of a file or a program that tells a fact
+FACT_CHARS = 100  # of a fact that is text
 REPLY_BYTES = 64 << 20
 STORE_BYTES = 1 << 30  # of files kept for later; the least recently used go first
 SPARE_BYTES = 64 << 20  # left free on the disk
@@ -633,9 +635,9 @@ def conditions(runtime):
         found["governor"] = governor
     if frequency.isdigit():
         found["frequency_khz"] = int(frequency)
-    throttled = vcgencmd_throttled()
-    if throttled is not None:
-        found["throttled"] = throttled
+    for name, value in (("os", os_name()), ("firmware", firmware()), ("throttled", vcgencmd_throttled())):
+        if value is not None:
+            found[name] = value
     if hasattr(runtime, "conditions"):
         found.update(runtime.conditions())
     return found
@@ -648,15 +650,46 @@ def listed(folder):
         return []
 
 
+def os_name(places=("/etc/os-release", "/usr/lib/os-release")):
+    """The operating system and its release, as it names itself to people (os-release(5)), or None."""
+    for place in places:
+        try:
+            with open(place, encoding="utf-8", errors="replace") as file:
+                lines = file.read(FACT_BYTES).splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.startswith("PRETTY_NAME="):
+                return line.partition("=")[2].strip().strip("\"'")[:FACT_CHARS] or None
+    return None
+
+
+def firmware(jetson="/etc/nv_tegra_release"):
+    """What a board has below the operating system: a Raspberry Pi's firmware, a Jetson's L4T; elsewhere None."""
+    said = vcgencmd("version")
+    lines = [line.strip() for line in (said or "").splitlines()]
+    told = [line for line in lines if line.startswith("version ")] or [first_line(jetson).lstrip("# ")]
+    return told[0][:FACT_CHARS] or None
+
+
 def vcgencmd_throttled():
     """A Raspberry Pi's throttling flags: bits 0 to 3 now, 16 to 19 since boot; elsewhere None."""
+    said = vcgencmd("get_throttled")
+    try:
+        return None if said is None else int(said.strip().partition("throttled=")[2], 16)
+    except ValueError:
+        return None
+
+
+def vcgencmd(question):
+    """What a Raspberry Pi's firmware answers; None elsewhere."""
     tool = shutil.which("vcgencmd")
     if tool is None:
         return None
     try:
-        said = subprocess.run([tool, "get_throttled"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5)
-        return int(said.stdout.decode("ascii").strip().partition("throttled=")[2], 16)
-    except (subprocess.TimeoutExpired, ValueError, OSError):
+        said = subprocess.run([tool, question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5)
+        return said.stdout[:FACT_BYTES].decode("ascii", "replace")
+    except (subprocess.TimeoutExpired, OSError):
         return None
 
 
