@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeprune.api import (
+        check,
         compile,  # noqa: A004
         deploy,
         finetune,
+        history,
         load,
         open_road,
         plan,
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "check",
     "compile",
     "deploy",
     "finetune",
+    "history",
     "load",
     "open_road",
     "plan",

@@ -26,6 +26,18 @@ class Tolerance:
     agreement: float
 
 
+class NotFinite(UsageError):
+    """Outputs, or the metric of them, that are no finite numbers: `count` of them. A check fails for it, other verbs end."""
+
+    def __init__(self, message: str, count: int = 1) -> None:
+        super().__init__(message)
+        self.count = count
+
+    def check(self, name: str) -> Check:
+        """The check that fails for it: how many there are, and none is the limit."""
+        return below(name, self.count, 0, str(self))
+
+
 # What rounding explains, and no more: what it costs in accuracy is the metric's to say.
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 0.9999, 0.99),
@@ -51,18 +63,24 @@ def samples(
 
 
 def metric(project: Project, outputs: np.ndarray, targets: Tensor) -> float:
-    """The project's metric of outputs (samples, …). Raises `UsageError` where it is no finite number."""
-    return user.metric_function(project)(torch.from_numpy(outputs), targets)
+    """The project's metric of outputs (samples, …). Raises `NotFinite` where it is no finite number."""
+    function = user.metric_function(project)
+    try:
+        return function(torch.from_numpy(outputs), targets)
+    except UsageError as error:
+        if error.__cause__ is not None:  # what the user's function raised
+            raise
+        raise NotFinite(str(error)) from None
 
 
 def outputs(bench: Bench, artifact: Artifact, stacked: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The artifact's first output on every sample: (samples, …)."""
+    """The artifact's first output on every sample: (samples, …). Raises `NotFinite` where some are no finite numbers."""
     result = bench.outputs(artifact.files[0], stacked)[0]
     flat: np.ndarray = result.reshape(-1, *result.shape[2:])[:count]
-    if not np.isfinite(flat).all():
-        raise UsageError(
-            f"{artifact.files[0].name} gives outputs that are not finite on real data; check the model's ranges"
-        )
+    bad = int((~np.isfinite(flat.reshape(len(flat), -1))).any(1).sum())
+    if bad:
+        told = f"{artifact.files[0].name} gives outputs that are not finite on {bad} of {len(flat)} real samples"
+        raise NotFinite(f"{told}; check the model's ranges", bad)
     return flat
 
 
@@ -75,16 +93,22 @@ def computed(network: nn.Module, stacked: Sequence[np.ndarray], count: int) -> n
 
 
 def numerics(wanted: np.ndarray, got: np.ndarray, precision: str) -> list[Check]:
-    """Outputs (samples, …) of an artifact held against those that torch computed."""
+    """Outputs (samples, …) of an artifact held against those that torch computed.
+
+    Where torch's are all zero, no error is relative to them and nothing has their direction: the absolute error alone decides.
+    """
     limit = TOLERANCES[precision]
+    wanted, got = wanted.astype(np.float64), got.astype(np.float64)  # in which no product overflows
     error = float(np.abs(wanted - got).max())
     scale = float(np.abs(wanted).max())
-    cosine = float((wanted * got).sum() / (np.linalg.norm(wanted) * np.linalg.norm(got)))
-    checks = [
-        below("output_max_abs_error", error, limit.relative * scale, "against torch, on every sample"),
-        below("output_max_relative_error", error / scale, limit.relative, "of the largest output"),
-        above("output_cosine", cosine, limit.cosine),
-    ]
+    checks = [below("output_max_abs_error", error, limit.relative * scale, "against torch, on every sample")]
+    if scale:
+        lengths = float(np.linalg.norm(wanted) * np.linalg.norm(got))
+        cosine = float((wanted * got).sum()) / lengths if lengths else 0.0  # of zeros, which have no direction
+        checks += [
+            below("output_max_relative_error", error / scale, limit.relative, "of the largest output"),
+            above("output_cosine", cosine, limit.cosine),
+        ]
     if wanted.ndim == 2:
         agreement = float((wanted.argmax(1) == got.argmax(1)).mean())
         checks.append(above("top1_agreement", agreement, limit.agreement, "with torch"))

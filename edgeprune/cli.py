@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -180,6 +181,8 @@ def check(
     wait: WaitOption = False,
 ) -> None:
     """Is the artifact still inside its budgets, and no slower than its baseline?"""
+    if junit is not None:
+        _clear(junit)
     if update != bool(reason.strip()):
         raise errors.UsageError('a new baseline takes both: --update --reason "why it is good"')
     from edgeprune import codec, reporting
@@ -194,6 +197,16 @@ def check(
     for command in reporting.announce(report, os.environ):
         print(_clean(command), file=sys.stderr if as_json else sys.stdout)
     raise typer.Exit(EXIT_CODES[str(report.outcome)])
+
+
+def _clear(junit: Path) -> None:
+    """See that the checks can be written there, and that those of another time are not taken for today's where none are."""
+    if junit.is_dir():
+        raise errors.UsageError(f"--junit {str(junit)!r} is a folder; give the path of a file")
+    try:
+        junit.unlink(missing_ok=True)
+    except OSError as error:
+        raise errors.UsageError(f"--junit {str(junit)!r}: {error.strerror}; give the path of a file") from error
 
 
 @app.command()
@@ -337,7 +350,7 @@ def _road(
     """An open road with its progress shown, and a function that prints the answer."""
     from rich.console import Console
 
-    from edgeprune import codec, console
+    from edgeprune import console
     from edgeprune.pipeline import SCHEMA, open_road
 
     with _stdout_kept_clean(as_json) as stdout:
@@ -355,10 +368,22 @@ def _road(
             raise
         for value in answers:  # once the progress bars are gone
             if as_json:
-                text = json.dumps({"path": str(value)}) if isinstance(value, Path) else codec.dumps(value)
-                stdout.write(text + "\n")
+                stdout.write(_document(value) + "\n")
             else:
                 console.show(value, groups, screen)
+
+
+def _document(value: object) -> str:
+    """An answer as JSON; a report says its schema and its status, as a result does."""
+    from edgeprune import codec
+    from edgeprune.pipeline import SCHEMA
+    from edgeprune.types import Report
+
+    if isinstance(value, Path):
+        return json.dumps({"path": str(value)})
+    if isinstance(value, Report):
+        return codec.dumps({"schema": SCHEMA, "status": value.outcome, **asdict(value)})
+    return codec.dumps(value)
 
 
 @contextmanager

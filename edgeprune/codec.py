@@ -22,6 +22,12 @@ from edgeprune.types import Baseline, Budget, Deployment, Host, Prepare, Preproc
 
 Noun = TypeVar("Noun")
 SCHEMAS: dict[type, int] = {types.Profile: 2, types.Baseline: 1}  # of the files that outlive an edgeprune
+# What to do about a file, or a line, that cannot be read; most are made again where there are none.
+MENDED = {
+    types.Profile: "put back an earlier copy, or delete it to measure again",
+    types.Baseline: "put back an earlier copy, or make a new one: edgeprune check --update --reason …",
+    types.Record: "remove that line",
+}
 SHOWN_CHARS = 80  # of a user's value or key in a message
 
 # ------------------------------------------------------------------------------------------------------- TOML
@@ -447,7 +453,8 @@ def loads(cls: type[Noun], text: str, source: str) -> Noun:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         problem = f"{key + ': ' if key else ''}{first['msg'][:200]}"
-        raise _usage(f"{source}: {problem}; delete the file to have it made again") from None
+        mended = MENDED.get(cls, "delete the file to have it made again")
+        raise _usage(f"{source}: {problem}; {mended}") from None
 
 
 def dumps_kept(noun: Profile | Baseline) -> str:
@@ -463,12 +470,11 @@ def loads_kept(cls: type[Noun], text: str, source: str) -> Noun:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        message = f"is not JSON: {_shown(str(error))}; put back an earlier copy, or delete it to measure again"
-        raise _usage(f"{source}: {message}") from None
+        raise _usage(f"{source}: is not JSON: {_shown(str(error))}; {MENDED[cls]}") from None
     schema = content.pop("schema", None) if isinstance(content, dict) else None
     if type(schema) is not int or schema != SCHEMAS[cls]:
         message = f"has schema {_shown(schema)}, this edgeprune reads {SCHEMAS[cls]}"
-        raise _usage(f"{source}: {message}; upgrade, or delete it to measure again")
+        raise _usage(f"{source}: {message}; upgrade, or {MENDED[cls]}")
     return loads(cls, json.dumps(content), source)
 
 

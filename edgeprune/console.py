@@ -30,6 +30,8 @@ from edgeprune.types import (
     Verdict,
 )
 
+NO_BASELINE = "none, so that nothing is compared with what was; make one: edgeprune check --update --reason …"
+
 
 def kinds(figures: Result | Verdict | Explanation | Report) -> list[str]:
     """What figures of an emulated device, or of a runtime that is a stand-in, say of themselves wherever they appear."""
@@ -106,7 +108,7 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             _put_checks(answer.checks, put)
             for shift in answer.slower:
                 put(f"slower    {shift.operator}: {shift.before_ns / 1e3:,.1f} → {shift.after_ns / 1e3:,.1f} µs")
-            put(f"\nbaseline  {answer.baseline}")
+            put(f"\nbaseline  {answer.baseline or NO_BASELINE}")
             put(f"verdict   {answer.outcome}{mark(answer)}")
         case Explanation():
             for part in explanation_tables(answer):

@@ -540,32 +540,40 @@ class Road:
         """
         from edgeprune import accuracy, baselines, checking
 
-        place = baseline or self._profiles / f"{self.project.name}.baseline.json"
+        place = baselines.place_of(baseline or self._profiles / f"{self.project.name}.baseline.json")
         known = baselines.read(place) if not reason and (baseline is not None or place.is_file()) else None
         compiled = self._compiled_last
         artifact = self._stored(compiled)
-        wanted = tuple(budgets) or self.project.budgets or (self.project.budget,)
+        wanted = tuple(dict.fromkeys(budgets or self.project.budgets or (self.project.budget,)))
         unpruned = self.baseline if any(budget.fraction is not None for budget in wanted) else None
         self._watch.start("check")
-        now, reference = checking.measure(
+        now, reference, failed = checking.measure(
             self.project, self.target, self.bench, self._inputs, self.input_files, artifact, wanted, unpruned,
             known.measured if known else None,
         )  # fmt: skip
-        checks = [checking.against_budget(budget, now.samples, reference or now.samples) for budget in wanted]
+        checks = [*checking.against_budgets(wanted, now.samples, reference or now.samples), *failed]
         stacked, expected = _kept_calls(compiled)
-        got = accuracy.outputs(self.bench, artifact, stacked, len(expected))
-        checks += accuracy.numerics(expected, got, artifact.precision)
-        kept = baselines.artifact(place, known) if known else None
+        try:
+            got = accuracy.outputs(self.bench, artifact, stacked, len(expected))
+            checks += accuracy.numerics(expected, got, artifact.precision)
+        except accuracy.NotFinite as error:
+            checks.append(error.check("output_not_finite"))
+        kept, lost = baselines.artifact(place, known) if known else (None, "")
         files = self.input_files
-        report = checking.check(self.project, self.target, self.bench, files, artifact, now, checks, known, kept)
+        report = checking.check(self.project, self.target, self.bench, files, artifact, now, checks, known, kept, lost)
         created_s, commit = int(time.time()), checking.commit_of(self.project.path.parent)
-        if reason:
+        if reason and now.metric is None:
+            report = replace(report, baseline="not made, since the metric is no finite number; mend the artifact first")
+        elif reason:
             (layer_ns,) = checking.operators(self.bench, [artifact.files[0]], files)
             made = Baseline(self.project.name, self.target.name, reason, commit, created_s, now, layer_ns)
             baselines.declare(place, made, artifact)
             report = replace(report, baseline=f"made now: {reason}; {place}")
         record = checking.record(now, report.outcome, commit, created_s, reason)
-        baselines.remember(self._profiles / f"{self.project.name}.history.jsonl", record)
+        try:
+            baselines.remember(self._profiles / f"{self.project.name}.history.jsonl", record)
+        except (UsageError, OSError) as error:  # what was decided stands, whether or not it can be written down
+            log.warning("the history does not have this check: %s", error)
         passed = sum(check.outcome is Outcome.PASS for check in report.checks)
         self._watch.done("check", f"{report.outcome}: {passed} of {len(report.checks)} checks pass")
         return report
@@ -581,10 +589,13 @@ class Road:
 
     @property
     def _project_digest(self) -> str:
-        """What an artifact follows from but for the device."""
+        """What an artifact follows from but for the device and the libraries of this machine: another runtime is no reason to
+        train again, but to check. Of files and settings alone, so that no stage runs for it."""
         p, t = self.project, self.target
-        parts = [self._parts(stage)[1:] for stage in ("scores", "finetune")]
-        return digest([self._key("survey"), *parts, str(p.budget), t.runtime, t.precision, t.threads, t.dla])
+        network = _contents(p), p.factory, p.inputs, p.lock, p.preprocess, p.importance
+        data = p.train, p.valid, p.test, p.clean, p.augment, p.loss, p.metric
+        training = p.epochs, p.learning_rate, p.ema, p.seed, str(p.budget)
+        return digest([network, data, training, t.runtime, t.precision, t.threads, t.dla])
 
     def forecast(self, whole: bool = True) -> list[str]:
         """See `edgeprune.pipeline.forecast`."""
@@ -938,7 +949,13 @@ def _version(package: str) -> str:
 
 
 def _sources(project: Project) -> str:
-    """Digest of what the user's model and data are made of: the Python files beside the project file, and the weights.
+    """Digest of what the user's model and data are made of, and of the libraries that make something of it."""
+    libraries = {name: _version(name) for name in ("edgeprune", "torch", "onnx", "onnxruntime", "numpy")}
+    return digest([_contents(project), libraries])
+
+
+def _contents(project: Project) -> dict[str, str]:
+    """Digests of the Python files beside the project file, and of the weights.
 
     Data that the code reads from elsewhere is not seen; `--fresh` is for that.
     """
@@ -953,4 +970,4 @@ def _sources(project: Project) -> str:
     hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
     if project.weights is not None:
         hashes["weights"] = file_sha256(project.weights) if project.weights.is_file() else "missing"
-    return digest([hashes, {name: _version(name) for name in ("edgeprune", "torch", "onnx", "onnxruntime", "numpy")}])
+    return hashes

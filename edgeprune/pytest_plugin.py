@@ -5,7 +5,8 @@ Loaded by every pytest where edgeprune is installed, so nothing heavy is importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,7 @@ def latency(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
     `model` is a network, compiled for the target's runtime, or the path of an artifact; `inputs` are example inputs. The
     device is held until the test ends. Raises the errors of `edgeprune.errors`.
     """
-    marker = request.node.get_closest_marker("latency")
-    given = dict(marker.kwargs) if marker is not None else {}
+    marked, strict = _marked(request.node.get_closest_marker("latency"))
     with ExitStack() as stack:
         benches: dict[Path, Bench] = {}
 
@@ -98,7 +98,7 @@ def latency(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
             from edgeprune import bench, codec
             from edgeprune.limits import LIMITS
 
-            to = codec.read_target(codec.find_target(target or given.get("target", "local"), request.config.rootpath))
+            to = codec.read_target(codec.find_target(target or marked, request.config.rootpath))
             if to.path not in benches:
                 scratch = tmp_path / f"edgeprune-{len(benches)}"
                 scratch.mkdir()
@@ -107,10 +107,49 @@ def latency(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
             folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             files = benches[to.path].save_inputs([_array(tensor) for tensor in inputs], folder)
-            path = Path(model) if isinstance(model, str | Path) else _compiled(model, inputs, to, folder / "artifact")
-            return Latency(benches[to.path], path, files, bool(given.get("strict", False)))
+            own = folder / "artifact"
+            own.mkdir()
+            if isinstance(model, str | Path):
+                path = _copied(Path(model), to.runtime, own)
+            else:
+                path = _compiled(model, inputs, to, own)
+            return Latency(benches[to.path], path, files, strict)
 
         yield measured
+
+
+def _marked(marker: pytest.Mark | None) -> tuple[str, bool]:
+    """The target that a test's marker names, and whether it is strict."""
+    from edgeprune.errors import UsageError
+
+    def latency(target: str = "local", strict: bool = False) -> tuple[str, bool]:
+        return target, strict
+
+    if marker is None:
+        return latency()
+    try:
+        return latency(*marker.args, **marker.kwargs)
+    except TypeError as error:  # a misspelt argument that is dropped would change what is measured
+        raise UsageError(f'@pytest.mark.latency: {error}; write latency(target="local", strict=True)') from None
+
+
+# What an artifact of a runtime has beside the file to load, by that file's name.
+BESIDE: Mapping[str, Callable[[Path], Path]] = {
+    "openvino": lambda model: model.with_suffix(".bin"),
+    "tensorrt": lambda model: model.with_name("build.json"),
+}
+
+
+def _copied(model: Path, runtime: str, folder: Path) -> Path:
+    """An artifact in a folder of its own: a device is sent all that lies beside a model, and there may be anything."""
+    from edgeprune.errors import UsageError
+
+    files = [model] + ([BESIDE[runtime](model)] if runtime in BESIDE else [])
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"latency: {file} is no file; give the path of an artifact for {runtime}")
+        shutil.copyfile(file, folder / file.name)
+    return folder / model.name
 
 
 def _array(tensor: Tensor | Any) -> Any:
@@ -128,5 +167,4 @@ def _compiled(model: nn.Module, inputs: Sequence[Tensor], target: Any, folder: P
     precision = runtime.candidates(target.precision)[0]
     if target.precision not in ("fp32", "fp16"):
         raise UsageError(f"{target.path}: precision = {target.precision!r} needs data; give the path of an artifact")
-    folder.mkdir()
     return compile_model(model.eval(), tuple(inputs), (), runtime, precision, folder, "").files[0]

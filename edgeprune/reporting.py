@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
-from edgeprune.console import line, mark
+from edgeprune.console import NO_BASELINE, line, mark
 from edgeprune.types import Check, Outcome, Report
 
 
@@ -32,7 +32,7 @@ def _more(report: Report, check: Check) -> list[str]:
     """What a reader of a failed check asks next."""
     if check.name == "slowdown":
         return [f"{one.operator}: {one.before_ns / 1e3:.1f} -> {one.after_ns / 1e3:.1f} us" for one in report.slower]
-    return list(report.stale) if check.name == "baseline" else [report.baseline]
+    return list(report.stale) if check.name == "baseline" else [report.baseline or NO_BASELINE]
 
 
 def _plain(text: str) -> str:
@@ -41,10 +41,11 @@ def _plain(text: str) -> str:
 
 
 def workflow_commands(report: Report) -> list[str]:
-    """GitHub's workflow commands: an error a failed check, a warning an inconclusive one."""
+    """GitHub's workflow commands: an error a failed check, a warning an inconclusive one, and one where no baseline is."""
     kinds = {Outcome.FAIL: "error", Outcome.INCONCLUSIVE: "warning"}
     title = _escaped(f"{report.project} on {report.target}").replace(":", "%3A").replace(",", "%2C")
-    return [
+    missing = [] if report.baseline else [f"::warning title={title}::baseline: {NO_BASELINE}"]
+    return missing + [
         f"::{kinds[check.outcome]} title={title}::{_escaped(line(check))}"
         for check in report.checks
         if check.outcome in kinds
@@ -68,7 +69,7 @@ def markdown(report: Report) -> str:
         "|---|---|---:|---:|---|",
         *rows,
         "",
-        f"Artifact {report.artifact[:12]}. Baseline: {_cell(report.baseline)}",
+        f"Artifact {report.artifact[:12]}. Baseline: {_cell(report.baseline or NO_BASELINE)}",
         *(f"- stale: {_cell(fact)}" for fact in report.stale),
         *(
             f"- slower: {_cell(one.operator)}, {one.before_ns / 1e3:,.1f} → {one.after_ns / 1e3:,.1f} µs"
@@ -80,10 +81,7 @@ def markdown(report: Report) -> str:
 
 def _cell(text: str) -> str:
     """Text of a device or a file, so that it cannot be markup."""
-    text = _plain(text)
-    for character in "\\`*_[]|<>&":
-        text = text.replace(character, f"&#{ord(character)};")
-    return text
+    return _plain(text).translate({ord(character): f"&#{ord(character)};" for character in "\\`*_[]|<>&"})
 
 
 def announce(report: Report, environment: Mapping[str, str]) -> list[str]:

@@ -16,7 +16,6 @@ from scipy.special import bdtr
 from edgeprune.types import Interval, Outcome, Samples
 
 RESAMPLES = 2000
-REDRAWN = 400  # of them, where each is a quantile of thousands of times
 PRICE = 3.0  # of a change of level, in standard deviations of the noise
 
 
@@ -46,26 +45,35 @@ def quantile(samples: Samples, q: float, confidence: float = 0.95) -> Interval |
     """The q-quantile of all times of all processes, with a bound at this confidence on either side, in nanoseconds.
 
     The bounds are order statistics, whose ranks are binomial whatever the distribution (David and Nagaraja, Order Statistics,
-    2003, 7.1), widened to those of processes drawn anew where whole processes differ. None where there are fewer
-    than `needed` times.
+    2003, 7.1), of as many times as there are `independent` ones. None where those are fewer than `needed`.
     """
     pooled = np.sort(np.concatenate([run.times_ns for run in samples.runs]))
-    count = len(pooled)
+    count = independent(samples, q)
     if count < needed(q, confidence):
         return None
     below = bdtr(np.arange(count + 1), count, q)  # [k]: the probability that at most k times are below the quantile
     upper = int(np.searchsorted(below, confidence)) + 1
     lower = int(np.searchsorted(below, 1 - confidence, side="right"))
-    processes = _drawn(len(samples.runs))
-    times = [np.asarray(run.times_ns) for run in samples.runs]
-    redrawn = [np.quantile(np.concatenate([times[i] for i in draw]), q) for draw in processes[:REDRAWN]]
-    low, high = np.quantile(redrawn, [1 - confidence, confidence])
+    each = len(pooled) / count  # times that stand for an independent one
     mid = float(np.quantile(pooled, q))
     return Interval(
-        min(float(pooled[max(lower, 1) - 1]), float(low), mid),
+        min(float(pooled[max(math.floor(lower * each), 1) - 1]), mid),
         mid,
-        max(float(pooled[min(upper, count) - 1]), float(high), mid),
+        max(float(pooled[min(math.ceil(upper * each), len(pooled)) - 1]), mid),
     )
+
+
+def independent(samples: Samples, q: float) -> int:
+    """How many independent times tell as much of the q-quantile as these, whose processes each have a level of their own.
+
+    Their number over the design effect (Kish, Survey Sampling, 1965, 5.4): the variance between processes of the share of
+    times up to the quantile, over what it would be were all times independent. One process is taken as it is.
+    """
+    level = np.quantile(np.concatenate([run.times_ns for run in samples.runs]), q)
+    sizes = np.array([len(run.times_ns) for run in samples.runs])
+    shares = np.array([np.mean(np.asarray(run.times_ns) <= level) for run in samples.runs])
+    effect = float(sizes.mean() * shares.var(ddof=1) / (q * (1 - q))) if len(shares) > 1 else 1.0
+    return int(sizes.sum() / max(1.0, effect))
 
 
 def ratio(first: Samples, second: Samples, q: float = 0.5, confidence: float = 0.95) -> Interval:
@@ -130,7 +138,7 @@ def changes(values: Sequence[float], floor: float) -> list[int]:
 
     The exact least sum of absolute distances of log values from their segment's median, plus a price for every segment
     (optimal partitioning: Jackson et al., 2005): a single outlier is no change. The price grows with the noise between
-    neighbours and with the length, and changes below `floor`, relative, are none.
+    neighbours and with the length. What is left of changes below `floor`, relative, is the sum of them.
     """
     count = len(values)
     if count < 2 * FEWEST:
@@ -152,8 +160,16 @@ def changes(values: Sequence[float], floor: float) -> list[int]:
     while start[end]:
         end = start[end]
         found.append(end)
-    bounds = [0, *reversed(found), count]
-    levels = [float(np.median(logs[a:b])) for a, b in pairwise(bounds)]
-    return [
-        at for at, (before, after) in zip(bounds[1:-1], pairwise(levels), strict=True) if abs(after - before) > floor
-    ]
+    return _merged(logs, sorted(found), floor)
+
+
+def _merged(logs: np.ndarray, at: list[int], floor: float) -> list[int]:
+    """The changes that are left when the smallest is taken away, and the levels beside it are one, until each is above
+    `floor`: a level that creeps up by less than that at a time has changed all the same."""
+    while at:
+        levels = [float(np.median(logs[a:b])) for a, b in pairwise([0, *at, len(logs)])]
+        steps = [abs(after - before) for before, after in pairwise(levels)]
+        if min(steps) > floor:
+            break
+        at = [place for i, place in enumerate(at) if i != steps.index(min(steps))]
+    return at

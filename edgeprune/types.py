@@ -744,7 +744,8 @@ class Verdict:
 class Measurement:
     """One artifact as measured on one device, alone: `files` are their names, the first the one to load.
 
-    `metric` is of the first `count` samples of the split, whose content has the digest `data`.
+    `metric` is of the first `count` samples of the split, whose content has the digest `data`; None where it, or an output, is
+    no finite number.
     """
 
     artifact: str
@@ -755,7 +756,7 @@ class Measurement:
     device: Device
     samples: Samples
     size_bytes: int
-    metric: float
+    metric: float | None
     data: str
     count: int
 
@@ -785,6 +786,10 @@ class Baseline:
     measured: Measurement
     layer_ns: dict[str, int]
 
+    def __post_init__(self) -> None:
+        if self.measured.metric is None:
+            raise ValueError("a baseline has a metric")
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -804,7 +809,7 @@ class Report:
     target: str
     artifact: str
     checks: tuple[Check, ...]
-    baseline: str  # when and why it was made, or what to do where there is none
+    baseline: str  # when and why it was made; empty where there is none
     stale: tuple[str, ...] = ()
     slower: tuple[Shift, ...] = ()
     emulated: bool = False
@@ -829,7 +834,7 @@ class Record:
     p90_ns: Interval
     peak_memory_bytes: int
     size_bytes: int
-    metric: float
+    metric: float | None
     note: str = ""
 
 
