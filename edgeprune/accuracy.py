@@ -62,18 +62,27 @@ def samples(
     return [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]], len(targets)
 
 
-def metric(project: Project, outputs: np.ndarray, targets: Tensor) -> float:
-    """The project's metric of outputs (samples, …). Raises `NotFinite` where it is no finite number."""
-    function = user.metric_function(project)
+def metric(
+    project: Project, bench: Bench, artifact: Artifact, size: int, outputs: np.ndarray, targets: Tensor
+) -> float:
+    """The project's metric: of an artifact's outputs (samples, …), or of the artifact itself in closed loop on its device, in
+    calls of `size` samples. Raises `NotFinite` where it is no finite number.
+    """
+
+    def policy(*inputs: np.ndarray) -> np.ndarray:
+        return outputs_of(bench, artifact, user.calls(inputs, size), len(inputs[0]))
+
     try:
-        return function(torch.from_numpy(outputs), targets)
+        if project.closed_loop is not None:
+            return user.closed_loop(project, policy)
+        return user.metric_function(project)(torch.from_numpy(outputs), targets)
     except UsageError as error:
         if error.__cause__ is not None:  # what the user's function raised
             raise
         raise NotFinite(str(error)) from None
 
 
-def outputs(bench: Bench, artifact: Artifact, stacked: Sequence[np.ndarray], count: int) -> np.ndarray:
+def outputs_of(bench: Bench, artifact: Artifact, stacked: Sequence[np.ndarray], count: int) -> np.ndarray:
     """The artifact's first output on every sample: (samples, …). Raises `NotFinite` where some are no finite numbers."""
     result = bench.outputs(artifact.files[0], stacked)[0]
     flat: np.ndarray = result.reshape(-1, *result.shape[2:])[:count]

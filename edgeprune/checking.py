@@ -87,7 +87,8 @@ def measure(
         stacked, targets, _ = accuracy.samples(project, bench, split, inputs, artifact, typical_ns, seconds)
     metric, failed = None, list[Check]()
     try:
-        metric = accuracy.metric(project, accuracy.outputs(bench, artifact, stacked, len(targets)), targets)
+        outputs = accuracy.outputs_of(bench, artifact, stacked, len(targets))
+        metric = accuracy.metric(project, bench, artifact, len(inputs[0]), outputs, targets)
     except accuracy.NotFinite as error:
         failed = [error.check("metric_not_finite")]
     measurement = Measurement(

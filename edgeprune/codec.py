@@ -67,6 +67,7 @@ class _Data(_Section):
     test: Reference | None = None
     loss: Reference | None = None
     metric: Reference | None = None
+    closed_loop: Reference | None = None
     clean: Reference | None = None
     augment: Reference | None = None
 
@@ -179,6 +180,8 @@ def read_project(path: Path, budget: str | None = None) -> Project:
     path = Path(os.path.abspath(path))
     file = _read_toml(path, _ProjectFile)
     limit = _median(f"{path}: [budget] latency", file.budget.latency)
+    if file.data.metric and file.data.closed_loop:
+        raise _usage(f"{path}: [data] metric and closed_loop are two metrics; keep one of them")
     return Project(
         path=path,
         name=path.parent.name or "project",
@@ -190,6 +193,7 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         test=file.data.test,
         loss=file.data.loss,
         metric=file.data.metric,
+        closed_loop=file.data.closed_loop,
         clean=file.data.clean,
         augment=file.data.augment,
         budget=limit if budget is None else _median("--budget", budget),

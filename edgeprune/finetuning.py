@@ -7,8 +7,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -82,9 +84,11 @@ def finetune(
 
 
 def evaluate(project: Project, model: nn.Module, split: str) -> float:
-    """The project's metric of `model` over one split of its data."""
+    """The project's metric of `model` over one split of its data, or in closed loop."""
     model.eval()
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    if project.closed_loop is not None:
+        return user.closed_loop(project, partial(_acted, model, device))
     outputs, targets = [], []
     with torch.no_grad():
         for inputs, target in user.batches(project, split):
@@ -94,6 +98,13 @@ def evaluate(project: Project, model: nn.Module, split: str) -> float:
     if not math.isfinite(value):
         raise UsageError(f"{project.path}: [data] metric gives {value} on the {split} data; it must be a finite number")
     return value
+
+
+def _acted(model: nn.Module, device: torch.device, *inputs: np.ndarray) -> np.ndarray:
+    """The model as a policy: (samples, …) -> (samples, …)."""
+    with torch.no_grad():
+        result: np.ndarray = model(*(torch.as_tensor(array).to(device) for array in inputs)).cpu().numpy()
+    return result
 
 
 class _Trainer:

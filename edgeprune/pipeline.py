@@ -554,7 +554,7 @@ class Road:
         checks = [*checking.against_budgets(wanted, now.samples, reference or now.samples), *failed]
         stacked, expected = _kept_calls(compiled)
         try:
-            got = accuracy.outputs(self.bench, artifact, stacked, len(expected))
+            got = accuracy.outputs_of(self.bench, artifact, stacked, len(expected))
             checks += accuracy.numerics(expected, got, artifact.precision)
         except accuracy.NotFinite as error:
             checks.append(error.check("output_not_finite"))
@@ -593,7 +593,7 @@ class Road:
         train again, but to check. Of files and settings alone, so that no stage runs for it."""
         p, t = self.project, self.target
         network = _contents(p), p.factory, p.inputs, p.lock, p.preprocess, p.importance
-        data = p.train, p.valid, p.test, p.clean, p.augment, p.loss, p.metric
+        data = p.train, p.valid, p.test, p.clean, p.augment, p.loss, p.metric, p.closed_loop
         training = p.epochs, p.learning_rate, p.ema, p.seed, str(p.budget)
         return digest([network, data, training, t.runtime, t.precision, t.threads, t.dla])
 
@@ -850,7 +850,7 @@ class Road:
             case "precision":
                 quantizer, device = _version(self._runtime.quantizer), self.device.identity
                 where = device, t.threads, *_state(t), t.precision
-                return key("baseline"), quantizer, *where, data, p.metric, p.max_metric_drop
+                return key("baseline"), quantizer, *where, data, p.metric, p.closed_loop, p.max_metric_drop
             case "scores":
                 return key("survey"), p.importance, data, p.loss
             case "plan":
@@ -859,11 +859,11 @@ class Road:
             case "prune":
                 return (key("plan"),)
             case "finetune":
-                return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric, p.augment
+                return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric, p.closed_loop, p.augment
             case "compile":
                 return key("finetune"), key("baseline"), _version(self._runtime.quantizer), SOURCES
             case "verify":
-                return key("compile"), p.metric, p.max_metric_drop
+                return key("compile"), p.metric, p.closed_loop, p.max_metric_drop
         raise ValueError(f"no stage {stage}")
 
     @property

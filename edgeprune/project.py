@@ -10,7 +10,7 @@ import pickle
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ from edgeprune.errors import EdgepruneError, SecurityError, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.types import Project
 
+Policy = Callable[..., np.ndarray]
 SPLITS = ("train", "valid", "test")
 CONVERT = "load it where you trust it and save its tensors: safetensors.torch.save_file(model.state_dict(), FILE)"
 
@@ -348,8 +349,7 @@ def stacked(
         targets.append(target)
         if most is not None and sum(map(len, targets)) >= most:
             break
-    size = inputs[0].shape[0]
-    calls = []
+    found = []
     for column, example in zip(columns, inputs, strict=True):
         samples = torch.cat(column)[:most]
         if samples.shape[1:] != example.shape[1:]:
@@ -357,10 +357,8 @@ def stacked(
                 f"{project.path}: [data] {split} gives inputs of shape {tuple(samples.shape[1:])},"
                 f" [model] inputs of {tuple(example.shape[1:])}; they must be the same"
             )
-        missing = -len(samples) % size
-        whole = torch.cat([samples, samples[:1].expand(missing, *samples.shape[1:])])
-        calls.append(whole.reshape(-1, size, *samples.shape[1:]).contiguous().numpy())
-    return calls, torch.cat(targets)[:most]
+        found.append(samples.numpy())
+    return calls(found, inputs[0].shape[0]), torch.cat(targets)[:most]
 
 
 def check_data(model: nn.Module, project: Project) -> None:
@@ -408,7 +406,8 @@ def _first_batch(model: nn.Module, project: Project) -> int | None:
             loss = loss_function(project)(outputs, targets)
         if not _finite(loss):
             raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
-        metric_function(project)(outputs, targets)
+        if project.closed_loop is None:
+            metric_function(project)(outputs, targets)
     if project.augment:
         next(iter(batches(project, "train", augmented=True)))
     return classes
@@ -459,6 +458,30 @@ def metric_function(project: Project) -> Callable[[Tensor, Tensor], float]:
         return value
 
     return metric
+
+
+def closed_loop(project: Project, policy: Policy) -> float:
+    """What the user's [data] closed_loop makes of a policy: a finite number, larger is better.
+
+    `policy` takes what the model takes, as arrays of any number of samples, and returns the outputs: the user's function calls
+    it at every step of a simulation, for many episodes at once. Raises `UsageError` where the function does, or gives another
+    thing than a number.
+    """
+    assert project.closed_loop is not None
+    where = f"{project.path}: [data] closed_loop = {project.closed_loop!r}"
+    function = load_function(project, project.closed_loop, "[data] closed_loop")
+    with _users_code(project, where):
+        value = float(function(policy))
+    if not math.isfinite(value):
+        raise UsageError(f"{where} gives {value}; return a finite number")
+    return value
+
+
+def calls(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Samples (samples, …) as calls of a fixed batch size: (calls, batch, …), the last one filled up with the first sample."""
+    missing = -len(arrays[0]) % size
+    whole = (np.concatenate([array, array[:1].repeat(missing, axis=0)]) for array in arrays)
+    return [np.ascontiguousarray(array).reshape(-1, size, *array.shape[1:]) for array in whole]
 
 
 def _top1(outputs: Tensor, targets: Tensor) -> float:

@@ -66,7 +66,7 @@ def quantile(samples: Samples, q: float, confidence: float = 0.95) -> Interval |
 def independent(samples: Samples, q: float) -> int:
     """How many independent times tell as much of the q-quantile as these, whose processes each have a level of their own.
 
-    Their number over the design effect (Kish, Survey Sampling, 1965, 5.4): the variance between processes of the share of
+    Their number over the design effect (Kish, Survey Sampling, 1965): the variance between processes of the share of
     times up to the quantile, over what it would be were all times independent. One process is taken as it is.
     """
     level = np.quantile(np.concatenate([run.times_ns for run in samples.runs]), q)

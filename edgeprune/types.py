@@ -122,6 +122,7 @@ class Project:
     test: str | None
     loss: str | None
     metric: str | None
+    closed_loop: str | None = field(default=None, kw_only=True)
     budget: Budget
     clean: str | None = None
     augment: str | None = None

@@ -61,8 +61,12 @@ def verify(
     stacked, targets, total = accuracy.samples(
         project, bench, split, inputs, artifacts[0], slowest_ns, _metric_s(bench)
     )
-    outputs = [accuracy.outputs(bench, artifact, stacked, len(targets)) for artifact in artifacts]
-    metrics = [accuracy.metric(project, output, targets) for output in outputs]
+    outputs = [accuracy.outputs_of(bench, artifact, stacked, len(targets)) for artifact in artifacts]
+    metrics = [
+        accuracy.metric(project, bench, artifact, len(inputs[0]), output, targets)
+        for artifact, output in zip(artifacts, outputs, strict=True)
+    ]
+    where = "in closed loop" if project.closed_loop else f"on {_of(len(targets), total)} {split} samples"
     budget_ns = budget.resolve(stats.latency(samples[0]).mid)
     checks = [
         *accuracy.numerics(accuracy.computed(networks[1], stacked, len(targets)), outputs[1], artifacts[1].precision),
@@ -71,7 +75,7 @@ def verify(
             Outcome.PASS if metrics[0] - metrics[1] <= project.max_metric_drop + 1e-9 else Outcome.FAIL,
             metrics[0] - metrics[1],
             project.max_metric_drop,
-            f"unpruned minus pruned, both through their artifacts, on {_of(len(targets), total)} {split} samples",
+            f"unpruned minus pruned, both through their artifacts, {where}",
         ),
         *_latency(budget, budget_ns, samples, artifacts[0].sha256 == artifacts[1].sha256, bench.discarded),
         accuracy.below("size_bytes", artifacts[1].size_bytes, artifacts[0].size_bytes),
@@ -138,7 +142,14 @@ def fastest(
     slowest_ns = max(stats.latency(samples).mid for samples in taken)
     stacked, targets, _ = accuracy.samples(project, bench, "valid", inputs, reference, slowest_ns, _metric_s(bench))
     metrics = {
-        precision: accuracy.metric(project, accuracy.outputs(bench, artifact, stacked, len(targets)), targets)
+        precision: accuracy.metric(
+            project,
+            bench,
+            artifact,
+            len(inputs[0]),
+            accuracy.outputs_of(bench, artifact, stacked, len(targets)),
+            targets,
+        )
         for precision, artifact in runnable.items()
     }
     measured = tuple(Candidate(name, stats.latency(times[name]), metrics[name]) for name in runnable)

@@ -6,14 +6,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import codec
+from edgeprune import accuracy, codec, finetuning
 from edgeprune import project as user
 from edgeprune.errors import UsageError
-from edgeprune.types import Budget, Preprocess, Project
+from edgeprune.types import Artifact, Budget, Preprocess, Project
 
 HEAD = "import torch\nfrom torch import nn\n"
 
@@ -235,3 +236,55 @@ def test_augmentation_changes_training_batches_alone_and_by_the_seed(tmp_path: P
     ):
         with pytest.raises(UsageError, match=told):
             next(iter(user.batches(replace(known, augment=f"m:{name}"), "train", augmented=True)))
+
+
+LOOP = """
+import numpy as np
+def build():
+    return nn.Linear(2, 1, bias=False)
+def loop(policy):
+    state, total = np.ones((3, 2), np.float32), 0.0
+    for _ in range(4):
+        state = state + 0.5 * policy(state)
+        total += float((state**2).mean())
+    return -total
+def broken(policy):
+    return float("nan")
+"""
+
+
+class OneAtATime:
+    """A bench whose artifact is a linear layer; remembers the shapes of the calls."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self.weight, self.calls = weight, list[tuple[int, ...]]()
+
+    def outputs(self, model: Path, stacked: list[np.ndarray]) -> list[np.ndarray]:
+        self.calls.append(stacked[0].shape)
+        return [stacked[0] @ self.weight.T]
+
+
+def test_the_metric_may_be_what_the_network_does_in_closed_loop(tmp_path: Path) -> None:
+    """The torch network in training, the artifact on its device in the verdict: the same number."""
+    project = made(tmp_path / "a", LOOP, closed_loop="m:loop")
+    model = user.build_model(project)
+    in_torch = finetuning.evaluate(project, model, "valid")
+    assert -12 < in_torch < 0
+    (weight,) = (parameter.detach().numpy() for parameter in model.parameters())
+    bench = OneAtATime(weight)
+    artifact = Artifact((tmp_path / "model.onnx",), "d", "onnxruntime", "fp32", "s", 1)
+    on_device = accuracy.metric(project, bench, artifact, 2, np.zeros((0,)), torch.zeros(0))  # type: ignore[arg-type]
+    assert on_device == pytest.approx(in_torch, rel=1e-6)
+    assert bench.calls == [(2, 2, 2)] * 4  # three samples in calls of two
+    with pytest.raises(UsageError, match=r"\[data\] closed_loop.* gives nan"):
+        user.closed_loop(replace(project, closed_loop="m:broken"), lambda x: x)
+
+
+def test_a_project_has_one_metric(tmp_path: Path) -> None:
+    path = tmp_path / "edgeprune.toml"
+    path.write_text(
+        '[model]\nfactory = "m:b"\ninputs = "m:i"\n[data]\ntrain = "m:t"\nvalid = "m:v"\nmetric = "m:a"\n'
+        'closed_loop = "m:c"\n[budget]\nlatency = "50%"\n'
+    )
+    with pytest.raises(UsageError, match="two metrics; keep one"):
+        codec.read_project(path)
