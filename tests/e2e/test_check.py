@@ -8,10 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from small import Finished, command
+
+import edgeprune
+from edgeprune import finetuning, pipeline
+from edgeprune.bench import Bench
 
 OPEN = (0, 4)  # on a machine with other work a share of the budget may stay open; it never fails
 
@@ -44,6 +50,7 @@ def test_an_unchanged_artifact_passes_and_is_remembered(
     assert "fail" not in outcomes(found).values()
     assert set(outcomes(found)) >= {"latency_p90_ms", "slowdown", "metric_drop", "size_bytes", "peak_memory_bytes"}
     assert "as released" in found.json["baseline"] and "::error" not in found.err
+    assert (found.json["schema"], found.json["status"]) == (1, "inconclusive" if found.code else "pass")
     suite = ElementTree.parse(tmp_path / "checks.xml").getroot()
     assert suite.get("failures") == "0" and len(suite) == len(outcomes(found))
     assert f"| {outcomes(found)['slowdown']} | slowdown |" in (tmp_path / "summary.md").read_text()
@@ -87,16 +94,76 @@ def test_bad_calls_say_what_to_do(checked: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (["--update"], "--update --reason"),
         (["--baseline", tmp_path / "none.json"], "no such baseline"),
+        (["--baseline", tmp_path / "good", "--update", "--reason", "no suffix"], "ends in .json"),
+        (["--baseline", tmp_path], "ends in .json"),
+        (["--junit", ""], "is a folder"),
+        (["--junit", tmp_path], "is a folder"),
         (["-b", "soon"], "cannot read the budget"),
     ):
         found = command("check", "--project", checked, *arguments)
         assert found.code == 2 and said in found.err
     path.write_text("{")
-    found = command("check", "--project", checked)
-    assert found.code == 2 and str(path) in found.err
+    (tmp_path / "checks.xml").write_text("what passed yesterday")
+    found = command("check", "--project", checked, "--junit", tmp_path / "checks.xml")
+    assert found.code == 2 and str(path) in found.err and not (tmp_path / "checks.xml").exists()
     (checked / "profiles" / "local" / "blobs.history.jsonl").unlink()
     found = command("history", "--project", checked)
     assert found.code == 2 and "nothing was checked yet" in found.err
+
+
+def test_a_verdict_stands_where_the_history_cannot_be_written(checked: Path) -> None:
+    history = checked / "profiles" / "local" / "blobs.history.jsonl"
+    history.unlink()
+    history.mkdir()  # as good as read-only, whoever runs this
+    found = command("check", "--project", checked, "-b", "1 us", "--json")
+    assert found.code == 1 and found.json["status"] == "fail"
+    assert "the history does not have this check" in found.err
+
+
+def test_without_a_baseline_the_other_checks_decide_and_a_warning_says_so(
+    checked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    (checked / "profiles" / "local" / "blobs.baseline.json").unlink()
+    found = command("check", "--project", checked, "-b", "1 s")
+    assert found.code == 0, found.out + found.err
+    assert "::warning title=blobs on local::baseline: none" in found.out and "baseline  none" in found.out
+
+
+def test_an_update_replaces_a_baseline_that_cannot_be_read(checked: Path) -> None:
+    path = checked / "profiles" / "local" / "blobs.baseline.json"
+    path.write_text(path.read_text()[:1000])
+    found = command("check", "--project", checked, "-b", "1 s", "--update", "--reason", "mended", "--json")
+    assert found.code == 0, found.err
+    assert json.loads(path.read_text())["reason"] == "mended"
+
+
+def test_what_computes_no_numbers_fails_with_a_report(
+    checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was = Bench.outputs
+
+    def outputs(bench: Bench, *given: Any, **more: Any) -> list[np.ndarray]:
+        return [found * np.nan for found in was(bench, *given, **more)]
+
+    monkeypatch.setattr(Bench, "outputs", outputs)
+    before = (checked / "profiles" / "local" / "blobs.baseline.json").read_text()
+    report = edgeprune.check(checked, budgets=["1 s"], reason="broken")
+    found = {check.name: check.outcome for check in report.checks}
+    assert report.outcome == found["metric_not_finite"] == found["output_not_finite"] == "fail"
+    assert report.baseline.startswith("not made")
+    assert (checked / "profiles" / "local" / "blobs.baseline.json").read_text() == before
+    assert edgeprune.history(checked).records[-1].outcome == "fail"
+
+
+def test_other_libraries_are_checked_and_nothing_is_trained_again(
+    checked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = pipeline._version
+    monkeypatch.setattr(pipeline, "_version", lambda package: versions(package) + ".1")
+    monkeypatch.setattr(finetuning, "finetune", lambda *given: pytest.fail("it is trained again"))
+    report = edgeprune.check(checked, budgets=["1 s"])
+    assert "slowdown" in {check.name for check in report.checks}
 
 
 def test_the_actions_script_gates(checked: Path, tmp_path: Path) -> None:
@@ -111,10 +178,17 @@ def test_the_actions_script_gates(checked: Path, tmp_path: Path) -> None:
         "JUNIT": str(tmp_path / "checks.xml"),
         "GITHUB_OUTPUT": str(tmp_path / "output"),
     }
-    for budget, code, outcome in (("1 us\np90 1 us\n", 1, "fail"), ("soon", 2, "")):
+    own = str(checked / "profiles" / "local" / "blobs.baseline.json")
+    for budget, baseline, code, outcome in (
+        ("soon", "", 2, ""),
+        ("1 s", str(tmp_path / "none.json"), 2, ""),
+        ("1 us\np90 1 us\n", own, 1, "fail"),
+    ):
         line = ["bash", "-e", "-o", "pipefail", "-c", script]  # as GitHub runs `shell: bash`
-        found = subprocess.run(line, env={**environment, "BUDGET": budget}, capture_output=True, text=True, timeout=120)
+        given = {**environment, "BUDGET": budget, "BASELINE": baseline}
+        found = subprocess.run(line, env=given, capture_output=True, text=True, timeout=120)
         assert found.returncode == code, found.stderr
+        assert ("no such baseline" in found.stderr) == ("none.json" in baseline)
         assert (tmp_path / "output").read_text().splitlines()[-1] == f"outcome={outcome}"
     assert "latency_p90_ms" in (tmp_path / "checks.xml").read_text()
 
@@ -129,12 +203,16 @@ INPUTS = (torch.rand(1, 3, 32, 32),)
 def test_fast(latency):
     assert latency(NET, INPUTS) <= "10 s"
 
-@pytest.mark.latency(target="local")
+@pytest.mark.latency("local")
 def test_slow(latency):
     assert latency(NET, INPUTS) <= "p90 10 ns"
 
 def test_else():
     pass
+
+@pytest.mark.latency("no-such-target", stict=True)
+def test_misspelt(latency):
+    assert latency(NET, INPUTS) <= "10 s"
 """
 
 
@@ -146,7 +224,7 @@ def test_the_plugin_decides_and_shows_the_distribution(tmp_path: Path) -> None:
         return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
 
     found = run()
-    assert "1 failed, 2 passed" in found.stdout, found.stdout + found.stderr
+    assert "1 failed, 2 passed, 1 error" in found.stdout and "'stict'" in found.stdout, found.stdout + found.stderr
     assert "latency_p90_ms is" in found.stdout and "limit 1e-05" in found.stdout and "####" in found.stdout
     left = run("-m", "not latency")
-    assert "1 passed, 2 deselected" in left.stdout
+    assert "1 passed, 3 deselected" in left.stdout
