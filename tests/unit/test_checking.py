@@ -377,13 +377,12 @@ def test_a_slowdown_of_all_operators_is_named_too() -> None:
 
 SHUFFLED = """
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 from blobs import _data
 
 def test():
-    batches = _data(2, 96)
-    images, labels = (torch.cat(column) for column in zip(*batches))
-    order = torch.randperm(96)
-    return [(images[order], labels[order])]
+    images, labels = (torch.cat(column) for column in zip(*_data(2, 96)))
+    return DataLoader(TensorDataset(images, labels), 96, shuffle=True)
 """
 
 
