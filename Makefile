@@ -4,7 +4,7 @@ PROJECT ?= examples/digits/edgeprune.toml
 TARGET ?= local
 BIN := .venv/bin
 
-.PHONY: help install demo test test-board board lint run check deploy rollback releases doctor clean
+.PHONY: help install demo test test-board test-models board lint run check deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,7 +23,10 @@ demo: .venv/.installed ## run the main job: the digits network at half its laten
 test: .venv/.installed ## run the tests
 	@$(BIN)/python -m pytest
 
-test-board: .venv/.installed ## run the tests that need the virtual board (qemu)
+test-test-models: .venv/.installed ## cut and compile every architecture of docs/models.md
+	@$(BIN)/python -m pytest tests/models
+
+board: .venv/.installed ## run the tests that need the virtual board (qemu)
 	@$(BIN)/python -m pytest tests/board
 
 board: .venv/.installed ## start the virtual board

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         compile,  # noqa: A004
         deploy,
         finetune,
+        groups,
         history,
         load,
         open_road,
@@ -34,6 +35,7 @@ __all__ = [
     "compile",
     "deploy",
     "finetune",
+    "groups",
     "history",
     "load",
     "open_road",

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune import codec, deploying, installing
+from edgeprune import codec, deploying, installing, pipeline
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline import Road, Watch, open_road, read_history
-from edgeprune.types import Artifact, Confirmed, History, Plan, Profile, Release, Report, Result, Verdict
+from edgeprune.types import Artifact, Confirmed, History, Plan, Profile, Release, Report, Result, Survey, Verdict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,6 +146,11 @@ def check(
         return road.check(asked, baseline, reason)
 
 
+def groups(project: Path | str) -> Survey:
+    """What of the project's model can be cut: its channel groups and blocks; no device is asked."""
+    return pipeline.survey(project)
+
+
 def history(project: Path | str, target: str = "local", figure: str = "p50_ns") -> History:
     """A figure over all checks of the project on the target, and where it changed its level."""
     return read_history(project, target, figure)
@@ -188,6 +193,6 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
 
 
 __all__ = [
-    "Road", "check", "compile", "deploy", "finetune", "history", "load", "open_road", "plan", "profile",
+    "Road", "check", "compile", "deploy", "finetune", "groups", "history", "load", "open_road", "plan", "profile",
     "prune", "releases", "rollback", "run", "setup", "verify",
 ]  # fmt: skip

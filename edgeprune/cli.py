@@ -210,6 +210,20 @@ def _clear(junit: Path) -> None:
 
 
 @app.command()
+def groups(project: ProjectOption = HERE, as_json: JsonOption = False) -> None:
+    """What of the model can be cut: channel groups with their layers, and why some are locked. Asks no device."""
+    from rich.console import Console
+
+    from edgeprune import api, codec, console
+
+    found = api.groups(project)
+    if as_json:
+        print(codec.dumps(found))
+    else:
+        console.show_survey(found, Console(width=None if sys.stdout.isatty() else 160))
+
+
+@app.command()
 def history(
     project: ProjectOption = HERE,
     target: TargetOption = "local",

@@ -27,9 +27,11 @@ from edgeprune.types import (
     Release,
     Report,
     Result,
+    Survey,
     Verdict,
 )
 
+SHOWN_LAYERS = 3  # of a group
 NO_BASELINE = "none, so that nothing is compared with what was; make one: edgeprune check --update --reason …"
 
 
@@ -196,6 +198,35 @@ def plan_table(plan: Plan, groups: Groups) -> Table:
         touched = len({slot.parameter for slot in group.slots})
         shown.add_row(escape(group.name), str(kept), str(group.width), str(touched), escape(group.locked or ""))
     return shown
+
+
+def show_survey(found: Survey, console: Console) -> None:
+    """Every group with its layers, what of it all can go, and the names that `lock` can have patterns of."""
+    shown = Table(box=box.SIMPLE_HEAD, title=found.project, title_justify="left")
+    for heading in ("group", "units", "layers", "MACs", "locked because"):
+        shown.add_column(heading, justify="right" if heading in ("units", "MACs") else "left")
+    for group in found.groups:
+        layers = ", ".join(group.layers[:SHOWN_LAYERS])
+        more = f" and {len(group.layers) - SHOWN_LAYERS} more" if len(group.layers) > SHOWN_LAYERS else ""
+        cells = (
+            group.name,
+            str(group.width),
+            layers + more,
+            f"{group.macs / max(found.macs, 1):.1%}",
+            group.locked or "",
+        )
+        shown.add_row(*(escape(printable(cell, 200)) for cell in cells))
+    console.print(shown)
+    free = sum(group.locked is None for group in found.groups)
+    lines = [
+        f"{free} of {len(found.groups)} groups can be cut: of {found.macs:,} multiply-accumulates up to"
+        f" {1 - found.least_macs / max(found.macs, 1):.0%} can go",
+        f"blocks that can be removed: {', '.join(found.blocks) or 'none'}",
+    ]
+    if found.unknown_operators:
+        lines.append(f"operators without a rule, which lock what reaches them: {', '.join(found.unknown_operators)}")
+    lines.append('to keep a group: [prune] lock = ["NAME"], a layer or a pattern such as "head.*"')
+    console.print("\n".join(map(printable, lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 def explanation_tables(found: Explanation) -> list[Table]:

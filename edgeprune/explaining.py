@@ -8,7 +8,17 @@ import numpy as np
 
 from edgeprune import latency
 from edgeprune.latency import LatencyModel, LayerCost
-from edgeprune.types import ExplainedGroup, ExplainedLayer, Explanation, Groups, Profile, Widths
+from edgeprune.types import (
+    ExplainedGroup,
+    ExplainedLayer,
+    Explanation,
+    Group,
+    Groups,
+    Profile,
+    Survey,
+    SurveyedGroup,
+    Widths,
+)
 
 WIDTHS = 1024  # at which a curve is looked at, at most
 BLOCKS = (64, 32, 16, 8)  # channels that a kernel may work on at a time, the largest first
@@ -43,6 +53,26 @@ def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> 
             )
             for group in groups.free
         ),
+    )
+
+
+def survey(project: str, groups: Groups) -> Survey:
+    """What of a project's model can be cut."""
+    full = groups.full()
+
+    def surveyed(group: Group) -> SurveyedGroup:
+        weights = {slot.parameter for slot in group.slots}
+        layers = [layer for layer in groups.layers if layer.weight in weights]
+        names = tuple(layer.name for layer in layers)
+        return SurveyedGroup(group.name, group.width, names, sum(layer.macs(full) for layer in layers), group.locked)
+
+    return Survey(
+        project=project,
+        macs=groups.macs(full),
+        least_macs=groups.macs(groups.least()),
+        groups=tuple(map(surveyed, groups.groups)),
+        blocks=tuple(block.name for block in groups.blocks),
+        unknown_operators=groups.unknown_operators,
     )
 
 

@@ -122,7 +122,7 @@ def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tupl
         base = _maker(shape)
         names[base] += 1
         name = base if names[base] == 1 else f"{base}:{names[base]}"
-        pattern = next((p for p in lock for slot in owned if _matches(slot.parameter, p)), None)
+        pattern = next((p for p in lock for slot in owned if matches(slot.parameter, p)), None)
         if reason is None and pattern is not None:
             reason = f"locked by the pattern {pattern!r}"
         if reason is None and len(units) == 1:
@@ -160,7 +160,8 @@ def _maker(shape: Iterable[tuple[str, int, int]]) -> str:
     return weight.rpartition(".")[0] or weight
 
 
-def _matches(parameter: str, pattern: str) -> bool:
+def matches(parameter: str, pattern: str) -> bool:
+    """Whether a lock's pattern is of this parameter, or of the layer that it belongs to."""
     return fnmatch.fnmatchcase(parameter, pattern) or fnmatch.fnmatchcase(parameter.rpartition(".")[0], pattern)
 
 

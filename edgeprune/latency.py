@@ -214,6 +214,8 @@ def fit(groups: Groups, profile: Profile) -> LatencyModel:
 
     Raises `InconclusiveError` when there are too few experiments to fit and to check (at least `FOLDS`).
     """
+    if profile.experiments and not groups.free:  # nothing to be modelled
+        return LatencyModel((), baseline(profile), middle_ns=baseline(profile), median_error=0.0, error=0.0)
     if len({tuple(e.widths.items()) for e in profile.experiments}) < FOLDS:
         raise InconclusiveError(
             f"{len(profile.experiments)} experiments are too few for a latency model; profile again"

@@ -47,6 +47,7 @@ from edgeprune.types import (
     Result,
     Round,
     Scores,
+    Survey,
     Target,
     Verdict,
     Widths,
@@ -169,9 +170,13 @@ def follow(project: Path | str, target: str, budget: str | None) -> None:
         finetuning.finetune(known, small, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
 
 
-def _asked(project: Path | str, target: str, budget: str | None) -> tuple[Project, Target]:
+def _read_project(project: Path | str, budget: str | None = None) -> Project:
     path = Path(project)
-    known = codec.read_project(path / "edgeprune.toml" if path.is_dir() else path, budget)
+    return codec.read_project(path / "edgeprune.toml" if path.is_dir() else path, budget)
+
+
+def _asked(project: Path | str, target: str, budget: str | None) -> tuple[Project, Target]:
+    known = _read_project(project, budget)
     to = codec.read_target(codec.find_target(target, known.path.parent))
     try:
         runtimes.RUNTIMES[to.runtime].candidates(to.precision)
@@ -924,6 +929,16 @@ def _kept_calls(entry: Entry) -> tuple[list[np.ndarray], np.ndarray]:
     paths = sorted((entry.path("calls")).glob("input_*.npy"), key=lambda path: int(path.stem.rpartition("_")[2]))
     inputs = [np.load(path, allow_pickle=False) for path in paths]
     return inputs, np.load(entry.path("calls") / "expected.npy", allow_pickle=False)
+
+
+def survey(project: Path | str) -> Survey:
+    """What of a project's model can be cut; no device is asked."""
+    from edgeprune import explaining, network
+    from edgeprune import project as user
+
+    known = _read_project(project)
+    groups = network.survey(user.build_model(known), user.example_inputs(known), known.lock)
+    return explaining.survey(known.name, groups)
 
 
 def read_history(project: Path | str, target: str, figure: str) -> History:

@@ -59,10 +59,10 @@ def measure(
         if error is not None and profile is not begun:
             on_step(known, most, f"median error on unseen widths {100 * error:.1f}%")
         enough = known >= VARIANTS_PER_GROUP[0] * len(groups.free)  # with fewer, a small error is luck
-        if known >= most or (known and not groups.free) or (enough and error is not None and error <= GOOD_ENOUGH):
+        if known >= most or (enough and error is not None and error <= GOOD_ENOUGH):
             return
         chosen = choose(groups, profile, min(STEP, most - known))
-        if not chosen:
+        if not chosen and profile.experiments:
             return
         batches = _batches(groups, chosen, profile)
         models = [[variant(widths, role == "reference") for role, widths in batch] for batch in batches]
@@ -135,7 +135,7 @@ def choose(groups: Groups, profile: Profile, count: int) -> list[dict[str, int]]
     """
     known = [e.widths for e in profile.experiments]
     pool = list(islice((w for w in configurations(groups) if w not in known), POOL))
-    if not known:
+    if not known or not pool:
         return pool[:count]
     covariance = latency.draft(groups, profile).covariance(pool)
     chosen = list(range(min(count // 2, len(pool))))
@@ -161,7 +161,7 @@ def _batches(
 ) -> list[list[tuple[str, dict[str, int]]]]:
     """What shares a process: the anchor first, the unpruned network in some, and the chosen variants."""
     batches: list[list[tuple[str, dict[str, int]]]] = []
-    for start in range(0, len(chosen), TOGETHER):
+    for start in range(0, max(1, len(chosen)), TOGETHER):  # one where nothing can be cut: the network as it is
         batch = [("anchor", anchor(groups))] * ANCHORS
         batch += [("fit", widths) for widths in chosen[start : start + TOGETHER]]
         if (profile.next_batch + len(batches)) % BASELINE_EVERY == 0:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgeprune import network
+from edgeprune import graph, network
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.types import Project
@@ -134,6 +134,11 @@ def build_model(project: Project) -> nn.Module:
             f"{project.path}: [model] factory = {project.factory!r} returns {_kind(model)}; return a torch.nn.Module"
         )
     model = model.cpu().eval()
+    for pattern in project.lock:
+        if not any(graph.matches(name, pattern) for name, _ in model.named_parameters()):
+            raise UsageError(
+                f"{project.path}: [prune] lock: {pattern!r} matches no parameter and no layer; edgeprune groups prints them"
+            )
     if project.weights is not None:
         _load_weights(project, model, project.weights)
     parameters = dict(model.named_parameters())

@@ -332,6 +332,11 @@ class Groups:
         """The unpruned widths of all groups."""
         return {group.name: group.width for group in self.groups}
 
+    def least(self) -> dict[str, int]:
+        """The smallest widths there are: a unit a group, no block."""
+        inner = self.block_of
+        return {g.name: g.width if g.locked else 0 if g.name in inner else 1 for g in self.groups}
+
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates of the convolutions and linear layers at these widths."""
         return sum(layer.macs(widths) for layer in self.layers)
@@ -501,6 +506,30 @@ class ExplainedLayer:
     points: tuple[tuple[int, int, int], ...]
     input_step: int | None
     output_step: int | None
+
+
+@dataclass(frozen=True)
+class SurveyedGroup:
+    """A channel group: its units, the layers whose weights it cuts, their multiply-accumulates, and why it is locked, or None."""
+
+    name: str
+    width: int
+    layers: tuple[str, ...]
+    macs: int
+    locked: str | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What of a model can be cut: `macs` are all of its multiply-accumulates, `least_macs` those that a unit a group and no
+    block would leave; `blocks` can be removed; `unknown_operators` have no rule, and lock what reaches them."""
+
+    project: str
+    macs: int
+    least_macs: int
+    groups: tuple[SurveyedGroup, ...]
+    blocks: tuple[str, ...]
+    unknown_operators: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,29 @@ def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(
     assert run.json == {"schema": 1, "status": "error", "exit_code": 3, "error": run.json["error"]}
 
 
+def test_the_groups_of_a_model_are_shown_with_what_is_locked(walked: tuple[Path, Finished]) -> None:
+    project, _ = walked
+    shown = command("groups", "--project", project)
+    assert shown.code == 0 and "2 of 4 groups can be cut" in shown.out and "output of the model" in shown.out
+    found = command("groups", "--project", project, "--json").json
+    groups = {group["name"]: group for group in found["groups"]}
+    assert (groups["a"]["width"], groups["a"]["layers"], groups["a"]["locked"]) == (48, ["a", "b"], None)
+    assert groups["a"]["macs"] == found["macs"] - 64 * 4 * 4 and 0 < found["least_macs"] < 0.01 * found["macs"]
+
+
+def test_a_model_of_which_all_is_locked_is_compiled_as_it_is(project: Path) -> None:
+    text = project.read_text().replace("[finetune]", '[prune]\nlock = ["a", "b*"]\n\n[finetune]')
+    project.write_text(text)
+    here = "--project", project
+    compiled = command("compile", *here, "--budget", "100%")
+    assert compiled.code == 0 and "nothing to prune" in compiled.out + compiled.err, compiled.err
+    missed = command("compile", *here, "--budget", "50%")
+    assert missed.code == 3 and "nothing in the model can be cut" in missed.err
+    project.write_text(text.replace("b*", "head.*"))
+    wrong = command("compile", *here)
+    assert wrong.code == 2 and "'head.*' matches no parameter" in wrong.err
+
+
 def test_a_prediction_can_be_explained(walked: tuple[Path, Finished]) -> None:
     shown = command("profile", "--explain", "--project", walked[0])
     assert shown.code == 0, shown.err

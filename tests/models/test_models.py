@@ -1,0 +1,209 @@
+"""What of each architecture can be cut, and where it runs: docs/models.md, measured anew (make test-models)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import ZOO
+
+from edgeprune import codec, graph, network, runtimes
+from edgeprune.bench import Bench, open_bench
+from edgeprune.compiling import compile_model
+from edgeprune.errors import EdgepruneError
+from edgeprune.types import Groups
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "models.md"
+TARGETS = {"ORT": "local", "OpenVINO": "local-openvino", "TFLite": "local-tflite"}
+MARK = "<!-- below: written by tests/models -->\n"
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bench]]:
+    scratch = tmp_path_factory.mktemp("scratch")
+    benches = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPRUNE_HOME", str(scratch))
+        for name, target in TARGETS.items():
+            own = scratch / name
+            own.mkdir()
+            with open_bench(codec.read_target(ROOT / "targets" / f"{target}.toml"), own) as bench:
+                benches[name] = bench  # a local device is held by nobody: it answers after it is closed, too
+        yield benches
+
+
+def test_the_page_says_what_is(benches: dict[str, Bench], tmp_path: Path) -> None:
+    rows = [_row(title, benches, tmp_path / str(i)) for i, title in enumerate(ZOO)]
+    head, _, before = PAGE.read_text().partition(MARK)
+    after = "\n".join(["", *_table(rows), "", "## What is locked, and why", "", *_reasons(rows), ""])
+    PAGE.write_text(head + MARK + after)
+    assert before == after, f"{PAGE.name} was out of date and is written anew: look at the difference"
+    ours = sum(row["free"] > 0 for row in rows)
+    assert ours > sum(row["torch_pruning"] == "yes" for row in rows)
+
+
+def _row(title: str, benches: dict[str, Bench], folder: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model, inputs = ZOO[title]()
+    model = network.randomised(model)
+    groups = network.survey(model, inputs)
+    keep = {group.name: range(0, group.width, 2) for group in groups.free}
+    small = network.cut(model, graph.recipe(groups, keep), inputs)  # raises where it is not proved
+    return {
+        "title": title,
+        "groups": groups,
+        "free": len(groups.free),
+        "share": 1 - groups.macs(groups.least()) / groups.macs(groups.full()),
+        "runs": {name: _runs(bench, small, inputs, groups, folder / name) for name, bench in benches.items()},
+        "torch_pruning": _torch_pruning(model, inputs, groups),
+    }
+
+
+def _runs(bench: Bench, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups, folder: Path) -> str:
+    """Whether the runtime computes what torch does: "yes", or what it says instead."""
+    random = torch.Generator().manual_seed(0)
+    inputs = tuple(torch.randn(x.shape, generator=random) if x.is_floating_point() else x for x in inputs)
+    folder.mkdir(parents=True)
+    try:
+        runtime = runtimes.RUNTIMES[bench._target.runtime]
+        artifact = compile_model(model, inputs, groups.folds, runtime, "fp32", folder, "")
+        got = bench.outputs(artifact.files[0], [x.numpy()[None] for x in inputs])[0]
+    except EdgepruneError as error:
+        return f"no: {str(error)[:120]}"
+    with torch.no_grad():
+        expected = network.tensors(model(*inputs))[0].numpy()
+    error = np.abs(got.reshape(expected.shape) - expected).max() / np.abs(expected).max()
+    return "yes" if error < 1e-3 else f"no: off by {error:.1g} of the largest output"
+
+
+# ------------------------------------------------------------------------------------------------- Torch-Pruning
+
+
+def _torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> str:
+    """Half of everything cut by Torch-Pruning's own pruner, the output layers left alone: does the network run, and does it
+    compute what the original with the same channels at zero computes?"""
+    tp = pytest.importorskip("torch_pruning")
+    cut, masked = copy.deepcopy(model), copy.deepcopy(model)
+    outputs = [g.name for g in groups.groups if g.locked == "output of the model"]
+    ignored = [cut.get_submodule(name) for name in outputs if dict(cut.named_modules()).get(name)]
+    names = {id(module): path for path, module in cut.named_modules()}
+    gone = _Gone(masked, names)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importance = tp.importance.MagnitudeImportance(p=2)
+            given = inputs if len(inputs) > 1 else inputs[0]
+            pruner = tp.pruner.MagnitudePruner(cut, given, importance, pruning_ratio=0.5, ignored_layers=ignored)
+            before = network.parameters(cut)
+            for group in pruner.step(interactive=True):
+                for dependency, indices in group:
+                    gone.note(dependency, indices, pruner.DG)
+                group.prune()
+    except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
+        return f"no: {type(error).__name__} while tracing or cutting"
+    if network.parameters(cut) == before:
+        return "no: cuts nothing"
+    try:
+        with torch.no_grad():
+            got, expected = network.tensors(cut(*inputs)), network.tensors(masked(*inputs))
+    except Exception as error:  # noqa: BLE001
+        return f"no: {type(error).__name__} in the cut network's forward"
+    if not gone.known:
+        return "runs"
+    same = all(
+        a.shape == b.shape and torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
+        for a, b in zip(got, expected, strict=True)
+    )
+    return "yes" if same else "runs, but differs"
+
+
+class _Gone:
+    """Zeroes in the original what Torch-Pruning takes from the copy, by indices that count what is gone already."""
+
+    def __init__(self, masked: nn.Module, names: dict[int, str]) -> None:
+        self.masked, self.names, self.known = masked, names, True
+        self._left: dict[tuple[str, int], list[int]] = {}
+
+    def note(self, dependency: Any, indices: list[int], graph: Any) -> None:
+        layer = dependency.target.module
+        path = self.names.get(id(layer))
+        out = graph.is_out_channel_pruning_fn(dependency.handler)
+        transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+        match layer:
+            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() if layer.groups == 1 or layer.groups == layer.in_channels:
+                dim = 0 if out or layer.groups > 1 else 1
+            case nn.ConvTranspose2d() if layer.groups == 1:
+                dim = 1 if out else 0
+            case nn.Linear():
+                dim = 0 if out else 1
+            case nn.modules.batchnorm._BatchNorm() | nn.LayerNorm() | nn.GroupNorm():
+                dim, out = 0, True
+            case nn.Embedding():
+                dim, out = 1, False
+            case _ if type(layer).__module__.startswith("torch_pruning"):
+                return  # its own marks for reshapes, concatenations and element-wise operators
+            case _:
+                self.known = False
+                return
+        if path is None:
+            self.known = False
+            return
+        self._zero(path, "weight", dim, indices)
+        if (out or (dim == 0 and not transposed)) and getattr(layer, "bias", None) is not None:
+            self._zero(path, "bias", 0, indices)
+
+    def _zero(self, path: str, name: str, dim: int, indices: list[int]) -> None:
+        parameter = getattr(self.masked.get_submodule(path), name)
+        left = self._left.setdefault((f"{path}.{name}", dim), list(range(parameter.shape[dim])))
+        original = [left[i] for i in indices]
+        self._left[f"{path}.{name}", dim] = [i for i in left if i not in set(original)]
+        with torch.no_grad():
+            parameter.index_fill_(dim, torch.tensor(original, dtype=torch.long), 0)
+
+
+# ---------------------------------------------------------------------------------------------------------- page
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| architecture | groups cut | of | MACs that can go | blocks | ORT | OpenVINO | TFLite | Torch-Pruning |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        groups = row["groups"]
+        cells = (
+            row["title"],
+            row["free"],
+            len(groups.groups),
+            f"{100 * row['share']:.0f}%",
+            len(groups.blocks),
+            *row["runs"].values(),
+            row["torch_pruning"],
+        )
+        yield f"| {' | '.join(map(str, cells))} |"
+    ours, theirs = sum(row["free"] > 0 for row in rows), sum(row["torch_pruning"] == "yes" for row in rows)
+    ran = sum(row["torch_pruning"].startswith(("yes", "runs")) for row in rows)
+    yield ""
+    yield f"Of {len(rows)} architectures edgeprune cuts {ours}, each proved. Torch-Pruning's cut network runs for {ran}"
+    yield f"of them, and is the same as the masked original for {theirs}."
+
+
+def _reasons(rows: list[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        by_reason: dict[str, list[str]] = {}
+        for group in row["groups"].groups:
+            if group.locked is not None and group.width > 1:
+                by_reason.setdefault(_without_figures(group.locked), []).append(f"`{group.name}`")
+        own = [f"{reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        yield f"- **{row['title']}**: " + "; ".join(own or ["nothing"]) + "."
+
+
+def _without_figures(reason: str) -> str:
+    """A reason without what differs from one machine to the next."""
+    return reason.partition(" by ")[0].partition(" (largest")[0][:160]
