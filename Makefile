@@ -2,9 +2,10 @@
 PYTHON ?= python3
 PROJECT ?= examples/digits/edgeprune.toml
 TARGET ?= local
+NAME ?= image
 BIN := .venv/bin
 
-.PHONY: help install demo test test-board test-models board lint run check deploy rollback releases doctor clean
+.PHONY: help install demo test test-board test-models board lint run example check deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,11 +24,11 @@ demo: .venv/.installed ## run the main job: the digits network at half its laten
 test: .venv/.installed ## run the tests
 	@$(BIN)/python -m pytest
 
-test-test-models: .venv/.installed ## cut and compile every architecture of docs/models.md
-	@$(BIN)/python -m pytest tests/models
-
-board: .venv/.installed ## run the tests that need the virtual board (qemu)
+test-board: .venv/.installed ## run the tests that need the virtual board (qemu)
 	@$(BIN)/python -m pytest tests/board
+
+test-models: .venv/.installed ## cut and compile every architecture of docs/models.md
+	@$(BIN)/python -m pytest tests/models
 
 board: .venv/.installed ## start the virtual board
 	@$(BIN)/edgeprune board up
@@ -40,6 +41,9 @@ lint: .venv/.installed ## check style, types and the direction of imports
 
 run: .venv/.installed ## run PROJECT on TARGET
 	@$(BIN)/edgeprune run --project $(PROJECT) --target $(TARGET)
+
+example: .venv/.installed ## run the example NAME (image, speech, language, control) on TARGET, with the data in DATA
+	@EDGEPRUNE_DATA=$(DATA) $(BIN)/edgeprune run --project examples/$(NAME)/edgeprune.toml --target $(TARGET)
 
 deploy: .venv/.installed ## put PROJECT into service on TARGET
 	@$(BIN)/edgeprune deploy --project $(PROJECT) --target $(TARGET)

@@ -17,7 +17,7 @@ from sshd import SSHD, Sshd, start
 
 from edgeprune import trtexec_standin
 
-TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board")
+TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board", "models")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
