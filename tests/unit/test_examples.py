@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,14 +27,44 @@ def test_an_example_is_complete_without_its_data(name: str, monkeypatch: pytest.
     assert survey.macs(survey.least()) < 0.2 * survey.macs(survey.full())
 
 
-@pytest.mark.parametrize("name", PROJECTS)
-def test_data_that_is_not_where_it_was_said_to_be_is_named(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    project = codec.read_project(EXAMPLES / name)
-    text = project.path.with_name(f"{project.train.partition(':')[0]}.py").read_text()
-    if "sources.found" not in text:
-        pytest.skip("its data comes with a library or with the example")
+def test_data_comes_from_where_it_was_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources = runpy.run_path(str(EXAMPLES / "sources.py"))
+    monkeypatch.delenv("EDGEPRUNE_DATA", raising=False)
+    assert sources["found"]("x.npz") is None and sources["downloaded"]("nowhere", "0") is None
     monkeypatch.setenv("EDGEPRUNE_DATA", str(tmp_path))
-    with pytest.raises(user.UsageError, match="EDGEPRUNE_DATA names a folder without it"):
-        list(user.batches(codec.read_project(project.path), "train"))
+    with pytest.raises(FileNotFoundError, match="EDGEPRUNE_DATA names a folder without it"):
+        sources["found"]("x.npz")
+    (tmp_path / "x.npz").touch()
+    assert sources["found"]("x.npz") == tmp_path / "x.npz"
+    monkeypatch.setenv("EDGEPRUNE_DATA", "download")
+    assert sources["found"]("x.npz") is None
+
+
+def test_a_download_is_the_commit_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a repository of the test's: git checks that every file is what the commit says."""
+    origin, cache = tmp_path / "origin", tmp_path / "cache"
+    origin.mkdir()
+    git = [
+        "git",
+        "-C",
+        str(origin),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "-c",
+        "uploadpack.allowAnySHA1InWant=true",
+    ]
+    (origin / "data.csv").write_text("1,2\n")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "data"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    sources = runpy.run_path(str(EXAMPLES / "sources.py"))
+    download = sources["downloaded"]
+    download.__globals__["CACHE"] = cache
+    monkeypatch.setenv("EDGEPRUNE_DATA", "download")
+    folder = download(str(origin), commit)
+    assert folder == cache / commit and (folder / "data.csv").read_text() == "1,2\n"
+    assert download("gone", commit) == folder  # kept
+    with pytest.raises(subprocess.CalledProcessError):
+        download(str(origin), "0" * 40)
