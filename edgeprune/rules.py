@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -513,7 +514,8 @@ def _permute(call: Call) -> Value:
 @rule("transpose", "swapaxes", "t")
 def _transpose(call: Call) -> Value:
     result = list(call.axes("self"))
-    a, b = (call.dim("dim0", len(result)), call.dim("dim1", len(result))) if "dim0" in call.args else (0, -1)
+    first, second = ("axis0", "axis1") if "axis0" in call.args else ("dim0", "dim1")
+    a, b = (call.dim(first, len(result)), call.dim(second, len(result))) if first in call.args else (0, -1)
     result[a], result[b] = result[b], result[a]
     return result
 
@@ -521,7 +523,10 @@ def _transpose(call: Call) -> Value:
 @rule("movedim")
 def _movedim(call: Call) -> Value:
     source = call.axes("self")
-    given, wanted = ([dim % len(source) for dim in call.args[name]] for name in ("source", "destination"))
+    given, wanted = (
+        [dim % len(source) for dim in (dims if isinstance(dims, list | tuple) else [dims])]
+        for dims in (call.args["source"], call.args["destination"])
+    )
     rest = iter(dim for dim in range(len(source)) if dim not in given)
     return [source[given[wanted.index(dim)] if dim in wanted else next(rest)] for dim in range(len(source))]
 
@@ -555,15 +560,17 @@ def _expand(call: Call) -> Value:
 
 @rule(
     *(f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
+    *(f"max_pool{n}d_with_indices" for n in (2, 3)),
     *["upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d"],
 )
 def _spatial(call: Call) -> Value:
-    if not isinstance(call.node.meta["val"], torch.Tensor):
-        return _unknown(call)  # pooling that also returns indices
     source = call.axes("self" if "self" in call.args else "input")
-    kept = len(source) - int(call.name[-2])  # the operator's name ends in its number of spatial dimensions
+    kept = len(source) - int(re.search(r"(\d)d", call.name)[1])  # type: ignore[index] # the name holds the number of spatial dimensions
     call.lock(source[kept:])
-    return [*source[:kept], *(none(size) for size in call.shape[kept:])]
+    made = call.node.meta["val"]
+    if isinstance(made, torch.Tensor):
+        return [*source[:kept], *(none(size) for size in call.shape[kept:])]
+    return [[*source[:kept], *(none(size) for size in part.shape[kept:])] for part in made]  # and the places it took
 
 
 @rule("pixel_shuffle")
@@ -677,7 +684,7 @@ def _attention(call: Call) -> Value:
     return [*_broadcast(call, heads), query[-2], value[-1]]
 
 
-@rule("mean", "sum", "amax", "amin", "prod", "argmax", "var", "std", "norm", "logsumexp")
+@rule("mean", "sum", "amax", "amin", "prod", "argmax", "var", "std", "norm", "linalg_vector_norm", "logsumexp")
 def _reduce(call: Call) -> Value:
     source = call.axes("self")
     given = call.args.get("dim")

@@ -1,0 +1,198 @@
+"""Every rule against masking: whatever it says can be cut, is cut, and nothing changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import NETS, conv, image, inputs_of
+from torch import Tensor, nn
+
+from edgeprune import graph, network, rules
+
+Op = Callable[[Tensor], Tensor]
+
+# Operators between two convolutions, (1, 8, 8, 8) -> (1, channels, height, width).
+BETWEEN: dict[str, Op] = {
+    "flatten": lambda x: x.flatten(2).unflatten(2, (8, 8)),
+    "reshape": lambda x: x.reshape(1, -1, 4, 16),
+    "view": lambda x: x.view(1, -1, 64).view(1, -1, 8, 8),
+    "squeeze": lambda x: x.unsqueeze(0).squeeze(0),
+    "permute": lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+    "transpose": lambda x: x.transpose(1, 3).swapaxes(1, 3),
+    "movedim": lambda x: x.movedim(1, 3).movedim((3, 1), (1, 2)),
+    "t": lambda x: x.flatten(1).t().t().unflatten(1, (-1, 8, 8)),
+    "stack": lambda x: torch.stack([x, 2 * x], 2).flatten(2, 3),
+    "cat": lambda x: torch.cat([x, x.relu()], 1),
+    "chunk": lambda x: x.chunk(2, 1)[0] + x.chunk(2, 1)[1],
+    "split": lambda x: torch.cat(x.split(4, 1)[::-1], 1),
+    "split_with_sizes": lambda x: torch.cat(x.split([2, 6], 1)[::-1], 1),
+    "tensor_split": lambda x: x.tensor_split(2, 1)[1],
+    "slice": lambda x: x[:, 2:, 1:, ::2],
+    "narrow": lambda x: x.narrow(2, 1, 4),
+    "select": lambda x: x[:, :, 3].unsqueeze(2),
+    "unbind": lambda x: torch.cat([part.unsqueeze(2) for part in x.unbind(2)[:3]], 2),
+    "index": lambda x: x[:, :, torch.tensor([3, 1, 1])],
+    "index of channels": lambda x: x[:, torch.tensor([3, 1, 1])],
+    "index_select": lambda x: x.index_select(3, torch.tensor([0, 5])),
+    "roll": lambda x: x.roll(1, 2),
+    "roll of channels": lambda x: x.roll(1, 1),
+    "flip": lambda x: x.flip(3),
+    "flip of channels": lambda x: x.flip(1),
+    "pad": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "pad of channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 3)),
+    "constant_pad_nd": lambda x: torch.constant_pad_nd(x, (1, 1)),
+    "expand": lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4),
+    "expand_as": lambda x: x[:, :, :1].expand_as(x),
+    "repeat": lambda x: x.repeat(1, 3, 1, 1),
+    "tile": lambda x: x.tile(1, 2, 1, 1),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+    "mean": lambda x: x.mean(3, keepdim=True),
+    "sum": lambda x: x.sum(1, keepdim=True),
+    "amax": lambda x: x.amax(1, keepdim=True) + x.amin(2, keepdim=True),
+    "prod": lambda x: x.prod(3, keepdim=True),
+    "var": lambda x: x.var(3, keepdim=True),
+    "std": lambda x: x.std(1, keepdim=True),
+    "norm": lambda x: x / x.norm(dim=1, keepdim=True).clamp(0.1),
+    "logsumexp": lambda x: x.logsumexp(3, keepdim=True),
+    "softmax": lambda x: x.softmax(3),
+    "softmax of channels": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(2),
+    "cumsum": lambda x: x.cumsum(3),
+    "matmul": lambda x: x @ x.transpose(2, 3),
+    "matmul over channels": lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2) / 64) @ x.flatten(2).unsqueeze(0),
+    "bmm": lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2)).unsqueeze(1),
+    "baddbmm": lambda x: torch.baddbmm(x[:, :, 0], x[:, :, 1], x[0, :, :, 2].t().unsqueeze(0)[:, :, :8]).unsqueeze(3),
+    "einsum": lambda x: torch.einsum("bchw,bcvw->bchv", x, x),
+    "einsum over channels": lambda x: torch.einsum("bchw,bcvw->bhv", x, x).unsqueeze(1),
+    "einsum that sums": lambda x: torch.einsum("bchw->bch", x).unsqueeze(3),
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "channel_shuffle": lambda x: F.channel_shuffle(x, 2),
+    "im2col": lambda x: F.unfold(x, 2, stride=2).unflatten(2, (4, 4)),
+    "glu": lambda x: F.glu(x, 1),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, 4) + F.adaptive_max_pool2d(x, 4),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "upsample_nearest2d": lambda x: F.interpolate(x, scale_factor=2.0),
+    "upsample_bilinear2d": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "upsample_bicubic2d": lambda x: F.interpolate(x, scale_factor=2.0, mode="bicubic"),
+    "instance_norm": lambda x: F.instance_norm(x),
+    "rms_norm": lambda x: F.rms_norm(x, (8,)),
+    "zeros_like": lambda x: x + torch.zeros_like(x) * torch.ones_like(x),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.2])),
+    "layer_norm": lambda x: F.layer_norm(x, (8, 8)),
+    "addmm": lambda x: torch.addmm(x[0, 0], x[0, 1], x[0, 2]).expand(1, 2, -1, -1),
+    "mm": lambda x: (
+        x.flatten(1).flatten(0).unflatten(0, (-1, 64)).mm(torch.ones(64, 64)).unflatten(1, (8, 8)).unsqueeze(0)
+    ),
+    "_weight_norm": lambda x: F.conv2d(x, torch._weight_norm(torch.ones(8, 8, 1, 1), torch.ones(8, 1, 1, 1), 0)),
+    "new_ones": lambda x: x + x.new_ones(1, 1, 8, 8),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
+    "scaled_dot_product_attention": lambda x: F.scaled_dot_product_attention(x, x, x, scale=0.3),
+    "attention of grouped queries": lambda x: F.scaled_dot_product_attention(
+        x, x.chunk(2, 1)[0], x.chunk(2, 1)[1], scale=0.3, enable_gqa=True
+    ),
+}
+
+
+class Between(nn.Module):
+    """A convolution, some operators, another convolution, and what is left of it all."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.stem, self.last = conv(3, 8), nn.LazyConv2d(6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for name in self.names:
+            x = BETWEEN[name](x)
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+def made(names: list[str]) -> nn.Module:
+    torch.manual_seed(0)
+    model = Between(names).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(*image())
+    return model
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_a_rule_lets_through_can_be_cut(name: str) -> None:
+    model = made([name])
+    groups = network.survey(model, image())
+    assert not groups.unknown_operators
+    for group in groups.free:
+        for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
+            network.cut(network.randomised(model), graph.recipe(groups, {group.name: sorted(kept)}), image())
+    assert any(group.name == "last" for group in groups.free)
+
+
+LOCKED = {"of channels", "sums", "over channels", "sum", "std", "norm", "amax", "split_with_sizes", "slice", "bmm"}
+SPATIAL = [name for name in BETWEEN if not any(name.endswith(word) for word in LOCKED)]
+
+
+def test_most_of_them_let_the_channels_before_them_be_cut() -> None:
+    locked = [
+        name
+        for name in SPATIAL
+        if not any(g.name.startswith("stem") for g in network.survey(made([name]), image()).free)
+    ]
+    assert set(locked) <= {"baddbmm", "t", "split", "attention of grouped queries", "addmm", "_weight_norm"}, locked
+
+
+SAME = [
+    name
+    for name in BETWEEN
+    if name not in ("t", "baddbmm") and BETWEEN[name](torch.ones(1, 8, 8, 8)).shape == (1, 8, 8, 8)
+]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(SAME), min_size=2, max_size=4), st.randoms(use_true_random=False))
+def test_any_cut_through_a_row_of_operators_equals_masking(names: list[str], random: object) -> None:
+    model = made(names)
+    groups = network.survey(model, image())
+    keep = {
+        group.name: sorted(random.sample(range(group.width), random.randint(1, group.width)))  # type: ignore[attr-defined]
+        for group in groups.free
+    }
+    network.cut(network.randomised(model), graph.recipe(groups, keep), image())
+
+
+# Other numbers of dimensions, other names of one operator, and forms that only a decomposed graph has.
+ALIKE = set(
+    """
+    conv1d conv3d conv_transpose1d conv_transpose3d avg_pool1d avg_pool3d max_pool1d max_pool3d max_pool2d_with_indices
+    max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool3d upsample_nearest1d
+    upsample_linear1d _softmax _log_softmax _unsafe_view unsafe_chunk unsafe_split concat concatenate native_channel_shuffle
+    new_empty new_full new_zeros rnn_relu norm argmax
+    """.split()
+)
+
+
+def test_every_rule_is_tried() -> None:
+    """Each operator that has a rule is met in some network of the tests, but for `ALIKE`, which share one that is."""
+    met: set[str] = set()
+
+    def note(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model.eval(), inputs)
+        met.update(getattr(n.target, "_opname", "").removesuffix("_") for n in program.graph.nodes)
+
+    for name in BETWEEN:
+        note(made([name]), image())
+    for name, net in NETS.items():
+        note(net(), inputs_of(name))
+    left = set(rules.RULES) - met - set(rules.ELEMENTWISE)
+    assert left <= ALIKE, left - ALIKE
