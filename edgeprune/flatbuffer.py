@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,19 @@ def store(model: Any, index: int, value: np.ndarray) -> None:
     tensor = model.subgraphs[0].tensors[index]
     model.buffers[tensor.buffer].data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
     tensor.shape = np.array(value.shape, np.int32)
+
+
+def own(model: Any, operator: Any, position: int) -> int:
+    """Give an operator a copy of one of its inputs, a constant that it may share with others: the copy's tensor."""
+    tensors = model.subgraphs[0].tensors
+    tensor = copy.copy(tensors[operator.inputs[position]])
+    buffer = copy.copy(model.buffers[tensor.buffer])
+    tensor.buffer = len(model.buffers)
+    model.buffers.append(buffer)
+    tensors.append(tensor)
+    operator.inputs = np.array(operator.inputs, np.int32)
+    operator.inputs[position] = len(tensors) - 1
+    return len(tensors) - 1
 
 
 def shape(tensor: Any) -> list[int]:

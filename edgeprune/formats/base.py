@@ -91,7 +91,7 @@ class Template(ABC):
         recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
         if not self.slices or self._groups.removed(widths):
             return self.filled(self._exported(recipe))
-        return self.sliced(self._kept(recipe), filled=True)
+        return self.sliced(self._kept(recipe), widths, filled=True)
 
     def owners(self, layers: Sequence[Layer]) -> dict[str, str]:
         """`{name that a profiler gives: layer}`: whose time a node's time is.
@@ -130,12 +130,12 @@ class Template(ABC):
         """The operators of the exported file, in order."""
 
     @abstractmethod
-    def sliced(self, kept: Mapping[str, Dims], filled: bool = False) -> bytes:
-        """The exported file with only these indices of its parameters; `filled` as by `filled`."""
+    def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
+        """The exported file with only these indices of its parameters, those of `widths`; `filled` as by `filled`."""
 
     @abstractmethod
-    def agrees(self, kept: Mapping[str, Dims], exported: bytes) -> bool:
-        """Whether `sliced(kept)` is what a fresh export gives: same operators, same attributes, same values."""
+    def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
+        """Whether `sliced` gives what a fresh export gives: same operators, same attributes, same values."""
 
     @staticmethod
     @abstractmethod
@@ -156,12 +156,12 @@ class Template(ABC):
 
     def _can_slice(self) -> bool:
         """Whether slicing the file gives what a fresh export gives, on a cut of every group."""
-        keep = {group.name: tuple(range((group.width + 1) // 2)) for group in self._groups.free}
-        recipe = graph.recipe(self._groups, keep)
+        widths = self._groups.full() | {group.name: (group.width + 1) // 2 for group in self._groups.free}
+        recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
         kept = self._kept(recipe)
         stored = {parameter for node in self.nodes() for parameter in node.parameters}
         named = set(dict(self._folded.named_parameters(remove_duplicate=False)))
-        return (kept.keys() & named) <= stored and self.agrees(kept, self._exported(recipe))
+        return (kept.keys() & named) <= stored and self.agrees(kept, widths, self._exported(recipe))
 
 
 class Origins:

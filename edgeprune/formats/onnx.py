@@ -17,7 +17,7 @@ from edgeprune import network
 from edgeprune.errors import UsageError
 from edgeprune.formats.base import Dims, Node, Origins, Template, fold, pattern
 from edgeprune.runtimes.onnxruntime import quiet
-from edgeprune.types import Groups
+from edgeprune.types import Groups, Widths
 
 OPSET = 17
 
@@ -77,7 +77,7 @@ class OnnxTemplate(Template):
             parameters = tuple(self.origins[name].parameter for name in node.input if name in self.origins)
             yield Node((node.name, *node.output), tuple(node.input), tuple(node.output), parameters)
 
-    def sliced(self, kept: Mapping[str, Dims], filled: bool = False) -> bytes:
+    def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
         """See `Template.sliced`."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._bare)
@@ -103,9 +103,9 @@ class OnnxTemplate(Template):
             tensor.CopyFrom(onnx.numpy_helper.from_array(pattern(value), tensor.name))
         return bytes(proto.SerializeToString())
 
-    def agrees(self, kept: Mapping[str, Dims], exported: bytes) -> bool:
+    def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
         """See `Template.agrees`."""
-        return _same(onnx.load_from_string(self.sliced(kept)), onnx.load_from_string(exported))
+        return _same(onnx.load_from_string(self.sliced(kept, widths)), onnx.load_from_string(exported))
 
 
 def _simplified(file: bytes) -> bytes:

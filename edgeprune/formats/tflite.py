@@ -15,7 +15,7 @@ from edgeprune import flatbuffer, network
 from edgeprune.errors import RuntimeMissing, UsageError
 from edgeprune.formats.base import Dims, Node, Origin, Origins, Template, fold, pattern
 from edgeprune.runtimes.base import silenced
-from edgeprune.types import Groups
+from edgeprune.types import Groups, Layer, Span, Widths
 
 
 class TfliteTemplate(Template):
@@ -23,9 +23,8 @@ class TfliteTemplate(Template):
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
         self._origins: dict[int, Origin] | None = None
-        self._derived: dict[
-            int, int
-        ] = {}  # operator (a reshape) -> the position of its shape that follows from the rest
+        # Operator (a reshape) -> positions of its shape and the sizes they have; None for one that follows from the rest.
+        self._derived: dict[int, dict[int, Span | None]] = {}
         super().__init__(model, inputs, groups)
 
     @staticmethod
@@ -87,7 +86,7 @@ class TfliteTemplate(Template):
             parameters = tuple(self.origins[i].parameter for i in inputs if i in self.origins)
             yield Node((name,), tuple(inputs), tuple(int(i) for i in operator.outputs), parameters)
 
-    def sliced(self, kept: Mapping[str, Dims], filled: bool = False) -> bytes:
+    def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
         """See `Template.sliced`."""
         model = flatbuffer.read(self.exported)
         constants, subgraph = flatbuffer.constants(model), model.subgraphs[0]
@@ -104,8 +103,9 @@ class TfliteTemplate(Template):
                     operator.builtinOptions.depthMultiplier = int(weight.shape[3])
             if number in self._derived:
                 shape = constants[operator.inputs[1]].copy()
-                shape[self._derived[number]] = -1
-                flatbuffer.store(model, operator.inputs[1], shape)
+                for position, span in self._derived[number].items():
+                    shape[position] = -1 if span is None else span.size(widths)
+                flatbuffer.store(model, flatbuffer.own(model, operator, 1), shape)
         return _with_inferred_shapes(model)
 
     @staticmethod
@@ -116,15 +116,46 @@ class TfliteTemplate(Template):
             flatbuffer.store(model, i, pattern(value))
         return flatbuffer.pack(model)
 
-    def agrees(self, kept: Mapping[str, Dims], exported: bytes) -> bool:
+    def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
         """See `Template.agrees`."""
         fresh = flatbuffer.read(exported)
-        self._derived = _derived(flatbuffer.read(self.exported), fresh)
+        self._derived = self._follow(flatbuffer.read(self.exported), fresh, widths)
         try:
-            ours = flatbuffer.read(self.sliced(kept))
+            ours = flatbuffer.read(self.sliced(kept, widths))
         except (RuntimeError, ValueError):  # a size that is written down somewhere does not fit
             return False
         return _same(ours, fresh)
+
+    def _follow(self, full: Any, cut: Any, widths: Widths) -> dict[int, dict[int, Span | None]]:
+        """Reshapes whose target changes with the widths: one position of it follows from the rest, any other has to be one of
+        the sizes that the groups of the layer before it have, and no other than one."""
+        owners = self.owners(self._groups.layers)
+        layers = {layer.name: layer for layer in self._groups.layers}
+        values, others = flatbuffer.constants(full), flatbuffer.constants(cut)
+        found: dict[int, dict[int, Span | None]] = {}
+        pairs = zip(flatbuffer.operators(full), flatbuffer.operators(cut), strict=False)
+        for number, ((name, one), (_, other)) in enumerate(pairs):
+            if not name.endswith(":RESHAPE") or min(len(one.inputs), len(other.inputs)) < 2:
+                continue
+            shape, cut_shape = values.get(int(one.inputs[1])), others.get(int(other.inputs[1]))
+            if shape is None or cut_shape is None or shape.shape != cut_shape.shape:
+                continue
+            changed: dict[int, Span | None] = dict.fromkeys(np.flatnonzero(shape != cut_shape).tolist())
+            sizes = _sizes(layers[owners[name]], self._groups) if name in owners else ()
+            for position in list(changed)[1:]:
+                wanted = int(shape[position]), int(cut_shape[position])
+                fitting = {s for s in sizes if (s.size(self._groups.full()), s.size(widths)) == wanted}
+                changed[position] = fitting.pop() if len(fitting) == 1 else None
+            if list(changed.values()).count(None) == 1:
+                found[number] = changed
+        return found
+
+
+def _sizes(layer: Layer, groups: Groups) -> set[Span]:
+    """The numbers of channels that a dimension may have after a layer: of its outputs, and of their factors."""
+    names = {group.name for group in groups.free}
+    terms = {(part, 1) for own, _ in layer.outputs.terms for part in [own, *((name,) for name in own)]}
+    return {Span(0, (term,)) for term in terms if set(term[0]) <= names} | {layer.outputs}
 
 
 def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
@@ -133,22 +164,6 @@ def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
         return False
     factors = value / weight
     return bool(np.allclose(factors, factors[:1], rtol=1e-3))
-
-
-def _derived(full: Any, cut: Any) -> dict[int, int]:
-    """Reshapes whose target follows from the widths in one position."""
-    found = {}
-    values, others = flatbuffer.constants(full), flatbuffer.constants(cut)
-    for number, ((name, one), (_, other)) in enumerate(
-        zip(flatbuffer.operators(full), flatbuffer.operators(cut), strict=False)
-    ):
-        if name.endswith(":RESHAPE") and len(one.inputs) > 1 and len(other.inputs) > 1:
-            shape, cut_shape = values.get(int(one.inputs[1])), others.get(int(other.inputs[1]))
-            if shape is not None and cut_shape is not None and shape.shape == cut_shape.shape:
-                changed = np.flatnonzero(shape != cut_shape)
-                if len(changed) == 1:
-                    found[number] = int(changed[0])
-    return found
 
 
 def _with_inferred_shapes(model: Any) -> bytes:

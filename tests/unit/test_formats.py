@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from nets import NETS, Blocks, image
-from torch import nn
+from nets import NETS, Blocks, image, inputs_of
+from torch import Tensor, nn
 
 from edgeprune import flatbuffer, graph, network
 from edgeprune.formats import FORMATS
@@ -20,21 +20,22 @@ from edgeprune.formats.onnx import OnnxTemplate
 from edgeprune.runtimes.base import silenced
 
 SLICED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised"]
-TFLITE = ["Plain", "Residual", "Depthwise"]  # a conversion takes seconds
+TFLITE = ["Plain", "Residual", "Depthwise", "Encoder"]  # a conversion takes seconds
 
 
-def run_onnx(file: bytes) -> np.ndarray:
+def run_onnx(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
     onnx.checker.check_model(onnx.load_from_string(file))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"input_0": image()[0].numpy()})[0]
+    return session.run(None, {f"input_{i}": x.numpy() for i, x in enumerate(inputs)})[0]
 
 
-def run_tflite(file: bytes) -> np.ndarray:
+def run_tflite(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
     interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(model_content=file)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image()[0].numpy())
+    (given,) = inputs
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], given.numpy())
     interpreter.invoke()
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
@@ -46,17 +47,17 @@ RUN = {"onnx": run_onnx, "tflite": run_tflite}
 def test_a_variant_computes_what_the_cut_network_computes_and_its_nodes_have_owners(kind: str, name: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
-    model = NETS[name]()
-    groups = network.survey(model, image())
-    template = FORMATS[kind](model, image(), groups)
-    assert template.slices or name not in SLICED
-    widths = {group.name: max(1, group.width // 2) for group in groups.free}
+    model, inputs = NETS[name](), inputs_of(name)
+    groups = network.survey(model, inputs)
+    template = FORMATS[kind](model, inputs, groups)
+    assert template.slices or name not in (SLICED if kind == "onnx" else TFLITE)
+    widths = groups.full() | {group.name: max(1, group.width // 2) for group in groups.free}
     recipe = graph.recipe(groups, graph.first_units(groups, widths))
-    expected = network.sliced(network.randomised(model), recipe)(*image()).detach().numpy()
+    expected = network.tensors(network.sliced(network.randomised(model), recipe)(*inputs))[0].detach().numpy()
     kept = template._kept(recipe)
-    file = template.sliced(kept) if template.slices else template._exported(recipe)
-    np.testing.assert_allclose(RUN[kind](file), expected, rtol=1e-3, atol=1e-5)
-    assert RUN[kind](template.variant(widths)).shape == expected.shape
+    file = template.sliced(kept, widths) if template.slices else template._exported(recipe)
+    np.testing.assert_allclose(RUN[kind](file, inputs), expected, rtol=1e-3, atol=1e-5)
+    assert RUN[kind](template.variant(widths), inputs).shape == expected.shape
 
     owners = template.owners(groups.layers)
     assert set(owners.values()) <= {layer.name for layer in groups.layers}
@@ -73,7 +74,7 @@ def test_a_variant_is_the_sliced_file_with_other_numbers(kind: str) -> None:
     template = FORMATS[kind](model, image(), groups)
     widths = groups.full() | {groups.free[0].name: 21}
     kept = template._kept(graph.recipe(groups, graph.first_units(groups, widths)))
-    variant, sliced = template.variant(widths), template.sliced(kept)
+    variant, sliced = template.variant(widths), template.sliced(kept, widths)
     assert len(variant) == len(sliced) and variant != sliced
     assert RUN[kind](variant).shape == RUN[kind](sliced).shape
 
@@ -100,7 +101,7 @@ def test_a_tflite_file_is_sliced_where_a_normalisation_was_folded_into_a_linear_
     widths = groups.full() | {"up": 7}
     recipe = graph.recipe(groups, graph.first_units(groups, widths))
     expected = network.sliced(network.randomised(model), recipe)(*image()).detach().numpy()
-    got = run_tflite(template.sliced(template._kept(recipe)))
+    got = run_tflite(template.sliced(template._kept(recipe), widths))
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
 
 
