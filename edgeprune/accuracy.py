@@ -63,10 +63,10 @@ def samples(
 
 
 def metric(
-    project: Project, bench: Bench, artifact: Artifact, size: int, outputs: np.ndarray, targets: Tensor
+    project: Project, bench: Bench, artifact: Artifact, split: str, size: int, outputs: np.ndarray, targets: Tensor
 ) -> float:
     """The project's metric: of an artifact's outputs (samples, …), or of the artifact itself in closed loop on its device, in
-    calls of `size` samples. Raises `NotFinite` where it is no finite number.
+    the episodes of the split, in calls of `size` samples. Raises `NotFinite` where it is no finite number.
     """
 
     def policy(*inputs: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def metric(
 
     try:
         if project.closed_loop is not None:
-            return user.closed_loop(project, policy)
+            return user.closed_loop(project, policy, split)
         return user.metric_function(project)(torch.from_numpy(outputs), targets)
     except UsageError as error:
         if error.__cause__ is not None:  # what the user's function raised

@@ -88,7 +88,7 @@ def measure(
     metric, failed = None, list[Check]()
     try:
         outputs = accuracy.outputs_of(bench, artifact, stacked, len(targets))
-        metric = accuracy.metric(project, bench, artifact, len(inputs[0]), outputs, targets)
+        metric = accuracy.metric(project, bench, artifact, split, len(inputs[0]), outputs, targets)
     except accuracy.NotFinite as error:
         failed = [error.check("metric_not_finite")]
     measurement = Measurement(

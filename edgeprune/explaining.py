@@ -94,7 +94,7 @@ def steps(costs: np.ndarray) -> tuple[int, float]:
     `costs` is what 1, 2, … channels cost. A step is the largest of `BLOCKS` at whose beginnings most of the rise stands.
     """
     aligned = costs[GRAIN - 1 :: GRAIN]
-    if len(aligned) < 4:
+    if len(aligned) < 4 or not costs.all():  # or nothing is known of it
         return 1, 0.0
     between = np.interp(np.arange(len(costs)), np.arange(GRAIN - 1, len(costs), GRAIN), aligned)
     odd = (np.arange(1, len(costs) + 1) % GRAIN != 0) & (np.arange(len(costs)) >= GRAIN)

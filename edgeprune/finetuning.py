@@ -88,7 +88,7 @@ def evaluate(project: Project, model: nn.Module, split: str) -> float:
     model.eval()
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     if project.closed_loop is not None:
-        return user.closed_loop(project, partial(_acted, model, device))
+        return user.closed_loop(project, partial(_acted, model, device), split)
     outputs, targets = [], []
     with torch.no_grad():
         for inputs, target in user.batches(project, split):

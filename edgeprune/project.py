@@ -465,8 +465,9 @@ def metric_function(project: Project) -> Callable[[Tensor, Tensor], float]:
     return metric
 
 
-def closed_loop(project: Project, policy: Policy) -> float:
-    """What the user's [data] closed_loop makes of a policy: a finite number, larger is better.
+def closed_loop(project: Project, policy: Policy, split: str) -> float:
+    """What the user's [data] closed_loop makes of a policy in the episodes of a split, "valid" for choices and "test" for the
+    verdict: a finite number, larger is better.
 
     `policy` takes what the model takes, as arrays of any number of samples, and returns the outputs: the user's function calls
     it at every step of a simulation, for many episodes at once. Raises `UsageError` where the function does, or gives another
@@ -476,7 +477,7 @@ def closed_loop(project: Project, policy: Policy) -> float:
     where = f"{project.path}: [data] closed_loop = {project.closed_loop!r}"
     function = load_function(project, project.closed_loop, "[data] closed_loop")
     with _users_code(project, where):
-        value = float(function(policy))
+        value = float(function(policy, split))
     if not math.isfinite(value):
         raise UsageError(f"{where} gives {value}; return a finite number")
     return value

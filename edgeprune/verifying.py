@@ -63,7 +63,7 @@ def verify(
     )
     outputs = [accuracy.outputs_of(bench, artifact, stacked, len(targets)) for artifact in artifacts]
     metrics = [
-        accuracy.metric(project, bench, artifact, len(inputs[0]), output, targets)
+        accuracy.metric(project, bench, artifact, split, len(inputs[0]), output, targets)
         for artifact, output in zip(artifacts, outputs, strict=True)
     ]
     where = "in closed loop" if project.closed_loop else f"on {_of(len(targets), total)} {split} samples"
@@ -146,6 +146,7 @@ def fastest(
             project,
             bench,
             artifact,
+            "valid",
             len(inputs[0]),
             accuracy.outputs_of(bench, artifact, stacked, len(targets)),
             targets,

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from nets import NETS, inputs_of
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -274,3 +275,46 @@ def test_preprocessing_is_in_the_artifact(name: str, dtype: torch.dtype, tmp_pat
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
     wanted = np.stack([plain((x / 255 - mean) / std).detach().numpy() for x in raw])
     assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+class Mlp(torch.nn.Sequential):
+    """Linear layers, which runtimes fuse with what follows them, and one with a normalisation between."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(
+                torch.nn.Linear(32, 768),
+                torch.nn.ReLU(),
+                torch.nn.Linear(768, 768, bias=False),
+                torch.nn.BatchNorm1d(768),
+            ),
+            *(torch.nn.ReLU(), torch.nn.Linear(768, 512), torch.nn.GELU(), torch.nn.Linear(512, 500)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "net"),
+    [  # OpenVINO tells whole microseconds, which the nodes of the small encoder do not take
+        *(("onnxruntime", net) for net in ("Mlp", "Encoder")),
+        *(("tflite", net) for net in ("Mlp", "Encoder")),
+        ("openvino", "Mlp"),
+    ],
+)
+def test_the_nodes_of_every_layer_are_found_in_what_the_profiler_names(name: str, net: str, tmp_path: Path) -> None:
+    runtime = runtimes.RUNTIMES[name]
+    torch.manual_seed(0)
+    model = network.randomised(Mlp() if net == "Mlp" else NETS[net]())
+    example = (torch.randn(1, 32),) if net == "Mlp" else inputs_of(net)
+    groups = network.survey(model, example)
+    (tmp_path / "a").mkdir()
+    artifact = compiling.compile_model(model, example, groups.folds, runtime, "fp32", tmp_path / "a", "s")
+    owners = FORMATS[runtime.format](model, example, groups).owners(groups.layers)
+    with open_bench(Target(tmp_path / "t.toml", "t", "local", name), tmp_path) as bench:
+        files = bench.save_inputs([x.numpy() for x in example], tmp_path)
+        ((measured,),) = bench.measure([[artifact.files[0]]], files, profiled=True)
+    found = {owners[node] for node, _ in measured.nodes if node in owners}
+    wanted = {layer.name for layer in groups.layers}
+    assert len(found & wanted) >= 0.75 * len(wanted), (
+        wanted - found,
+        [n for n, _ in measured.nodes if n not in owners],
+    )

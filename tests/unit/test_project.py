@@ -242,13 +242,13 @@ LOOP = """
 import numpy as np
 def build():
     return nn.Linear(2, 1, bias=False)
-def loop(policy):
-    state, total = np.ones((3, 2), np.float32), 0.0
+def loop(policy, split):
+    state, total = np.full((3, 2), {"valid": 1, "test": 2}[split], np.float32), 0.0
     for _ in range(4):
         state = state + 0.5 * policy(state)
         total += float((state**2).mean())
     return -total
-def broken(policy):
+def broken(policy, split):
     return float("nan")
 """
 
@@ -269,15 +269,15 @@ def test_the_metric_may_be_what_the_network_does_in_closed_loop(tmp_path: Path) 
     project = made(tmp_path / "a", LOOP, closed_loop="m:loop")
     model = user.build_model(project)
     in_torch = finetuning.evaluate(project, model, "valid")
-    assert -12 < in_torch < 0
+    assert -12 < in_torch < 0 and finetuning.evaluate(project, model, "test") == pytest.approx(4 * in_torch)
     (weight,) = (parameter.detach().numpy() for parameter in model.parameters())
     bench = OneAtATime(weight)
     artifact = Artifact((tmp_path / "model.onnx",), "d", "onnxruntime", "fp32", "s", 1)
-    on_device = accuracy.metric(project, bench, artifact, 2, np.zeros((0,)), torch.zeros(0))  # type: ignore[arg-type]
+    on_device = accuracy.metric(project, bench, artifact, "valid", 2, np.zeros((0,)), torch.zeros(0))  # type: ignore[arg-type]
     assert on_device == pytest.approx(in_torch, rel=1e-6)
     assert bench.calls == [(2, 2, 2)] * 4  # three samples in calls of two
     with pytest.raises(UsageError, match=r"\[data\] closed_loop.* gives nan"):
-        user.closed_loop(replace(project, closed_loop="m:broken"), lambda x: x)
+        user.closed_loop(replace(project, closed_loop="m:broken"), lambda x: x, "test")
 
 
 def test_a_project_has_one_metric(tmp_path: Path) -> None:
