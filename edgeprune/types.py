@@ -510,7 +510,7 @@ class ExplainedLayer:
 
 @dataclass(frozen=True)
 class SurveyedGroup:
-    """A channel group: its units, the layers whose weights it cuts, their multiply-accumulates, and why it is locked, or None."""
+    """A channel group: its units, the layers whose weights it cuts, their multiply-accumulates, and the reason of its lock."""
 
     name: str
     width: int

@@ -294,10 +294,10 @@ class Mlp(torch.nn.Sequential):
 
 @pytest.mark.parametrize(
     ("name", "net"),
-    [  # OpenVINO tells whole microseconds, which the nodes of the small encoder do not take
+    [
+        ("openvino", "Mlp"),  # it tells whole microseconds, which the nodes of the small encoder do not take
         *(("onnxruntime", net) for net in ("Mlp", "Encoder")),
         *(("tflite", net) for net in ("Mlp", "Encoder")),
-        ("openvino", "Mlp"),
     ],
 )
 def test_the_nodes_of_every_layer_are_found_in_what_the_profiler_names(name: str, net: str, tmp_path: Path) -> None:
