@@ -219,7 +219,7 @@ class Road:
 
             found = network.survey(self._model, self._inputs, self.project.lock)
             draft.write_text("groups.json", codec.dumps(found))
-            locked = [f"{group.name} ({group.locked})" for group in found.groups if group.locked and group.width > 1]
+            locked = [f"{g.name} ({g.locked.partition(':')[0]})" for g in found.groups if g.locked and g.width > 1]
             more = f" and {len(locked) - LOCKED_TOLD} more" if len(locked) > LOCKED_TOLD else ""
             blocks = f", {len(found.blocks)} blocks removed" if found.blocks else ""
             told = f"locked: {', '.join(locked[:LOCKED_TOLD]) or 'none'}{more}"
@@ -737,7 +737,7 @@ class Road:
             if stage == "compile":
                 self._keep_calls(draft, made)
                 draft.write_text(SOURCES, self._project_digest)
-            left = f"{artifact.operators} of {self.groups.operators} operators left"
+            left = f"{artifact.operators} operators, of {self.groups.operators} in torch's graph"
             return f"{self.target.runtime} {precision}, {artifact.size_bytes / 1e3:.1f} kB, {left}"
 
         return self._stage(stage, work)
