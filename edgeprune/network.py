@@ -137,12 +137,14 @@ def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: 
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode with random parameters and buffers of a sane scale, the same on every call."""
+    """A copy of `model` in eval mode with random parameters and buffers of a sane scale, the same on every call. Buffers that are
+    in no state dict stay: they are the code's own constants, such as a filterbank that has to be positive."""
     random = torch.Generator().manual_seed(0)
     model = copy.deepcopy(model).eval()
+    stored = model.state_dict().keys()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or name not in stored:
                 continue
             noise = torch.rand(tensor.shape, generator=random)
             if tensor.ndim < 2:  # scales and variances: positive, near one

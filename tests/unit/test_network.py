@@ -89,6 +89,23 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         network.load(tmp_path / "missing.safetensors", Residual())
 
 
+def test_the_code_s_own_constants_are_not_made_random() -> None:
+    """A logarithm of what a fixed filterbank lets through: of random numbers it would be NaN, and every cut would fail."""
+
+    class Front(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("bank", torch.full((8, 6), 0.5), persistent=False)
+            self.up, self.fc = nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.up((x.square() @ self.bank + 1e-3).log())))
+
+    groups = network.survey(Front(), (torch.randn(2, 8),))
+    assert [group.name for group in groups.free] == ["up"]
+    assert torch.equal(network.randomised(Front()).bank, torch.full((8, 6), 0.5))
+
+
 def test_the_original_is_left_alone() -> None:
     model = Residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
