@@ -77,6 +77,9 @@ class Labels:
     def settle(self) -> None:
         """What is locked as a product is locked by all its factors. To be called before reasons are asked for."""
         for root in list(self._factors):
+            leaves = list(self._leaves(root, ()))
+            if len(set(leaves)) < len(leaves):
+                self.lock(leaves, "these channels are multiplied with themselves")
             reason = self._locked.get(self.root(root))
             if reason is not None:
                 self.lock([leaf for leaves in self.factors(np.array([root])) for leaf in leaves], reason)

@@ -18,8 +18,9 @@ from torch.utils import _pytree as pytree
 
 from edgeprune import graph
 from edgeprune.errors import CutError, UsageError
-from edgeprune.types import Block, Groups, Layer, Preprocess, Recipe
+from edgeprune.types import Block, Group, Groups, Layer, Preprocess, Recipe
 
+NOTHING = 1e-15  # as good as zero, and a weight norm may still divide by it
 TRIALS = (0.5, 0.25, 0.375)  # shares of their units that groups keep in a trial, in turns
 TOLERANCE = 1e-4  # of the largest output, between the cut network and the masked original (fp32 rounding is near 1e-6)
 
@@ -34,8 +35,9 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = (
     random point vanishes everywhere: Schwartz-Zippel). Raises `UsageError` where the model cannot be traced.
     """
     groups = graph.trace(model, inputs, lock)
-    generic = randomised(model)
-    for name in graph.factors(groups):  # alone: two cuts of one dimension may hide what each of them breaks
+    generic = _scaled(randomised(model), inputs)
+    # Alone: two cuts of one dimension, or of one attention, may hide what each of them breaks.
+    for name in dict.fromkeys([*graph.factors(groups), *_attending(model, groups)]):
         reason = _trial(generic, groups, inputs, [name])
         if reason is not None:
             groups = graph.lock(groups, name, reason)
@@ -47,6 +49,9 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = (
                 passed.append(group.name)
             else:
                 groups = graph.lock(groups, group.name, reason)
+    for group in groups.free:
+        if not _visible(generic, groups, group, inputs):
+            groups = graph.lock(groups, group.name, "no output tells whether it is there, so that no cut can be proved")
     blocks = _blocks(generic, groups, inputs)
     inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
     layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
@@ -109,7 +114,8 @@ def _hands_through(module: nn.Module, args: tuple[Any, ...], named: dict[str, An
             with torch.no_grad():
                 for parameter in silent.parameters():
                     parameter.zero_()
-                return bool(torch.allclose(silent(x.clone(), *others, **named), x))
+                # At any size: a clamp hands through what is small.
+                return all(torch.allclose(silent(y.clone(), *others, **named), y) for y in (x, 1e3 * x))
     return False
 
 
@@ -118,6 +124,53 @@ class Through(nn.Identity):
 
     def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:  # noqa: A002 - its name in nn.Identity
         return input
+
+
+def _scaled(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """`model` with the statistics of its batch-norms as large as what reaches them: in a deep network the signal would vanish
+    beside the biases, and every error with it."""
+
+    def adapt(module: nn.Module, given: tuple[Any, ...]) -> None:
+        scale = given[0].square().mean().clamp(min=1e-12)
+        module.running_var.mul_(scale / module.running_var.mean())  # type: ignore[operator]
+        module.running_mean.mul_(scale.sqrt())  # type: ignore[operator]
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    hooks = [norm.register_forward_pre_hook(adapt) for norm in norms]
+    with torch.no_grad():
+        model(*_probe(model, inputs))
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+def _attending(model: nn.Module, groups: Groups) -> list[str]:
+    """The free groups of modules that know the width of a head, which a cut may change by mistake."""
+    paths = [f"{path}." for path, module in model.named_modules() if any(hasattr(module, name) for name in WIDTHS)]
+    return [g.name for g in groups.free if any(s.parameter.startswith(path) for s in g.slots for path in paths)]
+
+
+def _visible(model: nn.Module, groups: Groups, group: Group, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether masking half of a group moves the outputs by much more than a cut may."""
+    recipe = graph.recipe(groups, {group.name: range(0, group.width, 2)})
+    probe = _probe(model, inputs)
+    with torch.no_grad():
+        whole, masked = tensors(model(*probe)), tensors(_masked(model, recipe)(*probe))
+    return any(
+        (a.double() - b.double()).abs().max() > 10 * TOLERANCE * a.double().abs().max()
+        for a, b in zip(whole, masked, strict=True)
+        if a.is_floating_point() and a.numel()
+    )
+
+
+def _probe(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The example inputs made random where they are real numbers, since those may be all alike; as they are where the model
+    answers that with NaN or infinity."""
+    random = torch.Generator().manual_seed(0)
+    noisy = tuple(x + torch.randn(x.shape, generator=random).to(x) if x.is_floating_point() else x for x in inputs)
+    with torch.no_grad():
+        finite = all(bool(torch.isfinite(out).all()) for out in tensors(model(*noisy)) if out.is_floating_point())
+    return noisy if finite else inputs
 
 
 def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:
@@ -137,8 +190,10 @@ def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: 
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode with random parameters and buffers of a sane scale, the same on every call. Buffers that are
-    in no state dict stay: they are the code's own constants, such as a filterbank that has to be positive."""
+    """A copy of `model` in eval mode with random parameters and buffers of a sane scale, the same on every call.
+
+    Buffers that are in no state dict stay: they are the code's own constants, such as a filterbank that has to be positive.
+    """
     random = torch.Generator().manual_seed(0)
     model = copy.deepcopy(model).eval()
     stored = model.state_dict().keys()
@@ -151,7 +206,9 @@ def randomised(model: nn.Module) -> nn.Module:
                 tensor.copy_(0.1 * noise if name.endswith(("bias", "mean")) else 0.5 + noise)
             else:
                 fan_in = tensor[0].numel()
-                tensor.copy_((noise - 0.5) * (12 / fan_in) ** 0.5)
+                tensor.copy_(
+                    (noise - 0.5) * (24 / fan_in) ** 0.5
+                )  # variance 2/fan_in: a ReLU takes half (He et al. 2015)
     return model
 
 
@@ -194,11 +251,12 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
         if touched:
             _refresh(module, model.get_submodule(path))
         if isinstance(module, nn.Linear) and touched:
-            kept[path] = recipe[names[f"{path}.weight"]].get(0, ())
+            kept[path] = recipe.get(names.get(f"{path}.weight", ""), {}).get(0, ())
     for path, module in small.named_modules():
-        _refresh_heads(
-            module, [kept[own] for name, _ in module.named_children() if kept.get(own := _joined(path, name))]
-        )
+        linear = next((name for name, child in module.named_children() if isinstance(child, nn.Linear)), None)
+        if linear is not None:
+            first = _joined(path, linear)
+            _refresh_heads(module, kept.get(first) or range(model.get_submodule(first).out_features))  # type: ignore[arg-type]
     return small
 
 
@@ -212,16 +270,16 @@ HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
 BOTH = ("all_head_size", "inner_dim")
 
 
-def _refresh_heads(module: nn.Module, projections: Sequence[Sequence[int]]) -> None:
-    """Make what an attention module knows of its heads follow the outputs that its first cut projection keeps.
+def _refresh_heads(module: nn.Module, projected: Sequence[int]) -> None:
+    """Make what an attention module knows of its heads follow the outputs that its first linear layer keeps.
 
     A guess by names, which the proof of the cut judges.
     """
     name = next((name for name in WIDTHS if isinstance(getattr(module, name, None), int)), None)
-    if name is None or not projections:
+    if name is None:
         return
     width = getattr(module, name)
-    places = Counter(index // width for index in projections[0])
+    places = Counter(index // width for index in projected)
     if len(set(places.values())) != 1:
         return
     before = {attribute: getattr(module, attribute, None) for attribute in (*HEADS, *BOTH)}
@@ -231,7 +289,7 @@ def _refresh_heads(module: nn.Module, projections: Sequence[Sequence[int]]) -> N
             setattr(module, attribute, len(places))
     for attribute in BOTH:
         if isinstance(before[attribute], int):
-            setattr(module, attribute, len(projections[0]))
+            setattr(module, attribute, len(projected))
 
 
 def _emptied(model: nn.Module, recipe: Recipe, names: Mapping[str, str]) -> list[str]:
@@ -284,26 +342,39 @@ def _refresh(module: nn.Module, before: nn.Module) -> None:
 
 
 def prove(model: nn.Module, small: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> None:
-    """Compare `small` with `model` whose removed channels are zeroed; `CutError` unless all outputs agree."""
-    masked = _masked(model, recipe)
+    """Compare `small` with `model` whose removed channels are zeroed; `CutError` unless all outputs agree, and where they
+    could not differ."""
+    masked = _masked(model, recipe).eval()
+    inputs = _probe(masked, inputs)
     with torch.no_grad():
-        expected = masked.eval()(*inputs)
+        expected = masked(*inputs)
         try:
             got = small.eval()(*inputs)
         except (
             Exception
         ) as error:  # whatever the user's forward raises on the new sizes is the reason to refuse the cut
             raise CutError(f"the cut network's forward raises {type(error).__name__}: {first_line(error)}") from error
-    pairs = list(zip(tensors(expected), tensors(got), strict=True))
-    for i, (wanted, value) in enumerate(pairs):
+    outputs, answers = tensors(expected), tensors(got)
+    if len(outputs) != len(answers):
+        raise CutError(f"the cut network has {len(answers)} outputs, not {len(outputs)}")
+    if not any(_tells(out) for out in outputs):
+        raise CutError("the outputs are whole numbers or all alike, which proves nothing; return the logits")
+    for i, (wanted, value) in enumerate(zip(outputs, answers, strict=True)):
         if wanted.shape != value.shape:
             raise CutError(f"output {i} has shape {tuple(value.shape)}, not {tuple(wanted.shape)}")
-        difference = (wanted - value).abs().max().item()
-        scale = wanted.abs().max().item()
+        if not wanted.numel():
+            continue
+        difference = (wanted.double() - value.double()).abs().max().item()
+        scale = wanted.double().abs().max().item()
         if not difference <= TOLERANCE * scale:
             raise CutError(
                 f"output {i} differs from the masked original by {difference:.3g} (largest value {scale:.3g})"
             )
+
+
+def _tells(output: Tensor) -> bool:
+    """Whether an output could differ: real numbers that are not all alike."""
+    return output.is_floating_point() and bool(output.numel() == 1 or (output.numel() and output.max() > output.min()))
 
 
 def _masked(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -313,7 +384,7 @@ def _masked(model: nn.Module, recipe: Recipe) -> nn.Module:
             for dim, kept in (recipe.get(name) or {}).items():
                 gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
                 gone[list(kept)] = False
-                tensor.index_fill_(dim, gone.nonzero().flatten(), 0)
+                tensor.index_fill_(dim, gone.nonzero().flatten(), NOTHING)
     return masked
 
 

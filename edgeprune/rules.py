@@ -201,9 +201,9 @@ def _recurrence(call: Call) -> Value:
     ):
         return _unknown(call)  # with a projection
     for state in states:
-        if not _is_fresh(state):
-            call.lock(call.values[state], "the state that the recurrence begins with has this size")  # type: ignore[arg-type]
-            call.labels.lock(hidden.tolist(), "the state that the recurrence begins with has this size")
+        if not _is_fresh(state):  # another recurrence's, whose units then go with these, or one of a fixed size
+            sized: Axis = call.values[state][-1]  # type: ignore[assignment]
+            call.labels.unite(hidden, sized, "the state that the recurrence begins with has this size")
     positions = math.prod(call.shape_at(0)[:-1])
     for at in range(0, len(weights), each * directions):
         for way in range(at, at + each * directions, each):
@@ -222,7 +222,10 @@ def _recurrence(call: Call) -> Value:
 
 def _is_fresh(node: fx.Node) -> bool:
     """Whether a tensor is made on the spot, so that its size follows from the module's own."""
-    return not node.all_input_nodes and node.op == "call_function"
+    name = getattr(node.target, "_opname", "")
+    if name in ("to", "_to_copy", "clone", "contiguous", "expand"):
+        return _is_fresh(node.all_input_nodes[0])
+    return node.op == "call_function" and (not node.all_input_nodes or name.startswith("new_"))
 
 
 @rule("batch_norm", "instance_norm")
@@ -256,12 +259,13 @@ def _layer_norm(call: Call) -> Value:
 
 
 ELEMENTWISE = """
-    __and__ __or__ abs add alias atan bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min clone
-    contiguous cos detach div dropout elu eq erf exp expm1 feature_dropout floor fmod ge gelu gt hardshrink
-    hardsigmoid hardswish hardtanh isinf isnan le leaky_relu lift_fresh_copy log log1p log2 log_sigmoid logical_and
-    logical_not logical_or lt masked_fill maximum minimum mish mul ne neg ones_like pow reciprocal relu relu6
-    remainder round rsqrt rsub selu sigmoid sign silu sin softplus softshrink softsign sqrt square sub tanh
-    threshold to _to_copy type_as where zeros_like
+    abs add addcdiv addcmul alias alpha_dropout __and__ atan bitwise_and bitwise_not bitwise_or ceil celu clamp
+    clamp_max clamp_min clip clone contiguous cos detach div divide dropout elu eq erf exp expm1 feature_dropout
+    floor fmod full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isinf isnan le leaky_relu lerp
+    lift_fresh_copy log log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
+    mish mul multiply nan_to_num ne neg ones_like __or__ pow reciprocal relu relu6 remainder round rsqrt rsub selu
+    sigmoid sign silu sin softplus softshrink softsign sqrt square sub subtract tanh threshold true_divide where
+    zeros_like
 """.split()
 
 
@@ -355,7 +359,8 @@ def _slice(call: Call) -> Value:
     dim = call.dim("dim", len(source))
     size = len(source[dim])
     if "length" in call.args:
-        start, stop, step = call.args["start"], call.args["start"] + call.args["length"], 1
+        start, step = call.args["start"] % size, 1
+        stop = start + call.args["length"]
     else:
         start, stop, step = slice(call.args["start"], call.args["end"], call.args["step"]).indices(size)
     result = list(source)
@@ -372,7 +377,7 @@ def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
     if size == len(axis):
         return axis
     if has_labels(axis):
-        if size and len(axis) % size == 0 and start % size == 0:
+        if size > 1 and len(axis) % size == 0 and start % size == 0:
             for ties in axis.reshape(-1, size).T:
                 call.labels.tie(ties.tolist(), call.why)
         else:
@@ -429,7 +434,7 @@ def _pad(call: Call) -> Value:
     return result
 
 
-@rule("flatten", "reshape", "view", "_unsafe_view", "unflatten", "squeeze", "unsqueeze")
+@rule("flatten", "reshape", "reshape_as", "view", "view_as", "_unsafe_view", "unflatten", "squeeze", "unsqueeze")
 def _reshape(call: Call) -> Value:
     source = [axis for axis in call.axes("self") if len(axis) != 1]
     result = [none(size) for size in call.shape]
@@ -511,16 +516,16 @@ def _permute(call: Call) -> Value:
     return [source[dim % len(source)] for dim in call.args["dims"]]
 
 
-@rule("transpose", "swapaxes", "t")
+@rule("transpose", "swapaxes", "swapdims", "t", "mT")
 def _transpose(call: Call) -> Value:
     result = list(call.axes("self"))
     first, second = ("axis0", "axis1") if "axis0" in call.args else ("dim0", "dim1")
-    a, b = (call.dim(first, len(result)), call.dim(second, len(result))) if first in call.args else (0, -1)
+    a, b = (call.dim(first, len(result)), call.dim(second, len(result))) if first in call.args else (-2, -1)
     result[a], result[b] = result[b], result[a]
     return result
 
 
-@rule("movedim")
+@rule("movedim", "moveaxis")
 def _movedim(call: Call) -> Value:
     source = call.axes("self")
     given, wanted = (
@@ -561,6 +566,8 @@ def _expand(call: Call) -> Value:
 @rule(
     *(f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
     *(f"max_pool{n}d_with_indices" for n in (2, 3)),
+    *[f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)],
+    *["upsample_nearest3d", "upsample_trilinear3d"],
     *["upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d"],
 )
 def _spatial(call: Call) -> Value:
@@ -696,6 +703,20 @@ def _reduce(call: Call) -> Value:
     return [axis for dim, axis in enumerate(source) if dim not in reduced]
 
 
+@rule("max", "min")
+def _extreme(call: Call) -> Value:
+    """Of two tensors, of one dimension with the places, or of all."""
+    if "other" in call.args:
+        return _elementwise(call)
+    found = _reduce(call)
+    return found if isinstance(call.node.meta["val"], torch.Tensor) else [found, found]  # type: ignore[return-value]
+
+
+@rule("type_as", "to", "_to_copy")
+def _retyped(call: Call) -> Value:
+    return call.axes("self")
+
+
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")
 def _along(call: Call) -> Value:
     source = call.axes("self")
@@ -738,7 +759,8 @@ def apply(call: Call) -> Value:
     if call.node.target is operator.getitem:
         source, index = call.node.args
         return call.values[source][index]  # type: ignore[index, return-value]
-    if call.node.meta.get("val") is None:  # an assertion that the exporter puts beside a change of type
+    made = call.node.meta.get("val")
+    if not isinstance(made, torch.Tensor | tuple | list):  # a number, or an assertion beside a change of type
         return []
     found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_"))
     if found is not None:

@@ -299,3 +299,144 @@ def test_any_cut_that_a_survey_offers_equals_masking(steps: list[tuple[str, int]
         for group in groups.free
     }
     network.cut(network.randomised(model), graph.recipe(groups, keep), image())
+
+
+# What once was offered and cannot be cut.
+
+
+class Shuffled(nn.Module):
+    """A shuffle with a fixed number of channels, and so many layers after it that a wrong one could drown."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.rest = nn.Sequential(*(conv(16, 16, groups=16) if i % 2 else conv(16, 16, 1) for i in range(depth)))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        return self.fc(self.rest(x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)).mean((2, 3)))
+
+
+def test_an_error_is_seen_through_many_layers() -> None:
+    groups = network.survey(Shuffled(40), image())
+    free = {group.name for group in groups.free}
+    assert "stem:2" in free and "stem" not in free  # the places in a part, not the four parts
+
+
+class Decided(Shuffled):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+class Saturated(Shuffled):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(super().forward(x) - 1e6)
+
+
+@pytest.mark.parametrize("net", [Decided, Saturated])
+def test_outputs_that_tell_nothing_prove_nothing(net: type[Shuffled]) -> None:
+    groups = network.survey(net(2), image())
+    assert not groups.free
+    assert any("proves nothing" in (group.locked or "") for group in groups.groups)
+
+
+def test_a_projection_can_be_cut_without_its_heads() -> None:
+    """What the module knows of its heads stays as it is then."""
+    torch.manual_seed(0)
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.fc = conv(3, 8), Attention(), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.mix(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+    groups = network.survey(Mixed(), image())
+    out = next(group for group in groups.free if group.name == "mix.out")
+    for count in range(1, out.width):
+        network.cut(network.randomised(Mixed()), graph.recipe(groups, {"mix.out": range(count)}), image())
+
+
+def test_a_block_that_clamps_its_input_stays() -> None:
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.hardtanh(x + self.b(torch.relu(self.a(x))), -9, 9)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.fc = nn.Linear(8, 8), Clamped(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.block(self.stem(x)))
+
+    assert not network.survey(Net(), (torch.randn(2, 8),)).blocks
+
+
+def test_weight_norm_is_cut() -> None:
+    layers = [torch.nn.utils.parametrizations.weight_norm(nn.Linear(*sizes)) for sizes in ((8, 12), (12, 10))]
+    groups = network.survey(
+        nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(10, 3)), (torch.randn(2, 8),)
+    )
+    assert {group.width for group in groups.free} == {12, 10}
+
+
+def test_a_product_of_channels_with_themselves_is_locked() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Linear(8, 6), nn.Linear(8, 4), nn.Linear(36 + 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.fc(torch.cat([torch.einsum("bi,bj->bij", y, y).flatten(1), self.b(x)], 1))
+
+    groups = network.survey(Outer(), (torch.randn(2, 8),))
+    assert [group.name for group in groups.free] == ["b"]
+    assert any("with themselves" in (group.locked or "") for group in groups.groups)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: net.fc(net.a(x)) > 0,
+        lambda net, x: (net.fc(net.a(x)), x[:, :0]),
+        lambda net, x: tuple(net.fc(net.a(x)) for _ in range(net.a(x).shape[1] // 4)),
+        lambda net, x: net.fc(torch.cat([net.a(x).narrow(1, -4, 4), net.a(x).narrow(1, 0, 4)], 1)),
+        lambda net, x: net.fc(net.a(x)) * x.sum().item(),
+        lambda net, x: net.fc(net.a(x).type_as(net.fc.weight)),
+    ],
+)
+def test_no_model_breaks_a_survey(forward: object) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self, x)  # type: ignore[operator]
+
+    network.survey(Net(), (torch.randn(2, 8),))
+
+
+def test_a_decoder_takes_the_state_of_its_encoder() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.GRU(4, 6, batch_first=True), nn.GRU(4, 6, batch_first=True)
+            self.fc = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            fresh = x.new_zeros(1, len(x), self.encoder.hidden_size)
+            return self.fc(self.decoder(x, self.encoder(x, fresh)[1])[0][:, -1])
+
+    groups = network.survey(Pair(), (torch.randn(1, 3, 4),))
+    (units,) = groups.free
+    assert {slot.parameter.partition(".")[0] for slot in units.slots} == {"encoder", "decoder", "fc"}

@@ -84,6 +84,13 @@ BETWEEN: dict[str, Op] = {
     "instance_norm": lambda x: F.instance_norm(x),
     "rms_norm": lambda x: F.rms_norm(x, (8,)),
     "zeros_like": lambda x: x + torch.zeros_like(x) * torch.ones_like(x),
+    "max": lambda x: x.max(3, keepdim=True)[0] + x.min(2, keepdim=True)[0],
+    "min": lambda x: torch.max(x, 0.5 * x) + torch.min(x, x.relu()),
+    "max of channels": lambda x: x.max(1, keepdim=True)[0],
+    "mT": lambda x: x.mT,
+    "to": lambda x: x.to(torch.float64).type_as(x),
+    "view_as": lambda x: x.flatten(2).view_as(x).flatten(2).reshape_as(x),
+    "_upsample_nearest_exact2d": lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest-exact"),
     "prelu": lambda x: F.prelu(x, torch.tensor([0.2])),
     "layer_norm": lambda x: F.layer_norm(x, (8, 8)),
     "addmm": lambda x: torch.addmm(x[0, 0], x[0, 1], x[0, 2]).expand(1, 2, -1, -1),
@@ -147,7 +154,9 @@ def test_most_of_them_let_the_channels_before_them_be_cut() -> None:
         for name in SPATIAL
         if not any(g.name.startswith("stem") for g in network.survey(made([name]), image()).free)
     ]
-    assert set(locked) <= {"baddbmm", "t", "split", "attention of grouped queries", "addmm", "_weight_norm"}, locked
+    assert set(locked) <= {"baddbmm", "t", "split", "attention of grouped queries", "addmm", "_weight_norm", "prod"}, (
+        locked
+    )
 
 
 SAME = [
@@ -175,7 +184,8 @@ ALIKE = set(
     conv1d conv3d conv_transpose1d conv_transpose3d avg_pool1d avg_pool3d max_pool1d max_pool3d max_pool2d_with_indices
     max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool3d upsample_nearest1d
     upsample_linear1d _softmax _log_softmax _unsafe_view unsafe_chunk unsafe_split concat concatenate native_channel_shuffle
-    new_empty new_full new_zeros rnn_relu norm argmax
+    new_empty new_full new_zeros rnn_relu norm argmax _to_copy moveaxis swapdims _upsample_nearest_exact1d
+    _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d
     """.split()
 )
 
