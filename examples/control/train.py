@@ -48,7 +48,10 @@ def main() -> None:
             optimiser.step()
         schedule.step()
         if epoch % 5 == 0:
-            print(f"epoch {epoch:3d}  valid {error(model, valid):.5f}  {control.report(policy(model), 'valid')}", flush=True)
+            print(
+                f"epoch {epoch:3d}  valid {error(model, valid):.5f}  {control.report(policy(model), 'valid')}",
+                flush=True,
+            )
     save_file(model.state_dict(), Path(__file__).with_name("control.safetensors"))
     print(f"valid {error(model, valid):.5f}  test {error(model, control.test_batches()):.5f}")
     for split in control.EPISODE_SEEDS:
