@@ -49,8 +49,11 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = (
                 passed.append(group.name)
             else:
                 groups = graph.lock(groups, group.name, reason)
+    probe = _probe(generic, inputs)
+    with torch.no_grad():
+        whole = tensors(generic(*probe))
     for group in groups.free:
-        if not _visible(generic, groups, group, inputs):
+        if not _visible(generic, groups, group, probe, whole):
             groups = graph.lock(groups, group.name, "no output tells whether it is there, so that no cut can be proved")
     blocks = _blocks(generic, groups, inputs)
     inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
@@ -150,14 +153,15 @@ def _attending(model: nn.Module, groups: Groups) -> list[str]:
     return [g.name for g in groups.free if any(s.parameter.startswith(path) for s in g.slots for path in paths)]
 
 
-def _visible(model: nn.Module, groups: Groups, group: Group, inputs: tuple[Tensor, ...]) -> bool:
+def _visible(
+    model: nn.Module, groups: Groups, group: Group, probe: tuple[Tensor, ...], whole: Sequence[Tensor]
+) -> bool:
     """Whether masking one half of a group or the other, since units may be silent here, moves the outputs by more than a cut
-    may."""
-    probe = _probe(model, inputs)
+    may; `whole` are those of the unmasked model."""
     for first in (0, 1):
         masked = _masked(model, graph.recipe(groups, {group.name: range(first, group.width, 2)}))
         with torch.no_grad():
-            pairs = zip(tensors(model(*probe)), tensors(masked(*probe)), strict=True)
+            pairs = zip(whole, tensors(masked(*probe)), strict=True)
         if any(
             (a.double() - b.double()).abs().max() > 2 * TOLERANCE * a.double().abs().max()
             for a, b in pairs

@@ -456,13 +456,18 @@ def metric_function(project: Project) -> Callable[[Tensor, Tensor], float]:
     function = load_function(project, project.metric, "[data] metric") if project.metric else _top1
 
     def metric(outputs: Tensor, targets: Tensor) -> float:
-        with _users_code(project, where):
-            value = float(function(outputs, targets))
-        if not math.isfinite(value):
-            raise UsageError(f"{where} gives {value}; return a finite number")
-        return value
+        return _number(project, where, lambda: function(outputs, targets))
 
     return metric
+
+
+def _number(project: Project, where: str, function: Callable[[], Any]) -> float:
+    """What the user's function makes: a finite number."""
+    with _users_code(project, where):
+        value = float(function())
+    if not math.isfinite(value):
+        raise UsageError(f"{where} gives {value}; return a finite number")
+    return value
 
 
 def closed_loop(project: Project, policy: Policy, split: str) -> float:
@@ -476,11 +481,7 @@ def closed_loop(project: Project, policy: Policy, split: str) -> float:
     assert project.closed_loop is not None
     where = f"{project.path}: [data] closed_loop = {project.closed_loop!r}"
     function = load_function(project, project.closed_loop, "[data] closed_loop")
-    with _users_code(project, where):
-        value = float(function(policy, split))
-    if not math.isfinite(value):
-        raise UsageError(f"{where} gives {value}; return a finite number")
-    return value
+    return _number(project, where, lambda: function(policy, split))
 
 
 def calls(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:

@@ -177,7 +177,7 @@ def _site(
     weight = call.args["weight"] if weight is None else weight
     name = call.parameters.get(weight)
     if name is None:
-        return  # a computed weight is no layer of ours; its labels are locked by what computes it
+        return  # a computed weight, such as a normed one, is no layer of ours: it counts for nothing in time and work
     path = name.rpartition(".")[0] or name
     call.sites.append(Site(path, kind, name, inputs, outputs, positions, kernel, per_group))
 
@@ -566,9 +566,8 @@ def _expand(call: Call) -> Value:
 @rule(
     *(f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
     *(f"max_pool{n}d_with_indices" for n in (2, 3)),
-    *[f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)],
-    *["upsample_nearest3d", "upsample_trilinear3d"],
-    *["upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d"],
+    *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
+    *["upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"],
 )
 def _spatial(call: Call) -> Value:
     source = call.axes("self" if "self" in call.args else "input")

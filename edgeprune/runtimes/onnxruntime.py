@@ -14,8 +14,7 @@ from edgeprune.errors import UsageError
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
 
 # The layout optimiser names a node after its output tensor and the blocked layout; fusions put a word before it, or append
-# a token or their name;
-# what changes the precision of a tensor is named after it.
+# a token or their name; what changes the precision of a tensor is named after it.
 ADDED = re.compile(
     r"^(fused |InsertedPrecisionFreeCast_)+|(_nchwc|_token_\d+|/\w*Fusion/?|_(Dequantize|Quantize)Linear(_\d+)?)+$"
 )

@@ -27,17 +27,15 @@ MARK = "<!-- below: written by tests/models -->\n"
 
 
 @pytest.fixture(scope="module")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bench]]:
+def benches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bench]:
     scratch = tmp_path_factory.mktemp("scratch")
     benches = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEPRUNE_HOME", str(scratch))
-        for name, target in TARGETS.items():
-            own = scratch / name
-            own.mkdir()
-            with open_bench(codec.read_target(ROOT / "targets" / f"{target}.toml"), own) as bench:
-                benches[name] = bench  # a local device is held by nobody: it answers after it is closed, too
-        yield benches
+    for name, target in TARGETS.items():
+        own = scratch / name
+        own.mkdir()
+        with open_bench(codec.read_target(ROOT / "targets" / f"{target}.toml"), own) as bench:
+            benches[name] = bench  # a local device is held by nobody: it answers after it is closed, too
+    return benches
 
 
 def test_the_page_says_what_is(benches: dict[str, Bench], tmp_path: Path) -> None:
