@@ -17,16 +17,19 @@ each budget (a share of the unpruned network's measured latency):
 Every network is measured in turns with the unpruned one, its budget corrected and measured again until it uses 96 to 100 % or
 nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all. The best
 epoch is chosen on held-out training images; the accuracy is that of the test images. `--out` keeps every row as it comes, and
-the unpruned networks beside it, and goes on after them.
+the unpruned networks beside it, and goes on after them. `--jobs N` trains in N processes while the next networks are measured:
+for a machine with cores to spare and a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +42,7 @@ from nets import Subject, local
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgeprune import codec, finetuning, graph, latency, network, planning, stats
+from edgeprune import codec, finetuning, graph, latency, network, parallel, planning, stats
 from edgeprune import project as user
 from edgeprune.bench import open_bench
 from edgeprune.errors import EdgepruneError, InfeasibleError
@@ -110,12 +113,10 @@ def project(folder: Path, net: str, data: Path | None, images: int | None, rate:
     return codec.read_project(folder / "edgeprune.toml")
 
 
-def tuned(project: Project, model: nn.Module, teacher: nn.Module, epochs: int, seed: int = 0) -> nn.Module:
+def tuned(asked: Project, model: nn.Module, teacher: nn.Module) -> finetuning.Tuned:
     """Trained as `edgeprune finetune` does."""
-    asked = replace(project, epochs=epochs, seed=seed)
-    checkpoint = project.path.parent / f"checkpoint-{time.monotonic_ns()}"  # new: nothing to go on after
-    found = finetuning.finetune(asked, model, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
-    return found.model
+    checkpoint = asked.path.parent / f"checkpoint-{time.monotonic_ns()}"  # new: nothing to go on after
+    return finetuning.finetune(asked, model, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
 
 
 def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path | None = None) -> nn.Module:
@@ -131,8 +132,8 @@ def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path |
         model.load_state_dict(load_file(weights), strict=False)  # all but num_batches_tracked
         epochs, rate = size.from_weights, 0.01
     asked = project(folder / f"{net}-unpruned", net, data, size.all_images, rate)
-    plain = replace(asked, loss="torch.nn.functional:cross_entropy")  # nobody teaches
-    model = tuned(plain, model, model, epochs)
+    plain = replace(asked, loss="torch.nn.functional:cross_entropy", epochs=epochs)  # nobody teaches
+    model = tuned(plain, model, model).model
     if kept is not None:
         save_file(model.state_dict(), kept)
     return model
@@ -259,22 +260,25 @@ def at_budget(
 
 # ------------------------------------------------------------------------------------------------------ the run
 
+Row = dict[str, object]
+
 
 def case(
-    subject: Subject, data: Path | None, size: Size, rows: list[dict[str, object]], keep: Callable[[], None],
-    folder: Path, criteria: list[str], rate: float,
+    subject: Subject, data: Path | None, size: Size, done: Sequence[Row], keep: Callable[[Sequence[Row]], None],
+    folder: Path, criteria: list[str], rate: float, trainers: Executor, ahead: bool,
 ) -> None:  # fmt: skip
-    """All budgets, seeds and ways for one network on one runtime."""
+    """All budgets, seeds and ways for one network on one runtime; `ahead`: measure on while the last networks are trained."""
     groups, model, net, runtime = subject.groups, subject.model, subject.net, subject.runtime.name
     asked = project(folder / f"{net}-{runtime}", net, data, size.images, rate)
     costs = full_ns = None
     default = asked.importance
     accuracy = finetuning.evaluate(asked, model, "test")
+    begun: list[list[Future[Row]]] = []
     for seed in range(size.seeds):
         scores: dict[str, Scores] = {}
         for budget in size.budgets:
             same = {"net": net, "runtime": runtime, "budget": budget, "seed": seed}
-            if any(same.items() <= row.items() for row in rows):
+            if any(same.items() <= row.items() for row in done):
                 continue
             if costs is None:
                 profile = subject.profiled(lambda done, most, note: None)
@@ -296,21 +300,32 @@ def case(
                 fresh, share = cuts["edgeprune"]
                 torch.manual_seed(1000 + seed)
                 cuts["from scratch"] = reset(network.sliced(fresh, {})), share
-            new = []
+            train = replace(asked, epochs=size.epochs, seed=seed)
+            begun.append([])
             for name, (small, used) in cuts.items():
-                started = time.monotonic()
-                before = finetuning.evaluate(asked, small, "valid")
-                after = finetuning.evaluate(asked, tuned(asked, small, model, size.epochs, seed), "test")
-                widths = widths_of(groups, small)
-                left = groups.macs(widths) / groups.macs(groups.full())
-                new.append(same | {
-                    "method": name, "of_budget": used, "unpruned": accuracy, "before": before, "accuracy": after, "macs": left,
-                    "removed": [block.name for block in groups.removed(widths)], "seconds": time.monotonic() - started,
-                })  # fmt: skip
-                print(f"{net:<10} {runtime:<12} {budget:>4} {seed} {name:<16} {used:>6.1%} of budget, MACs {left:>4.0%},"
-                      f" {before:>6.2%} -> {after:>6.2%}", flush=True)  # fmt: skip
-            rows += new
-            keep()
+                known = same | {"unpruned": accuracy, "method": name, "of_budget": used}
+                begun[-1].append(trainers.submit(trained, train, groups, small, model, known))
+            if not ahead:
+                wait(begun[-1])
+            while begun and all(job.done() for job in begun[0]):
+                keep([job.result() for job in begun.pop(0)])
+    for jobs in begun:
+        keep([job.result() for job in jobs])
+
+
+def trained(asked: Project, groups: Groups, small: nn.Module, teacher: nn.Module, known: Row) -> Row:
+    """The row of a network: what is `known` of it, its sizes, and its accuracy before and after training."""
+    started = time.monotonic()
+    widths = widths_of(groups, small)
+    left = groups.macs(widths) / groups.macs(groups.full())
+    found = tuned(asked, small, teacher)
+    before, after = found.history[0].metric, finetuning.evaluate(asked, found.model.to(parallel.device()), "test")
+    print("{net:<10} {runtime:<12} {budget:>4} {seed} {method:<16} {of_budget:>6.1%} of budget".format(**known),
+          f"MACs {left:>4.0%}, {before:>6.2%} -> {after:>6.2%}", flush=True)  # fmt: skip
+    return known | {
+        "before": before, "accuracy": after, "macs": left, "removed": [block.name for block in groups.removed(widths)],
+        "seconds": time.monotonic() - started,
+    }  # fmt: skip
 
 
 def reset(model: nn.Module) -> nn.Module:
@@ -321,7 +336,7 @@ def reset(model: nn.Module) -> nn.Module:
     return model
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """One line a network, runtime and budget: the mean accuracy of each way over seeds, with its range."""
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
     lines = ["| network | runtime | budget | " + " | ".join(methods) + " |", "|---" * (3 + len(methods)) + "|"]
@@ -350,19 +365,22 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--criteria", nargs="*", choices=sorted(CRITERIA), default=[])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--jobs", type=int, help="training processes, while the next networks are measured")
     options = parser.parse_args()
     size = SHORT if options.short else FULL if options.full else USUAL
     given = {name: getattr(options, name) for name in ("nets", "runtimes", "budgets", "seeds", "images", "epochs")}
     size = replace(size, **{name: value for name, value in given.items() if value is not None})
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     if options.out and options.out.exists():
         rows = json.loads(options.out.read_text())
 
-    def keep() -> None:
+    def keep(new: Sequence[Row]) -> None:
+        rows.extend(new)
         if options.out:
             options.out.write_text(json.dumps(rows, indent=1))
 
-    with tempfile.TemporaryDirectory() as name:
+    processes = ProcessPoolExecutor(options.jobs or 1, multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory() as name, processes as trainers:
         folder = Path(name)
         for net in size.nets:
             kept = options.out.parent / f"{options.out.stem}-{net}.safetensors" if options.out else None
@@ -371,7 +389,8 @@ def main() -> None:
                 target = local(runtime)
                 with open_bench(target, folder) as bench:
                     subject = Subject(net, model, cifar.inputs(), target, bench, folder)
-                    case(subject, options.data, size, rows, keep, folder, options.criteria, options.rate)
+                    case(subject, options.data, size, rows, keep, folder, options.criteria, options.rate, trainers,
+                         bool(options.jobs))  # fmt: skip
     print(table(rows))
 
 

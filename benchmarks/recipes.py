@@ -142,7 +142,8 @@ class Recipes:
     def two_steps(self, seed: int) -> tuple[nn.Module, int]:
         model, groups = self.subject.model, self.subject.groups
         scores = self.scored(model, groups, self.asked.importance, seed)
-        half = tuned(self.asked, self.cut(model, groups, scores, self.share**0.5), model, self.epochs // 2, seed)
+        first = replace(self.asked, epochs=self.epochs // 2, seed=seed)
+        half = tuned(first, self.cut(model, groups, scores, self.share**0.5), model).model
         left = network.survey(half, cifar.inputs())
         scores = self.scored(half, left, self.asked.importance, seed)
         return self.cut(half, left, scores, self.share), self.epochs - self.epochs // 2
@@ -207,7 +208,8 @@ def main() -> None:
             for seed in range(options.seeds):
                 small, epochs = made(seed)
                 removed = [block.name for block in subject.groups.removed(widths_of(subject.groups, small))]
-                found.append(finetuning.evaluate(asked, tuned(asked, small, model, epochs, seed), "test"))
+                trained = tuned(replace(asked, epochs=epochs, seed=seed), small, model).model
+                found.append(finetuning.evaluate(asked, trained, "test"))
                 print(f"    without {', '.join(removed) or 'no block'}: {found[-1]:.2%}", flush=True)
             spread = f" ± {100 * (max(found) - min(found)) / 2:.2f}" if len(found) > 1 else ""
             print(f"| {way} | {100 * np.mean(found):.2f}{spread} |", flush=True)

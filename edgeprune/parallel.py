@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 
 
@@ -30,10 +31,16 @@ def count() -> int:
 
 
 def device() -> torch.device:
-    """Where this process trains: a GPU of its own, or the processor."""
+    """Where this process trains: a GPU of its own, or the processor.
+
+    Raises `UsageError` where torchrun started more processes here than there are GPUs: NCCL does not share one.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= there:
+        raise UsageError(f"torchrun: a process for every GPU, of which this machine has {there}; --nproc-per-node {there}")
+    return torch.device("cuda", own)
 
 
 @contextmanager
@@ -42,7 +49,7 @@ def joined() -> Iterator[None]:
     if count() == 1:
         yield
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device().type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=LIMITS.lease_wait_s))
     try:
         yield

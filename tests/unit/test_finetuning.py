@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeprune import codec, finetuning, graph, network
+from edgeprune import codec, finetuning, graph, network, parallel
 from edgeprune import project as user
+from edgeprune.errors import UsageError
 from edgeprune.types import Epoch, Project
 
 
@@ -108,3 +109,13 @@ def test_the_teacher_is_left_alone(known: Project, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     finetuning.finetune(known, small, teacher, tmp_path / "c", save, lambda epoch: None)
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+def test_more_processes_than_gpus_are_refused_with_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert parallel.device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UsageError, match="--nproc-per-node 1"):
+        parallel.device()
