@@ -39,7 +39,9 @@ def device() -> torch.device:
         return torch.device("cpu")
     own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if own >= there:
-        raise UsageError(f"torchrun: a process for every GPU, of which this machine has {there}; --nproc-per-node {there}")
+        raise UsageError(
+            f"torchrun: a process for every GPU, of which this machine has {there}; --nproc-per-node {there}"
+        )
     return torch.device("cuda", own)
 
 
