@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeprune import graph
+from edgeprune.attention import opened
 from edgeprune.errors import CutError, UsageError
 from edgeprune.types import Block, Group, Groups, Layer, Preprocess, Recipe
 
@@ -34,6 +35,7 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], lock: Sequence[str] = (
     with random parameters, so that zeros in the trained weights cannot hide a wrong cut (a polynomial that vanishes at a
     random point vanishes everywhere: Schwartz-Zippel). Raises `UsageError` where the model cannot be traced.
     """
+    model = opened(model)
     groups = graph.trace(model, inputs, lock)
     generic = _scaled(randomised(model), inputs)
     # Alone: two cuts of one dimension, or of one attention, may hide what each of them breaks.
@@ -236,11 +238,11 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
 
     A module of whose parameters none keeps anything hands its input through.
     """
+    model = opened(model)
     small = copy.deepcopy(model)
     names = graph.canonical_names(model)
     for path in _emptied(model, recipe, names):
         small.set_submodule(path, Through())
-    kept: dict[str, Sequence[int]] = {}  # outputs of linear layers, by their paths
     done: dict[str, nn.Parameter] = {}  # parameters shared by several modules stay shared
     for path, module in small.named_modules():
         touched = False
@@ -258,18 +260,29 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
             touched = True
         if touched:
             _refresh(module, model.get_submodule(path))
-        if isinstance(module, nn.Linear) and touched:
-            kept[path] = recipe.get(names.get(f"{path}.weight", ""), {}).get(0, ())
     for path, module in small.named_modules():
-        linear = next((name for name, child in module.named_children() if isinstance(child, nn.Linear)), None)
-        if linear is not None:
-            first = _joined(path, linear)
-            _refresh_heads(module, kept.get(first) or range(model.get_submodule(first).out_features))  # type: ignore[arg-type]
+        _refresh_heads(module, _projected(model.get_submodule(path), path, names, recipe))
     return small
 
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _projected(module: nn.Module, path: str, names: Mapping[str, str], recipe: Recipe) -> Sequence[int]:
+    """The outputs that a module's first linear layer keeps; nn.MultiheadAttention's are its queries."""
+    if isinstance(module, nn.MultiheadAttention):
+        weight = "q_proj_weight" if module.in_proj_weight is None else "in_proj_weight"
+        size = module.embed_dim
+    else:
+        linear = next((child for child in module.named_children() if isinstance(child[1], nn.Linear)), None)
+        if linear is None:
+            return ()
+        weight, size = f"{linear[0]}.weight", linear[1].out_features
+    kept = recipe.get(names.get(_joined(path, weight), ""), {}).get(
+        0, range(size)
+    )  # a computed weight has another name
+    return [output for output in kept if output < size]
 
 
 # Names that attention modules have for the width of a head, for their number of heads, and for both together.

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeprune import graph, network
+from edgeprune.attention import opened
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.types import Project
@@ -151,6 +152,7 @@ def build_model(project: Project) -> nn.Module:
                 f"{project.path}: [model] {source}: tensor {name} holds NaN or infinity; "
                 "give a checkpoint that is finite"
             )
+    model = opened(model)
     return network.preprocessed(model, project.preprocess) if project.preprocess else model
 
 

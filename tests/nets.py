@@ -303,6 +303,21 @@ class Packed(nn.Module):
         return self.fc(self.out(y.transpose(1, 2).flatten(2)).mean(1))
 
 
+class Layers(nn.Module):
+    """PyTorch's own transformer layers, which hold nn.MultiheadAttention: of itself and, in a decoder, of something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True, norm_first=True, activation="gelu")
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)[:, :, ::2, ::2].flatten(2).transpose(1, 2)
+        return self.fc(self.decoder(x, self.encoder(x)).mean(1))
+
+
 class ShuffleUnit(nn.Module):
     """ShuffleNet V2: half of the channels pass, the others are convolved, and all are shuffled."""
 
@@ -421,7 +436,8 @@ NETS: dict[str, type[nn.Module]] = {
     net.__name__: net
     for net in (
         *(Plain, Residual, OptionA, Concat, Chunk, Depthwise, Grouped, SqueezeExcite, Shuffle, HardCoded, Normalised),
-        *(NoRule, Shared, Blocks, Encoder, Packed, ShuffleUnit, C2f, UNet, PixelShuffle, Gated, Recurrent, Tokens),
+        *(NoRule, Shared, Blocks, Encoder, Packed, Layers, ShuffleUnit, C2f, UNet, PixelShuffle, Gated, Recurrent),
+        Tokens,
     )
 }
 

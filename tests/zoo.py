@@ -144,6 +144,7 @@ ZOO: dict[str, Callable[[], Made]] = {
     "LSTM, GRU and plain recurrence": _own("Recurrent"),
     "attention: fused, written out, einsum": _own("Encoder"),
     "attention with packed query, key and value": _own("Packed"),
+    "nn.TransformerEncoderLayer and DecoderLayer": _own("Layers"),
     "tokens and mask, tied weights, dict and tuple outputs": _own("Tokens"),
     "option-A shortcuts (CIFAR ResNet)": _own("OptionA"),
     "sizes written into the code": _own("HardCoded"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo import ZOO
 
 from edgeprune import codec, graph, network, runtimes
+from edgeprune.attention import opened
 from edgeprune.bench import Bench, open_bench
 from edgeprune.compiling import compile_model
 from edgeprune.errors import EdgepruneError
@@ -51,7 +52,8 @@ def test_the_page_says_what_is(benches: dict[str, Bench], tmp_path: Path) -> Non
 def _row(title: str, benches: dict[str, Bench], folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     model, inputs = ZOO[title]()
-    model = network.randomised(model)
+    given = network.randomised(model)
+    model = opened(given)
     groups = network.survey(model, inputs)
     keep = {group.name: range(0, group.width, 2) for group in groups.free}
     small = network.cut(model, graph.recipe(groups, keep), inputs)  # raises where it is not proved
@@ -61,7 +63,7 @@ def _row(title: str, benches: dict[str, Bench], folder: Path) -> dict[str, Any]:
         "free": len(groups.free),
         "share": 1 - groups.macs(groups.least()) / groups.macs(groups.full()),
         "runs": {name: _runs(bench, small, inputs, groups, folder / name) for name, bench in benches.items()},
-        "torch_pruning": _torch_pruning(model, inputs, groups),
+        "torch_pruning": _torch_pruning(given, inputs, groups),
     }
 
 

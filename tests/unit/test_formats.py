@@ -14,6 +14,7 @@ from nets import NETS, Blocks, image, inputs_of
 from torch import Tensor, nn
 
 from edgeprune import flatbuffer, graph, network
+from edgeprune.attention import opened
 from edgeprune.formats import FORMATS
 from edgeprune.formats.base import Origins
 from edgeprune.formats.onnx import OnnxTemplate
@@ -47,7 +48,7 @@ RUN = {"onnx": run_onnx, "tflite": run_tflite}
 def test_a_variant_computes_what_the_cut_network_computes_and_its_nodes_have_owners(kind: str, name: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
-    model, inputs = NETS[name](), inputs_of(name)
+    model, inputs = opened(NETS[name]()), inputs_of(name)
     groups = network.survey(model, inputs)
     template = FORMATS[kind](model, inputs, groups)
     assert template.slices or name not in (SLICED if kind == "onnx" else TFLITE)

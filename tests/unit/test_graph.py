@@ -159,6 +159,20 @@ def test_query_key_and_value_of_one_layer_are_cut_by_heads() -> None:
     assert found["qkv"] == (3, False) and found["qkv:2"] == (4, True) and found["qkv:3"] == (6, False)
 
 
+def test_heads_of_torchs_own_attention_are_cut_and_narrowed() -> None:
+    groups = network.survey(NETS["Layers"](), image())
+    free = {group.name: group.width for group in groups.free}
+    assert (free["encoder.self_attn"], free["encoder.self_attn:2"]) == (4, 2)
+    assert (free["decoder.multihead_attn"], free["decoder.multihead_attn:2"]) == (2, 4)
+    keep = {"encoder.self_attn": [1, 3], "decoder.multihead_attn:2": [0, 1, 3], "decoder.self_attn": [1]}
+    small = network.cut(network.randomised(NETS["Layers"]()), graph.recipe(groups, keep), image())
+    found = [
+        (a.num_heads, a.head_dim)
+        for a in (small.encoder.self_attn, small.decoder.multihead_attn, small.decoder.self_attn)
+    ]
+    assert found == [(2, 2), (2, 3), (1, 4)]
+
+
 def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -> None:
     groups = network.survey(NETS["Recurrent"](), image())
     units = {group.name: group.width for group in groups.free}

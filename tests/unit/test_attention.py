@@ -1,0 +1,84 @@
+"""What stands in for nn.MultiheadAttention gives what that gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune.attention import Attention, opened
+
+
+def padding(batch: int, keys: int) -> Tensor:
+    mask = torch.zeros(batch, keys, dtype=torch.bool)
+    mask[0, -2:] = True
+    return mask
+
+
+CAUSAL = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+
+
+@pytest.mark.parametrize("made", [{}, {"batch_first": True}, {"bias": False}, {"kdim": 6, "vdim": 10}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"need_weights": False},
+        {"average_attn_weights": False},
+        {"attn_mask": CAUSAL, "is_causal": True, "need_weights": False},
+        {"attn_mask": torch.randn(5, 5)},
+        {"attn_mask": torch.randn(8, 5, 5)},
+        {"key_padding_mask": padding(2, 5)},
+        {"key_padding_mask": padding(2, 5), "attn_mask": CAUSAL},
+    ],
+)
+def test_it_gives_what_torchs_own_gives(made: dict[str, Any], given: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    own = nn.MultiheadAttention(8, 4, **made).eval()
+    for name, parameter in own.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)  # torch begins with zeros
+    x = torch.randn(*((2, 5) if own.batch_first else (5, 2)), 8)
+    key, value = (torch.randn(*x.shape[:2], made[size]) if size in made else x for size in ("kdim", "vdim"))
+    stand_in = opened(own)
+    assert isinstance(stand_in, Attention) and stand_in.state_dict().keys() == own.state_dict().keys()
+    for got, wanted in zip(stand_in(x, key, value, **given), own(x, key, value, **given), strict=True):
+        assert (got is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(got, wanted)
+
+
+def test_one_sample_alone_has_no_dimension_for_the_batch() -> None:
+    torch.manual_seed(0)
+    own = nn.MultiheadAttention(8, 4).eval()
+    query, keys = torch.randn(3, 8), torch.randn(5, 8)
+    given = {"key_padding_mask": padding(1, 5)[0]}
+    for got, wanted in zip(opened(own)(query, keys, keys, **given), own(query, keys, keys, **given), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_layers_of_a_transformer_train_with_it_as_with_torchs_own() -> None:
+    """Dropout is drawn in the same places from the same generator."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).train()
+    x, results = torch.randn(2, 5, 8), []
+    for module in (layer, opened(layer)):
+        module.zero_grad()
+        module(x).square().sum().backward()
+        results.append([parameter.grad.clone() for parameter in module.parameters()])
+    for wanted, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_a_model_without_one_is_handed_through_and_what_cannot_be_opened_stays() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert opened(model) is model
+    for more in ({"add_bias_kv": True}, {"add_zero_attn": True}):
+        kept = nn.MultiheadAttention(8, 4, **more)
+        assert opened(kept) is kept
+    kept = nn.MultiheadAttention(8, 4)
+    both = nn.ModuleList([kept, kept])
+    copied = opened(both)
+    assert copied[0] is copied[1] and type(both[0]) is nn.MultiheadAttention
