@@ -25,7 +25,7 @@ from edgeprune.errors import UsageError
 from edgeprune.labels import Axes, Axis, Labels, none
 from edgeprune.limits import LIMITS
 from edgeprune.rules import Call, Site, Value, apply, bind, shape_of
-from edgeprune.types import Group, Groups, Layer, Slot, Span, Widths, digest
+from edgeprune.types import Group, Groups, Layer, Slot, Span, Widths, digest, output_dim
 
 
 @dataclass
@@ -115,11 +115,12 @@ def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tupl
     groups: list[Group] = []
     of_root: dict[int, str] = {}
     names: Counter[str] = Counter()
+    made = {site.weight: output_dim(site.kind) for site in walk.sites}
     for shape, reason, units in _alike(members, walk.labels):
         owned = tuple(
             Slot(name, dim, tuple(tuple(members[unit][name, dim]) for unit in units)) for name, dim, _ in shape
         )
-        base = _maker(shape)
+        base = _maker(shape, made)
         names[base] += 1
         name = base if names[base] == 1 else f"{base}:{names[base]}"
         pattern = next((p for p in lock for slot in owned if matches(slot.parameter, p)), None)
@@ -153,10 +154,10 @@ def _alike(
             yield shape, reason, roots
 
 
-def _maker(shape: Iterable[tuple[str, int, int]]) -> str:
+def _maker(shape: Iterable[tuple[str, int, int]], made: Mapping[str, int]) -> str:
     """A group is named after the first layer that makes its channels."""
     slots = list(shape)
-    weight = next((name for name, dim, _ in slots if dim == 0), slots[0][0])
+    weight = next((name for name, dim, _ in slots if dim == made.get(name, 0)), slots[0][0])
     return weight.rpartition(".")[0] or weight
 
 

@@ -270,25 +270,29 @@ def _joined(path: str, name: str) -> str:
 
 
 def _projected(module: nn.Module, path: str, names: Mapping[str, str], recipe: Recipe) -> Sequence[int]:
-    """The outputs that a module's first linear layer keeps; nn.MultiheadAttention's are its queries."""
+    """The outputs that a module's first linear layer keeps."""
     if isinstance(module, nn.MultiheadAttention):
-        weight = "q_proj_weight" if module.in_proj_weight is None else "in_proj_weight"
-        size = module.embed_dim
+        weight, dim, size = ("q" if module.in_proj_weight is None else "in") + "_proj_weight", 0, module.embed_dim
     else:
-        linear = next((child for child in module.named_children() if isinstance(child[1], nn.Linear)), None)
-        if linear is None:
+        children = ((n, m) for n, m in module.named_children() if isinstance(m, nn.Linear) or _is_transposed(m))
+        name, child = next(children, ("", None))
+        if child is None:
             return ()
-        weight, size = f"{linear[0]}.weight", linear[1].out_features
-    kept = recipe.get(names.get(_joined(path, weight), ""), {}).get(
-        0, range(size)
-    )  # a computed weight has another name
-    return [output for output in kept if output < size]
+        weight = f"{name}.weight"
+        dim, size = (1, child.nf) if _is_transposed(child) else (0, child.out_features)
+    canonical = names.get(_joined(path, weight), "")  # a computed weight has another name
+    return recipe.get(canonical, {}).get(dim, range(size))
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether it is Hugging Face's `Conv1D`, a linear layer whose weight is (inputs, outputs), as GPT-2 has it."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 # Names that attention modules have for the width of a head, for their number of heads, and for both together.
 WIDTHS = ("head_dim", "head_size", "head_width", "attention_head_size", "dim_head", "dim_per_head", "d_head")
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
-BOTH = ("all_head_size", "inner_dim")
+BOTH = ("all_head_size", "inner_dim", "split_size")
 
 
 def _refresh_heads(module: nn.Module, projected: Sequence[int]) -> None:
@@ -300,10 +304,13 @@ def _refresh_heads(module: nn.Module, projected: Sequence[int]) -> None:
     if name is None:
         return
     width = getattr(module, name)
+    before = {attribute: getattr(module, attribute, None) for attribute in (*HEADS, *BOTH)}
+    heads = next((before[attribute] for attribute in HEADS if isinstance(before[attribute], int)), None)
+    if heads is not None:  # keys and values may be packed behind the queries
+        projected = [output for output in projected if output < heads * width]
     places = Counter(index // width for index in projected)
     if len(set(places.values())) != 1:
         return
-    before = {attribute: getattr(module, attribute, None) for attribute in (*HEADS, *BOTH)}
     setattr(module, name, next(iter(places.values())))
     for attribute in HEADS:
         if isinstance(before[attribute], int):
@@ -345,6 +352,8 @@ def _refresh(module: nn.Module, before: nn.Module) -> None:
         attributes.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         attributes.out_features, attributes.in_features = module.weight.shape
+    elif _is_transposed(module):
+        attributes.nx, attributes.nf = module.get_parameter("weight").shape
     elif isinstance(module, nn.Embedding):
         attributes.num_embeddings, attributes.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):

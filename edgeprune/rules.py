@@ -636,21 +636,25 @@ def _embedding(call: Call) -> Value:
 
 @rule("matmul", "mm", "bmm")
 def _matmul(call: Call) -> Value:
-    first, second = (call.values[node] for node in call.node.args[:2])  # type: ignore[index]
-    return _product(call, first, second)  # type: ignore[arg-type]
+    return _product(call, call.node.args[0], call.node.args[1])
 
 
 @rule("addmm", "baddbmm")
 def _added_product(call: Call) -> Value:
-    added, first, second = (call.values[node] for node in call.node.args[:3])  # type: ignore[index]
-    return _broadcast(call, [added, _product(call, first, second)])  # type: ignore[list-item, arg-type]
+    added, first, second = call.node.args[:3]
+    return _broadcast(call, [call.values[added], _product(call, first, second)])  # type: ignore[list-item, index]
 
 
-def _product(call: Call, first: Axes, second: Axes) -> Axes:
+def _product(call: Call, left: Any, right: Any) -> Axes:
+    """A matrix of parameters on the right is a layer, its inputs first (GPT-2's)."""
+    first: Axes = call.values[left]  # type: ignore[assignment]
+    second: Axes = call.values[right]  # type: ignore[assignment]
     rows = [] if len(first) == 1 else [first[-2]]
     columns = [] if len(second) == 1 else [second[-1]]
     call.labels.unite(first[-1], second[-1] if len(second) == 1 else second[-2], call.why)
     batch = _broadcast(call, [first[:-2], second[:-2]])
+    if len(second) == 2:
+        _site(call, "matmul", first[-1], second[-1], math.prod(call.shape) // len(second[-1]), weight=right)
     return [*batch, *rows, *columns]
 
 

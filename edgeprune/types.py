@@ -258,6 +258,11 @@ class Span:
         return self.fixed + sum(channels * math.prod(widths[name] for name in names) for names, channels in self.terms)
 
 
+def output_dim(kind: str) -> int:
+    """The dimension of a layer's weight in which its outputs are."""
+    return 1 if kind in ("conv_transpose", "matmul") else 0
+
+
 @dataclass(frozen=True)
 class Layer:
     """A convolution or linear layer as the latency model sees it.

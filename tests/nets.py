@@ -303,6 +303,48 @@ class Packed(nn.Module):
         return self.fc(self.out(y.transpose(1, 2).flatten(2)).mean(1))
 
 
+class Conv1D(nn.Module):
+    """Hugging Face's linear layer of GPT-2: a weight of (inputs, outputs), and its size in its code."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.nf, self.nx = outputs, inputs
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / 8), nn.Parameter(torch.randn(outputs) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
+class PackedHeads(nn.Module):
+    """GPT-2's attention: query, key and value of one layer, split by a size that the module knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.split_size = 4, 6, 24
+        self.qkv, self.out = Conv1D(72, 8), Conv1D(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).split(self.split_size, -1)
+        q, k, v = (y.view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for y in parts)
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Transposed(nn.Module):
+    """Layers whose weights are the right-hand side of a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = conv(3, 8), nn.Parameter(torch.randn(8, 20) / 4)
+        self.attention, self.up, self.down = PackedHeads(), Conv1D(16, 20), Conv1D(8, 16)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)[:, :, ::2, ::2].flatten(2).transpose(1, 2)
+        x = x + self.attention(x)
+        return self.fc((x + self.down(F.gelu(self.up(torch.relu(x @ self.mix))))).mean(1))
+
+
 class Layers(nn.Module):
     """PyTorch's own transformer layers, which hold nn.MultiheadAttention: of itself and, in a decoder, of something else."""
 
@@ -437,7 +479,7 @@ NETS: dict[str, type[nn.Module]] = {
     for net in (
         *(Plain, Residual, OptionA, Concat, Chunk, Depthwise, Grouped, SqueezeExcite, Shuffle, HardCoded, Normalised),
         *(NoRule, Shared, Blocks, Encoder, Packed, Layers, ShuffleUnit, C2f, UNet, PixelShuffle, Gated, Recurrent),
-        Tokens,
+        *(Transposed, Tokens),
     )
 }
 

@@ -19,8 +19,8 @@ class Answer(nn.Module):
         self.model, self.field = model, field
 
     def forward(self, first: Tensor, mask: Tensor | None = None) -> Tensor:
-        given = (first,) if mask is None else (first, mask)
-        return getattr(self.model(*given), self.field)
+        given = {} if mask is None else {"attention_mask": mask}
+        return getattr(self.model(first, **given), self.field)
 
 
 IMAGE = (torch.zeros(1, 3, 64, 64),)
@@ -97,6 +97,16 @@ def _distilbert() -> Made:
     return Answer(DistilBertForSequenceClassification(config)), TEXT
 
 
+def _gpt2() -> Made:
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    config = GPT2Config(
+        vocab_size=99, n_embd=48, n_layer=2, n_head=4, n_positions=32, num_labels=5, pad_token_id=0, use_cache=False,
+        bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    return Answer(GPT2ForSequenceClassification(config)), TEXT
+
+
 def _wav2vec() -> Made:
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
@@ -130,6 +140,7 @@ ZOO: dict[str, Callable[[], Made]] = {
     "Swin": _swin,
     "BERT": _bert,
     "DistilBERT": _distilbert,
+    "GPT-2": _gpt2,
     "Wav2Vec2": _wav2vec,
     "concatenation (DenseNet)": _own("Concat"),
     "split and shuffle (ShuffleNet V2)": _own("ShuffleUnit"),

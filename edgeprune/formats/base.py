@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from edgeprune import graph, network
-from edgeprune.types import Groups, Layer, Recipe, Widths
+from edgeprune.types import Groups, Layer, Recipe, Widths, output_dim
 
 Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
 
@@ -149,7 +149,7 @@ class Template(ABC):
         """The recipe as the file has it: folding and converters give layers a bias, cut as their outputs are."""
         kept = {name: dict(dims) for name, dims in recipe.items()}
         for layer in self._groups.layers:
-            outputs = kept.get(layer.weight, {}).get(0)
+            outputs = kept.get(layer.weight, {}).get(output_dim(layer.kind))
             if outputs is not None:
                 kept.setdefault(layer.weight.removesuffix("weight") + "bias", {})[0] = outputs
         return kept

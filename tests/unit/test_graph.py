@@ -173,6 +173,18 @@ def test_heads_of_torchs_own_attention_are_cut_and_narrowed() -> None:
     assert found == [(2, 2), (2, 3), (1, 4)]
 
 
+def test_a_matrix_on_the_right_of_a_product_is_a_layer() -> None:
+    groups = network.survey(NETS["Transposed"](), image())
+    free = {group.name: group.width for group in groups.free}
+    assert free == {"stem.0": 8, "mix": 20, "up": 16, "attention.qkv": 4, "attention.qkv:2": 6}
+    layers = {layer.name: layer for layer in groups.layers}
+    widths = groups.full() | {"mix": 5, "attention.qkv": 2, "attention.qkv:2": 3, "stem.0": 4}
+    assert layers["mix"].macs(widths) == 16 * 4 * 5 and layers["attention.qkv"].macs(widths) == 16 * 4 * 18
+    keep = {"attention.qkv": [0, 3], "attention.qkv:2": [1, 2, 5], "up": [7]}
+    attention = network.cut(network.randomised(NETS["Transposed"]()), graph.recipe(groups, keep), image()).attention
+    assert (attention.num_heads, attention.head_dim, attention.split_size, attention.qkv.nf) == (2, 3, 6, 18)
+
+
 def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -> None:
     groups = network.survey(NETS["Recurrent"](), image())
     units = {group.name: group.width for group in groups.free}
