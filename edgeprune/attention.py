@@ -13,6 +13,7 @@ def opened(model: nn.Module) -> nn.Module:
     """`model`, or a copy in which every `nn.MultiheadAttention` is an `Attention` of the same parameters, names and results.
 
     So its heads can be cut; and PyTorch's transformer layers, which call a kernel of their own in eval mode, be exported.
+    (`nn.TransformerEncoder` leaves out what is padded in eval mode, and answers zeros there: not so here, nor in training.)
     Those with a bias of their own for keys (`add_bias_kv`) or with `add_zero_attn` stay what they are, and so do subclasses.
     """
     if not any(map(_can_be_opened, model.modules())):
@@ -21,6 +22,10 @@ def opened(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if _can_be_opened(module):
             Attention.become(module)  # the same object, so that a module used in two places stays one, with its hooks
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # what its kernel is called for, and nothing else
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     return model
 
 
@@ -40,9 +45,6 @@ class Attention(nn.MultiheadAttention):
         module.__class__ = cls
         assert isinstance(module, cls)
         module.scale = module.head_dim**-0.5
-        module._qkv_same_embed_dim = (
-            False  # or nn.TransformerEncoderLayer calls its kernel, which knows only full heads
-        )
 
     def forward(
         self,
@@ -69,7 +71,9 @@ class Attention(nn.MultiheadAttention):
         else:
             rate = self.dropout if self.training else 0.0
             out = F.scaled_dot_product_attention(q, k, v, mask, rate, scale=self.scale)
-        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        out = F.linear(
+            out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias
+        )  # calls no hook, as torch's
         if not batched:
             return out[0], weights
         return (out if self.batch_first else out.transpose(0, 1)), weights

@@ -76,7 +76,7 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Walk:
     walk = _Walk()
     axes: dict[str, Axes] = {}
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for node in program.graph.nodes:
+    for node in _live(program.graph):
         if isinstance(node.meta.get("val"), torch.Tensor):
             shape_of(node)  # refuses a dynamic one, whatever the operator
         if node.op == "placeholder":
@@ -101,6 +101,17 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Walk:
                 for axis in walk.values[out]:
                     walk.labels.lock(axis.tolist(), "output of the model")  # type: ignore[union-attr]
     return walk
+
+
+def _live(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that something comes of: attention weights that nobody asked for tie nothing."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        lasting = node.op != "call_function" or (schema is not None and schema.is_mutable)
+        if lasting or not live.isdisjoint(node.users):
+            live.add(node)
+    return [node for node in graph.nodes if node in live]
 
 
 def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tuple[tuple[Group, ...], dict[int, str]]:

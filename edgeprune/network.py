@@ -286,7 +286,10 @@ def _projected(module: nn.Module, path: str, names: Mapping[str, str], recipe: R
 
 def _is_transposed(module: nn.Module) -> bool:
     """Whether it is Hugging Face's `Conv1D`, a linear layer whose weight is (inputs, outputs), as GPT-2 has it."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__ == "Conv1D" and hasattr(module, "nf") and isinstance(weight, Tensor) and weight.ndim == 2
+    )
 
 
 # Names that attention modules have for the width of a head, for their number of heads, and for both together.

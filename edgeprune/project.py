@@ -135,6 +135,13 @@ def build_model(project: Project) -> nn.Module:
             f"{project.path}: [model] factory = {project.factory!r} returns {_kind(model)}; return a torch.nn.Module"
         )
     model = model.cpu().eval()
+    for path, module in model.named_modules():
+        for name, tensor in vars(module).items():
+            if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                raise UsageError(
+                    f"{project.path}: [model] factory = {project.factory!r}: {path}.{name} is computed, and such a"
+                    " model cannot be copied; torch.nn.utils.prune.remove makes it one, parametrizations do without"
+                )
     for pattern in project.lock:
         if not any(graph.matches(name, pattern) for name, _ in model.named_parameters()):
             raise UsageError(

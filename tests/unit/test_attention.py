@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune import network
 from edgeprune.attention import Attention, opened
 
 
@@ -82,3 +83,30 @@ def test_a_model_without_one_is_handed_through_and_what_cannot_be_opened_stays()
     both = nn.ModuleList([kept, kept])
     copied = opened(both)
     assert copied[0] is copied[1] and type(both[0]) is nn.MultiheadAttention
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # torch's own
+def test_padding_is_computed_and_the_rest_is_what_torchs_encoder_gives() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    x, mask = torch.randn(2, 5, 8), padding(2, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            opened(encoder)(x, src_key_padding_mask=mask)[~mask], encoder(x, src_key_padding_mask=mask)[~mask]
+        )
+
+
+def test_weights_that_nobody_asked_for_tie_no_heads() -> None:
+    class Default(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.fc = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3)
+            self.dense = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.dense(x)
+            return self.fc((x + self.attention(x, x, x)[0]).mean(1))
+
+    free = [group.width for group in network.survey(Default(), (torch.randn(1, 6, 16),)).free]
+    assert sorted(free) == [4, 4, 16]

@@ -185,6 +185,19 @@ def test_a_matrix_on_the_right_of_a_product_is_a_layer() -> None:
     assert (attention.num_heads, attention.head_dim, attention.split_size, attention.qkv.nf) == (2, 3, 6, 18)
 
 
+def test_a_layer_of_ones_own_may_be_called_what_hugging_faces_is() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf, self.weight = 12, nn.Parameter(torch.randn(12, 8, 3) / 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.conv1d(x, self.weight)
+
+    model = nn.Sequential(nn.Conv1d(2, 8, 1), Conv1D(), nn.ReLU(), nn.Conv1d(12, 3, 1))
+    assert {g.name: g.width for g in network.survey(model, (torch.randn(2, 2, 9),)).free} == {"0": 8, "1": 12}
+
+
 def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -> None:
     groups = network.survey(NETS["Recurrent"](), image())
     units = {group.name: group.width for group in groups.free}

@@ -57,6 +57,12 @@ def test_an_edited_module_is_read_again(tmp_path: Path) -> None:
         assert isinstance(model, nn.Linear) and model.in_features == width
 
 
+def test_a_mask_that_was_not_made_permanent_is_told(tmp_path: Path) -> None:
+    code = "from torch.nn.utils import prune\ndef build():\n    return prune.l1_unstructured(nn.Linear(3, 1), 'weight', 0.5)\n"
+    with pytest.raises(UsageError, match=r"weight is computed.*prune\.remove"):
+        user.build_model(made(tmp_path / "a", code))
+
+
 def test_packages_and_installed_modules(tmp_path: Path) -> None:
     project = made(tmp_path / "a")
     package = tmp_path / "a" / "zoo"
