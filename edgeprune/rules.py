@@ -318,8 +318,23 @@ def _prelu(call: Call) -> Value:
 
 @rule("cat", "concat", "concatenate")
 def _cat(call: Call) -> Value:
+    return _joined(call, call.dim("dim", len(call.shape)))
+
+
+@rule("hstack", "column_stack")
+def _side_by_side(call: Call) -> Value:
+    tensors = [call.values[tensor] for tensor in call.args["tensors"]]
+    return _joined(call, 1) if all(len(axes) > 1 for axes in tensors) else _unknown(call)
+
+
+@rule("vstack")
+def _on_top(call: Call) -> Value:
+    tensors = [call.values[tensor] for tensor in call.args["tensors"]]
+    return _joined(call, 0) if all(len(axes) > 1 for axes in tensors) else _unknown(call)
+
+
+def _joined(call: Call, dim: int) -> Axes:
     parts: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
-    dim = call.dim("dim", len(call.shape))
     result = list(parts[0])
     for part in parts[1:]:
         for other in range(len(result)):
@@ -660,19 +675,32 @@ def _product(call: Call, left: Any, right: Any) -> Axes:
 
 @rule("einsum")
 def _einsum(call: Call) -> Value:
-    equation = call.args["equation"].replace(" ", "")
-    given, _, wanted = equation.partition("->")
     tensors: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
-    if "." in equation or "->" not in equation:
+    given, arrow, wanted = _spelled(call.args["equation"].replace(" ", ""), [len(axes) for axes in tensors])
+    named = [pair for letters, own in zip(given.split(","), tensors, strict=True)
+             for pair in zip(letters, own, strict=True)]  # fmt: skip
+    sizes = {letter: len(axis) for letter, axis in named}
+    if not arrow or any(len(axis) != sizes[letter] for letter, axis in named):  # implicit results; repeated ones
         return _unknown(call)
     axes: dict[str, Axis] = {}
-    for letters, own in zip(given.split(","), tensors, strict=True):
-        for letter, axis in zip(letters, own, strict=True):
-            axes[letter] = call.labels.unite(axes[letter], axis, call.why) if letter in axes else axis
+    for letter, axis in named:
+        axes[letter] = call.labels.unite(axes[letter], axis, call.why) if letter in axes else axis
     for letter, axis in axes.items():
         if letter not in wanted and given.count(letter) == 1:
             call.lock([axis], f"{call.node.target} sums over these channels")
     return [axes[letter] for letter in wanted]
+
+
+def _spelled(equation: str, ranks: Sequence[int]) -> tuple[str, str, str]:
+    """An equation's two sides and its arrow, with letters in place of dots: dimensions aligned from the last."""
+    given, arrow, wanted = equation.partition("->")
+    sides = given.split(",")
+    hidden = [
+        rank - len(side.replace("...", "")) if "..." in side else 0 for side, rank in zip(sides, ranks, strict=True)
+    ]
+    letters = "αβγδεζηθ"[: max(hidden)]
+    spelled = (side.replace("...", letters[len(letters) - count :]) for side, count in zip(sides, hidden, strict=True))
+    return ",".join(spelled), arrow, wanted.replace("...", letters)
 
 
 @rule("scaled_dot_product_attention")
