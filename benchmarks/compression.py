@@ -29,7 +29,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -307,10 +307,17 @@ def case(
                 begun[-1].append(trainers.submit(trained, train, groups, small, model, known))
             if not ahead:
                 wait(begun[-1])
-            while begun and all(job.done() for job in begun[0]):
-                keep([job.result() for job in begun.pop(0)])
-    for jobs in begun:
+            begun = _finished(begun, keep)
+    for _ in as_completed([job for jobs in begun for job in jobs]):
+        begun = _finished(begun, keep)
+
+
+def _finished(begun: Sequence[list[Future[Row]]], keep: Callable[[Sequence[Row]], None]) -> list[list[Future[Row]]]:
+    """Keep the rows of what is trained in all its ways; what is not, for later. Raises what a training raised."""
+    done = [jobs for jobs in begun if all(job.done() for job in jobs)]
+    for jobs in done:
         keep([job.result() for job in jobs])
+    return [jobs for jobs in begun if jobs not in done]
 
 
 def trained(asked: Project, groups: Groups, small: nn.Module, teacher: nn.Module, known: Row) -> Row:
@@ -382,15 +389,19 @@ def main() -> None:
     processes = ProcessPoolExecutor(options.jobs or 1, multiprocessing.get_context("spawn"))
     with tempfile.TemporaryDirectory() as name, processes as trainers:
         folder = Path(name)
-        for net in size.nets:
-            kept = options.out.parent / f"{options.out.stem}-{net}.safetensors" if options.out else None
-            model = baseline(net, options.data, size, folder, kept)
-            for runtime in size.runtimes:
-                target = local(runtime)
-                with open_bench(target, folder) as bench:
-                    subject = Subject(net, model, cifar.inputs(), target, bench, folder)
-                    case(subject, options.data, size, rows, keep, folder, options.criteria, options.rate, trainers,
-                         bool(options.jobs))  # fmt: skip
+        try:
+            for net in size.nets:
+                kept = options.out.parent / f"{options.out.stem}-{net}.safetensors" if options.out else None
+                model = baseline(net, options.data, size, folder, kept)
+                for runtime in size.runtimes:
+                    target = local(runtime)
+                    with open_bench(target, folder) as bench:
+                        subject = Subject(net, model, cifar.inputs(), target, bench, folder)
+                        case(subject, options.data, size, rows, keep, folder, options.criteria, options.rate, trainers,
+                             bool(options.jobs))  # fmt: skip
+        except BaseException:
+            trainers.shutdown(wait=False, cancel_futures=True)  # what is queued would be trained for nothing
+            raise
     print(table(rows))
 
 

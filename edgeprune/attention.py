@@ -59,8 +59,10 @@ class Attention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`, whose `is_causal` is a hint about `attn_mask` only."""
         batched = query.ndim == 3
+        if is_causal and attn_mask is None:
+            raise ValueError("is_causal is a hint about attn_mask, and there is none")
         q, k, v = (self._heads(x, batched) for x in self._projected(query, key, value))
-        mask = self._mask(attn_mask, key_padding_mask, q, batched)
+        mask = self._mask(attn_mask, key_padding_mask, q, k, batched)
         weights = None
         if need_weights:
             scores = self.scale * q @ k.transpose(-2, -1)
@@ -96,16 +98,27 @@ class Attention(nn.MultiheadAttention):
             return x.transpose(0, 1)[None]
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
 
-    def _mask(self, of_places: Tensor | None, of_keys: Tensor | None, q: Tensor, batched: bool) -> Tensor | None:
+    def _mask(
+        self, of_places: Tensor | None, of_keys: Tensor | None, q: Tensor, k: Tensor, batched: bool
+    ) -> Tensor | None:
         """What is added to the scores: (batch or 1, heads or 1, queries or 1, keys)."""
-        found = None
+        (samples, heads, queries, _), keys, found = q.shape, k.shape[2], None
         if of_places is not None:
+            alone = of_places.ndim == 2
+            _require(of_places, (queries, keys) if alone else (samples * heads, queries, keys), "attn_mask")
             found = _added(of_places, q.dtype)
-            found = found.view(-1, self.num_heads, *found.shape[1:]) if found.ndim == 3 else found[None, None]
+            found = found[None, None] if alone else found.view(samples, heads, queries, keys)
         if of_keys is not None:
-            added = _added(of_keys if batched else of_keys[None], q.dtype)[:, None, None]
+            of_keys = of_keys if batched else of_keys[None]
+            _require(of_keys, (samples, keys), "key_padding_mask")
+            added = _added(of_keys, q.dtype)[:, None, None]
             found = added if found is None else found + added
         return found
+
+
+def _require(mask: Tensor, shape: tuple[int, ...], name: str) -> None:
+    if tuple(mask.shape) != shape or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise ValueError(f"{name} is {mask.dtype} {tuple(mask.shape)}; give bool or real numbers of {shape}")
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -76,7 +76,8 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Walk:
     walk = _Walk()
     axes: dict[str, Axes] = {}
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    for node in _live(program.graph):
+    live = _live(program.graph)
+    for node in program.graph.nodes:
         if isinstance(node.meta.get("val"), torch.Tensor):
             shape_of(node)  # refuses a dynamic one, whatever the operator
         if node.op == "placeholder":
@@ -94,8 +95,11 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Walk:
             else:
                 walk.values[node] = [none(size) for size in shape_of(node)]
         elif node.op == "call_function":
-            call = Call(walk.labels, node, bind(node), walk.values, walk.parameters, walk.sites, walk.unknown)
-            walk.values[node] = apply(call)
+            # What comes to nothing (an auxiliary head in eval mode) runs all the same: it is cut along, and locks nothing.
+            walk.labels.locking = node in live
+            told = (walk.sites, walk.unknown) if node in live else ([], {})
+            walk.values[node] = apply(Call(walk.labels, node, bind(node), walk.values, walk.parameters, *told))
+            walk.labels.locking = True
         elif node.op == "output":
             for out in node.all_input_nodes:
                 for axis in walk.values[out]:
@@ -103,15 +107,15 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Walk:
     return walk
 
 
-def _live(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that something comes of: attention weights that nobody asked for tie nothing."""
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that something comes of; attention weights that nobody asked for are none."""
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         schema = getattr(node.target, "_schema", None)
         lasting = node.op != "call_function" or (schema is not None and schema.is_mutable)
         if lasting or not live.isdisjoint(node.users):
             live.add(node)
-    return [node for node in graph.nodes if node in live]
+    return live
 
 
 def _collect(walk: _Walk, program: ExportedProgram, lock: Sequence[str]) -> tuple[tuple[Group, ...], dict[int, str]]:

@@ -27,6 +27,7 @@ class Labels:
         self._parent: list[int] = []
         self._locked: dict[int, str] = {}
         self._factors: dict[int, tuple[int, ...]] = {}
+        self.locking = True  # off while what comes to nothing is walked
 
     def fresh(self, count: int) -> Axis:
         """`count` new labels, each in a class of its own."""
@@ -87,7 +88,7 @@ class Labels:
     def lock(self, labels: Iterable[int], reason: str) -> None:
         """Nothing in these labels' classes may be cut; the first reason given is the one kept."""
         for label in labels:
-            if label != NONE:
+            if label != NONE and self.locking:
                 self._locked.setdefault(self.root(int(label)), reason)
 
     def reason(self, label: int) -> str | None:

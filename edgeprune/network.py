@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeprune import graph
-from edgeprune.attention import opened
+from edgeprune.attention import Attention, opened
 from edgeprune.errors import CutError, UsageError
 from edgeprune.types import Block, Group, Groups, Layer, Preprocess, Recipe
 
@@ -261,7 +261,7 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
         if touched:
             _refresh(module, model.get_submodule(path))
     for path, module in small.named_modules():
-        _refresh_heads(module, _projected(model.get_submodule(path), path, names, recipe))
+        _refresh_heads(module, *_projected(model.get_submodule(path), path, names, recipe))
     return small
 
 
@@ -269,19 +269,20 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _projected(module: nn.Module, path: str, names: Mapping[str, str], recipe: Recipe) -> Sequence[int]:
-    """The outputs that a module's first linear layer keeps."""
-    if isinstance(module, nn.MultiheadAttention):
-        weight, dim, size = ("q" if module.in_proj_weight is None else "in") + "_proj_weight", 0, module.embed_dim
+def _projected(module: nn.Module, path: str, names: Mapping[str, str], recipe: Recipe) -> tuple[Sequence[int], int]:
+    """The outputs that a module's first linear layer keeps, and how many there were."""
+    if isinstance(module, Attention):
+        weight, dim = ("q" if module.in_proj_weight is None else "in") + "_proj_weight", 0
+        size: int = module.get_parameter(weight).shape[0]
     else:
         children = ((n, m) for n, m in module.named_children() if isinstance(m, nn.Linear) or _is_transposed(m))
         name, child = next(children, ("", None))
         if child is None:
-            return ()
+            return (), 0
         weight = f"{name}.weight"
-        dim, size = (1, child.nf) if _is_transposed(child) else (0, child.out_features)
+        dim, size = (1, child.nf) if _is_transposed(child) else (0, child.out_features)  # type: ignore[assignment]
     canonical = names.get(_joined(path, weight), "")  # a computed weight has another name
-    return recipe.get(canonical, {}).get(dim, range(size))
+    return recipe.get(canonical, {}).get(dim, range(size)), size
 
 
 def _is_transposed(module: nn.Module) -> bool:
@@ -298,29 +299,25 @@ HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
 BOTH = ("all_head_size", "inner_dim", "split_size")
 
 
-def _refresh_heads(module: nn.Module, projected: Sequence[int]) -> None:
-    """Make what an attention module knows of its heads follow the outputs that its first linear layer keeps.
+def _refresh_heads(module: nn.Module, projected: Sequence[int], size: int) -> None:
+    """Make what an attention module knows of its heads follow the outputs that its first linear layer keeps, of `size`.
 
-    A guess by names, which the proof of the cut judges.
+    Those may be queries, or keys and values with them in any order: every number of heads shrinks as they do. A guess by
+    names, which the proof of the cut judges.
     """
     name = next((name for name in WIDTHS if isinstance(getattr(module, name, None), int)), None)
     if name is None:
         return
     width = getattr(module, name)
-    before = {attribute: getattr(module, attribute, None) for attribute in (*HEADS, *BOTH)}
-    heads = next((before[attribute] for attribute in HEADS if isinstance(before[attribute], int)), None)
-    if heads is not None:  # keys and values may be packed behind the queries
-        projected = [output for output in projected if output < heads * width]
     places = Counter(index // width for index in projected)
-    if len(set(places.values())) != 1:
+    if size % width or len(set(places.values())) != 1:
         return
     setattr(module, name, next(iter(places.values())))
-    for attribute in HEADS:
-        if isinstance(before[attribute], int):
-            setattr(module, attribute, len(places))
-    for attribute in BOTH:
-        if isinstance(before[attribute], int):
-            setattr(module, attribute, len(projected))
+    shares = dict.fromkeys(HEADS, (len(places), size // width)) | dict.fromkeys(BOTH, (len(projected), size))
+    for attribute, (kept, whole) in shares.items():
+        before = getattr(module, attribute, None)
+        if isinstance(before, int):
+            setattr(module, attribute, before * kept // whole)
 
 
 def _emptied(model: nn.Module, recipe: Recipe, names: Mapping[str, str]) -> list[str]:

@@ -668,7 +668,7 @@ def _product(call: Call, left: Any, right: Any) -> Axes:
     columns = [] if len(second) == 1 else [second[-1]]
     call.labels.unite(first[-1], second[-1] if len(second) == 1 else second[-2], call.why)
     batch = _broadcast(call, [first[:-2], second[:-2]])
-    if len(second) == 2:
+    if len(second) == 2 and not any(map(has_labels, first[:-1])):  # else it mixes places, and costs by channel
         _site(call, "matmul", first[-1], second[-1], math.prod(call.shape) // len(second[-1]), weight=right)
     return [*batch, *rows, *columns]
 

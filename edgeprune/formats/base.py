@@ -151,7 +151,7 @@ class Template(ABC):
         for layer in self._groups.layers:
             outputs = kept.get(layer.weight, {}).get(output_dim(layer.kind))
             if outputs is not None:
-                kept.setdefault(layer.weight.removesuffix("weight") + "bias", {})[0] = outputs
+                kept.setdefault(layer.weight.removesuffix("weight") + "bias", {}).setdefault(0, outputs)
         return kept
 
     def _can_slice(self) -> bool:

@@ -45,10 +45,47 @@ def test_it_gives_what_torchs_own_gives(made: dict[str, Any], given: dict[str, A
     key, value = (torch.randn(*x.shape[:2], made[size]) if size in made else x for size in ("kdim", "vdim"))
     stand_in = opened(own)
     assert isinstance(stand_in, Attention) and stand_in.state_dict().keys() == own.state_dict().keys()
-    for got, wanted in zip(stand_in(x, key, value, **given), own(x, key, value, **given), strict=True):
-        assert (got is None) == (wanted is None)
-        if wanted is not None:
-            torch.testing.assert_close(got, wanted)
+    for grad in (True, False):  # without, torch's own takes another way
+        with torch.set_grad_enabled(grad):
+            results = stand_in(x, key, value, **given), own(x, key, value, **given)
+        for got, wanted in zip(*results, strict=True):
+            assert (got is None) == (wanted is None)
+            if wanted is not None:
+                torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"attn_mask": torch.zeros(5, 5, dtype=torch.long)},
+        {"attn_mask": torch.zeros(4, 5, 5)},
+        {"attn_mask": torch.zeros(1, 5)},
+        {"key_padding_mask": torch.zeros(2, 5, dtype=torch.uint8)},
+        {"is_causal": True},
+    ],
+)
+def test_what_torchs_own_refuses_is_refused(given: dict[str, Any]) -> None:
+    own, x = nn.MultiheadAttention(8, 4, batch_first=True), torch.randn(2, 5, 8)
+    with pytest.raises((RuntimeError, AssertionError)):
+        own(x, x, x, **given)
+    with pytest.raises(ValueError):
+        opened(own)(x, x, x, **given)
+
+
+def test_a_subclass_is_left_alone() -> None:
+    class Own(nn.MultiheadAttention):
+        def __init__(self) -> None:
+            super().__init__(8, 4)
+            del self.in_proj_weight
+            self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            parts = (layer(x).view(*x.shape[:2], 4, 2).transpose(1, 2) for layer in (self.query, self.key, self.value))
+            y = nn.functional.scaled_dot_product_attention(*parts)
+            return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    groups = network.survey(nn.Sequential(nn.Linear(3, 8), Own(), nn.Linear(8, 2)), (torch.randn(1, 5, 3),))
+    assert [group.width for group in groups.free] == [8, 8]
 
 
 def test_one_sample_alone_has_no_dimension_for_the_batch() -> None:
@@ -61,7 +98,6 @@ def test_one_sample_alone_has_no_dimension_for_the_batch() -> None:
 
 
 def test_layers_of_a_transformer_train_with_it_as_with_torchs_own() -> None:
-    """Dropout is drawn in the same places from the same generator."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).train()
     x, results = torch.randn(2, 5, 8), []

@@ -198,6 +198,49 @@ def test_a_layer_of_ones_own_may_be_called_what_hugging_faces_is() -> None:
     assert {g.name: g.width for g in network.survey(model, (torch.randn(2, 2, 9),)).free} == {"0": 8, "1": 12}
 
 
+def test_what_comes_to_nothing_locks_nothing_but_is_cut_along() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Linear(12, 4)
+            self.side, self.side_fc, self.norm = nn.Conv2d(8, 6, 1), nn.Linear(6, 4), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = self.stem(x).relu()
+            side = self.side_fc(self.side(self.norm(x)).mean((2, 3)).cumsum(1))
+            out = self.fc(self.last(x).relu().mean((2, 3)))
+            return (out, side) if self.training else out
+
+    groups = network.survey(Auxiliary(), image())
+    assert {"stem": 8, "last": 12}.items() <= {group.name: group.width for group in groups.free}.items()
+    assert {layer.name for layer in groups.layers} == {"stem", "last", "fc"} and not groups.unknown_operators
+
+
+@pytest.mark.parametrize("order", ["qkv", "kvq", "by head"])
+def test_heads_are_counted_in_whatever_order_they_are_packed(order: str) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads, self.head_dim = 4, 6
+            self.qkv, self.out = nn.Linear(8, 72), nn.Linear(24, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, t, _ = x.shape
+            if order == "by head":  # GPT-NeoX
+                parts = self.qkv(x).view(n, t, self.num_heads, 3 * self.head_dim).transpose(1, 2).chunk(3, -1)
+            else:
+                parts = tuple(
+                    y.view(n, t, self.num_heads, self.head_dim).transpose(1, 2) for y in self.qkv(x).chunk(3, -1)
+                )
+            q, k, v = parts if order != "kvq" else (parts[2], *parts[:2])
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.4)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    model = nn.Sequential(nn.Linear(3, 8), Packed(), nn.Linear(8, 2))
+    groups = network.survey(model, (torch.randn(1, 5, 3),))
+    assert sorted(group.width for group in groups.free) == [4, 6, 8, 8]
+
+
 def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -> None:
     groups = network.survey(NETS["Recurrent"](), image())
     units = {group.name: group.width for group in groups.free}
