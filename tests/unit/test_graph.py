@@ -198,6 +198,20 @@ def test_a_layer_of_ones_own_may_be_called_what_hugging_faces_is() -> None:
     assert {g.name: g.width for g in network.survey(model, (torch.randn(2, 2, 9),)).free} == {"0": 8, "1": 12}
 
 
+def test_a_matrix_that_mixes_places_is_no_layer() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last, self.graph = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 5, 1), nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.stem(x) @ self.graph)).mean(2)
+
+    groups = network.survey(Places(), (torch.randn(1, 3, 6),))
+    assert [layer.name for layer in groups.layers] == ["stem", "last"]
+    assert [group.name for group in groups.free] == ["stem"]
+
+
 def test_what_comes_to_nothing_locks_nothing_but_is_cut_along() -> None:
     class Auxiliary(nn.Module):
         def __init__(self) -> None:
