@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,16 @@ MARK = "<!-- below: written by tests/models -->\n"
 
 
 @pytest.fixture(scope="module")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bench]:
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bench]]:
     scratch = tmp_path_factory.mktemp("scratch")
-    benches = {}
-    for name, target in TARGETS.items():
-        own = scratch / name
-        own.mkdir()
-        with open_bench(codec.read_target(ROOT / "targets" / f"{target}.toml"), own) as bench:
-            benches[name] = bench  # a local device is held by nobody: it answers after it is closed, too
-    return benches
+    with ExitStack() as stack:
+        benches = {}
+        for name, target in TARGETS.items():
+            own = scratch / name
+            own.mkdir()
+            bench = open_bench(codec.read_target(ROOT / "targets" / f"{target}.toml"), own)
+            benches[name] = stack.enter_context(bench)
+        yield benches
 
 
 def test_the_page_says_what_is(benches: dict[str, Bench], tmp_path: Path) -> None:
