@@ -73,9 +73,8 @@ class Attention(nn.MultiheadAttention):
         else:
             rate = self.dropout if self.training else 0.0
             out = F.scaled_dot_product_attention(q, k, v, mask, rate, scale=self.scale)
-        out = F.linear(
-            out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias
-        )  # calls no hook, as torch's
+        # Not the module itself: torch's own does not call it, nor the hooks on it.
+        out = F.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
         if not batched:
             return out[0], weights
         return (out if self.batch_first else out.transpose(0, 1)), weights

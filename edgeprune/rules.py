@@ -321,16 +321,13 @@ def _cat(call: Call) -> Value:
     return _joined(call, call.dim("dim", len(call.shape)))
 
 
-@rule("hstack", "column_stack")
+@rule("hstack", "column_stack", "vstack")
 def _side_by_side(call: Call) -> Value:
-    tensors = [call.values[tensor] for tensor in call.args["tensors"]]
-    return _joined(call, 1) if all(len(axes) > 1 for axes in tensors) else _unknown(call)
-
-
-@rule("vstack")
-def _on_top(call: Call) -> Value:
-    tensors = [call.values[tensor] for tensor in call.args["tensors"]]
-    return _joined(call, 0) if all(len(axes) > 1 for axes in tensors) else _unknown(call)
+    if any(
+        len(call.values[tensor]) < 2 for tensor in call.args["tensors"]
+    ):  # vectors, which each of them turns its own way
+        return _unknown(call)
+    return _joined(call, 0 if call.name == "vstack" else 1)
 
 
 def _joined(call: Call, dim: int) -> Axes:
