@@ -6,8 +6,9 @@
 without it, handwritten digits stand in, which says little. The unpruned networks are trained on these images first. Then, at
 each budget (a share of the unpruned network's measured latency):
 
-- edgeprune: the exact plan under its default criterion; "exact, CRITERION" with `--criteria` for others; "widths only" without
-  the removal of blocks, which none of the ways below has;
+- edgeprune: the exact plan under its default criterion, what is left fitted by least squares before training; "exact,
+  CRITERION" with `--criteria` for others; "not fitted" and "widths only" without that and without the removal of blocks,
+  none of which the ways below have;
 - uniform: the same share of every group, the best units of each by the criterion of edgeprune;
 - Torch-Pruning: its global group magnitude (Fang et al., CVPR 2023), widths rounded up to 4 channels;
 - HALP-style: `allocation.py`'s knapsack with first-order Taylor scores; NetAdapt-style: its greedy, by squared weights;
@@ -42,12 +43,13 @@ from nets import Subject, local
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgeprune import codec, finetuning, graph, latency, network, parallel, planning, stats
+from edgeprune import codec, finetuning, graph, latency, network, parallel, planning, reconstruction, stats
 from edgeprune import project as user
 from edgeprune.bench import open_bench
 from edgeprune.errors import EdgepruneError, InfeasibleError
 from edgeprune.importance import CRITERIA
 from edgeprune.latency import LatencyModel
+from edgeprune.reconstruction import Reference
 from edgeprune.types import Groups, Project, Scores, Widths
 
 PROCESSES = 4
@@ -151,19 +153,22 @@ def ways(
     scores: Mapping[str, Scores],
     default: str,
     criteria: Sequence[str],
+    reference: Reference,
 ) -> dict[str, Cut]:
-    """Every way, by its name in the table."""
+    """Every way, by its name in the table; `reference` is what edgeprune's are fitted to."""
 
-    def at(widths: Widths | None, by: str) -> nn.Module | None:
+    def at(widths: Widths | None, by: str, fitted: bool = False) -> nn.Module | None:
         if widths is None:
             return None
         keep = {group.name: planning.best_units(group, scores[by], widths[group.name]) for group in groups.free}
-        return network.cut(model, graph.recipe(groups, keep), cifar.inputs())
+        recipe = graph.recipe(groups, keep)
+        small = network.cut(model, recipe, cifar.inputs())
+        return reconstruction.reconstruct(model, small, recipe, reference) if fitted else small
 
-    def exact(by: str, among: Groups = groups) -> Cut:
+    def exact(by: str, among: Groups = groups, fitted: bool = True) -> Cut:
         def made(limit: float) -> nn.Module | None:
             try:
-                return at(planning.plans(among, costs, scores[by], limit, "")[0].widths, by)
+                return at(planning.plans(among, costs, scores[by], limit, "")[0].widths, by, fitted)
             except InfeasibleError:
                 return None
 
@@ -172,13 +177,14 @@ def ways(
     others = [name for name in criteria if name != default]
     return {
         "edgeprune": exact(default),
+        "not fitted": exact(default, fitted=False),
         "widths only": exact(default, replace(groups, blocks=())),
         **{f"exact, {name}": exact(name) for name in others},
         "uniform": lambda limit: at(uniform(groups, costs, scores[default], limit), default),
         "Torch-Pruning": lambda limit: dependency_graph(model, groups, costs, limit),
         "HALP-style": lambda limit: at(halp(groups, costs, scores["taylor"], limit), "taylor"),
         "NetAdapt-style": lambda limit: at(greedy(groups, costs, scores["magnitude-l2"], limit), "magnitude-l2"),
-        "random": exact("random", replace(groups, blocks=())),
+        "random": exact("random", replace(groups, blocks=()), fitted=False),
     }
 
 
@@ -265,7 +271,7 @@ Row = dict[str, object]
 
 def case(
     subject: Subject, data: Path | None, size: Size, done: Sequence[Row], keep: Callable[[Sequence[Row]], None],
-    folder: Path, criteria: list[str], rate: float, trainers: Executor, ahead: bool,
+    folder: Path, criteria: list[str], methods: list[str], rate: float, trainers: Executor, ahead: bool,
 ) -> None:  # fmt: skip
     """All budgets, seeds and ways for one network on one runtime; `ahead`: measure on while the last networks are trained."""
     groups, model, net, runtime = subject.groups, subject.model, subject.net, subject.runtime.name
@@ -289,14 +295,16 @@ def case(
                 wanted = dict.fromkeys((default, "taylor", "magnitude-l2", "random", *criteria))
                 read, loss = list(user.batches(asked, "train")), user.loss_function(asked)
                 scores = {name: CRITERIA[name](model, groups, read, loss) for name in wanted}
+                reference = reconstruction.observe(model, read)
+            made = ways(model, groups, costs, scores, default, criteria, reference)
             cuts = at_budget(
                 subject,
-                ways(model, groups, costs, scores, default, criteria),
+                {name: cut for name, cut in made.items() if not methods or name in methods},
                 float(budget[:-1]) / 100,
                 full_ns,
                 size.rounds,
             )
-            if "edgeprune" in cuts:
+            if "edgeprune" in cuts and (not methods or "from scratch" in methods):
                 fresh, share = cuts["edgeprune"]
                 torch.manual_seed(1000 + seed)
                 cuts["from scratch"] = reset(network.sliced(fresh, {})), share
@@ -371,6 +379,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--criteria", nargs="*", choices=sorted(CRITERIA), default=[])
+    parser.add_argument("--methods", nargs="*", default=[], help="of the table's columns, all by default")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, help="training processes, while the next networks are measured")
     options = parser.parse_args()
@@ -397,8 +406,8 @@ def main() -> None:
                     target = local(runtime)
                     with open_bench(target, folder) as bench:
                         subject = Subject(net, model, cifar.inputs(), target, bench, folder)
-                        case(subject, options.data, size, rows, keep, folder, options.criteria, options.rate, trainers,
-                             bool(options.jobs))  # fmt: skip
+                        case(subject, options.data, size, rows, keep, folder, options.criteria, options.methods,
+                             options.rate, trainers, bool(options.jobs))  # fmt: skip
         except BaseException:
             trainers.shutdown(wait=False, cancel_futures=True)  # what is queued would be trained for nothing
             raise

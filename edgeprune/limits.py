@@ -66,6 +66,9 @@ class Limits:
     importance_batches: int = 64  # read by a data-driven criterion
     fisher_samples: int = 512
     curve_macs: int = 40 * 10**12  # multiply-accumulates spent on measuring loss curves
+    reconstruction_bytes: int = 2 << 30  # of what layers read, kept to fit weights to, and of a forward pass
+    reconstruction_samples: int = 2048
+    reconstruction_channels: int = 4096  # of a layer; products of more take too long
     data_batches: int = 1_000_000  # of one split in one pass
     epochs: int = 10_000
     checked_samples: int = 100_000  # of each split, by doctor

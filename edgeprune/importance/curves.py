@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune import graph, network, reconstruction
 from edgeprune.errors import UsageError
 from edgeprune.importance.base import Batches, Loss
 from edgeprune.importance.gradients import taylor
 from edgeprune.limits import LIMITS
-from edgeprune.types import Groups, Scores
+from edgeprune.reconstruction import Reference, Sums
+from edgeprune.types import Block, Group, Groups, Scores
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a group's units, at which the loss is measured
 SAMPLES = 64, 512  # at least, where the network is large, and at most
@@ -24,35 +26,52 @@ Sample = list[tuple[tuple[Tensor, ...], Tensor]]
 
 
 def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
-    """V_g(k), the rise of the loss when group g alone keeps its best k units (`taylor` ranks them), interpolated.
+    """V_g(k), the rise of the loss when group g alone keeps its best k units and the layers that read it are fitted to those
+    (`reconstruction`), interpolated; likewise without a block. What such layers miss puts the units in order.
 
-    Scores of single units do not compare well between layers of different scale; losses of whole networks do. Batch-norm
-    normalises by the batch that it sees, as it would after a few steps of training: a cut shifts its stored statistics, and
-    much of the loss measured with those says nothing of what training brings back (Li et al., EagleEye, ECCV 2020).
-    Raises `UsageError` when a loss is not finite.
+    Scores of single units do not compare well between layers of different scale; losses of whole networks do. Where no layer
+    can be fitted, `taylor` ranks the units, and batch-norm normalises by the batch that it sees: a cut shifts its stored
+    statistics, and much of the loss measured with those says nothing of what training brings back (Li et al., EagleEye, ECCV
+    2020). Raises `UsageError` when a loss is not finite.
     """
-    ranked = taylor(model, groups, batches, loss)
+    units = dict(taylor(model, groups, batches, loss).units)
+    reference = reconstruction.observe(model, batches)
+    sample = _first(batches, _samples(groups))
+    fitted, unfitted = copy.deepcopy(model).eval(), _with_statistics_of_batches(model)
+    whole = {probe: _mean_loss(probe, sample, loss) for probe in (fitted, unfitted)}
+    curves = {}
+    for group in groups.free:
+        readers = reference.readers(group)
+        if readers:
+            units[group.name] = _ascending(reconstruction.order(model, group, reference))
+        probe = fitted if readers else unfitted
+        sums = {slot.parameter: reference.sums(slot.parameter) for slot in readers}
+        worst_first = np.argsort(units[group.name], kind="stable").tolist()
+        widths = sorted({max(1, round(share * group.width)) for share in SHARES} - {group.width})
+        rises = []
+        for width in widths:
+            with _without(probe, group, worst_first[: group.width - width], reference, sums):
+                rises.append(_mean_loss(probe, sample, loss) - whole[probe])
+        curves[group.name] = _interpolated(group.width, widths, rises)
+    blocks = {}
+    for block in groups.blocks:
+        probe = _without_block(model, groups, block, reference)
+        blocks[block.name] = max(0.0, _mean_loss(probe, sample, loss) - whole[fitted])
+    return Scores("loss-curves", units, curves, blocks)
+
+
+def _with_statistics_of_batches(model: nn.Module) -> nn.Module:
     probe = copy.deepcopy(model).eval()
     for module in probe.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    sample = _first(batches, _samples(groups))
-    whole = _mean_loss(probe, sample, loss)
-    curves, blocks = {}, {}
-    for group in groups.free:
-        worst_first = np.argsort(ranked.units[group.name], kind="stable").tolist()
-        widths = sorted({max(1, round(share * group.width)) for share in SHARES} - {group.width})
-        rises = []
-        for width in widths:
-            gone = worst_first[: group.width - width]
-            with _zeroed(probe, [(s.parameter, s.dim, [i for u in gone for i in s.indices[u]]) for s in group.slots]):
-                rises.append(_mean_loss(probe, sample, loss) - whole)
-        curves[group.name] = _interpolated(group.width, widths, rises)
-    sizes = {name: len(parameter) for name, parameter in probe.named_parameters() if parameter.ndim}
-    for block in groups.blocks:
-        with _zeroed(probe, [(name, 0, range(sizes[name])) for name in block.parameters]):
-            blocks[block.name] = max(0.0, _mean_loss(probe, sample, loss) - whole)
-    return Scores("loss-curves", ranked.units, curves, blocks)
+    return probe
+
+
+def _ascending(lost: Mapping[int, float]) -> tuple[float, ...]:
+    """Scores of units in the order of `lost`: what goes later is worth as much at least."""
+    values = dict(zip(lost, np.maximum.accumulate(np.maximum(list(lost.values()), 0.0)).tolist(), strict=True))
+    return tuple(values[unit] for unit in range(len(values)))
 
 
 def _samples(groups: Groups) -> int:
@@ -80,19 +99,46 @@ def _mean_loss(model: nn.Module, sample: Sample, loss: Loss) -> float:
 
 
 @contextmanager
-def _zeroed(model: nn.Module, gone: Sequence[tuple[str, int, Sequence[int]]]) -> Iterator[None]:
-    """The model with these indices, (parameter, dim, indices), at zero, which equals cutting them; put back afterwards."""
+def _without(
+    model: nn.Module, group: Group, gone: Sequence[int], reference: Reference, sums: Mapping[str, Sums]
+) -> Iterator[None]:
+    """The model with these units of a group at zero, which equals cutting them, and the layers that read the group, whose
+    `sums` are given, fitted to the others; put back afterwards."""
     parameters = dict(model.named_parameters())
-    touched = {name: parameters[name] for name, *_ in gone if name in parameters}
-    before = {name: parameter.detach().clone() for name, parameter in touched.items()}
+    touched = {slot.parameter for slot in group.slots} | {
+        reference.biases[name] for name in sums if name in reference.biases
+    }
+    before = {name: parameters[name].detach().clone() for name in touched if name in parameters}
     with torch.no_grad():
-        for name, dim, indices in gone:
-            if name in touched:
-                touched[name].index_fill_(dim, torch.tensor(indices, dtype=torch.long), 0)
+        for slot in reference.readers(group):
+            out = {i for unit in gone for i in slot.indices[unit]}
+            kept = [i for i in range(before[slot.parameter].shape[slot.dim]) if i not in out]
+            name = reference.biases.get(slot.parameter)
+            weight, bias = (
+                sums[slot.parameter]
+                .of_kept(kept)
+                .fitted(before[slot.parameter], slot.dim, before[name] if name else None, kept)
+            )
+            parameters[slot.parameter].index_copy_(slot.dim, torch.tensor(kept), weight)
+            if name and bias is not None:
+                parameters[name].copy_(bias)
+        for slot in group.slots:  # after that: a layer that reads the group may also write it
+            if slot.parameter in before:
+                indices = [i for unit in gone for i in slot.indices[unit]]
+                parameters[slot.parameter].index_fill_(slot.dim, torch.tensor(indices, dtype=torch.long), 0)
     yield
     with torch.no_grad():
-        for name, parameter in touched.items():
-            parameter.copy_(before[name])
+        for name, tensor in before.items():
+            parameters[name].copy_(tensor)
+
+
+def _without_block(model: nn.Module, groups: Groups, block: Block, reference: Reference) -> nn.Module:
+    """The network without a block, fitted to that where fitting it so many times is not too much work."""
+    recipe = graph.recipe(groups, dict.fromkeys(block.groups, ()))
+    small = network.sliced(model, recipe).eval()
+    if len(groups.blocks) * reference.macs > LIMITS.curve_macs / 4:
+        return small
+    return reconstruction.reconstruct(model, small, recipe, reference)
 
 
 def _interpolated(full: int, widths: Sequence[int], rises: Sequence[float]) -> tuple[float, ...]:

@@ -1,0 +1,326 @@
+"""What stays in a cut network takes over for what is gone: least squares, a layer at a time.
+
+A dense layer (a convolution or a matrix product) reads channels. Where some are gone, the others predict them, and its weights
+can absorb the prediction: they become those that come nearest what the layer gave before (He et al., Channel pruning, ICCV
+2017). The same sums tell which units go best: those that the rest predicts, weighed by what the layer makes of them
+(the optimal brain surgeon, Hassibi and Stork 1993, on whole units as in ZipLM, Kurtic et al., NeurIPS 2023).
+
+A layer is seen as the call of a function with a parameter, however the model spells it. One that is called more than once in a
+forward pass, or whose weight is computed, or that reads fewer positions than channels, is left as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edgeprune import network
+from edgeprune.limits import LIMITS
+from edgeprune.types import Group, Recipe, Slot
+
+RIDGE = 1e-2  # of the channels' mean square: what generalises best from some hundred to some thousand small images
+TINY = 1e-12  # of a ridge, where all channels are zero
+ROUNDS = 64  # in which the units of a group are put in order
+APPETITE = 4  # memory of a forward pass, over that of the largest input of one of its layers: about
+HELD_OUT = 8  # of so many samples one is for judging
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Mean products of what a layer reads now, (k, k), and of that with what it read before, (k, channels); the means of both.
+    Where the layer has a bias to put the means into, the products are of what is left without them."""
+
+    now: Tensor
+    cross: Tensor
+    mean_now: Tensor
+    mean_before: Tensor
+
+    @staticmethod
+    def of(now: Tensor, before: Tensor, bias: bool) -> Sums:
+        """Of rows (positions, k) and (positions, channels)."""
+        means = now.mean(0), before.mean(0)
+        if bias:
+            now, before = now - means[0], before - means[1]
+        found = now.T @ now / len(now), now.T @ before / len(now), *means
+        return Sums(*(tensor.double() for tensor in found))
+
+    def of_kept(self, kept: Sequence[int]) -> Sums:
+        """Where only these of the channels that are read stay."""
+        index = torch.tensor(kept, dtype=torch.long)
+        return Sums(self.now[index][:, index], self.cross[index], self.mean_now[index], self.mean_before)
+
+    @property
+    def ridged(self) -> Tensor:
+        """`now` with the ridge on its diagonal: (k, k)."""
+        return self.now + (RIDGE * self.now.diagonal().mean() + TINY) * torch.eye(len(self.now), dtype=self.now.dtype)
+
+    def fitted(
+        self, weight: Tensor, dim: int, bias: Tensor | None, kept: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """A weight, its inputs in `dim`, and its bias, for what is read now instead of what was read before.
+
+        The ridge pulls towards the weights that the channels `kept` had.
+        """
+        target, ridged = self.cross.clone(), self.ridged
+        target[torch.arange(len(kept)), torch.tensor(kept, dtype=torch.long)] += (ridged - self.now).diagonal()
+        prediction = torch.linalg.solve(ridged, target)  # of what was read before from what is read now: (k, channels)
+        by_input = weight.double().movedim(dim, -1)
+        new = (by_input @ prediction.T).movedim(-1, dim).to(weight.dtype)
+        if bias is None:
+            return new, None
+        missing = by_input @ (self.mean_before - self.mean_now @ prediction)
+        return new, bias + missing.reshape(len(missing), -1).sum(1).to(bias.dtype)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the dense layers of an uncut network read for `inputs`: `rows[weight]` (positions, channels), a part of them where
+    there are many. `dims[weight]` is the dimension of the weight that its inputs are in, `biases[weight]` what is added."""
+
+    inputs: Inputs
+    rows: Mapping[str, Tensor]
+    dims: Mapping[str, int]
+    biases: Mapping[str, str]
+    held_out: tuple[Inputs, tuple[Tensor, ...]]  # other samples, and what the network gives for them
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of fitting all layers, about."""
+        return sum((len(rows) + rows.shape[1]) * rows.shape[1] ** 2 for rows in self.rows.values())
+
+    def sums(self, weight: str) -> Sums:
+        """Of what a layer reads in the uncut network."""
+        return Sums.of(self.rows[weight], self.rows[weight], weight in self.biases)
+
+    def readers(self, group: Group) -> list[Slot]:
+        """Where layers that can be fitted read the channels of a group."""
+        return [slot for slot in group.slots if self.dims.get(slot.parameter) == slot.dim]
+
+
+def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Reference:
+    """Run `model` on the first samples of `batches`, as many as `LIMITS` has memory for; keep what its dense layers read."""
+    inputs, held_out = _samples(model, batches)
+    calls: dict[str, _Call] = {}
+    times = Counter[str]()
+    widths = Counter[str]()
+
+    def see(call: _Call) -> None:
+        times[call.weight] += 1
+        widths[call.weight] = call.channels
+
+    _run(model, tuple(tensor[:1] for tensor in inputs), see)
+    most = LIMITS.reconstruction_bytes // (4 * max(1, widths.total()))
+    rows: dict[str, Tensor] = {}
+
+    def keep(call: _Call) -> None:
+        if times[call.weight] == 1 and call.positions >= call.channels <= LIMITS.reconstruction_channels:
+            calls[call.weight], rows[call.weight] = call, call.rows(most)
+
+    _run(model, inputs, keep)
+    dims = {name: call.dim for name, call in calls.items()}
+    biases = {name: call.bias for name, call in calls.items() if call.bias}
+    return Reference(inputs, rows, dims, biases, (held_out, _run(model, held_out)))
+
+
+def order(model: nn.Module, group: Group, reference: Reference) -> dict[int, float]:
+    """Units -> what is lost when each goes, in the order in which they go, least missed first.
+
+    That is the rise of the squared error of the layers that read them, fitted again every time, relative to what these give.
+    Empty where no such layer is known.
+    """
+    weights = dict(model.named_parameters())
+    readers = [_Reader(weights[s.parameter].detach(), s, reference.sums(s.parameter)) for s in reference.readers(group)]
+    lost: dict[int, float] = {}
+    left = torch.arange(group.width if readers else 0)
+    while len(left):
+        rises = torch.stack([reader.rises(left) for reader in readers]).sum(0)
+        going = rises.argsort(stable=True)[: max(1, group.width // ROUNDS)]
+        lost |= zip(left[going].tolist(), rises[going].tolist(), strict=True)
+        for reader in readers:
+            reader.remove(left[going])
+        left = left[~torch.isin(left, left[going])]
+    return lost
+
+
+def reconstruct(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
+    """`small`, the network that `recipe` cuts from `model`, with its dense layers fitted: to come nearest what they gave, from
+    what they read now. Or as it is, where that does not bring its outputs nearer the model's.
+
+    One forward pass: a layer is fitted when it is reached, to what the layers before it, already fitted, give.
+    """
+    fitted = copy.deepcopy(small)
+    whole, own = dict(model.named_parameters()), dict(fitted.named_parameters())
+
+    def fit(call: _Call) -> None:
+        before, dims = reference.rows.get(call.weight), recipe.get(call.weight, {})
+        if before is None:
+            return
+        weight, dim = whole[call.weight].detach(), reference.dims[call.weight]
+        for other, kept in dims.items():
+            if other != dim:
+                weight = weight.index_select(other, torch.tensor(kept, dtype=torch.long))
+        bias = own[call.bias].detach() if call.bias else None
+        sums = Sums.of(call.rows(len(before)), before, bias is not None)
+        new, added = sums.fitted(weight, dim, bias, dims.get(dim, range(weight.shape[dim])))
+        own[call.weight].data.copy_(new)
+        if added is not None:
+            own[call.bias].data.copy_(added)
+
+    _run(fitted, reference.inputs, fit)
+    return fitted if _distance(fitted, reference) < _distance(small, reference) else small
+
+
+def _distance(candidate: nn.Module, reference: Reference) -> float:
+    """Squared distance of a network's outputs from those of the uncut one, on samples that nothing was fitted to."""
+    inputs, outputs = reference.held_out
+    return sum(
+        float((a.double() - b.double()).square().sum()) for a, b in zip(_run(candidate, inputs), outputs, strict=True)
+    )
+
+
+class _Reader:
+    """A layer that reads a group's channels, as units go and it is fitted to those that stay.
+
+    `inverse` is that of the mean products of its channels, `products` those of its weights, both (channels, channels).
+    """
+
+    def __init__(self, weight: Tensor, slot: Slot, sums: Sums) -> None:
+        rows = weight.movedim(slot.dim, 0).flatten(1).double()
+        self.indices = torch.tensor(slot.indices, dtype=torch.long)  # (units, channels of each)
+        self.inverse = torch.linalg.inv(sums.ridged)
+        self.products = rows @ rows.T
+        self.energy = float((self.products * sums.now).sum()) + TINY
+
+    def rises(self, units: Tensor) -> Tensor:
+        """What is lost with each of `units` alone: w·H⁻¹⁻¹·w, relative to all that the layer gives."""
+        own = self.indices[units]
+        among = own[:, :, None], own[:, None, :]
+        lost = torch.linalg.solve(self.inverse[among], self.products[among])
+        rises: Tensor = lost.diagonal(dim1=1, dim2=2).sum(1) / self.energy
+        return rises
+
+    def remove(self, units: Tensor) -> None:
+        """Let `units` go; what the others can do for them is added to their weights."""
+        gone = self.indices[units].flatten()
+        share = torch.linalg.solve(self.inverse[gone][:, gone], self.inverse[gone])  # (gone, channels)
+        moved = share.T @ self.products[gone]
+        self.products += share.T @ self.products[gone][:, gone] @ share - moved - moved.T
+        self.inverse -= self.inverse[:, gone] @ share
+
+
+# ------------------------------------------------------------------------------------------------- running, and watching
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A dense layer at work: the names of its weight and of its bias ("" where it has none), the weight's dimension of inputs,
+    what it reads and the axis of that with the channels."""
+
+    weight: str
+    bias: str
+    dim: int
+    read: Tensor
+    axis: int
+
+    @property
+    def channels(self) -> int:
+        """How many it reads."""
+        return self.read.shape[self.axis]
+
+    @property
+    def positions(self) -> int:
+        """At how many it reads them."""
+        return self.read.numel() // self.channels
+
+    def rows(self, most: int) -> Tensor:
+        """(positions, channels), at `most` positions by chance, the same for the same number of them."""
+        rows = self.read.movedim(self.axis, -1).reshape(-1, self.channels)
+        if len(rows) <= most:
+            return rows
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
+
+
+# Function -> where its input, weight and bias are among the arguments, and the weight's dimension of inputs.
+DENSE: Mapping[Callable[..., Tensor], tuple[int, int, int, int]] = {
+    F.linear: (0, 1, 2, 1),
+    F.conv1d: (0, 1, 2, 1),
+    F.conv2d: (0, 1, 2, 1),
+    F.conv3d: (0, 1, 2, 1),
+    torch.addmm: (1, 2, 0, 0),
+    torch.matmul: (0, 1, 2, 0),
+    Tensor.matmul: (0, 1, 2, 0),
+    Tensor.__matmul__: (0, 1, 2, 0),
+}
+
+
+class _Watch(TorchFunctionMode):
+    """Tells of every dense layer before it works; its weight may still be changed then."""
+
+    def __init__(self, model: nn.Module, told: Callable[[_Call], None]) -> None:
+        super().__init__()
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.told = told
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in DENSE:
+            self._see(*DENSE[func], args)
+        return func(*args, **(kwargs or {}))
+
+    def _see(self, read: int, weight: int, bias: int, dim: int, args: tuple[Any, ...]) -> None:
+        if max(read, weight) >= len(args) or id(args[weight]) not in self.names:
+            return
+        x, w = args[read], args[weight]
+        axis = x.ndim - 1 - (w.ndim - 2)  # a kernel's dimensions come after the channels
+        if axis < 0 or x.shape[axis] != w.shape[dim]:  # a grouped convolution
+            return
+        added = self.names.get(id(args[bias]), "") if bias < len(args) else ""
+        self.told(_Call(self.names[id(w)], added, dim, x.detach(), axis))
+
+
+def _run(model: nn.Module, inputs: Inputs, told: Callable[[_Call], None] = lambda call: None) -> tuple[Tensor, ...]:
+    """All tensors that a model gives, in evaluation."""
+    with torch.no_grad(), _Watch(model.eval(), told):
+        return tuple(network.tensors(model(*inputs)))
+
+
+def _samples(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> tuple[Inputs, Inputs]:
+    """Inputs for one forward pass each, to fit to and to judge by: the first batches, while they are of one shape and memory
+    lasts. Where a batch does not have a sample in every row, it is the first for both."""
+    found: list[Inputs] = []
+    count, most = 0, 1
+    for inputs, targets in batches:
+        if not found:
+            sizes = [call.read.numel() * call.read.element_size() for call in _seen(model, inputs)]
+            most = max(len(targets), LIMITS.reconstruction_bytes * len(targets) // (APPETITE * max(sizes, default=1)))
+            most = min(most, LIMITS.reconstruction_samples)
+            if any(len(tensor) != len(targets) for tensor in inputs):
+                return inputs, inputs
+        elif [tensor.shape[1:] for tensor in inputs] != [tensor.shape[1:] for tensor in found[0]]:
+            break
+        found.append(inputs)
+        count += len(targets)
+        if count >= most:
+            break
+    columns = [torch.cat(column)[:most] for column in zip(*found, strict=True)]
+    held = -(-len(columns[0]) // HELD_OUT)
+    if held == len(columns[0]):
+        return tuple(columns), tuple(columns)
+    return tuple(column[:-held] for column in columns), tuple(column[-held:] for column in columns)
+
+
+def _seen(model: nn.Module, inputs: Inputs) -> list[_Call]:
+    calls: list[_Call] = []
+    _run(model, inputs, calls.append)
+    return calls

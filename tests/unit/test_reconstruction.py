@@ -1,0 +1,161 @@
+"""What stays takes over for what is gone: told in small cases whose answer is known."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeprune import graph, network, reconstruction
+from edgeprune.limits import LIMITS
+
+
+def batches(*shape: int, count: int = 4) -> list[tuple[tuple[Tensor], Tensor]]:
+    """Random inputs, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return [((torch.randn(16, *shape, generator=generator),), torch.zeros(16)) for _ in range(count)]
+
+
+class Twins(nn.Module):
+    """Hidden units 0 and 1 are alike, 2 is always 3, unit 3 is itself; the output is their weighted sum."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(2, 4), nn.Linear(4, 1, bias=bias)
+        with torch.no_grad():
+            self.hidden.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]))
+            self.hidden.bias.copy_(torch.tensor([0.0, 0.0, 3.0, 0.0]))
+            self.out.weight.copy_(torch.tensor([[1.0, 2.0, 1.0, 4.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.hidden(x))
+
+
+def cut(model: nn.Module, shape: tuple[int, ...], keep: dict[str, tuple[int, ...]], data: list) -> list[float]:
+    """How far the outputs are from the whole network's, relative: cut, and cut and reconstructed."""
+    inputs = (data[0][0][0][:2],)
+    groups = network.survey(model, inputs)
+    recipe = graph.recipe(groups, keep)
+    small = network.cut(model, recipe, inputs)
+    reference = reconstruction.observe(model, data)
+    fitted = reconstruction.reconstruct(model, small, recipe, reference)
+    x = batches(*shape, count=8)[-1][0][0]  # none of what was fitted to
+    with torch.no_grad():
+        whole = model(x)
+        return [float((whole - candidate(x)).norm() / whole.norm()) for candidate in (small, fitted)]
+
+
+def test_a_unit_takes_over_for_its_twin() -> None:
+    plain, fitted = cut(Twins(), (2,), {"hidden": (0, 2, 3)}, batches(2))
+    assert plain > 0.3
+    assert fitted < 0.02
+
+
+def test_the_bias_takes_over_for_a_unit_that_never_changes() -> None:
+    plain, fitted = cut(Twins(), (2,), {"hidden": (0, 1, 3)}, batches(2))
+    assert plain > 0.3
+    assert fitted < 0.02
+
+
+def test_units_go_in_the_order_in_which_they_are_missed_least() -> None:
+    model = Twins()
+    groups = network.survey(model, (torch.ones(2, 2),))
+    reference = reconstruction.observe(model, batches(2, count=128))
+    lost = reconstruction.order(model, groups.groups[0], reference)
+    assert list(lost)[:2] in ([0, 2], [2, 0], [1, 2], [2, 1])
+    # Of y = 3·a + 4·b, with a and b of variance 1, nine of 25 go with a, and sixteen with b.
+    assert list(lost.values())[2:] == pytest.approx([9 / 25, 16 / 25], rel=0.15)
+
+
+class Spelled(nn.Module):
+    """A hidden layer, and a layer that reads it, written in one of many ways."""
+
+    def __init__(self, first: nn.Module, act: nn.Module, weight: Tensor, how: str) -> None:
+        super().__init__()
+        self.first, self.act, self.how = first, act, how
+        self.w, self.b = nn.Parameter(weight), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        match self.how:
+            case "linear":
+                return F.linear(x, self.w, self.b)
+            case "addmm":
+                return torch.addmm(self.b, x, self.w)
+            case "matmul":
+                return x @ self.w + self.b
+            case "conv1d":
+                return F.conv1d(x, self.w, self.b)
+        return F.conv2d(x, self.w, self.b, padding=1)
+
+
+SPELLED = {
+    "linear": (lambda: nn.Linear(4, 8), (3, 8), (4,)),
+    "addmm": (lambda: nn.Linear(4, 8), (8, 3), (4,)),
+    "matmul": (lambda: nn.Linear(4, 8), (8, 3), (4,)),
+    "conv1d": (lambda: nn.Conv1d(4, 8, 1), (3, 8, 2), (4, 5)),
+    "conv2d": (lambda: nn.Conv2d(4, 8, 1), (3, 8, 3, 3), (4, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("how", SPELLED)
+def test_a_layer_is_fitted_however_it_is_written(how: str) -> None:
+    first, shape, inputs = SPELLED[how]
+    torch.manual_seed(0)
+    model = Spelled(first(), nn.Identity(), torch.randn(shape), how).eval()
+    before = copy.deepcopy(model.state_dict())
+    plain, fitted = cut(model, inputs, {"first": (0, 1, 2, 3, 4, 5)}, batches(*inputs))
+    assert fitted < 0.5 * plain  # six combinations of four inputs tell the other two, but for the ridge
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_layers_that_are_called_twice_or_read_little_are_left_alone() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.again(self.again(x)))
+
+    assert set(reconstruction.observe(Twice(), batches(4)).rows) == {"last.weight"}
+    assert not reconstruction.observe(nn.Linear(64, 2), batches(64, count=1)).rows
+
+
+def test_grouped_convolutions_are_not_dense() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4))
+    assert set(reconstruction.observe(model, batches(4, 8, 8)).rows) == {"0.weight"}
+
+
+def test_what_would_make_it_worse_is_not_kept() -> None:
+    """Of y = a + b the first samples have a = b, so that 2·a stands for it; in those to judge by, a alone is nearer."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    for weight, value in zip(model.parameters(), (torch.eye(2), torch.ones(1, 2)), strict=True):
+        weight.data.copy_(value)
+    a = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    data = [((torch.cat([a, torch.cat([a[:56], -a[56:]])], 1),), torch.zeros(64))]
+    inputs = (torch.ones(2, 2),)
+    groups = network.survey(model, inputs)
+    recipe = graph.recipe(groups, {"0": (0,)})
+    small = network.cut(model, recipe, inputs)
+    assert reconstruction.reconstruct(model, small, recipe, reconstruction.observe(model, data)) is small
+
+
+def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1))
+    few = reconstruction.observe(model, batches(2, 16, 16))
+    assert len(few.inputs[0]) == 56  # and eight of 64 to judge by
+    assert few.rows["1.weight"].shape == (56 * 256, 8)
+    monkeypatch.setattr(reconstruction, "LIMITS", LIMITS.__class__(reconstruction_bytes=1 << 18))
+    bounded = reconstruction.observe(model, batches(2, 16, 16))
+    assert len(bounded.inputs[0]) < 16
+    assert sum(rows.numel() * 4 for rows in bounded.rows.values()) <= 1 << 18
+
+
+def test_batches_of_other_lengths_end_the_sample() -> None:
+    data = [*batches(6, count=2), *batches(8, count=1)]
+    model = nn.Sequential(nn.Unflatten(1, (-1, 2)), nn.Linear(2, 2))
+    assert reconstruction.observe(model, data).inputs[0].shape == (28, 6)
