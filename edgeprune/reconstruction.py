@@ -5,8 +5,8 @@ can absorb the prediction: they become those that come nearest what the layer ga
 2017). The same sums tell which units go best: those that the rest predicts, weighed by what the layer makes of them
 (the optimal brain surgeon, Hassibi and Stork 1993, on whole units as in ZipLM, Kurtic et al., NeurIPS 2023).
 
-A layer is seen as the call of a function with a parameter, however the model spells it. One that is called more than once in a
-forward pass, or whose weight is computed, or that reads fewer positions than channels, is left as it is.
+A layer is seen as the call of a function with a parameter, however the model spells it. One whose weight is used twice in a
+forward pass (tied to another layer's, say), or is computed, or that reads fewer positions than channels, is left as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,14 @@ class Sums:
             now, before = now - means[0], before - means[1]
         found = now.T @ now / len(now), now.T @ before / len(now), *means
         return Sums(*(tensor.double() for tensor in found))
+
+    @staticmethod
+    def of_all(rows: Tensor, bias: bool) -> Sums:
+        """Where all is read as it was."""
+        mean = rows.mean(0)
+        rows = rows - mean if bias else rows
+        products = (rows.T @ rows / len(rows)).double()
+        return Sums(products, products, mean.double(), mean.double())
 
     def of_kept(self, kept: Sequence[int]) -> Sums:
         """Where only these of the channels that are read stay."""
@@ -100,7 +108,7 @@ class Reference:
 
     def sums(self, weight: str) -> Sums:
         """Of what a layer reads in the uncut network."""
-        return Sums.of(self.rows[weight], self.rows[weight], weight in self.biases)
+        return Sums.of_all(self.rows[weight], weight in self.biases)
 
     def readers(self, group: Group) -> list[Slot]:
         """Where layers that can be fitted read the channels of a group."""
@@ -109,26 +117,18 @@ class Reference:
 
 def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Reference:
     """Run `model` on the first samples of `batches`, as many as `LIMITS` has memory for; keep what its dense layers read."""
-    inputs, held_out = _samples(model, batches)
-    calls: dict[str, _Call] = {}
-    times = Counter[str]()
-    widths = Counter[str]()
-
-    def see(call: _Call) -> None:
-        times[call.weight] += 1
-        widths[call.weight] = call.channels
-
-    _run(model, tuple(tensor[:1] for tensor in inputs), see)
-    most = LIMITS.reconstruction_bytes // (4 * max(1, widths.total()))
+    layers = _layers(model, next(iter(batches)))
+    inputs, held_out = _samples(batches, max((layer.bytes for layer in layers.values()), default=1))
+    most = LIMITS.reconstruction_bytes // (4 * max(1, sum(layer.channels for layer in layers.values())))
     rows: dict[str, Tensor] = {}
 
     def keep(call: _Call) -> None:
-        if times[call.weight] == 1 and call.positions >= call.channels <= LIMITS.reconstruction_channels:
-            calls[call.weight], rows[call.weight] = call, call.rows(most)
+        if call.weight in layers and call.positions >= call.channels <= LIMITS.reconstruction_channels:
+            rows[call.weight] = call.rows(most)
 
     _run(model, inputs, keep)
-    dims = {name: call.dim for name, call in calls.items()}
-    biases = {name: call.bias for name, call in calls.items() if call.bias}
+    dims = {name: layers[name].dim for name in rows}
+    biases = {name: layers[name].bias for name in rows if layers[name].bias}
     return Reference(inputs, rows, dims, biases, (held_out, _run(model, held_out)))
 
 
@@ -169,12 +169,12 @@ def reconstruct(model: nn.Module, small: nn.Module, recipe: Recipe, reference: R
         for other, kept in dims.items():
             if other != dim:
                 weight = weight.index_select(other, torch.tensor(kept, dtype=torch.long))
-        bias = own[call.bias].detach() if call.bias else None
+        bias = own[reference.biases[call.weight]] if call.weight in reference.biases else None
         sums = Sums.of(call.rows(len(before)), before, bias is not None)
         new, added = sums.fitted(weight, dim, bias, dims.get(dim, range(weight.shape[dim])))
         own[call.weight].data.copy_(new)
-        if added is not None:
-            own[call.bias].data.copy_(added)
+        if bias is not None and added is not None:
+            bias.data.copy_(added)
 
     _run(fitted, reference.inputs, fit)
     return fitted if _distance(fitted, reference) < _distance(small, reference) else small
@@ -244,7 +244,7 @@ class _Call:
 
     def rows(self, most: int) -> Tensor:
         """(positions, channels), at `most` positions by chance, the same for the same number of them."""
-        rows = self.read.movedim(self.axis, -1).reshape(-1, self.channels)
+        rows = self.read.movedim(self.axis, -1).reshape(-1, self.channels).float()
         if len(rows) <= most:
             return rows
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
@@ -264,19 +264,24 @@ DENSE: Mapping[Callable[..., Tensor], tuple[int, int, int, int]] = {
 
 
 class _Watch(TorchFunctionMode):
-    """Tells of every dense layer before it works; its weight may still be changed then."""
+    """Tells of every dense layer before it works, when its weight may still be changed; counts what uses each parameter."""
 
     def __init__(self, model: nn.Module, told: Callable[[_Call], None]) -> None:
         super().__init__()
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.told = told
+        self.uses = Counter[str]()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in DENSE:
             self._see(*DENSE[func], args)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if network.tensors(result):  # not its shape, or where it is
+            found = (self.names.get(id(leaf)) for leaf in network.tensors((args, kwargs)))
+            self.uses.update(name for name in found if name is not None)
+        return result
 
     def _see(self, read: int, weight: int, bias: int, dim: int, args: tuple[Any, ...]) -> None:
         if max(read, weight) >= len(args) or id(args[weight]) not in self.names:
@@ -295,32 +300,48 @@ def _run(model: nn.Module, inputs: Inputs, told: Callable[[_Call], None] = lambd
         return tuple(network.tensors(model(*inputs)))
 
 
-def _samples(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> tuple[Inputs, Inputs]:
+@dataclass(frozen=True)
+class _Layer:
+    """What is known of a dense layer before it is fitted; `bytes` is what it reads of a sample."""
+
+    dim: int
+    bias: str
+    channels: int
+    bytes: int
+
+
+def _layers(model: nn.Module, batch: tuple[Inputs, Tensor]) -> dict[str, _Layer]:
+    """The dense layers whose weights nothing else uses, by their weights; a bias that something else uses is none."""
+    inputs, targets = batch
+    found: dict[str, _Layer] = {}
+
+    def see(call: _Call) -> None:
+        size = call.read.numel() * call.read.element_size() // len(targets)
+        found[call.weight] = _Layer(call.dim, call.bias, call.channels, max(1, size))
+
+    watch = _Watch(model.eval(), see)
+    with torch.no_grad(), watch:
+        model(*inputs)
+    own = {name: layer for name, layer in found.items() if watch.uses[name] == 1}
+    return {name: layer if watch.uses[layer.bias] == 1 else replace(layer, bias="") for name, layer in own.items()}
+
+
+def _samples(batches: Iterable[tuple[Inputs, Tensor]], largest: int) -> tuple[Inputs, Inputs]:
     """Inputs for one forward pass each, to fit to and to judge by: the first batches, while they are of one shape and memory
-    lasts. Where a batch does not have a sample in every row, it is the first for both."""
+    lasts, of which a layer reads `largest` bytes a sample. Where rows of a batch are not its samples, it serves for both."""
     found: list[Inputs] = []
-    count, most = 0, 1
+    most = min(LIMITS.reconstruction_samples, LIMITS.reconstruction_bytes // (APPETITE * largest))
+    count = 0
     for inputs, targets in batches:
-        if not found:
-            sizes = [call.read.numel() * call.read.element_size() for call in _seen(model, inputs)]
-            most = max(len(targets), LIMITS.reconstruction_bytes * len(targets) // (APPETITE * max(sizes, default=1)))
-            most = min(most, LIMITS.reconstruction_samples)
-            if any(len(tensor) != len(targets) for tensor in inputs):
-                return inputs, inputs
-        elif [tensor.shape[1:] for tensor in inputs] != [tensor.shape[1:] for tensor in found[0]]:
+        if any(len(tensor) != len(targets) for tensor in inputs):
+            return inputs, inputs
+        if found and [tensor.shape[1:] for tensor in inputs] != [tensor.shape[1:] for tensor in found[0]]:
             break
         found.append(inputs)
         count += len(targets)
         if count >= most:
             break
-    columns = [torch.cat(column)[:most] for column in zip(*found, strict=True)]
-    held = -(-len(columns[0]) // HELD_OUT)
-    if held == len(columns[0]):
-        return tuple(columns), tuple(columns)
-    return tuple(column[:-held] for column in columns), tuple(column[-held:] for column in columns)
-
-
-def _seen(model: nn.Module, inputs: Inputs) -> list[_Call]:
-    calls: list[_Call] = []
-    _run(model, inputs, calls.append)
-    return calls
+    columns = [torch.cat(column)[: max(2, most)] for column in zip(*found, strict=True)]
+    held = -(-len(columns[0]) // HELD_OUT) if len(columns[0]) > 1 else 0
+    fit = tuple(column[held:] for column in columns)
+    return fit, tuple(column[:held] for column in columns) if held else fit

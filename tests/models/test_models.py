@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO
 
-from edgeprune import codec, graph, network, runtimes
+from edgeprune import codec, graph, network, planning, reconstruction, runtimes
 from edgeprune.attention import opened
 from edgeprune.bench import Bench, open_bench
 from edgeprune.compiling import compile_model
 from edgeprune.errors import EdgepruneError
+from edgeprune.importance import CRITERIA
 from edgeprune.types import Groups
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,32 @@ def test_the_page_says_what_is(benches: dict[str, Bench], tmp_path: Path) -> Non
     assert before == after, f"{PAGE.name} was out of date and is written anew: look at the difference"
     ours = sum(row["free"] > 0 for row in rows)
     assert ours > sum(row["torch_pruning"] == "yes" for row in rows)
+
+
+@pytest.mark.parametrize("title", ZOO)
+def test_what_is_left_of_every_architecture_can_be_fitted(title: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = ZOO[title]()
+    model = opened(network.randomised(model)).eval()
+    groups = network.survey(model, inputs)
+    batches = [(tuple(_others(tensor) for tensor in inputs), torch.zeros(len(inputs[0]))) for _ in range(8)]
+    found = CRITERIA["loss-curves"](model, groups, batches, lambda out, _: out.float().square().mean())
+    assert all(np.isfinite(curve).all() for curve in found.curves.values())
+    keep = {group.name: planning.best_units(group, found, max(1, group.width // 2)) for group in groups.free}
+    recipe = graph.recipe(groups, keep)
+    small = network.cut(model, recipe, inputs)
+    reference = reconstruction.observe(model, batches)
+    fitted = reconstruction.reconstruct(model, small, recipe, reference)
+    with torch.no_grad():
+        whole, *now = (net(*batches[-1][0]) for net in (model, small, fitted))
+    far = [float((whole - out).norm() / whole.norm()) for out in now]
+    print(f"{title}: {len(reference.rows)} layers fitted, {far[0]:.3f} -> {far[1]:.3f} from the whole one")
+    assert np.isfinite(far).all()
+
+
+def _others(tensor: Tensor) -> Tensor:
+    """Other inputs of the same kind."""
+    return torch.randn_like(tensor) if tensor.is_floating_point() else tensor.roll(int(torch.randint(16, ())), -1)
 
 
 def _row(title: str, benches: dict[str, Bench], folder: Path) -> dict[str, Any]:

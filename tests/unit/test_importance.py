@@ -122,7 +122,7 @@ def test_what_is_lost_with_a_block_is_measured() -> None:
 
     model = Net()
     groups = network.survey(model, (torch.ones(1, 1),))
-    batches = [((torch.full((1, 1), x),), torch.zeros(1, 1)) for x in (1.0, -1.0, 2.0, -2.0, 1.5)]
+    batches = [((torch.full((1, 1), x),), torch.zeros(1, 1)) for x in (1.5, 1.0, -1.0, 2.0, -2.0)]
     found = CRITERIA["loss-curves"](model, groups, batches, lambda outputs, targets: 100 - total(outputs, targets))
     assert found.blocks == {"around": pytest.approx(14 * 1.5)}
 

@@ -112,6 +112,23 @@ def test_a_layer_is_fitted_however_it_is_written(how: str) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+class Tied(nn.Module):
+    """Its last layer has the weight of its embedding, as language models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.last = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+        self.last.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.last(self.hidden(self.embedding(ids)))
+
+
+def test_a_weight_that_something_else_reads_is_left_alone() -> None:
+    ids = torch.randint(9, (32, 5), generator=torch.Generator().manual_seed(0))
+    assert set(reconstruction.observe(Tied(), [((ids,), torch.zeros(32))]).rows) == {"hidden.weight"}
+
+
 def test_layers_that_are_called_twice_or_read_little_are_left_alone() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -136,7 +153,7 @@ def test_what_would_make_it_worse_is_not_kept() -> None:
     for weight, value in zip(model.parameters(), (torch.eye(2), torch.ones(1, 2)), strict=True):
         weight.data.copy_(value)
     a = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
-    data = [((torch.cat([a, torch.cat([a[:56], -a[56:]])], 1),), torch.zeros(64))]
+    data = [((torch.cat([a, torch.cat([-a[:8], a[8:]])], 1),), torch.zeros(64))]
     inputs = (torch.ones(2, 2),)
     groups = network.survey(model, inputs)
     recipe = graph.recipe(groups, {"0": (0,)})
