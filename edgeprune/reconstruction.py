@@ -117,7 +117,8 @@ class Reference:
 
 def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Reference:
     """Run `model` on the first samples of `batches`, as many as `LIMITS` has memory for; keep what its dense layers read."""
-    layers = _layers(model, next(iter(batches)))
+    first = next(iter(batches))
+    layers = _layers(model, first)
     inputs, held_out = _samples(batches, max((layer.bytes for layer in layers.values()), default=1))
     most = LIMITS.reconstruction_bytes // (4 * max(1, sum(layer.channels for layer in layers.values())))
     rows: dict[str, Tensor] = {}
@@ -126,10 +127,16 @@ def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Refer
         if call.weight in layers and call.positions >= call.channels <= LIMITS.reconstruction_channels:
             rows[call.weight] = call.rows(most)
 
-    _run(model, inputs, keep)
+    try:
+        _run(model, inputs, keep)
+        expected = _run(model, held_out)
+    except RuntimeError:  # a batch size written into the code; what training feeds, the model takes
+        inputs = held_out = first[0]
+        rows.clear()
+        expected = _run(model, inputs, keep)
     dims = {name: layers[name].dim for name in rows}
     biases = {name: layers[name].bias for name in rows if layers[name].bias}
-    return Reference(inputs, rows, dims, biases, (held_out, _run(model, held_out)))
+    return Reference(inputs, rows, dims, biases, (held_out, expected))
 
 
 def order(model: nn.Module, group: Group, reference: Reference) -> dict[int, float]:

@@ -172,6 +172,11 @@ def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch)
     assert sum(rows.numel() * 4 for rows in bounded.rows.values()) <= 1 << 18
 
 
+def test_a_model_may_know_its_batch_size() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(0, (4, 4)), nn.Linear(4, 2))
+    assert len(reconstruction.observe(model, batches(4)).inputs[0]) == 16
+
+
 def test_batches_of_other_lengths_end_the_sample() -> None:
     data = [*batches(6, count=2), *batches(8, count=1)]
     model = nn.Sequential(nn.Unflatten(1, (-1, 2)), nn.Linear(2, 2))
