@@ -11,7 +11,11 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
+import torch
 from small import Finished, command
+from torch import nn
+
+from edgeprune.types import Plan
 
 
 def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Finished]) -> None:
@@ -128,8 +132,6 @@ def test_a_prediction_can_be_explained(walked: tuple[Path, Finished]) -> None:
 def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
     import runpy
 
-    import torch
-
     import edgeprune
 
     project, run = walked
@@ -143,11 +145,26 @@ def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
     assert small.a.out_channels == tuned.a.out_channels == widths["a"]
     assert tuned(torch.zeros(2, 1, 24, 24)).shape == (2, 4)
     assert edgeprune.compile(project).files[0].exists()
+    assert _distance(small, project, confirmed.plan) < 1
     assert {check.name for check in edgeprune.verify(project).checks} >= {
         "metric_drop",
         "latency_p50_ms",
         "output_cosine",
     }
+
+
+def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
+    """How far a network's outputs are from the whole one's, relative to one that was only cut."""
+    from edgeprune import codec, graph, network
+    from edgeprune import project as user
+
+    known = codec.read_project(project)
+    whole, inputs = user.build_model(known), user.example_inputs(known)
+    cut = network.sliced(whole, graph.recipe(network.survey(whole, inputs), plan.keep))
+    images = next(iter(user.batches(known, "test")))[0]
+    with torch.no_grad():
+        expected, *found = (net.eval()(*images) for net in (whole, small, cut))
+    return float(found[0].dist(expected) / found[1].dist(expected))
 
 
 @pytest.mark.parametrize("verb", ["profile", "plan", "prune", "finetune", "compile", "verify"])
