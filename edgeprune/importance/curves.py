@@ -17,7 +17,7 @@ from edgeprune.importance.base import Batches, Loss
 from edgeprune.importance.gradients import taylor
 from edgeprune.limits import LIMITS
 from edgeprune.reconstruction import Reference, Sums
-from edgeprune.types import Block, Group, Groups, Scores
+from edgeprune.types import Group, Groups, Scores
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a group's units, at which the loss is measured
 SAMPLES = 64, 512  # at least, where the network is large, and at most
@@ -53,10 +53,16 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
             with _without(probe, group, worst_first[: group.width - width], reference, sums):
                 rises.append(_mean_loss(probe, sample, loss) - whole[probe])
         curves[group.name] = _interpolated(group.width, widths, rises)
+    fits = bool(reference.rows) and len(groups.blocks) * reference.macs <= LIMITS.curve_macs / 4
     blocks = {}
     for block in groups.blocks:
-        probe = _without_block(model, groups, block, reference)
-        blocks[block.name] = max(0.0, _mean_loss(probe, sample, loss) - whole[fitted])
+        recipe = graph.recipe(groups, dict.fromkeys(block.groups, ()))
+        small = network.sliced(model, recipe).eval()
+        if fits:
+            probe, before = reconstruction.reconstruct(model, small, recipe, reference), whole[fitted]
+        else:
+            probe, before = _with_statistics_of_batches(small), whole[unfitted]
+        blocks[block.name] = max(0.0, _mean_loss(probe, sample, loss) - before)
     return Scores("loss-curves", units, curves, blocks)
 
 
@@ -130,15 +136,6 @@ def _without(
     with torch.no_grad():
         for name, tensor in before.items():
             parameters[name].copy_(tensor)
-
-
-def _without_block(model: nn.Module, groups: Groups, block: Block, reference: Reference) -> nn.Module:
-    """The network without a block, fitted to that where fitting it so many times is not too much work."""
-    recipe = graph.recipe(groups, dict.fromkeys(block.groups, ()))
-    small = network.sliced(model, recipe).eval()
-    if len(groups.blocks) * reference.macs > LIMITS.curve_macs / 4:
-        return small
-    return reconstruction.reconstruct(model, small, recipe, reference)
 
 
 def _interpolated(full: int, widths: Sequence[int], rises: Sequence[float]) -> tuple[float, ...]:
