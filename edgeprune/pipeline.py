@@ -353,17 +353,17 @@ class Road:
     @cached_property
     def _pruned(self) -> Entry:
         def work(draft: Draft) -> str:
-            from edgeprune import network, pruning, reconstruction
+            from edgeprune import network, pruning
             from edgeprune import project as user
 
             found = self._confirm()
-            small, recipe = pruning.prune(self._model, self.groups, found.plan, self._inputs)
-            reference = reconstruction.observe(self._model, user.batches(self.project, "train"))
-            fitted = reconstruction.reconstruct(self._model, small, recipe, reference)
+            small, recipe, fitted = pruning.prune(
+                self._model, self.groups, found.plan, self._inputs, user.batches(self.project, "train")
+            )
             draft.write_text("confirmed.json", codec.dumps(found))
-            network.save(draft.path("pruned.safetensors"), fitted, recipe)
+            network.save(draft.path("pruned.safetensors"), small, recipe)
             kept = f"{network.parameters(small):,} of {network.parameters(self._model):,} parameters kept, proved"
-            return kept if fitted is small else f"{kept}; its layers are fitted to what is left"
+            return kept + ("; layers fitted to what is left" if fitted else "")
 
         return self._stage("prune", work)
 

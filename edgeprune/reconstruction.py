@@ -29,7 +29,7 @@ from edgeprune.types import Group, Recipe, Slot
 RIDGE = 1e-2  # of the channels' mean square: what generalises best from some hundred to some thousand small images
 TINY = 1e-12  # of a ridge, where all channels are zero
 ROUNDS = 64  # in which the units of a group are put in order
-APPETITE = 4  # memory of a forward pass, over that of the largest input of one of its layers: about
+APPETITE = 4  # memory of a forward pass, over that of its largest tensor: about
 HELD_OUT = 8  # of so many samples one is for judging
 
 Inputs = tuple[Tensor, ...]
@@ -93,10 +93,12 @@ class Sums:
 @dataclass(frozen=True)
 class Reference:
     """What the dense layers of an uncut network read for `inputs`: `rows[weight]` (positions, channels), a part of them where
-    there are many. `dims[weight]` is the dimension of the weight that its inputs are in, `biases[weight]` what is added."""
+    there are many, of `positions[weight]`. `dims[weight]` is the dimension of the weight that its inputs are in,
+    `biases[weight]` what is added."""
 
     inputs: Inputs
     rows: Mapping[str, Tensor]
+    positions: Mapping[str, int]
     dims: Mapping[str, int]
     biases: Mapping[str, str]
     held_out: tuple[Inputs, tuple[Tensor, ...]]  # other samples, and what the network gives for them
@@ -118,25 +120,28 @@ class Reference:
 def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Reference:
     """Run `model` on the first samples of `batches`, as many as `LIMITS` has memory for; keep what its dense layers read."""
     first = next(iter(batches))
-    layers = _layers(model, first)
-    inputs, held_out = _samples(batches, max((layer.bytes for layer in layers.values()), default=1))
+    layers, largest = _layers(model, first)
+    inputs, held_out = _samples(batches, largest)
     most = LIMITS.reconstruction_bytes // (4 * max(1, sum(layer.channels for layer in layers.values())))
     rows: dict[str, Tensor] = {}
+    positions: dict[str, int] = {}
 
     def keep(call: _Call) -> None:
         if call.weight in layers and call.positions >= call.channels <= LIMITS.reconstruction_channels:
-            rows[call.weight] = call.rows(most)
+            found = call.rows(most).clone()  # which the model may change in place
+            if bool(found.isfinite().all()):
+                rows[call.weight], positions[call.weight] = found, call.positions
 
     try:
         _run(model, inputs, keep)
         expected = _run(model, held_out)
-    except RuntimeError:  # a batch size written into the code; what training feeds, the model takes
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # the model takes no batches but those of training
         inputs = held_out = first[0]
         rows.clear()
         expected = _run(model, inputs, keep)
     dims = {name: layers[name].dim for name in rows}
     biases = {name: layers[name].bias for name in rows if layers[name].bias}
-    return Reference(inputs, rows, dims, biases, (held_out, expected))
+    return Reference(inputs, rows, positions, dims, biases, (held_out, expected))
 
 
 def order(model: nn.Module, group: Group, reference: Reference) -> dict[int, float]:
@@ -170,7 +175,7 @@ def reconstruct(model: nn.Module, small: nn.Module, recipe: Recipe, reference: R
 
     def fit(call: _Call) -> None:
         before, dims = reference.rows.get(call.weight), recipe.get(call.weight, {})
-        if before is None:
+        if before is None or call.positions != reference.positions[call.weight]:  # channels may be positions elsewhere
             return
         weight, dim = whole[call.weight].detach(), reference.dims[call.weight]
         for other, kept in dims.items():
@@ -271,34 +276,41 @@ DENSE: Mapping[Callable[..., Tensor], tuple[int, int, int, int]] = {
 
 
 class _Watch(TorchFunctionMode):
-    """Tells of every dense layer before it works, when its weight may still be changed; counts what uses each parameter."""
+    """Tells of every dense layer before it works, when its weight may still be changed; counts what uses each parameter, and
+    knows the bytes of the largest result."""
 
     def __init__(self, model: nn.Module, told: Callable[[_Call], None]) -> None:
         super().__init__()
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.told = told
         self.uses = Counter[str]()
+        self.largest = 1
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in DENSE:
-            self._see(*DENSE[func], args)
+            self._see(*DENSE[func], args, bool(kwargs))
         result = func(*args, **(kwargs or {}))
-        if network.tensors(result):  # not its shape, or where it is
+        tensors = network.tensors(result)
+        self.largest = max([self.largest, *(tensor.numel() * tensor.element_size() for tensor in tensors)])
+        if tensors:  # not its shape, or where it is
             found = (self.names.get(id(leaf)) for leaf in network.tensors((args, kwargs)))
             self.uses.update(name for name in found if name is not None)
         return result
 
-    def _see(self, read: int, weight: int, bias: int, dim: int, args: tuple[Any, ...]) -> None:
+    def _see(self, read: int, weight: int, bias: int, dim: int, args: tuple[Any, ...], named: bool) -> None:
         if max(read, weight) >= len(args) or id(args[weight]) not in self.names:
             return
         x, w = args[read], args[weight]
         axis = x.ndim - 1 - (w.ndim - 2)  # a kernel's dimensions come after the channels
+        if w.ndim != 2 and (dim == 0 or w.ndim < 2):  # a product with a vector, or with a stack of matrices
+            return
         if axis < 0 or x.shape[axis] != w.shape[dim]:  # a grouped convolution
             return
-        added = self.names.get(id(args[bias]), "") if bias < len(args) else ""
-        self.told(_Call(self.names[id(w)], added, dim, x.detach(), axis))
+        added = args[bias] if bias < len(args) and not named else None  # what has a name may be a factor of it
+        plain = isinstance(added, Tensor) and added.shape == (w.shape[1 - dim],)
+        self.told(_Call(self.names[id(w)], self.names.get(id(added), "") if plain else "", dim, x.detach(), axis))
 
 
 def _run(model: nn.Module, inputs: Inputs, told: Callable[[_Call], None] = lambda call: None) -> tuple[Tensor, ...]:
@@ -309,33 +321,34 @@ def _run(model: nn.Module, inputs: Inputs, told: Callable[[_Call], None] = lambd
 
 @dataclass(frozen=True)
 class _Layer:
-    """What is known of a dense layer before it is fitted; `bytes` is what it reads of a sample."""
+    """What is known of a dense layer before it is fitted."""
 
     dim: int
     bias: str
     channels: int
-    bytes: int
 
 
-def _layers(model: nn.Module, batch: tuple[Inputs, Tensor]) -> dict[str, _Layer]:
-    """The dense layers whose weights nothing else uses, by their weights; a bias that something else uses is none."""
+def _layers(model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[dict[str, _Layer], int]:
+    """The dense layers whose weights nothing else uses, by their weights (a bias that something else uses is none), and the
+    bytes of the largest tensor of a forward pass, a sample."""
     inputs, targets = batch
     found: dict[str, _Layer] = {}
 
     def see(call: _Call) -> None:
-        size = call.read.numel() * call.read.element_size() // len(targets)
-        found[call.weight] = _Layer(call.dim, call.bias, call.channels, max(1, size))
+        found[call.weight] = _Layer(call.dim, call.bias, call.channels)
 
     watch = _Watch(model.eval(), see)
     with torch.no_grad(), watch:
         model(*inputs)
     own = {name: layer for name, layer in found.items() if watch.uses[name] == 1}
-    return {name: layer if watch.uses[layer.bias] == 1 else replace(layer, bias="") for name, layer in own.items()}
+    own = {name: layer if watch.uses[layer.bias] == 1 else replace(layer, bias="") for name, layer in own.items()}
+    return own, -(-watch.largest // len(targets))
 
 
 def _samples(batches: Iterable[tuple[Inputs, Tensor]], largest: int) -> tuple[Inputs, Inputs]:
     """Inputs for one forward pass each, to fit to and to judge by: the first batches, while they are of one shape and memory
-    lasts, of which a layer reads `largest` bytes a sample. Where rows of a batch are not its samples, it serves for both."""
+    lasts, of which a sample's largest tensor takes `largest` bytes. Where its rows are not its samples, a batch serves for both.
+    """
     found: list[Inputs] = []
     most = min(LIMITS.reconstruction_samples, LIMITS.reconstruction_bytes // (APPETITE * largest))
     count = 0

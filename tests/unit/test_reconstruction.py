@@ -161,6 +161,56 @@ def test_what_would_make_it_worse_is_not_kept() -> None:
     assert reconstruction.reconstruct(model, small, recipe, reconstruction.observe(model, data)) is small
 
 
+class OverSpace(nn.Module):
+    """Its second layer reads places, and channels are among its positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.over, self.last = nn.Conv2d(2, 8, 1), nn.Linear(16, 4), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.over(self.conv(x).flatten(2)))
+
+
+def test_channels_may_be_positions_of_another_layer() -> None:
+    torch.manual_seed(0)
+    plain, fitted = cut(OverSpace(), (2, 4, 4), {"conv": (0, 1, 2, 3, 4)}, batches(2, 4, 4))
+    assert fitted < 0.5 * plain  # the last layer is fitted, the one over space is not
+
+
+class Changing(nn.Module):
+    """Changes in place what its layer has read."""
+
+    def __init__(self, place: bool) -> None:
+        super().__init__()
+        self.a, self.place = nn.Linear(4, 4), place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0
+        y = self.a(x)
+        return x.add_(y) if self.place else x + y
+
+
+def test_what_a_model_changes_in_place_was_read_before() -> None:
+    found = [reconstruction.observe(Changing(place), batches(4)).rows["a.weight"] for place in (False, True)]
+    assert torch.equal(*found)
+
+
+def test_products_that_are_no_layer_are_left_alone() -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vector, self.stack = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(3, 4, 4))
+            self.matrix, self.one = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled = x * (x @ self.vector).softmax(-1)[..., None]
+            return torch.addmm(self.one, (pooled[:, None] @ self.stack).sum((1, 2)), self.matrix)
+
+    found = reconstruction.observe(Products(), batches(3, 4))
+    assert set(found.rows) == {"matrix"} and not found.biases
+
+
 def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1))
     few = reconstruction.observe(model, batches(2, 16, 16))
@@ -173,8 +223,14 @@ def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_model_may_know_its_batch_size() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(0, (4, 4)), nn.Linear(4, 2))
-    assert len(reconstruction.observe(model, batches(4)).inputs[0]) == 16
+    class Small(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) <= 16
+            return super().forward(x)
+
+    for first in (nn.Unflatten(0, (4, 4)), Small(4, 4)):
+        model = nn.Sequential(first, nn.Linear(4, 2))
+        assert len(reconstruction.observe(model, batches(4)).inputs[0]) == 16
 
 
 def test_batches_of_other_lengths_end_the_sample() -> None:
