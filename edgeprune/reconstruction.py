@@ -347,7 +347,7 @@ def _layers(model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[dict[str, _
 
 def _samples(batches: Iterable[tuple[Inputs, Tensor]], largest: int) -> tuple[Inputs, Inputs]:
     """Inputs for one forward pass each, to fit to and to judge by: the first batches, while they are of one shape and memory
-    lasts, of which a sample's largest tensor takes `largest` bytes. Where its rows are not its samples, a batch serves for both.
+    lasts, of which a sample's largest tensor takes `largest` bytes. A batch whose rows are not its samples serves for both.
     """
     found: list[Inputs] = []
     most = min(LIMITS.reconstruction_samples, LIMITS.reconstruction_bytes // (APPETITE * largest))
