@@ -8,6 +8,7 @@ arithmetic before it is believed.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.types import Block, Group, Groups, Plan, Scores, Span, Widths
 
 GAP = 1e-3  # the largest proven gap of a plan, relative to its loss
+ROUGH = 1e-2  # of the largest loss of a choice: plans that lose less are looked for more finely
 SUM_LEVELS = 64  # distinct channel counts kept where a layer reads several groups; more are rounded up
 
 
@@ -202,8 +204,22 @@ class _Program:
 
     def solve(self, limit: float) -> tuple[dict[str, int], float] | None:
         """Widths, and the proven bound of their loss; None when nothing meets the limit."""
+        scale, dearest = self.scale_loss, np.inf
+        best = None
+        while True:
+            found, bound = self._least(limit, scale, dearest)
+            if found is None:
+                return best
+            best = self._widths(found), bound
+            least = float(np.array(self.loss) @ found)
+            if not 0 < least < ROUGH * scale:
+                return best
+            # HiGHS also stops at an absolute gap of 1e-6: once more, in units of what was found, without what is dearer.
+            scale, dearest = least, least * (1 + 1e-9)
+
+    def _least(self, limit: float, scale: float, dearest: float) -> tuple[np.ndarray | None, float]:
+        """The columns of the least loss and its bound; the loss in units of `scale`, and no choice of more than `dearest`."""
         count = len(self.loss)
-        scale = self.scale_loss
         # Times in units of the limit keep the program well conditioned whatever the device.
         latency = np.array(self.time) / limit
         constraints = [
@@ -214,12 +230,10 @@ class _Program:
             np.array(self.loss) / scale,
             constraints=constraints,
             integrality=np.array(self.integer),
-            bounds=Bounds(0, 1),
+            bounds=Bounds(0, np.where(np.array(self.loss) > dearest, 0, 1)),
             options={"mip_rel_gap": GAP / 10, "time_limit": LIMITS.solver_s},
         )
-        if found.x is None:
-            return None
-        return self._widths(found.x), float(found.mip_dual_bound) * scale
+        return found.x, math.nan if found.x is None else float(found.mip_dual_bound) * scale
 
     def fastest(self) -> dict[str, int]:
         """The widths with the least predicted latency."""

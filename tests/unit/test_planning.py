@@ -93,7 +93,7 @@ BLOCKS = [(), (Block("one", ("b",), ()),), (Block("both", ("b", "c"), ()),)]  # 
     st.lists(st.sampled_from([1, 4, 8]), min_size=6, max_size=6),
     st.floats(0.2, 0.95),
     st.sampled_from([1.0, 1.2]),
-    st.booleans(),
+    st.sampled_from([None, 1, 8]),
     st.integers(0, 10_000),
 )
 def test_no_other_choice_is_better(
@@ -101,18 +101,22 @@ def test_no_other_choice_is_better(
     steps: list[int],
     share: float,
     exponent: float,
-    measured: bool,
+    steep: int | None,
     seed: int,
 ) -> None:
+    """Whether scores are added up or curves were measured, however little of the largest loss a plan need lose."""
     chain, blocks = given
     names = sorted({group for spans in chain for span in spans for group in span.groups})
     groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)), blocks)
     model = stepped(groups, steps[: len(groups.layers)], exponent)
     random = torch.Generator().manual_seed(seed)
     units = {g.name: tuple(torch.rand(g.width, generator=random).tolist()) for g in groups.free}
-    drawn = {name: sorted(torch.rand(len(own) - 1, generator=random).tolist()) for name, own in units.items()}
-    curves = {name: (*reversed(own), 0.0) for name, own in drawn.items()} if measured else {}
-    lost = {block.name: float(torch.rand(1, generator=random)) for block in blocks} if measured else {}
+    drawn = {
+        name: sorted((torch.rand(len(own) - 1, generator=random) ** (steep or 1)).tolist())
+        for name, own in units.items()
+    }
+    curves = {name: (*reversed(own), 0.0) for name, own in drawn.items()} if steep else {}
+    lost = {block.name: float(torch.rand(1, generator=random)) for block in blocks} if steep else {}
     scores = Scores("t", units, curves, lost)
     budget = share * model.ns(groups.full())
     expected = brute_force(groups, model, scores, budget)
@@ -121,10 +125,10 @@ def test_no_other_choice_is_better(
             planning.plans(groups, model, scores, budget, "p")
         return
     (plan,) = planning.plans(groups, model, scores, budget, "p")
-    assert plan.loss <= expected * (1 + 2 * planning.GAP) + 1e-12
+    assert plan.loss <= expected * (1 + 2 * planning.GAP) + 1e-15
     assert model.ns(plan.widths) <= budget * (1 + 1e-6)
     assert plan.gap <= planning.GAP
-    assert plan.bound <= expected + 1e-9
+    assert plan.bound <= expected * (1 + 1e-6) + 1e-9
 
 
 def test_the_best_units_are_kept() -> None:
