@@ -94,7 +94,7 @@ def plans(
         widths, bound = _filled_up(groups, model, scores, full | solved[0], limit), solved[1]
         _check(model, widths, limit)
         keep, loss, gap = _proved(groups, scores, widths, bound)
-        return Plan(keep, model.predict(widths), baseline, budget_ns, loss, bound, gap, profile)
+        return Plan(keep, model.predict(widths), baseline, budget_ns, loss, min(bound, loss), gap, profile)
 
     made = [planned(aim) for aim in aims]
     if not any(made) and aims[0] < 1:

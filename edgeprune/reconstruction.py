@@ -144,14 +144,14 @@ def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Refer
     return Reference(inputs, rows, positions, dims, biases, (held_out, expected))
 
 
-def order(model: nn.Module, group: Group, reference: Reference) -> dict[int, float]:
+def order(model: nn.Module, group: Group, reference: Reference, sums: Mapping[str, Sums]) -> dict[int, float]:
     """Units -> what is lost when each goes, in the order in which they go, least missed first.
 
-    That is the rise of the squared error of the layers that read them, fitted again every time, relative to what these give.
-    Empty where no such layer is known.
+    That is the rise of the squared error of the layers that read them, whose `sums` are given, fitted again every time,
+    relative to what these give. Empty where no such layer is known.
     """
     weights = dict(model.named_parameters())
-    readers = [_Reader(weights[s.parameter].detach(), s, reference.sums(s.parameter)) for s in reference.readers(group)]
+    readers = [_Reader(weights[s.parameter].detach(), s, sums[s.parameter]) for s in reference.readers(group)]
     lost: dict[int, float] = {}
     left = torch.arange(group.width if readers else 0)
     while len(left):

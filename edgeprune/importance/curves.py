@@ -41,11 +41,10 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
     whole = {probe: _mean_loss(probe, sample, loss) for probe in (fitted, unfitted)}
     curves = {}
     for group in groups.free:
-        readers = reference.readers(group)
-        if readers:
-            units[group.name] = _ascending(reconstruction.order(model, group, reference))
-        probe = fitted if readers else unfitted
-        sums = {slot.parameter: reference.sums(slot.parameter) for slot in readers}
+        sums = {slot.parameter: reference.sums(slot.parameter) for slot in reference.readers(group)}
+        if sums:
+            units[group.name] = _ascending(reconstruction.order(model, group, reference, sums))
+        probe = fitted if sums else unfitted
         worst_first = np.argsort(units[group.name], kind="stable").tolist()
         widths = sorted({max(1, round(share * group.width)) for share in SHARES} - {group.width})
         rises = []
