@@ -16,10 +16,10 @@ each budget (a share of the unpruned network's measured latency):
 - from scratch: edgeprune's widths, new weights.
 
 Every network is measured in turns with the unpruned one, its budget corrected and measured again until it uses 96 to 100 % or
-nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all. The best
-epoch is chosen on held-out training images; the accuracy is that of the test images. `--out` keeps every row as it comes, and
-the unpruned networks beside it, and goes on after them. `--jobs N` trains in N processes while the next networks are measured:
-for a machine with cores to spare and a GPU.
+nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all; seeds are
+of the training alone. The best epoch is chosen on held-out training images; the accuracy is that of the test images. `--out`
+keeps every row as it comes, and the unpruned networks beside it, and goes on after them. `--jobs N` trains in N processes
+while the next networks are measured: for a machine with cores to spare and a GPU.
 """
 
 from __future__ import annotations
@@ -115,10 +115,12 @@ def project(folder: Path, net: str, data: Path | None, images: int | None, rate:
     return codec.read_project(folder / "edgeprune.toml")
 
 
-def tuned(asked: Project, model: nn.Module, teacher: nn.Module) -> finetuning.Tuned:
+def tuned(asked: Project, model: nn.Module, teacher: nn.Module, untrained: nn.Module | None = None) -> finetuning.Tuned:
     """Trained as `edgeprune finetune` does."""
     checkpoint = asked.path.parent / f"checkpoint-{time.monotonic_ns()}"  # new: nothing to go on after
-    return finetuning.finetune(asked, model, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
+    return finetuning.finetune(
+        asked, model, teacher, checkpoint, lambda path, write: None, lambda epoch: None, untrained
+    )
 
 
 def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path | None = None) -> nn.Module:
@@ -143,7 +145,16 @@ def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path |
 
 # ------------------------------------------------------------------------------------------------- ways to cut
 
-Cut = Callable[[float], nn.Module | None]  # the network that is predicted to take so many nanoseconds at most
+
+@dataclass(frozen=True)
+class Small:
+    """A cut network as it is trained, and where it is another the best without training."""
+
+    start: nn.Module
+    untrained: nn.Module | None = None
+
+
+Cut = Callable[[float], Small | None]  # the network that is predicted to take so many nanoseconds at most
 
 
 def ways(
@@ -157,16 +168,20 @@ def ways(
 ) -> dict[str, Cut]:
     """Every way, by its name in the table; `reference` is what edgeprune's are fitted to."""
 
-    def at(widths: Widths | None, by: str, fitted: bool = False) -> nn.Module | None:
+    def at(widths: Widths | None, by: str, fitted: bool = False) -> Small | None:
         if widths is None:
             return None
         keep = {group.name: planning.best_units(group, scores[by], widths[group.name]) for group in groups.free}
         recipe = graph.recipe(groups, keep)
         small = network.cut(model, recipe, cifar.inputs())
-        return reconstruction.reconstruct(model, small, recipe, reference) if fitted else small
+        if not fitted:
+            return Small(small)
+        return Small(
+            *(fit(model, small, recipe, reference) for fit in (reconstruction.compensate, reconstruction.reconstruct))
+        )
 
     def exact(by: str, among: Groups = groups, fitted: bool = True) -> Cut:
-        def made(limit: float) -> nn.Module | None:
+        def made(limit: float) -> Small | None:
             try:
                 return at(planning.plans(among, costs, scores[by], limit, "")[0].widths, by, fitted)
             except InfeasibleError:
@@ -188,7 +203,7 @@ def ways(
     }
 
 
-def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limit: float) -> nn.Module | None:
+def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limit: float) -> Small | None:
     """Torch-Pruning at the least global ratio that is predicted to meet the limit (bisection)."""
     low, high, found = 0.0, 0.98, None
     for _ in range(9):
@@ -202,7 +217,7 @@ def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limi
         )  # fmt: skip
         pruner.step()
         if costs.ns(widths_of(groups, small)) <= limit:
-            found, high = small, ratio
+            found, high = Small(small), ratio
         else:
             low = ratio
     return found
@@ -228,10 +243,10 @@ def widths_of(groups: Groups, small: nn.Module) -> dict[str, int]:
 
 def at_budget(
     subject: Subject, cuts: Mapping[str, Cut], share: float, full_ns: float, rounds: int
-) -> dict[str, tuple[nn.Module, float]]:
+) -> dict[str, tuple[Small, float]]:
     """Of every way the network whose measured latency comes nearest the budget from below, and its share of the budget."""
     asked = dict.fromkeys(cuts, AIM)
-    best: dict[str, tuple[nn.Module, float]] = {}
+    best: dict[str, tuple[Small, float]] = {}
     for _ in range(rounds):
         made = {}
         for name, aim in asked.items():
@@ -246,14 +261,15 @@ def at_budget(
         found = {name: small for name, small in made.items() if small is not None}
         if not found:
             break
-        models = [
-            subject.variant(subject.groups.full()),
-            *(subject.variant(widths_of(subject.groups, m)) for m in found.values()),
-        ]
+        widths = {name: widths_of(subject.groups, small.start) for name, small in found.items()}
+        different = {tuple(own.values()): own for own in widths.values()}  # what is of one size is as fast
+        models = [subject.variant(own) for own in (subject.groups.full(), *different.values())]
         full, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
+        shares = {key: stats.ratio(samples, full, latency.QUIET).mid / share
+                  for key, samples in zip(different, taken, strict=True)}  # fmt: skip
         left = {}
-        for (name, small), samples in zip(found.items(), taken, strict=True):
-            used = stats.ratio(samples, full, latency.QUIET).mid / share
+        for name, small in found.items():
+            used = shares[tuple(widths[name].values())]
             if used <= 1 and used > best.get(name, (small, 0.0))[1]:
                 best[name] = small, used
             if not LEAST <= used <= 1:
@@ -276,42 +292,41 @@ def case(
     """All budgets, seeds and ways for one network on one runtime; `ahead`: measure on while the last networks are trained."""
     groups, model, net, runtime = subject.groups, subject.model, subject.net, subject.runtime.name
     asked = project(folder / f"{net}-{runtime}", net, data, size.images, rate)
-    costs = full_ns = None
     default = asked.importance
     accuracy = finetuning.evaluate(asked, model, "test")
     begun: list[list[Future[Row]]] = []
-    for seed in range(size.seeds):
-        scores: dict[str, Scores] = {}
-        for budget in size.budgets:
-            same = {"net": net, "runtime": runtime, "budget": budget, "seed": seed}
-            if any(same.items() <= row.items() for row in done):
-                continue
-            if costs is None:
-                profile = subject.profiled(lambda done, most, note: None)
-                costs, full_ns = latency.fit(groups, profile), latency.baseline(profile)
-                print(f"{net} on {runtime}: {full_ns / 1e6:.3f} ms, {accuracy:.2%} of the test images", flush=True)
-            if not scores:
-                torch.manual_seed(seed)
-                wanted = dict.fromkeys((default, "taylor", "magnitude-l2", "random", *criteria))
-                read, loss = list(user.batches(asked, "train")), user.loss_function(asked)
-                scores = {name: CRITERIA[name](model, groups, read, loss) for name in wanted}
-                reference = reconstruction.observe(model, read)
+    scores: dict[str, Scores] = {}
+    for budget in size.budgets:
+        same = {"net": net, "runtime": runtime, "budget": budget}
+        seeds = [s for s in range(size.seeds) if not any({**same, "seed": s}.items() <= row.items() for row in done)]
+        if not seeds:
+            continue
+        if not scores:
+            profile = subject.profiled(lambda done, most, note: None)
+            costs, full_ns = latency.fit(groups, profile), latency.baseline(profile)
+            print(f"{net} on {runtime}: {full_ns / 1e6:.3f} ms, {accuracy:.2%} of the test images", flush=True)
+            wanted = dict.fromkeys((default, "taylor", "magnitude-l2", "random", *criteria))
+            read, loss = list(user.batches(asked, "train")), user.loss_function(asked)
+            scores = {name: CRITERIA[name](model, groups, read, loss) for name in wanted}
+            reference = reconstruction.observe(model, read)
             made = ways(model, groups, costs, scores, default, criteria, reference)
-            cuts = at_budget(
-                subject,
-                {name: cut for name, cut in made.items() if not methods or name in methods},
-                float(budget[:-1]) / 100,
-                full_ns,
-                size.rounds,
-            )
+        cuts = at_budget(
+            subject,
+            {name: cut for name, cut in made.items() if not methods or name in methods},
+            float(budget[:-1]) / 100,
+            full_ns,
+            size.rounds,
+        )
+        for seed in seeds:
+            smalls = dict(cuts)
             if "edgeprune" in cuts and (not methods or "from scratch" in methods):
-                fresh, share = cuts["edgeprune"]
+                like, share = cuts["edgeprune"]
                 torch.manual_seed(1000 + seed)
-                cuts["from scratch"] = reset(network.sliced(fresh, {})), share
+                smalls["from scratch"] = Small(reset(network.sliced(like.start, {}))), share
             train = replace(asked, epochs=size.epochs, seed=seed)
             begun.append([])
-            for name, (small, used) in cuts.items():
-                known = same | {"unpruned": accuracy, "method": name, "of_budget": used}
+            for name, (small, used) in smalls.items():
+                known = same | {"seed": seed, "unpruned": accuracy, "method": name, "of_budget": used}
                 begun[-1].append(trainers.submit(trained, train, groups, small, model, known))
             if not ahead:
                 wait(begun[-1])
@@ -328,12 +343,12 @@ def _finished(begun: Sequence[list[Future[Row]]], keep: Callable[[Sequence[Row]]
     return [jobs for jobs in begun if jobs not in done]
 
 
-def trained(asked: Project, groups: Groups, small: nn.Module, teacher: nn.Module, known: Row) -> Row:
+def trained(asked: Project, groups: Groups, small: Small, teacher: nn.Module, known: Row) -> Row:
     """The row of a network: what is `known` of it, its sizes, and its accuracy before and after training."""
     started = time.monotonic()
-    widths = widths_of(groups, small)
+    widths = widths_of(groups, small.start)
     left = groups.macs(widths) / groups.macs(groups.full())
-    found = tuned(asked, small, teacher)
+    found = tuned(asked, small.start, teacher, small.untrained)
     before, after = found.history[0].metric, finetuning.evaluate(asked, found.model.to(parallel.device()), "test")
     print("{net:<10} {runtime:<12} {budget:>4} {seed} {method:<16} {of_budget:>6.1%} of budget".format(**known),
           f"MACs {left:>4.0%}, {before:>6.2%} -> {after:>6.2%}", flush=True)  # fmt: skip

@@ -51,8 +51,12 @@ def finetune(
     checkpoint: Path,
     save: Save,
     on_epoch: Callable[[Epoch], None],
+    untrained: nn.Module | None = None,
 ) -> Tuned:
     """Train `model` in place for `project.epochs` epochs and return its best epoch on the validation metric.
+
+    Epoch 0 is `untrained`, of the same shapes, where that is another network: the best that is known without training, which
+    need not be the best to train.
 
     Stochastic gradient descent with Nesterov momentum, one epoch of warm-up, then a cosine to zero. Where the task loss is
     the default cross-entropy, half of the loss is the divergence from the teacher's softened outputs. After every epoch
@@ -68,7 +72,7 @@ def finetune(
     if checkpoint.exists():
         trainer.restore(checkpoint)
     else:
-        trainer.record(None)
+        trainer.record(None, untrained)
         on_epoch(trainer.history[-1])
     for epoch in range(len(trainer.history), project.epochs + 1):
         loss = trainer.train(epoch)
@@ -130,9 +134,11 @@ class _Trainer:
         self.history: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
 
-    def record(self, loss: float | None) -> None:
-        """Measure the epoch that just ended; keep its weights if none was better."""
+    def record(self, loss: float | None, untrained: nn.Module | None = None) -> None:
+        """Measure the epoch that just ended, or `untrained` as the one before the first; keep its weights if none was better."""
         model = self.averaged.module if self.averaged else self.model
+        if untrained is not None:
+            model = untrained.to(self.device)
         metric = evaluate(self.project, model, "valid")
         if not self.history or metric > max(epoch.metric for epoch in self.history):
             self.best_state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}

@@ -68,6 +68,7 @@ LOCKED_TOLD = 3  # locked groups that the survey's line names; the plan's table 
 CONFIRM_PROCESSES = 6  # in each of which the anchor, the unpruned and the cut networks take turns
 CONFIRM_PLANS = 4  # at most, in one turn
 KEPT_SAMPLES = 32  # validation samples, with what torch makes of them, kept beside an artifact
+START = "start.safetensors"  # the cut network that training starts from
 SOURCES = "project"  # the file beside it that has the digest of what it follows from but for the device
 CALIBRATED = 300  # training samples that int8 ranges come from
 
@@ -157,17 +158,18 @@ def follow(project: Path | str, target: str, budget: str | None) -> None:
 
     known, _ = _asked(project, target, budget)
     with TemporaryDirectory(prefix="edgeprune-") as name:
-        pruned, checkpoint = Path(name) / "pruned.safetensors", Path(name) / "checkpoint.safetensors"
+        start, untrained, checkpoint = (Path(name) / file for file in ("start", "untrained", "checkpoint"))
         content = parallel.share()
         if not content:  # there was nothing to train
             return
-        pruned.write_bytes(content)
+        start.write_bytes(content)
+        untrained.write_bytes(parallel.share())
         content = parallel.share()
         if content:
             checkpoint.write_bytes(content)
         teacher = user.build_model(known)
-        small = network.load(pruned, teacher)
-        finetuning.finetune(known, small, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
+        small, best = network.load(start, teacher), network.load(untrained, teacher)
+        finetuning.finetune(known, small, teacher, checkpoint, lambda path, write: None, lambda epoch: None, best)
 
 
 def _read_project(project: Path | str, budget: str | None = None) -> Project:
@@ -357,13 +359,15 @@ class Road:
             from edgeprune import project as user
 
             found = self._confirm()
-            small, recipe, fitted = pruning.prune(
+            pruned = pruning.prune(
                 self._model, self.groups, found.plan, self._inputs, user.batches(self.project, "train")
             )
             draft.write_text("confirmed.json", codec.dumps(found))
-            network.save(draft.path("pruned.safetensors"), small, recipe)
-            kept = f"{network.parameters(small):,} of {network.parameters(self._model):,} parameters kept, proved"
-            return kept + ("; layers fitted to what is left" if fitted else "")
+            network.save(draft.path("pruned.safetensors"), pruned.untrained, pruned.recipe)
+            network.save(draft.path(START), pruned.start, pruned.recipe)
+            left, all_ = network.parameters(pruned.untrained), network.parameters(self._model)
+            kept = f"{left:,} of {all_:,} parameters kept, proved"
+            return kept + ("; layers fitted to what is left" if pruned.fitted else "")
 
         return self._stage("prune", work)
 
@@ -411,10 +415,10 @@ class Road:
             from edgeprune import finetuning, latency, network, parallel, tracking
 
             self._release()
-            small = network.load(self.pruned, self._model)
+            untrained = network.load(self.pruned, self._model)
             teacher = self._model
             if not self.project.epochs or not self._cuts:
-                network.save(draft.path("tuned.safetensors"), small, self._recipe)
+                network.save(draft.path("tuned.safetensors"), untrained, self._recipe)
                 draft.write_text("history.json", codec.dumps(list[Epoch]()))
                 return "no epochs asked for" if self._cuts else "nothing was cut, nothing to train"
             checkpoint = self._store.scratch("finetune", self._key("finetune")) / "checkpoint.safetensors"
@@ -425,14 +429,16 @@ class Road:
             widths = {**self.groups.full(), **self.confirmed.plan.widths}
             tracking.layers(events, self.groups, latency.draft(self.groups, self.profile), widths)
 
-            shared.append(parallel.share(self.pruned.read_bytes()))
+            start = self._pruned.path(START)
+            shared.extend(parallel.share(path.read_bytes()) for path in (start, self.pruned))
             parallel.share(checkpoint.read_bytes() if checkpoint.exists() else b"")
 
             def on_epoch(epoch: Epoch) -> None:
                 tracking.epoch(events, epoch)
                 self._watch.step(epoch.epoch, self.project.epochs, f"validation metric {epoch.metric:.4f}")
 
-            found = finetuning.finetune(self.project, small, teacher, checkpoint, self._store.save, on_epoch)
+            small = network.load(start, self._model)
+            found = finetuning.finetune(self.project, small, teacher, checkpoint, self._store.save, on_epoch, untrained)
             network.save(draft.path("tuned.safetensors"), found.model, self._recipe)
             draft.write_text("history.json", codec.dumps(list(found.history)))
             return (
@@ -866,7 +872,7 @@ class Road:
                 where = self.device.identity, t.threads, *_state(t), self.precision
                 return key("scores"), *where, str(p.budget)
             case "prune":
-                return (key("plan"),)
+                return key("plan"), START
             case "finetune":
                 return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric, p.closed_loop, p.augment
             case "compile":

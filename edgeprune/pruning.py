@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from edgeprune import graph, network, reconstruction
 from edgeprune.types import Groups, Plan, Recipe
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A cut network, twice: as good as it gets without training, and as training starts from."""
+
+    untrained: nn.Module
+    start: nn.Module
+    recipe: Recipe
+    fitted: bool  # to what is left, where that helps
 
 
 def prune(
@@ -16,14 +27,16 @@ def prune(
     plan: Plan,
     inputs: tuple[Tensor, ...],
     batches: Iterable[tuple[tuple[Tensor, ...], Tensor]],
-) -> tuple[nn.Module, Recipe, bool]:
-    """The network that `plan` describes, its recipe, and whether it was fitted to training `batches` (`reconstruction`).
+) -> Pruned:
+    """The network that `plan` describes, fitted to training `batches` (`reconstruction`).
 
     The cut is proved against the masked original on `inputs` before; raises `CutError` where they disagree.
     """
     recipe = graph.recipe(groups, plan.keep)
     small = network.cut(model, recipe, inputs)
     if not recipe:
-        return small, recipe, False
-    fitted = reconstruction.reconstruct(model, small, recipe, reconstruction.observe(model, batches))
-    return fitted, recipe, fitted is not small
+        return Pruned(small, small, recipe, False)
+    reference = reconstruction.observe(model, batches)
+    untrained = reconstruction.reconstruct(model, small, recipe, reference)
+    start = reconstruction.compensate(model, small, recipe, reference)
+    return Pruned(untrained, start, recipe, untrained is not small)

@@ -168,27 +168,53 @@ def reconstruct(model: nn.Module, small: nn.Module, recipe: Recipe, reference: R
     """`small`, the network that `recipe` cuts from `model`, with its dense layers fitted: to come nearest what they gave, from
     what they read now. Or as it is, where that does not bring its outputs nearer the model's.
 
-    One forward pass: a layer is fitted when it is reached, to what the layers before it, already fitted, give.
+    One forward pass: a layer is fitted when it is reached, to what the layers before it, already fitted, give. So each makes
+    up for the errors of those before it, which is the most that can be had without training.
     """
     fitted = copy.deepcopy(small)
-    whole, own = dict(model.named_parameters()), dict(fitted.named_parameters())
 
     def fit(call: _Call) -> None:
-        before, dims = reference.rows.get(call.weight), recipe.get(call.weight, {})
-        if before is None or call.positions != reference.positions[call.weight]:  # channels may be positions elsewhere
-            return
-        weight, dim = whole[call.weight].detach(), reference.dims[call.weight]
-        for other, kept in dims.items():
-            if other != dim:
-                weight = weight.index_select(other, torch.tensor(kept, dtype=torch.long))
-        bias = own[reference.biases[call.weight]] if call.weight in reference.biases else None
-        sums = Sums.of(call.rows(len(before)), before, bias is not None)
-        new, added = sums.fitted(weight, dim, bias, dims.get(dim, range(weight.shape[dim])))
-        own[call.weight].data.copy_(new)
-        if bias is not None and added is not None:
-            bias.data.copy_(added)
+        before = reference.rows.get(call.weight)
+        if (
+            before is not None and call.positions == reference.positions[call.weight]
+        ):  # else channels are positions there
+            sums = Sums.of(call.rows(len(before)), before, call.weight in reference.biases)
+            _fit(call.weight, sums, model, fitted, recipe, reference)
 
     _run(fitted, reference.inputs, fit)
+    return _nearer(fitted, small, reference)
+
+
+def compensate(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
+    """`small` with the layers that read fewer channels fitted as if all before them were as it was; or as it is, likewise.
+
+    Further from the model than `reconstruct`, and nearer what training is after: no layer is bent to make up for the errors
+    of others, which training mends where they arise.
+    """
+    fitted = copy.deepcopy(small)
+    left = dict(fitted.named_parameters())
+    for weight, dim in reference.dims.items():
+        if weight in left and dim in recipe.get(weight, {}):
+            sums = reference.sums(weight).of_kept(recipe[weight][dim])
+            _fit(weight, sums, model, fitted, recipe, reference)
+    return _nearer(fitted, small, reference)
+
+
+def _fit(name: str, sums: Sums, model: nn.Module, small: nn.Module, recipe: Recipe, reference: Reference) -> None:
+    """Put the weights that fit `sums` into one layer of `small`, for those that it has in `model`."""
+    own, dims, dim = dict(small.named_parameters()), recipe.get(name, {}), reference.dims[name]
+    weight = model.get_parameter(name).detach()
+    for other, kept in dims.items():
+        if other != dim:
+            weight = weight.index_select(other, torch.tensor(kept, dtype=torch.long))
+    bias = own[reference.biases[name]] if name in reference.biases else None
+    new, added = sums.fitted(weight, dim, bias, dims.get(dim, range(weight.shape[dim])))
+    own[name].data.copy_(new)
+    if bias is not None and added is not None:
+        bias.data.copy_(added)
+
+
+def _nearer(fitted: nn.Module, small: nn.Module, reference: Reference) -> nn.Module:
     return fitted if _distance(fitted, reference) < _distance(small, reference) else small
 
 
