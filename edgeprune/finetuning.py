@@ -135,7 +135,7 @@ class _Trainer:
         self.best_state: dict[str, Tensor] = {}
 
     def record(self, loss: float | None, untrained: nn.Module | None = None) -> None:
-        """Measure the epoch that just ended, or `untrained` as the one before the first; keep its weights if none was better."""
+        """Measure the epoch that just ended, or `untrained` before the first; keep its weights if none was better."""
         model = self.averaged.module if self.averaged else self.model
         if untrained is not None:
             model = untrained.to(self.device)

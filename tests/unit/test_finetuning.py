@@ -91,6 +91,20 @@ def test_the_best_epoch_is_kept(known: Project, tmp_path: Path) -> None:
     assert [epoch.epoch for epoch in found.history] == [0, 1, 2, 3]
 
 
+def test_epoch_0_is_the_best_that_is_known_without_training(known: Project, tmp_path: Path) -> None:
+    small, teacher = cut(known)
+    with torch.no_grad():
+        small.fc.weight.zero_()
+    untrained, _ = cut(known)
+    slow = replace(known, learning_rate=1e-9)  # nothing is learnt from so far away
+    found = finetuning.finetune(slow, small, teacher, tmp_path / "c", save, lambda epoch: None, untrained)
+    assert found.best.epoch == 0 and found.best.metric == finetuning.evaluate(known, cut(known)[0], "valid")
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), cut(known)[0].parameters(), strict=True))
+    again, _ = cut(known)
+    trained = finetuning.finetune(known, again, teacher, tmp_path / "d", save, lambda epoch: None, small)
+    assert trained.history[1:] == train(known, tmp_path / "e").history[1:]  # what is trained is the other
+
+
 def test_a_loss_that_turns_nan_later_keeps_the_epochs_before(
     known: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

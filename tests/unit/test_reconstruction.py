@@ -60,6 +60,35 @@ def test_the_bias_takes_over_for_a_unit_that_never_changes() -> None:
     assert fitted < 0.02
 
 
+class Chain(nn.Module):
+    """Two hidden layers, the first with units that are alike, and an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.second(self.first(x).relu()).relu())
+
+
+def test_a_start_of_training_leaves_layers_alone_that_read_all_that_they_did() -> None:
+    torch.manual_seed(0)
+    model, data = Chain().eval(), batches(4, count=32)
+    groups = network.survey(model, data[0][0])
+    recipe = graph.recipe(groups, {"first": (0, 1, 2, 3, 4), "second": tuple(range(6))})
+    small = network.cut(model, recipe, data[0][0])
+    reference = reconstruction.observe(model, data)
+    start = reconstruction.compensate(model, small, recipe, reference)
+    untrained = reconstruction.reconstruct(model, small, recipe, reference)
+    assert torch.equal(start.out.weight, model.out.weight)  # its inputs are all there, if not what they were
+    assert not torch.equal(untrained.out.weight, model.out.weight)
+    assert not torch.equal(start.second.weight, small.second.weight)
+    x = batches(4, count=40)[-1][0][0]
+    with torch.no_grad():
+        plain, by_itself, in_turn = (float((model(x) - net(x)).norm()) for net in (small, start, untrained))
+    assert max(in_turn, by_itself) < plain
+
+
 def test_units_go_in_the_order_in_which_they_are_missed_least() -> None:
     model = Twins()
     groups = network.survey(model, (torch.ones(2, 2),))
@@ -158,7 +187,9 @@ def test_what_would_make_it_worse_is_not_kept() -> None:
     groups = network.survey(model, inputs)
     recipe = graph.recipe(groups, {"0": (0,)})
     small = network.cut(model, recipe, inputs)
-    assert reconstruction.reconstruct(model, small, recipe, reconstruction.observe(model, data)) is small
+    reference = reconstruction.observe(model, data)
+    assert reconstruction.reconstruct(model, small, recipe, reference) is small
+    assert reconstruction.compensate(model, small, recipe, reference) is small
 
 
 class OverSpace(nn.Module):
