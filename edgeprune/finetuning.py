@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from edgeprune import parallel
+from edgeprune import network, parallel
 from edgeprune import project as user
 from edgeprune.errors import UsageError
 from edgeprune.types import Epoch, Project
@@ -81,8 +81,9 @@ def finetune(
         trainer.record(loss)
         save(checkpoint, trainer.write)
         on_epoch(trainer.history[-1])
-    teacher.cpu()
-    model.cpu().load_state_dict(trainer.best_state)
+    for net in (teacher, model):
+        network.channels_first(net.cpu())
+    model.load_state_dict(trainer.best_state)
     best = max(trainer.history, key=lambda epoch: (epoch.metric, -epoch.epoch))
     return Tuned(model.eval(), best, tuple(trainer.history))
 
@@ -116,6 +117,9 @@ class _Trainer:
 
     def __init__(self, project: Project, model: nn.Module, teacher: nn.Module, device: torch.device) -> None:
         self.project = project
+        self.batches = user.batches(project, "train", augmented=True)
+        first = tuple(tensor.to(device) for tensor in next(iter(self.batches))[0])
+        model, teacher = network.channels_last(model, first), network.channels_last(teacher, first)
         self.model, self.parallel = model, parallel.trained(model)
         self.averaged = (
             AveragedModel(model, multi_avg_fn=_moving(project.ema), use_buffers=True) if project.ema else None
@@ -126,7 +130,6 @@ class _Trainer:
         self.half = torch.bfloat16 if not gpu or torch.cuda.is_bf16_supported() else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # which underflows
         self.loss = user.loss_function(project)
-        self.batches = user.batches(project, "train", augmented=True)
         self.steps = sum(1 for _ in self.batches)
         self.optimiser = torch.optim.SGD(
             model.parameters(), lr=project.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4

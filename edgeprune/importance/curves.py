@@ -34,10 +34,11 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
     statistics, and much of the loss measured with those says nothing of what training brings back (Li et al., EagleEye, ECCV
     2020). Raises `UsageError` when a loss is not finite.
     """
+    sample = _first(batches, _samples(groups))
+    model = network.channels_last(copy.deepcopy(model).eval(), sample[0][0])
     units = dict(taylor(model, groups, batches, loss).units)
     reference = reconstruction.observe(model, batches)
-    sample = _first(batches, _samples(groups))
-    fitted, unfitted = copy.deepcopy(model).eval(), _with_statistics_of_batches(model)
+    fitted, unfitted = copy.deepcopy(model), _with_statistics_of_batches(model)
     whole = {probe: _mean_loss(probe, sample, loss) for probe in (fitted, unfitted)}
     curves = {}
     for group in groups.free:

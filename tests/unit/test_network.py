@@ -145,3 +145,29 @@ def test_a_cut_network_keeps_its_preprocessing_through_its_file(tmp_path: Path) 
     again = network.load(tmp_path / "cut.safetensors", plain)
     assert torch.equal(again(raw), small(raw))
     assert again.state_dict().keys() == plain.state_dict().keys()
+
+
+class Viewed(nn.Module):
+    """Takes the activations of its convolution apart as if they lay channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_channels_are_last_in_memory_where_a_model_takes_that(takes: bool) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)) if takes else Viewed(),
+        torch.randn(5, 3, 8, 8),
+    )
+    before = model(x)
+    assert network.channels_last(model, (x,)) is model
+    weight = next(model.parameters())
+    assert weight.is_contiguous(memory_format=torch.channels_last) == takes
+    assert torch.allclose(model(x), before, atol=1e-6)
+    assert next(network.channels_first(model).parameters()).is_contiguous()
