@@ -45,13 +45,13 @@ def images(data: Path | None, split: str) -> tuple[Tensor, Tensor]:
 
 
 def batches(data: Path | None, split: str, count: int | None = None) -> Batches:
-    """Batches of "train", "valid" or "test"; `count` training images, all by default."""
+    """Batches of "train", "valid" or "test"; of the first two `count` images at most, all by default."""
     pixels, labels = images(data, "test" if split == "test" else "train")
     if split != "test":
         held = round(VALID * len(labels))
         last = len(labels) - held
-        part = slice(last, None) if split == "valid" else slice(0, min(count or last, last))
-        pixels, labels = pixels[part], labels[part]
+        part = slice(last, None) if split == "valid" else slice(0, last)
+        pixels, labels = pixels[part][:count], labels[part][:count]
     return Batches(pixels, labels, augmented=split == "train", mirrored=data is not None)
 
 

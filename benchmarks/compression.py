@@ -7,8 +7,8 @@ without it, handwritten digits stand in, which says little. The unpruned network
 each budget (a share of the unpruned network's measured latency):
 
 - edgeprune: the exact plan under its default criterion, what is left fitted by least squares before training; "exact,
-  CRITERION" with `--criteria` for others; "not fitted" and "widths only" without that and without the removal of blocks,
-  none of which the ways below have;
+  CRITERION" with `--criteria` for others; "not fitted" and "widths only", where `--methods` names them, are edgeprune
+  without that and without the removal of blocks, none of which the ways below have;
 - uniform: the same share of every group, the best units of each by the criterion of edgeprune;
 - Torch-Pruning: its global group magnitude (Fang et al., CVPR 2023), widths rounded up to 4 channels;
 - HALP-style: `allocation.py`'s knapsack with first-order Taylor scores; NetAdapt-style: its greedy, by squared weights;
@@ -25,13 +25,16 @@ while the next networks are measured: for a machine with cores to spare and a GP
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import cifar
@@ -55,6 +58,8 @@ from edgeprune.types import Groups, Project, Scores, Widths
 PROCESSES = 4
 LEAST, AIM = 0.96, 0.985  # of the budget
 ROUND_TO = 4  # channels, for Torch-Pruning: what its users do where the device is not a GPU
+METHODS = "edgeprune", "uniform", "Torch-Pruning", "HALP-style", "NetAdapt-style", "random", "from scratch"
+PARTS = "not fitted", "widths only"  # edgeprune without one of its parts
 PROJECT = """
 [model]
 factory = "subject:build"
@@ -77,7 +82,7 @@ import cifar
 DATA = {data!r} and Path({data!r})
 build, inputs = cifar.NETS[{net!r}], cifar.inputs
 train = lambda: cifar.batches(DATA, "train", {images})
-valid = lambda: cifar.batches(DATA, "valid")
+valid = lambda: cifar.batches(DATA, "valid", {images})
 test = lambda: cifar.batches(DATA, "test")
 """
 
@@ -101,7 +106,7 @@ class Size:
 FULL = Size(
     ("resnet20", "resnet32", "mobilenet"), ("onnxruntime", "openvino"), ("65%", "50%", "35%"), 3, None, 15, None, 5, 60
 )
-USUAL = replace(FULL, seeds=1, images=10_000, epochs=2, from_weights=1, from_nothing=5)
+USUAL = replace(FULL, seeds=1, images=3_000, epochs=2, all_images=20_000, from_weights=1, from_nothing=5, rounds=2)
 SHORT = replace(FULL, nets=("resnet20",), runtimes=("onnxruntime",), budgets=("50%",), seeds=1, images=256, epochs=1,
                 all_images=512, from_weights=1, from_nothing=2, rounds=1)  # fmt: skip
 
@@ -161,12 +166,12 @@ def ways(
     model: nn.Module,
     groups: Groups,
     costs: LatencyModel,
-    scores: Mapping[str, Scores],
     default: str,
     criteria: Sequence[str],
-    reference: Reference,
+    whole: Unpruned,
 ) -> dict[str, Cut]:
-    """Every way, by its name in the table; `reference` is what edgeprune's are fitted to."""
+    """Every way, by its name in the table; edgeprune's under the `default` criterion, and under others that are asked for."""
+    scores, reference = whole.scores, whole.reference
 
     def at(widths: Widths | None, by: str, fitted: bool = False) -> Small | None:
         if widths is None:
@@ -285,51 +290,61 @@ def at_budget(
 Row = dict[str, object]
 
 
+@dataclass(frozen=True)
+class Unpruned:
+    """What is known of an unpruned network, whatever it runs on."""
+
+    accuracy: float
+    scores: Mapping[str, Scores]
+    reference: Reference
+
+
+def unpruned(asked: Project, model: nn.Module, criteria: Sequence[str]) -> Unpruned:
+    """Its test accuracy, its scores by every criterion that is used, and what its layers read."""
+    torch.manual_seed(0)  # training batches are read in random order
+    groups = network.survey(model, cifar.inputs())
+    accuracy, read = finetuning.evaluate(asked, model, "test"), list(user.batches(asked, "train"))
+    wanted = dict.fromkeys((asked.importance, "taylor", "magnitude-l2", "random", *criteria))
+    scores = {name: CRITERIA[name](model, groups, read, user.loss_function(asked)) for name in wanted}
+    return Unpruned(accuracy, scores, reconstruction.observe(model, read))
+
+
 def case(
-    subject: Subject, data: Path | None, size: Size, done: Sequence[Row], keep: Callable[[Sequence[Row]], None],
-    folder: Path, criteria: list[str], methods: list[str], rate: float, trainers: Executor, ahead: bool,
+    subject: Subject, asked: Project, size: Size, done: Sequence[Row], keep: Callable[[Sequence[Row]], None],
+    read: Callable[[], Unpruned], criteria: Sequence[str], methods: Sequence[str], trainers: Executor,
 ) -> None:  # fmt: skip
-    """All budgets, seeds and ways for one network on one runtime; `ahead`: measure on while the last networks are trained."""
+    """All budgets, seeds and ways for one network on one runtime: measured, while those measured before are trained."""
     groups, model, net, runtime = subject.groups, subject.model, subject.net, subject.runtime.name
-    asked = project(folder / f"{net}-{runtime}", net, data, size.images, rate)
-    default = asked.importance
-    accuracy = finetuning.evaluate(asked, model, "test")
     begun: list[list[Future[Row]]] = []
-    scores: dict[str, Scores] = {}
+    made: dict[str, Cut] = {}
     for budget in size.budgets:
         same = {"net": net, "runtime": runtime, "budget": budget}
         seeds = [s for s in range(size.seeds) if not any({**same, "seed": s}.items() <= row.items() for row in done)]
         if not seeds:
             continue
-        if not scores:
+        if not made:
             profile = subject.profiled(lambda done, most, note: None)
-            costs, full_ns = latency.fit(groups, profile), latency.baseline(profile)
-            print(f"{net} on {runtime}: {full_ns / 1e6:.3f} ms, {accuracy:.2%} of the test images", flush=True)
-            wanted = dict.fromkeys((default, "taylor", "magnitude-l2", "random", *criteria))
-            read, loss = list(user.batches(asked, "train")), user.loss_function(asked)
-            scores = {name: CRITERIA[name](model, groups, read, loss) for name in wanted}
-            reference = reconstruction.observe(model, read)
-            made = ways(model, groups, costs, scores, default, criteria, reference)
+            full_ns, whole = latency.baseline(profile), read()
+            print(f"{net} on {runtime}: {full_ns / 1e6:.3f} ms, {whole.accuracy:.2%} of the test images", flush=True)
+            made = ways(model, groups, latency.fit(groups, profile), asked.importance, criteria, whole)
         cuts = at_budget(
             subject,
-            {name: cut for name, cut in made.items() if not methods or name in methods},
+            {name: cut for name, cut in made.items() if name in methods or name.startswith("exact")},
             float(budget[:-1]) / 100,
             full_ns,
             size.rounds,
         )
         for seed in seeds:
             smalls = dict(cuts)
-            if "edgeprune" in cuts and (not methods or "from scratch" in methods):
+            if "edgeprune" in cuts and "from scratch" in methods:
                 like, share = cuts["edgeprune"]
                 torch.manual_seed(1000 + seed)
                 smalls["from scratch"] = Small(reset(network.sliced(like.start, {}))), share
             train = replace(asked, epochs=size.epochs, seed=seed)
             begun.append([])
             for name, (small, used) in smalls.items():
-                known = same | {"seed": seed, "unpruned": accuracy, "method": name, "of_budget": used}
-                begun[-1].append(trainers.submit(trained, train, groups, small, model, known))
-            if not ahead:
-                wait(begun[-1])
+                row = same | {"seed": seed, "unpruned": whole.accuracy, "method": name, "of_budget": used}
+                begun[-1].append(trainers.submit(trained, train, groups, small, model, row))
             begun = _finished(begun, keep)
     for _ in as_completed([job for jobs in begun for job in jobs]):
         begun = _finished(begun, keep)
@@ -346,6 +361,7 @@ def _finished(begun: Sequence[list[Future[Row]]], keep: Callable[[Sequence[Row]]
 def trained(asked: Project, groups: Groups, small: Small, teacher: nn.Module, known: Row) -> Row:
     """The row of a network: what is `known` of it, its sizes, and its accuracy before and after training."""
     started = time.monotonic()
+    small = copy.deepcopy(small)  # tensors come in memory that the processes share, and are cut for all seeds
     widths = widths_of(groups, small.start)
     left = groups.macs(widths) / groups.macs(groups.full())
     found = tuned(asked, small.start, teacher, small.untrained)
@@ -394,9 +410,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--criteria", nargs="*", choices=sorted(CRITERIA), default=[])
-    parser.add_argument("--methods", nargs="*", default=[], help="of the table's columns, all by default")
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *PARTS), default=METHODS)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--jobs", type=int, help="training processes, while the next networks are measured")
+    parser.add_argument("--jobs", type=int, default=1, help="training processes, while the next networks are measured")
     options = parser.parse_args()
     size = SHORT if options.short else FULL if options.full else USUAL
     given = {name: getattr(options, name) for name in ("nets", "runtimes", "budgets", "seeds", "images", "epochs")}
@@ -410,19 +426,21 @@ def main() -> None:
         if options.out:
             options.out.write_text(json.dumps(rows, indent=1))
 
-    processes = ProcessPoolExecutor(options.jobs or 1, multiprocessing.get_context("spawn"))
+    cores = max(1, (os.cpu_count() or 1) // (options.jobs + 1))  # one share is left to what measures
+    processes = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (cores,))
     with tempfile.TemporaryDirectory() as name, processes as trainers:
         folder = Path(name)
         try:
             for net in size.nets:
                 kept = options.out.parent / f"{options.out.stem}-{net}.safetensors" if options.out else None
                 model = baseline(net, options.data, size, folder, kept)
+                asked = project(folder / net, net, options.data, size.images, options.rate)
+                read = cache(partial(unpruned, asked, model, options.criteria))
                 for runtime in size.runtimes:
                     target = local(runtime)
                     with open_bench(target, folder) as bench:
                         subject = Subject(net, model, cifar.inputs(), target, bench, folder)
-                        case(subject, options.data, size, rows, keep, folder, options.criteria, options.methods,
-                             options.rate, trainers, bool(options.jobs))  # fmt: skip
+                        case(subject, asked, size, rows, keep, read, options.criteria, options.methods, trainers)
         except BaseException:
             trainers.shutdown(wait=False, cancel_futures=True)  # what is queued would be trained for nothing
             raise
