@@ -15,11 +15,11 @@ each budget (a share of the unpruned network's measured latency):
 - random: the exact plan under random scores;
 - from scratch: edgeprune's widths, new weights.
 
-Every network is measured in turns with the unpruned one, its budget corrected and measured again until it uses 96 to 100 % or
-nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all; seeds are
-of the training alone. The best epoch is chosen on held-out training images; the accuracy is that of the test images. `--out`
-keeps every row as it comes, and the unpruned networks beside it, and goes on after them. `--jobs N` trains in N processes
-while the next networks are measured: for a machine with cores to spare and a GPU.
+Every network is measured in turns with the unpruned one, its budget corrected and measured again until it uses 96 to 100 %
+or nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all; seeds
+are of the training alone. The best epoch is chosen on held-out training images; the accuracy is that of the test images.
+`--out` keeps every row as it comes, and the unpruned networks beside it, and goes on after them. Training is in processes
+of its own while the next networks are measured, one by default: `--jobs` for machines with cores to spare and a GPU.
 """
 
 from __future__ import annotations
@@ -414,6 +414,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="training processes, while the next networks are measured")
     options = parser.parse_args()
+    if "from scratch" in options.methods and "edgeprune" not in options.methods:
+        parser.error("--methods: from scratch takes the widths of edgeprune; name that, too")
     size = SHORT if options.short else FULL if options.full else USUAL
     given = {name: getattr(options, name) for name in ("nets", "runtimes", "budgets", "seeds", "images", "epochs")}
     size = replace(size, **{name: value for name, value in given.items() if value is not None})

@@ -2,7 +2,8 @@
 
     python benchmarks/recipes.py --data DIR [--net …] [--runtime …] [--budget …] [--epochs …] [--images …] [--seeds …]
 
-All end at the same measured latency, with edgeprune's exact plan, and train as `compression.py` does:
+All end at the same measured latency, with edgeprune's exact plan, and train as `compression.py` does, what is
+left not fitted before:
 
 - at once: cut, then all epochs;
 - two steps: cut to the geometric middle of the way, half of the epochs, scores anew, cut to the budget, the other half;
@@ -26,7 +27,7 @@ from pathlib import Path
 import cifar
 import numpy as np
 import torch
-from compression import AIM, USUAL, at_budget, baseline, project, tuned, widths_of
+from compression import AIM, USUAL, Small, at_budget, baseline, project, tuned, widths_of
 from nets import Subject, local
 from torch import Tensor, nn
 
@@ -126,13 +127,13 @@ class Recipes:
         layers = tuple(cost for cost in self.costs.layers if cost.layer.name in there)
         costs = replace(self.costs, layers=layers, posterior=None)
 
-        def exact(limit: float) -> nn.Module:
+        def exact(limit: float) -> Small:
             keep = planning.plans(groups, costs, scores, limit, "")[0].keep
-            return network.cut(model, graph.recipe(groups, keep), cifar.inputs())
+            return Small(network.cut(model, graph.recipe(groups, keep), cifar.inputs()))
 
         (found, used), *_ = at_budget(self.subject, {"exact": exact}, share, self.full_ns, ROUNDS).values()
         print(f"    {used:.1%} of {share:.0%}", flush=True)
-        return found
+        return found.start
 
     def at_once(self, seed: int) -> tuple[nn.Module, int]:
         model, groups = self.subject.model, self.subject.groups

@@ -81,7 +81,7 @@ def finetune(
         trainer.record(loss)
         save(checkpoint, trainer.write)
         on_epoch(trainer.history[-1])
-    for net in (teacher, model):
+    for net in (teacher, model, model if untrained is None else untrained):
         network.channels_first(net.cpu())
     model.load_state_dict(trainer.best_state)
     best = max(trainer.history, key=lambda epoch: (epoch.metric, -epoch.epoch))
@@ -118,7 +118,9 @@ class _Trainer:
     def __init__(self, project: Project, model: nn.Module, teacher: nn.Module, device: torch.device) -> None:
         self.project = project
         self.batches = user.batches(project, "train", augmented=True)
-        first = tuple(tensor.to(device) for tensor in next(iter(self.batches))[0])
+        batches = iter(self.batches)
+        first = tuple(tensor.to(device) for tensor in parallel.own(*next(batches))[0])
+        self.steps = 1 + sum(1 for _ in batches)
         model, teacher = network.channels_last(model, first), network.channels_last(teacher, first)
         self.model, self.parallel = model, parallel.trained(model)
         self.averaged = (
@@ -130,7 +132,6 @@ class _Trainer:
         self.half = torch.bfloat16 if not gpu or torch.cuda.is_bf16_supported() else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # which underflows
         self.loss = user.loss_function(project)
-        self.steps = sum(1 for _ in self.batches)
         self.optimiser = torch.optim.SGD(
             model.parameters(), lr=project.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4
         )

@@ -425,16 +425,22 @@ def tensors(outputs: Any) -> list[Tensor]:
 
 
 def channels_last(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """`model`, with the channels of its images last in memory where it takes that: its convolutions are quicker so.
+    """`model`, with the channels of its images last in memory where it takes that: most convolutions are quicker so.
 
-    Their weights say how activations are laid out. What takes those apart with `view` raises then, and stays as it was.
+    Their weights say how activations are laid out. What takes those apart with `view` raises then, whether in training, in
+    evaluation or backwards, and what hands images out would hand these to the user's code: both stay as they were.
     """
+    trial = convert_conv2d_weight_memory_format(copy.deepcopy(model), torch.channels_last)
     try:
+        outputs = tensors(trial.train()(*inputs))
+        sum(output.sum() for output in outputs if output.requires_grad).backward()  # type: ignore[union-attr]
         with torch.no_grad():
-            convert_conv2d_weight_memory_format(model.eval(), torch.channels_last)(*inputs)
-    except RuntimeError:
-        channels_first(model)
-    return model
+            outputs += tensors(trial.eval()(*inputs))
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError):
+        return model  # what is wrong otherwise shows in training
+    if not all(output.is_contiguous() for output in outputs):
+        return model
+    return convert_conv2d_weight_memory_format(model, torch.channels_last)
 
 
 def channels_first(model: nn.Module) -> nn.Module:

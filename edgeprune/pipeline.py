@@ -158,18 +158,17 @@ def follow(project: Path | str, target: str, budget: str | None) -> None:
 
     known, _ = _asked(project, target, budget)
     with TemporaryDirectory(prefix="edgeprune-") as name:
-        start, untrained, checkpoint = (Path(name) / file for file in ("start", "untrained", "checkpoint"))
+        start, checkpoint = Path(name) / START, Path(name) / "checkpoint.safetensors"
         content = parallel.share()
         if not content:  # there was nothing to train
             return
         start.write_bytes(content)
-        untrained.write_bytes(parallel.share())
         content = parallel.share()
         if content:
             checkpoint.write_bytes(content)
         teacher = user.build_model(known)
-        small, best = network.load(start, teacher), network.load(untrained, teacher)
-        finetuning.finetune(known, small, teacher, checkpoint, lambda path, write: None, lambda epoch: None, best)
+        small = network.load(start, teacher)
+        finetuning.finetune(known, small, teacher, checkpoint, lambda path, write: None, lambda epoch: None)
 
 
 def _read_project(project: Path | str, budget: str | None = None) -> Project:
@@ -430,7 +429,7 @@ class Road:
             tracking.layers(events, self.groups, latency.draft(self.groups, self.profile), widths)
 
             start = self._pruned.path(START)
-            shared.extend(parallel.share(path.read_bytes()) for path in (start, self.pruned))
+            shared.append(parallel.share(start.read_bytes()))
             parallel.share(checkpoint.read_bytes() if checkpoint.exists() else b"")
 
             def on_epoch(epoch: Epoch) -> None:

@@ -153,6 +153,35 @@ def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
     }
 
 
+def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_needs_none(
+    walked: tuple[Path, Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import edgeprune
+    from edgeprune import codec, finetuning
+    from edgeprune import project as user
+
+    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    (trained,) = folder.glob("runs/local/finetune-*")
+    history = json.loads((trained / "history.json").read_text())
+    shutil.rmtree(trained)
+    given: list[nn.Module] = []
+
+    def train(project: object, model: nn.Module, *rest: nn.Module) -> None:
+        given.extend([model, rest[-1]])
+        raise InterruptedError
+
+    monkeypatch.setattr(finetuning, "finetune", train)
+    with pytest.raises(InterruptedError):
+        edgeprune.finetune(folder)
+    known = codec.read_project(folder / "edgeprune.toml")
+    (pruned,) = folder.glob("runs/local/prune-*")
+    files = [edgeprune.load(pruned / f"{name}.safetensors", user.build_model(known)) for name in ("start", "pruned")]
+    assert any(not torch.equal(a, b) for a, b in zip(*(net.parameters() for net in files), strict=True))
+    for model, kept in zip(given, files, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept.parameters(), strict=True))
+    assert history[0]["metric"] == pytest.approx(finetuning.evaluate(known, files[1], "valid"))
+
+
 def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
     """How far a network's outputs are from the whole one's, relative to one that was only cut."""
     from edgeprune import codec, graph, network

@@ -147,27 +147,46 @@ def test_a_cut_network_keeps_its_preprocessing_through_its_file(tmp_path: Path) 
     assert again.state_dict().keys() == plain.state_dict().keys()
 
 
-class Viewed(nn.Module):
-    """Takes the activations of its convolution apart as if they lay channels first."""
+class Backwards(torch.autograd.Function):
+    """Takes apart what comes back."""
 
-    def __init__(self) -> None:
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.view(-1).view(gradient.shape)
+
+
+class Convolution(nn.Module):
+    """Takes its activations apart as if they lay channels first, somewhere."""
+
+    def __init__(self, where: str) -> None:
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 2)
+        self.conv, self.last, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4 * 6 * 6, 2)
+        self.where = where
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.conv(x).view(len(x), -1))
+        x = self.conv(x)
+        if (self.where == "in evaluation" and not self.training) or (self.where == "in training" and self.training):
+            x = x.view(len(x), -1).view(x.shape)
+        if self.where == "backwards":
+            x = Backwards.apply(x)
+        x = self.last(x)
+        if self.where == "outside":
+            return x
+        assert self.where != "never" or x.is_contiguous()
+        return self.fc(x.flatten(1))
 
 
-@pytest.mark.parametrize("takes", [True, False])
-def test_channels_are_last_in_memory_where_a_model_takes_that(takes: bool) -> None:
+@pytest.mark.parametrize("where", ["", "in evaluation", "in training", "backwards", "outside", "never"])
+def test_channels_are_last_in_memory_where_a_model_and_its_users_take_that(where: str) -> None:
     torch.manual_seed(0)
-    model, x = (
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)) if takes else Viewed(),
-        torch.randn(5, 3, 8, 8),
-    )
+    model, x = Convolution(where).eval(), torch.randn(5, 3, 8, 8)
     before = model(x)
     assert network.channels_last(model, (x,)) is model
-    weight = next(model.parameters())
-    assert weight.is_contiguous(memory_format=torch.channels_last) == takes
+    assert model.conv.weight.is_contiguous(memory_format=torch.channels_last) == (not where)
+    assert not model.training and model.conv.weight.grad is None
     assert torch.allclose(model(x), before, atol=1e-6)
-    assert next(network.channels_first(model).parameters()).is_contiguous()
+    assert network.channels_first(model).conv.weight.is_contiguous()
