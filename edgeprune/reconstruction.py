@@ -169,17 +169,16 @@ def reconstruct(model: nn.Module, small: nn.Module, recipe: Recipe, reference: R
     what they read now. Or as it is, where that does not bring its outputs nearer the model's.
 
     One forward pass: a layer is fitted when it is reached, to what the layers before it, already fitted, give. So each makes
-    up for the errors of those before it, which is the most that can be had without training.
+    up for the errors of those before it.
     """
     fitted = copy.deepcopy(small)
 
     def fit(call: _Call) -> None:
         before = reference.rows.get(call.weight)
-        if (
-            before is not None and call.positions == reference.positions[call.weight]
-        ):  # else channels are positions there
-            sums = Sums.of(call.rows(len(before)), before, call.weight in reference.biases)
-            _fit(call.weight, sums, model, fitted, recipe, reference)
+        if before is None or call.positions != reference.positions[call.weight]:  # channels may be positions elsewhere
+            return
+        sums = Sums.of(call.rows(len(before)), before, call.weight in reference.biases)
+        _fit(call.weight, sums, model, fitted, recipe, reference)
 
     _run(fitted, reference.inputs, fit)
     return _nearer(fitted, small, reference)
