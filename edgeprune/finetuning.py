@@ -81,8 +81,9 @@ def finetune(
         trainer.record(loss)
         save(checkpoint, trainer.write)
         on_epoch(trainer.history[-1])
-    for net in (teacher, model, model if untrained is None else untrained):
-        network.channels_first(net.cpu())
+    for net in (teacher, model, untrained):
+        if net is not None:
+            network.channels_first(net.cpu())
     model.load_state_dict(trainer.best_state)
     best = max(trainer.history, key=lambda epoch: (epoch.metric, -epoch.epoch))
     return Tuned(model.eval(), best, tuple(trainer.history))

@@ -348,7 +348,7 @@ class Road:
 
     @cached_property
     def pruned(self) -> Path:
-        """The cut network before fine-tuning: kept indices and tensors; `edgeprune.load` brings it back."""
+        """The cut network, as good as it gets without training: kept indices and tensors; `edgeprune.load` brings it back."""
         return self._pruned.path("pruned.safetensors")
 
     @cached_property

@@ -191,7 +191,7 @@ def compensate(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Re
     of others, which training mends where they arise.
     """
     fitted = copy.deepcopy(small)
-    left = dict(fitted.named_parameters())
+    left = {name for name, _ in fitted.named_parameters()}
     for weight, dim in reference.dims.items():
         if weight in left and dim in recipe.get(weight, {}):
             sums = reference.sums(weight).of_kept(recipe[weight][dim])
@@ -201,14 +201,14 @@ def compensate(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Re
 
 def _fit(name: str, sums: Sums, model: nn.Module, small: nn.Module, recipe: Recipe, reference: Reference) -> None:
     """Put the weights that fit `sums` into one layer of `small`, for those that it has in `model`."""
-    own, dims, dim = dict(small.named_parameters()), recipe.get(name, {}), reference.dims[name]
+    dims, dim, own = recipe.get(name, {}), reference.dims[name], small.get_parameter(name)
     weight = model.get_parameter(name).detach()
     for other, kept in dims.items():
         if other != dim:
             weight = weight.index_select(other, torch.tensor(kept, dtype=torch.long))
-    bias = own[reference.biases[name]] if name in reference.biases else None
+    bias = small.get_parameter(reference.biases[name]) if name in reference.biases else None
     new, added = sums.fitted(weight, dim, bias, dims.get(dim, range(weight.shape[dim])))
-    own[name].data.copy_(new)
+    own.data.copy_(new)
     if bias is not None and added is not None:
         bias.data.copy_(added)
 

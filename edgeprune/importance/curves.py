@@ -38,14 +38,14 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
     model = network.channels_last(copy.deepcopy(model).eval(), sample[0][0])
     units = dict(taylor(model, groups, batches, loss).units)
     reference = reconstruction.observe(model, batches)
-    fitted, unfitted = copy.deepcopy(model), _with_statistics_of_batches(model)
-    whole = {probe: _mean_loss(probe, sample, loss) for probe in (fitted, unfitted)}
+    unfitted = _with_statistics_of_batches(model)
+    whole = {probe: _mean_loss(probe, sample, loss) for probe in (model, unfitted)}
     curves = {}
     for group in groups.free:
         sums = {slot.parameter: reference.sums(slot.parameter) for slot in reference.readers(group)}
         if sums:
             units[group.name] = _ascending(reconstruction.order(model, group, reference, sums))
-        probe = fitted if sums else unfitted
+        probe = model if sums else unfitted
         worst_first = np.argsort(units[group.name], kind="stable").tolist()
         widths = sorted({max(1, round(share * group.width)) for share in SHARES} - {group.width})
         rises = []
@@ -59,7 +59,7 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
         recipe = graph.recipe(groups, dict.fromkeys(block.groups, ()))
         small = network.sliced(model, recipe).eval()
         if fits:
-            probe, before = reconstruction.reconstruct(model, small, recipe, reference), whole[fitted]
+            probe, before = reconstruction.reconstruct(model, small, recipe, reference), whole[model]
         else:
             probe, before = _with_statistics_of_batches(small), whole[unfitted]
         blocks[block.name] = max(0.0, _mean_loss(probe, sample, loss) - before)
