@@ -1,7 +1,7 @@
 """Exported graph -> channel groups, layers and the cut recipe; no I/O.
 
 Every index of every dimension of every tensor carries a label. Parameters make fresh labels, the operators' rules
-(rules.py) say where they go, and indices that must live or die together end up in one class of a union-find: the groups
+(`rules`) say where they go, and indices that must live or die together end up in one class of a union-find: the groups
 follow exactly, whatever the model's Python looks like. Prior art: DepGraph (Fang et al., CVPR 2023) finds groups from
 module types and their order; here they are read from `torch.export`, where every shape is explicit.
 """
