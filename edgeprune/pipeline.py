@@ -8,22 +8,20 @@ run that reuses everything never does.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from edgeprune import codec, runtimes
-from edgeprune.errors import DeviceError, InconclusiveError, UsageError
+from edgeprune import codec, provenance, runtimes
+from edgeprune.errors import DeviceError, UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.store import Draft, Entry, Store, file_sha256, read_capped, write_atomic
+from edgeprune.store import Draft, Entry, Store, read_capped, write_atomic
 from edgeprune.types import (
     Artifact,
     Baseline,
@@ -32,11 +30,9 @@ from edgeprune.types import (
     Confirmed,
     Device,
     Epoch,
-    Experiment,
     Explanation,
     Groups,
     History,
-    Interval,
     Outcome,
     Plan,
     Profile,
@@ -62,18 +58,12 @@ if TYPE_CHECKING:
     from edgeprune.formats.base import Template
 
 SCHEMA = 1  # of the run folder and of the JSON result
-LEAST = 0.97  # of the budget: less is accuracy given away
-STRIDE = 0.022  # of the budget, between plans that are measured together: less than what is accepted is wide
 LOCKED_TOLD = 3  # locked groups that the survey's line names; the plan's table names all
-CONFIRM_PROCESSES = 6  # in each of which the anchor, the unpruned and the cut networks take turns
-CONFIRM_PLANS = 4  # at most, in one turn
 KEPT_SAMPLES = 32  # validation samples, with what torch makes of them, kept beside an artifact
 START = "start.safetensors"  # the cut network that training starts from
 SOURCES = "project"  # the file beside it that has the digest of what it follows from but for the device
 CALIBRATED = 300  # training samples that int8 ranges come from
-
 EVENTS = "tensorboard"  # the folder beside the stages' own
-SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules"}
 # What must have run before a stage's work begins (attributes of Road).
 NEEDS = {
     "baseline": ("groups",),
@@ -138,13 +128,10 @@ def open_road(
 def forecast(project: Path | str, target: str, whole: bool = True, deploy: bool = False) -> list[str]:
     """What `run`, `deploy`, or `profile` alone (not `whole`) would send to the device and run there, at most; touches neither
     it nor the run folder."""
-    from edgeprune import deploying
+    from edgeprune import deploying, forecasting
 
     known, to = _asked(project, target, None)
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
-        store = stack.enter_context(Store(scratch))
-        lines = Road(known, to, store, stack, Quiet()).forecast(whole)
+    lines = forecasting.forecast(known, to, whole)
     return lines + deploying.forecast(to) if deploy else lines
 
 
@@ -330,7 +317,9 @@ class Road:
         """The first plan: exact on the profile as it stands, not yet confirmed on the device."""
 
         def work(draft: Draft) -> str:
-            plan = self._planned(0)[0]
+            from edgeprune import confirming
+
+            plan = confirming.plans(self.groups, self.scores, self.project.budget, self.profile)[0]
             draft.write_text("plan.json", codec.dumps(plan))
             kept = sum(plan.widths.values()), sum(group.width for group in self.groups.free)
             if kept[0] == kept[1]:
@@ -371,39 +360,23 @@ class Road:
         return self._stage("prune", work)
 
     def _confirm(self) -> Confirmed:
-        """Plan, cut, measure; where measured is not predicted, put it into the profile and plan again."""
-        from edgeprune import latency, planning
+        """A plan whose latency was measured; what was measured for it goes into the profile."""
+        from edgeprune import confirming
 
-        if self.plan.widths == {group.name: group.width for group in self.groups.free}:
-            return Confirmed(self.plan, ())  # nothing is cut, so there is nothing to confirm
-        tried: list[tuple[Plan, Round]] = []
-        plans = self._planned(0)
-        for turn in range(LIMITS.confirm_rounds):
-            tried += zip(plans, self._measured(turn, plans), strict=True)
-            safe = [(plan, found) for plan, found in tried if found.safe]
-            model = latency.draft(self.groups, self.profile)
-            now = [found.measured.mid / model.ns(plan.widths) for plan, found in tried if found.turn == turn]
-            correction = sorted(now)[len(now) // 2]
-            plan, found = max(safe or tried, key=lambda pair: pair[1].share)
-            wider = planning.wider(self.groups, plan.widths)
-            full_up = all(model.ns(widths) * correction > found.budget_ns for widths in wider)
-            if found.safe and (found.share >= LEAST or full_up):
-                break
-            if turn + 1 < LIMITS.confirm_rounds:
-                surprise = max(abs(f.measured.mid / f.predicted_ns - 1) for _, f in tried if f.turn == turn)
-                plans = self._planned(turn + 1, correction, surprise)
-        met = [(plan, found) for plan, found in tried if found.share <= 1]
-        if not met:
-            shares = ", ".join(f"{100 * found.share:.1f}%" for _, found in tried)
-            raise InconclusiveError(
-                f"no plan was confirmed in {turn + 1} rounds: measured {shares} of the budget; the device may be too busy"
-                " to measure: run again when it is quiet, or raise the budget"
+        def measure(turn: int, plans: Sequence[Plan]) -> tuple[Profile, list[Round]]:
+            self._watch.start("confirm")
+            profile, rounds = confirming.measure(
+                self.bench, self.variant, self.input_files, self.groups, self.profile, self.project.budget, turn, plans
             )
-        if not safe:  # on a machine too noisy for any to be, the fastest is the one most likely to hold
-            plan, found = min(met, key=lambda pair: pair[1].share)
-        if found.share < LEAST and not full_up:
-            log.warning("the confirmed plan uses only %.1f%% of the budget: accuracy is given away", 100 * found.share)
-        return Confirmed(plan, tuple(found for _, found in tried))
+            self._keep(profile)
+            figures = "; ".join(
+                f"predicted {r.predicted_ns / 1e6:.3f} ms, measured {r.measured.mid / 1e6:.3f} ms: {100 * r.share:.1f}%"
+                for r in rounds
+            )
+            self._watch.done("confirm", f"{figures} of the budget")
+            return profile, rounds
+
+        return confirming.confirm(self.groups, self.scores, self.project.budget, self.profile, measure)
 
     @cached_property
     def tuned(self) -> Path:
@@ -596,70 +569,12 @@ class Road:
     def _compiled_last(self) -> Entry:
         """The artifact of the project as it is now, with the calls to check it by, whatever device it was planned on."""
 
+        settings = provenance.settings(self.project, self.target)
+
         def current(entry: Entry) -> bool:
-            return entry.path(SOURCES).is_file() and entry.path(SOURCES).read_text() == self._project_digest
+            return entry.path(SOURCES).is_file() and entry.path(SOURCES).read_text() == settings
 
         return self._store.newest("compile", current) or self._compile
-
-    @property
-    def _project_digest(self) -> str:
-        """What an artifact follows from but for the device and the libraries of this machine: another runtime is no reason to
-        train again, but to check. Of files and settings alone, so that no stage runs for it."""
-        p, t = self.project, self.target
-        network = _contents(p), p.factory, p.inputs, p.lock, p.preprocess, p.importance
-        data = p.train, p.valid, p.test, p.clean, p.augment, p.loss, p.metric, p.closed_loop
-        training = p.epochs, p.learning_rate, p.ema, p.seed, str(p.budget)
-        return digest([network, data, training, t.runtime, t.precision, t.threads, t.dla])
-
-    def forecast(self, whole: bool = True) -> list[str]:
-        """See `edgeprune.pipeline.forecast`."""
-        import zlib
-
-        from edgeprune import bench, network, profiling, transports, verifying
-        from edgeprune.formats import FORMATS
-
-        groups = network.survey(self._model, self._inputs, self.project.lock)
-        template = FORMATS[self._runtime.format](self._model, self._inputs, groups)
-        file = template.variant(groups.full())
-        sent = len(zlib.compress(file, 1))
-        if self._runtime.format == "tflite":  # which sends its operators beside it
-            sent *= 2
-        at_least, most = profiling.processes(groups)
-        each = profiling.TIMED_S + profiling.PROFILED_S + LIMITS.warmup_s / 4
-        seconds = LIMITS.start_s + (profiling.ANCHORS + profiling.TOGETHER) * each
-        lines = [
-            *transports.commands(self.target),
-            "  agent: identify",
-            f"  sftp put {at_least * profiling.TOGETHER} to {most * profiling.TOGETHER} variants, at most {sent:,} bytes each"
-            f" ({len(file):,} unpacked), {most * profiling.TOGETHER * sent / 1e6:.1f} MB in all",
-            f"  agent: time, with times by operator: {at_least} to {most} processes of about {seconds:.0f} s",
-        ]
-        minutes = [at_least * seconds / 60, most * seconds / 60]
-        candidates = self._runtime.candidates(self.target.precision)
-        if len(candidates) > 1:
-            each_s = LIMITS.start_s + len(candidates) * (LIMITS.warmup_s / 4 + LIMITS.timed_s)
-            lines.append(
-                f"  agent: time and outputs, to choose from {', '.join(candidates)}: {verifying.PROCESSES} processes of about"
-                f" {each_s:.1f} s and at most {len(candidates) * LIMITS.metric_s:.0f} s of outputs"
-            )
-            minutes = [spent + verifying.PROCESSES * each_s / 60 for spent in minutes]
-            minutes[1] += len(candidates) * LIMITS.metric_s / 60
-        if whole:
-            confirm = CONFIRM_PROCESSES * LIMITS.confirm_rounds
-            turns = LIMITS.start_s + (2 + CONFIRM_PLANS) * (LIMITS.warmup_s / 4 + LIMITS.timed_s)
-            weights = 4 * network.parameters(self._model)
-            final = 2 * verifying.PROCESSES * verifying.ROUNDS
-            least = 2 * bench.SETTLED
-            each = LIMITS.start_s + LIMITS.warmup_s / 4 + LIMITS.timed_s
-            lines += [
-                f"  agent: time, to confirm plans: {bench.SETTLED} to {confirm} processes of about {turns:.1f} s",
-                f"  sftp put the unpruned and the pruned artifact: at most {2 * weights:,} bytes",
-                f"  agent: time, for the verdict: {least} to {final} processes of about {each:.1f} s",
-                f"  agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
-            ]
-            minutes[0] += (bench.SETTLED * turns + least * each) / 60
-            minutes[1] += (confirm * turns + final * each + 2 * LIMITS.metric_s) / 60
-        return [*lines, f"expected: {minutes[0]:.1f} to {minutes[1]:.1f} minutes of the device's time"]
 
     # ---------------------------------------------------------------------------------- what the stages share
 
@@ -745,7 +660,7 @@ class Road:
             draft.write_text("artifact.json", codec.dumps(replace(artifact, files=tuple(map(Path, names)))))
             if stage == "compile":
                 self._keep_calls(draft, made)
-                draft.write_text(SOURCES, self._project_digest)
+                draft.write_text(SOURCES, provenance.settings(self.project, self.target))
             left = f"{artifact.operators} operators, of {self.groups.operators} in torch's graph"
             return f"{self.target.runtime} {precision}, {artifact.size_bytes / 1e3:.1f} kB, {left}"
 
@@ -768,57 +683,6 @@ class Road:
             np.save(draft.path(f"calls/input_{i}.npy"), column, allow_pickle=False)
         expected = accuracy.computed(network, stacked, len(targets))
         np.save(draft.path("calls/expected.npy"), expected, allow_pickle=False)
-
-    def _planned(self, turn: int, correction: float = 1.0, surprise: float = 0.0) -> list[Plan]:
-        """Exact plans on the profile as it stands, for a turn of the loop.
-
-        As many as it takes for one of them to land where it is accepted: a model that is sure of itself holds the budget with
-        the upper edge of its prediction, another has several measured, `STRIDE` apart. Every turn knows better. `correction`
-        is measured over predicted latency, as the model sees it after the last turn; `surprise` is how far that turn was off.
-        """
-        from edgeprune import latency, planning
-
-        profile = self.profile
-        model = latency.fit(self.groups, profile)
-        budget_ns = self.project.budget.resolve(latency.baseline(profile))
-        error = max(model.error, surprise) / (1 + turn)
-        count = min(CONFIRM_PLANS, max(1, math.ceil(2 * error / STRIDE)))
-        aims = [(1 + LEAST) / 2 * (1 + STRIDE * (i - (count - 1) / 2)) for i in range(count)]
-        if count == 1:
-            aims = [1 / (1 + error)]
-        aims = [aim / correction for aim in aims]
-        return planning.plans(self.groups, model, self.scores, budget_ns, digest(profile), aims)
-
-    def _measured(self, turn: int, plans: Sequence[Plan]) -> list[Round]:
-        """Measure the networks of plans, taking turns with the anchor and the unpruned one, and add them to the profile."""
-        from edgeprune import latency, profiling, stats
-
-        self._watch.start("confirm")
-        baseline_ns = latency.baseline(self.profile)
-        full = self.groups.full()
-        asked = [("anchor", profiling.anchor(self.groups)), (self.profile.unpruned_role, full)]
-        asked += [("confirm", {**full, **plan.widths}) for plan in plans]
-        models = [self.variant(widths, role == "reference") for role, widths in asked]
-        samples = self.bench.compare(models, self.input_files, CONFIRM_PROCESSES)
-        batch = self.profile.next_batch
-        self._keep(
-            self.profile.with_experiments(
-                Experiment(role, batch, widths, taken) for (role, widths), taken in zip(asked, samples, strict=True)
-            )
-        )
-        rounds = []
-        for plan, taken in zip(plans, samples[2:], strict=True):
-            # The ratio of runs in turns is free of the machine's drift; the profile's baseline gives it its size.
-            ratio = stats.ratio(taken, samples[1], latency.QUIET)
-            shared = Interval(ratio.low * baseline_ns, ratio.mid * baseline_ns, ratio.high * baseline_ns)
-            measured = shared if self.project.budget.ns is None else stats.latency(taken)
-            rounds.append(Round(turn, plan.widths, plan.predicted.mid, measured, plan.budget_ns))
-        figures = "; ".join(
-            f"predicted {r.predicted_ns / 1e6:.3f} ms, measured {r.measured.mid / 1e6:.3f} ms: {100 * r.share:.1f}%"
-            for r in rounds
-        )
-        self._watch.done("confirm", f"{figures} of the budget")
-        return rounds
 
     @property
     def _several(self) -> bool:
@@ -858,24 +722,24 @@ class Road:
         data = p.train, p.valid, p.test, p.clean
         match stage:
             case "survey":
-                return _sources(p), p.factory, p.inputs, p.lock, p.preprocess
+                return provenance.sources(p), p.factory, p.inputs, p.lock, p.preprocess
             case "baseline":
-                return key("survey"), t.runtime, _version(self._runtime.converter)
+                return key("survey"), t.runtime, provenance.installed(self._runtime.converter)
             case "precision":
-                quantizer, device = _version(self._runtime.quantizer), self.device.identity
-                where = device, t.threads, *_state(t), t.precision
+                quantizer, device = provenance.installed(self._runtime.quantizer), self.device.identity
+                where = device, t.threads, *provenance.state(t), t.precision
                 return key("baseline"), quantizer, *where, data, p.metric, p.closed_loop, p.max_metric_drop
             case "scores":
                 return key("survey"), p.importance, data, p.loss
             case "plan":
-                where = self.device.identity, t.threads, *_state(t), self.precision
+                where = self.device.identity, t.threads, *provenance.state(t), self.precision
                 return key("scores"), *where, str(p.budget)
             case "prune":
                 return key("plan"), START
             case "finetune":
                 return key("prune"), p.epochs, p.learning_rate, p.ema, p.seed, p.metric, p.closed_loop, p.augment
             case "compile":
-                return key("finetune"), key("baseline"), _version(self._runtime.quantizer), SOURCES
+                return key("finetune"), key("baseline"), provenance.installed(self._runtime.quantizer), SOURCES
             case "verify":
                 return key("compile"), p.metric, p.closed_loop, p.max_metric_drop
         raise ValueError(f"no stage {stage}")
@@ -887,7 +751,7 @@ class Road:
     @property
     def _profile_path(self) -> Path:
         t = self.target
-        key = digest([self.groups.network, self.device.identity, t.threads, self.precision, *_state(t)])[:8]
+        key = digest([self.groups.network, self.device.identity, t.threads, self.precision, *provenance.state(t)])[:8]
         return self._profiles / f"{self.project.name}-{key}.json"
 
     def _keep(self, profile: Profile) -> None:
@@ -915,9 +779,7 @@ class Road:
 
     @property
     def _cuts(self) -> bool:
-        return any(
-            len(units) < group.width for group in self.groups.free for units in [self.confirmed.plan.keep[group.name]]
-        )
+        return self.confirmed.plan.cuts(self.groups)
 
     @property
     def _recipe(self) -> Recipe:
@@ -957,41 +819,3 @@ def read_history(project: Path | str, target: str, figure: str) -> History:
     known, to = _asked(project, target, None)
     records = baselines.history(_profiles(known, to) / f"{known.name}.history.jsonl")
     return checking.history(known.name, to, records, figure)
-
-
-def _state(target: Target) -> list[object]:
-    """What a target asks of a Jetson, which what is measured follows from; nothing elsewhere."""
-    asked: list[object] = [target.dla, target.power_mode, target.clocks_pinned, target.prepare]
-    return asked if any(key is not None for key in asked) else []
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
-def _sources(project: Project) -> str:
-    """Digest of what the user's model and data are made of, and of the libraries that make something of it."""
-    libraries = {name: _version(name) for name in ("edgeprune", "torch", "onnx", "onnxruntime", "numpy")}
-    return digest([_contents(project), libraries])
-
-
-def _contents(project: Project) -> dict[str, str]:
-    """Digests of the Python files beside the project file, and of the weights.
-
-    Data that the code reads from elsewhere is not seen; `--fresh` is for that.
-    """
-    root = project.path.parent
-    files = sorted(
-        path
-        for path in root.rglob("*.py")
-        if not any(part.startswith(".") or part in SKIPPED for part in path.relative_to(root).parts)
-    )
-    if len(files) > LIMITS.source_files:
-        raise UsageError(f"{root}: over {LIMITS.source_files} Python files; keep edgeprune.toml in a folder of its own")
-    hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
-    if project.weights is not None:
-        hashes["weights"] = file_sha256(project.weights) if project.weights.is_file() else "missing"
-    return hashes

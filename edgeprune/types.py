@@ -622,6 +622,10 @@ class Plan:
         """Units kept a group."""
         return {group: len(units) for group, units in self.keep.items()}
 
+    def cuts(self, groups: Groups) -> bool:
+        """Whether anything goes."""
+        return any(len(self.keep[group.name]) < group.width for group in groups.free)
+
 
 @dataclass(frozen=True)
 class Round:

@@ -16,7 +16,7 @@ import pytest
 from small import Finished, command
 
 import edgeprune
-from edgeprune import finetuning, pipeline
+from edgeprune import finetuning, provenance
 from edgeprune.bench import Bench
 
 OPEN = (0, 4)  # on a machine with other work a share of the budget may stay open; it never fails
@@ -159,8 +159,8 @@ def test_what_computes_no_numbers_fails_with_a_report(
 def test_other_libraries_are_checked_and_nothing_is_trained_again(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = pipeline._version
-    monkeypatch.setattr(pipeline, "_version", lambda package: versions(package) + ".1")
+    versions = provenance.installed
+    monkeypatch.setattr(provenance, "installed", lambda package: versions(package) + ".1")
     monkeypatch.setattr(finetuning, "finetune", lambda *given: pytest.fail("it is trained again"))
     report = edgeprune.check(checked, budgets=["1 s"])
     assert "slowdown" in {check.name for check in report.checks}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgeprune
-from edgeprune import accuracy, api, baselines, checking, cli, codec, pipeline, pytest_plugin, reporting, stats
+from edgeprune import accuracy, api, baselines, checking, cli, codec, provenance, pytest_plugin, reporting, stats
 from edgeprune.agent import agent
 from edgeprune.errors import UsageError
 from edgeprune.types import (
@@ -512,13 +511,10 @@ def test_libraries_and_device_do_not_make_a_project_another_one(
 
     def found(path: Path = project) -> tuple[str, str]:
         known = codec.read_project(path)
-        with ExitStack() as stack:
-            road = pipeline.Road(known, target, pipeline.Store(tmp_path), stack, pipeline.Quiet())
-            return road._project_digest, pipeline._sources(known)
+        return provenance.settings(known, target), provenance.sources(known)
 
-    monkeypatch.setattr(pipeline.Road, "bench", property(lambda road: pytest.fail("a device is asked")))
     before = found()
-    monkeypatch.setattr(pipeline, "_version", lambda package: "another")
+    monkeypatch.setattr(provenance, "installed", lambda package: "another")
     after = found()
     assert before[0] == after[0] and before[1] != after[1]
     project.write_text(project.read_text().replace("epochs = 2", "epochs = 3"))

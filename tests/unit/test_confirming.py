@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import cache
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from nets import Concat, image
 from test_latency import DEVICE, truth
 
-from edgeprune import codec, latency, network, planning, profiling
+from edgeprune import confirming, latency, network, planning, profiling
 from edgeprune.errors import InconclusiveError
 from edgeprune.importance import CRITERIA
-from edgeprune.pipeline import Quiet, Road
-from edgeprune.store import Store
-from edgeprune.types import Experiment, Groups, Interval, Plan, Profile, Round, Run, Samples, Scores, Widths
+from edgeprune.types import (
+    Budget,
+    Confirmed,
+    Experiment,
+    Groups,
+    Interval,
+    Plan,
+    Profile,
+    Round,
+    Run,
+    Samples,
+    Scores,
+    Widths,
+)
 
 OVERHEAD = 3000
 
@@ -40,21 +49,17 @@ def surveyed() -> tuple[Groups, Scores]:
     return groups, CRITERIA["magnitude-l2"](model, groups, [], lambda outputs, targets: outputs)
 
 
-class Simulated(Road):
-    """A road whose device takes `bias` times what its profile promised, with an interval of ± `noise`."""
+class Simulated:
+    """A device that takes `bias` times what its profile promised, with an interval of ± `noise`."""
 
-    def __init__(self, project: Path, budget: str, bias: float, noise: float) -> None:
-        known = codec.read_project(project, budget)
-        target = codec.read_target(codec.find_target("local", project.parent))
-        super().__init__(known, target, Store(project.parent / "runs"), ExitStack(), Quiet())
-        self.bias, self.noise, self.turns = bias, noise, 0
+    def __init__(self, budget: Budget, bias: float, noise: float) -> None:
+        self.budget, self.bias, self.noise, self.turns = budget, bias, noise, 0
         self.groups, self.scores = surveyed()
         variants = {"anchor": profiling.anchor(self.groups), "baseline": self.groups.full()}
         others = islice(profiling.configurations(self.groups), 40)
         taken = [self._taken(0, role, widths, 1.0) for role, widths in variants.items()]
         experiments = (*taken, *(self._taken(0, "fit", widths, 1.0) for widths in others))
-        self._profile = Profile("t", "m", "n", DEVICE, 1, "fp32", experiments)
-        self.plan = self._planned(0)[0]
+        self.profile = Profile("t", "m", "n", DEVICE, 1, "fp32", experiments)
 
     def _taken(self, batch: int, role: str, widths: Widths, bias: float) -> Experiment:
         layers = {name: round(ns) for name, ns in truth(self.groups, widths, 8).items()}
@@ -62,21 +67,21 @@ class Simulated(Road):
         samples = Samples((Run((total,), 1),))
         return Experiment(role, batch, dict(widths), samples, layers if role != "confirm" else {}, OVERHEAD)
 
-    def _keep(self, profile: Profile) -> None:
-        self._profile = profile
-
-    def _measured(self, turn: int, plans: Sequence[Plan]) -> list[Round]:
+    def measure(self, turn: int, plans: Sequence[Plan]) -> tuple[Profile, list[Round]]:
         self.turns += 1
         batch = self.profile.next_batch
         anchor = self._taken(batch, "anchor", profiling.anchor(self.groups), 1.0)
         confirmed = [self._taken(batch, "confirm", {**self.groups.full(), **p.widths}, self.bias) for p in plans]
-        self._keep(self.profile.with_experiments([anchor, *confirmed]))
+        self.profile = self.profile.with_experiments([anchor, *confirmed])
         rounds = []
         for plan, taken in zip(plans, confirmed, strict=True):
             ns = latency.measured_ns(self.profile, taken)
             measured = Interval(ns * (1 - self.noise), ns, ns * (1 + self.noise))
             rounds.append(Round(turn, plan.widths, plan.predicted.mid, measured, plan.budget_ns))
-        return rounds
+        return self.profile, rounds
+
+    def confirmed(self) -> Confirmed:
+        return confirming.confirm(self.groups, self.scores, self.budget, self.profile, self.measure)
 
     def true_ns(self, widths: Widths) -> float:
         """What the device takes."""
@@ -84,36 +89,36 @@ class Simulated(Road):
 
 
 @pytest.mark.parametrize("bias", [0.9, 0.97, 1.0, 1.04, 1.1])
-@pytest.mark.parametrize("budget", ["70%", "45%"])
-def test_the_budget_is_met_and_used_in_three_rounds(bias: float, budget: str, project: Path) -> None:
-    road = Simulated(project, budget, bias, noise=0.005)
-    confirmed = road._confirm()
+@pytest.mark.parametrize("share", [0.7, 0.45])
+def test_the_budget_is_met_and_used_in_three_rounds(bias: float, share: float) -> None:
+    device = Simulated(Budget(fraction=share), bias, noise=0.005)
+    confirmed = device.confirmed()
     chosen = next(found for found in confirmed.rounds if found.widths == confirmed.plan.widths)
     assert chosen.safe
-    wider = [road.true_ns(widths) for widths in planning.wider(road.groups, chosen.widths)]
+    wider = [device.true_ns(widths) for widths in planning.wider(device.groups, chosen.widths)]
     assert chosen.share >= 0.97 or all(ns * 1.01 > chosen.budget_ns for ns in wider)
-    assert confirmed.turns == road.turns <= 3
+    assert confirmed.turns == device.turns <= 3
 
 
-def test_a_good_prediction_takes_one_round(project: Path) -> None:
-    assert Simulated(project, "60%", 1.0, noise=0.005)._confirm().turns == 1
+def test_a_good_prediction_takes_one_round() -> None:
+    assert Simulated(Budget(fraction=0.6), 1.0, noise=0.005).confirmed().turns == 1
 
 
-def test_where_noise_hides_the_answer_the_fastest_plan_within_the_budget_is_taken(project: Path) -> None:
-    confirmed = Simulated(project, "60%", 1.0, noise=0.2)._confirm()
+def test_where_noise_hides_the_answer_the_fastest_plan_within_the_budget_is_taken() -> None:
+    confirmed = Simulated(Budget(fraction=0.6), 1.0, noise=0.2).confirmed()
     assert confirmed.turns == 3
     chosen = next(turn for turn in confirmed.rounds if turn.widths == confirmed.plan.widths)
     assert chosen.share == min(turn.share for turn in confirmed.rounds) <= 1
 
 
-def test_a_device_that_never_meets_it_is_inconclusive(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    road = Simulated(project, "60%", 1.0, noise=0.0)
-    monkeypatch.setattr(road, "_planned", lambda turn, correction=1.0, surprise=0.0: [road.plan])
-    road.bias = 1.5
+def test_a_device_that_never_meets_it_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Simulated(Budget(fraction=0.6), 1.5, noise=0.0)
+    same = confirming.plans(device.groups, device.scores, device.budget, device.profile)
+    monkeypatch.setattr(confirming, "plans", lambda *given: same)
     with pytest.raises(InconclusiveError, match="3 rounds"):
-        road._confirm()
+        device.confirmed()
 
 
-def test_a_budget_above_the_baseline_measures_nothing(project: Path) -> None:
-    road = Simulated(project, "1 s", 1.0, noise=0.0)
-    assert road._confirm().rounds == () and road.turns == 0
+def test_a_budget_above_the_baseline_measures_nothing() -> None:
+    device = Simulated(Budget(ns=1_000_000_000), 1.0, noise=0.0)
+    assert device.confirmed().rounds == () and device.turns == 0
