@@ -46,7 +46,7 @@ from nets import Subject, local
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgeprune import codec, finetuning, graph, latency, network, parallel, planning, reconstruction, stats
+from edgeprune import codec, finetuning, graph, latency, network, parallel, planning, pruning, reconstruction, stats
 from edgeprune import project as user
 from edgeprune.bench import open_bench
 from edgeprune.errors import EdgepruneError, InfeasibleError
@@ -171,19 +171,17 @@ def ways(
     whole: Unpruned,
 ) -> dict[str, Cut]:
     """Every way, by its name in the table; edgeprune's under the `default` criterion, and under others that are asked for."""
-    scores, reference = whole.scores, whole.reference
+    scores = whole.scores
 
     def at(widths: Widths | None, by: str, fitted: bool = False) -> Small | None:
         if widths is None:
             return None
         keep = {group.name: planning.best_units(group, scores[by], widths[group.name]) for group in groups.free}
         recipe = graph.recipe(groups, keep)
-        small = network.cut(model, recipe, cifar.inputs())
         if not fitted:
-            return Small(small)
-        return Small(
-            *(fit(model, small, recipe, reference) for fit in (reconstruction.compensate, reconstruction.reconstruct))
-        )
+            return Small(network.cut(model, recipe, cifar.inputs()))
+        pruned = pruning.fitted(model, recipe, cifar.inputs(), whole.reference)
+        return Small(pruned.start, pruned.untrained)
 
     def exact(by: str, among: Groups = groups, fitted: bool = True) -> Cut:
         def made(limit: float) -> Small | None:

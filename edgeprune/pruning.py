@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from edgeprune import graph, network, reconstruction
+from edgeprune.reconstruction import Reference
 from edgeprune.types import Groups, Plan, Recipe
 
 
@@ -33,10 +34,15 @@ def prune(
     The cut is proved against the masked original on `inputs` before; raises `CutError` where they disagree.
     """
     recipe = graph.recipe(groups, plan.keep)
-    small = network.cut(model, recipe, inputs)
     if not recipe:
-        return Pruned(small, small, recipe, False)
-    reference = reconstruction.observe(model, batches)
+        whole = network.cut(model, recipe, inputs)
+        return Pruned(whole, whole, recipe, False)
+    return fitted(model, recipe, inputs, reconstruction.observe(model, batches))
+
+
+def fitted(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], reference: Reference) -> Pruned:
+    """The network that `recipe` cuts, fitted to what layers of the whole one read; proved likewise."""
+    small = network.cut(model, recipe, inputs)
     untrained = reconstruction.reconstruct(model, small, recipe, reference)
     start = reconstruction.compensate(model, small, recipe, reference)
     return Pruned(untrained, start, recipe, untrained is not small)
