@@ -29,6 +29,7 @@ MENDED = {
     types.Record: "remove that line",
 }
 SHOWN_CHARS = 80  # of a user's value or key in a message
+PATH_CHARS = 1000  # of a path, whose end tells most
 
 # ------------------------------------------------------------------------------------------------------- TOML
 
@@ -295,7 +296,7 @@ def find_target(name: str, project_dir: Path) -> Path:
             return Path(os.path.abspath(place))
     known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
     stem = name.replace(os.sep, "/").rpartition("/")[2].removesuffix(".toml")
-    raise _usage(f"no target {_shown(name)}{_nearest(stem, known)}; give a known one or the path of a target file")
+    raise _usage(f"no target {_shown(name, PATH_CHARS)}{_nearest(stem, known)}; give a known one or the path of a target file")
 
 
 def _shipped_targets() -> Path:

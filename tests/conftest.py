@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for the tests that import it themselves
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are small, and several processes share the cores
 
 import pytest
 from small import FILE, MODULE, Finished, command

@@ -130,7 +130,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"lcoal.*local"):
         codec.find_target("lcoal", tmp_path)
     with pytest.raises(UsageError, match=r"nowhere\.toml"):
-        codec.find_target(str(tmp_path / "nowhere.toml"), tmp_path)
+        codec.find_target(str(tmp_path / ("deep" * 50) / "nowhere.toml"), tmp_path)
 
 
 def test_targets_beside_the_project_come_first(tmp_path: Path) -> None:
