@@ -106,7 +106,7 @@ class Size:
 FULL = Size(
     ("resnet20", "resnet32", "mobilenet"), ("onnxruntime", "openvino"), ("65%", "50%", "35%"), 3, None, 15, None, 5, 60
 )
-USUAL = replace(FULL, seeds=1, images=3_000, epochs=2, all_images=20_000, from_weights=1, from_nothing=5, rounds=2)
+USUAL = replace(FULL, seeds=1, images=3_000, epochs=2, all_images=20_000, from_weights=1, from_nothing=5)
 SHORT = replace(FULL, nets=("resnet20",), runtimes=("onnxruntime",), budgets=("50%",), seeds=1, images=256, epochs=1,
                 all_images=512, from_weights=1, from_nothing=2, rounds=1)  # fmt: skip
 
