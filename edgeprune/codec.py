@@ -296,7 +296,9 @@ def find_target(name: str, project_dir: Path) -> Path:
             return Path(os.path.abspath(place))
     known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
     stem = name.replace(os.sep, "/").rpartition("/")[2].removesuffix(".toml")
-    raise _usage(f"no target {_shown(name, PATH_CHARS)}{_nearest(stem, known)}; give a known one or the path of a target file")
+    raise _usage(
+        f"no target {_shown(name, PATH_CHARS)}{_nearest(stem, known)}; give a known one or the path of a target file"
+    )
 
 
 def _shipped_targets() -> Path:

@@ -91,57 +91,61 @@ class Sums:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What a dense layer reads in an uncut network: `rows` (positions, channels), a part of them where there are many, of
+    `positions`. `dim` is the dimension of its weight that its inputs are in, `bias` the name of what is added, "" for none."""
+
+    rows: Tensor
+    positions: int
+    dim: int
+    bias: str
+
+    @property
+    def sums(self) -> Sums:
+        """Of what it reads."""
+        return Sums.of_all(self.rows, bool(self.bias))
+
+
+@dataclass(frozen=True)
 class Reference:
-    """What the dense layers of an uncut network read for `inputs`: `rows[weight]` (positions, channels), a part of them where
-    there are many, of `positions[weight]`. `dims[weight]` is the dimension of the weight that its inputs are in,
-    `biases[weight]` what is added."""
+    """An uncut network at work on `inputs`: its dense layers by the names of their weights, and what it gives for others."""
 
     inputs: Inputs
-    rows: Mapping[str, Tensor]
-    positions: Mapping[str, int]
-    dims: Mapping[str, int]
-    biases: Mapping[str, str]
-    held_out: tuple[Inputs, tuple[Tensor, ...]]  # other samples, and what the network gives for them
+    layers: Mapping[str, Layer]
+    held_out: tuple[Inputs, tuple[Tensor, ...]]
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of fitting all layers, about."""
-        return sum((len(rows) + rows.shape[1]) * rows.shape[1] ** 2 for rows in self.rows.values())
-
-    def sums(self, weight: str) -> Sums:
-        """Of what a layer reads in the uncut network."""
-        return Sums.of_all(self.rows[weight], weight in self.biases)
+        return sum((len(layer.rows) + layer.rows.shape[1]) * layer.rows.shape[1] ** 2 for layer in self.layers.values())
 
     def readers(self, group: Group) -> list[Slot]:
         """Where layers that can be fitted read the channels of a group."""
-        return [slot for slot in group.slots if self.dims.get(slot.parameter) == slot.dim]
+        return [s for s in group.slots if s.parameter in self.layers and self.layers[s.parameter].dim == s.dim]
 
 
 def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Reference:
     """Run `model` on the first samples of `batches`, as many as `LIMITS` has memory for; keep what its dense layers read."""
     first = next(iter(batches))
-    layers, largest = _layers(model, first)
+    known, largest = _layers(model, first)
     inputs, held_out = _samples(batches, largest)
-    most = LIMITS.reconstruction_bytes // (4 * max(1, sum(layer.channels for layer in layers.values())))
-    rows: dict[str, Tensor] = {}
-    positions: dict[str, int] = {}
+    most = LIMITS.reconstruction_bytes // (4 * max(1, sum(call.channels for call in known.values())))
+    layers: dict[str, Layer] = {}
 
     def keep(call: _Call) -> None:
-        if call.weight in layers and call.positions >= call.channels <= LIMITS.reconstruction_channels:
-            found = call.rows(most).clone()  # which the model may change in place
-            if bool(found.isfinite().all()):
-                rows[call.weight], positions[call.weight] = found, call.positions
+        if call.weight in known and call.positions >= call.channels <= LIMITS.reconstruction_channels:
+            rows = call.rows(most).clone()  # which the model may change in place
+            if bool(rows.isfinite().all()):
+                layers[call.weight] = Layer(rows, call.positions, call.dim, known[call.weight].bias)
 
     try:
         _run(model, inputs, keep)
         expected = _run(model, held_out)
     except (RuntimeError, ValueError, IndexError, AssertionError):  # the model takes no batches but those of training
         inputs = held_out = first[0]
-        rows.clear()
+        layers.clear()
         expected = _run(model, inputs, keep)
-    dims = {name: layers[name].dim for name in rows}
-    biases = {name: layers[name].bias for name in rows if layers[name].bias}
-    return Reference(inputs, rows, positions, dims, biases, (held_out, expected))
+    return Reference(inputs, layers, (held_out, expected))
 
 
 def order(model: nn.Module, group: Group, reference: Reference, sums: Mapping[str, Sums]) -> dict[int, float]:
@@ -174,11 +178,11 @@ def reconstruct(model: nn.Module, small: nn.Module, recipe: Recipe, reference: R
     fitted = copy.deepcopy(small)
 
     def fit(call: _Call) -> None:
-        before = reference.rows.get(call.weight)
-        if before is None or call.positions != reference.positions[call.weight]:  # channels may be positions elsewhere
+        layer = reference.layers.get(call.weight)
+        if layer is None or call.positions != layer.positions:  # channels may be positions elsewhere
             return
-        sums = Sums.of(call.rows(len(before)), before, call.weight in reference.biases)
-        _fit(call.weight, sums, model, fitted, recipe, reference)
+        sums = Sums.of(call.rows(len(layer.rows)), layer.rows, bool(layer.bias))
+        _fit(call.weight, layer, sums, model, fitted, recipe)
 
     _run(fitted, reference.inputs, fit)
     return _nearer(fitted, small, reference)
@@ -192,21 +196,20 @@ def compensate(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Re
     """
     fitted = copy.deepcopy(small)
     left = {name for name, _ in fitted.named_parameters()}
-    for weight, dim in reference.dims.items():
-        if weight in left and dim in recipe.get(weight, {}):
-            sums = reference.sums(weight).of_kept(recipe[weight][dim])
-            _fit(weight, sums, model, fitted, recipe, reference)
+    for name, layer in reference.layers.items():
+        if name in left and layer.dim in recipe.get(name, {}):
+            _fit(name, layer, layer.sums.of_kept(recipe[name][layer.dim]), model, fitted, recipe)
     return _nearer(fitted, small, reference)
 
 
-def _fit(name: str, sums: Sums, model: nn.Module, small: nn.Module, recipe: Recipe, reference: Reference) -> None:
+def _fit(name: str, layer: Layer, sums: Sums, model: nn.Module, small: nn.Module, recipe: Recipe) -> None:
     """Put the weights that fit `sums` into one layer of `small`, for those that it has in `model`."""
-    dims, dim, own = recipe.get(name, {}), reference.dims[name], small.get_parameter(name)
+    dims, dim, own = recipe.get(name, {}), layer.dim, small.get_parameter(name)
     weight = model.get_parameter(name).detach()
     for other, kept in dims.items():
         if other != dim:
             weight = weight.index_select(other, torch.tensor(kept, dtype=torch.long))
-    bias = small.get_parameter(reference.biases[name]) if name in reference.biases else None
+    bias = small.get_parameter(layer.bias) if layer.bias else None
     new, added = sums.fitted(weight, dim, bias, dims.get(dim, range(weight.shape[dim])))
     own.data.copy_(new)
     if bias is not None and added is not None:
@@ -345,22 +348,21 @@ def _run(model: nn.Module, inputs: Inputs, told: Callable[[_Call], None] = lambd
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """What is known of a dense layer before it is fitted."""
+class _Seen:
+    """What a first look at a dense layer tells."""
 
-    dim: int
     bias: str
     channels: int
 
 
-def _layers(model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[dict[str, _Layer], int]:
+def _layers(model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[dict[str, _Seen], int]:
     """The dense layers whose weights nothing else uses, by their weights (a bias that something else uses is none), and the
     bytes of the largest tensor of a forward pass, a sample."""
     inputs, targets = batch
-    found: dict[str, _Layer] = {}
+    found: dict[str, _Seen] = {}
 
     def see(call: _Call) -> None:
-        found[call.weight] = _Layer(call.dim, call.bias, call.channels)
+        found[call.weight] = _Seen(call.bias, call.channels)
 
     watch = _Watch(model.eval(), see)
     with torch.no_grad(), watch:

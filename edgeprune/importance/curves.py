@@ -42,7 +42,7 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
     whole = {probe: _mean_loss(probe, sample, loss) for probe in (model, unfitted)}
     curves = {}
     for group in groups.free:
-        sums = {slot.parameter: reference.sums(slot.parameter) for slot in reference.readers(group)}
+        sums = {slot.parameter: reference.layers[slot.parameter].sums for slot in reference.readers(group)}
         if sums:
             units[group.name] = _ascending(reconstruction.order(model, group, reference, sums))
         probe = model if sums else unfitted
@@ -53,7 +53,7 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
             with _without(probe, group, worst_first[: group.width - width], reference, sums):
                 rises.append(_mean_loss(probe, sample, loss) - whole[probe])
         curves[group.name] = _interpolated(group.width, widths, rises)
-    fits = bool(reference.rows) and len(groups.blocks) * reference.macs <= LIMITS.curve_macs / 4
+    fits = bool(reference.layers) and len(groups.blocks) * reference.macs <= LIMITS.curve_macs / 4
     blocks = {}
     for block in groups.blocks:
         recipe = graph.recipe(groups, dict.fromkeys(block.groups, ()))
@@ -111,15 +111,13 @@ def _without(
     """The model with these units of a group at zero, which equals cutting them, and the layers that read the group, whose
     `sums` are given, fitted to the others; put back afterwards."""
     parameters = dict(model.named_parameters())
-    touched = {slot.parameter for slot in group.slots} | {
-        reference.biases[name] for name in sums if name in reference.biases
-    }
+    touched = {slot.parameter for slot in group.slots} | {reference.layers[name].bias for name in sums}
     before = {name: parameters[name].detach().clone() for name in touched if name in parameters}
     with torch.no_grad():
         for slot in reference.readers(group):
             out = {i for unit in gone for i in slot.indices[unit]}
             kept = [i for i in range(before[slot.parameter].shape[slot.dim]) if i not in out]
-            name = reference.biases.get(slot.parameter)
+            name = reference.layers[slot.parameter].bias
             weight, bias = (
                 sums[slot.parameter]
                 .of_kept(kept)

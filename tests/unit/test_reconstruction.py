@@ -93,7 +93,7 @@ def test_units_go_in_the_order_in_which_they_are_missed_least() -> None:
     model = Twins()
     groups = network.survey(model, (torch.ones(2, 2),))
     reference = reconstruction.observe(model, batches(2, count=128))
-    lost = reconstruction.order(model, groups.groups[0], reference, {"out.weight": reference.sums("out.weight")})
+    lost = reconstruction.order(model, groups.groups[0], reference, {"out.weight": reference.layers["out.weight"].sums})
     assert list(lost)[:2] in ([0, 2], [2, 0], [1, 2], [2, 1])
     # Of y = 3·a + 4·b, with a and b of variance 1, nine of 25 go with a, and sixteen with b.
     assert list(lost.values())[2:] == pytest.approx([9 / 25, 16 / 25], rel=0.15)
@@ -155,7 +155,7 @@ class Tied(nn.Module):
 
 def test_a_weight_that_something_else_reads_is_left_alone() -> None:
     ids = torch.randint(9, (32, 5), generator=torch.Generator().manual_seed(0))
-    assert set(reconstruction.observe(Tied(), [((ids,), torch.zeros(32))]).rows) == {"hidden.weight"}
+    assert set(reconstruction.observe(Tied(), [((ids,), torch.zeros(32))]).layers) == {"hidden.weight"}
 
 
 def test_layers_that_are_called_twice_or_read_little_are_left_alone() -> None:
@@ -167,13 +167,13 @@ def test_layers_that_are_called_twice_or_read_little_are_left_alone() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.again(self.again(x)))
 
-    assert set(reconstruction.observe(Twice(), batches(4)).rows) == {"last.weight"}
-    assert not reconstruction.observe(nn.Linear(64, 2), batches(64, count=1)).rows
+    assert set(reconstruction.observe(Twice(), batches(4)).layers) == {"last.weight"}
+    assert not reconstruction.observe(nn.Linear(64, 2), batches(64, count=1)).layers
 
 
 def test_grouped_convolutions_are_not_dense() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4))
-    assert set(reconstruction.observe(model, batches(4, 8, 8)).rows) == {"0.weight"}
+    assert set(reconstruction.observe(model, batches(4, 8, 8)).layers) == {"0.weight"}
 
 
 def test_what_would_make_it_worse_is_not_kept() -> None:
@@ -223,7 +223,7 @@ class Changing(nn.Module):
 
 
 def test_what_a_model_changes_in_place_was_read_before() -> None:
-    found = [reconstruction.observe(Changing(place), batches(4)).rows["a.weight"] for place in (False, True)]
+    found = [reconstruction.observe(Changing(place), batches(4)).layers["a.weight"].rows for place in (False, True)]
     assert torch.equal(*found)
 
 
@@ -239,18 +239,18 @@ def test_products_that_are_no_layer_are_left_alone() -> None:
             return torch.addmm(self.one, (pooled[:, None] @ self.stack).sum((1, 2)), self.matrix)
 
     found = reconstruction.observe(Products(), batches(3, 4))
-    assert set(found.rows) == {"matrix"} and not found.biases
+    assert set(found.layers) == {"matrix"} and not found.layers["matrix"].bias
 
 
 def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1))
     few = reconstruction.observe(model, batches(2, 16, 16))
     assert len(few.inputs[0]) == 56  # and eight of 64 to judge by
-    assert few.rows["1.weight"].shape == (56 * 256, 8)
+    assert few.layers["1.weight"].rows.shape == (56 * 256, 8)
     monkeypatch.setattr(reconstruction, "LIMITS", LIMITS.__class__(reconstruction_bytes=1 << 18))
     bounded = reconstruction.observe(model, batches(2, 16, 16))
     assert len(bounded.inputs[0]) < 16
-    assert sum(rows.numel() * 4 for rows in bounded.rows.values()) <= 1 << 18
+    assert sum(layer.rows.numel() * 4 for layer in bounded.layers.values()) <= 1 << 18
 
 
 def test_a_model_may_know_its_batch_size() -> None:
