@@ -20,6 +20,7 @@ FAR = 3.0  # standard deviations that a mean may lie from zero
 SCALES = 0.05, 20.0  # of the standard deviation, between which networks train well
 STILL = 1e-6  # of its mean: a channel that varies less does not, but for rounding
 SHIFT = 0.5  # standard deviations by which the means of two splits may differ
+SURE = 20  # samples of a class that chance would have put among the first, where there are none
 TOLD = 5  # names in one finding
 
 
@@ -56,6 +57,7 @@ class _Split:
 
     samples: int = 0
     classes: Counter[int] = field(default_factory=Counter)
+    batches: list[Counter[int]] = field(default_factory=list)  # the classes of each
     digests: set[bytes] = field(default_factory=set)
     repeated: int = 0
     moments: dict[int, _Moments] = field(default_factory=dict)
@@ -65,7 +67,8 @@ def examine(project: Project) -> Iterator[Finding]:
     """Read the splits, `LIMITS.checked_samples` of each at most, and tell what will hurt.
 
     Labels and shapes that the model cannot take, NaN and infinity; channels that never change; rare and missing classes;
-    samples that are in two splits; inputs that are not near zero mean and unit scale, or are in one split and not in another.
+    samples that are in two splits, or sorted by class; inputs that are not near zero mean and unit scale, or are in one
+    split and not in another.
     """
     try:
         user.check_data(user.build_model(project), project)  # labels, shapes, and what is not finite
@@ -76,6 +79,7 @@ def examine(project: Project) -> Iterator[Finding]:
     for name, split in splits.items():
         yield Finding("ok", f"[data] {name}: {split.samples} samples" + _balance(split))
         yield from _inputs(name, split, project.preprocess)
+    yield from _order(splits["train"])
     for name, split in splits.items():
         if name != "train":
             yield from _together("train", splits["train"], name, split)
@@ -86,7 +90,8 @@ def _read(project: Project, name: str) -> _Split:
     for inputs, targets in user.batches(project, name):
         found.samples += len(targets)
         if targets.ndim == 1 and not targets.is_floating_point():
-            found.classes.update(targets.tolist())
+            found.batches.append(Counter(targets.tolist()))
+            found.classes.update(found.batches[-1])
         for place, tensor in enumerate(inputs):
             if tensor.is_floating_point():
                 found.moments.setdefault(place, _Moments()).add(tensor)
@@ -137,6 +142,20 @@ def _inputs(name: str, split: _Split, preprocess: Preprocess | None) -> Iterator
                 f"mean {float(mean.min()):.3g} to {float(mean.max()):.3g}, standard deviation {low:.3g} to {high:.3g}"
             )
             yield Finding("warn", f"{which}: {text}", "bring channels to zero mean and unit scale, by [preprocess] say")
+
+
+def _order(train: _Split) -> Iterator[Finding]:
+    """Whether the first samples, which scores and fits are made from, are like the others."""
+    first = Counter[int]()
+    for batch in train.batches:
+        if first and (first + batch).total() > min(LIMITS.reconstruction_samples, train.samples / 2):
+            break
+        first += batch
+    expected = {label: first.total() * count / train.samples for label, count in train.classes.items()}
+    missing = [str(label) for label in sorted(expected) if label not in first and expected[label] >= SURE]
+    if missing:
+        what = f"[data] train is sorted: none of its first {first.total()} samples is of class {_some(missing)}"
+        yield Finding("warn", what, "shuffle it, with DataLoader(…, shuffle=True) say: scores are of the first samples")
 
 
 def _together(first: str, a: _Split, second: str, b: _Split) -> Iterator[Finding]:

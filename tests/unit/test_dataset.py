@@ -36,6 +36,8 @@ def test_good_data_gives_no_warning(project: Path) -> None:
         ("def train(): return [(x[y > 0], y[y > 0]) for x, y in _data(0, 256)]", "warn", "classes that train lacks: 0"),
         ("def train(): return _data(0, 256) + [(x[y > 0], y[y > 0]) for s in range(9, 25) for x, y in _data(s, 256)]",
          "warn", "less than a tenth as many samples as of the largest class: 0"),
+        ("def train(): return [(x[y == c], y[y == c]) for c in range(4) for x, y in _data(0, 256)]",
+         "warn", "train is sorted: none of its first 1"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named(code: str, level: str, said: str, project: Path) -> None:
