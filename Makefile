@@ -22,7 +22,7 @@ demo: .venv/.installed ## run the main job: the digits network at half its laten
 	@$(BIN)/edgeprune demo --target $(TARGET)
 
 test: .venv/.installed ## run the tests
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-board: .venv/.installed ## run the tests that need the virtual board (qemu)
 	@$(BIN)/python -m pytest tests/board

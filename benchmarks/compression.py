@@ -178,9 +178,10 @@ def ways(
             return None
         keep = {group.name: planning.best_units(group, scores[by], widths[group.name]) for group in groups.free}
         recipe = graph.recipe(groups, keep)
+        small = network.cut(model, recipe, cifar.inputs())
         if not fitted:
-            return Small(network.cut(model, recipe, cifar.inputs()))
-        pruned = pruning.fitted(model, recipe, cifar.inputs(), whole.reference)
+            return Small(small)
+        pruned = pruning.fitted(model, small, recipe, whole.reference)
         return Small(pruned.start, pruned.untrained)
 
     def exact(by: str, among: Groups = groups, fitted: bool = True) -> Cut:

@@ -29,7 +29,7 @@ MENDED = {
     types.Record: "remove that line",
 }
 SHOWN_CHARS = 80  # of a user's value or key in a message
-PATH_CHARS = 1000  # of a path, whose end tells most
+PATH_CHARS = 1000  # of a path, whose end tells most: that of nearly all is shown
 
 # ------------------------------------------------------------------------------------------------------- TOML
 

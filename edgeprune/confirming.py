@@ -31,9 +31,7 @@ PROCESSES = 6  # in each of which the anchor, the unpruned and the cut networks 
 PLANS = 4  # at most, in one turn
 
 log = logging.getLogger("edgeprune")
-Measure = Callable[
-    [int, Sequence[Plan]], tuple[Profile, list[Round]]
-]  # a turn's plans: what is known then, and of each
+Measured = Callable[[int, Sequence[Plan]], tuple[Profile, list[Round]]]  # the plans of a turn: what is known after it
 
 
 def plans(
@@ -62,17 +60,16 @@ def plans(
     return planning.plans(groups, model, scores, budget_ns, digest(profile), [aim / correction for aim in aims])
 
 
-def confirm(groups: Groups, scores: Scores, budget: Budget, profile: Profile, measure: Measure) -> Confirmed:
-    """The plan of highest score that was measured within the budget, and all that were measured on the way.
+def confirm(groups: Groups, scores: Scores, budget: Budget, profile: Profile, measured: Measured) -> Confirmed:
+    """The plan whose measured latency uses most of the budget and is safely within it, and all that were measured on the way.
 
-    Raises `InconclusiveError` where none was in `LIMITS.confirm_rounds` turns.
+    Where noise leaves none that is safe, the fastest within the budget. Raises `InconclusiveError` where none is after
+    `LIMITS.confirm_rounds` turns, `InfeasibleError` where no plan is predicted to be.
     """
     planned = plans(groups, scores, budget, profile)
-    if not planned[0].cuts(groups):
-        return Confirmed(planned[0], ())  # there is nothing to confirm
     tried: list[tuple[Plan, Round]] = []
     for turn in range(LIMITS.confirm_rounds):
-        profile, rounds = measure(turn, planned)
+        profile, rounds = measured(turn, planned)
         now = list(zip(planned, rounds, strict=True))
         tried += now
         safe = [(plan, found) for plan, found in tried if found.safe]

@@ -1,8 +1,9 @@
-"""What is wrong with a project's data, before anybody trains on it; of what is read, only sums and digests are kept."""
+"""What is wrong with a project's data, before anybody trains on it; only sums, digests and some labels are kept."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ FAR = 3.0  # standard deviations that a mean may lie from zero
 SCALES = 0.05, 20.0  # of the standard deviation, between which networks train well
 STILL = 1e-6  # of its mean: a channel that varies less does not, but for rounding
 SHIFT = 0.5  # standard deviations by which the means of two splits may differ
-SURE = 20  # samples of a class that chance would have put among the first, where there are none
+FIRST = 512, LIMITS.reconstruction_samples  # samples that loss curves, and that fits are made from
+SURE = 20.0  # of the order, in nats
 TOLD = 5  # names in one finding
 
 
@@ -57,7 +59,7 @@ class _Split:
 
     samples: int = 0
     classes: Counter[int] = field(default_factory=Counter)
-    batches: list[Counter[int]] = field(default_factory=list)  # the classes of each
+    first: list[int] = field(default_factory=list)  # the classes of as many samples as anything is computed from
     digests: set[bytes] = field(default_factory=set)
     repeated: int = 0
     moments: dict[int, _Moments] = field(default_factory=dict)
@@ -90,8 +92,8 @@ def _read(project: Project, name: str) -> _Split:
     for inputs, targets in user.batches(project, name):
         found.samples += len(targets)
         if targets.ndim == 1 and not targets.is_floating_point():
-            found.batches.append(Counter(targets.tolist()))
-            found.classes.update(found.batches[-1])
+            found.classes.update(targets.tolist())
+            found.first += targets[: FIRST[-1] - len(found.first)].tolist()
         for place, tensor in enumerate(inputs):
             if tensor.is_floating_point():
                 found.moments.setdefault(place, _Moments()).add(tensor)
@@ -146,16 +148,22 @@ def _inputs(name: str, split: _Split, preprocess: Preprocess | None) -> Iterator
 
 def _order(train: _Split) -> Iterator[Finding]:
     """Whether the first samples, which scores and fits are made from, are like the others."""
-    first = Counter[int]()
-    for batch in train.batches:
-        if first and (first + batch).total() > min(LIMITS.reconstruction_samples, train.samples / 2):
-            break
-        first += batch
-    expected = {label: first.total() * count / train.samples for label, count in train.classes.items()}
-    missing = [str(label) for label in sorted(expected) if label not in first and expected[label] >= SURE]
-    if missing:
-        what = f"[data] train is sorted: none of its first {first.total()} samples is of class {_some(missing)}"
-        yield Finding("warn", what, "shuffle it, with DataLoader(…, shuffle=True) say: scores are of the first samples")
+    for most in FIRST:
+        first = set(train.first[: min(most, train.samples // 2)])
+        count = min(most, train.samples // 2, len(train.first))
+        expected = {
+            label: count * share / train.samples for label, share in train.classes.items() if label not in first
+        }
+        # A set of classes is missing by chance with exp(-Σ expected), times the number of such sets.
+        surprise = sum(max(0.0, value - math.log(len(train.classes))) for value in expected.values())
+        if surprise >= SURE:
+            what = (
+                f"[data] train is sorted: its first {count} samples have {len(first)} of {len(train.classes)} classes"
+            )
+            yield Finding(
+                "warn", what, "shuffle it, with DataLoader(…, shuffle=True) say: scores are of the first samples"
+            )
+            return
 
 
 def _together(first: str, a: _Split, second: str, b: _Split) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.types import Project, Target
 
 PREPARED_S = LIMITS.warmup_s / 4  # warming up is over when the times are level, which is soon as a rule
-TIMED_S = PREPARED_S + LIMITS.timed_s
+ROUND_S = PREPARED_S + LIMITS.timed_s
 
 
 def forecast(project: Project, target: Target, whole: bool) -> list[str]:
@@ -36,7 +36,7 @@ def forecast(project: Project, target: Target, whole: bool) -> list[str]:
     spent = [at_least * seconds, most * seconds]
     candidates = runtime.candidates(target.precision)
     if len(candidates) > 1:
-        each = LIMITS.start_s + len(candidates) * TIMED_S
+        each = LIMITS.start_s + len(candidates) * ROUND_S
         outputs = len(candidates) * LIMITS.metric_s
         lines.append(
             f"  agent: time and outputs, to choose from {', '.join(candidates)}: {verifying.PROCESSES} processes of about"
@@ -45,9 +45,9 @@ def forecast(project: Project, target: Target, whole: bool) -> list[str]:
         spent = [seconds + verifying.PROCESSES * each for seconds in spent]
         spent[1] += outputs
     if whole:
-        turns = LIMITS.start_s + (2 + confirming.PLANS) * TIMED_S
+        turns = LIMITS.start_s + (2 + confirming.PLANS) * ROUND_S
         confirm = confirming.PROCESSES * LIMITS.confirm_rounds
-        each = LIMITS.start_s + TIMED_S
+        each = LIMITS.start_s + ROUND_S
         least, final = 2 * bench.SETTLED, 2 * verifying.PROCESSES * verifying.ROUNDS
         lines += [
             f"  agent: time, to confirm plans: {bench.SETTLED} to {confirm} processes of about {turns:.1f} s",

@@ -128,9 +128,10 @@ def open_road(
 def forecast(project: Path | str, target: str, whole: bool = True, deploy: bool = False) -> list[str]:
     """What `run`, `deploy`, or `profile` alone (not `whole`) would send to the device and run there, at most; touches neither
     it nor the run folder."""
+    known, to = _asked(project, target, None)
+
     from edgeprune import deploying, forecasting
 
-    known, to = _asked(project, target, None)
     lines = forecasting.forecast(known, to, whole)
     return lines + deploying.forecast(to) if deploy else lines
 
@@ -363,7 +364,10 @@ class Road:
         """A plan whose latency was measured; what was measured for it goes into the profile."""
         from edgeprune import confirming
 
-        def measure(turn: int, plans: Sequence[Plan]) -> tuple[Profile, list[Round]]:
+        if not self.plan.cuts(self.groups):
+            return Confirmed(self.plan, ())  # there is nothing to confirm
+
+        def measured(turn: int, plans: Sequence[Plan]) -> tuple[Profile, list[Round]]:
             self._watch.start("confirm")
             profile, rounds = confirming.measure(
                 self.bench, self.variant, self.input_files, self.groups, self.profile, self.project.budget, turn, plans
@@ -376,7 +380,7 @@ class Road:
             self._watch.done("confirm", f"{figures} of the budget")
             return profile, rounds
 
-        return confirming.confirm(self.groups, self.scores, self.project.budget, self.profile, measure)
+        return confirming.confirm(self.groups, self.scores, self.project.budget, self.profile, measured)
 
     @cached_property
     def tuned(self) -> Path:
@@ -568,7 +572,6 @@ class Road:
     @property
     def _compiled_last(self) -> Entry:
         """The artifact of the project as it is now, with the calls to check it by, whatever device it was planned on."""
-
         settings = provenance.settings(self.project, self.target)
 
         def current(entry: Entry) -> bool:

@@ -34,15 +34,14 @@ def prune(
     The cut is proved against the masked original on `inputs` before; raises `CutError` where they disagree.
     """
     recipe = graph.recipe(groups, plan.keep)
-    if not recipe:
-        whole = network.cut(model, recipe, inputs)
-        return Pruned(whole, whole, recipe, False)
-    return fitted(model, recipe, inputs, reconstruction.observe(model, batches))
-
-
-def fitted(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], reference: Reference) -> Pruned:
-    """The network that `recipe` cuts, fitted to what layers of the whole one read; proved likewise."""
     small = network.cut(model, recipe, inputs)
+    if not recipe:
+        return Pruned(small, small, recipe, False)
+    return fitted(model, small, recipe, reconstruction.observe(model, batches))
+
+
+def fitted(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Reference) -> Pruned:
+    """`small`, the network that `recipe` cuts from `model`, fitted to what the layers of that read, both ways."""
     untrained = reconstruction.reconstruct(model, small, recipe, reference)
     start = reconstruction.compensate(model, small, recipe, reference)
     return Pruned(untrained, start, recipe, untrained is not small)

@@ -91,7 +91,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Layer:
+class Dense:
     """What a dense layer reads in an uncut network: `rows` (positions, channels), a part of them where there are many, of
     `positions`. `dim` is the dimension of its weight that its inputs are in, `bias` the name of what is added, "" for none."""
 
@@ -100,7 +100,6 @@ class Layer:
     dim: int
     bias: str
 
-    @property
     def sums(self) -> Sums:
         """Of what it reads."""
         return Sums.of_all(self.rows, bool(self.bias))
@@ -108,10 +107,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Reference:
-    """An uncut network at work on `inputs`: its dense layers by the names of their weights, and what it gives for others."""
+    """An uncut network at work on `inputs`: its dense layers by the names of their weights; `held_out`, other samples with
+    what it gives for them."""
 
     inputs: Inputs
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, Dense]
     held_out: tuple[Inputs, tuple[Tensor, ...]]
 
     @property
@@ -130,13 +130,13 @@ def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Refer
     known, largest = _layers(model, first)
     inputs, held_out = _samples(batches, largest)
     most = LIMITS.reconstruction_bytes // (4 * max(1, sum(call.channels for call in known.values())))
-    layers: dict[str, Layer] = {}
+    layers: dict[str, Dense] = {}
 
     def keep(call: _Call) -> None:
         if call.weight in known and call.positions >= call.channels <= LIMITS.reconstruction_channels:
             rows = call.rows(most).clone()  # which the model may change in place
             if bool(rows.isfinite().all()):
-                layers[call.weight] = Layer(rows, call.positions, call.dim, known[call.weight].bias)
+                layers[call.weight] = Dense(rows, call.positions, call.dim, known[call.weight].bias)
 
     try:
         _run(model, inputs, keep)
@@ -198,11 +198,11 @@ def compensate(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Re
     left = {name for name, _ in fitted.named_parameters()}
     for name, layer in reference.layers.items():
         if name in left and layer.dim in recipe.get(name, {}):
-            _fit(name, layer, layer.sums.of_kept(recipe[name][layer.dim]), model, fitted, recipe)
+            _fit(name, layer, layer.sums().of_kept(recipe[name][layer.dim]), model, fitted, recipe)
     return _nearer(fitted, small, reference)
 
 
-def _fit(name: str, layer: Layer, sums: Sums, model: nn.Module, small: nn.Module, recipe: Recipe) -> None:
+def _fit(name: str, layer: Dense, sums: Sums, model: nn.Module, small: nn.Module, recipe: Recipe) -> None:
     """Put the weights that fit `sums` into one layer of `small`, for those that it has in `model`."""
     dims, dim, own = recipe.get(name, {}), layer.dim, small.get_parameter(name)
     weight = model.get_parameter(name).detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import runpy
 import shutil
@@ -67,7 +68,15 @@ def walked(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.fixture
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Only one process at a time has this machine as a board: its lease is one for all."""
+    with open(tmp_path_factory.getbasetemp().parent / "board.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def sshd(tmp_path_factory: pytest.TempPathFactory, alone: None) -> Iterator[Sshd]:
     """A real sshd on loopback, whose users land in a folder of the test's."""
     pytest.importorskip("paramiko")
     if SSHD is None:

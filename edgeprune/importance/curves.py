@@ -42,7 +42,7 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
     whole = {probe: _mean_loss(probe, sample, loss) for probe in (model, unfitted)}
     curves = {}
     for group in groups.free:
-        sums = {slot.parameter: reference.layers[slot.parameter].sums for slot in reference.readers(group)}
+        sums = {slot.parameter: reference.layers[slot.parameter].sums() for slot in reference.readers(group)}
         if sums:
             units[group.name] = _ascending(reconstruction.order(model, group, reference, sums))
         probe = model if sums else unfitted

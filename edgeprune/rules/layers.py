@@ -1,4 +1,4 @@
-"""Rules of layers: convolutions, linear layers, recurrences, normalisation, embeddings, pooling."""
+"""Rules of layers: convolutions, linear layers, recurrences, normalisation, embeddings, pooling, upsampling."""
 
 from __future__ import annotations
 

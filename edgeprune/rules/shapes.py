@@ -1,4 +1,4 @@
-"""Rules of what only moves numbers: joins, splits, takes, turns, repeats, and regroups dimensions."""
+"""Rules of what moves numbers about: joins, splits, takes, turns, repeats, and regroups dimensions."""
 
 from __future__ import annotations
 

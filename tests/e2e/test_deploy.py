@@ -103,7 +103,7 @@ def test_what_did_not_pass_is_not_deployed(known: Path, home: Path) -> None:
 
 
 @pytest.fixture
-def fleet(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Target, list[Sshd]]]:
+def fleet(home: Path, tmp_path_factory: pytest.TempPathFactory, alone: None) -> Iterator[tuple[Target, list[Sshd]]]:
     """A target of two hosts, named in ~/.ssh/config."""
     pytest.importorskip("paramiko")
     if SSHD is None:

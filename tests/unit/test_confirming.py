@@ -117,8 +117,3 @@ def test_a_device_that_never_meets_it_is_inconclusive(monkeypatch: pytest.Monkey
     monkeypatch.setattr(confirming, "plans", lambda *given: same)
     with pytest.raises(InconclusiveError, match="3 rounds"):
         device.confirmed()
-
-
-def test_a_budget_above_the_baseline_measures_nothing() -> None:
-    device = Simulated(Budget(ns=1_000_000_000), 1.0, noise=0.0)
-    assert device.confirmed().rounds == () and device.turns == 0

@@ -93,7 +93,9 @@ def test_units_go_in_the_order_in_which_they_are_missed_least() -> None:
     model = Twins()
     groups = network.survey(model, (torch.ones(2, 2),))
     reference = reconstruction.observe(model, batches(2, count=128))
-    lost = reconstruction.order(model, groups.groups[0], reference, {"out.weight": reference.layers["out.weight"].sums})
+    lost = reconstruction.order(
+        model, groups.groups[0], reference, {"out.weight": reference.layers["out.weight"].sums()}
+    )
     assert list(lost)[:2] in ([0, 2], [2, 0], [1, 2], [2, 1])
     # Of y = 3·a + 4·b, with a and b of variance 1, nine of 25 go with a, and sixteen with b.
     assert list(lost.values())[2:] == pytest.approx([9 / 25, 16 / 25], rel=0.15)
