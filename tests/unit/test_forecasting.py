@@ -1,0 +1,38 @@
+"""What a run would do is said before it is done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgeprune import codec, forecasting
+from edgeprune.types import Target
+
+
+def minutes(lines: list[str]) -> tuple[float, float]:
+    found = re.fullmatch(r"expected: ([\d.]+) to ([\d.]+) minutes of the device's time", lines[-1])
+    assert found, lines
+    return float(found[1]), float(found[2])
+
+
+@pytest.mark.parametrize("name", ["local", "raspberrypi", "local-openvino"])
+def test_a_forecast_says_what_is_sent_and_how_long_it_takes(name: str, project: Path) -> None:
+    known, target = codec.read_project(project), codec.read_target(codec.find_target(name, project.parent))
+    profile, whole = (forecasting.forecast(known, target, whole) for whole in (False, True))
+    assert profile[:-1] == whole[: len(profile) - 1]
+    assert any("ssh" in line for line in profile) == (name == "raspberrypi")
+    assert sum("to confirm plans" in line for line in whole) == 1 and not any("confirm" in line for line in profile)
+    assert 0 < minutes(profile)[0] < minutes(whole)[0] < minutes(whole)[1]
+    sent = next(line for line in whole if "artifact" in line)
+    weights = 4 * (48 * 9 + 2 * 48 + 64 * 48 * 9 + 64 + 4 * 256 + 4)
+    assert f"at most {2 * weights:,} bytes" in sent
+
+
+def test_several_precisions_take_their_time(project: Path) -> None:
+    known, one = codec.read_project(project), Target(project, "t", "local", "onnxruntime")
+    several = forecasting.forecast(known, replace(one, precision="auto"), False)
+    assert any("to choose from fp32, fp16, int8" in line for line in several)
+    assert minutes(several) > minutes(forecasting.forecast(known, one, False))
