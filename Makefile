@@ -4,8 +4,10 @@ PROJECT ?= examples/digits/edgeprune.toml
 TARGET ?= local
 NAME ?= image
 BIN := .venv/bin
+# Files of tests are shared by processes, as many as cores but four at most.
+SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-board test-models board lint run example check deploy rollback releases doctor clean
+.PHONY: help install demo test test-slow test-board test-models board lint run example check deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,7 +24,10 @@ demo: .venv/.installed ## run the main job: the digits network at half its laten
 	@$(BIN)/edgeprune demo --target $(TARGET)
 
 test: .venv/.installed ## run the tests
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "not slow" $(SHARED)
+
+test-slow: .venv/.installed ## run those that take long
+	@$(BIN)/python -m pytest -m slow $(SHARED)
 
 test-board: .venv/.installed ## run the tests that need the virtual board (qemu)
 	@$(BIN)/python -m pytest tests/board

@@ -70,7 +70,7 @@ def test_a_small_network_goes_the_whole_way_into_service(walked_there: tuple[Pat
     assert "reused" in deployed.out and "pass, emulated" in command("releases", *here[2:], timeout=300).out
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_slower_artifact_is_told_from_its_baseline(walked_there: tuple[Path, Finished]) -> None:
     """By a percent: the clock of the board counts instructions."""
     project, _ = walked_there
@@ -90,7 +90,7 @@ def checks(done: Finished) -> dict[str, Any]:
     return {check["name"]: check for check in done.json["checks"]}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_stand_in_for_a_jetson_goes_the_whole_way_and_says_so(project: Path) -> None:
     """From a profile that was recorded there, which would take seven minutes; all after it is done."""
     (project.parent / "targets").mkdir()

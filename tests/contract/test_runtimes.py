@@ -297,7 +297,8 @@ class Mlp(torch.nn.Sequential):
     [
         ("openvino", "Mlp"),  # it tells whole microseconds, which the nodes of the small encoder do not take
         *(("onnxruntime", net) for net in ("Mlp", "Encoder")),
-        *(("tflite", net) for net in ("Mlp", "Encoder")),
+        ("tflite", "Mlp"),
+        pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
     ],
 )
 def test_the_nodes_of_every_layer_are_found_in_what_the_profiler_names(name: str, net: str, tmp_path: Path) -> None:

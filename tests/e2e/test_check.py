@@ -65,6 +65,7 @@ def test_a_budget_that_does_not_hold_fails(checked: Path) -> None:
     assert found.code == 1 and outcomes(found)["latency_p50_ms"] == "fail"
 
 
+@pytest.mark.slow
 def test_a_larger_network_is_called_slower_and_the_operators_are_named(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

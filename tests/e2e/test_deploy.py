@@ -41,6 +41,7 @@ def known(walked: tuple[Path, Finished], tmp_path: Path) -> Path:
     return Path(shutil.copytree(walked[0].parent, tmp_path / "blobs")) / "edgeprune.toml"
 
 
+@pytest.mark.slow
 def test_the_whole_road_into_service_and_back(known: Path, home: Path) -> None:
     """At a budget that no noise of this machine makes doubtful: with nothing to cut, and then with other weights."""
     deploy = ("deploy", "--project", known, "--budget", "50 ms")
@@ -93,6 +94,7 @@ def metric(outputs, targets):
 """
 
 
+@pytest.mark.slow
 def test_what_did_not_pass_is_not_deployed(known: Path, home: Path) -> None:
     with open(known.with_name("blobs.py"), "a") as module:
         module.write(FALLING)

@@ -46,6 +46,7 @@ def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: Path) -> None:
     """Without batch-norm, which sees each process's share by itself; batches of 31, so that shares are uneven."""
     module = project.with_name("blobs.py")
@@ -69,6 +70,7 @@ def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: 
         assert torch.allclose(tensor, two[key], rtol=1e-3, atol=1e-4), key
 
 
+@pytest.mark.slow
 def test_the_verb_trains_under_torchrun_and_lets_the_others_go_when_all_is_done(
     walked: tuple[Path, Finished], tmp_path: Path
 ) -> None:

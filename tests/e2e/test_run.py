@@ -107,6 +107,7 @@ def test_the_groups_of_a_model_are_shown_with_what_is_locked(walked: tuple[Path,
     assert groups["a"]["macs"] == found["macs"] - 64 * 4 * 4 and 0 < found["least_macs"] < 0.01 * found["macs"]
 
 
+@pytest.mark.slow
 def test_a_model_of_which_all_is_locked_is_compiled_as_it_is(project: Path) -> None:
     text = project.read_text().replace("[finetune]", '[prune]\nlock = ["a", "b*"]\n\n[finetune]')
     project.write_text(text)
@@ -203,6 +204,7 @@ def test_every_verb_prints_only_json_with_json(verb: str, walked: tuple[Path, Fi
     assert isinstance(answer.json, dict)
 
 
+@pytest.mark.slow
 def test_openvino_walks_the_same_road(project: Path) -> None:
     pytest.importorskip("openvino")
     run = command("run", "--project", project, "--target", "local-openvino", "--json")
@@ -221,6 +223,7 @@ precision = "auto"
 """
 
 
+@pytest.mark.slow
 def test_auto_takes_the_fastest_precision_that_holds_and_cuts_by_its_profile(trained: Path, tmp_path: Path) -> None:
     """Half of what is already int8: the share is of the unpruned network in fp32, as is the metric."""
     folder = Path(shutil.copytree(trained, tmp_path / "blobs"))

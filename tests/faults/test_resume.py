@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from small import Finished, command
 
 # A shell that runs the tests in the background makes them, and all that they start, ignore SIGINT.
@@ -37,6 +38,7 @@ def kill_after(process: subprocess.Popen[str], words: str) -> None:
     assert process.wait(60) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> None:
     made: set[str] = set()
     for words in (
@@ -56,6 +58,7 @@ def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> Non
     assert {"survey", "plan", "finetune"} <= {name.partition("-")[0] for name in made}
 
 
+@pytest.mark.slow
 def test_damaged_files_are_set_aside_and_made_again(walked: tuple[Path, Finished], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
     (tuned,) = folder.glob("runs/local/finetune-*/tuned.safetensors")
