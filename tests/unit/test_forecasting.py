@@ -18,7 +18,7 @@ def minutes(lines: list[str]) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-@pytest.mark.parametrize("name", ["local", "raspberrypi", "local-openvino"])
+@pytest.mark.parametrize("name", ["local", "raspberrypi"])
 def test_a_forecast_says_what_is_sent_and_how_long_it_takes(name: str, project: Path) -> None:
     known, target = codec.read_project(project), codec.read_target(codec.find_target(name, project.parent))
     profile, whole = (forecasting.forecast(known, target, whole) for whole in (False, True))
