@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgeprune import project as user
 from edgeprune.errors import EdgepruneError
+from edgeprune.importance.curves import SAMPLES
 from edgeprune.limits import LIMITS
 from edgeprune.types import Finding, Preprocess, Project
 
@@ -21,7 +22,7 @@ FAR = 3.0  # standard deviations that a mean may lie from zero
 SCALES = 0.05, 20.0  # of the standard deviation, between which networks train well
 STILL = 1e-6  # of its mean: a channel that varies less does not, but for rounding
 SHIFT = 0.5  # standard deviations by which the means of two splits may differ
-FIRST = 512, LIMITS.reconstruction_samples  # samples that loss curves, and that fits are made from
+FIRST = SAMPLES[1], LIMITS.reconstruction_samples  # that loss curves, and that fits are made from, at most
 SURE = 20.0  # of the order, in nats
 TOLD = 5  # names in one finding
 
@@ -149,21 +150,16 @@ def _inputs(name: str, split: _Split, preprocess: Preprocess | None) -> Iterator
 def _order(train: _Split) -> Iterator[Finding]:
     """Whether the first samples, which scores and fits are made from, are like the others."""
     for most in FIRST:
-        first = set(train.first[: min(most, train.samples // 2)])
-        count = min(most, train.samples // 2, len(train.first))
-        expected = {
-            label: count * share / train.samples for label, share in train.classes.items() if label not in first
-        }
+        first = train.first[: min(most, train.samples // 2)]
+        share = len(first) / train.samples
+        expected = [share * count for label, count in train.classes.items() if label not in first]
         # A set of classes is missing by chance with exp(-Σ expected), times the number of such sets.
-        surprise = sum(max(0.0, value - math.log(len(train.classes))) for value in expected.values())
-        if surprise >= SURE:
-            what = (
-                f"[data] train is sorted: its first {count} samples have {len(first)} of {len(train.classes)} classes"
-            )
-            yield Finding(
-                "warn", what, "shuffle it, with DataLoader(…, shuffle=True) say: scores are of the first samples"
-            )
-            return
+        if sum(max(0.0, count - math.log(len(train.classes))) for count in expected) < SURE:
+            continue
+        there = f"{len(set(first))} of {len(train.classes)} classes"
+        what = f"[data] train is sorted: its first {len(first)} samples have {there}"
+        yield Finding("warn", what, "shuffle it, with DataLoader(…, shuffle=True) say: scores are of the first samples")
+        return
 
 
 def _together(first: str, a: _Split, second: str, b: _Split) -> Iterator[Finding]:

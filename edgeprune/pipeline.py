@@ -322,11 +322,11 @@ class Road:
 
             plan = confirming.plans(self.groups, self.scores, self.project.budget, self.profile)[0]
             draft.write_text("plan.json", codec.dumps(plan))
-            kept = sum(plan.widths.values()), sum(group.width for group in self.groups.free)
-            if kept[0] == kept[1]:
+            if not plan.cuts(self.groups):
                 return f"the unpruned network meets {self.project.budget} as it is: nothing to prune"
             gone = ", ".join(block.name for block in self.groups.removed({**self.groups.full(), **plan.widths}))
-            channels = f"keeps {kept[0]} of {kept[1]} channels" + (f", removes {gone}" if gone else "")
+            kept, all_ = sum(plan.widths.values()), sum(group.width for group in self.groups.free)
+            channels = f"keeps {kept} of {all_} channels" + (f", removes {gone}" if gone else "")
             return f"{channels}, predicted {plan.predicted.mid / 1e6:.3f} ms, gap {plan.gap:.1e}"
 
         return self._read(self._stage("plan", work), "plan.json", Plan)
