@@ -28,9 +28,14 @@ import numpy as np
 from nets import NETS, RUNTIMES, Subject
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from edgeprune import codec, graph, latency, planning, profiling, stats
-from edgeprune.latency import LatencyModel
-from edgeprune.types import Groups, Profile, Scores
+from edgeprune.graph import groups as graph
+from edgeprune.latency import model as latency
+from edgeprune.latency import stats
+from edgeprune.latency.model import LatencyModel
+from edgeprune.records import Groups, Profile, Scores
+from edgeprune.stages import plan as planning
+from edgeprune.stages import profile as profiling
+from edgeprune.storage import codec
 
 HALP_STEPS = 30
 GREEDY_STEP = 0.02  # of the baseline

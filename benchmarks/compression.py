@@ -46,14 +46,23 @@ from nets import Subject, local
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgeprune import codec, finetuning, graph, latency, network, parallel, planning, pruning, reconstruction, stats
-from edgeprune import project as user
-from edgeprune.bench import open_bench
+from edgeprune.devices.bench import open_bench
 from edgeprune.errors import EdgepruneError, InfeasibleError
-from edgeprune.importance import CRITERIA
-from edgeprune.latency import LatencyModel
-from edgeprune.reconstruction import Reference
-from edgeprune.types import Groups, Project, Scores, Widths
+from edgeprune.frontends import toml
+from edgeprune.frontends import user_code as user
+from edgeprune.graph import groups as graph
+from edgeprune.latency import model as latency
+from edgeprune.latency import stats
+from edgeprune.latency.model import LatencyModel
+from edgeprune.network import refit as reconstruction
+from edgeprune.network import surgery as network
+from edgeprune.network.importance import CRITERIA
+from edgeprune.network.refit import Reference
+from edgeprune.records import Groups, Project, Scores, Widths
+from edgeprune.stages import finetune as finetuning
+from edgeprune.stages import parallel
+from edgeprune.stages import plan as planning
+from edgeprune.stages import prune as pruning
 
 PROCESSES = 4
 LEAST, AIM = 0.96, 0.985  # of the budget
@@ -117,7 +126,7 @@ def project(folder: Path, net: str, data: Path | None, images: int | None, rate:
     here, place = str(Path(__file__).parent), str(data.absolute()) if data else None
     (folder / "subject.py").write_text(SUBJECT.format(folder=here, net=net, data=place, images=images))
     (folder / "edgeprune.toml").write_text(PROJECT.format(rate=rate))
-    return codec.read_project(folder / "edgeprune.toml")
+    return toml.read_project(folder / "edgeprune.toml")
 
 
 def tuned(asked: Project, model: nn.Module, teacher: nn.Module, untrained: nn.Module | None = None) -> finetuning.Tuned:

@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeprune import checking, codec, runtimes
-from edgeprune.bench import Bench, open_bench
-from edgeprune.compiling import compile_model
-from edgeprune.types import Samples
+from edgeprune import runtimes
+from edgeprune.devices.bench import Bench, open_bench
+from edgeprune.frontends import toml
+from edgeprune.records import Samples
+from edgeprune.stages import check as checking
+from edgeprune.stages.compile import compile_model
 
 LAYERS, SIZE = 20, 48  # convolutions, and the side of their images
 EMULATED_LAYERS, EMULATED_SIZE = 100, 8  # of which 1 % is one
@@ -98,7 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    target = codec.read_target(codec.find_target(options.target, Path.cwd()))
+    target = toml.read_target(toml.find_target(options.target, Path.cwd()))
     layers, size = (EMULATED_LAYERS, EMULATED_SIZE) if target.emulated else (LAYERS, SIZE)
     extra = options.extra or (0.01 if target.emulated else 0.05)
     floor = checking.EMULATED_FLOOR if target.emulated else checking.FLOOR

@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 from nets import NETS, RUNTIMES, Subject, alone
 
-from edgeprune import graph, latency, profiling
-from edgeprune.bench import Measured
-from edgeprune.types import Groups
+from edgeprune.devices.bench import Measured
+from edgeprune.graph import groups as graph
+from edgeprune.latency import model as latency
+from edgeprune.records import Groups
+from edgeprune.stages import profile as profiling
 
 PROCESSES = 4  # of each held-out configuration, one where the device is emulated
 ALONE = 2  # configurations of each half whose layers are timed alone, too

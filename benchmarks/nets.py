@@ -19,11 +19,15 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from edgeprune import codec, latency, network, profiling, runtimes
-from edgeprune.agent import agent
-from edgeprune.bench import Bench, open_bench
-from edgeprune.formats import FORMATS
-from edgeprune.types import Profile, Target, Widths
+from edgeprune import runtimes
+from edgeprune.devices.agent import agent
+from edgeprune.devices.bench import Bench, open_bench
+from edgeprune.frontends import toml
+from edgeprune.latency import model as latency
+from edgeprune.network import surgery as network
+from edgeprune.records import Profile, Target, Widths
+from edgeprune.runtimes.formats import FORMATS
+from edgeprune.stages import profile as profiling
 
 
 def layer(
@@ -222,7 +226,7 @@ class Subject:
         torch.manual_seed(0)
         model, target = NETS[net]().eval(), local(runtime, threads)
         if name is not None:
-            target = codec.read_target(codec.find_target(name, Path.cwd()))
+            target = toml.read_target(toml.find_target(name, Path.cwd()))
         with open_bench(target, folder) as bench:
             yield Subject(net, model, inputs(net), target, bench, folder)
 

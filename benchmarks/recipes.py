@@ -31,13 +31,17 @@ from compression import AIM, USUAL, Small, at_budget, baseline, project, tuned, 
 from nets import Subject, local
 from torch import Tensor, nn
 
-from edgeprune import finetuning, graph, latency, network, planning
-from edgeprune import project as user
-from edgeprune.bench import open_bench
+from edgeprune.devices.bench import open_bench
 from edgeprune.errors import EdgepruneError
-from edgeprune.importance import CRITERIA
-from edgeprune.latency import LatencyModel
-from edgeprune.types import Groups, Project, Scores
+from edgeprune.frontends import user_code as user
+from edgeprune.graph import groups as graph
+from edgeprune.latency import model as latency
+from edgeprune.latency.model import LatencyModel
+from edgeprune.network import surgery as network
+from edgeprune.network.importance import CRITERIA
+from edgeprune.records import Groups, Project, Scores
+from edgeprune.stages import finetune as finetuning
+from edgeprune.stages import plan as planning
 
 LASSO = {"slimming": 1e-4, "group lasso": 1e-3}  # of the penalty, as in the papers' experiments on CIFAR
 GROWN = 1.0  # weight decay at the end, for what is to go

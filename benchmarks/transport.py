@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from sshd import start
 
-from edgeprune.transports.local import Local
+from edgeprune.devices.transports.local import Local
 
 CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5, "deadline_s": 60.0}
 NULL = {"mode": "time", "runtime": "null", "threads": 1, "inputs": []}

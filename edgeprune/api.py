@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune import codec, deploying, installing, pipeline
+from edgeprune.devices import install as installing
+from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
-from edgeprune.pipeline import Road, Watch, open_road, read_history
-from edgeprune.types import Artifact, Confirmed, History, Plan, Profile, Release, Report, Result, Survey, Verdict
+from edgeprune.pipeline import road as pipeline
+from edgeprune.pipeline.road import Road, Watch, open_road, read_history
+from edgeprune.records import Artifact, Confirmed, History, Plan, Profile, Release, Report, Result, Survey, Verdict
+from edgeprune.stages import deploy as deploying
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,7 +144,7 @@ def check(
     wait: bool = False,
 ) -> Report:
     """Hold the artifact against its budgets ("12 ms", "p99 20 ms", "50%") and its baseline, which a `reason` makes it."""
-    asked = [codec.read_budget("budget", text) for text in budgets]
+    asked = [toml.read_budget("budget", text) for text in budgets]
     with open_road(project, target, watch=watch, wait=wait) as road:
         return road.check(asked, baseline, reason)
 
@@ -164,20 +167,20 @@ def rollback(
     Raises `UsageError` where nothing was in service before, `SecurityError` where it was altered since.
     """
     path = Path(project)
-    known = codec.read_project(path / "edgeprune.toml" if path.is_dir() else path)
-    to = codec.read_target(codec.find_target(target, known.path.parent))
+    known = toml.read_project(path / "edgeprune.toml" if path.is_dir() else path)
+    to = toml.read_target(toml.find_target(target, known.path.parent))
     return deploying.rollback(to, known.name, say, LIMITS.lease_wait_s if wait else 0.0)
 
 
 def releases(target: str = "local", wait: bool = False) -> list[Release]:
     """Every release of every service on the target's hosts."""
-    to = codec.read_target(codec.find_target(target, Path.cwd()))
+    to = toml.read_target(toml.find_target(target, Path.cwd()))
     return deploying.releases(to, LIMITS.lease_wait_s if wait else 0.0)
 
 
 def setup(target: str, say: Callable[[str], None] = print, wait: bool = False) -> str:
     """Put the agent and the target's runtime on its hosts, without root: the runtime's version there."""
-    known = codec.read_target(codec.find_target(target, Path.cwd()))
+    known = toml.read_target(toml.find_target(target, Path.cwd()))
     found = [installing.setup(one, say, LIMITS.lease_wait_s if wait else 0.0) for _, one in known.all_hosts]
     return found[0]
 
@@ -187,7 +190,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
 
     Returns a cut copy of `model` with the saved weights, in eval mode. Raises `UsageError` when they do not belong together.
     """
-    from edgeprune import network
+    from edgeprune.network import surgery as network
 
     return network.load(path, model)
 

@@ -23,8 +23,8 @@ from edgeprune import errors
 from edgeprune.limits import LIMITS
 
 if TYPE_CHECKING:
-    from edgeprune.pipeline import Road
-    from edgeprune.types import Release
+    from edgeprune.pipeline.road import Road
+    from edgeprune.records import Release
 
 app = typer.Typer(
     name="edgeprune",
@@ -120,7 +120,8 @@ def _in_parallel(
         raise errors.UsageError(
             f"torchrun is for edgeprune finetune; run {verb} without it, and it takes what was trained"
         )
-    from edgeprune import parallel, pipeline
+    from edgeprune.pipeline import road as pipeline
+    from edgeprune.stages import parallel
 
     with parallel.joined():
         if parallel.rank():
@@ -131,7 +132,7 @@ def _in_parallel(
 
 
 def _forecast(project: Path, target: str, whole: bool, deploy: bool = False) -> None:
-    from edgeprune.pipeline import forecast
+    from edgeprune.pipeline.road import forecast
 
     print("\n".join(forecast(project, target, whole, deploy)))
 
@@ -185,10 +186,11 @@ def check(
         _clear(junit)
     if update != bool(reason.strip()):
         raise errors.UsageError('a new baseline takes both: --update --reason "why it is good"')
-    from edgeprune import codec, reporting
-    from edgeprune.store import write_atomic
+    from edgeprune.frontends import toml
+    from edgeprune.reports import ci as reporting
+    from edgeprune.storage.store import write_atomic
 
-    asked = [codec.read_budget("--budget", text) for text in budget or []]
+    asked = [toml.read_budget("--budget", text) for text in budget or []]
     with _road(project, target, None, as_json, False, wait) as (road, answer):
         report = road.check(asked, baseline, _clean(reason.strip()))
         answer(report)
@@ -214,7 +216,9 @@ def groups(project: ProjectOption = HERE, as_json: JsonOption = False) -> None:
     """What of the model can be cut: channel groups with their layers, and why some are locked. Asks no device."""
     from rich.console import Console
 
-    from edgeprune import api, codec, console
+    from edgeprune import api
+    from edgeprune.reports import console
+    from edgeprune.storage import codec
 
     found = api.groups(project)
     if as_json:
@@ -233,7 +237,9 @@ def history(
     """A figure over all checks, by commit, with the points at which it changed."""
     from rich.console import Console
 
-    from edgeprune import api, codec, console
+    from edgeprune import api
+    from edgeprune.reports import console
+    from edgeprune.storage import codec
 
     found = api.history(project, target, FIGURES[figure])
     if as_json:
@@ -263,7 +269,8 @@ def releases(target: TargetOption = "local", as_json: JsonOption = False, wait: 
 def _put_releases(found: list[Release], as_json: bool) -> None:
     from rich.console import Console
 
-    from edgeprune import codec, console
+    from edgeprune.reports import console
+    from edgeprune.storage import codec
 
     if as_json:
         print(codec.dumps(found))
@@ -285,7 +292,7 @@ def doctor(
     project: Annotated[Path | None, typer.Option("--project", "-p", help="Check this project file too.")] = None,
 ) -> None:
     """Is everything in place, here and on the device? Each finding comes with its fix."""
-    from edgeprune.doctor import examine
+    from edgeprune.reports.doctor import examine
 
     failed = False
     for finding in examine(target, project):
@@ -300,7 +307,7 @@ def tensorboard(
     port: Annotated[int, typer.Option(help="Where it listens, on this machine only.")] = 6006,
 ) -> None:
     """Show how runs went: training, layers before and after, metric by latency. Ends with Ctrl-C."""
-    from edgeprune.pipeline import EVENTS
+    from edgeprune.pipeline.road import EVENTS
 
     folder = run / EVENTS
     if not folder.is_dir():
@@ -326,10 +333,12 @@ def tensorboard(
 @app.command()
 def setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOption = False) -> None:
     """Put the agent and the runtime into a private folder on the device, without root."""
-    from edgeprune import api, codec, installing
+    from edgeprune import api
+    from edgeprune.devices import install as installing
+    from edgeprune.frontends import toml
 
     if dry_run:
-        known = codec.read_target(codec.find_target(target, Path.cwd()))
+        known = toml.read_target(toml.find_target(target, Path.cwd()))
         print("\n".join(line for _, one in known.all_hosts for line in installing.forecast(one)))
         return
     api.setup(target, lambda text: print(_clean(text), flush=True), wait)
@@ -338,7 +347,7 @@ def setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOptio
 @app.command()
 def board(action: Annotated[BoardAction, typer.Argument(help="Start it, end it, or ask.")]) -> None:
     """The virtual board: an aarch64 machine under qemu, for those who have none. Its target is virtual-pi."""
-    from edgeprune import board
+    from edgeprune.devices.virtual import board
 
     if action is BoardAction.status:
         print(board.status())
@@ -364,8 +373,8 @@ def _road(
     """An open road with its progress shown, and a function that prints the answer."""
     from rich.console import Console
 
-    from edgeprune import console
-    from edgeprune.pipeline import SCHEMA, open_road
+    from edgeprune.pipeline.road import SCHEMA, open_road
+    from edgeprune.reports import console
 
     with _stdout_kept_clean(as_json) as stdout:
         screen = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
@@ -389,9 +398,9 @@ def _road(
 
 def _document(value: object) -> str:
     """An answer as JSON; a report says its schema and its status, as a result does."""
-    from edgeprune import codec
-    from edgeprune.pipeline import SCHEMA
-    from edgeprune.types import Report
+    from edgeprune.pipeline.road import SCHEMA
+    from edgeprune.records import Report
+    from edgeprune.storage import codec
 
     if isinstance(value, Path):
         return json.dumps({"path": str(value)})

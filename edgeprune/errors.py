@@ -19,6 +19,8 @@ is a bug and exits with 70; an interrupt exits with 130.
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_PASS = 0
 EXIT_FAIL = 1
 EXIT_BUG = 70
@@ -87,3 +89,19 @@ class CutError(EdgepruneError):
 
 class SolverError(EdgepruneError):
     """A plan that does not add up to its latency, or whose optimality was not proved in time."""
+
+
+QUOTED_CHARS = 80  # of a user's value or key in a message
+
+
+def quoted(value: Any, chars: int = QUOTED_CHARS) -> str:
+    """A value from a file, short enough for a message."""
+    if isinstance(value, dict):
+        return "a section of keys"
+    text = repr(value[:chars] if isinstance(value, str | list) else value)
+    return text if len(text) <= chars else text[:chars] + "…"
+
+
+def usage_error(text: str) -> UsageError:
+    """A `UsageError` of one line: control characters from the user's file become spaces."""
+    return UsageError("".join(c if c.isprintable() else " " for c in text))

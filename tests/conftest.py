@@ -17,7 +17,7 @@ import pytest
 from small import FILE, MODULE, Finished, command
 from sshd import SSHD, Sshd, start
 
-from edgeprune import trtexec_standin
+from edgeprune.devices.virtual import trtexec as trtexec_standin
 from edgeprune.errors import InconclusiveError
 
 TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board", "models")
@@ -123,7 +123,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 def virtual_board() -> Iterator[None]:
     """The virtual board, started for the tests where it does not run, and then ended with them."""
     pytest.importorskip("paramiko")
-    from edgeprune import board
+    from edgeprune.devices.virtual import board
     from edgeprune.errors import UsageError
 
     running = board.status().startswith("up")

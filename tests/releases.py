@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune import deploying
-from edgeprune.agent import RELEASING, agent
-from edgeprune.types import Artifact, Check, Device, Figures, Outcome, Target, Verdict
+from edgeprune.devices.agent import RELEASING, agent
+from edgeprune.records import Artifact, Check, Device, Figures, Outcome, Target, Verdict
+from edgeprune.stages import deploy as deploying
 
 FIGURES = Figures(1.0, 1.1, 0.9, 100, 1000, 50, 3)
 DEADLINE_S = 30.0

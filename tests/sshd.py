@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune.types import Host, Target
+from edgeprune.records import Host, Target
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
 
@@ -54,7 +54,7 @@ class Sshd:
         return Target(self.folder / "sshd.toml", "sshd", "ssh", "null", host=host)
 
     def transport(self, wait_s: float = 0.0, **changes: Any) -> Any:
-        from edgeprune.transports.ssh import Ssh
+        from edgeprune.devices.transports.ssh import Ssh
 
         target = self.target
         assert target.host is not None

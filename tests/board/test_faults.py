@@ -15,21 +15,22 @@ from typing import Any
 
 import pytest
 
-from edgeprune import board, codec
-from edgeprune.bench import Bench
+from edgeprune.devices.bench import Bench
+from edgeprune.devices.virtual import board
 from edgeprune.errors import DeviceError, UsageError
+from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
-from edgeprune.types import Target
+from edgeprune.records import Target
 
-ssh = pytest.importorskip("edgeprune.transports.ssh")
-base = pytest.importorskip("edgeprune.transports.base")
+ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
+base = pytest.importorskip("edgeprune.devices.transports.base")
 
 pytestmark = pytest.mark.usefixtures("virtual_board")
 PING = {"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}
 
 
 def target() -> Target:
-    known = codec.read_target(Path(__file__).parents[2] / "targets" / "virtual-pi.toml")
+    known = toml.read_target(Path(__file__).parents[2] / "targets" / "virtual-pi.toml")
     return replace(known, runtime="null")
 
 

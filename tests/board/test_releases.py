@@ -16,13 +16,14 @@ from releases import bundle, job
 from sshd import keygen
 from test_faults import shell, ssh_argv, target
 
-from edgeprune import board, deploying
-from edgeprune.agent import RELEASING
-from edgeprune.bench import identified
+from edgeprune.devices.agent import RELEASING
+from edgeprune.devices.bench import identified
+from edgeprune.devices.virtual import board
 from edgeprune.errors import DeviceError
-from edgeprune.types import Device, Target
+from edgeprune.records import Device, Target
+from edgeprune.stages import deploy as deploying
 
-ssh = pytest.importorskip("edgeprune.transports.ssh")
+ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
 pytestmark = pytest.mark.usefixtures("virtual_board")
 
 # Does its jobs, but stops for good once it has done the n-th thing of this kind to the file system.

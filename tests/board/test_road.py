@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from small import Finished, command
 
-from edgeprune import codec, network, stats
-from edgeprune.bench import open_bench
-from edgeprune.formats import FORMATS
-from edgeprune.types import Profile
+from edgeprune.devices.bench import open_bench
+from edgeprune.frontends import toml
+from edgeprune.latency import stats
+from edgeprune.network import surgery as network
+from edgeprune.records import Profile
+from edgeprune.runtimes.formats import FORMATS
+from edgeprune.storage import codec
 
 pytestmark = pytest.mark.usefixtures("virtual_board")
 ROOT = Path(__file__).parents[2]
@@ -42,7 +45,7 @@ def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
         models.append(tmp_path / str(i) / "model.tflite")
         models[-1].parent.mkdir()
         models[-1].write_bytes(template.variant(experiment.widths))
-    with open_bench(codec.read_target(ROOT / "targets" / "virtual-pi.toml"), tmp_path) as bench:
+    with open_bench(toml.read_target(ROOT / "targets" / "virtual-pi.toml"), tmp_path) as bench:
         files = bench.save_inputs([tensor.numpy() for tensor in inputs], tmp_path)
         measured = bench.measure([[model] for model in models], files)
         assert bench.device.emulated

@@ -16,10 +16,12 @@ from releases import verdict
 from sshd import keygen
 from torch import nn
 
-from edgeprune import compiling, deploying, runtimes
-from edgeprune.bench import open_bench
+from edgeprune import runtimes
+from edgeprune.devices.bench import open_bench
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
-from edgeprune.types import Artifact, Prepare, Target
+from edgeprune.records import Artifact, Prepare, Target
+from edgeprune.stages import compile as compiling
+from edgeprune.stages import deploy as deploying
 
 StandIn = Callable[[str], None]
 

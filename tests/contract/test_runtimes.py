@@ -15,12 +15,14 @@ from nets import NETS, inputs_of
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgeprune import compiling, network, runtimes
-from edgeprune.agent import agent
-from edgeprune.bench import Bench, interleaved, open_bench
+from edgeprune import runtimes
+from edgeprune.devices.agent import agent
+from edgeprune.devices.bench import Bench, interleaved, open_bench
 from edgeprune.errors import DeviceError, UsageError
-from edgeprune.formats import FORMATS
-from edgeprune.types import Preprocess, Target
+from edgeprune.network import surgery as network
+from edgeprune.records import Preprocess, Target
+from edgeprune.runtimes.formats import FORMATS
+from edgeprune.stages import compile as compiling
 
 RANDOM = np.random.default_rng(0)
 WEIGHT = RANDOM.standard_normal((16, 3, 1, 1)).astype("float32")

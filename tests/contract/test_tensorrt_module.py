@@ -17,7 +17,7 @@ import pytest
 from test_engines import compiled
 from test_tensorrt import trt as part
 
-from edgeprune.agent import agent
+from edgeprune.devices.agent import agent
 
 NPTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 

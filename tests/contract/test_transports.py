@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from edgeprune.agent import AGENT
+from edgeprune.devices.agent import AGENT
+from edgeprune.devices.transports.base import Transport
+from edgeprune.devices.transports.fake import Fake
+from edgeprune.devices.transports.local import Local
 from edgeprune.errors import DeviceError
-from edgeprune.transports.base import Transport
-from edgeprune.transports.fake import Fake
-from edgeprune.transports.local import Local
 
 CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 20.0, "profiled_s": 0.01}
 

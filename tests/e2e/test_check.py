@@ -16,8 +16,9 @@ import pytest
 from small import Finished, command
 
 import edgeprune
-from edgeprune import finetuning, provenance
-from edgeprune.bench import Bench
+from edgeprune.devices.bench import Bench
+from edgeprune.stages import finetune as finetuning
+from edgeprune.storage import provenance
 
 OPEN = (0, 4)  # on a machine with other work a share of the budget may stay open; it never fails
 

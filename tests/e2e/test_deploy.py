@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from small import Finished, command
 from sshd import SSHD, Sshd, keygen, start
 
-from edgeprune import deploying
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError, VerdictError
-from edgeprune.types import Release, Target
+from edgeprune.records import Release, Target
+from edgeprune.stages import deploy as deploying
 
 
 @pytest.fixture

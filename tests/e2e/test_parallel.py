@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from small import Finished
 
-from edgeprune import codec
-from edgeprune.types import Epoch
+from edgeprune.records import Epoch
+from edgeprune.storage import codec
 
 SCRIPT = """
 import sys
@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from edgeprune import codec, finetuning, parallel
 from edgeprune import project as user
 
-project = replace(codec.read_project(Path(sys.argv[1])), epochs=2)
+project = replace(toml.read_project(Path(sys.argv[1])), epochs=2)
 with parallel.joined():
     model = user.build_model(project)
     found = finetuning.finetune(project, model, user.build_model(project), Path(sys.argv[2]) / "c",

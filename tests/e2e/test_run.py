@@ -15,7 +15,7 @@ import torch
 from small import Finished, command
 from torch import nn
 
-from edgeprune.types import Plan
+from edgeprune.records import Plan
 
 
 def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Finished]) -> None:
@@ -158,8 +158,9 @@ def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_need
     walked: tuple[Path, Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import edgeprune
-    from edgeprune import codec, finetuning
-    from edgeprune import project as user
+    from edgeprune.frontends import toml
+    from edgeprune.frontends import user_code as user
+    from edgeprune.stages import finetune as finetuning
 
     folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
     (trained,) = folder.glob("runs/local/finetune-*")
@@ -174,7 +175,7 @@ def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_need
     monkeypatch.setattr(finetuning, "finetune", train)
     with pytest.raises(InterruptedError):
         edgeprune.finetune(folder)
-    known = codec.read_project(folder / "edgeprune.toml")
+    known = toml.read_project(folder / "edgeprune.toml")
     (pruned,) = folder.glob("runs/local/prune-*")
     files = [edgeprune.load(pruned / f"{name}.safetensors", user.build_model(known)) for name in ("start", "pruned")]
     assert any(not torch.equal(a, b) for a, b in zip(*(net.parameters() for net in files), strict=True))
@@ -185,10 +186,12 @@ def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_need
 
 def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
     """How far a network's outputs are from the whole one's, relative to one that was only cut."""
-    from edgeprune import codec, graph, network
-    from edgeprune import project as user
+    from edgeprune.frontends import toml
+    from edgeprune.frontends import user_code as user
+    from edgeprune.graph import groups as graph
+    from edgeprune.network import surgery as network
 
-    known = codec.read_project(project)
+    known = toml.read_project(project)
     whole, inputs = user.build_model(known), user.example_inputs(known)
     cut = network.sliced(whole, graph.recipe(network.survey(whole, inputs), plan.keep))
     images = next(iter(user.batches(known, "test")))[0]

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from edgeprune.agent import AGENT, agent
-from edgeprune.bench import Bench
+from edgeprune.devices.agent import AGENT, agent
+from edgeprune.devices.bench import Bench
+from edgeprune.devices.transports.fake import Fake
+from edgeprune.devices.transports.local import Local
 from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
-from edgeprune.transports.fake import Fake
-from edgeprune.transports.local import Local
-from edgeprune.types import Target
+from edgeprune.records import Target
 
 CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 20.0}
 

@@ -10,11 +10,13 @@ import pytest
 from nets import NETS, image
 from test_latency import truth
 
-from edgeprune import latency, network, profiling
-from edgeprune.bench import Bench
+from edgeprune.devices.bench import Bench
+from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import LinkError
-from edgeprune.transports.fake import Fake
-from edgeprune.types import Experiment, Profile, Target
+from edgeprune.latency import model as latency
+from edgeprune.network import surgery as network
+from edgeprune.records import Experiment, Profile, Target
+from edgeprune.stages import profile as profiling
 
 FACTS = {
     **{"machine": "x86_64", "cpu": "c", "cores": 1, "system": "s", "runtime": "onnxruntime"},

@@ -18,8 +18,8 @@ import releases
 from releases import bundle, job, resigned
 from sshd import keygen
 
-from edgeprune.agent import RELEASING, agent
-from edgeprune.deploying import Bundle
+from edgeprune.devices.agent import RELEASING, agent
+from edgeprune.stages.deploy import Bundle
 
 Device = Any
 
@@ -54,7 +54,7 @@ def back(device: Device, made: Bundle, **changes: Any) -> dict[str, Any]:
 def clock(monkeypatch: pytest.MonkeyPatch, start: int = 1_700_000_000) -> None:
     """Every bundle is a second younger than the one before."""
     ticks = iter(range(start, start + 1000))
-    monkeypatch.setattr("edgeprune.deploying.time.time", lambda: next(ticks))
+    monkeypatch.setattr("edgeprune.stages.deploy.time.time", lambda: next(ticks))
 
 
 def test_one_release_follows_another_and_is_rolled_back(

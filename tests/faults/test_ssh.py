@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 from sshd import Sshd, keygen
 
-from edgeprune.agent import AGENT
+from edgeprune.devices.agent import AGENT
 from edgeprune.errors import BusyError, DeviceError, SecurityError, UsageError
 from edgeprune.limits import LIMITS
 
-ssh = pytest.importorskip("edgeprune.transports.ssh")
-base = pytest.importorskip("edgeprune.transports.base")
+ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
+base = pytest.importorskip("edgeprune.devices.transports.base")
 
 PING = {"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.errors import UsageError
-from edgeprune.store import Store, write_atomic
+from edgeprune.storage.store import Store, write_atomic
 
 KILLS = 12
 # Makes stages in turn, some of them anew, saving a checkpoint and a file outside between them; never ends by itself.

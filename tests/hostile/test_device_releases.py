@@ -13,10 +13,12 @@ from releases import bundle, this_device
 from rich.console import Console
 from sshd import keygen
 
-from edgeprune import console, deploying, transports
+from edgeprune.devices import transports
+from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import DeviceError, EdgepruneError
-from edgeprune.transports.fake import Fake
-from edgeprune.types import Target
+from edgeprune.records import Target
+from edgeprune.reports import console
+from edgeprune.stages import deploy as deploying
 
 IDENTITY = {name: getattr(this_device(), name) for name in type(this_device()).__dataclass_fields__}
 ENTRY = {"service": "vision", "digest": "a" * 64, "state": "current", "since_s": 1_700_000_000}

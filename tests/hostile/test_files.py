@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune import codec, pipeline
 from edgeprune.errors import UsageError
+from edgeprune.frontends import toml
+from edgeprune.pipeline import road as pipeline
 
 GOOD = """
 [model]
@@ -64,7 +65,7 @@ def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
     path = tmp_path / "edgeprune.toml"
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
-        codec.read_project(path)
+        toml.read_project(path)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
     assert all(part in message for part in told), message
@@ -111,7 +112,7 @@ def test_target_files(text: str, told: list[str], tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
-        codec.read_target(path)
+        toml.read_target(path)
     message = str(caught.value)
     assert str(path) in message and all(part in message for part in told), message
 
@@ -126,24 +127,24 @@ def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"missing\.toml"):
-        codec.read_project(tmp_path / "missing.toml")
+        toml.read_project(tmp_path / "missing.toml")
     with pytest.raises(UsageError, match=r"lcoal.*local"):
-        codec.find_target("lcoal", tmp_path)
+        toml.find_target("lcoal", tmp_path)
     with pytest.raises(UsageError, match=r"nowhere\.toml"):
-        codec.find_target(str(tmp_path / ("deep" * 50) / "nowhere.toml"), tmp_path)
+        toml.find_target(str(tmp_path / ("deep" * 50) / "nowhere.toml"), tmp_path)
 
 
 def test_targets_beside_the_project_come_first(tmp_path: Path) -> None:
-    assert codec.find_target("local", tmp_path).name == "local.toml"
+    assert toml.find_target("local", tmp_path).name == "local.toml"
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "local.toml").write_text(TARGET)
-    assert codec.find_target("local", tmp_path) == tmp_path / "targets" / "local.toml"
+    assert toml.find_target("local", tmp_path) == tmp_path / "targets" / "local.toml"
 
 
 def test_the_option_replaces_the_file_s_budget(tmp_path: Path) -> None:
     path = tmp_path / "edgeprune.toml"
     path.write_text(GOOD)
-    assert codec.read_project(path, "1.5 ms").budget.ns == 1_500_000
-    assert codec.read_project(path).budget.fraction == 0.5
+    assert toml.read_project(path, "1.5 ms").budget.ns == 1_500_000
+    assert toml.read_project(path).budget.fraction == 0.5
     with pytest.raises(UsageError, match="--budget"):
-        codec.read_project(path, "soon")
+        toml.read_project(path, "soon")

@@ -9,17 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeprune import codec, finetuning
-from edgeprune import project as user
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError
-from edgeprune.types import Project
+from edgeprune.frontends import toml
+from edgeprune.frontends import user_code as user
+from edgeprune.records import Project
+from edgeprune.stages import finetune as finetuning
 
 
 def read(path: Path, old: str = "", new: str = "") -> Project:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new) if old else text)
-    return codec.read_project(path)
+    return toml.read_project(path)
 
 
 def add(path: Path, code: str) -> None:

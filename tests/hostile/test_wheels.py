@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.agent import agent
+from edgeprune.devices.agent import agent
+from edgeprune.devices.install import platform_of, platform_options
 from edgeprune.errors import DeviceError
-from edgeprune.installing import platform_of, platform_options
-from edgeprune.types import Target
+from edgeprune.records import Target
 
 
 def wheel(path: Path, **files: str) -> str:

@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO
 
-from edgeprune import codec, graph, network, planning, reconstruction, runtimes
-from edgeprune.attention import opened
-from edgeprune.bench import Bench, open_bench
-from edgeprune.compiling import compile_model
+from edgeprune import runtimes
+from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.errors import EdgepruneError
-from edgeprune.importance import CRITERIA
-from edgeprune.types import Groups
+from edgeprune.frontends import toml
+from edgeprune.graph import groups as graph
+from edgeprune.network import refit as reconstruction
+from edgeprune.network import surgery as network
+from edgeprune.network.attention import opened
+from edgeprune.network.importance import CRITERIA
+from edgeprune.records import Groups
+from edgeprune.stages import plan as planning
+from edgeprune.stages.compile import compile_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "models.md"
@@ -37,7 +42,7 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Benc
         for name, target in TARGETS.items():
             own = scratch / name
             own.mkdir()
-            bench = open_bench(codec.read_target(ROOT / "targets" / f"{target}.toml"), own)
+            bench = open_bench(toml.read_target(ROOT / "targets" / f"{target}.toml"), own)
             benches[name] = stack.enter_context(bench)
         yield benches
 

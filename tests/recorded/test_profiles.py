@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeprune import codec, graph, latency, network, planning
-from edgeprune.types import Groups, Profile, Scores
+from edgeprune.graph import groups as graph
+from edgeprune.latency import model as latency
+from edgeprune.network import surgery as network
+from edgeprune.records import Groups, Profile, Scores
+from edgeprune.stages import plan as planning
+from edgeprune.storage import codec
 
 ROOT = Path(__file__).parents[2]
 RECORDED = sorted((ROOT / "profiles").glob("*/digits-*.json"))

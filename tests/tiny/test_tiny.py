@@ -14,10 +14,14 @@ import torch
 from nets import Residual, image
 
 import edgeprune
-from edgeprune import graph, latency, network, planning, profiling
-from edgeprune.formats.onnx import OnnxTemplate
-from edgeprune.importance import CRITERIA
-from edgeprune.types import Device, Experiment, Profile, Run, Samples
+from edgeprune.graph import groups as graph
+from edgeprune.latency import model as latency
+from edgeprune.network import surgery as network
+from edgeprune.network.importance import CRITERIA
+from edgeprune.records import Device, Experiment, Profile, Run, Samples
+from edgeprune.runtimes.formats.onnx import OnnxTemplate
+from edgeprune.stages import plan as planning
+from edgeprune.stages import profile as profiling
 
 
 def test_the_promise(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import network
-from edgeprune.attention import Attention, opened
+from edgeprune.network import surgery as network
+from edgeprune.network.attention import Attention, opened
 
 
 def padding(batch: int, keys: int) -> Tensor:

@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgeprune
-from edgeprune import accuracy, api, baselines, checking, cli, codec, provenance, pytest_plugin, reporting, stats
-from edgeprune.agent import agent
+from edgeprune import api, cli
+from edgeprune.devices.agent import agent
 from edgeprune.errors import UsageError
-from edgeprune.types import (
+from edgeprune.frontends import toml
+from edgeprune.latency import stats
+from edgeprune.records import (
     Artifact,
     Baseline,
     Budget,
@@ -33,6 +35,11 @@ from edgeprune.types import (
     Samples,
     Target,
 )
+from edgeprune.reports import ci as reporting
+from edgeprune.reports import pytest_plugin
+from edgeprune.stages import accuracy
+from edgeprune.stages import check as checking
+from edgeprune.storage import baselines, codec, provenance
 
 DEVICE = Device("aarch64", "Cortex-A76", 4, "Linux 6.1", "onnxruntime", "1.20", "boot", "serial")
 
@@ -258,7 +265,7 @@ class Bench:
 
 
 def checked(project: Path, now: Measurement, baseline: Baseline | None, kept: Path | None, lost: str) -> Report:
-    known = codec.read_project(project)
+    known = toml.read_project(project)
     target = Target(Path("t.toml"), "t", "local", "onnxruntime")
     artifact = Artifact((Path("model.onnx"),), now.artifact, "onnxruntime", "fp32", "", 1)
     bench: Any = Bench()
@@ -350,7 +357,7 @@ def test_a_new_boot_does_not_make_a_baseline_stale() -> None:
 
 
 def test_data_that_changed_leaves_the_metric_open_and_a_worse_one_fails(project: Any) -> None:
-    known = codec.read_project(project)
+    known = toml.read_project(project)
     then = measured()
 
     def outcomes(now: Measurement) -> dict[str, Outcome]:
@@ -386,7 +393,7 @@ def test():
 
 
 def measured_by(bench: Bench, path: Path, known: Measurement | None = None) -> tuple[Measurement, list[Check]]:
-    project = codec.read_project(path)
+    project = toml.read_project(path)
     target = Target(Path("t.toml"), "t", "local", "onnxruntime")
     model = path.parent / "model.onnx"
     model.write_bytes(b"model")
@@ -510,7 +517,7 @@ def test_libraries_and_device_do_not_make_a_project_another_one(
     target = Target(tmp_path / "t.toml", "t", "local", "onnxruntime", precision="auto" if auto else "fp32")
 
     def found(path: Path = project) -> tuple[str, str]:
-        known = codec.read_project(path)
+        known = toml.read_project(path)
         return provenance.settings(known, target), provenance.sources(known)
 
     before = found()

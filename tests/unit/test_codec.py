@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune import codec
 from edgeprune.errors import UsageError
-from edgeprune.types import (
+from edgeprune.records import (
     Artifact,
     Check,
     Confirmed,
@@ -35,6 +34,7 @@ from edgeprune.types import (
     Verdict,
     digest,
 )
+from edgeprune.storage import codec
 
 names = st.text(min_size=1, max_size=8)
 times = st.lists(st.integers(1, 2**40), min_size=1, max_size=5).map(tuple)

@@ -10,10 +10,11 @@ import pytest
 from nets import Concat, image
 from test_latency import DEVICE, truth
 
-from edgeprune import confirming, latency, network, planning, profiling
 from edgeprune.errors import InconclusiveError
-from edgeprune.importance import CRITERIA
-from edgeprune.types import (
+from edgeprune.latency import model as latency
+from edgeprune.network import surgery as network
+from edgeprune.network.importance import CRITERIA
+from edgeprune.records import (
     Budget,
     Confirmed,
     Experiment,
@@ -27,6 +28,9 @@ from edgeprune.types import (
     Scores,
     Widths,
 )
+from edgeprune.stages import confirm as confirming
+from edgeprune.stages import plan as planning
+from edgeprune.stages import profile as profiling
 
 OVERHEAD = 3000
 

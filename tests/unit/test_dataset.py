@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeprune import codec, dataset
-from edgeprune.types import Finding
+from edgeprune.frontends import dataset, toml
+from edgeprune.records import Finding
 
 
 def examined(project: Path, code: str) -> list[Finding]:
     module = project.with_name("blobs.py")
     module.write_text(module.read_text() + code)
-    return list(dataset.examine(codec.read_project(project)))
+    return list(dataset.examine(toml.read_project(project)))
 
 
 def test_good_data_gives_no_warning(project: Path) -> None:

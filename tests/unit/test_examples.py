@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune import codec, network
-from edgeprune import project as user
+from edgeprune.frontends import toml
+from edgeprune.frontends import user_code as user
+from edgeprune.network import surgery as network
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROJECTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.glob("*/*.toml"))
@@ -19,7 +20,7 @@ PROJECTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.glo
 def test_an_example_is_complete_without_its_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.delenv("EDGEPRUNE_DATA", raising=False)
-    project = codec.read_project(EXAMPLES / name)
+    project = toml.read_project(EXAMPLES / name)
     model, inputs = user.build_model(project), user.example_inputs(project)
     user.check_data(model, project)
     survey = network.survey(model, inputs, project.lock)

@@ -11,8 +11,11 @@ from rich.console import Console
 from test_latency import profile
 from torch import Tensor, nn
 
-from edgeprune import codec, console, explaining, network
-from edgeprune.types import Explanation, Groups
+from edgeprune.latency import explain as explaining
+from edgeprune.network import surgery as network
+from edgeprune.records import Explanation, Groups
+from edgeprune.reports import console
+from edgeprune.storage import codec
 
 
 class Wide(nn.Module):

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeprune import codec, finetuning, graph, network, parallel
-from edgeprune import project as user
 from edgeprune.errors import UsageError
-from edgeprune.types import Epoch, Project
+from edgeprune.frontends import toml
+from edgeprune.frontends import user_code as user
+from edgeprune.graph import groups as graph
+from edgeprune.network import surgery as network
+from edgeprune.records import Epoch, Project
+from edgeprune.stages import finetune as finetuning
+from edgeprune.stages import parallel
 
 
 class Killed(Exception):
@@ -37,7 +41,7 @@ def train(project: Project, checkpoint: Path, on_epoch: Callable[[Epoch], None] 
 
 @pytest.fixture
 def known(project: Path) -> Project:
-    return replace(codec.read_project(project), epochs=3)
+    return replace(toml.read_project(project), epochs=3)
 
 
 def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) -> None:

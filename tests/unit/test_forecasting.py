@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune import codec, forecasting
-from edgeprune.types import Target
+from edgeprune.frontends import toml
+from edgeprune.records import Target
+from edgeprune.stages import forecast as forecasting
 
 
 def minutes(lines: list[str]) -> tuple[float, float]:
@@ -20,7 +21,7 @@ def minutes(lines: list[str]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", ["local", "raspberrypi"])
 def test_a_forecast_says_what_is_sent_and_how_long_it_takes(name: str, project: Path) -> None:
-    known, target = codec.read_project(project), codec.read_target(codec.find_target(name, project.parent))
+    known, target = toml.read_project(project), toml.read_target(toml.find_target(name, project.parent))
     profile, whole = (forecasting.forecast(known, target, whole) for whole in (False, True))
     assert profile[:-1] == whole[: len(profile) - 1]
     assert any("ssh" in line for line in profile) == (name == "raspberrypi")
@@ -32,7 +33,7 @@ def test_a_forecast_says_what_is_sent_and_how_long_it_takes(name: str, project: 
 
 
 def test_several_precisions_take_their_time(project: Path) -> None:
-    known, one = codec.read_project(project), Target(project, "t", "local", "onnxruntime")
+    known, one = toml.read_project(project), Target(project, "t", "local", "onnxruntime")
     several = forecasting.forecast(known, replace(one, precision="auto"), False)
     assert any("to choose from fp32, fp16, int8" in line for line in several)
     assert minutes(several) > minutes(forecasting.forecast(known, one, False))

@@ -13,12 +13,14 @@ import torch
 from nets import NETS, Blocks, image, inputs_of
 from torch import Tensor, nn
 
-from edgeprune import flatbuffer, graph, network
-from edgeprune.attention import opened
-from edgeprune.formats import FORMATS
-from edgeprune.formats.base import Origins
-from edgeprune.formats.onnx import OnnxTemplate
+from edgeprune.graph import groups as graph
+from edgeprune.network import surgery as network
+from edgeprune.network.attention import opened
 from edgeprune.runtimes.base import silenced
+from edgeprune.runtimes.formats import FORMATS
+from edgeprune.runtimes.formats.base import Origins
+from edgeprune.runtimes.formats.onnx import OnnxTemplate
+from edgeprune.runtimes.tflite import flatbuffer
 
 SLICED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised"]
 TFLITE = ["Plain", "Residual", "Depthwise", "Encoder"]  # a conversion takes seconds

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeprune.devices.transports.base import LONGEST_HEADER, Frames, printable
 from edgeprune.errors import DeviceError
-from edgeprune.transports.base import LONGEST_HEADER, Frames, printable
 
 NONCE = "0123456789abcdef" * 2
 

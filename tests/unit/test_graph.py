@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from nets import NETS, Attention, HardCoded, Normalised, NoRule, OptionA, Residual, Shared, conv, image, inputs_of
 from torch import Tensor, nn
 
-from edgeprune import graph, network
-from edgeprune.types import Groups
+from edgeprune.graph import groups as graph
+from edgeprune.network import surgery as network
+from edgeprune.records import Groups
 
 
 def members(groups: Groups) -> set[frozenset[tuple[str, int, int]]]:

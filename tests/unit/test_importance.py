@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edgeprune import network
 from edgeprune.errors import UsageError
-from edgeprune.importance import CRITERIA, curves
+from edgeprune.network import surgery as network
+from edgeprune.network.importance import CRITERIA, curves
 
 
 class Two(nn.Module):

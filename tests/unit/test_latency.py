@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from nets import Blocks, Residual, image
 
-from edgeprune import graph, latency, network, profiling
 from edgeprune.errors import InconclusiveError
-from edgeprune.types import Device, Experiment, Group, Groups, Profile, Run, Samples, Widths
+from edgeprune.graph import groups as graph
+from edgeprune.latency import model as latency
+from edgeprune.network import surgery as network
+from edgeprune.records import Device, Experiment, Group, Groups, Profile, Run, Samples, Widths
+from edgeprune.stages import profile as profiling
 
 DEVICE = Device("x86_64", "synthetic", 1, "none", "none", "0", "boot")
 

@@ -10,9 +10,10 @@ import torch
 from nets import NETS, Blocks, Residual, Shared, image
 from torch import nn
 
-from edgeprune import graph, network
 from edgeprune.errors import CutError, UsageError
-from edgeprune.types import Preprocess
+from edgeprune.graph import groups as graph
+from edgeprune.network import surgery as network
+from edgeprune.records import Preprocess
 
 
 def test_a_recipe_that_mixes_up_channels_is_refused() -> None:

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune import graph, planning
 from edgeprune.errors import InfeasibleError
-from edgeprune.latency import HALVED, STEPS, LatencyModel, LayerCost, Surface, _features
-from edgeprune.types import Block, Group, Groups, Layer, Scores, Slot, Span
+from edgeprune.graph import groups as graph
+from edgeprune.latency.model import HALVED, STEPS, LatencyModel, LayerCost, Surface, _features
+from edgeprune.records import Block, Group, Groups, Layer, Scores, Slot, Span
+from edgeprune.stages import plan as planning
 
 
 def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tuple[Block, ...] = ()) -> Groups:

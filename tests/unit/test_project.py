@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import accuracy, codec, finetuning
-from edgeprune import project as user
 from edgeprune.errors import UsageError
-from edgeprune.types import Artifact, Budget, Preprocess, Project
+from edgeprune.frontends import toml
+from edgeprune.frontends import user_code as user
+from edgeprune.records import Artifact, Budget, Preprocess, Project
+from edgeprune.stages import accuracy
+from edgeprune.stages import finetune as finetuning
 
 HEAD = "import torch\nfrom torch import nn\n"
 
@@ -182,13 +184,13 @@ def test_top_1_refuses_to_stretch() -> None:
 
 
 def test_preprocessing_must_fit_the_first_input(project: Path) -> None:
-    known = replace(codec.read_project(project), preprocess=Preprocess((0.1, 0.2), (1.0, 1.0)))
+    known = replace(toml.read_project(project), preprocess=Preprocess((0.1, 0.2), (1.0, 1.0)))
     with pytest.raises(UsageError, match=r"\[preprocess\] mean has 2 numbers, the first input 1 channels"):
         user.example_inputs(known)
 
 
 def test_preprocessing_is_part_of_the_model(project: Path) -> None:
-    known = codec.read_project(project)
+    known = toml.read_project(project)
     (x,) = user.example_inputs(known)
     raw = 255 * torch.rand(x.shape)
     model = user.build_model(replace(known, preprocess=Preprocess((0.5,), (0.25,), 1 / 255)))
@@ -293,4 +295,4 @@ def test_a_project_has_one_metric(tmp_path: Path) -> None:
         'closed_loop = "m:c"\n[budget]\nlatency = "50%"\n'
     )
     with pytest.raises(UsageError, match="two metrics; keep one"):
-        codec.read_project(path)
+        toml.read_project(path)

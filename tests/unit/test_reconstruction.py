@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeprune import graph, network, reconstruction
+from edgeprune.graph import groups as graph
 from edgeprune.limits import LIMITS
+from edgeprune.network import refit as reconstruction
+from edgeprune.network import surgery as network
 
 
 def batches(*shape: int, count: int = 4) -> list[tuple[tuple[Tensor], Tensor]]:

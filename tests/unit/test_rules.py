@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from nets import NETS, conv, image, inputs_of
 from torch import Tensor, nn
 
-from edgeprune import graph, network, rules
+from edgeprune.graph import groups as graph
+from edgeprune.graph import rules
+from edgeprune.network import surgery as network
 
 Op = Callable[[Tensor], Tensor]
 

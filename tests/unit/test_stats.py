@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune import stats
-from edgeprune.types import Interval, Outcome, Run, Samples
+from edgeprune.latency import stats
+from edgeprune.records import Interval, Outcome, Run, Samples
 
 
 def samples(medians: list[float], runs: int = 5) -> Samples:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune import store
 from edgeprune.errors import BusyError, UsageError
-from edgeprune.store import Store, write_atomic
+from edgeprune.storage import store
+from edgeprune.storage.store import Store, write_atomic
 
 KEY = "a" * 64
 

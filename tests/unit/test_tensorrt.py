@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeprune import runtimes, trtexec_standin
-from edgeprune.agent import ENGINE, RELEASING, RUNNER, TENSORRT, agent
+from edgeprune import runtimes
+from edgeprune.devices.agent import ENGINE, RELEASING, RUNNER, TENSORRT, agent
+from edgeprune.devices.virtual import trtexec as trtexec_standin
 
 FAMILIES = sorted(trtexec_standin.FLAGS)
 

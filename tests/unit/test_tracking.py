@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_planning import CHAINS, network, stepped
 
-from edgeprune import tracking
-from edgeprune.types import Epoch, Figures
+from edgeprune.records import Epoch, Figures
+from edgeprune.stages import events as tracking
 
 
 def read(folder: Path) -> EventAccumulator:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgeprune import codec, verifying
-from edgeprune import project as user
 from edgeprune.errors import DeviceError
+from edgeprune.frontends import toml
+from edgeprune.frontends import user_code as user
 from edgeprune.limits import LIMITS
-from edgeprune.types import Artifact, Budget, Choice, Device, Outcome, Run, Samples, Verdict
+from edgeprune.records import Artifact, Budget, Choice, Device, Outcome, Run, Samples, Verdict
+from edgeprune.stages import verify as verifying
 
 
 class Board:
@@ -88,7 +89,7 @@ def verdict(
     spoil: bool = False,
     sizes: tuple[int, int] = (100, 50),
 ) -> tuple[Verdict, Board]:
-    known = codec.read_project(project, budget)
+    known = toml.read_project(project, budget)
     model = user.build_model(known)
     small = user.build_model(known)
     if spoil:
@@ -127,7 +128,7 @@ class Choosing(Board):
 
 
 def chosen(project: Path, tmp_path: Path, medians: dict[str, float], cannot: Sequence[str] = ()) -> Choice:
-    known = codec.read_project(project)
+    known = toml.read_project(project)
     model = user.build_model(known)
     files = {name: tmp_path / name for name in medians}
     board = Choosing(dict.fromkeys(files.values(), model), {files[n]: [ns] for n, ns in medians.items()}, 0.0, 1000)

@@ -1,0 +1,1 @@
+"""Devices: transports, the agent, measurement and installation."""

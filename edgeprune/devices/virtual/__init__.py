@@ -1,0 +1,1 @@
+"""The virtual board and the stand-in for trtexec."""

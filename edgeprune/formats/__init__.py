@@ -1,9 +1,0 @@
-"""Exported files that runtimes are made from, by the name that a runtime gives as its `format`."""
-
-from __future__ import annotations
-
-from edgeprune.formats.base import Template
-from edgeprune.formats.onnx import OnnxTemplate
-from edgeprune.formats.tflite import TfliteTemplate
-
-FORMATS: dict[str, type[Template]] = {"onnx": OnnxTemplate, "tflite": TfliteTemplate}

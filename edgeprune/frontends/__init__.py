@@ -1,0 +1,1 @@
+"""From the user's files and code to records and callables."""

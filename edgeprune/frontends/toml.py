@@ -1,0 +1,404 @@
+"""Project and target files in TOML -> records."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from edgeprune.errors import QUOTED_CHARS, UsageError, quoted, usage_error
+from edgeprune.limits import LIMITS
+from edgeprune.records import Budget, Deployment, Host, Prepare, Preprocess, Project, Target
+from edgeprune.storage.store import read_capped
+
+PATH_CHARS = 1000  # of a path, whose end tells most: that of nearly all is shown
+
+# A field's description completes the sentence "KEY must be ...".
+Text = Annotated[str, StringConstraints(min_length=1)]
+Reference = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"),
+    Field(description='a function as "module:function"'),
+]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.01")]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
+Numbers = Annotated[list[float], Field(description="a list of numbers, one a channel, such as [0.485, 0.456, 0.406]")]
+Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole number from 0 to {LIMITS.epochs}")]
+Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
+Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
+
+# Nothing that a tool could take for an option, or a shell for a command.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:%@-]*$", max_length=255)]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Model(_Section):
+    factory: Reference
+    inputs: Reference
+    weights: Annotated[Text | None, Field(description="the path of a file")] = None
+
+
+class _Data(_Section):
+    train: Reference
+    valid: Reference
+    test: Reference | None = None
+    loss: Reference | None = None
+    metric: Reference | None = None
+    closed_loop: Reference | None = None
+    clean: Reference | None = None
+    augment: Reference | None = None
+
+
+class _Budget(_Section):
+    latency: Annotated[Text, Field(description='a time such as "12 ms" or a share such as "50%", in quotes')]
+    max_metric_drop: Share = 0.01
+
+
+class _Preprocess(_Section):
+    mean: Numbers
+    std: Numbers
+    scale: Annotated[float, Field(description="a number, such as 0.00392")] = 1.0
+
+
+class _Prune(_Section):
+    importance: Literal[
+        "loss-curves", "taylor", "fisher", "magnitude-l1", "magnitude-l2", "bn-scale", "fpgm", "random"
+    ] = "loss-curves"
+    lock: Annotated[list[Text], Field(description='a list of names or patterns, such as ["head.*"]')] = []
+
+
+class _Finetune(_Section):
+    epochs: Epochs = 20
+    learning_rate: Rate = 0.01
+    ema: Annotated[
+        float | None, Field(gt=0, lt=1, description="the decay of the moving average of weights, such as 0.999")
+    ] = None
+    seed: Seed = 0
+
+
+class _Check(_Section):
+    budget: Annotated[
+        list[Text], Field(description='a list of times or shares, such as ["p50 12 ms", "p99 20 ms"]')
+    ] = []
+    slowdown: Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a share above 0, such as 0.03")] = (
+        None
+    )
+
+
+class _ProjectFile(_Section):
+    model: _Model
+    data: _Data
+    budget: _Budget
+    preprocess: _Preprocess | None = None
+    prune: _Prune = _Prune()
+    finetune: _Finetune = _Finetune()
+    check: _Check = _Check()
+
+
+class _Connect(_Section):
+    transport: Literal["local", "ssh"]
+    host: Annotated[Name | None, Field(description="a host name, an address, or a Host of ~/.ssh/config")] = None
+    user: Annotated[Name | None, Field(description="a user name")] = None
+    port: Annotated[int | None, Field(ge=1, le=65535, description="a whole number from 1 to 65535")] = None
+    identity: Annotated[Text | None, Field(description="the path of a private key")] = None
+    known_hosts: Annotated[Text | None, Field(description="the path of a known_hosts file")] = None
+    fingerprint: Annotated[
+        Fingerprint | None, Field(description='a fingerprint as ssh-keygen -lf prints it: "SHA256:..."')
+    ] = None
+    python: Annotated[Text, Field(description="the Python on the device, 3.8 or newer")] = "python3"
+
+
+class _Runtime(_Section):
+    name: Literal["onnxruntime", "openvino", "tflite", "tensorrt", "null"]
+    dla: Annotated[int | None, Field(ge=0, le=7, description="the number of a DLA core, such as 0")] = None
+    threads: Threads = 1
+    precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
+
+
+class _Expect(_Section):
+    emulated: Annotated[bool, Field(description="true or false")] = False
+    simulated: Annotated[bool, Field(description="true or false")] = False
+    power_mode: Annotated[Name | None, Field(description='a power mode as nvpmodel names it, such as "MAXN"')] = None
+    clocks_pinned: Annotated[Literal[True] | None, Field(description="true, or left out")] = None
+
+
+class _Prepare(_Section):
+    power_mode: Annotated[Name | None, Field(description='a power mode as nvpmodel names it, such as "MAXN"')] = None
+    jetson_clocks: Annotated[bool, Field(description="true or false")] = False
+
+
+class _Deploy(_Section):
+    hosts: Annotated[list[Name], Field(description='a list of host names, such as ["pi-1", "pi-2"]')] = []
+    key: Annotated[Text | None, Field(description="the path of a private Ed25519 key")] = None
+    reload: Annotated[
+        list[Text], Field(description='a command in words, such as ["systemctl", "--user", "reload", "vision"]')
+    ] = []
+    keep: Annotated[int, Field(ge=2, le=100, description="a whole number from 2 to 100")] = 5
+
+
+class _TargetFile(_Section):
+    connect: _Connect
+    runtime: _Runtime
+    expect: _Expect = _Expect()
+    prepare: _Prepare | None = None
+    deploy: _Deploy = _Deploy()
+
+
+File = TypeVar("File", bound=BaseModel)
+
+
+def read_project(path: Path, budget: str | None = None) -> Project:
+    """Read an `edgeprune.toml`; `budget` ("12 ms", "50%") replaces the file's.
+
+    The project is named after the file's folder, and its paths are absolute.
+
+    Raises `UsageError`, one line that names the file, the key and what to write instead.
+    """
+    path = Path(os.path.abspath(path))
+    file = _read_toml(path, _ProjectFile)
+    limit = _median(f"{path}: [budget] latency", file.budget.latency)
+    if file.data.metric and file.data.closed_loop:
+        raise usage_error(f"{path}: [data] metric and closed_loop are two metrics; keep one of them")
+    return Project(
+        path=path,
+        name=path.parent.name or "project",
+        factory=file.model.factory,
+        weights=path.parent / file.model.weights if file.model.weights else None,
+        inputs=file.model.inputs,
+        train=file.data.train,
+        valid=file.data.valid,
+        test=file.data.test,
+        loss=file.data.loss,
+        metric=file.data.metric,
+        closed_loop=file.data.closed_loop,
+        clean=file.data.clean,
+        augment=file.data.augment,
+        budget=limit if budget is None else _median("--budget", budget),
+        max_metric_drop=file.budget.max_metric_drop,
+        preprocess=_preprocess(path, file.preprocess) if file.preprocess else None,
+        importance=file.prune.importance,
+        lock=tuple(file.prune.lock),
+        epochs=file.finetune.epochs,
+        learning_rate=file.finetune.learning_rate,
+        ema=file.finetune.ema,
+        seed=file.finetune.seed,
+        budgets=tuple(read_budget(f"{path}: [check] budget", text) for text in file.check.budget),
+        slowdown=file.check.slowdown,
+    )
+
+
+def _preprocess(path: Path, section: _Preprocess) -> Preprocess:
+    try:
+        return Preprocess(tuple(section.mean), tuple(section.std), section.scale)
+    except UsageError as error:
+        raise usage_error(f"{path}: [preprocess] {error}") from error
+
+
+def read_target(path: Path) -> Target:
+    """Read a target file; the target is named after it. Raises `UsageError` naming the file and the key."""
+    path = Path(os.path.abspath(path))
+    if not re.fullmatch(r"\w[\w.-]*", path.stem):  # it names folders, so it may not lead out of them
+        raise usage_error(f"{path}: a target's name may hold letters, digits, '_', '-' and '.'; rename the file")
+    file = _read_toml(path, _TargetFile)
+    jetsons = file.runtime.dla, file.prepare, file.expect.power_mode, file.expect.clocks_pinned
+    if file.runtime.name != "tensorrt" and any(key is not None for key in jetsons):
+        text = "[runtime] dla, [prepare] and [expect] power_mode and clocks_pinned"
+        raise usage_error(f'{path}: {text} need [runtime] name = "tensorrt"')
+    return Target(
+        path=path,
+        name=path.stem,
+        transport=file.connect.transport,
+        runtime=file.runtime.name,
+        threads=file.runtime.threads,
+        precision=file.runtime.precision,
+        host=_host(path, file.connect),
+        dla=file.runtime.dla,
+        **file.expect.model_dump(),
+        prepare=Prepare(**file.prepare.model_dump()) if file.prepare else None,
+        deploy=_deployment(path, file),
+    )
+
+
+def _deployment(path: Path, file: _TargetFile) -> Deployment:
+    given = file.deploy
+    if given.hosts and file.connect.transport != "ssh":
+        raise usage_error(f'{path}: [deploy] hosts needs [connect] transport = "ssh"')
+    if given.hosts and file.connect.fingerprint is not None:
+        raise usage_error(
+            f"{path}: [connect] fingerprint pins one host; list the keys of [deploy] hosts in known_hosts instead"
+        )
+    if len(set(given.hosts)) < len(given.hosts):
+        raise usage_error(f"{path}: [deploy] hosts names a host twice; name each once")
+    key = path.parent / Path(given.key).expanduser() if given.key else None
+    return Deployment(tuple(given.hosts), key, tuple(given.reload), given.keep)
+
+
+def _host(path: Path, connect: _Connect) -> Host | None:
+    """The keys of `[connect]` that only SSH has."""
+    given = connect.model_dump(exclude={"transport"}, exclude_unset=True)
+    if connect.transport != "ssh":
+        if given:
+            raise usage_error(f'{path}: [connect] {next(iter(given))} needs transport = "ssh"')
+        return None
+    if connect.host is None:
+        raise usage_error(f'{path}: [connect] host is missing; add it: host = "raspberrypi.local"')
+
+    def place(name: str | None) -> Path | None:
+        return path.parent / Path(name).expanduser() if name else None
+
+    return Host(
+        connect.host,
+        connect.user,
+        connect.port,
+        place(connect.identity),
+        place(connect.known_hosts),
+        connect.fingerprint,
+        connect.python,
+    )
+
+
+def find_target(name: str, project_dir: Path) -> Path:
+    """The file of a target: a path, or `targets/NAME.toml` beside the project, here, or shipped with edgeprune.
+
+    Raises `UsageError` with the known names when there is none.
+    """
+    folders = [project_dir / "targets", Path.cwd() / "targets", _shipped_targets()]
+    if "/" in name or os.sep in name or name.endswith(".toml"):
+        places = [Path(name)]
+    else:
+        places = [folder / f"{name}.toml" for folder in folders]
+    for place in places:
+        if os.path.isfile(place):
+            return Path(os.path.abspath(place))
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
+    stem = name.replace(os.sep, "/").rpartition("/")[2].removesuffix(".toml")
+    raise usage_error(
+        f"no target {quoted(name, PATH_CHARS)}{_nearest(stem, known)}; give a known one or the path of a target file"
+    )
+
+
+def _shipped_targets() -> Path:
+    """Beside this file where edgeprune is installed, at the top where it is a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "targets"
+    return installed if installed.is_dir() else package.parent / "targets"
+
+
+def _median(where: str, text: str) -> Budget:
+    """The budget that a plan is made for."""
+    limit = read_budget(where, text)
+    if limit.quantile != 0.5:
+        raise usage_error(
+            f"{where}: {quoted(text)} is no median, which plans are made for; for other quantiles: [check] budget"
+        )
+    return limit
+
+
+def read_budget(where: str, text: str) -> Budget:
+    """A budget from its text. Raises `UsageError` naming `where` it stands."""
+    try:
+        return Budget.parse(text)
+    except OverflowError:
+        raise usage_error(f'{where}: {quoted(text)} is too long a time; write one such as "12 ms"') from None
+    except UsageError as error:
+        raise usage_error(f"{where}: {error}") from None
+
+
+def _read_toml(path: Path, shape: type[File]) -> File:
+    data = read_capped(path, LIMITS.toml_bytes)
+    try:
+        content = tomllib.loads(data.decode("utf-8-sig"))  # editors on Windows put a byte-order mark
+    except (ValueError, RecursionError) as error:  # also what Python says to a number of thousands of digits
+        raise usage_error(f"{path}: is not TOML: {quoted(str(error), 200)}; mend the file") from error
+    try:
+        return shape.model_validate(content)
+    except ValidationError as error:
+        raise usage_error(f"{path}: {_explain(error, shape)}") from None
+
+
+def _explain(error: ValidationError, shape: type[BaseModel]) -> str:
+    """The first problem: the key, what is wrong and what to write; and how many more there are.
+
+    Unknown keys come first, since a misspelt key explains the missing one.
+    """
+    problems = error.errors(include_url=False)
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    meant = {(*p["loc"][:-1], _match(str(p["loc"][-1]), _keys(shape, p["loc"][:-1]))) for p in unknown}
+    others = [
+        p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
+    ]
+    ordered = unknown + others
+    more = f" (and {len(ordered) - 1} more)" if len(ordered) > 1 else ""
+    return _sentence(ordered[0]["type"], ordered[0]["loc"][:2], ordered[0]["input"], shape) + more
+
+
+def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[BaseModel]) -> str:
+    known, key = _keys(shape, loc[:-1]), str(loc[-1])
+    what = f"[{loc[0]}] {key}" if len(loc) > 1 else f"[{key}]"
+    if kind == "extra_forbidden":
+        if len(loc) == 1 and not isinstance(given, dict):
+            place = _home(key, shape) or f"unknown key {quoted(key)}{_nearest(key, known)}"
+            return f"{place}; keys stand below their section"
+        home = _home(key, shape) if len(loc) > 1 else ""
+        place = f"[{loc[0]}] has no key {quoted(key)}" if len(loc) > 1 else f"unknown section {quoted(key)}"
+        return f"{place}; {home}" if home else f"{place}{_nearest(key, known)}"
+    if kind == "missing":
+        wanted = "" if len(loc) == 1 else f": {_wanted(shape, loc)}"
+        return f"{what} is missing; add it{wanted}"
+    if len(loc) == 1:
+        return f"{what} must be a section of keys, not {quoted(given)}"
+    field = _field(shape, loc)
+    if get_args(field.annotation) and kind == "literal_error":
+        choices = [str(value) for value in get_args(field.annotation)]
+        return f"{what} = {quoted(given)} is unknown{_nearest(str(given), choices)}"
+    return f"{what} must be {_wanted(shape, loc)}, not {quoted(given)}"
+
+
+def _field(shape: type[BaseModel], loc: tuple[int | str, ...]) -> Any:
+    return _fields(shape, str(loc[0]))[str(loc[1])]
+
+
+def _fields(shape: type[BaseModel], section: str) -> dict[str, Any]:
+    annotation: Any = shape.model_fields[section].annotation
+    one: type[BaseModel] = (get_args(annotation) or (annotation,))[0]  # one that may be left out is a union with None
+    return dict(one.model_fields)
+
+
+def _wanted(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """What a key takes, in words."""
+    field = _field(shape, loc)
+    if field.description:
+        return str(field.description)
+    choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
+    return " or ".join(f'"{value}"' for value in choices) or 'a function as "module:function"'
+
+
+def _keys(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The known sections, or the known keys of one."""
+    if not loc:
+        return list(shape.model_fields)
+    return list(_fields(shape, str(loc[0])))
+
+
+def _home(key: str, shape: type[BaseModel]) -> str:
+    """Where a key that stands in the wrong place belongs."""
+    homes = [section for section in _keys(shape, ()) if key in _keys(shape, (section,))]
+    return f"{key} belongs to [{homes[0]}]" if homes else ""
+
+
+def _match(name: str, known: list[str]) -> str:
+    return next(iter(difflib.get_close_matches(name[:QUOTED_CHARS], known, 1)), "")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    match = _match(name, known)
+    return (f"; did you mean {match}?" if match else "") + f"; known: {', '.join(known) or 'none'}"

@@ -1,0 +1,86 @@
+"""Rules of products of two tensors: what is summed over is cut on both sides, what is aligned goes together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from edgeprune.graph.labels import Axes, Axis, has_labels
+from edgeprune.graph.rules.base import Call, Value, broadcast, rule, site, unknown
+
+
+@rule("matmul", "mm", "bmm")
+def _matmul(call: Call) -> Value:
+    return _product(call, call.node.args[0], call.node.args[1])
+
+
+@rule("addmm", "baddbmm")
+def _added_product(call: Call) -> Value:
+    added, first, second = call.node.args[:3]
+    return broadcast(call, [call.values[added], _product(call, first, second)])  # type: ignore[list-item, index]
+
+
+def _product(call: Call, left: Any, right: Any) -> Axes:
+    """A matrix of parameters on the right is a layer, its inputs first (GPT-2's)."""
+    first: Axes = call.values[left]  # type: ignore[assignment]
+    second: Axes = call.values[right]  # type: ignore[assignment]
+    rows = [] if len(first) == 1 else [first[-2]]
+    columns = [] if len(second) == 1 else [second[-1]]
+    call.labels.unite(first[-1], second[-1] if len(second) == 1 else second[-2], call.why)
+    batch = broadcast(call, [first[:-2], second[:-2]])
+    if len(second) == 2 and not any(map(has_labels, first[:-1])):  # else it mixes places, and costs by channel
+        site(call, "matmul", first[-1], second[-1], math.prod(call.shape) // len(second[-1]), weight=right)
+    return [*batch, *rows, *columns]
+
+
+@rule("einsum")
+def _einsum(call: Call) -> Value:
+    tensors: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
+    given, arrow, wanted = _spelled(call.args["equation"].replace(" ", ""), [len(axes) for axes in tensors])
+    named = [pair for letters, own in zip(given.split(","), tensors, strict=True)
+             for pair in zip(letters, own, strict=True)]  # fmt: skip
+    sizes = {letter: len(axis) for letter, axis in named}
+    if not arrow or any(len(axis) != sizes[letter] for letter, axis in named):  # implicit results; repeated ones
+        return unknown(call)
+    axes: dict[str, Axis] = {}
+    for letter, axis in named:
+        axes[letter] = call.labels.unite(axes[letter], axis, call.why) if letter in axes else axis
+    for letter, axis in axes.items():
+        if letter not in wanted and given.count(letter) == 1:
+            call.lock([axis], f"{call.node.target} sums over these channels")
+    return [axes[letter] for letter in wanted]
+
+
+def _spelled(equation: str, ranks: Sequence[int]) -> tuple[str, str, str]:
+    """An equation's two sides and its arrow, with letters in place of dots: dimensions aligned from the last."""
+    given, arrow, wanted = equation.partition("->")
+    sides = given.split(",")
+    hidden = [
+        rank - len(side.replace("...", "")) if "..." in side else 0 for side, rank in zip(sides, ranks, strict=True)
+    ]
+    letters = "αβγδεζηθ"[: max(hidden)]
+    spelled = (side.replace("...", letters[len(letters) - count :]) for side, count in zip(sides, hidden, strict=True))
+    return ",".join(spelled), arrow, wanted.replace("...", letters)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(call: Call) -> Value:
+    query, key, value = (call.axes(name) for name in ("query", "key", "value"))
+    call.labels.unite(query[-1], key[-1], call.why)
+    if call.args.get("scale") is None:
+        call.lock([query[-1]], "the scale of the attention follows from this width; give scale=… to have it cut")
+    elif len(value[-1]) == len(query[-1]):  # one number in the module's code, as a rule
+        call.labels.unite(query[-1], value[-1], call.why)
+    call.lock([query[-2], key[-2], value[-2]], f"{call.node.target} mixes these channels")
+    if call.args.get("enable_gqa"):
+        key, value = (
+            [*axes[:-3], np.repeat(axes[-3], len(query[-3]) // len(axes[-3])), *axes[-2:]] for axes in (key, value)
+        )
+    heads = [query[:-2], key[:-2], value[:-2]]
+    if isinstance(call.args.get("attn_mask"), fx.Node):
+        heads.append(call.axes("attn_mask")[:-2])
+    return [*broadcast(call, heads), query[-2], value[-1]]

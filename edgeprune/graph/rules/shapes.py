@@ -1,0 +1,316 @@
+"""Rules of what moves numbers about: joins, splits, takes, turns, repeats, and regroups dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeprune.graph.labels import NONE, Axes, Axis, has_labels, none
+from edgeprune.graph.rules.base import Call, Value, rule, shape_of, unknown
+
+
+@rule("cat", "concat", "concatenate")
+def _cat(call: Call) -> Value:
+    return _joined(call, call.dim("dim", len(call.shape)))
+
+
+@rule("hstack", "column_stack", "vstack")
+def _side_by_side(call: Call) -> Value:
+    if any(
+        len(call.values[tensor]) < 2 for tensor in call.args["tensors"]
+    ):  # vectors, which each of them turns its own way
+        return unknown(call)
+    return _joined(call, 0 if call.name == "vstack" else 1)
+
+
+def _joined(call: Call, dim: int) -> Axes:
+    parts: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
+    result = list(parts[0])
+    for part in parts[1:]:
+        for other in range(len(result)):
+            if other != dim:
+                result[other] = call.labels.unite(result[other], part[other], call.why)
+    result[dim] = np.concatenate([part[dim] for part in parts])
+    return result
+
+
+@rule("stack")
+def _stack(call: Call) -> Value:
+    parts: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
+    result = list(parts[0])
+    for part in parts[1:]:
+        result = [call.labels.unite(mine, other, call.why) for mine, other in zip(result, part, strict=True)]
+    result.insert(call.dim("dim", len(result) + 1), none(len(parts)))
+    return result
+
+
+@rule("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split")
+def _split(call: Call) -> Value:
+    source = call.axes("self")
+    dim = call.dim("dim", len(source))
+    sizes = [value.shape[dim] for value in call.node.meta["val"]]
+    starts = np.cumsum([0, *sizes])
+    results = []
+    for start, size in zip(starts.tolist(), sizes, strict=False):
+        part = list(source)
+        part[dim] = _window(call, source[dim], start, size)
+        results.append(part)
+    return results
+
+
+@rule("slice", "narrow")
+def _slice(call: Call) -> Value:
+    source = call.axes("self")
+    dim = call.dim("dim", len(source))
+    size = len(source[dim])
+    if "length" in call.args:
+        start, step = call.args["start"] % size, 1
+        stop = start + call.args["length"]
+    else:
+        start, stop, step = slice(call.args["start"], call.args["end"], call.args["step"]).indices(size)
+    result = list(source)
+    if step == 1:
+        result[dim] = _window(call, source[dim], start, stop - start)
+    else:
+        call.labels.lock(source[dim].tolist(), f"strided slice {call.node.target}")
+        result[dim] = source[dim][start:stop:step]
+    return result
+
+
+def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
+    """A contiguous part of an axis. Equal parts that tile it shrink alike, so that `chunk` stays where it was."""
+    if size == len(axis):
+        return axis
+    if has_labels(axis):
+        if size > 1 and len(axis) % size == 0 and start % size == 0:
+            for ties in axis.reshape(-1, size).T:
+                call.labels.tie(ties.tolist(), call.why)
+        else:
+            call.labels.lock(axis.tolist(), f"{call.node.target} takes channels {start} to {start + size} by number")
+    return axis[start : start + size]
+
+
+@rule("select", "unbind")
+def _select(call: Call) -> Value:
+    source = call.axes("self")
+    dim = call.dim("dim", len(source))
+    call.labels.lock(source[dim].tolist(), f"{call.node.target} takes a channel by number")
+    part = source[:dim] + source[dim + 1 :]
+    return part if call.name == "select" else [part] * len(source[dim])
+
+
+@rule("index_select", "index", "roll", "flip")
+def _rearranged(call: Call) -> Value:
+    """Some dimensions are indexed, shifted or turned: their indices must stay, the others are as they were."""
+    source = list(call.axes("self"))
+    if call.name == "index":
+        given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
+        if len(given) != 1:
+            return unknown(call)
+        rank = len(shape_of(call.args["indices"][given[0]]))
+    else:
+        dims: Any = call.args.get("dims", call.args.get("dim"))
+        given = [dim % len(source) for dim in (dims if isinstance(dims, list | tuple) else [dims])] or [
+            *range(len(source))
+        ]
+        rank = 1
+    call.lock([source[dim] for dim in given], f"{call.node.target} takes channels by number")
+    for dim in sorted(given, reverse=True):
+        source[dim : dim + 1] = [none(size) for size in call.shape[dim : dim + rank]]
+    return source
+
+
+@rule("pad", "constant_pad_nd")
+def _pad(call: Call) -> Value:
+    # The model's code fixes how many constants it adds; the channels aligned with them later are locked by `unite`.
+    result = list(call.axes("self"))
+    amounts: Sequence[int] = call.args["pad"]
+    constant = call.args.get("mode", "constant") == "constant"
+    for i in range(len(amounts) // 2):
+        before, after = amounts[2 * i], amounts[2 * i + 1]
+        dim = len(result) - 1 - i
+        if (before or after) and has_labels(result[dim]) and (not constant or before < 0 or after < 0):
+            call.labels.lock(result[dim].tolist(), f"{call.node.target} copies or crops channels by number")
+            result[dim] = none(call.shape[dim])
+        else:
+            result[dim] = np.concatenate([none(max(before, 0)), result[dim], none(max(after, 0))])
+            if before < 0 or after < 0:
+                result[dim] = none(call.shape[dim])
+    return result
+
+
+@rule("flatten", "reshape", "reshape_as", "view", "view_as", "_unsafe_view", "unflatten", "squeeze", "unsqueeze")
+def _reshape(call: Call) -> Value:
+    source = [axis for axis in call.axes("self") if len(axis) != 1]
+    result = [none(size) for size in call.shape]
+    dims = [dim for dim, size in enumerate(call.shape) if size != 1]
+    for ins, outs in _blocks([len(axis) for axis in source], [call.shape[dim] for dim in dims]):
+        axes = _regroup(call, [source[i] for i in ins], [call.shape[dims[o]] for o in outs])
+        for o, axis in zip(outs, axes, strict=True):
+            result[dims[o]] = axis
+    return result
+
+
+def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Split two shapes of equal volume into the smallest runs of dimensions with equal volume."""
+    blocks: list[tuple[list[int], list[int]]] = []
+    i = o = 0
+    while i < len(before) and o < len(after):
+        ins, outs = [i], [o]
+        left, right = before[i], after[o]
+        while left != right:
+            if left < right:
+                i += 1
+                ins.append(i)
+                left *= before[i]
+            else:
+                o += 1
+                outs.append(o)
+                right *= after[o]
+        blocks.append((ins, outs))
+        i, o = i + 1, o + 1
+    return blocks
+
+
+def _regroup(call: Call, axes: list[Axis], sizes: list[int]) -> list[Axis]:
+    """Labels of one block of a reshape: merged, split, both or neither."""
+    if len(axes) == len(sizes) == 1:
+        return axes
+    return _split_axis(call, _merged(call, axes).reshape(sizes))
+
+
+def _merged(call: Call, axes: list[Axis]) -> Axis:
+    """The labels of dimensions made one: of several that hold channels, products."""
+    labelled = [axis for axis in axes if has_labels(axis)]
+    if not labelled:
+        return none(math.prod(map(len, axes)))
+    if any((axis == NONE).any() for axis in labelled):
+        call.lock(labelled, f"{call.node.target} merges channels with what is none")
+        return none(math.prod(map(len, axes)))
+    grid = np.meshgrid(*axes, indexing="ij")
+    own: list[Axis] = [part.reshape(-1) for part, axis in zip(grid, axes, strict=True) if has_labels(axis)]
+    if len(own) == 1:
+        return own[0]
+    made = call.labels.fresh(len(own[0]))
+    for label, factors in zip(made.tolist(), zip(*(part.tolist() for part in own), strict=True), strict=True):
+        call.labels.divide(label, factors)
+    return made
+
+
+def _split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
+    """The labels of the dimensions of a grid: of one of them where they only differ along it, else new ones of each, of which
+    the grid's are the products."""
+    roots = call.labels.roots(grid.reshape(-1)).reshape(grid.shape)
+    shape = grid.shape
+    for dim in range(grid.ndim):
+        rows = np.moveaxis(roots, dim, 0).reshape(shape[dim], -1)
+        if (rows == rows[:, :1]).all():
+            return [rows[:, 0].copy() if d == dim else none(size) for d, size in enumerate(shape)]
+    if (roots == NONE).any():
+        call.lock([grid.reshape(-1)])
+        return [none(size) for size in shape]
+    parts = [call.labels.fresh(size) for size in shape]
+    for place, label in np.ndenumerate(grid):
+        call.labels.divide(int(label), tuple(int(part[i]) for part, i in zip(parts, place, strict=True)))
+    return parts
+
+
+@rule("permute")
+def _permute(call: Call) -> Value:
+    source = call.axes("self")
+    return [source[dim % len(source)] for dim in call.args["dims"]]
+
+
+@rule("transpose", "swapaxes", "swapdims", "t", "mT")
+def _transpose(call: Call) -> Value:
+    result = list(call.axes("self"))
+    first, second = ("axis0", "axis1") if "axis0" in call.args else ("dim0", "dim1")
+    a, b = (call.dim(first, len(result)), call.dim(second, len(result))) if first in call.args else (-2, -1)
+    result[a], result[b] = result[b], result[a]
+    return result
+
+
+@rule("movedim", "moveaxis")
+def _movedim(call: Call) -> Value:
+    source = call.axes("self")
+    given, wanted = (
+        [dim % len(source) for dim in (dims if isinstance(dims, list | tuple) else [dims])]
+        for dims in (call.args["source"], call.args["destination"])
+    )
+    rest = iter(dim for dim in range(len(source)) if dim not in given)
+    return [source[given[wanted.index(dim)] if dim in wanted else next(rest)] for dim in range(len(source))]
+
+
+@rule("repeat", "tile")
+def _repeat(call: Call) -> Value:
+    source = [none(1)] * (len(call.shape) - len(call.axes("self"))) + call.axes("self")
+    return [np.tile(axis, size // len(axis)) for axis, size in zip(source, call.shape, strict=True)]
+
+
+@rule("repeat_interleave")
+def _repeat_interleave(call: Call) -> Value:
+    if not isinstance(call.args.get("repeats"), int) or call.args.get("dim") is None:
+        return unknown(call)
+    source = list(call.axes("self"))
+    dim = call.dim("dim", len(source))
+    source[dim] = np.repeat(source[dim], call.args["repeats"])
+    return source
+
+
+@rule("expand", "expand_as")
+def _expand(call: Call) -> Value:
+    source = call.axes("self")
+    offset = len(call.shape) - len(source)
+    result = [none(size) for size in call.shape]
+    for dim, axis in enumerate(source, start=offset):
+        if len(axis) == call.shape[dim]:
+            result[dim] = axis
+    return result
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(call: Call) -> Value:
+    """r² channels become the r × r pixels of one: they are cut together."""
+    *batch, channels, rows, columns = call.axes("self")
+    call.lock([rows, columns])
+    made = channels.reshape(-1, int(call.args["upscale_factor"]) ** 2)
+    for ties in made:
+        call.labels.tie(ties.tolist(), call.why)
+    return [*batch, made[:, 0].copy(), *(none(size) for size in call.shape[-2:])]
+
+
+@rule("pixel_unshuffle")
+def _pixel_unshuffle(call: Call) -> Value:
+    *batch, channels, rows, columns = call.axes("self")
+    call.lock([rows, columns])
+    made = np.repeat(channels, int(call.args["downscale_factor"]) ** 2)
+    return [*batch, made, *(none(size) for size in call.shape[-2:])]
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(call: Call) -> Value:
+    source = list(call.axes("self" if "self" in call.args else "input"))
+    groups, own = _split_axis(call, source[1].reshape(int(call.args["groups"]), -1))
+    call.lock([groups], f"{call.node.target} has a fixed number of groups")
+    source[1] = _merged(call, [own, groups])
+    return source
+
+
+@rule("im2col")
+def _im2col(call: Call) -> Value:
+    *batch, channels, rows, columns = call.axes("self")
+    call.lock([rows, columns])
+    return [*batch, np.repeat(channels, math.prod(call.args["kernel_size"])), none(call.shape[-1])]
+
+
+@rule("glu")
+def _glu(call: Call) -> Value:
+    source = list(call.axes("self"))
+    dim = call.dim("dim", len(source))
+    half = len(source[dim]) // 2
+    _window(call, source[dim], 0, half)
+    source[dim] = source[dim][:half]
+    return source

@@ -1,0 +1,1 @@
+"""From measured samples to latencies and a latency model."""

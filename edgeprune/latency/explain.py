@@ -1,0 +1,130 @@
+"""Why a prediction is what it is: what was measured of every layer, the steps it goes in, and which widths pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgeprune.latency import model as latency
+from edgeprune.latency.model import LatencyModel, LayerCost
+from edgeprune.records import (
+    ExplainedGroup,
+    ExplainedLayer,
+    Explanation,
+    Group,
+    Groups,
+    Profile,
+    Survey,
+    SurveyedGroup,
+    Widths,
+)
+
+WIDTHS = 1024  # at which a curve is looked at, at most
+BLOCKS = (64, 32, 16, 8)  # channels that a kernel may work on at a time, the largest first
+GRAIN = 4  # widths between are looked at apart: whether they cost more for not being aligned
+MOSTLY = 0.6  # share of a curve's rise that must stand at the beginnings of blocks
+DEARER = 0.03  # by which unaligned widths cost more than their neighbours, where it is worth a word
+
+
+def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> Explanation:
+    """The latency model of `profile`, explained; `beside` are profiles of the same network on other targets, by their name."""
+    model = latency.fit(groups, profile)
+    models = {profile.target: model, **{name: latency.draft(groups, other) for name, other in beside.items()}}
+    full = groups.full()
+    spent = model.layer_ns(full)
+    total = sum(spent.values()) + model.overhead_ns
+    return Explanation(
+        target=profile.target,
+        runtime=f"{profile.device.runtime} {profile.device.runtime_version}",
+        emulated=profile.device.emulated,
+        simulated=profile.device.simulated,
+        experiments=len(profile.variants),
+        median_error=model.median_error,
+        error=model.error,
+        exponent=model.exponent,
+        overhead=model.overhead_ns / total,
+        layers=tuple(_layer(cost, profile, full, spent[cost.layer.name] / total) for cost in model.layers),
+        groups=tuple(
+            ExplainedGroup(
+                group.name,
+                group.width,
+                {name: steps(curve(own, full, group.name, group.width)) for name, own in models.items()},
+            )
+            for group in groups.free
+        ),
+    )
+
+
+def survey(project: str, groups: Groups) -> Survey:
+    """What of a project's model can be cut."""
+    full = groups.full()
+
+    def surveyed(group: Group) -> SurveyedGroup:
+        weights = {slot.parameter for slot in group.slots}
+        layers = [layer for layer in groups.layers if layer.weight in weights]
+        names = tuple(layer.name for layer in layers)
+        return SurveyedGroup(group.name, group.width, names, sum(layer.macs(full) for layer in layers), group.locked)
+
+    return Survey(
+        project=project,
+        macs=groups.macs(full),
+        least_macs=groups.macs(groups.least()),
+        groups=tuple(map(surveyed, groups.groups)),
+        blocks=tuple(block.name for block in groups.blocks),
+        unknown_operators=groups.unknown_operators,
+    )
+
+
+def curve(model: LatencyModel, widths: Widths, group: str, width: int) -> np.ndarray:
+    """Nanoseconds of the layers that touch a group when it has 1, 2, … channels, the others as in `widths`: (channels,)."""
+    tried = np.arange(1, min(width, WIDTHS) + 1)
+    total = np.zeros(len(tried))
+    for cost in model.layers:
+        spans = cost.layer.inputs, cost.layer.outputs
+        if any(group in span.groups for span in spans):
+            ins, outs = (np.array([span.size({**widths, group: n}) for n in tried.tolist()]) for span in spans)
+            total += cost.ns(ins, outs)
+    return total
+
+
+def steps(costs: np.ndarray) -> tuple[int, float]:
+    """(channels that cost as much as one, how much dearer unaligned widths are than the aligned ones around them, relative).
+
+    `costs` is what 1, 2, … channels cost. A step is the largest of `BLOCKS` at whose beginnings most of the rise stands.
+    """
+    aligned = costs[GRAIN - 1 :: GRAIN]
+    if len(aligned) < 4 or not costs.all():  # or nothing is known of it
+        return 1, 0.0
+    between = np.interp(np.arange(len(costs)), np.arange(GRAIN - 1, len(costs), GRAIN), aligned)
+    odd = (np.arange(1, len(costs) + 1) % GRAIN != 0) & (np.arange(len(costs)) >= GRAIN)
+    dearer = float(np.median(costs[odd] / between[odd] - 1)) if odd.any() else 0.0
+    rises = np.maximum(np.diff(aligned), 0)
+    for block in BLOCKS:
+        begins = np.arange(1, len(aligned)) * GRAIN % block == 0
+        if begins.sum() >= 2 and rises[begins].sum() >= MOSTLY * rises.sum() > 0:
+            return block, dearer
+    return (GRAIN if dearer > DEARER else 1), dearer
+
+
+def _layer(cost: LayerCost, profile: Profile, full: Widths, share: float) -> ExplainedLayer:
+    layer = cost.layer
+    ins, outs = layer.inputs.size(full), layer.outputs.size(full)
+    points = {}
+    for experiment in profile.variants:
+        if layer.name in experiment.layer_ns:
+            sizes = layer.channels(experiment.widths)
+            points[sizes] = experiment.layer_ns[layer.name]
+    over_ins = cost.ns(np.arange(1, ins + 1), np.full(ins, outs)) if layer.per_group is None else np.zeros(0)
+    over_outs = cost.ns(
+        np.full(outs, ins) if layer.per_group is None else np.arange(1, outs + 1), np.arange(1, outs + 1)
+    )
+    return ExplainedLayer(
+        name=layer.name,
+        share=share,
+        inputs=ins,
+        outputs=outs,
+        points=tuple((i, o, ns) for (i, o), ns in sorted(points.items())),
+        input_step=steps(over_ins)[0] if layer.inputs.terms and len(over_ins) else None,
+        output_step=steps(over_outs)[0] if layer.outputs.terms else None,
+    )

@@ -1,0 +1,1 @@
+"""Cut, prove, refit, save and load networks."""

@@ -1,0 +1,73 @@
+"""Criteria that look at the weights alone: `batches` and `loss` are not read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import UsageError
+from edgeprune.network.importance.base import Batches, Loss, per_group, scores
+from edgeprune.records import Groups, Scores, Slot
+
+
+def magnitude_l1(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+    """I_j = Σ_l Σ|w_l[j]| over all weights that unit j touches (Li et al., ICLR 2017).
+
+    Biases, batch-norm scales and statistics do not count, here and in `magnitude_l2`.
+    """
+    return scores("magnitude-l1", per_group(groups, {name: w.abs() for name, w in _weights(model).items()}))
+
+
+def magnitude_l2(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+    """I_j = Σ_l ‖w_l[j]‖² over all weights that unit j touches (Fang et al., DepGraph, CVPR 2023)."""
+    return scores("magnitude-l2", per_group(groups, {name: w**2 for name, w in _weights(model).items()}))
+
+
+def norm_scale(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+    """I_j = Σ|γ_j| over the batch-norms that unit j passes (Liu et al., Network Slimming, ICCV 2017).
+
+    Says most after training that made the scales sparse. Raises `UsageError` for a group without a batch-norm.
+    """
+    norms = {
+        f"{path}.weight": module.weight.detach().abs()
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+    }
+    for group in groups.free:
+        if not any(slot.parameter in norms for slot in group.slots):
+            raise UsageError(
+                f'[prune] importance = "bn-scale": the channels of {group.name} pass no batch-norm with a scale; lock them,'
+                ' or choose another criterion, such as "taylor"'
+            )
+    return scores("bn-scale", per_group(groups, norms))
+
+
+def fpgm(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+    """I_j = Σ_l Σ_k ‖F_l[j] − F_l[k]‖: filters near the geometric median can be made of others (He et al., CVPR 2019).
+
+    F_l[j] is all that unit j owns of a layer that makes or reads its channels.
+    """
+    weights = _weights(model)
+    totals = {group.name: torch.zeros(group.width) for group in groups.free}
+    for group in groups.free:
+        for slot in group.slots:
+            if slot.parameter in weights:
+                owned = _owned(slot, weights[slot.parameter])
+                totals[group.name] += torch.cdist(owned, owned).sum(1)
+    return scores("fpgm", totals)
+
+
+def chance(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+    """Random scores, the same on every call: what any other criterion has to beat."""
+    random = torch.Generator().manual_seed(0)
+    return scores("random", {group.name: torch.rand(group.width, generator=random) for group in groups.free})
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+
+
+def _owned(slot: Slot, weight: Tensor) -> Tensor:
+    """What every unit owns of a weight, flat: (units, numbers)."""
+    index = torch.tensor(slot.indices, dtype=torch.long)
+    return weight.movedim(slot.dim, 0)[index].flatten(1)

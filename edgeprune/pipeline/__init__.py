@@ -1,0 +1,1 @@
+"""Stages in order: keys, memo, lease and resume."""

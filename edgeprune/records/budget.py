@@ -1,0 +1,50 @@
+"""Latency budgets."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from edgeprune.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A latency budget: absolute (`ns`) or a share of the unpruned model on the same target (`fraction`).
+
+    It is of the median, or of another quantile of an artifact's times.
+    """
+
+    ns: int | None = None
+    fraction: float | None = None
+    quantile: float = 0.5
+
+    def __post_init__(self) -> None:
+        if (self.ns is None) == (self.fraction is None):
+            raise UsageError("a budget is either a time or a share of the baseline, not both or neither")
+        value = self.ns if self.ns is not None else self.fraction
+        if value is None or not math.isfinite(value) or value <= 0:
+            raise UsageError(f'a budget must be above zero, not {self}; write "12 ms" or "50%"')
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """Read `"12 ms"`, `"800 us"`, `"1.5 s"`, `"50%"` or `"p99 12 ms"`; anything else is a `UsageError`."""
+        match = re.fullmatch(r"\s*(?:p(50|90|99)\s+)?(\d+(?:\.\d+)?)\s*(%|ns|us|µs|ms|s)\s*", text)
+        if match is None:
+            raise UsageError(f'cannot read the budget {text!r}; write a time such as "12 ms" or a share such as "50%"')
+        quantile, value, unit = int(match[1] or 50) / 100, float(match[2]), match[3]
+        if value == 0:
+            raise UsageError(f"a budget of {text!r} can never be met; write a time above zero")
+        if unit == "%":
+            return Budget(fraction=value / 100, quantile=quantile)
+        scale = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}[unit]
+        return Budget(max(1, round(value * scale)), quantile=quantile)
+
+    def resolve(self, baseline_ns: float) -> float:
+        """The budget in nanoseconds, given the baseline's latency in nanoseconds."""
+        return float(self.ns) if self.ns is not None else float(self.fraction or 0) * baseline_ns
+
+    def __str__(self) -> str:
+        text = f"{self.ns / 1e6:g} ms" if self.ns is not None else f"{100 * (self.fraction or 0):g}%"
+        return text if self.quantile == 0.5 else f"p{100 * self.quantile:.0f} {text}"

@@ -1,0 +1,9 @@
+"""Exported files that runtimes are made from, by the name that a runtime gives as its `format`."""
+
+from __future__ import annotations
+
+from edgeprune.runtimes.formats.base import Template
+from edgeprune.runtimes.formats.onnx import OnnxTemplate
+from edgeprune.runtimes.formats.tflite import TfliteTemplate
+
+FORMATS: dict[str, type[Template]] = {"onnx": OnnxTemplate, "tflite": TfliteTemplate}

@@ -1,0 +1,220 @@
+"""The port of exported files: a network exported once, then cut to any widths in milliseconds.
+
+A variant for measuring needs the right shapes, not the right weights, so the template is exported with random parameters:
+every constant of the file can then be told from its values, whatever the exporter renamed or transposed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from edgeprune.graph import groups as graph
+from edgeprune.network import surgery as network
+from edgeprune.records import Groups, Layer, Recipe, Widths, output_dim
+
+Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
+
+
+def fold(model: nn.Module, folds: Sequence[tuple[str, str]]) -> nn.Module:
+    """A copy of `model` in eval mode with these (layer, batch-norm) pairs, those that it still has, folded into the layer."""
+    model = copy.deepcopy(model).eval()
+    there = dict(model.named_modules())
+    for layer_path, norm_path in folds:
+        if layer_path not in there:
+            continue
+        layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
+        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        model.set_submodule(layer_path, fuse(layer, norm))  # type: ignore[arg-type, type-var]
+        model.set_submodule(norm_path, nn.Identity())
+    return model
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which parameter a constant of the file came from, and which of its dimensions each axis is (None: of size one)."""
+
+    parameter: str
+    dims: tuple[int | None, ...]
+    spread: float = 1.0  # standard deviation of its numbers
+
+    def patterned(self, value: np.ndarray, kept: Mapping[str, Dims]) -> np.ndarray:
+        """What `pattern` makes of `take`, without looking at the numbers."""
+        dims = kept.get(self.parameter, {})
+        shape = tuple(
+            size if dim is None or dim not in dims else len(dims[dim])
+            for size, dim in zip(value.shape, self.dims, strict=True)
+        )
+        return _repeated(shape, self.spread) if _large(value.dtype, shape) else self.take(value, kept)
+
+    def take(self, value: np.ndarray, kept: Mapping[str, Dims]) -> np.ndarray:
+        """The constant with only the indices that are kept of its parameter."""
+        for axis, dim in enumerate(self.dims):
+            if dim is not None and dim in kept.get(self.parameter, {}):
+                value = value.take(kept[self.parameter][dim], axis=axis)
+        return np.ascontiguousarray(value)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the file: the names that a profiler may give it, what it reads and writes, its parameters."""
+
+    names: tuple[str, ...]
+    inputs: tuple[Hashable, ...]
+    outputs: tuple[Hashable, ...]
+    parameters: tuple[str, ...]
+
+
+class Template(ABC):
+    """One export of a network, from which the file of any widths is sliced.
+
+    Where a constant cannot be told from its values, or the file fixes a size that a cut changes, `variant` exports the cut
+    network anew: slower, and right.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
+        self._model = network.randomised(model)
+        self._inputs, self._groups = inputs, groups
+        self.exported = self.export(self._model, inputs, groups.folds)
+        self._folded = fold(self._model, groups.folds)
+        self.slices = self._can_slice()
+
+    def variant(self, widths: Widths) -> bytes:
+        """The file at these widths (units kept a group); its weights repeat, so that it compresses to next to nothing."""
+        recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
+        if not self.slices or self._groups.removed(widths):
+            return self.filled(self._exported(recipe))
+        return self.sliced(self._kept(recipe), widths, filled=True)
+
+    def owners(self, layers: Sequence[Layer]) -> dict[str, str]:
+        """`{name that a profiler gives: layer}`: whose time a node's time is.
+
+        A node with a layer's weight is that layer's; any other (activation, addition, pooling) is counted with the last
+        layer before it, whose channels it works on. A node before any layer is nobody's.
+        """
+        by_weight = {layer.weight: layer.name for layer in layers}
+        order = {layer.name: i for i, layer in enumerate(layers)}
+        owner: dict[Hashable, str] = {}
+        names: dict[str, str] = {}
+        for node in self.nodes():
+            own = next((by_weight[parameter] for parameter in node.parameters if parameter in by_weight), None)
+            before = [owner[name] for name in node.inputs if name in owner]
+            layer = own or max(before, key=order.__getitem__, default=None)
+            if layer is not None:
+                owner.update(dict.fromkeys(node.outputs, layer))
+                names.update(dict.fromkeys(node.names, layer))
+        return names
+
+    @staticmethod
+    @abstractmethod
+    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
+        """The file of `model` for inputs of exactly these shapes, batch-norm folded first.
+
+        Raises `UsageError` when the exporter cannot express the model, `RuntimeMissing` where it is not installed.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def operators(file: bytes) -> int:
+        """How many operators the file has; constants are none."""
+
+    @abstractmethod
+    def nodes(self) -> Iterable[Node]:
+        """The operators of the exported file, in order."""
+
+    @abstractmethod
+    def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
+        """The exported file with only these indices of its parameters, those of `widths`; `filled` as by `filled`."""
+
+    @abstractmethod
+    def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
+        """Whether `sliced` gives what a fresh export gives: same operators, same attributes, same values."""
+
+    @staticmethod
+    @abstractmethod
+    def filled(file: bytes) -> bytes:
+        """The file with `pattern` in place of all weights: as fast, and small once it is compressed for the way."""
+
+    def _exported(self, recipe: Recipe) -> bytes:
+        return self.export(network.sliced(self._model, recipe), self._inputs, self._groups.folds)
+
+    def _kept(self, recipe: Recipe) -> dict[str, Dims]:
+        """The recipe as the file has it: folding and converters give layers a bias, cut as their outputs are."""
+        kept = {name: dict(dims) for name, dims in recipe.items()}
+        for layer in self._groups.layers:
+            outputs = kept.get(layer.weight, {}).get(output_dim(layer.kind))
+            if outputs is not None:
+                kept.setdefault(layer.weight.removesuffix("weight") + "bias", {}).setdefault(0, outputs)
+        return kept
+
+    def _can_slice(self) -> bool:
+        """Whether slicing the file gives what a fresh export gives, on a cut of every group."""
+        widths = self._groups.full() | {group.name: (group.width + 1) // 2 for group in self._groups.free}
+        recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
+        kept = self._kept(recipe)
+        stored = {parameter for node in self.nodes() for parameter in node.parameters}
+        named = set(dict(self._folded.named_parameters(remove_duplicate=False)))
+        return (kept.keys() & named) <= stored and self.agrees(kept, widths, self._exported(recipe))
+
+
+class Origins:
+    """Finds which parameter a constant came from, by its values: in any of the orders that exporters use."""
+
+    def __init__(self, folded: nn.Module) -> None:
+        self._known: dict[tuple[tuple[int, ...], bytes], tuple[str, tuple[int, ...]]] = {}
+        for name, tensor in [*folded.named_parameters(), *folded.named_buffers()]:
+            array = tensor.detach().numpy()
+            for order in _orders(array.ndim):
+                turned = np.ascontiguousarray(array.transpose(order))
+                dims = tuple(dim for dim in order if array.shape[dim] != 1)
+                self._known.setdefault(_key(turned), (name, dims))
+
+    def find(self, value: np.ndarray) -> Origin | None:
+        """Where a constant came from; None for one that is not of the network's parameters."""
+        known = self._known.get(_key(value)) if value.size else None
+        if known is None:
+            return None
+        left = iter(known[1])
+        dims = tuple(None if size == 1 else next(left) for size in value.shape)
+        return Origin(known[0], dims, float(value.std()) or 1.0)
+
+
+PERIOD = 1021  # a prime, so that rows of a weight differ
+
+
+def pattern(value: np.ndarray) -> np.ndarray:
+    """An array of the same shape and spread, of numbers that repeat every `PERIOD`; small ones come back as they are.
+
+    Dense kernels take the same time whatever they multiply, but for denormals, infinities and zeros, and these are none.
+    """
+    return _repeated(value.shape, float(value.std()) or 1.0) if _large(value.dtype, value.shape) else value
+
+
+def _large(dtype: np.dtype[Any], shape: Sequence[int]) -> bool:
+    return dtype == np.float32 and math.prod(shape) > PERIOD
+
+
+def _repeated(shape: tuple[int, ...], spread: float) -> np.ndarray:
+    numbers = (spread * np.random.default_rng(0).standard_normal(PERIOD)).astype(np.float32)
+    return np.resize(numbers, shape)
+
+
+def _key(value: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return tuple(size for size in value.shape if size != 1), value.tobytes()
+
+
+def _orders(ndim: int) -> Iterator[tuple[int, ...]]:
+    """As it is, reversed (matrices), channels last (O,H,W,I), and depthwise (I,H,W,O)."""
+    dims = tuple(range(ndim))
+    candidates = [dims, dims[::-1]]
+    if ndim >= 3:
+        candidates += [(0, *dims[2:], 1), (1, *dims[2:], 0)]
+    yield from dict.fromkeys(candidates)

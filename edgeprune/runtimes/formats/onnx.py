@@ -1,0 +1,164 @@
+"""ONNX files, by torch's own exporter (TorchScript based: node names are module paths, constants keep their names)."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import UsageError
+from edgeprune.network import surgery as network
+from edgeprune.records import Groups, Widths
+from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, fold, pattern
+from edgeprune.runtimes.onnxruntime.host import quiet
+
+OPSET = 17
+
+
+class OnnxTemplate(Template):
+    """Sliced as a protobuf."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
+        self._proto: onnx.ModelProto | None = None
+        super().__init__(model, inputs, groups)
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The exported file, read."""
+        if self._proto is None:
+            self._proto = onnx.load_from_string(self.exported)
+            origins = Origins(self._folded)
+            self._weights = {t.name: onnx.numpy_helper.to_array(t) for t in self._proto.graph.initializer}
+            found = {name: origins.find(value) for name, value in self._weights.items()}
+            self.origins = {name: origin for name, origin in found.items() if origin is not None}
+            self._bare = onnx.ModelProto()  # without its weights, which are most of it
+            self._bare.CopyFrom(self._proto)
+            del self._bare.graph.initializer[:], self._bare.graph.value_info[:]
+        return self._proto
+
+    @staticmethod
+    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
+        """See `Template.export`."""
+        with torch.no_grad():
+            folded = fold(model, folds)
+            outputs = len(network.tensors(folded(*inputs)))
+            buffer = io.BytesIO()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the exporter warns about itself and about every traced constant
+                    torch.onnx.export(
+                        folded,
+                        inputs,
+                        buffer,  # type: ignore[arg-type]
+                        dynamo=False,
+                        opset_version=OPSET,
+                        input_names=[f"input_{i}" for i in range(len(inputs))],
+                        output_names=[f"output_{i}" for i in range(outputs)],
+                    )
+            except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+                raise UsageError(f"the model cannot be exported to ONNX: {network.first_line(error)}") from error
+        return _simplified(buffer.getvalue())
+
+    @staticmethod
+    def operators(file: bytes) -> int:
+        """See `Template.operators`."""
+        return sum(node.op_type != "Constant" for node in onnx.load_from_string(file).graph.node)
+
+    def nodes(self) -> Iterator[Node]:
+        """A profiler names a node, or the tensor that it writes."""
+        for node in self.proto.graph.node:
+            parameters = tuple(self.origins[name].parameter for name in node.input if name in self.origins)
+            yield Node((node.name, *node.output), tuple(node.input), tuple(node.output), parameters)
+
+    def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
+        """See `Template.sliced`."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._bare)
+        outputs: dict[str, tuple[int, int]] = {}
+        for name, value in self._weights.items():
+            origin = self.origins.get(name)
+            if origin is not None:
+                cut = origin.patterned(value, kept) if filled else origin.take(value, kept)
+                outputs[name] = value.shape[0] if value.ndim else 1, cut.shape[0] if cut.ndim else 1
+            else:
+                cut = pattern(value) if filled else value
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(cut, name))
+        for node in proto.graph.node:
+            _regroup(node, outputs)
+        return bytes(proto.SerializeToString())
+
+    @staticmethod
+    def filled(file: bytes) -> bytes:
+        """See `Template.filled`."""
+        proto = onnx.load_from_string(file)
+        for tensor in proto.graph.initializer:
+            value = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(pattern(value), tensor.name))
+        return bytes(proto.SerializeToString())
+
+    def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
+        """See `Template.agrees`."""
+        return _same(onnx.load_from_string(self.sliced(kept, widths)), onnx.load_from_string(exported))
+
+
+def _simplified(file: bytes) -> bytes:
+    """The file without what computes nothing: identities, nodes that nobody reads, subgraphs of constants alone.
+
+    ONNX Runtime's own first level, which stays within the standard; less what would write sizes down that a cut changes. What
+    it cannot load is left as it is, for the runtime to tell what is wrong.
+    """
+    onnxruntime = quiet()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        options.optimized_model_filepath = f"{folder}/simplified.onnx"
+        try:
+            onnxruntime.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+            )
+        except Exception:  # noqa: BLE001 - the binding's exceptions have no base of their own
+            return file
+        proto = onnx.load(options.optimized_model_filepath)
+    for known in [known for known in proto.opset_import if known.domain]:
+        proto.opset_import.remove(known)
+    return bytes(proto.SerializeToString())
+
+
+def _regroup(node: onnx.NodeProto, outputs: Mapping[str, tuple[int, int]]) -> None:
+    """A grouped convolution keeps its channels a group, so its number of groups shrinks with its outputs."""
+    if node.op_type != "Conv" or node.input[1] not in outputs:
+        return
+    before, after = outputs[node.input[1]]
+    for attribute in node.attribute:
+        if attribute.name == "group" and attribute.i > 1:
+            attribute.i = attribute.i * after // before
+
+
+def _same(first: onnx.ModelProto, second: onnx.ModelProto) -> bool:
+    """Same operators with the same attributes, and the same values in their initialisers."""
+
+    def parts(proto: onnx.ModelProto) -> list[tuple[str, bytes, list[np.ndarray]]]:
+        values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+        return [
+            (
+                node.op_type,
+                b"".join(sorted(a.SerializeToString() for a in node.attribute)),
+                [values[name] for name in node.input if name in values],
+            )
+            for node in proto.graph.node
+        ]
+
+    ours, theirs = parts(first), parts(second)
+    return [part[:2] for part in ours] == [part[:2] for part in theirs] and all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-5)
+        for (*_, mine), (*_, other) in zip(ours, theirs, strict=True)
+        for a, b in zip(mine, other, strict=True)
+    )

@@ -1,0 +1,218 @@
+"""TFLite files, by litert-torch. Constants are channels-last there, and every shape is written down."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import RuntimeMissing, UsageError
+from edgeprune.network import surgery as network
+from edgeprune.records import Groups, Layer, Span, Widths
+from edgeprune.runtimes.base import silenced
+from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, fold, pattern
+from edgeprune.runtimes.tflite import flatbuffer
+
+
+class TfliteTemplate(Template):
+    """Sliced as a flatbuffer; the shapes in between are the interpreter's own inference."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
+        self._origins: dict[int, Origin] | None = None
+        # Operator (a reshape) -> positions of its shape and the sizes they have; None for one that follows from the rest.
+        self._derived: dict[int, dict[int, Span | None]] = {}
+        super().__init__(model, inputs, groups)
+
+    @staticmethod
+    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
+        """See `Template.export`."""
+        with torch.no_grad(), silenced(), tempfile.TemporaryDirectory() as scratch:
+            try:
+                import litert_torch
+            except ImportError as error:
+                raise RuntimeMissing("litert-torch is not installed; pip install 'edgeprune[tflite]'") from error
+            path = Path(scratch) / "model.tflite"
+            try:
+                litert_torch.convert(fold(model, folds), inputs).export(str(path))
+            except Exception as error:
+                raise UsageError(f"the model cannot be exported to TFLite: {network.first_line(error)}") from error
+            return path.read_bytes()
+
+    @property
+    def origins(self) -> dict[int, Origin]:
+        """{tensor: the parameter it came from}."""
+        if self._origins is None:
+            model, origins = flatbuffer.read(self.exported), Origins(self._folded)
+            found = {
+                i: origins.find(value) for i, value in flatbuffer.constants(model).items() if value.dtype == np.float32
+            }
+            self._origins = {i: origin for i, origin in found.items() if origin is not None}
+            self._origins |= self._scaled(model)
+        return self._origins
+
+    def _scaled(self, model: Any) -> dict[int, Origin]:
+        """Linear layers whose inputs were scaled: the converter folds a layer-norm's weight and bias into what follows."""
+        constants = flatbuffer.constants(model)
+        known = {origin.parameter for origin in (self._origins or {}).values()}
+        unknown = {
+            name: p.detach().numpy() for name, p in self._folded.named_parameters() if p.ndim == 2 and name not in known
+        }
+        found: dict[int, Origin] = {}
+        for name, operator in flatbuffer.operators(model):
+            if not name.endswith(":FULLY_CONNECTED") or operator.inputs[1] not in constants:
+                continue
+            value = constants[int(operator.inputs[1])]
+            parameter = next((name for name, weight in unknown.items() if _columns_scaled(weight, value)), None)
+            if parameter is not None:
+                found[int(operator.inputs[1])] = Origin(parameter, (0, 1))
+                if len(operator.inputs) > 2 and operator.inputs[2] in constants:
+                    found[int(operator.inputs[2])] = Origin(parameter.removesuffix("weight") + "bias", (0,))
+        return found
+
+    @staticmethod
+    def operators(file: bytes) -> int:
+        """See `Template.operators`."""
+        return sum(1 for _ in flatbuffer.operators(flatbuffer.read(file)))
+
+    def nodes(self) -> Iterator[Node]:
+        """Operators by number and kind, as `runtimes.tflite` names them."""
+        model = flatbuffer.read(self.exported)
+        for name, operator in flatbuffer.operators(model):
+            inputs = [int(i) for i in operator.inputs if i >= 0]
+            parameters = tuple(self.origins[i].parameter for i in inputs if i in self.origins)
+            yield Node((name,), tuple(inputs), tuple(int(i) for i in operator.outputs), parameters)
+
+    def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
+        """See `Template.sliced`."""
+        model = flatbuffer.read(self.exported)
+        constants, subgraph = flatbuffer.constants(model), model.subgraphs[0]
+        for i, origin in self.origins.items():
+            if filled or origin.parameter in kept:
+                take = origin.patterned if filled else origin.take
+                flatbuffer.store(model, i, take(constants[i], kept))
+        for number, (name, operator) in enumerate(flatbuffer.operators(model)):
+            if name.endswith("DEPTHWISE_CONV_2D"):
+                source, weight = subgraph.tensors[operator.inputs[0]], subgraph.tensors[operator.inputs[1]]
+                if (
+                    source.shape[3] == 1
+                ):  # a convolution of one channel; otherwise each channel keeps its number of outputs
+                    operator.builtinOptions.depthMultiplier = int(weight.shape[3])
+            if number in self._derived:
+                shape = constants[operator.inputs[1]].copy()
+                for position, span in self._derived[number].items():
+                    shape[position] = -1 if span is None else span.size(widths)
+                flatbuffer.store(model, flatbuffer.own(model, operator, 1), shape)
+        return _with_inferred_shapes(model)
+
+    @staticmethod
+    def filled(file: bytes) -> bytes:
+        """See `Template.filled`."""
+        model = flatbuffer.read(file)
+        for i, value in flatbuffer.constants(model).items():
+            flatbuffer.store(model, i, pattern(value))
+        return flatbuffer.pack(model)
+
+    def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
+        """See `Template.agrees`."""
+        fresh = flatbuffer.read(exported)
+        self._derived = self._follow(flatbuffer.read(self.exported), fresh, widths)
+        try:
+            ours = flatbuffer.read(self.sliced(kept, widths))
+        except (RuntimeError, ValueError):  # a size that is written down somewhere does not fit
+            return False
+        return _same(ours, fresh)
+
+    def _follow(self, full: Any, cut: Any, widths: Widths) -> dict[int, dict[int, Span | None]]:
+        """Reshapes whose target changes with the widths: one position of it follows from the rest, any other has to be one of
+        the sizes that the groups of the layer before it have, and no other than one."""
+        owners = self.owners(self._groups.layers)
+        layers = {layer.name: layer for layer in self._groups.layers}
+        values, others = flatbuffer.constants(full), flatbuffer.constants(cut)
+        found: dict[int, dict[int, Span | None]] = {}
+        pairs = zip(flatbuffer.operators(full), flatbuffer.operators(cut), strict=False)
+        for number, ((name, one), (_, other)) in enumerate(pairs):
+            if not name.endswith(":RESHAPE") or min(len(one.inputs), len(other.inputs)) < 2:
+                continue
+            shape, cut_shape = values.get(int(one.inputs[1])), others.get(int(other.inputs[1]))
+            if shape is None or cut_shape is None or shape.shape != cut_shape.shape:
+                continue
+            changed: dict[int, Span | None] = dict.fromkeys(np.flatnonzero(shape != cut_shape).tolist())
+            sizes = _sizes(layers[owners[name]], self._groups) if name in owners else ()
+            for position in list(changed)[1:]:
+                wanted = int(shape[position]), int(cut_shape[position])
+                fitting = {s for s in sizes if (s.size(self._groups.full()), s.size(widths)) == wanted}
+                changed[position] = fitting.pop() if len(fitting) == 1 else None
+            if list(changed.values()).count(None) == 1:
+                found[number] = changed
+        return found
+
+
+def _sizes(layer: Layer, groups: Groups) -> set[Span]:
+    """The numbers of channels that a dimension may have after a layer: of its outputs, and of their factors."""
+    names = {group.name for group in groups.free}
+    terms = {(part, 1) for own, _ in layer.outputs.terms for part in [own, *((name,) for name in own)]}
+    return {Span(0, (term,)) for term in terms if set(term[0]) <= names} | {layer.outputs}
+
+
+def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
+    """Whether `value` is `weight`, (outputs, inputs), with every column times a number of its own."""
+    if weight.shape != value.shape or not weight.all():
+        return False
+    factors = value / weight
+    return bool(np.allclose(factors, factors[:1], rtol=1e-3))
+
+
+def _with_inferred_shapes(model: Any) -> bytes:
+    """The file with the shapes that the interpreter finds (before any delegate), reshape targets among them."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    subgraph = model.subgraphs[0]
+    with silenced():
+        interpreter = Interpreter(
+            model_content=flatbuffer.pack(model),
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        interpreter.allocate_tensors()
+    for detail in interpreter.get_tensor_details():
+        if detail["index"] < len(subgraph.tensors):
+            subgraph.tensors[detail["index"]].shape = detail["shape"].astype(np.int32)
+    constants = flatbuffer.constants(model)
+    for name, operator in flatbuffer.operators(model):
+        if name.endswith(":RESHAPE") and len(operator.inputs) > 1:
+            shape = constants.get(int(operator.inputs[1]))
+            if shape is not None and -1 in shape:
+                flatbuffer.store(model, operator.inputs[1], subgraph.tensors[operator.outputs[0]].shape)
+    return flatbuffer.pack(model)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Same operators with the same options, shapes and constants."""
+
+    def parts(model: Any) -> list[tuple[str, dict[str, Any], list[list[int]]]]:
+        tensors = model.subgraphs[0].tensors
+        return [
+            (
+                name,
+                vars(operator.builtinOptions) if operator.builtinOptions else {},
+                [flatbuffer.shape(tensors[i]) for i in [*operator.inputs, *operator.outputs] if i >= 0],
+            )
+            for name, operator in flatbuffer.operators(model)
+        ]
+
+    def values(model: Any) -> list[np.ndarray]:
+        found = flatbuffer.constants(model)
+        return [
+            found[int(i)] for _, operator in flatbuffer.operators(model) for i in operator.inputs if int(i) in found
+        ]
+
+    if [str(part) for part in parts(first)] != [str(part) for part in parts(second)]:
+        return False
+    ours, theirs = values(first), values(second)
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(ours, theirs, strict=True)
+    )

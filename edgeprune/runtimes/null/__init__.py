@@ -1,0 +1,1 @@
+"""No runtime: for tests of everything around it."""

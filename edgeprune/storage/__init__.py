@@ -1,0 +1,1 @@
+"""Files of edgeprune: the run folder, baselines, JSON."""
