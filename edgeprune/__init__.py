@@ -1,7 +1,7 @@
 """Latency-driven structured pruning for edge devices: from a PyTorch model to a verified, faster artifact.
 
-The public names, nothing else. They are loaded when first used, so that `import edgeprune` is instant and imports no
-torch.
+This module holds the public names and nothing else. Python loads each name when it is first used. So `import edgeprune`
+is instant and imports no torch. The version stands in pyproject.toml alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
         verify,
     )
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = [
     "check",
     "compile",
@@ -51,6 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("edgeprune")
     if name not in __all__:
         raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
     return getattr(import_module("edgeprune.api"), name)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,21 @@ DryRunOption = Annotated[
     typer.Option("--dry-run", help="Touch no device: print what would be sent and run there, and how long it takes."),
 ]
 TargetArgument = Annotated[str, typer.Argument(help="A target's name, or the path of its file.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgeprune {version('edgeprune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 class BoardAction(StrEnum):
