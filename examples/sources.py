@@ -1,9 +1,10 @@
-"""Where the examples' data comes from: a folder, the public source, or a few samples that lie beside the example.
+"""Finds the examples' data: in a folder, at the public source, or in a few samples beside the example.
 
     EDGEPRUNE_DATA=DIR           a folder with the files that each example names
     EDGEPRUNE_DATA=download      the public repository, at the commit that the example names
 
-Without either, the built-in samples: enough to walk the road anywhere, too few for figures that mean anything.
+Without the variable, an example uses its built-in samples. They suffice to run the pipeline. They are too few for
+meaningful figures.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ TIMEOUT_S = 1800
 
 
 def found(name: str) -> Path | None:
-    """The file `name` in the folder that was given, or None where none was, or the public source is asked for.
+    """The file `name` in the folder that `EDGEPRUNE_DATA` names, or None if it names no folder.
 
-    Raises `FileNotFoundError` where the folder lacks the file.
+    Raises `FileNotFoundError` if the folder lacks the file.
     """
     given = os.environ.get("EDGEPRUNE_DATA", "")
     if given in ("", "download"):
@@ -31,9 +32,9 @@ def found(name: str) -> Path | None:
 
 
 def downloaded(url: str, commit: str) -> Path | None:
-    """A checkout of a public git repository, kept in `CACHE`; None where it was not asked for.
+    """A checkout of a public git repository, kept in `CACHE`; None unless `EDGEPRUNE_DATA` is "download".
 
-    The commit is the checksum: git verifies that every file is what its id says.
+    The commit is the checksum: git verifies every file against it.
     """
     if os.environ.get("EDGEPRUNE_DATA") != "download":
         return None

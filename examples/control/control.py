@@ -1,4 +1,4 @@
-"""A planar quadrotor among hills: the simulation, the data, the network and the functions that edgeprune.toml names."""
+"""A planar quadrotor among hills: the simulation, the data, the network, and the functions of edgeprune.toml."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HILL = 0.5  # m, half the width of a hill where it is 1/e as high as its top
 STATE_COST = np.array([1, 1, 0.1, 0.2, 0.2, 0.02])
 ACTION_COST = 0.02
 VIOLATION_COST = 50  # per rad or m beyond a limit
-WORST_COST = 15  # of a step: lost is lost, however far away
+WORST_COST = 15  # of a step: the highest cost, at any distance
 
 # ------------------------------------------------------------------------------------------------- the episodes
 
@@ -43,7 +43,7 @@ SCALE = np.array([3, 2, 0.4, 2, 2, 2, 2, 1])  # of the observations: the state, 
 
 
 def derivative(state: Any, action: Any) -> Any:
-    """Of the state by time; rows of numpy arrays, or of CasADi's expressions."""
+    """The state's derivative by time. Takes rows of numpy arrays or of CasADi expressions."""
     thrust = GRAVITY * (1 + (action[0] + action[1]) / 2)
     sideways, upwards = -thrust * np.sin(state[2]), thrust * np.cos(state[2]) - GRAVITY
     turning = GRAVITY / (2 * ARM) * (action[1] - action[0])
@@ -60,12 +60,12 @@ def advance(state: Any, action: Any) -> Any:
 
 
 def ground(x: Any, hill: Any) -> Any:
-    """The height of the ground at x, with a hill at hill[0] that is hill[1] high."""
+    """The height of the ground at x. The hill is at hill[0] and hill[1] high."""
     return GROUND + hill[1] * np.exp(-(((x - hill[0]) / HILL) ** 2))
 
 
 def scenes(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """States (6, count) to start from, high enough to brake a fall, and hills (2, count) beside the target."""
+    """Start states (6, count), high enough to stop a fall, and hills (2, count) beside the target."""
     low = np.array([-3, 0.4, -0.3, -1.5, -2.5, -1])
     high = np.array([3, 2, 0.3, 1.5, 2, 1])
     states = random.uniform(low, high, (count, 6)).T
@@ -75,17 +75,20 @@ def scenes(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndar
 
 
 def observed(states: np.ndarray, hills: np.ndarray) -> np.ndarray:
-    """What the policy sees: (M, 8), about -1 to 1."""
+    """The policy's observations: (M, 8), about -1 to 1."""
     return (np.concatenate([states, hills]).T / SCALE).astype("float32")
 
 
 def excess(states: np.ndarray, hills: np.ndarray) -> np.ndarray:
-    """How far states (6, ...) are beyond each limit, (2, ...), or 0."""
+    """By how much states (6, ...) exceed each limit: (2, ...), 0 within the limits."""
     return np.maximum(0, np.stack([np.abs(states[2]) - TILT, ground(states[0], hills) - states[1]]))
 
 
 def simulate(policy: Policy, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States (6, STEPS, M), actions (2, STEPS, M) and hills (2, M): a split has the same starts and gusts for every policy."""
+    """States (6, STEPS, M), actions (2, STEPS, M) and hills (2, M).
+
+    Every policy gets the same starts and gusts in a split.
+    """
     random = np.random.default_rng(EPISODE_SEEDS[split])
     state, hills = scenes(random, EPISODES)
     states, actions = [], []
@@ -98,9 +101,9 @@ def simulate(policy: Policy, split: str) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def report(policy: Policy, split: str) -> dict[str, float]:
-    """Mean cost a step, steps beyond a limit and their share, and the share of episodes that end at the target.
+    """Mean cost of a step, steps beyond a limit, their share, and the share of episodes that end at the target.
 
-    At the target: in the last second, within 0.25 m of it all the time.
+    An episode ends at the target if it stays within 0.25 m of it during the last second.
     """
     states, actions, hills = simulate(policy, split)
     over = excess(states, hills)
@@ -117,7 +120,7 @@ def report(policy: Policy, split: str) -> dict[str, float]:
 
 
 def closed_loop(policy: Policy, split: str) -> float:
-    """Minus the cost as a multiple of the model-predictive controller's: -1 is as good, -2 costs twice as much."""
+    """Minus the cost, relative to the model-predictive controller's: -1 is as good, -2 costs twice as much."""
     return -report(policy, split)["cost"] / EXPERT_COST[split]
 
 
@@ -127,7 +130,7 @@ def closed_loop(policy: Policy, split: str) -> float:
 class Control(nn.Module):
     """A multi-layer perceptron.
 
-    Normalised, for without it 504 of the second layer's units never fired after training: cutting those is no feat.
+    It is normalised: without, 504 units of the second layer never fired after training. Cutting those proves little.
     """
 
     def __init__(self, width: int = 768) -> None:
@@ -160,18 +163,18 @@ def example_inputs() -> tuple[Tensor]:
 # ------------------------------------------------------------------------------------------------------ the data
 
 BATCH = 64
-MIRRORED = torch.tensor([-1.0, 1, -1, -1, 1, -1, -1, 1])  # an observation, seen from behind
+MIRRORED = torch.tensor([-1.0, 1, -1, -1, 1, -1, -1, 1])  # a mirrored observation
 
 
 class Batches:
-    """One split in batches; the training one in a new order every epoch, half of it seen from behind."""
+    """One split in batches. The training split has a new order in every epoch, and half of it is mirrored."""
 
     def __init__(self, observations: Tensor, actions: Tensor, shuffled: bool = False) -> None:
         self.observations, self.actions, self.shuffled = observations, actions, shuffled
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order: the same epoch has the same one."""
+        """Set the epoch, which determines the order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -189,7 +192,7 @@ class Batches:
 
 @cache
 def _labels() -> dict[str, np.ndarray]:
-    """By episode: states (400, 60, 6), the controller's actions (400, 60, 2), hills (400, 2)."""
+    """States (400, 60, 6), the controller's actions (400, 60, 2) and hills (400, 2), by episode."""
     with np.load(Path(__file__).with_name("labels.npz"), allow_pickle=False) as file:
         return dict(file)
 
@@ -209,15 +212,15 @@ def train_batches() -> Batches:
 
 
 def valid_batches() -> Batches:
-    """Every choice is made on these."""
+    """The batches for every choice."""
     return _split("valid")
 
 
 def test_batches() -> Batches:
-    """No choice ever sees these; the verdict is on these."""
+    """The batches for the verdict. No choice uses them."""
     return _split("test")
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error: the actions are regressed."""
+    """Mean squared error of the actions."""
     return F.mse_loss(outputs, targets)

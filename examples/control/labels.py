@@ -1,11 +1,11 @@
-"""Make labels.npz: a model-predictive controller flies, and what it saw and did is written down.
+"""Make labels.npz: the states and the actions of a model-predictive controller in flight.
 
     pip install casadi==3.8.2
     python examples/control/labels.py
 
-The action that is carried out is the controller's plus noise, the label is the controller's alone: a policy that errs
-comes to states that a perfect one never sees, and has to know the way back from there. So does DART (Laskey et al.,
-CoRL 2017, arXiv:1703.09327), which fits the strength of the noise to the policy's errors; here it is drawn by episode.
+The vehicle carries out the controller's action plus noise. The label is the action without the noise. So the labels cover
+states that only an imperfect policy reaches, and show how to return from them. The method is DART (Laskey et al., CoRL
+2017, arXiv:1703.09327). DART fits the strength of the noise to the policy's errors. Here it is drawn for each episode.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOISE = (0.0, 0.1, 0.2, 0.4)  # standard deviation of what is added to the actio
 
 def advance() -> ca.Function:
     """The simulation's own step, for CasADi to differentiate."""
-    ca.GlobalOptions.setNumpyMode(1)  # so that numpy's functions take its expressions
+    ca.GlobalOptions.setNumpyMode(1)  # numpy's functions then accept its expressions
     state, action = ca.SX.sym("state", 6), ca.SX.sym("action", 2)
     return ca.Function("advance", [state, action], [control.advance(state, action)])
 
@@ -45,9 +45,9 @@ def cost_to_go(step: ca.Function) -> np.ndarray:
 
 
 class Controller:
-    """Nonlinear model-predictive control by direct multiple shooting; every plan starts from the one before.
+    """Nonlinear model-predictive control by direct multiple shooting. Every plan starts from the plan before it.
 
-    The limits of the thrust are hard, those of the state soft with an exact penalty, so that there always is a plan.
+    The limits of the thrust are hard. The limits of the state are soft, with an exact penalty, so a plan always exists.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Controller:
         self.failures = 0
 
     def plan(self, state: np.ndarray, hill: np.ndarray, last: np.ndarray | None = None) -> np.ndarray:
-        """The plan from a state; `last` is the one a step earlier."""
+        """The plan from a state. `last` is the plan of the step before."""
         guess = self._standing(state) if last is None else self._shifted(last)
         plan = self.solve(x0=guess, p=np.concatenate([state, hill]), **self.bounds)["x"].full().ravel()
         self.failures += not self.solve.stats()["success"]
@@ -98,7 +98,7 @@ class Controller:
 
 
 def expert(controller: Controller) -> control.Policy:
-    """The controller as a policy, to be measured as one; for one run of the episodes."""
+    """The controller as a policy, for one run of the episodes."""
     plans: list[np.ndarray | None] = [None] * control.EPISODES
 
     def policy(observations: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Train the unpruned policy: python examples/control/train.py, about three minutes on a free core."""
+"""Train the original policy: python examples/control/train.py, about three minutes on a free core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handwritten digits: the data, the network and the functions that edgeprune.toml names."""
+"""Handwritten digits: the data, the network and the functions of edgeprune.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BATCH = 64
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut, a projection where the shape changes."""
+    """Two 3×3 convolutions and a shortcut. The shortcut is a projection if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -71,19 +71,19 @@ def build() -> nn.Module:
 
 
 def example_inputs() -> tuple[Tensor]:
-    """One image: the artifact will take one at a time."""
+    """One image: the artifact takes one at a time."""
     return (torch.zeros(1, 1, 16, 16),)
 
 
 class Batches:
-    """One split in batches; the training one in a new order every epoch, shifted by up to a pixel of the original."""
+    """One split in batches. In training, every epoch has a new order and shifts by up to a pixel of the original."""
 
     def __init__(self, images: Tensor, labels: Tensor, shuffled: bool = False) -> None:
         self.images, self.labels, self.shuffled = images, labels, shuffled
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order: the same epoch has the same one."""
+        """Set the epoch, which determines the order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,15 +113,15 @@ def train_batches() -> Batches:
 
 
 def valid_batches() -> Batches:
-    """360 images: every choice is made on these."""
+    """360 images for every choice."""
     return _split("valid")
 
 
 def test_batches() -> Batches:
-    """360 images that no choice ever sees; the verdict is on these."""
+    """360 images for the verdict. No choice uses them."""
     return _split("test")
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The share of images whose digit is found."""
+    """The share of images whose digit is right."""
     return float((outputs.argmax(1) == targets).float().mean())

@@ -1,4 +1,4 @@
-"""Train the unpruned network: python examples/digits/train.py, about half a minute on two free cores."""
+"""Train the original network: python examples/digits/train.py, about half a minute on two free cores."""
 
 from __future__ import annotations
 

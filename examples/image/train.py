@@ -1,6 +1,6 @@
-"""Make the unpruned network: python examples/image/train.py WEIGHTS, five minutes on one core, the data given.
+"""Make the original network: python examples/image/train.py WEIGHTS, five minutes on one core, with the data at hand.
 
-WEIGHTS are the public ones to start from: pretrained_models/resnet20-12fca82f.th of
+Training starts from the public weights in WEIGHTS: pretrained_models/resnet20-12fca82f.th of
 https://github.com/akamaster/pytorch_resnet_cifar10 at commit d5489e8995e81e91ce6b1d69dcc98ad579b0b153.
 """
 
@@ -21,9 +21,10 @@ RATE = 0.02
 
 
 def pretrained(path: Path) -> nn.Module:
-    """The network that computes just what the public one does.
+    """The network that computes the same as the public network.
 
-    Its shortcuts without weights, every other pixel between channels of zeros, become projections: ones at the right places.
+    The public shortcuts have no weights: they take every other pixel, between channels of zeros. Here they become projections
+    with ones at the right places.
     """
     given = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     state = {name.removeprefix("module."): tensor for name, tensor in given.items()}
@@ -37,7 +38,7 @@ def pretrained(path: Path) -> nn.Module:
 
 
 class Preprocess:
-    """What [preprocess] in edgeprune.toml puts into the artifact."""
+    """The step that [preprocess] in edgeprune.toml puts into the artifact."""
 
     def __init__(self) -> None:
         given = tomllib.loads(Path(__file__).with_name("edgeprune.toml").read_text())["preprocess"]

@@ -1,4 +1,4 @@
-"""News topics: the data, the network and the functions that edgeprune.toml names."""
+"""News topics: the data, the network and the functions of edgeprune.toml."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PUBLIC = "data/ag_news_csv/test.csv"
 
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 WORD = re.compile(r"[a-z0-9]+")
-LENGTH = 64  # words read of an item: 97 of 100 have no more
+LENGTH = 64  # words read of an item: 97 of 100 items have no more
 VOCABULARY = 4096  # ids of words; 0 is any that is not in vocabulary.txt, and none
 BATCH = 64
 MISSING = 0.3  # share of words that a training item loses
@@ -40,7 +40,7 @@ DROPOUT = 0.3
 
 
 class Attention(nn.Module):
-    """Adds to every word what it gathers from the others: multi-head self-attention, normalised before."""
+    """Multi-head self-attention with a residual connection, normalised before."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
-        nn.init.zeros_(self.output.weight)  # nothing gathered at first: training starts from a bag of words
+        nn.init.zeros_(self.output.weight)  # attention adds nothing at first: training starts from a bag of words
         self.dropout = nn.Dropout(DROPOUT)
 
     def heads(self, x: Tensor) -> Tensor:
-        """(batch, words, width) -> (batch, heads, words, head width), however many heads are left."""
+        """(batch, words, width) -> (batch, heads, words, head width), for any number of remaining heads."""
         return x.view(*x.shape[:2], -1, self.head_width).transpose(1, 2)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Adds to every word what two linear layers make of it, normalised before."""
+    """Two linear layers with a residual connection, normalised before."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class News(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         there = mask.float()
-        bias = 1e4 * (there - 1)[:, None, None]  # added to the scores of what is no word; finite in fp16 too
+        bias = 1e4 * (there - 1)[:, None, None]  # added to the scores of places without a word; finite in fp16 too
         x = self.dropout(self.project(self.words(ids)) + self.positions)
         for layer in self.layers:
             x = layer(x, bias)
@@ -119,13 +119,13 @@ def build() -> nn.Module:
 
 
 def example_inputs() -> tuple[Tensor, Tensor]:
-    """One item of 40 words, about the average: the artifact will take one at a time."""
+    """One item of 40 words, about the average: the artifact takes one at a time."""
     places = torch.arange(LENGTH, dtype=torch.int32).unsqueeze(0)
     return places + 1, (places < 40).int()
 
 
 def words(text: str) -> list[str]:
-    """The words that the network reads of a text."""
+    """The words of a text that the network reads."""
     return WORD.findall(text.lower())[:LENGTH]
 
 
@@ -143,7 +143,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def encode(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids of words, and a mask that is 1 where there is one: (texts, LENGTH) both."""
+    """Ids of words, and a mask that is 1 at a word and 0 elsewhere: both (texts, LENGTH)."""
     ids, mask = np.zeros((2, len(texts), LENGTH), np.int32)
     for row, text in enumerate(texts):
         found = [vocabulary().get(word, 0) for word in words(text)]
@@ -152,14 +152,14 @@ def encode(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 class Batches:
-    """One split in batches; the training one in a new order every epoch, some of its words missing."""
+    """One split in batches. In training, every epoch has a new order and lacks other words."""
 
     def __init__(self, ids: Tensor, mask: Tensor, labels: Tensor, shuffled: bool = False) -> None:
         self.ids, self.mask, self.labels, self.shuffled = ids, mask, labels, shuffled
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order: the same epoch has the same one."""
+        """Set the epoch, which determines the order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
@@ -206,15 +206,15 @@ def train_batches() -> Batches:
 
 
 def valid_batches() -> Batches:
-    """1,000 items: every choice is made on these."""
+    """1,000 items for every choice."""
     return _split("valid")
 
 
 def test_batches() -> Batches:
-    """1,000 items that no choice ever sees; the verdict is on these."""
+    """1,000 items for the verdict. No choice uses them."""
     return _split("test")
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The share of items whose topic is found."""
+    """The share of items whose topic is right."""
     return float((outputs.argmax(1) == targets).float().mean())

@@ -1,4 +1,4 @@
-"""Train the unpruned network: EDGEPRUNE_DATA=DIR python examples/language/train.py, 2.5 minutes of one core."""
+"""Train the original network: EDGEPRUNE_DATA=DIR python examples/language/train.py, 2.5 minutes of one core."""
 
 from __future__ import annotations
 

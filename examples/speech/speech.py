@@ -1,4 +1,4 @@
-"""Spoken digits: the data, the network and the functions that edgeprune.toml and speakers.toml name."""
+"""Spoken digits: the data, the network and the functions of edgeprune.toml and speakers.toml."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parents[1]))  # the examples share where their data comes from
+sys.path.append(str(Path(__file__).parents[1]))  # sources.py is shared by the examples
 import sources
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 
 RATE = 8000  # samples a second
-LENGTH = 8000  # samples that the network hears, one second
+LENGTH = 8000  # samples of the network's input, one second
 WINDOW, HOP = 200, 80  # 25 ms every 10 ms
 FFT = 256  # points of the DFT, zeros after the window
 BANDS = 32  # of the mel filterbank
 FLOOR = 1e-4  # of a band's power, about 74 dB below a full-scale tone
 
 BATCH = 64
-SHIFT = 800  # samples by which a training recording moves at most
-GAIN = 12.0  # decibels by which it gets louder or quieter at most
+SHIFT = 800  # the largest shift of a training recording, in samples
+GAIN = 12.0  # the largest gain either way, in decibels
 NOISE = -70.0, -40.0  # its white noise, decibels relative to full scale
 
 # -------------------------------------------------------------------------------------------------------- network
 
 
 def dft_kernels() -> tuple[Tensor, Tensor]:
-    """Cosines and sines under a Hann window, (bins, 1, window) each, without the constant one."""
+    """Cosines and sines under a Hann window, (bins, 1, window) each. The constant bin is left out."""
     time = torch.arange(WINDOW, dtype=torch.float64)
     bins = torch.arange(1, FFT // 2 + 1, dtype=torch.float64)
     window = torch.hann_window(WINDOW, dtype=torch.float64)
@@ -46,7 +46,7 @@ def dft_kernels() -> tuple[Tensor, Tensor]:
 
 
 def mel_filterbank(lowest: float = 60.0) -> Tensor:
-    """Overlapping triangles, equally wide in mel, 2595 log10(1 + f / 700) (O'Shaughnessy 1987): (bands, bins)."""
+    """Overlapping triangles (bands, bins), equally wide in mel: 2595 log10(1 + f / 700) (O'Shaughnessy 1987)."""
     bottom, top = (2595 * math.log10(1 + f / 700) for f in (lowest, RATE / 2))
     corners = 700 * (10 ** (torch.linspace(bottom, top, BANDS + 2, dtype=torch.float64) / 2595) - 1)
     frequency = torch.arange(1, FFT // 2 + 1, dtype=torch.float64) * RATE / FFT
@@ -56,10 +56,10 @@ def mel_filterbank(lowest: float = 60.0) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Samples (n, 1, length) -> log-mel spectrogram (n, 1, bands, frames), free of the overall level.
+    """Samples (n, 1, length) -> log-mel spectrogram (n, 1, bands, frames), without the overall level.
 
-    The DFT is a strided convolution, so any runtime can do it. Its kernels are constants: buffers that are in no state dict,
-    which nobody trains and edgeprune does not cut.
+    The DFT is a strided convolution, so any runtime can compute it. Its kernels are constant buffers outside the state
+    dict. They are not trained and not cut.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ def build() -> nn.Module:
 
 
 def example_inputs() -> tuple[Tensor]:
-    """One second of noise: the artifact will take one at a time."""
+    """One second of noise: the artifact takes one second at a time."""
     return (0.1 * torch.randn(1, 1, LENGTH, generator=torch.Generator().manual_seed(0)),)
 
 
@@ -126,7 +126,7 @@ def example_inputs() -> tuple[Tensor]:
 
 
 class Recordings(NamedTuple):
-    """Recordings, each amid `LENGTH` samples."""
+    """Recordings, each in the middle of `LENGTH` samples."""
 
     pcm: Tensor  # (n, 1, LENGTH), int16
     label: Tensor  # (n,), int64
@@ -170,7 +170,7 @@ def _recordings(pieces: list[np.ndarray], label: np.ndarray, speaker: np.ndarray
 
 
 def _centred(piece: np.ndarray) -> np.ndarray:
-    """Its middle where it is too long, zeros around it where it is too short."""
+    """The middle of a recording that is too long. A short one gets zeros on both sides."""
     start = max(0, len(piece) - LENGTH) // 2
     piece = piece[start : start + LENGTH]
     before = (LENGTH - len(piece)) // 2
@@ -178,14 +178,14 @@ def _centred(piece: np.ndarray) -> np.ndarray:
 
 
 class Batches:
-    """One split in batches of samples in -1..1; where `augmented`, in an order and with changes that the epoch decides."""
+    """One split in batches of samples in -1..1. If `augmented`, the epoch determines the order and the changes."""
 
     def __init__(self, pcm: Tensor, labels: Tensor, augmented: bool) -> None:
         self.pcm, self.labels, self.augmented = pcm, labels, augmented
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the changes: the same epoch has the same ones."""
+        """Set the epoch, which determines the order and the changes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -198,7 +198,7 @@ class Batches:
 
 
 def _augmented(x: Tensor, random: torch.Generator) -> Tensor:
-    """Each recording earlier or later, louder or quieter, and in noise."""
+    """Each recording, shifted, with another gain, and with noise."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(x), 1, 1, generator=random)
@@ -223,17 +223,17 @@ def train_batches() -> Batches:
 
 
 def valid_batches() -> Batches:
-    """300 recordings, takes 5 to 9: every choice is made on these."""
+    """300 recordings, takes 5 to 9, for every choice."""
     take = recordings().take
     return _split((take >= 5) & (take < 10))
 
 
 def test_batches() -> Batches:
-    """300 recordings, takes 0 to 4, the dataset's test set: no choice ever sees them; the verdict is on these."""
+    """300 recordings, takes 0 to 4 (the dataset's test set), for the verdict. No choice uses them."""
     return _split(recordings().take < 5)
 
 
-# By speaker: how well it does for a voice that it has never heard.
+# By speaker: the accuracy for an unknown voice.
 VALID_SPEAKER, TEST_SPEAKER = "theo", "yweweler"  # the last two of the alphabet
 
 
@@ -243,15 +243,15 @@ def train_speakers() -> Batches:
 
 
 def valid_speakers() -> Batches:
-    """500 recordings by a fifth one."""
+    """500 recordings by a fifth speaker."""
     return _split(recordings().speaker == VALID_SPEAKER)
 
 
 def test_speakers() -> Batches:
-    """500 recordings by a sixth one."""
+    """500 recordings by a sixth speaker."""
     return _split(recordings().speaker == TEST_SPEAKER)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """The share of recordings whose digit is found."""
+    """The share of recordings whose digit is right."""
     return float((outputs.argmax(1) == targets).float().mean())

@@ -1,4 +1,4 @@
-"""Train the unpruned networks: python examples/speech/train.py, five minutes each on one core, the data given."""
+"""Train the original networks: python examples/speech/train.py, five minutes each on one core, with the data at hand."""
 
 from __future__ import annotations
 
