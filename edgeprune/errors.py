@@ -105,3 +105,9 @@ def quoted(value: Any, chars: int = QUOTED_CHARS) -> str:
 def usage_error(text: str) -> UsageError:
     """A `UsageError` of one line: control characters from the user's file become spaces."""
     return UsageError("".join(c if c.isprintable() else " " for c in text))
+
+
+def first_line(error: BaseException, chars: int = 200) -> str:
+    """The first line of an error's message, cut to `chars` characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:chars] if lines else ""

@@ -1,1 +1,1 @@
-"""From an exported graph to channel groups."""
+"""Channel groups of an exported network: labels, operator rules, tracing and recipes."""

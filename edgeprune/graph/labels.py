@@ -1,7 +1,8 @@
-"""Labels: which indices of which dimensions live or die together. Pure, and knows no operator.
+"""Labels: which indices of which dimensions can only be removed together. Pure; knows no operator.
 
-Every index of every dimension of every tensor carries a label, or `NONE`, which no cut can touch (batch, space, constants).
-Labels in one class of the union-find go together. A label that must be kept is locked, with the reason.
+Every index of every dimension of every tensor carries a label. `NONE` marks an index that no cut can touch (batch,
+space, constants). Labels in one class of the union-find are removed together. A locked label must be kept, and the
+lock has a reason.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ import numpy as np
 NONE = -1
 
 Axis = np.ndarray  # labels of one dimension, int64
-Axes = list[Axis]  # labels of one tensor, a dimension an entry
+Axes = list[Axis]  # labels of one tensor, one entry per dimension
 
 
 class Labels:
-    """Union-find over labels; a class may be locked, with a reason.
+    """Union-find over labels. A class may be locked, with a reason.
 
-    A class may also be a product: where a dimension of channels is seen as two, such as heads × width, an index goes when its
-    head goes or its place in every head, and not by itself. Its factors are what can be cut.
+    A class may also be a product. A dimension of channels may be viewed as two, such as heads × width. An index is then
+    removed when its head is removed, or its position in every head. Only these factors can be cut, not the index itself.
     """
 
     def __init__(self) -> None:
         self._parent: list[int] = []
         self._locked: dict[int, str] = {}
         self._factors: dict[int, tuple[int, ...]] = {}
-        self.locking = True  # off while what comes to nothing is walked
+        self.locking = True  # off for dead nodes
 
     def fresh(self, count: int) -> Axis:
-        """`count` new labels, each in a class of its own."""
+        """`count` new labels, each in a new class."""
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
         return np.arange(start, start + count, dtype=np.int64)
@@ -43,18 +44,21 @@ class Labels:
         return label
 
     def roots(self, axis: Axis) -> Axis:
-        """The classes of an axis, `NONE` where it has no label."""
+        """The classes of an axis, `NONE` where an index has no label."""
         return np.array([NONE if label == NONE else self.root(int(label)) for label in axis], dtype=np.int64)
 
     def factors(self, axis: Axis) -> list[tuple[int, ...]]:
-        """Of every index the classes that it goes with: its own, or the factors that it is a product of; none where it has no
-        label."""
+        """For every index the classes whose removal removes it.
+
+        Returns:
+            One tuple for each index: its own class, or the factors of its class. Empty for an index without a label.
+        """
         return [() if label == NONE else tuple(dict.fromkeys(self._leaves(int(label), ()))) for label in axis]
 
     def _leaves(self, label: int, above: tuple[int, ...]) -> Iterator[int]:
         root = self.root(label)
         if root in above:  # a product of itself: no cut is sure to be right
-            self.lock((root,), "these channels are seen as a product of themselves")
+            self.lock((root,), "these channels are viewed as a product of themselves")
         elif root in self._factors:
             for factor in self._factors[root]:
                 yield from self._leaves(factor, (*above, root))
@@ -62,7 +66,7 @@ class Labels:
             yield root
 
     def divide(self, label: int, factors: tuple[int, ...]) -> None:
-        """Make a label's class the product of these; where it is one already, the factors unite one by one."""
+        """Make a label's class the product of these factors. If it is a product already, unite the factors one by one."""
         self._divide(self.root(label), factors)
 
     def _divide(self, root: int, factors: tuple[int, ...]) -> None:
@@ -73,10 +77,10 @@ class Labels:
             for a, b in zip(known, factors, strict=True):
                 self._merge(self.root(a), self.root(b))
         else:
-            self.lock((*known, *factors), "these channels are seen as products of two kinds")
+            self.lock((*known, *factors), "these channels are viewed as products of two kinds")
 
-    def settle(self) -> None:
-        """What is locked as a product is locked by all its factors. To be called before reasons are asked for."""
+    def lock_factors(self) -> None:
+        """Lock all factors of every locked product. Call this before `reason`."""
         for root in list(self._factors):
             leaves = list(self._leaves(root, ()))
             if len(set(leaves)) < len(leaves):
@@ -86,17 +90,20 @@ class Labels:
                 self.lock([leaf for leaves in self.factors(np.array([root])) for leaf in leaves], reason)
 
     def lock(self, labels: Iterable[int], reason: str) -> None:
-        """Nothing in these labels' classes may be cut; the first reason given is the one kept."""
+        """Lock the classes of these labels. The first reason for a class is kept."""
         for label in labels:
             if label != NONE and self.locking:
                 self._locked.setdefault(self.root(int(label)), reason)
 
     def reason(self, label: int) -> str | None:
-        """Why a label's class is locked, or None."""
+        """The reason why a label's class is locked, or None."""
         return self._locked.get(self.root(label))
 
     def unite(self, first: Axis, second: Axis, reason: str) -> Axis:
-        """Aligned indices live or die together; beside an index that cannot be cut, the other is locked."""
+        """Join the classes of aligned indices, which can then only be removed together.
+
+        A label aligned with `NONE` is locked, with `reason`. Returns the labels of the aligned axis.
+        """
         if len(first) != len(second):
             raise ValueError(f"cannot align {len(first)} with {len(second)} indices")
         for a, b in zip(first.tolist(), second.tolist(), strict=True):
@@ -107,7 +114,7 @@ class Labels:
         return np.where(first == NONE, second, first)
 
     def tie(self, labels: Iterable[int], reason: str) -> None:
-        """All these labels live or die together."""
+        """Join the classes of all these labels."""
         axis = np.fromiter(labels, dtype=np.int64)
         self.unite(axis[:1].repeat(len(axis) - 1), axis[1:], reason)
 
@@ -128,5 +135,5 @@ def none(size: int) -> Axis:
 
 
 def has_labels(axis: Axis) -> bool:
-    """Whether any index of the axis can be cut at all."""
+    """Whether any index of the axis has a label."""
     return bool((axis != NONE).any())

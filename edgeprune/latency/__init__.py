@@ -1,1 +1,1 @@
-"""From measured samples to latencies and a latency model."""
+"""Latency statistics and the latency model: from measured samples to predictions."""

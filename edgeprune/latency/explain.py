@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgeprune.latency import model as latency
-from edgeprune.latency.model import LatencyModel, LayerCost
+from edgeprune.latency.fit import draft, fit
+from edgeprune.latency.model import LatencyModel
+from edgeprune.latency.surface import LayerCost
 from edgeprune.records import (
     ExplainedGroup,
     ExplainedLayer,
@@ -29,8 +30,8 @@ DEARER = 0.03  # by which unaligned widths cost more than their neighbours, wher
 
 def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> Explanation:
     """The latency model of `profile`, explained; `beside` are profiles of the same network on other targets, by their name."""
-    model = latency.fit(groups, profile)
-    models = {profile.target: model, **{name: latency.draft(groups, other) for name, other in beside.items()}}
+    model = fit(groups, profile)
+    models = {profile.target: model, **{name: draft(groups, other) for name, other in beside.items()}}
     full = groups.full()
     spent = model.layer_ns(full)
     total = sum(spent.values()) + model.overhead_ns

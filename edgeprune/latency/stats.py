@@ -7,8 +7,6 @@ comparisons a difference, while medians of separate processes rarely do (pyperf;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from scipy.special import bdtr
@@ -16,7 +14,6 @@ from scipy.special import bdtr
 from edgeprune.records import Interval, Outcome, Samples
 
 RESAMPLES = 2000
-PRICE = 3.0  # of a change of level, in standard deviations of the noise
 
 
 def per_process(samples: Samples, q: float = 0.5) -> np.ndarray:
@@ -126,50 +123,3 @@ def _median_interval(values: np.ndarray, confidence: float) -> Interval:
 def _drawn(count: int) -> np.ndarray:
     """Indices of processes drawn with replacement, (RESAMPLES, count); a fixed seed: the same samples give the same answer."""
     return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-
-
-# ----------------------------------------------------------------------------------------------- over many sessions
-
-FEWEST = 3  # values on either side of a change
-
-
-def changes(values: Sequence[float], floor: float) -> list[int]:
-    """Where a series of positive values changes its level: the indices at which a new level begins.
-
-    The exact least sum of absolute distances of log values from their segment's median, plus a price for every segment
-    (optimal partitioning: Jackson et al., 2005): a single outlier is no change. The price grows with the noise between
-    neighbours and with the length. What is left of changes below `floor`, relative, is the sum of them.
-    """
-    count = len(values)
-    if count < 2 * FEWEST:
-        return []
-    logs = np.log(np.asarray(values, dtype=float))
-    # Of normal values: their upper quartile is 0.6745 standard deviations from the middle.
-    noise = float(np.median(np.abs(np.diff(logs)))) / (0.6745 * math.sqrt(2))
-    price = max(PRICE * noise, floor) * math.sqrt(math.log(count))
-    best, start = [-price] + [math.inf] * count, [0] * (count + 1)
-    for end in range(FEWEST, count + 1):
-        for begin in range(end - FEWEST + 1):
-            if math.isinf(best[begin]):
-                continue
-            part = logs[begin:end]
-            cost = best[begin] + price + float(np.abs(part - np.median(part)).sum())
-            if cost < best[end]:
-                best[end], start[end] = cost, begin
-    found, end = [], count
-    while start[end]:
-        end = start[end]
-        found.append(end)
-    return _merged(logs, sorted(found), floor)
-
-
-def _merged(logs: np.ndarray, at: list[int], floor: float) -> list[int]:
-    """The changes that are left when the smallest is taken away, and the levels beside it are one, until each is above
-    `floor`: a level that creeps up by less than that at a time has changed all the same."""
-    while at:
-        levels = [float(np.median(logs[a:b])) for a, b in pairwise([0, *at, len(logs)])]
-        steps = [abs(after - before) for before, after in pairwise(levels)]
-        if min(steps) > floor:
-            break
-        at = [place for i, place in enumerate(at) if i != steps.index(min(steps))]
-    return at

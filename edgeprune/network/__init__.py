@@ -1,1 +1,1 @@
-"""Cut, prove, refit, save and load networks."""
+"""Survey, score, cut, prove, refit, save and load networks."""

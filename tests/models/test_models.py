@@ -19,13 +19,17 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.errors import EdgepruneError
 from edgeprune.frontends import toml
-from edgeprune.graph import groups as graph
-from edgeprune.network import refit as reconstruction
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import make_recipe
+from edgeprune.network import weights
 from edgeprune.network.attention import opened
+from edgeprune.network.cut import cut
 from edgeprune.network.importance import CRITERIA
+from edgeprune.network.observe import observe
+from edgeprune.network.outputs import tensors
+from edgeprune.network.refit import refit_separately, refit_sequentially
+from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Groups
-from edgeprune.stages import plan as planning
+from edgeprune.stages import allocation as planning
 from edgeprune.stages.compile import compile_model
 
 ROOT = Path(__file__).parents[2]
@@ -61,20 +65,20 @@ def test_the_page_says_what_is(benches: dict[str, Bench], tmp_path: Path) -> Non
 def test_what_is_left_of_every_architecture_can_be_fitted(title: str) -> None:
     torch.manual_seed(0)
     model, inputs = ZOO[title]()
-    model = opened(network.randomised(model)).eval()
-    groups = network.survey(model, inputs)
+    model = opened(randomised(model)).eval()
+    groups = survey(model, inputs)
     batches = [(tuple(_others(tensor) for tensor in inputs), torch.zeros(len(inputs[0]))) for _ in range(8)]
-    found = CRITERIA["loss-curves"](model, groups, batches, lambda out, _: network.tensors(out)[0].square().mean())
+    found = CRITERIA["loss-curves"](model, groups, batches, lambda out, _: tensors(out)[0].square().mean())
     assert all(np.isfinite(curve).all() for curve in found.curves.values())
     keep = {group.name: planning.best_units(group, found, max(1, group.width // 2)) for group in groups.free}
-    recipe = graph.recipe(groups, keep)
-    small = network.cut(model, recipe, inputs)
-    reference = reconstruction.observe(model, batches)
-    fits = reconstruction.compensate, reconstruction.reconstruct
+    recipe = make_recipe(groups, keep)
+    small = cut(model, recipe, inputs)
+    reference = observe(model, batches)
+    fits = refit_separately, refit_sequentially
     fitted = [fit(model, small, recipe, reference) for fit in fits]
     inputs, expected = reference.held_out
     with torch.no_grad():
-        plain, *far = (float(network.tensors(net(*inputs))[0].dist(expected[0])) for net in (small, *fitted))
+        plain, *far = (float(tensors(net(*inputs))[0].dist(expected[0])) for net in (small, *fitted))
     assert max(far) <= plain
 
 
@@ -86,11 +90,11 @@ def _others(tensor: Tensor) -> Tensor:
 def _row(title: str, benches: dict[str, Bench], folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     model, inputs = ZOO[title]()
-    given = network.randomised(model)
+    given = randomised(model)
     model = opened(given)
-    groups = network.survey(model, inputs)
+    groups = survey(model, inputs)
     keep = {group.name: range(0, group.width, 2) for group in groups.free}
-    small = network.cut(model, graph.recipe(groups, keep), inputs)  # raises where it is not proved
+    small = cut(model, make_recipe(groups, keep), inputs)  # raises where it is not proved
     return {
         "title": title,
         "groups": groups,
@@ -113,7 +117,7 @@ def _runs(bench: Bench, model: nn.Module, inputs: tuple[Tensor, ...], groups: Gr
     except EdgepruneError as error:
         return f"no: {str(error)[:120]}"
     with torch.no_grad():
-        expected = network.tensors(model(*inputs))[0].numpy()
+        expected = tensors(model(*inputs))[0].numpy()
     error = np.abs(got.reshape(expected.shape) - expected).max() / np.abs(expected).max()
     return "yes" if error < 1e-3 else f"no: off by {error:.1g} of the largest output"
 
@@ -136,18 +140,18 @@ def _torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups)
             importance = tp.importance.MagnitudeImportance(p=2)
             given = inputs if len(inputs) > 1 else inputs[0]
             pruner = tp.pruner.MagnitudePruner(cut, given, importance, pruning_ratio=0.5, ignored_layers=ignored)
-            before = network.parameters(cut)
+            before = weights.count_parameters(cut)
             for group in pruner.step(interactive=True):
                 for dependency, indices in group:
                     gone.note(dependency, indices, pruner.DG)
                 group.prune()
     except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
         return f"no: {type(error).__name__} while tracing or cutting"
-    if network.parameters(cut) == before:
+    if weights.count_parameters(cut) == before:
         return "no: cuts nothing"
     try:
         with torch.no_grad():
-            got, expected = network.tensors(cut(*inputs)), network.tensors(masked(*inputs))
+            got, expected = tensors(cut(*inputs)), tensors(masked(*inputs))
     except Exception as error:  # noqa: BLE001
         return f"no: {type(error).__name__} in the cut network's forward"
     if not gone.known:

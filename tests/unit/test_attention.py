@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.network import surgery as network
 from edgeprune.network.attention import Attention, opened
+from edgeprune.network.survey import survey
 
 
 def padding(batch: int, keys: int) -> Tensor:
@@ -84,7 +84,7 @@ def test_a_subclass_is_left_alone() -> None:
             y = nn.functional.scaled_dot_product_attention(*parts)
             return self.out_proj(y.transpose(1, 2).flatten(2))
 
-    groups = network.survey(nn.Sequential(nn.Linear(3, 8), Own(), nn.Linear(8, 2)), (torch.randn(1, 5, 3),))
+    groups = survey(nn.Sequential(nn.Linear(3, 8), Own(), nn.Linear(8, 2)), (torch.randn(1, 5, 3),))
     assert [group.width for group in groups.free] == [8, 8]
 
 
@@ -144,5 +144,5 @@ def test_weights_that_nobody_asked_for_tie_no_heads() -> None:
             x = self.dense(x)
             return self.fc((x + self.attention(x, x, x)[0]).mean(1))
 
-    free = [group.width for group in network.survey(Default(), (torch.randn(1, 6, 16),)).free]
+    free = [group.width for group in survey(Default(), (torch.randn(1, 6, 16),)).free]
     assert sorted(free) == [4, 4, 16]

@@ -12,7 +12,7 @@ from test_latency import profile
 from torch import Tensor, nn
 
 from edgeprune.latency import explain as explaining
-from edgeprune.network import surgery as network
+from edgeprune.network.survey import survey
 from edgeprune.records import Explanation, Groups
 from edgeprune.reports import console
 from edgeprune.storage import codec
@@ -31,7 +31,7 @@ class Wide(nn.Module):
 
 @pytest.fixture(scope="module")
 def groups() -> Groups:
-    return network.survey(Wide(), image())
+    return survey(Wide(), image())
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,11 @@ import torch
 from nets import NETS, Blocks, image, inputs_of
 from torch import Tensor, nn
 
-from edgeprune.graph import groups as graph
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import first_units, make_recipe
 from edgeprune.network.attention import opened
+from edgeprune.network.cut import sliced
+from edgeprune.network.outputs import tensors
+from edgeprune.network.survey import randomised, survey
 from edgeprune.runtimes.base import silenced
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.runtimes.formats.base import Origins
@@ -51,12 +53,12 @@ def test_a_variant_computes_what_the_cut_network_computes_and_its_nodes_have_own
     if kind == "tflite":
         pytest.importorskip("litert_torch")
     model, inputs = opened(NETS[name]()), inputs_of(name)
-    groups = network.survey(model, inputs)
+    groups = survey(model, inputs)
     template = FORMATS[kind](model, inputs, groups)
     assert template.slices or name not in (SLICED if kind == "onnx" else TFLITE)
     widths = groups.full() | {group.name: max(1, group.width // 2) for group in groups.free}
-    recipe = graph.recipe(groups, graph.first_units(groups, widths))
-    expected = network.tensors(network.sliced(network.randomised(model), recipe)(*inputs))[0].detach().numpy()
+    recipe = make_recipe(groups, first_units(groups, widths))
+    expected = tensors(sliced(randomised(model), recipe)(*inputs))[0].detach().numpy()
     kept = template._kept(recipe)
     file = template.sliced(kept, widths) if template.slices else template._exported(recipe)
     np.testing.assert_allclose(RUN[kind](file, inputs), expected, rtol=1e-3, atol=1e-5)
@@ -73,10 +75,10 @@ def test_a_variant_is_the_sliced_file_with_other_numbers(kind: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.BatchNorm2d(32), nn.Flatten())
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     template = FORMATS[kind](model, image(), groups)
     widths = groups.full() | {groups.free[0].name: 21}
-    kept = template._kept(graph.recipe(groups, graph.first_units(groups, widths)))
+    kept = template._kept(make_recipe(groups, first_units(groups, widths)))
     variant, sliced = template.variant(widths), template.sliced(kept, widths)
     assert len(variant) == len(sliced) and variant != sliced
     assert RUN[kind](variant).shape == RUN[kind](sliced).shape
@@ -97,13 +99,13 @@ class FeedForward(nn.Module):
 def test_a_tflite_file_is_sliced_where_a_normalisation_was_folded_into_a_linear_layer() -> None:
     pytest.importorskip("litert_torch")
     model = FeedForward()
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     template = FORMATS["tflite"](model, image(), groups)
     assert template.slices
     assert set(template.owners(groups.layers).values()) == {"up", "down"}
     widths = groups.full() | {"up": 7}
-    recipe = graph.recipe(groups, graph.first_units(groups, widths))
-    expected = network.sliced(network.randomised(model), recipe)(*image()).detach().numpy()
+    recipe = make_recipe(groups, first_units(groups, widths))
+    expected = sliced(randomised(model), recipe)(*image()).detach().numpy()
     got = run_tflite(template.sliced(template._kept(recipe), widths))
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
 
@@ -125,7 +127,7 @@ def test_what_computes_nothing_is_gone_from_the_file() -> None:
 def test_a_variant_has_none_of_a_removed_block(kind: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
-    groups = network.survey(Blocks(), image())
+    groups = survey(Blocks(), image())
     template = FORMATS[kind](Blocks(), image(), groups)
     gone = dict.fromkeys((group for block in groups.blocks for group in block.groups), 0)
     file = template.variant({**groups.full(), **gone})
@@ -149,7 +151,7 @@ def test_a_variant_has_none_of_a_removed_block(kind: str) -> None:
 
 def test_batch_norm_is_folded() -> None:
     model = NETS["Residual"]()
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     kinds = {node.op_type for node in OnnxTemplate(model, image(), groups).proto.graph.node}
     assert "BatchNormalization" not in kinds
 
@@ -165,14 +167,14 @@ def test_a_converter_that_sets_up_logging_is_undone() -> None:
 def test_a_tflite_file_survives_reading_and_writing() -> None:
     pytest.importorskip("litert_torch")
     model = NETS["Plain"]()
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     file = FORMATS["tflite"].export(model.eval(), image(), groups.folds)
     np.testing.assert_array_equal(run_tflite(flatbuffer.pack(flatbuffer.read(file))), run_tflite(file))
 
 
 def test_a_variant_compresses_to_next_to_nothing() -> None:
     model = nn.Sequential(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3))
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     file = OnnxTemplate(model, image(), groups).variant(groups.full())
     assert len(file) > 2_000_000
     assert len(zlib.compress(file, 1)) < 40_000

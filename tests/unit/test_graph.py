@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from nets import NETS, Attention, HardCoded, Normalised, NoRule, OptionA, Residual, Shared, conv, image, inputs_of
 from torch import Tensor, nn
 
-from edgeprune.graph import groups as graph
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import lock, make_recipe
+from edgeprune.graph.trace import trace
+from edgeprune.network.cut import cut
+from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Groups
 
 
@@ -33,15 +35,15 @@ def test_every_group_offered_survives_any_cut(name: str) -> None:
     torch.manual_seed(0)
     model = NETS[name]()
     inputs = inputs_of(name)
-    groups = network.survey(model, inputs)
+    groups = survey(model, inputs)
     assert groups.free
     for group in groups.free:
         for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
-            network.cut(network.randomised(model), graph.recipe(groups, {group.name: sorted(kept)}), inputs)
+            cut(randomised(model), make_recipe(groups, {group.name: sorted(kept)}), inputs)
 
 
 def test_a_residual_stream_is_one_group() -> None:
-    groups = network.survey(Residual(), image())
+    groups = survey(Residual(), image())
     stem = next(group for group in groups.free if group.name == "stem.0")
     assert {"stem.0.weight", "a1.0.weight", "a2.0.weight", "b1.0.weight", "short.weight"} <= {
         slot.parameter for slot in stem.slots
@@ -49,7 +51,7 @@ def test_a_residual_stream_is_one_group() -> None:
 
 
 def test_padding_shortcuts_leave_the_padded_channels_locked() -> None:
-    groups = network.survey(OptionA(), image())
+    groups = survey(OptionA(), image())
     free = {group.name: group.width for group in groups.free}
     assert free == {"stem.0": 8, "b1.0": 16}
     padded = next(group for group in groups.groups if group.name == "b2.0")
@@ -57,7 +59,7 @@ def test_padding_shortcuts_leave_the_padded_channels_locked() -> None:
 
 
 def test_a_size_written_into_the_code_is_found_by_the_trial_cut() -> None:
-    groups = network.survey(HardCoded(), image())
+    groups = survey(HardCoded(), image())
     locked = next(group for group in groups.groups if group.name == "a.0")
     assert "trial cut fails" in (locked.locked or "") and "shape" in (locked.locked or "")
     assert [group.name for group in groups.free] == ["b.0"]
@@ -65,32 +67,32 @@ def test_a_size_written_into_the_code_is_found_by_the_trial_cut() -> None:
 
 
 def test_an_operator_without_a_rule_locks_what_reaches_it_and_is_named() -> None:
-    groups = network.survey(NoRule(), image())
+    groups = survey(NoRule(), image())
     assert groups.unknown_operators == ("aten.sort.default",)
     assert "has no rule" in (next(g for g in groups.groups if g.name == "a.0").locked or "")
 
 
 def test_layer_normalisation_locks_the_channels_of_its_statistics() -> None:
-    groups = network.survey(Normalised(), image())
+    groups = survey(Normalised(), image())
     assert [group.name for group in groups.free] == ["b"]
 
 
 def test_tied_weights_are_cut_once_and_stay_tied() -> None:
     model = Shared()
-    groups = network.survey(model, image())
-    small = network.cut(model, graph.recipe(groups, {"up": [0, 2, 5]}), image())
+    groups = survey(model, image())
+    small = cut(model, make_recipe(groups, {"up": [0, 2, 5]}), image())
     assert small.down.weight is small.up.weight
     assert small.up.weight.shape == (3, 8)
 
 
 def test_patterns_lock_by_name() -> None:
-    groups = network.survey(Residual(), image(), lock=["a1.*"])
+    groups = survey(Residual(), image(), ["a1.*"])
     locked = next(group for group in groups.groups if group.name == "a1.0")
     assert "a1.*" in (locked.locked or "")
 
 
 def test_layers_know_their_channels_and_macs() -> None:
-    groups = network.survey(Residual(), image())
+    groups = survey(Residual(), image())
     layer = next(layer for layer in groups.layers if layer.name == "a1.0")
     assert layer.inputs.size(groups.full()) == 8 and layer.outputs.size(groups.full()) == 6
     assert layer.macs(groups.full()) == 8 * 8 * 9 * 8 * 6
@@ -98,10 +100,10 @@ def test_layers_know_their_channels_and_macs() -> None:
 
 
 def test_recipes_refuse_what_cannot_be_cut() -> None:
-    groups = network.survey(Residual(), image())
+    groups = survey(Residual(), image())
     for keep in ({"head.fc": [0]}, {"stem.0": []}, {"stem.0": [8]}, {"nobody": [0]}):
         with pytest.raises(ValueError):
-            graph.recipe(groups, keep)
+            make_recipe(groups, keep)
 
 
 @pytest.mark.parametrize("name", ["Plain", "Residual", "Concat", "Depthwise", "SqueezeExcite"])
@@ -110,7 +112,7 @@ def test_groups_agree_with_torch_pruning(name: str) -> None:
     tp = pytest.importorskip("torch_pruning")
     torch.manual_seed(0)
     model = NETS[name]().eval()
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=image()[0])
     names = {id(module): path for path, module in model.named_modules()}
     ours = members(groups)
@@ -134,23 +136,23 @@ def test_groups_agree_with_torch_pruning(name: str) -> None:
 
 
 def widths_and_locks(name: str) -> dict[str, tuple[int, bool]]:
-    groups = network.survey(NETS[name](), inputs_of(name))
+    groups = survey(NETS[name](), inputs_of(name))
     return {group.name: (group.width, group.locked is None) for group in groups.groups}
 
 
 def test_heads_and_their_width_are_groups_of_their_own() -> None:
     """And layers know their product; where the module's code fixes one of them, that one is locked."""
-    groups = network.survey(NETS["Encoder"](), image())
+    groups = survey(NETS["Encoder"](), image())
     free = {group.name: group.width for group in groups.free}
     heads, width = "mix.0.query", "mix.0.query:2"
     assert (free[heads], free[width]) == (4, 6)
     assert "mix.1.query" in free and "mix.1.query:2" not in free  # written out with a fixed width
-    model = network.randomised(NETS["Encoder"]())
-    small = network.cut(model, graph.recipe(groups, {heads: [0, 2, 3], width: [1, 5]}), image())
+    model = randomised(NETS["Encoder"]())
+    small = cut(model, make_recipe(groups, {heads: [0, 2, 3], width: [1, 5]}), image())
     assert small.mix[0].query.out_features == small.mix[0].out.in_features == 6 and small.mix[0].head_width == 2
     layer = next(layer for layer in groups.layers if layer.name == "mix.0.out")
     assert layer.inputs.size(groups.full() | {heads: 3, width: 2}) == 6
-    locked = graph.lock(groups, width, "no")
+    locked = lock(groups, width, "no")
     layer = next(layer for layer in locked.layers if layer.name == "mix.0.out")
     assert layer.inputs.terms == (((heads,), 6),)
 
@@ -161,12 +163,12 @@ def test_query_key_and_value_of_one_layer_are_cut_by_heads() -> None:
 
 
 def test_heads_of_torchs_own_attention_are_cut_and_narrowed() -> None:
-    groups = network.survey(NETS["Layers"](), image())
+    groups = survey(NETS["Layers"](), image())
     free = {group.name: group.width for group in groups.free}
     assert (free["encoder.self_attn"], free["encoder.self_attn:2"]) == (4, 2)
     assert (free["decoder.multihead_attn"], free["decoder.multihead_attn:2"]) == (2, 4)
     keep = {"encoder.self_attn": [1, 3], "decoder.multihead_attn:2": [0, 1, 3], "decoder.self_attn": [1]}
-    small = network.cut(network.randomised(NETS["Layers"]()), graph.recipe(groups, keep), image())
+    small = cut(randomised(NETS["Layers"]()), make_recipe(groups, keep), image())
     found = [
         (a.num_heads, a.head_dim)
         for a in (small.encoder.self_attn, small.decoder.multihead_attn, small.decoder.self_attn)
@@ -175,14 +177,14 @@ def test_heads_of_torchs_own_attention_are_cut_and_narrowed() -> None:
 
 
 def test_a_matrix_on_the_right_of_a_product_is_a_layer() -> None:
-    groups = network.survey(NETS["Transposed"](), image())
+    groups = survey(NETS["Transposed"](), image())
     free = {group.name: group.width for group in groups.free}
     assert free == {"stem.0": 8, "mix": 20, "up": 16, "attention.qkv": 4, "attention.qkv:2": 6}
     layers = {layer.name: layer for layer in groups.layers}
     widths = groups.full() | {"mix": 5, "attention.qkv": 2, "attention.qkv:2": 3, "stem.0": 4}
     assert layers["mix"].macs(widths) == 16 * 4 * 5 and layers["attention.qkv"].macs(widths) == 16 * 4 * 18
     keep = {"attention.qkv": [0, 3], "attention.qkv:2": [1, 2, 5], "up": [7]}
-    attention = network.cut(network.randomised(NETS["Transposed"]()), graph.recipe(groups, keep), image()).attention
+    attention = cut(randomised(NETS["Transposed"]()), make_recipe(groups, keep), image()).attention
     assert (attention.num_heads, attention.head_dim, attention.split_size, attention.qkv.nf) == (2, 3, 6, 18)
 
 
@@ -196,7 +198,7 @@ def test_a_layer_of_ones_own_may_be_called_what_hugging_faces_is() -> None:
             return torch.conv1d(x, self.weight)
 
     model = nn.Sequential(nn.Conv1d(2, 8, 1), Conv1D(), nn.ReLU(), nn.Conv1d(12, 3, 1))
-    assert {g.name: g.width for g in network.survey(model, (torch.randn(2, 2, 9),)).free} == {"0": 8, "1": 12}
+    assert {g.name: g.width for g in survey(model, (torch.randn(2, 2, 9),)).free} == {"0": 8, "1": 12}
 
 
 def test_a_matrix_that_mixes_places_is_no_layer() -> None:
@@ -208,7 +210,7 @@ def test_a_matrix_that_mixes_places_is_no_layer() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(torch.relu(self.stem(x) @ self.graph)).mean(2)
 
-    groups = network.survey(Places(), (torch.randn(1, 3, 6),))
+    groups = survey(Places(), (torch.randn(1, 3, 6),))
     assert [layer.name for layer in groups.layers] == ["stem", "last"]
     assert [group.name for group in groups.free] == ["stem"]
 
@@ -226,7 +228,7 @@ def test_what_comes_to_nothing_locks_nothing_but_is_cut_along() -> None:
             out = self.fc(self.last(x).relu().mean((2, 3)))
             return (out, side) if self.training else out
 
-    groups = network.survey(Auxiliary(), image())
+    groups = survey(Auxiliary(), image())
     assert {"stem": 8, "last": 12}.items() <= {group.name: group.width for group in groups.free}.items()
     assert {layer.name for layer in groups.layers} == {"stem", "last", "fc"} and not groups.unknown_operators
 
@@ -252,15 +254,15 @@ def test_heads_are_counted_in_whatever_order_they_are_packed(order: str) -> None
             return self.out(y.transpose(1, 2).flatten(2))
 
     model = nn.Sequential(nn.Linear(3, 8), Packed(), nn.Linear(8, 2))
-    groups = network.survey(model, (torch.randn(1, 5, 3),))
+    groups = survey(model, (torch.randn(1, 5, 3),))
     assert sorted(group.width for group in groups.free) == [4, 6, 8, 8]
 
 
 def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -> None:
-    groups = network.survey(NETS["Recurrent"](), image())
+    groups = survey(NETS["Recurrent"](), image())
     units = {group.name: group.width for group in groups.free}
     assert (units["lstm"], units["gru"], units["rnn"]) == (10, 12, 8)
-    small = network.cut(NETS["Recurrent"](), graph.recipe(groups, {"lstm": [0, 3, 9], "gru": [1]}), image())
+    small = cut(NETS["Recurrent"](), make_recipe(groups, {"lstm": [0, 3, 9], "gru": [1]}), image())
     assert (small.lstm.hidden_size, small.gru.input_size, small.gru.hidden_size) == (3, 6, 1)
     assert small.lstm.weight_ih_l1_reverse.shape == (12, 6)
 
@@ -274,9 +276,9 @@ def test_a_state_that_is_given_locks_the_recurrence() -> None:
         def forward(self, x: Tensor, state: Tensor) -> Tensor:
             return self.fc(self.gru(x, state)[0][:, -1])
 
-    groups = network.survey(Given(), (torch.randn(1, 3, 4), torch.randn(1, 1, 6)))
+    groups = survey(Given(), (torch.randn(1, 3, 4), torch.randn(1, 1, 6)))
     assert not groups.free
-    assert "begins with" in (next(group for group in groups.groups if group.name == "gru").locked or "")
+    assert "initial state" in (next(group for group in groups.groups if group.name == "gru").locked or "")
 
 
 def test_the_default_scale_of_an_attention_locks_the_width_of_its_heads() -> None:
@@ -289,7 +291,7 @@ def test_the_default_scale_of_an_attention_locks_the_width_of_its_heads() -> Non
             q, k, v = (part.unflatten(-1, (-1, 6)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
             return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    groups = network.survey(Plain(), (torch.randn(1, 3, 8),))
+    groups = survey(Plain(), (torch.randn(1, 3, 8),))
     assert any("scale of the attention" in (group.locked or "") for group in groups.groups)
     assert {group.width for group in groups.free} == {4}
 
@@ -365,13 +367,13 @@ class Random(nn.Module):
 def test_any_cut_of_a_random_network_equals_masking(steps: list[tuple[str, int]], random: object) -> None:
     torch.manual_seed(0)
     model = Random(steps)
-    groups = graph.trace(model, image())
+    groups = trace(model, image())
     assert all(group.locked is None or group.slots[0].dim == 1 or group.name == "fc" for group in groups.groups)
     keep = {
         group.name: sorted(random.sample(range(group.width), random.randint(1, group.width)))  # type: ignore[attr-defined]
         for group in groups.free
     }
-    network.cut(network.randomised(model), graph.recipe(groups, keep), image())
+    cut(randomised(model), make_recipe(groups, keep), image())
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -389,13 +391,13 @@ def test_any_cut_of_a_random_network_equals_masking(steps: list[tuple[str, int]]
 def test_any_cut_that_a_survey_offers_equals_masking(steps: list[tuple[str, int]], random: object) -> None:
     torch.manual_seed(0)
     model = Random(steps)
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     assert not groups.unknown_operators and groups.free
     keep = {
         group.name: sorted(random.sample(range(group.width), random.randint(1, group.width)))  # type: ignore[attr-defined]
         for group in groups.free
     }
-    network.cut(network.randomised(model), graph.recipe(groups, keep), image())
+    cut(randomised(model), make_recipe(groups, keep), image())
 
 
 # What once was offered and cannot be cut.
@@ -417,7 +419,7 @@ class Shuffled(nn.Module):
 
 
 def test_an_error_is_seen_through_many_layers() -> None:
-    groups = network.survey(Shuffled(40), image())
+    groups = survey(Shuffled(40), image())
     free = {group.name for group in groups.free}
     assert "stem:2" in free and "stem" not in free  # the places in a part, not the four parts
 
@@ -434,7 +436,7 @@ class Saturated(Shuffled):
 
 @pytest.mark.parametrize("net", [Decided, Saturated])
 def test_outputs_that_tell_nothing_prove_nothing(net: type[Shuffled]) -> None:
-    groups = network.survey(net(2), image())
+    groups = survey(net(2), image())
     assert not groups.free
     assert any("proves nothing" in (group.locked or "") for group in groups.groups)
 
@@ -451,10 +453,10 @@ def test_a_projection_can_be_cut_without_its_heads() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.mix(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
 
-    groups = network.survey(Mixed(), image())
+    groups = survey(Mixed(), image())
     out = next(group for group in groups.free if group.name == "mix.out")
     for count in range(1, out.width):
-        network.cut(network.randomised(Mixed()), graph.recipe(groups, {"mix.out": range(count)}), image())
+        cut(randomised(Mixed()), make_recipe(groups, {"mix.out": range(count)}), image())
 
 
 def test_a_block_that_clamps_its_input_stays() -> None:
@@ -474,14 +476,12 @@ def test_a_block_that_clamps_its_input_stays() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.block(self.stem(x)))
 
-    assert not network.survey(Net(), (torch.randn(2, 8),)).blocks
+    assert not survey(Net(), (torch.randn(2, 8),)).blocks
 
 
 def test_weight_norm_is_cut() -> None:
     layers = [torch.nn.utils.parametrizations.weight_norm(nn.Linear(*sizes)) for sizes in ((8, 12), (12, 10))]
-    groups = network.survey(
-        nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(10, 3)), (torch.randn(2, 8),)
-    )
+    groups = survey(nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(10, 3)), (torch.randn(2, 8),))
     assert {group.width for group in groups.free} == {12, 10}
 
 
@@ -495,7 +495,7 @@ def test_a_product_of_channels_with_themselves_is_locked() -> None:
             y = self.a(x)
             return self.fc(torch.cat([torch.einsum("bi,bj->bij", y, y).flatten(1), self.b(x)], 1))
 
-    groups = network.survey(Outer(), (torch.randn(2, 8),))
+    groups = survey(Outer(), (torch.randn(2, 8),))
     assert [group.name for group in groups.free] == ["b"]
     assert any("with themselves" in (group.locked or "") for group in groups.groups)
 
@@ -520,7 +520,7 @@ def test_no_model_breaks_a_survey(forward: object) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return forward(self, x)  # type: ignore[operator]
 
-    network.survey(Net(), (torch.randn(2, 8),))
+    survey(Net(), (torch.randn(2, 8),))
 
 
 def test_a_decoder_takes_the_state_of_its_encoder() -> None:
@@ -534,6 +534,6 @@ def test_a_decoder_takes_the_state_of_its_encoder() -> None:
             fresh = x.new_zeros(1, len(x), self.encoder.hidden_size)
             return self.fc(self.decoder(x, self.encoder(x, fresh)[1])[0][:, -1])
 
-    groups = network.survey(Pair(), (torch.randn(1, 3, 4),))
+    groups = survey(Pair(), (torch.randn(1, 3, 4),))
     (units,) = groups.free
     assert {slot.parameter.partition(".")[0] for slot in units.slots} == {"encoder", "decoder", "fc"}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
-from edgeprune.network import surgery as network
 from edgeprune.network.importance import CRITERIA, curves
+from edgeprune.network.survey import survey
 
 
 class Two(nn.Module):
@@ -33,7 +33,7 @@ def total(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def score(name: str, batches: list[tuple[tuple[Tensor, ...], Tensor]]) -> tuple[float, ...]:
     model = Two()
-    groups = network.survey(model, (torch.ones(1, 1),))
+    groups = survey(model, (torch.ones(1, 1),))
     return CRITERIA[name](model, groups, batches, total).units["w"]
 
 
@@ -56,7 +56,7 @@ def test_fpgm_compares_filters_not_their_absolute_values() -> None:
                 self.v.weight.copy_(torch.tensor([[1.0, 1.0, 1.0]]))
 
     model = Mirrored()
-    groups = network.survey(model, (torch.ones(1, 1),))
+    groups = survey(model, (torch.ones(1, 1),))
     assert CRITERIA["fpgm"](model, groups, [], total).units["w"] == pytest.approx((4 + 1, 4 + 3, 1 + 3))
 
 
@@ -75,7 +75,7 @@ class Normed(Two):
 
 def test_batch_norm_scales_count_by_their_size() -> None:
     model = Normed()
-    groups = network.survey(model, (torch.ones(1, 1),))
+    groups = survey(model, (torch.ones(1, 1),))
     assert CRITERIA["bn-scale"](model, groups, [], total).units["w"] == pytest.approx((0.5, 4.0))
 
 
@@ -94,7 +94,7 @@ def test_loss_curves_are_the_measured_rise_of_the_loss() -> None:
     # y = (10 − 3)·x; without the second unit, which Taylor ranks last, 10·x: 3·x more, and x is 1.5 on average.
     batches = [((torch.full((1, 1), x),), torch.zeros(1, 1)) for x in (1.0, 2.0)]
     model = Two()
-    found = CRITERIA["loss-curves"](model, network.survey(model, (torch.ones(1, 1),)), batches, total)
+    found = CRITERIA["loss-curves"](model, survey(model, (torch.ones(1, 1),)), batches, total)
     assert found.curves["w"] == pytest.approx((4.5, 0.0))
     assert found.units["w"][0] > found.units["w"][1]
 
@@ -121,7 +121,7 @@ def test_what_is_lost_with_a_block_is_measured() -> None:
             return self.last(self.around(x))
 
     model = Net()
-    groups = network.survey(model, (torch.ones(1, 1),))
+    groups = survey(model, (torch.ones(1, 1),))
     batches = [((torch.full((1, 1), x),), torch.zeros(1, 1)) for x in (1.5, 1.0, -1.0, 2.0, -2.0)]
     found = CRITERIA["loss-curves"](model, groups, batches, lambda outputs, targets: 100 - total(outputs, targets))
     assert found.blocks == {"around": pytest.approx(14 * 1.5)}
@@ -138,7 +138,7 @@ def test_loss_curves_see_batch_norm_as_it_is_after_training() -> None:
         return (outputs**2).mean()
 
     batches = [((torch.tensor([[1.0], [-1.0]]),), torch.zeros(2, 1))]
-    groups = network.survey(model, (torch.ones(2, 1),))
+    groups = survey(model, (torch.ones(2, 1),))
     found = CRITERIA["loss-curves"](model, groups, batches, squared)
     # outputs ±(0.5 − 0.4), and ±0.5 or ±0.4 with one unit gone
     assert found.curves["w"][0] in (pytest.approx(0.25 - 0.01, rel=1e-3), pytest.approx(0.16 - 0.01, rel=1e-3))
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_the_model_is_left_as_it_was(name: str) -> None:
     model = Normed().eval()
-    groups = network.survey(model, (torch.ones(1, 1),))
+    groups = survey(model, (torch.ones(1, 1),))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = CRITERIA[name](model, groups, [((torch.ones(2, 1),), torch.zeros(2, 1))], total)
     assert found.criterion == name

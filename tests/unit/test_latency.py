@@ -10,23 +10,24 @@ import pytest
 from nets import Blocks, Residual, image
 
 from edgeprune.errors import InconclusiveError
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import candidate_widths
+from edgeprune.latency.fit import draft, fit, last_error
+from edgeprune.latency.observations import by_layer, measured_ns, reference_ns
+from edgeprune.network.survey import survey
 from edgeprune.records import Device, Experiment, Group, Groups, Profile, Run, Samples, Widths
-from edgeprune.stages import profile as profiling
+from edgeprune.stages import experiments as profiling
 
 DEVICE = Device("x86_64", "synthetic", 1, "none", "none", "0", "boot")
 
 
 @pytest.fixture(scope="module")
 def groups() -> Groups:
-    return network.survey(Residual(), image())
+    return survey(Residual(), image())
 
 
 def drawn(groups: Groups, random: np.random.Generator) -> dict[str, int]:
     """Candidate widths of every group, at random."""
-    return groups.full() | {g.name: int(random.choice(list(graph.candidate_widths(g)))) for g in groups.free}
+    return groups.full() | {g.name: int(random.choice(list(candidate_widths(g)))) for g in groups.free}
 
 
 def truth(groups: Groups, widths: Widths, step: int) -> dict[str, float]:
@@ -57,7 +58,7 @@ def profile(groups: Groups, count: int, step: int, noise: float, seed: int = 0) 
 
 @pytest.mark.parametrize("step", [1, 4, 8, 16])
 def test_steps_are_found_and_unseen_widths_predicted(groups: Groups, step: int) -> None:
-    fitted = latency.fit(groups, profile(groups, 40, step, noise=0.0))
+    fitted = fit(groups, profile(groups, 40, step, noise=0.0))
     random = np.random.default_rng(7)
     for _ in range(20):
         widths = drawn(groups, random)
@@ -66,7 +67,7 @@ def test_steps_are_found_and_unseen_widths_predicted(groups: Groups, step: int) 
 
 
 def test_intervals_hold(groups: Groups) -> None:
-    fitted = latency.fit(groups, profile(groups, 50, 4, noise=0.02))
+    fitted = fit(groups, profile(groups, 50, 4, noise=0.02))
     held, random = 0, np.random.default_rng(3)
     for _ in range(200):
         widths = drawn(groups, random)
@@ -90,7 +91,7 @@ def test_widths_that_fall_out_of_the_fast_kernel_are_found(groups: Groups) -> No
         samples = Samples((Run((round(sum(layers.values())),), 1),))
         nodes = {name: round(ns) for name, ns in layers.items()}
         experiments.append(Experiment("fit" if i else "anchor", 0, dict(widths), samples, nodes))
-    fitted = latency.fit(groups, Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments)))
+    fitted = fit(groups, Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments)))
     aligned, fewer = groups.full() | {"stem.0": 8}, groups.full() | {"stem.0": 6}
     for widths in (aligned, fewer):
         assert fitted.ns(widths) == pytest.approx(sum(total(widths).values()), rel=0.05)
@@ -98,27 +99,27 @@ def test_widths_that_fall_out_of_the_fast_kernel_are_found(groups: Groups) -> No
 
 
 def test_shares_add_up_to_at_most_one(groups: Groups) -> None:
-    fitted = latency.fit(groups, profile(groups, 30, 8, noise=0.0))
+    fitted = fit(groups, profile(groups, 30, 8, noise=0.0))
     shares = [ns / fitted.ns(groups.full()) for ns in fitted.layer_ns(groups.full()).values()]
     assert 0.5 < sum(shares) <= 1
 
 
 def test_too_few_experiments_are_an_error(groups: Groups) -> None:
     with pytest.raises(InconclusiveError, match="too few"):
-        latency.fit(groups, profile(groups, 2, 1, noise=0.0))
+        fit(groups, profile(groups, 2, 1, noise=0.0))
 
 
 def test_a_profile_without_a_baseline_is_an_error(groups: Groups) -> None:
     full = profile(groups, 8, 1, noise=0.0)
     empty = Profile("t", "m", "n", DEVICE, 1, "fp32", (full.experiments[0], *full.experiments[2:]))
-    with pytest.raises(InconclusiveError, match="no baseline"):
-        latency.baseline(empty)
+    with pytest.raises(InconclusiveError, match="no measurement of the original"):
+        reference_ns(empty)
 
 
 def test_node_times_are_summed_a_layer_and_the_rest_is_kept() -> None:
     """What the runtime adds by itself is counted with the layer before it; its names may repeat."""
     times = (("input", 1), ("/a/Conv", 5), ("reorder", 3), ("/a/Relu", 2), ("/b/Conv", 7), ("reorder", 4))
-    sums, other = latency.by_layer(times, {"/a/Conv": "a", "/a/Relu": "a", "/b/Conv": "b"})
+    sums, other = by_layer(times, {"/a/Conv": "a", "/a/Relu": "a", "/b/Conv": "b"})
     assert sums == {"a": 10, "b": 11} and other == 1
 
 
@@ -128,7 +129,7 @@ def test_the_sequence_covers_every_candidate_width_and_others_and_never_changes(
     )
     first = list(islice(profiling.configurations(wide), 128))
     for group in wide.free:
-        candidates = graph.candidate_widths(group)
+        candidates = candidate_widths(group)
         counts = np.unique([widths[group.name] for widths in first[::4]], return_counts=True)[1]
         assert len(counts) == len(candidates) and counts.max() - counts.min() <= 1
         assert {widths[group.name] for widths in first} - set(candidates)
@@ -154,7 +155,7 @@ def test_drift_is_taken_out_by_the_anchor(groups: Groups) -> None:
     calm = profile(groups, 20, 8, noise=0.0)
     both = slowed(calm, 1, 1.3)
     first, again = both.experiments[5], both.experiments[5 + len(calm.experiments)]
-    assert latency.measured_ns(both, again) == pytest.approx(latency.measured_ns(both, first), rel=1e-4)
+    assert measured_ns(both, again) == pytest.approx(measured_ns(both, first), rel=1e-4)
 
 
 def test_layers_that_slow_each_other_down_are_predicted(groups: Groups) -> None:
@@ -171,7 +172,7 @@ def test_layers_that_slow_each_other_down_are_predicted(groups: Groups) -> None:
         nodes = {name: round(ns * factor) for name, ns in e.layer_ns.items()}
         samples = Samples((Run((round(total * factor),), 1),))
         grown.append(replace(e, samples=samples, layer_ns=nodes, other_ns=round(e.other_ns * factor)))
-    fitted = latency.fit(groups, replace(plain, experiments=tuple(grown)))
+    fitted = fit(groups, replace(plain, experiments=tuple(grown)))
     assert fitted.exponent > 1.05
     random = np.random.default_rng(5)
     errors = []
@@ -191,7 +192,7 @@ def test_layers_that_slow_each_other_down_are_predicted(groups: Groups) -> None:
 def test_it_is_sure_where_it_measured_and_unsure_far_away(groups: Groups) -> None:
     known = profile(groups, 30, 8, noise=0.0)
     narrow = replace(known, experiments=tuple(e for e in known.experiments if e.role != "fit" or e.widths["b2.0"] >= 8))
-    fitted = latency.draft(groups, narrow)
+    fitted = draft(groups, narrow)
     seen, unseen = narrow.experiments[5].widths, groups.full() | {g.name: 1 for g in groups.free}
     covariance = fitted.covariance([seen, unseen])
     assert covariance[1, 1] > covariance[0, 0] > 0
@@ -206,7 +207,7 @@ def test_what_is_measured_next_is_half_the_sequence_half_what_tells_most(groups:
     following = list(islice(profiling.configurations(groups), 24, 30))
     assert chosen[:6] == following
     pool = list(islice(profiling.configurations(groups), 24, 120))
-    model = latency.draft(groups, known)
+    model = draft(groups, known)
 
     def left(choice: list[dict[str, int]]) -> float:
         """The variance over the pool once these were measured."""
@@ -220,14 +221,14 @@ def test_what_is_measured_next_is_half_the_sequence_half_what_tells_most(groups:
 
 def test_the_error_on_the_last_step_is_of_a_model_that_never_saw_it(groups: Groups) -> None:
     first = profile(groups, 24, 8, noise=0.0)
-    assert latency.last_error(groups, first, 12) is None  # nothing came before this batch
+    assert last_error(groups, first, 12) is None  # nothing came before this batch
     wrong = slowed(profile(groups, 36, 8, noise=0.0, seed=1), 1, 1.0)
-    error = latency.last_error(groups, wrong, 12)
+    error = last_error(groups, wrong, 12)
     assert error is not None and error < 0.03
 
 
 def test_a_removed_block_costs_nothing_and_its_absence_is_learned_from() -> None:
-    groups = network.survey(Blocks(), image())
+    groups = survey(Blocks(), image())
     profiled = profile(groups, 60, 1, noise=0.002)
     random = np.random.default_rng(3)
 
@@ -239,7 +240,7 @@ def test_a_removed_block_costs_nothing_and_its_absence_is_learned_from() -> None
         gone = {group for block in groups.blocks if block.name in names for group in block.groups}
         return {name: 0 if name in gone else width for name, width in drawn(groups, random).items()}
 
-    model = latency.fit(groups, profiled)
+    model = fit(groups, profiled)
     tried = [removed(names) for names in ({"stage.0"}, {"attending"}, {"stage.1", "attending"})]
     before = [abs(model.ns(widths) / truth_ns(widths) - 1) for widths in tried]
     assert max(before) < 0.05, before
@@ -253,5 +254,5 @@ def test_a_removed_block_costs_nothing_and_its_absence_is_learned_from() -> None
         Experiment("confirm", 0, widths, Samples((Run((round(truth_ns(widths)),), 1),)))  # measured without a profiler
         for widths in tried
     ]
-    model = latency.fit(groups, profiled.with_experiments(more))
+    model = fit(groups, profiled.with_experiments(more))
     assert max(abs(model.ns(widths) / truth_ns(widths) - 1) for widths in tried) < 0.02

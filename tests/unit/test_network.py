@@ -11,50 +11,54 @@ from nets import NETS, Blocks, Residual, Shared, image
 from torch import nn
 
 from edgeprune.errors import CutError, UsageError
-from edgeprune.graph import groups as graph
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import make_recipe
+from edgeprune.network import weights
+from edgeprune.network.cut import cut
+from edgeprune.network.layout import channels_first, channels_last
+from edgeprune.network.preprocessing import preprocessed
+from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Preprocess
 
 
 def test_a_recipe_that_mixes_up_channels_is_refused() -> None:
     """The shapes fit, the channels do not: only the proof can tell."""
-    model = network.randomised(Residual())
-    groups = network.survey(model, image())
-    recipe = {name: dict(dims) for name, dims in graph.recipe(groups, {"a1.0": [0, 1, 2]}).items()}
+    model = randomised(Residual())
+    groups = survey(model, image())
+    recipe = {name: dict(dims) for name, dims in make_recipe(groups, {"a1.0": [0, 1, 2]}).items()}
     recipe["a2.0.weight"][1] = (3, 4, 5)
     with pytest.raises(CutError, match="differs from the masked original"):
-        network.cut(model, recipe, image())
+        cut(model, recipe, image())
 
 
 def test_a_recipe_that_misses_a_layer_is_refused() -> None:
     model = Residual()
-    groups = network.survey(model, image())
-    recipe = {name: dims for name, dims in graph.recipe(groups, {"a1.0": [0, 1]}).items() if name != "a2.0.weight"}
+    groups = survey(model, image())
+    recipe = {name: dims for name, dims in make_recipe(groups, {"a1.0": [0, 1]}).items() if name != "a2.0.weight"}
     with pytest.raises(CutError, match="forward raises"):
-        network.cut(model, recipe, image())
+        cut(model, recipe, image())
 
 
 @pytest.mark.parametrize("name", ["Residual", "Grouped", "Shared", "Concat", "Blocks"])
 def test_a_cut_network_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
-    model = network.randomised(NETS[name]())
-    groups = network.survey(model, image())
-    recipe = graph.recipe(groups, {group.name: range(0, group.width, 2) for group in groups.free})
-    small = network.cut(model, recipe, image())
-    network.save(tmp_path / "cut.safetensors", small, recipe)
-    again = network.load(tmp_path / "cut.safetensors", NETS[name]())
+    model = randomised(NETS[name]())
+    groups = survey(model, image())
+    recipe = make_recipe(groups, {group.name: range(0, group.width, 2) for group in groups.free})
+    small = cut(model, recipe, image())
+    weights.save(tmp_path / "cut.safetensors", small, recipe)
+    again = weights.load(tmp_path / "cut.safetensors", NETS[name]())
     assert torch.equal(again(*image()), small(*image()))
-    assert network.parameters(again) == network.parameters(small) < network.parameters(model)
+    assert weights.count_parameters(again) == weights.count_parameters(small) < weights.count_parameters(model)
 
 
 def test_blocks_that_hand_their_input_through_are_found_and_removed(tmp_path: Path) -> None:
     """Innermost ones, one that changes its input not among them; a block is gone when its inner groups are."""
-    model = network.randomised(Blocks())
-    groups = network.survey(model, image())
+    model = randomised(Blocks())
+    groups = survey(model, image())
     assert [block.name for block in groups.blocks] == ["stage.0", "stage.1", "attending"]
     assert groups.blocks[0].groups == ("stage.0.first.0", "stage.0.second.0")
     gone = dict.fromkeys((*groups.blocks[0].groups, *groups.blocks[2].groups), ())
-    recipe = graph.recipe(groups, {**gone, "stage.1.first.0": (1, 3)})
-    small = network.cut(model, recipe, image())
+    recipe = make_recipe(groups, {**gone, "stage.1.first.0": (1, 3)})
+    small = cut(model, recipe, image())
     assert isinstance(small.stage[0], nn.Identity) and isinstance(small.attending, nn.Identity)
     assert small.stage[1].first[0].out_channels == 2
     widths = {**groups.full(), **dict.fromkeys(gone, 0)}
@@ -62,32 +66,32 @@ def test_blocks_that_hand_their_input_through_are_found_and_removed(tmp_path: Pa
     assert groups.macs(groups.full()) - groups.macs(widths) == sum(
         layer.macs(groups.full()) for layer in groups.layers if layer.name.startswith(("stage.0.", "attending."))
     )
-    network.save(tmp_path / "cut.safetensors", small, recipe)
-    again = network.load(tmp_path / "cut.safetensors", Blocks())
+    weights.save(tmp_path / "cut.safetensors", small, recipe)
+    again = weights.load(tmp_path / "cut.safetensors", Blocks())
     assert torch.equal(again(*image()), small(*image())) and isinstance(again.attending, nn.Identity)
 
 
 def test_half_a_block_cannot_be_removed() -> None:
-    groups = network.survey(Blocks(), image())
+    groups = survey(Blocks(), image())
     with pytest.raises(ValueError, match="cannot keep units"):
-        graph.recipe(groups, {"stage.0.first.0": ()})
+        make_recipe(groups, {"stage.0.first.0": ()})
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     model = Residual()
-    groups = network.survey(model, image())
-    recipe = graph.recipe(groups, {"a1.0": [0]})
-    network.save(tmp_path / "cut.safetensors", network.cut(model, recipe, image()), recipe)
+    groups = survey(model, image())
+    recipe = make_recipe(groups, {"a1.0": [0]})
+    weights.save(tmp_path / "cut.safetensors", cut(model, recipe, image()), recipe)
     with pytest.raises(UsageError, match="does not belong"):
-        network.load(tmp_path / "cut.safetensors", Shared())
+        weights.load(tmp_path / "cut.safetensors", Shared())
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"not a tensor in sight")
     with pytest.raises(UsageError, match="cannot be read"):
-        network.load(tmp_path / "x.safetensors", Residual())
+        weights.load(tmp_path / "x.safetensors", Residual())
     with pytest.raises(UsageError):
-        network.load(tmp_path / "missing.safetensors", Residual())
+        weights.load(tmp_path / "missing.safetensors", Residual())
 
 
 def test_the_code_s_own_constants_are_not_made_random() -> None:
@@ -102,15 +106,15 @@ def test_the_code_s_own_constants_are_not_made_random() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.fc(torch.relu(self.up((x.square() @ self.bank + 1e-3).log())))
 
-    groups = network.survey(Front(), (torch.randn(2, 8),))
+    groups = survey(Front(), (torch.randn(2, 8),))
     assert [group.name for group in groups.free] == ["up"]
-    assert torch.equal(network.randomised(Front()).bank, torch.full((8, 6), 0.5))
+    assert torch.equal(randomised(Front()).bank, torch.full((8, 6), 0.5))
 
 
 def test_the_original_is_left_alone() -> None:
     model = Residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    network.cut(model, graph.recipe(network.survey(model, image()), {"a1.0": [1]}), image())
+    cut(model, make_recipe(survey(model, image()), {"a1.0": [1]}), image())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -124,9 +128,9 @@ def test_a_dynamic_or_untraceable_model_is_a_clear_error() -> None:
             return torch.nonzero(x)
 
     with pytest.raises(UsageError, match=r"torch\.export cannot trace"):
-        network.survey(Branches(), image())
+        survey(Branches(), image())
     with pytest.raises(UsageError, match=r"dynamic shape.*fixed-size"):
-        network.survey(Ragged(), image())
+        survey(Ragged(), image())
 
 
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255)
@@ -135,15 +139,15 @@ PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255)
 def test_a_cut_network_keeps_its_preprocessing_through_its_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = Residual().eval()
-    model = network.preprocessed(copy.deepcopy(plain), PREPROCESS)
+    model = preprocessed(copy.deepcopy(plain), PREPROCESS)
     raw = torch.randint(0, 256, image()[0].shape)
     mean, std = (torch.tensor(values)[:, None, None] for values in (PREPROCESS.mean, PREPROCESS.std))
     assert torch.allclose(model(raw), plain((raw / 255 - mean) / std), atol=1e-5)
-    groups = network.survey(model, (raw,))
-    recipe = graph.recipe(groups, {"a1.0": [0, 2]})
-    small = network.cut(model, recipe, (raw,))
-    network.save(tmp_path / "cut.safetensors", small, recipe)
-    again = network.load(tmp_path / "cut.safetensors", plain)
+    groups = survey(model, (raw,))
+    recipe = make_recipe(groups, {"a1.0": [0, 2]})
+    small = cut(model, recipe, (raw,))
+    weights.save(tmp_path / "cut.safetensors", small, recipe)
+    again = weights.load(tmp_path / "cut.safetensors", plain)
     assert torch.equal(again(raw), small(raw))
     assert again.state_dict().keys() == plain.state_dict().keys()
 
@@ -186,8 +190,8 @@ def test_channels_are_last_in_memory_where_a_model_and_its_users_take_that(where
     torch.manual_seed(0)
     model, x = Convolution(where).eval(), torch.randn(5, 3, 8, 8)
     before = model(x)
-    assert network.channels_last(model, (x,)) is model
+    assert channels_last(model, (x,)) is model
     assert model.conv.weight.is_contiguous(memory_format=torch.channels_last) == (not where)
     assert not model.training and model.conv.weight.grad is None
     assert torch.allclose(model(x), before, atol=1e-6)
-    assert network.channels_first(model).conv.weight.is_contiguous()
+    assert channels_first(model).conv.weight.is_contiguous()

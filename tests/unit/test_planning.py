@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.errors import InfeasibleError
-from edgeprune.graph import groups as graph
-from edgeprune.latency.model import HALVED, STEPS, LatencyModel, LayerCost, Surface, _features
+from edgeprune.graph.groups import candidate_widths
+from edgeprune.latency.model import LatencyModel
+from edgeprune.latency.surface import HALVED, STEPS, LayerCost, Surface, features
 from edgeprune.records import Block, Group, Groups, Layer, Scores, Slot, Span
-from edgeprune.stages import plan as planning
+from edgeprune.stages import allocation as planning
 
 
 def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tuple[Block, ...] = ()) -> Groups:
@@ -42,7 +43,7 @@ def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyM
     """A model whose layers cost their channels rounded up to a step, times 100 ns, and a constant; a power of their sum."""
     costs = []
     for layer, step in zip(groups.layers, steps, strict=True):
-        coefficients = [0.0] * _features(layer, np.ones(1), np.ones(1)).shape[1]
+        coefficients = [0.0] * features(layer, np.ones(1), np.ones(1)).shape[1]
         coefficients[STEPS.index(step) * (len(STEPS) + len(HALVED) + 1)] = 100.0
         coefficients[-1] = 50.0
         surface = Surface(layer, np.array(coefficients), np.zeros((0, 2)), np.zeros(0), 0.0)
@@ -53,7 +54,7 @@ def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyM
 def brute_force(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> float | None:
     inner = groups.block_of
     names = [group.name for group in groups.free]
-    candidates = [(*graph.candidate_widths(g), *([0] if g.name in inner else [])) for g in groups.free]
+    candidates = [(*candidate_widths(g), *([0] if g.name in inner else [])) for g in groups.free]
     best = None
     for widths in itertools.product(*candidates):
         chosen = dict(zip(names, widths, strict=True))
@@ -206,6 +207,6 @@ def test_a_network_with_nothing_to_cut_says_so() -> None:
 
 def test_candidates_end_with_the_full_width() -> None:
     for width in (1, 2, 7, 16, 100, 512):
-        candidates = graph.candidate_widths(Group("g", width, ()))
+        candidates = candidate_widths(Group("g", width, ()))
         assert candidates[-1] == width and candidates[0] >= 1 and len(candidates) <= 16
         assert list(candidates) == sorted(set(candidates))

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeprune.graph import groups as graph
+from edgeprune.graph.groups import make_recipe
 from edgeprune.limits import LIMITS
-from edgeprune.network import refit as reconstruction
-from edgeprune.network import surgery as network
+from edgeprune.network import observe as observing
+from edgeprune.network.cut import cut
+from edgeprune.network.observe import observe
+from edgeprune.network.refit import refit_separately, refit_sequentially, removal_losses
+from edgeprune.network.survey import survey
 
 
 def batches(*shape: int, count: int = 4) -> list[tuple[tuple[Tensor], Tensor]]:
@@ -36,14 +39,14 @@ class Twins(nn.Module):
         return self.out(self.hidden(x))
 
 
-def cut(model: nn.Module, shape: tuple[int, ...], keep: dict[str, tuple[int, ...]], data: list) -> list[float]:
+def distances(model: nn.Module, shape: tuple[int, ...], keep: dict[str, tuple[int, ...]], data: list) -> list[float]:
     """How far the outputs are from the whole network's, relative: cut, and cut and reconstructed."""
     inputs = (data[0][0][0][:2],)
-    groups = network.survey(model, inputs)
-    recipe = graph.recipe(groups, keep)
-    small = network.cut(model, recipe, inputs)
-    reference = reconstruction.observe(model, data)
-    fitted = reconstruction.reconstruct(model, small, recipe, reference)
+    groups = survey(model, inputs)
+    recipe = make_recipe(groups, keep)
+    small = cut(model, recipe, inputs)
+    reference = observe(model, data)
+    fitted = refit_sequentially(model, small, recipe, reference)
     x = batches(*shape, count=8)[-1][0][0]  # none of what was fitted to
     with torch.no_grad():
         whole = model(x)
@@ -51,13 +54,13 @@ def cut(model: nn.Module, shape: tuple[int, ...], keep: dict[str, tuple[int, ...
 
 
 def test_a_unit_takes_over_for_its_twin() -> None:
-    plain, fitted = cut(Twins(), (2,), {"hidden": (0, 2, 3)}, batches(2))
+    plain, fitted = distances(Twins(), (2,), {"hidden": (0, 2, 3)}, batches(2))
     assert plain > 0.3
     assert fitted < 0.02
 
 
 def test_the_bias_takes_over_for_a_unit_that_never_changes() -> None:
-    plain, fitted = cut(Twins(), (2,), {"hidden": (0, 1, 3)}, batches(2))
+    plain, fitted = distances(Twins(), (2,), {"hidden": (0, 1, 3)}, batches(2))
     assert plain > 0.3
     assert fitted < 0.02
 
@@ -76,12 +79,12 @@ class Chain(nn.Module):
 def test_a_start_of_training_leaves_layers_alone_that_read_all_that_they_did() -> None:
     torch.manual_seed(0)
     model, data = Chain().eval(), batches(4, count=32)
-    groups = network.survey(model, data[0][0])
-    recipe = graph.recipe(groups, {"first": (0, 1, 2, 3, 4), "second": tuple(range(6))})
-    small = network.cut(model, recipe, data[0][0])
-    reference = reconstruction.observe(model, data)
-    start = reconstruction.compensate(model, small, recipe, reference)
-    untrained = reconstruction.reconstruct(model, small, recipe, reference)
+    groups = survey(model, data[0][0])
+    recipe = make_recipe(groups, {"first": (0, 1, 2, 3, 4), "second": tuple(range(6))})
+    small = cut(model, recipe, data[0][0])
+    reference = observe(model, data)
+    start = refit_separately(model, small, recipe, reference)
+    untrained = refit_sequentially(model, small, recipe, reference)
     assert torch.equal(start.out.weight, model.out.weight)  # its inputs are all there, if not what they were
     assert not torch.equal(untrained.out.weight, model.out.weight)
     assert not torch.equal(start.second.weight, small.second.weight)
@@ -93,11 +96,9 @@ def test_a_start_of_training_leaves_layers_alone_that_read_all_that_they_did() -
 
 def test_units_go_in_the_order_in_which_they_are_missed_least() -> None:
     model = Twins()
-    groups = network.survey(model, (torch.ones(2, 2),))
-    reference = reconstruction.observe(model, batches(2, count=128))
-    lost = reconstruction.order(
-        model, groups.groups[0], reference, {"out.weight": reference.layers["out.weight"].sums()}
-    )
+    groups = survey(model, (torch.ones(2, 2),))
+    reference = observe(model, batches(2, count=128))
+    lost = removal_losses(model, groups.groups[0], reference, {"out.weight": reference.layers["out.weight"].moments()})
     assert list(lost)[:2] in ([0, 2], [2, 0], [1, 2], [2, 1])
     # Of y = 3·a + 4·b, with a and b of variance 1, nine of 25 go with a, and sixteen with b.
     assert list(lost.values())[2:] == pytest.approx([9 / 25, 16 / 25], rel=0.15)
@@ -140,7 +141,7 @@ def test_a_layer_is_fitted_however_it_is_written(how: str) -> None:
     torch.manual_seed(0)
     model = Spelled(first(), nn.Identity(), torch.randn(shape), how).eval()
     before = copy.deepcopy(model.state_dict())
-    plain, fitted = cut(model, inputs, {"first": (0, 1, 2, 3, 4, 5)}, batches(*inputs))
+    plain, fitted = distances(model, inputs, {"first": (0, 1, 2, 3, 4, 5)}, batches(*inputs))
     assert fitted < 0.5 * plain  # six combinations of four inputs tell the other two, but for the ridge
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -159,7 +160,7 @@ class Tied(nn.Module):
 
 def test_a_weight_that_something_else_reads_is_left_alone() -> None:
     ids = torch.randint(9, (32, 5), generator=torch.Generator().manual_seed(0))
-    assert set(reconstruction.observe(Tied(), [((ids,), torch.zeros(32))]).layers) == {"hidden.weight"}
+    assert set(observe(Tied(), [((ids,), torch.zeros(32))]).layers) == {"hidden.weight"}
 
 
 def test_layers_that_are_called_twice_or_read_little_are_left_alone() -> None:
@@ -171,13 +172,13 @@ def test_layers_that_are_called_twice_or_read_little_are_left_alone() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.again(self.again(x)))
 
-    assert set(reconstruction.observe(Twice(), batches(4)).layers) == {"last.weight"}
-    assert not reconstruction.observe(nn.Linear(64, 2), batches(64, count=1)).layers
+    assert set(observe(Twice(), batches(4)).layers) == {"last.weight"}
+    assert not observe(nn.Linear(64, 2), batches(64, count=1)).layers
 
 
 def test_grouped_convolutions_are_not_dense() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4))
-    assert set(reconstruction.observe(model, batches(4, 8, 8)).layers) == {"0.weight"}
+    assert set(observe(model, batches(4, 8, 8)).layers) == {"0.weight"}
 
 
 def test_what_would_make_it_worse_is_not_kept() -> None:
@@ -188,12 +189,12 @@ def test_what_would_make_it_worse_is_not_kept() -> None:
     a = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
     data = [((torch.cat([a, torch.cat([-a[:8], a[8:]])], 1),), torch.zeros(64))]
     inputs = (torch.ones(2, 2),)
-    groups = network.survey(model, inputs)
-    recipe = graph.recipe(groups, {"0": (0,)})
-    small = network.cut(model, recipe, inputs)
-    reference = reconstruction.observe(model, data)
-    assert reconstruction.reconstruct(model, small, recipe, reference) is small
-    assert reconstruction.compensate(model, small, recipe, reference) is small
+    groups = survey(model, inputs)
+    recipe = make_recipe(groups, {"0": (0,)})
+    small = cut(model, recipe, inputs)
+    reference = observe(model, data)
+    assert refit_sequentially(model, small, recipe, reference) is small
+    assert refit_separately(model, small, recipe, reference) is small
 
 
 class OverSpace(nn.Module):
@@ -209,7 +210,7 @@ class OverSpace(nn.Module):
 
 def test_channels_may_be_positions_of_another_layer() -> None:
     torch.manual_seed(0)
-    plain, fitted = cut(OverSpace(), (2, 4, 4), {"conv": (0, 1, 2, 3, 4)}, batches(2, 4, 4))
+    plain, fitted = distances(OverSpace(), (2, 4, 4), {"conv": (0, 1, 2, 3, 4)}, batches(2, 4, 4))
     assert fitted < 0.5 * plain  # the last layer is fitted, the one over space is not
 
 
@@ -227,7 +228,7 @@ class Changing(nn.Module):
 
 
 def test_what_a_model_changes_in_place_was_read_before() -> None:
-    found = [reconstruction.observe(Changing(place), batches(4)).layers["a.weight"].rows for place in (False, True)]
+    found = [observe(Changing(place), batches(4)).layers["a.weight"].rows for place in (False, True)]
     assert torch.equal(*found)
 
 
@@ -242,17 +243,17 @@ def test_products_that_are_no_layer_are_left_alone() -> None:
             pooled = x * (x @ self.vector).softmax(-1)[..., None]
             return torch.addmm(self.one, (pooled[:, None] @ self.stack).sum((1, 2)), self.matrix)
 
-    found = reconstruction.observe(Products(), batches(3, 4))
+    found = observe(Products(), batches(3, 4))
     assert set(found.layers) == {"matrix"} and not found.layers["matrix"].bias
 
 
 def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1))
-    few = reconstruction.observe(model, batches(2, 16, 16))
+    few = observe(model, batches(2, 16, 16))
     assert len(few.inputs[0]) == 56  # and eight of 64 to judge by
     assert few.layers["1.weight"].rows.shape == (56 * 256, 8)
-    monkeypatch.setattr(reconstruction, "LIMITS", LIMITS.__class__(reconstruction_bytes=1 << 18))
-    bounded = reconstruction.observe(model, batches(2, 16, 16))
+    monkeypatch.setattr(observing, "LIMITS", LIMITS.__class__(reconstruction_bytes=1 << 18))
+    bounded = observe(model, batches(2, 16, 16))
     assert len(bounded.inputs[0]) < 16
     assert sum(layer.rows.numel() * 4 for layer in bounded.layers.values()) <= 1 << 18
 
@@ -265,10 +266,10 @@ def test_a_model_may_know_its_batch_size() -> None:
 
     for first in (nn.Unflatten(0, (4, 4)), Small(4, 4)):
         model = nn.Sequential(first, nn.Linear(4, 2))
-        assert len(reconstruction.observe(model, batches(4)).inputs[0]) == 16
+        assert len(observe(model, batches(4)).inputs[0]) == 16
 
 
 def test_batches_of_other_lengths_end_the_sample() -> None:
     data = [*batches(6, count=2), *batches(8, count=1)]
     model = nn.Sequential(nn.Unflatten(1, (-1, 2)), nn.Linear(2, 2))
-    assert reconstruction.observe(model, data).inputs[0].shape == (28, 6)
+    assert observe(model, data).inputs[0].shape == (28, 6)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nets import NETS, conv, image, inputs_of
 from torch import Tensor, nn
 
-from edgeprune.graph import groups as graph
 from edgeprune.graph import rules
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import make_recipe
+from edgeprune.network.cut import cut
+from edgeprune.network.survey import randomised, survey
 
 Op = Callable[[Tensor], Tensor]
 
@@ -142,11 +143,11 @@ def made(names: list[str]) -> nn.Module:
 @pytest.mark.parametrize("name", BETWEEN)
 def test_what_a_rule_lets_through_can_be_cut(name: str) -> None:
     model = made([name])
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     assert not groups.unknown_operators
     for group in groups.free:
         for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
-            network.cut(network.randomised(model), graph.recipe(groups, {group.name: sorted(kept)}), image())
+            cut(randomised(model), make_recipe(groups, {group.name: sorted(kept)}), image())
     assert any(group.name == "last" for group in groups.free)
 
 
@@ -156,9 +157,7 @@ SPATIAL = [name for name in BETWEEN if not any(name.endswith(word) for word in L
 
 def test_most_of_them_let_the_channels_before_them_be_cut() -> None:
     locked = [
-        name
-        for name in SPATIAL
-        if not any(g.name.startswith("stem") for g in network.survey(made([name]), image()).free)
+        name for name in SPATIAL if not any(g.name.startswith("stem") for g in survey(made([name]), image()).free)
     ]
     assert set(locked) <= {"baddbmm", "t", "split", "attention of grouped queries", "addmm", "_weight_norm", "prod"}, (
         locked
@@ -176,12 +175,12 @@ SAME = [
 @given(st.lists(st.sampled_from(SAME), min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_any_cut_through_a_row_of_operators_equals_masking(names: list[str], random: object) -> None:
     model = made(names)
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     keep = {
         group.name: sorted(random.sample(range(group.width), random.randint(1, group.width)))  # type: ignore[attr-defined]
         for group in groups.free
     }
-    network.cut(network.randomised(model), graph.recipe(groups, keep), image())
+    cut(randomised(model), make_recipe(groups, keep), image())
 
 
 # Other numbers of dimensions, other names of one operator, and forms that only a decomposed graph has.

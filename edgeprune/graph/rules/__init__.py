@@ -1,8 +1,8 @@
-"""Where labels go: one rule an operator. Pure; knows ATen's operators and nothing of groups.
+"""Propagate labels through operators: one rule for each operator. Pure; knows ATen's operators, not groups.
 
-A rule unites labels that must go together and locks those that must stay: outputs of the model, statistics over channels,
-whatever reaches an operator without a rule. A new operator is one function in the room that it belongs to, and a network in
-tests/nets.py that uses it.
+A rule unites labels that must be removed together. It locks labels that must be kept, such as channels that a statistic
+is taken over. Labels that reach an operator without a rule are locked. To support a new operator, add one function to
+the module that fits, and a network that uses it to tests/nets.py.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import torch
 
 from edgeprune.graph.labels import none
 from edgeprune.graph.rules import layers, pointwise, products, shapes  # each registers its own
-from edgeprune.graph.rules.base import RULES, Call, Site, Value, bind, shape_of, unknown
+from edgeprune.graph.rules.base import RULES, Call, TracedLayer, Value, bind, shape_of, unknown
 
-__all__ = ["RULES", "Call", "Site", "Value", "apply", "bind", "layers", "pointwise", "products", "shape_of", "shapes"]
+__all__ = ["RULES", "Call", "TracedLayer", "Value", "apply", "bind", "layers", "pointwise", "products", "shape_of",
+           "shapes"]  # fmt: skip
 
 
 def apply(call: Call) -> Value:
-    """The labels of what a call returns. In-place forms follow the rule of their operator."""
+    """The labels of what a call returns. In-place operators use the rule of their out-of-place form."""
     if call.node.target is operator.getitem:
         source, index = call.node.args
         return call.values[source][index]  # type: ignore[index, return-value]
@@ -29,6 +30,6 @@ def apply(call: Call) -> Value:
     found = RULES.get(call.name) or RULES.get(call.name.removesuffix("_"))
     if found is not None:
         return found(call)
-    if not call.node.all_input_nodes:  # made on the spot: a constant
+    if not call.node.all_input_nodes:  # a constant
         return [none(size) for size in call.shape]
     return unknown(call)

@@ -1,4 +1,4 @@
-"""What rules share: an operator's call as a rule sees it, and the register."""
+"""Shared by all rules: an operator call as a rule sees it, the registry of rules, and traced layers."""
 
 from __future__ import annotations
 
@@ -15,30 +15,45 @@ from edgeprune.graph.labels import Axes, Axis, Labels, has_labels, none
 Value = Axes | list[Axes]
 
 
-@dataclass
-class Site:
-    """A layer as met in the graph, with the labels of its channels."""
+@dataclass(frozen=True)
+class Geometry:
+    """The work of a layer for one pair of an input and an output channel.
+
+    `positions` counts output positions (batch and space), each computed from `kernel` taps. `per_group` is the number of
+    input channels of a convolution group, or None for a dense layer.
+    """
+
+    positions: int
+    kernel: int = 1
+    per_group: int | None = None
+
+
+@dataclass(frozen=True)
+class TracedLayer:
+    """A layer of the graph, with the labels of its channels. `weight` is the canonical name of its weight."""
 
     name: str
     kind: str
     weight: str
     inputs: Axis
     outputs: Axis
-    positions: int
-    kernel: int
-    per_group: int | None
+    geometry: Geometry
 
 
 @dataclass
 class Call:
-    """One operator call as a rule sees it: arguments by name, labels of the tensors, shapes."""
+    """One operator call as a rule sees it.
+
+    `args` are the arguments by name, `values` the labels of all tensors so far, `parameters` the names of parameter nodes.
+    Rules add to `layers` and to `unknown`, the operators without a rule.
+    """
 
     labels: Labels
     node: fx.Node
     args: dict[str, Any]
     values: dict[fx.Node, Value]
     parameters: dict[fx.Node, str]
-    sites: list[Site]
+    layers: list[TracedLayer]
     unknown: dict[str, None]
 
     @property
@@ -47,11 +62,13 @@ class Call:
         return getattr(self.node.target, "_opname", str(self.node.target))
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
+        """The usual reason of a lock."""
         return f"{self.node.target} ties it to an input, a constant or space"
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
         return shape_of(self.node)
 
     def shape_at(self, place: int) -> tuple[int, ...]:
@@ -59,19 +76,22 @@ class Call:
         return tuple(self.node.meta["val"][place].shape)
 
     def axes(self, name: str) -> Axes:
+        """The labels of a tensor argument, one axis per dimension."""
         value = self.values[self.args[name]]
         return value  # type: ignore[return-value]
 
     def dim(self, name: str, rank: int) -> int:
+        """A dimension argument, counted from the first of `rank`."""
         return int(self.args[name]) % rank
 
     def lock(self, axes: Axes, reason: str | None = None) -> None:
+        """Lock all labels of these axes."""
         for axis in axes:
-            self.labels.lock(axis.tolist(), reason or self.why)
+            self.labels.lock(axis.tolist(), reason or self.reason)
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's tensor; a dynamic one is refused."""
+    """The shape of a node's tensor. Raises `UsageError` for a dynamic one."""
     shape = node.meta["val"].shape
     if not all(isinstance(size, int) for size in shape):
         raise UsageError(
@@ -85,7 +105,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the rule of the ATen operators of these names (in-place forms included)."""
+    """Register the rule of the ATen operators with these names, and of their in-place forms."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
@@ -95,7 +115,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def bind(node: fx.Node) -> dict[str, Any]:
-    """Arguments by their name in the operator's schema, defaults filled in."""
+    """The arguments of a call by their name in the operator's schema, with defaults."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return {str(i): argument for i, argument in enumerate(node.args)}
@@ -111,7 +131,7 @@ def bind(node: fx.Node) -> dict[str, Any]:
 
 
 def unknown(call: Call) -> Value:
-    """An operator without a rule: whatever reaches it is locked, and it is named where that is anything."""
+    """Handle an operator without a rule: lock all labels that reach it. If there are any, report the operator."""
     for node in call.node.all_input_nodes:
         value = call.values.get(node, [])
         for axes in value if value and isinstance(value[0], list) else [value]:
@@ -125,7 +145,7 @@ def unknown(call: Call) -> Value:
 
 
 def broadcast(call: Call, tensors: Sequence[Axes]) -> Axes:
-    """Dimensions are aligned from the last; those of size one are repeated."""
+    """Align dimensions from the last. A dimension of size one is repeated."""
     rank = max(map(len, tensors))
     result = []
     for place in range(-rank, 0):
@@ -133,25 +153,17 @@ def broadcast(call: Call, tensors: Sequence[Axes]) -> Axes:
         size = max(map(len, axes))
         first, *others = [axis for axis in axes if len(axis) == size]
         for other in others:
-            first = call.labels.unite(first, other, call.why)
+            first = call.labels.unite(first, other, call.reason)
         result.append(first)
     return result
 
 
-def site(
-    call: Call,
-    kind: str,
-    inputs: Axis,
-    outputs: Axis,
-    positions: int,
-    kernel: int = 1,
-    per_group: int | None = None,
-    weight: Any = None,
-) -> None:
-    """Note a layer: `positions` at which it works, `kernel` taps, inputs `per_group` where not all are read by each output."""
-    weight = call.args["weight"] if weight is None else weight
-    name = call.parameters.get(weight)
-    if name is None:
-        return  # a computed weight, such as a normed one, is no layer of ours: it counts for nothing in time and work
-    path = name.rpartition(".")[0] or name
-    call.sites.append(Site(path, kind, name, inputs, outputs, positions, kernel, per_group))
+def add_layer(call: Call, kind: str, inputs: Axis, outputs: Axis, geometry: Geometry, weight: Any = None) -> None:
+    """Add a layer of the graph. Its weight is the argument of that name, or the node `weight`.
+
+    A computed weight, such as a normalised one, has no name. Its layer is left out: it counts neither in latency nor MACs.
+    """
+    name = call.parameters.get(call.args["weight"] if weight is None else weight)
+    if name is not None:
+        path = name.rpartition(".")[0] or name
+        call.layers.append(TracedLayer(path, kind, name, inputs, outputs, geometry))

@@ -1,4 +1,4 @@
-"""Rules of what works on every number by itself, and of what sums, averages or compares along dimensions."""
+"""Rules of element-wise operators, and of reductions: sums, means, norms, softmax."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _reduce(call: Call) -> Value:
 
 @rule("max", "min")
 def _extreme(call: Call) -> Value:
-    """Of two tensors, of one dimension with the places, or of all."""
+    """Of two tensors, along one dimension (with indices), or over all elements."""
     if "other" in call.args:
         return _elementwise(call)
     found = _reduce(call)

@@ -1,4 +1,4 @@
-"""Rules of products of two tensors: what is summed over is cut on both sides, what is aligned goes together."""
+"""Rules of products of tensors. A dimension that is summed over is cut in both, and so is a dimension that is aligned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from torch import fx
 
 from edgeprune.graph.labels import Axes, Axis, has_labels
-from edgeprune.graph.rules.base import Call, Value, broadcast, rule, site, unknown
+from edgeprune.graph.rules.base import Call, Geometry, Value, add_layer, broadcast, rule, unknown
 
 
 @rule("matmul", "mm", "bmm")
@@ -25,15 +25,15 @@ def _added_product(call: Call) -> Value:
 
 
 def _product(call: Call, left: Any, right: Any) -> Axes:
-    """A matrix of parameters on the right is a layer, its inputs first (GPT-2's)."""
+    """A product with a parameter matrix on the right is a layer. Its weight is (inputs, outputs), as in GPT-2."""
     first: Axes = call.values[left]  # type: ignore[assignment]
     second: Axes = call.values[right]  # type: ignore[assignment]
     rows = [] if len(first) == 1 else [first[-2]]
     columns = [] if len(second) == 1 else [second[-1]]
-    call.labels.unite(first[-1], second[-1] if len(second) == 1 else second[-2], call.why)
+    call.labels.unite(first[-1], second[-1] if len(second) == 1 else second[-2], call.reason)
     batch = broadcast(call, [first[:-2], second[:-2]])
-    if len(second) == 2 and not any(map(has_labels, first[:-1])):  # else it mixes places, and costs by channel
-        site(call, "matmul", first[-1], second[-1], math.prod(call.shape) // len(second[-1]), weight=right)
+    if len(second) == 2 and not any(map(has_labels, first[:-1])):  # else it mixes positions, and costs by channel
+        add_layer(call, "matmul", first[-1], second[-1], Geometry(math.prod(call.shape) // len(second[-1])), right)
     return [*batch, *rows, *columns]
 
 
@@ -44,11 +44,11 @@ def _einsum(call: Call) -> Value:
     named = [pair for letters, own in zip(given.split(","), tensors, strict=True)
              for pair in zip(letters, own, strict=True)]  # fmt: skip
     sizes = {letter: len(axis) for letter, axis in named}
-    if not arrow or any(len(axis) != sizes[letter] for letter, axis in named):  # implicit results; repeated ones
+    if not arrow or any(len(axis) != sizes[letter] for letter, axis in named):  # implicit output, repeated letters
         return unknown(call)
     axes: dict[str, Axis] = {}
     for letter, axis in named:
-        axes[letter] = call.labels.unite(axes[letter], axis, call.why) if letter in axes else axis
+        axes[letter] = call.labels.unite(axes[letter], axis, call.reason) if letter in axes else axis
     for letter, axis in axes.items():
         if letter not in wanted and given.count(letter) == 1:
             call.lock([axis], f"{call.node.target} sums over these channels")
@@ -56,7 +56,7 @@ def _einsum(call: Call) -> Value:
 
 
 def _spelled(equation: str, ranks: Sequence[int]) -> tuple[str, str, str]:
-    """An equation's two sides and its arrow, with letters in place of dots: dimensions aligned from the last."""
+    """Split an equation at its arrow, and replace dots by letters. Dotted dimensions are aligned from the last."""
     given, arrow, wanted = equation.partition("->")
     sides = given.split(",")
     hidden = [
@@ -70,11 +70,11 @@ def _spelled(equation: str, ranks: Sequence[int]) -> tuple[str, str, str]:
 @rule("scaled_dot_product_attention")
 def _attention(call: Call) -> Value:
     query, key, value = (call.axes(name) for name in ("query", "key", "value"))
-    call.labels.unite(query[-1], key[-1], call.why)
+    call.labels.unite(query[-1], key[-1], call.reason)
     if call.args.get("scale") is None:
-        call.lock([query[-1]], "the scale of the attention follows from this width; give scale=… to have it cut")
-    elif len(value[-1]) == len(query[-1]):  # one number in the module's code, as a rule
-        call.labels.unite(query[-1], value[-1], call.why)
+        call.lock([query[-1]], "the scale of the attention follows from this width; pass scale=… to make it prunable")
+    elif len(value[-1]) == len(query[-1]):  # usually one number in the module's code
+        call.labels.unite(query[-1], value[-1], call.reason)
     call.lock([query[-2], key[-2], value[-2]], f"{call.node.target} mixes these channels")
     if call.args.get("enable_gqa"):
         key, value = (

@@ -1,4 +1,4 @@
-"""Rules of what moves numbers about: joins, splits, takes, turns, repeats, and regroups dimensions."""
+"""Rules of operators that move elements: concatenation, splits, indexing, padding, reshapes, permutations, repeats."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def _cat(call: Call) -> Value:
 
 @rule("hstack", "column_stack", "vstack")
 def _side_by_side(call: Call) -> Value:
-    if any(
-        len(call.values[tensor]) < 2 for tensor in call.args["tensors"]
-    ):  # vectors, which each of them turns its own way
+    if any(len(call.values[tensor]) < 2 for tensor in call.args["tensors"]):  # each treats vectors differently
         return unknown(call)
     return _joined(call, 0 if call.name == "vstack" else 1)
 
@@ -32,7 +30,7 @@ def _joined(call: Call, dim: int) -> Axes:
     for part in parts[1:]:
         for other in range(len(result)):
             if other != dim:
-                result[other] = call.labels.unite(result[other], part[other], call.why)
+                result[other] = call.labels.unite(result[other], part[other], call.reason)
     result[dim] = np.concatenate([part[dim] for part in parts])
     return result
 
@@ -42,7 +40,7 @@ def _stack(call: Call) -> Value:
     parts: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
     result = list(parts[0])
     for part in parts[1:]:
-        result = [call.labels.unite(mine, other, call.why) for mine, other in zip(result, part, strict=True)]
+        result = [call.labels.unite(mine, other, call.reason) for mine, other in zip(result, part, strict=True)]
     result.insert(call.dim("dim", len(result) + 1), none(len(parts)))
     return result
 
@@ -81,15 +79,15 @@ def _slice(call: Call) -> Value:
 
 
 def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
-    """A contiguous part of an axis. Equal parts that tile it shrink alike, so that `chunk` stays where it was."""
+    """A contiguous part of an axis. Equal parts that tile the axis are tied, so that `chunk` stays right after a cut."""
     if size == len(axis):
         return axis
     if has_labels(axis):
         if size > 1 and len(axis) % size == 0 and start % size == 0:
             for ties in axis.reshape(-1, size).T:
-                call.labels.tie(ties.tolist(), call.why)
+                call.labels.tie(ties.tolist(), call.reason)
         else:
-            call.labels.lock(axis.tolist(), f"{call.node.target} takes channels {start} to {start + size} by number")
+            call.labels.lock(axis.tolist(), f"{call.node.target} takes channels {start} to {start + size} by index")
     return axis[start : start + size]
 
 
@@ -97,14 +95,14 @@ def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
 def _select(call: Call) -> Value:
     source = call.axes("self")
     dim = call.dim("dim", len(source))
-    call.labels.lock(source[dim].tolist(), f"{call.node.target} takes a channel by number")
+    call.labels.lock(source[dim].tolist(), f"{call.node.target} takes a channel by index")
     part = source[:dim] + source[dim + 1 :]
     return part if call.name == "select" else [part] * len(source[dim])
 
 
 @rule("index_select", "index", "roll", "flip")
 def _rearranged(call: Call) -> Value:
-    """Some dimensions are indexed, shifted or turned: their indices must stay, the others are as they were."""
+    """Lock the dimensions that are indexed, shifted or flipped. The others pass unchanged."""
     source = list(call.axes("self"))
     if call.name == "index":
         given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
@@ -117,7 +115,7 @@ def _rearranged(call: Call) -> Value:
             *range(len(source))
         ]
         rank = 1
-    call.lock([source[dim] for dim in given], f"{call.node.target} takes channels by number")
+    call.lock([source[dim] for dim in given], f"{call.node.target} takes channels by index")
     for dim in sorted(given, reverse=True):
         source[dim : dim + 1] = [none(size) for size in call.shape[dim : dim + rank]]
     return source
@@ -125,7 +123,7 @@ def _rearranged(call: Call) -> Value:
 
 @rule("pad", "constant_pad_nd")
 def _pad(call: Call) -> Value:
-    # The model's code fixes how many constants it adds; the channels aligned with them later are locked by `unite`.
+    # The model's code fixes the number of added constants. `unite` locks the channels that are later aligned with them.
     result = list(call.axes("self"))
     amounts: Sequence[int] = call.args["pad"]
     constant = call.args.get("mode", "constant") == "constant"
@@ -133,7 +131,7 @@ def _pad(call: Call) -> Value:
         before, after = amounts[2 * i], amounts[2 * i + 1]
         dim = len(result) - 1 - i
         if (before or after) and has_labels(result[dim]) and (not constant or before < 0 or after < 0):
-            call.labels.lock(result[dim].tolist(), f"{call.node.target} copies or crops channels by number")
+            call.labels.lock(result[dim].tolist(), f"{call.node.target} copies or crops channels by index")
             result[dim] = none(call.shape[dim])
         else:
             result[dim] = np.concatenate([none(max(before, 0)), result[dim], none(max(after, 0))])
@@ -176,19 +174,19 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int]
 
 
 def _regroup(call: Call, axes: list[Axis], sizes: list[int]) -> list[Axis]:
-    """Labels of one block of a reshape: merged, split, both or neither."""
+    """The labels of one run of a reshape: merged, split, both or unchanged."""
     if len(axes) == len(sizes) == 1:
         return axes
     return _split_axis(call, _merged(call, axes).reshape(sizes))
 
 
 def _merged(call: Call, axes: list[Axis]) -> Axis:
-    """The labels of dimensions made one: of several that hold channels, products."""
+    """The labels of dimensions merged into one. Where several hold channels, the labels are products."""
     labelled = [axis for axis in axes if has_labels(axis)]
     if not labelled:
         return none(math.prod(map(len, axes)))
     if any((axis == NONE).any() for axis in labelled):
-        call.lock(labelled, f"{call.node.target} merges channels with what is none")
+        call.lock(labelled, f"{call.node.target} merges channels with indices that cannot be cut")
         return none(math.prod(map(len, axes)))
     grid = np.meshgrid(*axes, indexing="ij")
     own: list[Axis] = [part.reshape(-1) for part, axis in zip(grid, axes, strict=True) if has_labels(axis)]
@@ -201,8 +199,11 @@ def _merged(call: Call, axes: list[Axis]) -> Axis:
 
 
 def _split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
-    """The labels of the dimensions of a grid: of one of them where they only differ along it, else new ones of each, of which
-    the grid's are the products."""
+    """Split a grid of labels into the labels of its dimensions.
+
+    If labels differ along one dimension only, that dimension takes them. Otherwise each dimension gets new labels, and the
+    labels of the grid become their products.
+    """
     roots = call.labels.roots(grid.reshape(-1)).reshape(grid.shape)
     shape = grid.shape
     for dim in range(grid.ndim):
@@ -273,12 +274,12 @@ def _expand(call: Call) -> Value:
 
 @rule("pixel_shuffle")
 def _pixel_shuffle(call: Call) -> Value:
-    """r² channels become the r × r pixels of one: they are cut together."""
+    """r² channels become the r × r pixels of one channel, so they are cut together."""
     *batch, channels, rows, columns = call.axes("self")
     call.lock([rows, columns])
     made = channels.reshape(-1, int(call.args["upscale_factor"]) ** 2)
     for ties in made:
-        call.labels.tie(ties.tolist(), call.why)
+        call.labels.tie(ties.tolist(), call.reason)
     return [*batch, made[:, 0].copy(), *(none(size) for size in call.shape[-2:])]
 
 

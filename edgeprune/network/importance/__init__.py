@@ -1,4 +1,4 @@
-"""Importance criteria, by the name that `[prune] importance` gives."""
+"""Importance criteria, by their name in `[prune] importance`."""
 
 from __future__ import annotations
 
@@ -17,3 +17,5 @@ CRITERIA: dict[str, Importance] = {
     "fpgm": fpgm,
     "random": chance,
 }
+
+DIFFERENTIATING = frozenset({"loss-curves", "taylor", "fisher"})  # criteria that need the gradient of the loss

@@ -1,4 +1,4 @@
-"""The port of importance criteria: one call, scores out."""
+"""The interface of importance criteria, and sums over what a unit owns."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from torch import Tensor, nn
 
 from edgeprune.records import Groups, Scores, Slot
 
-Batches = Iterable[tuple[tuple[Tensor, ...], Tensor]]
+Batches = Iterable[tuple[tuple[Tensor, ...], Tensor]]  # (inputs, targets)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Importance(Protocol):
-    """What a unit is worth: the loss that is expected when it goes.
+    """An importance criterion: score every unit by the loss expected from its removal.
 
-    Called with the trained model, its groups, training batches of (inputs, targets) and the loss. Returns finite scores,
-    not negative, for every unit of every free group; larger is worth more. Must leave the model as it was.
+    Args:
+        model: The trained network. It must be left unchanged.
+        groups: Its channel groups.
+        batches: Training batches of (inputs, targets).
+        loss: The training loss of (outputs, targets).
+
+    Returns:
+        Finite, non-negative scores for every unit of every free group. A higher score is more important.
     """
 
     def __call__(self, model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores: ...
 
 
 def per_unit(slot: Slot, values: Tensor) -> Tensor:
-    """Sum `values`, shaped as the slot's parameter, over everything each unit owns: (units,)."""
+    """Sum `values`, shaped like the slot's parameter, over everything that each unit owns: (units,)."""
     index = torch.tensor(slot.indices, dtype=torch.long)
     others = [dim for dim in range(values.ndim) if dim != slot.dim]
     summed = values.sum(dim=others) if others else values
@@ -33,9 +39,14 @@ def per_unit(slot: Slot, values: Tensor) -> Tensor:
 
 
 def per_group(groups: Groups, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sum `values`, given a parameter and shaped as it, over all that each unit touches: (units,) a free group.
+    """Sum values over everything that each unit owns.
 
-    A parameter that is not in `values` counts as zero.
+    Args:
+        groups: The channel groups.
+        values: One tensor per parameter, of the parameter's shape. A parameter without one counts as zero.
+
+    Returns:
+        For each free group the sums, (units,).
     """
     totals = {group.name: torch.zeros(group.width) for group in groups.free}
     for group in groups.free:
@@ -46,5 +57,5 @@ def per_group(groups: Groups, values: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def scores(criterion: str, totals: Mapping[str, Tensor]) -> Scores:
-    """Totals (units,) a group, as scores."""
+    """Make `Scores` from one tensor (units,) per group."""
     return Scores(criterion, {name: tuple(values.tolist()) for name, values in totals.items()})

@@ -1,6 +1,6 @@
-"""Criteria that read the gradient of the loss on training batches.
+"""Importance from the gradient of the loss on training batches.
 
-The model runs in eval mode, so that batch-norm keeps its statistics.
+The model runs in eval mode, so batch-norm keeps its statistics.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from edgeprune.records import Groups, Scores
 def taylor(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
     """I_j = (Σ_{p∈j} g_p·w_p)², averaged over batches (Molchanov et al., CVPR 2019).
 
-    p runs over all parameters that unit j touches; at most `LIMITS.importance_batches` batches are read. Raises `UsageError`
-    when a batch's loss is not finite.
+    p runs over all parameters that unit j owns. At most `LIMITS.importance_batches` batches are read.
+
+    Raises:
+        UsageError: The loss of a batch is not finite.
     """
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     totals = {group.name: torch.zeros(group.width) for group in groups.free}
@@ -36,10 +38,13 @@ def taylor(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Sc
 
 
 def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
-    """I_j = ½ Σ_{p∈j} E[g_p²]·w_p², the loss that second-order expansion expects (LeCun et al., OBD, NeurIPS 1989).
+    """I_j = ½ Σ_{p∈j} E[g_p²]·w_p², the loss by second-order expansion (LeCun et al., OBD, NeurIPS 1989).
 
-    E runs over single samples, at most `LIMITS.fisher_samples`: the squared gradient of a batch's mean would hide what its
-    samples disagree on. Raises `UsageError` when a sample's loss is not finite.
+    E runs over single samples, at most `LIMITS.fisher_samples`. The gradient of a batch's mean would average out where
+    samples disagree.
+
+    Raises:
+        UsageError: The loss of a sample is not finite.
     """
     singles = (
         (tuple(tensor[i : i + 1] for tensor in inputs), targets[i : i + 1])
@@ -60,7 +65,7 @@ def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Sc
 def _gradients(
     model: nn.Module, batches: Iterator[tuple[tuple[Tensor, ...], Tensor]], loss: Loss
 ) -> Iterator[dict[str, Tensor]]:
-    """The gradient of every batch's loss, a parameter; those that the loss does not reach are left out."""
+    """The gradient of every batch's loss, by parameter. Parameters that the loss does not depend on are left out."""
     model.eval()
     parameters = dict(model.named_parameters())
     for number, (inputs, targets) in enumerate(batches):

@@ -1,4 +1,4 @@
-"""Criteria that look at the weights alone: `batches` and `loss` are not read."""
+"""Importance from the weights. `batches` and `loss` are not read."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from edgeprune.records import Groups, Scores, Slot
 
 
 def magnitude_l1(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
-    """I_j = Σ_l Σ|w_l[j]| over all weights that unit j touches (Li et al., ICLR 2017).
+    """I_j = Σ_l Σ|w_l[j]| over all weights that unit j owns (Li et al., ICLR 2017).
 
-    Biases, batch-norm scales and statistics do not count, here and in `magnitude_l2`.
+    Biases, batch-norm scales and statistics do not count.
     """
     return scores("magnitude-l1", per_group(groups, {name: w.abs() for name, w in _weights(model).items()}))
 
 
 def magnitude_l2(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
-    """I_j = Σ_l ‖w_l[j]‖² over all weights that unit j touches (Fang et al., DepGraph, CVPR 2023)."""
+    """I_j = Σ_l ‖w_l[j]‖² over all weights that unit j owns (Fang et al., DepGraph, CVPR 2023).
+
+    Biases, batch-norm scales and statistics do not count.
+    """
     return scores("magnitude-l2", per_group(groups, {name: w**2 for name, w in _weights(model).items()}))
 
 
 def norm_scale(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
     """I_j = Σ|γ_j| over the batch-norms that unit j passes (Liu et al., Network Slimming, ICCV 2017).
 
-    Says most after training that made the scales sparse. Raises `UsageError` for a group without a batch-norm.
+    It is most useful after training that made the scales sparse.
+
+    Raises:
+        UsageError: A free group passes no batch-norm with a scale.
     """
     norms = {
         f"{path}.weight": module.weight.detach().abs()
@@ -36,16 +42,16 @@ def norm_scale(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -
     for group in groups.free:
         if not any(slot.parameter in norms for slot in group.slots):
             raise UsageError(
-                f'[prune] importance = "bn-scale": the channels of {group.name} pass no batch-norm with a scale; lock them,'
-                ' or choose another criterion, such as "taylor"'
+                f'[prune] importance = "bn-scale": the channels of {group.name} pass no batch-norm with a scale;'
+                ' lock them, or choose another criterion, such as "taylor"'
             )
     return scores("bn-scale", per_group(groups, norms))
 
 
 def fpgm(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
-    """I_j = Σ_l Σ_k ‖F_l[j] − F_l[k]‖: filters near the geometric median can be made of others (He et al., CVPR 2019).
+    """I_j = Σ_l Σ_k ‖F_l[j] − F_l[k]‖: filters near the geometric median are redundant (He et al., CVPR 2019).
 
-    F_l[j] is all that unit j owns of a layer that makes or reads its channels.
+    F_l[j] is everything that unit j owns of layer l, which writes or reads the channels.
     """
     weights = _weights(model)
     totals = {group.name: torch.zeros(group.width) for group in groups.free}
@@ -58,7 +64,7 @@ def fpgm(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scor
 
 
 def chance(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
-    """Random scores, the same on every call: what any other criterion has to beat."""
+    """Random scores, the same on every call. A useful criterion must beat them."""
     random = torch.Generator().manual_seed(0)
     return scores("random", {group.name: torch.rand(group.width, generator=random) for group in groups.free})
 
@@ -68,6 +74,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _owned(slot: Slot, weight: Tensor) -> Tensor:
-    """What every unit owns of a weight, flat: (units, numbers)."""
+    """Everything that each unit owns of a weight: (units, numbers)."""
     index = torch.tensor(slot.indices, dtype=torch.long)
     return weight.movedim(slot.dim, 0)[index].flatten(1)

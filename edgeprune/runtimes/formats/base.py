@@ -17,8 +17,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from edgeprune.graph import groups as graph
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import first_units, make_recipe
+from edgeprune.network.cut import sliced
+from edgeprune.network.survey import randomised
 from edgeprune.records import Groups, Layer, Recipe, Widths, output_dim
 
 Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
@@ -81,7 +82,7 @@ class Template(ABC):
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
-        self._model = network.randomised(model)
+        self._model = randomised(model)
         self._inputs, self._groups = inputs, groups
         self.exported = self.export(self._model, inputs, groups.folds)
         self._folded = fold(self._model, groups.folds)
@@ -89,7 +90,7 @@ class Template(ABC):
 
     def variant(self, widths: Widths) -> bytes:
         """The file at these widths (units kept a group); its weights repeat, so that it compresses to next to nothing."""
-        recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
+        recipe = make_recipe(self._groups, first_units(self._groups, widths))
         if not self.slices or self._groups.removed(widths):
             return self.filled(self._exported(recipe))
         return self.sliced(self._kept(recipe), widths, filled=True)
@@ -144,7 +145,7 @@ class Template(ABC):
         """The file with `pattern` in place of all weights: as fast, and small once it is compressed for the way."""
 
     def _exported(self, recipe: Recipe) -> bytes:
-        return self.export(network.sliced(self._model, recipe), self._inputs, self._groups.folds)
+        return self.export(sliced(self._model, recipe), self._inputs, self._groups.folds)
 
     def _kept(self, recipe: Recipe) -> dict[str, Dims]:
         """The recipe as the file has it: folding and converters give layers a bias, cut as their outputs are."""
@@ -158,7 +159,7 @@ class Template(ABC):
     def _can_slice(self) -> bool:
         """Whether slicing the file gives what a fresh export gives, on a cut of every group."""
         widths = self._groups.full() | {group.name: (group.width + 1) // 2 for group in self._groups.free}
-        recipe = graph.recipe(self._groups, graph.first_units(self._groups, widths))
+        recipe = make_recipe(self._groups, first_units(self._groups, widths))
         kept = self._kept(recipe)
         stored = {parameter for node in self.nodes() for parameter in node.parameters}
         named = set(dict(self._folded.named_parameters(remove_duplicate=False)))

@@ -13,8 +13,8 @@ import onnx.numpy_helper
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import UsageError
-from edgeprune.network import surgery as network
+from edgeprune.errors import UsageError, first_line
+from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, fold, pattern
 from edgeprune.runtimes.onnxruntime.host import quiet
@@ -48,7 +48,7 @@ class OnnxTemplate(Template):
         """See `Template.export`."""
         with torch.no_grad():
             folded = fold(model, folds)
-            outputs = len(network.tensors(folded(*inputs)))
+            outputs = len(tensors(folded(*inputs)))
             buffer = io.BytesIO()
             try:
                 with warnings.catch_warnings():
@@ -63,7 +63,7 @@ class OnnxTemplate(Template):
                         output_names=[f"output_{i}" for i in range(outputs)],
                     )
             except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-                raise UsageError(f"the model cannot be exported to ONNX: {network.first_line(error)}") from error
+                raise UsageError(f"the model cannot be exported to ONNX: {first_line(error)}") from error
         return _simplified(buffer.getvalue())
 
     @staticmethod

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import RuntimeMissing, UsageError
-from edgeprune.network import surgery as network
+from edgeprune.errors import RuntimeMissing, UsageError, first_line
 from edgeprune.records import Groups, Layer, Span, Widths
 from edgeprune.runtimes.base import silenced
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, fold, pattern
@@ -40,7 +39,7 @@ class TfliteTemplate(Template):
             try:
                 litert_torch.convert(fold(model, folds), inputs).export(str(path))
             except Exception as error:
-                raise UsageError(f"the model cannot be exported to TFLite: {network.first_line(error)}") from error
+                raise UsageError(f"the model cannot be exported to TFLite: {first_line(error)}") from error
             return path.read_bytes()
 
     @property

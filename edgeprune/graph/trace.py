@@ -1,0 +1,274 @@
+"""Trace an exported graph to its channel groups and layers; no I/O.
+
+Every index of every dimension of every tensor carries a label. Parameters create fresh labels. The operators' rules
+(`rules`) propagate them. A union-find joins indices that can only be removed together. The groups follow from these
+classes, so the model's Python code does not matter.
+
+Prior art: DepGraph (Fang et al., CVPR 2023) derives groups from module types and their order. Here they are read from
+`torch.export`, where every shape is explicit.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec
+
+from edgeprune.errors import UsageError, first_line
+from edgeprune.graph.groups import matches
+from edgeprune.graph.labels import Axes, Axis, Labels, none
+from edgeprune.graph.rules import Call, TracedLayer, Value, apply, bind, shape_of
+from edgeprune.records import Group, Groups, Layer, Slot, Span, digest, output_dim
+
+
+@dataclass
+class _Trace:
+    """What one pass over the graph collects."""
+
+    labels: Labels = field(default_factory=Labels)
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+    parameters: dict[fx.Node, str] = field(default_factory=dict)
+    layers: list[TracedLayer] = field(default_factory=list)
+    unknown: dict[str, None] = field(default_factory=dict)
+
+
+def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence[str] = ()) -> Groups:
+    """Trace the channel groups and layers of a model. No cut is tried: `network.survey` does that.
+
+    Args:
+        model: Any module that `torch.export` can export. It is set to eval mode.
+        inputs: Example inputs of fixed shape.
+        patterns: Shell patterns of parameter or layer names. Groups with such a parameter come back locked.
+
+    Returns:
+        All groups and layers, without blocks.
+
+    Raises:
+        UsageError: The model cannot be exported, or has a dynamic shape.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, about its own handling of recurrent layers
+            program = torch.export.export(model.eval(), inputs)
+    except Exception as error:  # the exporter raises many types, all of them about the user's model
+        raise UsageError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
+    traced = _propagate(program, canonical_names(model))
+    groups, group_of = _collect(traced, patterns)
+    return Groups(
+        network=_structure(program),
+        groups=groups,
+        layers=_layers(traced, groups, group_of),
+        folds=_folds(program, model, traced.parameters),
+        unknown_operators=tuple(traced.unknown),
+        operators=sum(node.op == "call_function" for node in program.graph.nodes),
+    )
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Map every name of every parameter and buffer to the first name of the same tensor.
+
+    Tied weights have several names.
+    """
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
+# ------------------------------------------------------------------------------------------------- propagation
+
+
+def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Trace:
+    """Propagate labels through all nodes."""
+    traced = _Trace()
+    axes: dict[str, Axes] = {}
+    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    live = _live(program.graph)
+    for node in program.graph.nodes:
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            shape_of(node)  # refuses a dynamic one, whatever the operator
+        if node.op == "placeholder":
+            _enter(traced, node, kinds[node.name], names, axes)
+        elif node.op == "call_function":
+            # Dead nodes (an auxiliary head in eval mode) still execute: cut them, but let them lock nothing.
+            traced.labels.locking = node in live
+            found = (traced.layers, traced.unknown) if node in live else ([], {})
+            call = Call(traced.labels, node, bind(node), traced.values, traced.parameters, *found)
+            traced.values[node] = apply(call)
+            traced.labels.locking = True
+        elif node.op == "output":
+            for out in node.all_input_nodes:
+                for axis in traced.values[out]:
+                    traced.labels.lock(axis.tolist(), "output of the model")  # type: ignore[union-attr]
+    return traced
+
+
+def _enter(traced: _Trace, node: fx.Node, spec: InputSpec, names: Mapping[str, str], axes: dict[str, Axes]) -> None:
+    """Label an input of the graph: fresh labels for a parameter or a stored buffer, none for anything else."""
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return
+    stored = spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent)
+    if not stored or spec.target is None:
+        traced.values[node] = [none(size) for size in shape_of(node)]
+        return
+    name = names[spec.target]
+    traced.parameters[node] = name
+    if name not in axes:
+        axes[name] = [traced.labels.fresh(size) for size in shape_of(node)]
+    traced.values[node] = axes[name]
+
+
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose result reaches an output. Attention weights that the model discards do not."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        lasting = node.op != "call_function" or (schema is not None and schema.is_mutable)
+        if lasting or not live.isdisjoint(node.users):
+            live.add(node)
+    return live
+
+
+# ------------------------------------------------------------------------------------------------------ groups
+
+_Place = tuple[str, int]  # parameter, dimension
+_Shape = tuple[tuple[str, int, int], ...]  # parameter, dimension and number of indices, for each place of a class
+
+
+def _collect(traced: _Trace, patterns: Sequence[str]) -> tuple[tuple[Group, ...], dict[int, str]]:
+    """The groups, and for every class of labels the name of its group.
+
+    Classes with equally many members in the same places are interchangeable. They are the units of one group.
+    """
+    traced.labels.lock_factors()
+    members = _members(traced)
+    groups: list[Group] = []
+    group_of: dict[int, str] = {}
+    names: Counter[str] = Counter()
+    output_dims = {layer.weight: output_dim(layer.kind) for layer in traced.layers}
+    for shape, reason, units in _interchangeable(members, traced.labels):
+        slots = tuple(
+            Slot(name, dim, tuple(tuple(members[unit][name, dim]) for unit in units)) for name, dim, _ in shape
+        )
+        base = _producer(shape, output_dims)
+        names[base] += 1
+        name = base if names[base] == 1 else f"{base}:{names[base]}"
+        pattern = next((p for p in patterns for slot in slots if matches(slot.parameter, p)), None)
+        if reason is None and pattern is not None:
+            reason = f"locked by the pattern {pattern!r}"
+        if reason is None and len(units) == 1:
+            reason = "a single unit"
+        groups.append(Group(name, len(units), slots, reason))
+        group_of.update(dict.fromkeys(units, name))
+    return tuple(groups), group_of
+
+
+def _members(traced: _Trace) -> dict[int, dict[_Place, list[int]]]:
+    """For every class of labels the indices of parameters that belong to it."""
+    members: dict[int, dict[_Place, list[int]]] = {}
+    for name, axes in {name: traced.values[node] for node, name in traced.parameters.items() if node.users}.items():
+        for dim, axis in enumerate(axes):
+            for index, roots in enumerate(traced.labels.factors(axis)):  # type: ignore[arg-type]
+                for root in roots:
+                    members.setdefault(root, {}).setdefault((name, dim), []).append(index)
+    return members
+
+
+def _interchangeable(
+    members: Mapping[int, Mapping[_Place, list[int]]], labels: Labels
+) -> Iterator[tuple[_Shape, str | None, list[int]]]:
+    """Yield (places, reason of the lock, classes) for classes with equally many members in the same places.
+
+    Classes that share an index belong to different groups: a head shares indices with a position inside every head.
+    """
+    found: dict[tuple[Any, ...], list[tuple[list[int], set[int]]]] = {}
+    for root, slots in members.items():
+        shape = tuple((name, dim, len(indices)) for (name, dim), indices in slots.items())
+        own = set(next(iter(slots.values())))
+        alike = found.setdefault((shape, labels.reason(root)), [])
+        group = next((group for group in alike if not group[1] & own), None)
+        if group is None:
+            alike.append(([root], own))
+        else:
+            group[0].append(root)
+            group[1].update(own)
+    for (shape, reason), alike in found.items():
+        for roots, _ in alike:
+            yield shape, reason, roots
+
+
+def _producer(shape: Iterable[tuple[str, int, int]], output_dims: Mapping[str, int]) -> str:
+    """The first layer that produces the channels. The group is named after it."""
+    slots = list(shape)
+    weight = next((name for name, dim, _ in slots if dim == output_dims.get(name, 0)), slots[0][0])
+    return weight.rpartition(".")[0] or weight
+
+
+# ------------------------------------------------------------------------------------------------------ layers
+
+
+def _layers(traced: _Trace, groups: tuple[Group, ...], group_of: Mapping[int, str]) -> tuple[Layer, ...]:
+    """The layers, with their channel counts as functions of the groups' widths."""
+    width = {group.name: group.width for group in groups if group.locked is None}
+
+    def span(axis: Axis) -> Span:
+        owners = ((group_of.get(root, "") for root in roots) for roots in traced.labels.factors(axis))
+        counts = Counter(tuple(name for name in names if name in width) for names in owners)
+        units = {names: math.prod(width[name] for name in names) for names in counts}
+        terms = tuple((names, count // units[names]) for names, count in counts.items() if names)
+        return Span(len(axis) - sum(count * units[names] for names, count in terms), terms)
+
+    seen: Counter[str] = Counter()
+    layers = []
+    for layer in traced.layers:
+        seen[layer.name] += 1
+        name = layer.name if seen[layer.name] == 1 else f"{layer.name}#{seen[layer.name]}"
+        spans, geometry = (span(layer.inputs), span(layer.outputs)), layer.geometry
+        layers.append(
+            Layer(name, layer.kind, layer.weight, *spans, geometry.positions, geometry.kernel, geometry.per_group)
+        )
+    return tuple(layers)
+
+
+def _folds(
+    program: ExportedProgram, model: nn.Module, parameters: Mapping[fx.Node, str]
+) -> tuple[tuple[str, str], ...]:
+    """(convolution or linear, batch-norm) modules that can be folded: only the norm reads the layer's output."""
+    folds = []
+    for node in program.graph.nodes:
+        if node.op != "call_function" or getattr(node.target, "_opname", "") != "batch_norm":
+            continue
+        source, scale = bind(node)["input"], bind(node)["weight"]
+        if not (isinstance(source, fx.Node) and len(source.users) == 1 and scale in parameters):
+            continue
+        weight = bind(source).get("weight")
+        if not isinstance(weight, fx.Node) or weight not in parameters or len(weight.users) > 1 or len(scale.users) > 1:
+            continue
+        layer, norm = (parameters[n].rpartition(".")[0] for n in (weight, scale))
+        if _foldable(model, layer, norm):
+            folds.append((layer, norm))
+    return tuple(folds)
+
+
+def _foldable(model: nn.Module, layer: str, norm: str) -> bool:
+    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return type(model.get_submodule(layer)) in layers and type(model.get_submodule(norm)) in norms
+
+
+def _structure(program: ExportedProgram) -> str:
+    """Digest of operators, their arguments and all shapes. Networks with the same digest have the same latency."""
+
+    def shape(node: fx.Node) -> str:
+        value = node.meta.get("val")
+        return str([(tuple(v.shape), str(v.dtype)) for v in (value if isinstance(value, tuple | list) else [value])
+                    if isinstance(v, torch.Tensor)])  # fmt: skip
+
+    return digest([[node.op, node.name, str(node.target), str(node.args), shape(node)] for node in program.graph.nodes])

@@ -1,0 +1,246 @@
+"""Observe the dense layers of a network at work: what they read, which weight and bias they use.
+
+A dense layer is a convolution or a matrix product with a parameter. It is recognised as a function call, so the model may
+write it in any way. Some layers are left out:
+
+- layers whose weight is used more than once in a forward pass (tied weights, for example),
+- layers with a computed weight, and grouped convolutions,
+- layers that read fewer positions than channels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edgeprune.limits import LIMITS
+from edgeprune.network.moments import Moments
+from edgeprune.network.outputs import tensors
+from edgeprune.records import Group, Slot
+
+MEMORY_FACTOR = 4  # memory of a forward pass relative to its largest tensor, roughly
+HELD_OUT = 8  # one of this many samples is held out
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """What a dense layer of the original network reads.
+
+    `rows` (rows, channels) is a sample of its `positions`. `dim` is the input dimension of its weight. `bias` names the
+    bias, "" for none.
+    """
+
+    rows: Tensor
+    positions: int
+    dim: int
+    bias: str
+
+    def moments(self) -> Moments:
+        """The moments of its channels, all of them read."""
+        return Moments.of_unchanged(self.rows, bool(self.bias))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The original network at work on `inputs`.
+
+    `layers` maps the name of a weight to its dense layer. `held_out` holds other inputs and the network's outputs for them.
+    """
+
+    inputs: Inputs
+    layers: Mapping[str, DenseLayer]
+    held_out: tuple[Inputs, tuple[Tensor, ...]]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a refit of all layers, roughly."""
+        return sum((len(layer.rows) + layer.rows.shape[1]) * layer.rows.shape[1] ** 2 for layer in self.layers.values())
+
+    def readers(self, group: Group) -> list[Slot]:
+        """The slots at which dense layers read the channels of a group."""
+        return [s for s in group.slots if s.parameter in self.layers and self.layers[s.parameter].dim == s.dim]
+
+
+def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Reference:
+    """Run a network and record what its dense layers read.
+
+    Args:
+        model: The original network.
+        batches: Batches of (inputs, targets). The first samples are used, as many as `LIMITS` has memory for.
+
+    Returns:
+        The dense layers, and held-out samples with the network's outputs.
+    """
+    first = next(iter(batches))
+    known, largest = _first_pass(model, first)
+    inputs, held_out = _samples(batches, largest)
+    most = LIMITS.reconstruction_bytes // (4 * max(1, sum(call.channels for call in known.values())))
+    layers: dict[str, DenseLayer] = {}
+
+    def record(call: DenseCall) -> None:
+        if call.weight in known and call.positions >= call.channels <= LIMITS.reconstruction_channels:
+            rows = call.rows(most).clone()  # the model may change it in place
+            if bool(rows.isfinite().all()):
+                layers[call.weight] = DenseLayer(rows, call.positions, call.dim, known[call.weight].bias)
+
+    try:
+        run(model, inputs, record)
+        expected = run(model, held_out)
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # the model accepts only the batch size of training
+        inputs = held_out = first[0]
+        layers.clear()
+        expected = run(model, inputs, record)
+    return Reference(inputs, layers, (held_out, expected))
+
+
+@dataclass(frozen=True)
+class DenseCall:
+    """A call of a dense layer.
+
+    `weight` and `bias` are parameter names, with "" for no bias. `dim` is the input dimension of the weight. `read` is the
+    input, with its channels in dimension `axis`.
+    """
+
+    weight: str
+    bias: str
+    dim: int
+    read: Tensor
+    axis: int
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return self.read.shape[self.axis]
+
+    @property
+    def positions(self) -> int:
+        """Number of positions (batch and space) of the input."""
+        return self.read.numel() // self.channels
+
+    def rows(self, most: int) -> Tensor:
+        """The input as (positions, channels): a random sample of `most` positions, the same for the same input size."""
+        rows = self.read.movedim(self.axis, -1).reshape(-1, self.channels).float()
+        if len(rows) <= most:
+            return rows
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
+
+
+def run(model: nn.Module, inputs: Inputs, on_call: Callable[[DenseCall], None] = lambda call: None) -> Inputs:
+    """Run a model in eval mode and return all tensors of its output.
+
+    `on_call` gets every call of a dense layer before it executes, and may still change the layer's weight.
+    """
+    with torch.no_grad(), _Watch(model.eval(), on_call):
+        return tuple(tensors(model(*inputs)))
+
+
+# Function -> positions of its input, weight and bias among the arguments, and the input dimension of the weight.
+DENSE: Mapping[Callable[..., Tensor], tuple[int, int, int, int]] = {
+    F.linear: (0, 1, 2, 1),
+    F.conv1d: (0, 1, 2, 1),
+    F.conv2d: (0, 1, 2, 1),
+    F.conv3d: (0, 1, 2, 1),
+    torch.addmm: (1, 2, 0, 0),
+    torch.matmul: (0, 1, 2, 0),
+    Tensor.matmul: (0, 1, 2, 0),
+    Tensor.__matmul__: (0, 1, 2, 0),
+}
+
+
+class _Watch(TorchFunctionMode):
+    """Report every call of a dense layer to `on_call`. Count the uses of parameters, and track the largest result."""
+
+    def __init__(self, model: nn.Module, on_call: Callable[[DenseCall], None]) -> None:
+        super().__init__()
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.on_call = on_call
+        self.uses = Counter[str]()
+        self.largest = 1  # bytes
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in DENSE:
+            self._report(*DENSE[func], args, bool(kwargs))
+        result = func(*args, **(kwargs or {}))
+        made = tensors(result)
+        self.largest = max([self.largest, *(tensor.numel() * tensor.element_size() for tensor in made)])
+        if made:  # reading a shape or a device is no use
+            found = (self.names.get(id(leaf)) for leaf in tensors((args, kwargs)))
+            self.uses.update(name for name in found if name is not None)
+        return result
+
+    def _report(self, read: int, weight: int, bias: int, dim: int, args: tuple[Any, ...], named: bool) -> None:
+        if max(read, weight) >= len(args) or id(args[weight]) not in self.names:
+            return
+        x, w = args[read], args[weight]
+        axis = x.ndim - 1 - (w.ndim - 2)  # a kernel's dimensions come after the channels
+        if w.ndim != 2 and (dim == 0 or w.ndim < 2):  # a product with a vector, or with a stack of matrices
+            return
+        if axis < 0 or x.shape[axis] != w.shape[dim]:  # a grouped convolution
+            return
+        added = args[bias] if bias < len(args) and not named else None  # a keyword argument may scale the bias
+        plain = isinstance(added, Tensor) and added.shape == (w.shape[1 - dim],)
+        self.on_call(
+            DenseCall(self.names[id(w)], self.names.get(id(added), "") if plain else "", dim, x.detach(), axis)
+        )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the first pass records of a dense layer."""
+
+    bias: str
+    channels: int
+
+
+def _first_pass(model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[dict[str, _Seen], int]:
+    """The dense layers whose weights are used once, by weight; and the bytes per sample of the largest tensor.
+
+    A bias that is used more than once counts as none.
+    """
+    inputs, targets = batch
+    found: dict[str, _Seen] = {}
+
+    def record(call: DenseCall) -> None:
+        found[call.weight] = _Seen(call.bias, call.channels)
+
+    watch = _Watch(model.eval(), record)
+    with torch.no_grad(), watch:
+        model(*inputs)
+    own = {name: layer for name, layer in found.items() if watch.uses[name] == 1}
+    own = {name: layer if watch.uses[layer.bias] == 1 else replace(layer, bias="") for name, layer in own.items()}
+    return own, -(-watch.largest // len(targets))
+
+
+def _samples(batches: Iterable[tuple[Inputs, Tensor]], largest: int) -> tuple[Inputs, Inputs]:
+    """Inputs for one forward pass each, to refit on and held out.
+
+    They are the first batches of one shape that fit into memory, given the bytes per sample of the `largest` tensor. If
+    the rows of a batch are not its samples, that batch serves as both.
+    """
+    found: list[Inputs] = []
+    most = min(LIMITS.reconstruction_samples, LIMITS.reconstruction_bytes // (MEMORY_FACTOR * largest))
+    count = 0
+    for inputs, targets in batches:
+        if any(len(tensor) != len(targets) for tensor in inputs):
+            return inputs, inputs
+        if found and [tensor.shape[1:] for tensor in inputs] != [tensor.shape[1:] for tensor in found[0]]:
+            break
+        found.append(inputs)
+        count += len(targets)
+        if count >= most:
+            break
+    columns = [torch.cat(column)[: max(2, most)] for column in zip(*found, strict=True)]
+    held = -(-len(columns[0]) // HELD_OUT) if len(columns[0]) > 1 else 0
+    fit = tuple(column[held:] for column in columns)
+    return fit, tuple(column[:held] for column in columns) if held else fit

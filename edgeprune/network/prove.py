@@ -1,0 +1,88 @@
+"""Prove a cut: the pruned network must compute what the original computes with the removed channels at zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import CutError, first_line
+from edgeprune.network.outputs import tensors
+from edgeprune.records import Recipe
+
+ZERO = 1e-15  # numerically zero, but a weight norm can still divide by it
+TOLERANCE = 1e-4  # of the largest output; fp32 rounding is near 1e-6
+
+
+def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> None:
+    """Compare a pruned network with the masked original, in eval mode.
+
+    Args:
+        model: The original network.
+        pruned: The network that `recipe` cuts from it.
+        recipe: The indices kept of each parameter.
+        inputs: Example inputs. Real-valued ones get noise added.
+
+    Raises:
+        CutError: An output differs in number, shape or value. Or no output can show a difference.
+    """
+    original = masked(model, recipe).eval()
+    inputs = probe(original, inputs)
+    with torch.no_grad():
+        expected = tensors(original(*inputs))
+        try:
+            got = tensors(pruned.eval()(*inputs))
+        except Exception as error:  # any error of the user's forward on the new sizes refutes the cut
+            raise CutError(
+                f"the pruned network's forward raises {type(error).__name__}: {first_line(error)}"
+            ) from error
+    if len(expected) != len(got):
+        raise CutError(f"the pruned network has {len(got)} outputs, not {len(expected)}")
+    if not any(map(_informative, expected)):
+        raise CutError("all outputs are integers or constant, which proves nothing; return the logits")
+    _compare(expected, got)
+
+
+def _compare(expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+    for i, (wanted, value) in enumerate(zip(expected, got, strict=True)):
+        if wanted.shape != value.shape:
+            raise CutError(f"output {i} has shape {tuple(value.shape)}, not {tuple(wanted.shape)}")
+        if not wanted.numel():
+            continue
+        difference = (wanted.double() - value.double()).abs().max().item()
+        scale = wanted.double().abs().max().item()
+        if not difference <= TOLERANCE * scale:
+            raise CutError(
+                f"output {i} differs from the masked original by {difference:.3g} (largest value {scale:.3g})"
+            )
+
+
+def _informative(output: Tensor) -> bool:
+    """Whether an output could show a difference: it is real-valued and not constant."""
+    return output.is_floating_point() and bool(output.numel() == 1 or (output.numel() and output.max() > output.min()))
+
+
+def masked(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """A copy of `model` with all indices that the recipe removes set to zero."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            for dim, kept in (recipe.get(name) or {}).items():
+                removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                removed[list(kept)] = False
+                tensor.index_fill_(dim, removed.nonzero().flatten(), ZERO)
+    return model
+
+
+def probe(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Add noise to the real-valued example inputs, which may all be equal.
+
+    Returns `inputs` unchanged if the model then answers with NaN or infinity.
+    """
+    random = torch.Generator().manual_seed(0)
+    noisy = tuple(x + torch.randn(x.shape, generator=random).to(x) if x.is_floating_point() else x for x in inputs)
+    with torch.no_grad():
+        finite = all(bool(torch.isfinite(out).all()) for out in tensors(model(*noisy)) if out.is_floating_point())
+    return noisy if finite else inputs

@@ -1,0 +1,101 @@
+"""Make the size attributes of modules follow their sliced parameters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgeprune.network.attention import Attention
+from edgeprune.records import Recipe
+
+# Names that attention modules use for the width of a head, for the number of heads, and for their product.
+HEAD_WIDTHS = ("head_dim", "head_size", "head_width", "attention_head_size", "dim_head", "dim_per_head", "d_head")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
+PRODUCTS = ("all_head_size", "inner_dim", "split_size")
+
+
+def qualified(path: str, name: str) -> str:
+    """The full name of a parameter of the module at `path`, which is "" for the root."""
+    return f"{path}.{name}" if path else name
+
+
+def update_sizes(module: nn.Module, before: nn.Module) -> None:
+    """Set the size attributes of a module from the shapes of its sliced parameters. `before` is the original module."""
+    attributes: Any = module
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        attributes.out_channels = module.weight.shape[0]
+        if module.groups > 1:
+            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index]
+        attributes.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        attributes.in_channels = module.weight.shape[0]
+        if module.groups > 1:
+            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index]
+        attributes.out_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        attributes.out_features, attributes.in_features = module.weight.shape
+    elif _is_transposed(module):
+        attributes.nx, attributes.nf = module.get_parameter("weight").shape
+    elif isinstance(module, nn.Embedding):
+        attributes.num_embeddings, attributes.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.RNNBase):
+        weights = dict(module.named_parameters())
+        attributes.hidden_size = weights["weight_hh_l0"].shape[1]
+        attributes.input_size = weights["weight_ih_l0"].shape[1]
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        size = next(t for t in (module.weight, module.running_mean) if t is not None).shape[0]
+        attributes.num_features = size
+    elif isinstance(module, nn.GroupNorm):
+        channels = module.weight.shape[0]
+        attributes.num_groups = module.num_groups * channels // module.num_channels
+        attributes.num_channels = channels
+    elif isinstance(module, nn.PReLU):
+        attributes.num_parameters = module.weight.shape[0]
+
+
+def update_heads(module: nn.Module, kept: Sequence[int], size: int) -> None:
+    """Set the head counts and widths of an attention module from the kept outputs of its first linear layer.
+
+    The layer had `size` outputs: queries, or queries, keys and values in any order. Every head count shrinks by the same
+    share. Attributes are recognised by name, which is a guess. The proof of the cut confirms or refutes it.
+    """
+    name = next((name for name in HEAD_WIDTHS if isinstance(getattr(module, name, None), int)), None)
+    if name is None:
+        return
+    width = getattr(module, name)
+    places = Counter(index // width for index in kept)
+    if size % width or len(set(places.values())) != 1:
+        return
+    setattr(module, name, next(iter(places.values())))
+    shares = dict.fromkeys(HEAD_COUNTS, (len(places), size // width)) | dict.fromkeys(PRODUCTS, (len(kept), size))
+    for attribute, (part, full) in shares.items():
+        before = getattr(module, attribute, None)
+        if isinstance(before, int):
+            setattr(module, attribute, before * part // full)
+
+
+def kept_outputs(module: nn.Module, path: str, names: Mapping[str, str], recipe: Recipe) -> tuple[Sequence[int], int]:
+    """The outputs that the first linear layer of a module keeps, and their number before the cut."""
+    if isinstance(module, Attention):
+        weight, dim = ("q" if module.in_proj_weight is None else "in") + "_proj_weight", 0
+        size: int = module.get_parameter(weight).shape[0]
+    else:
+        children = ((n, m) for n, m in module.named_children() if isinstance(m, nn.Linear) or _is_transposed(m))
+        name, child = next(children, ("", None))
+        if child is None:
+            return (), 0
+        weight = f"{name}.weight"
+        dim, size = (1, child.nf) if _is_transposed(child) else (0, child.out_features)  # type: ignore[assignment]
+    canonical = names.get(qualified(path, weight), "")  # a computed weight has another name
+    return recipe.get(canonical, {}).get(dim, range(size)), size
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether it is Hugging Face's `Conv1D` (GPT-2): a linear layer whose weight is (inputs, outputs)."""
+    weight = getattr(module, "weight", None)
+    return (
+        type(module).__name__ == "Conv1D" and hasattr(module, "nf") and isinstance(weight, Tensor) and weight.ndim == 2
+    )

@@ -1,0 +1,247 @@
+"""Survey a network: find the channel groups that can be cut and the blocks that can be removed, each proved by a trial."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import CutError
+from edgeprune.graph.groups import factors, lock, make_recipe
+from edgeprune.graph.trace import canonical_names, trace
+from edgeprune.network.attention import opened
+from edgeprune.network.cut import cut
+from edgeprune.network.outputs import tensors
+from edgeprune.network.prove import TOLERANCE, masked, probe
+from edgeprune.network.sizes import HEAD_WIDTHS
+from edgeprune.records import Block, Group, Groups, Layer
+
+TRIAL_SHARES = (0.5, 0.25, 0.375)  # shares of their units that the groups of a trial keep, assigned round-robin
+
+
+def survey(model: nn.Module, inputs: tuple[Tensor, ...], patterns: Sequence[str] = ()) -> Groups:
+    """Find the channel groups that can be cut and the blocks that can be removed.
+
+    Every group and block is proved on a trial cut before it is offered. A group whose trial fails comes back locked, with
+    the reason: the model's Python code may fix a size, for example. Trials run on a copy with random parameters, so zeros
+    among the trained weights cannot hide a wrong cut. (A polynomial that vanishes at a random point vanishes everywhere:
+    Schwartz-Zippel.)
+
+    Args:
+        model: The network. It stays unchanged.
+        inputs: Example inputs of fixed shape.
+        patterns: Shell patterns of parameter or layer names to lock.
+
+    Returns:
+        All groups, layers and blocks.
+
+    Raises:
+        UsageError: The model cannot be exported.
+
+    Example:
+        >>> groups = survey(torchvision.models.resnet18(), (torch.zeros(1, 3, 224, 224),))
+        >>> [group.name for group in groups.free]
+    """
+    model = opened(model)
+    groups = trace(model, inputs, patterns)
+    generic = _with_scaled_statistics(randomised(model), inputs)
+    groups = _lock_failing(generic, groups, inputs)
+    groups = _lock_invisible(generic, groups, inputs)
+    blocks = _blocks(generic, groups, inputs)
+    inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
+    layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
+    return replace(groups, layers=layers, blocks=blocks)
+
+
+# ----------------------------------------------------------------------------------------------- random copies
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode with random parameters and buffers, the same on every call.
+
+    Buffers that are in no state dict keep their values. They are constants of the code, such as a positive filterbank.
+    """
+    random = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).eval()
+    stored = model.state_dict().keys()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point() or name not in stored:
+                continue
+            noise = torch.rand(tensor.shape, generator=random)
+            if tensor.ndim < 2:  # scales and variances: positive, near one
+                tensor.copy_(0.1 * noise if name.endswith(("bias", "mean")) else 0.5 + noise)
+            else:  # variance 2/fan_in, since a ReLU halves the second moment (He et al., ICCV 2015)
+                fan_in = tensor[0].numel()
+                tensor.copy_((noise - 0.5) * (24 / fan_in) ** 0.5)
+    return model
+
+
+def _with_scaled_statistics(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Scale the statistics of each batch-norm to its input, in place.
+
+    Otherwise the signal of a deep network would vanish beside the biases, and every error with it.
+    """
+
+    def adapt(module: nn.Module, given: tuple[Any, ...]) -> None:
+        scale = given[0].square().mean().clamp(min=1e-12)
+        module.running_var.mul_(scale / module.running_var.mean())  # type: ignore[operator]
+        module.running_mean.mul_(scale.sqrt())  # type: ignore[operator]
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    hooks = [norm.register_forward_pre_hook(adapt) for norm in norms]
+    with torch.no_grad():
+        model(*probe(model, inputs))
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------ trials
+
+
+def _lock_failing(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> Groups:
+    """Lock the groups whose trial cut fails."""
+    # These separately: two cuts of one dimension, or of one attention, may hide each other's errors.
+    for name in dict.fromkeys([*factors(groups), *_attending(model, groups)]):
+        reason = _trial(model, groups, inputs, [name])
+        if reason is not None:
+            groups = lock(groups, name, reason)
+    if _trial(model, groups, inputs, [group.name for group in groups.free]) is None:
+        return groups
+    passed: list[str] = []
+    for group in groups.free:
+        reason = _trial(model, groups, inputs, [*passed, group.name])
+        if reason is None:
+            passed.append(group.name)
+        else:
+            groups = lock(groups, group.name, reason)
+    return groups
+
+
+def _attending(model: nn.Module, groups: Groups) -> list[str]:
+    """The free groups of modules that store the width of a head, which a cut may set wrongly."""
+    paths = [f"{p}." for p, module in model.named_modules() if any(hasattr(module, name) for name in HEAD_WIDTHS)]
+    return [g.name for g in groups.free if any(s.parameter.startswith(path) for s in g.slots for path in paths)]
+
+
+def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:
+    """Cut these groups, and return the reason if the proof fails.
+
+    The groups keep different shares of their units. A cut that holds only if all shares are equal does not hold.
+    """
+    shares = {name: TRIAL_SHARES[place % len(TRIAL_SHARES)] for place, name in enumerate(names)}
+    keep = {
+        g.name: tuple(range(0, g.width, 2))[: max(1, round(shares[g.name] * g.width))]
+        for g in groups.groups
+        if g.name in shares and g.width > 1
+    }
+    try:
+        cut(model, make_recipe(groups, keep), inputs)
+    except CutError as error:
+        return f"a trial cut fails: {error}"
+    return None
+
+
+def _lock_invisible(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> Groups:
+    """Lock the groups that no output depends on."""
+    inputs = probe(model, inputs)
+    with torch.no_grad():
+        outputs = tensors(model(*inputs))
+    for group in groups.free:
+        if not _visible(model, groups, group, inputs, outputs):
+            groups = lock(groups, group.name, "no output depends on it, so no cut can be proved")
+    return groups
+
+
+def _visible(
+    model: nn.Module, groups: Groups, group: Group, inputs: tuple[Tensor, ...], outputs: Sequence[Tensor]
+) -> bool:
+    """Whether masking half of a group changes the `outputs` by more than the tolerance of a cut.
+
+    Both halves are tried, since the units of one half may be silent on these inputs.
+    """
+    for first in (0, 1):
+        half = masked(model, make_recipe(groups, {group.name: range(first, group.width, 2)}))
+        with torch.no_grad():
+            pairs = zip(outputs, tensors(half(*inputs)), strict=True)
+        if any(
+            (a.double() - b.double()).abs().max() > 2 * TOLERANCE * a.double().abs().max()
+            for a, b in pairs
+            if a.is_floating_point() and a.numel()
+        ):
+            return True
+    return False
+
+
+# ------------------------------------------------------------------------------------------------------ blocks
+
+
+def _blocks(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tuple[Block, ...]:
+    """The innermost modules that return their input if their parameters are zero, each proved by its removal."""
+    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Any]]] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _, *call, path=path: calls.setdefault(path, []).append(call), with_kwargs=True
+        )
+        for path, module in model.named_modules()
+        if path and any(module.children()) and any(True for _ in module.parameters())
+    ]
+    with torch.no_grad():
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    found: list[Block] = []
+    for path in sorted(calls, key=lambda path: -path.count(".")):
+        if any(block.name.startswith(f"{path}.") for block in found) or len(calls[path]) > 1:
+            continue
+        block = _block(model, groups, path)
+        if block is not None and _passes_through(model.get_submodule(path), *calls[path][0]):
+            try:
+                cut(model, make_recipe(replace(groups, blocks=(block,)), dict.fromkeys(block.groups, ())), inputs)
+            except CutError:
+                continue
+            found.append(block)
+    order = list(calls)
+    return tuple(sorted(found, key=lambda block: order.index(block.name)))
+
+
+def _block(model: nn.Module, groups: Groups, path: str) -> Block | None:
+    """A module as a block, or None if it is none.
+
+    It needs free groups that lie inside it, and no parameter that outer modules share. Each of its prunable layers needs a
+    side with inner channels only.
+    """
+    inside: set[str] = set()
+    outside: set[str] = set()
+    for name, first in canonical_names(model).items():
+        (inside if name.startswith(f"{path}.") else outside).add(first)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in inside}
+    inner = [group.name for group in groups.free if {slot.parameter for slot in group.slots} <= inside]
+
+    def removable(layer: Layer) -> bool:
+        spans = (layer.inputs, layer.outputs)
+        return not any(s.terms for s in spans) or any(s.terms and not s.fixed and s.groups <= set(inner) for s in spans)
+
+    layers = [layer for layer in groups.layers if layer.weight in parameters]
+    scalars = any(parameter.ndim == 0 for parameter in parameters.values())
+    if not inner or inside & outside or scalars or not all(map(removable, layers)):
+        return None
+    return Block(path, tuple(inner), tuple(parameters))
+
+
+def _passes_through(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> bool:
+    """Whether a module returns its first argument if all its parameters are zero."""
+    match args, output:
+        case (Tensor() as x, *others), Tensor() if x.shape == output.shape:
+            zeroed = copy.deepcopy(module)
+            with torch.no_grad():
+                for parameter in zeroed.parameters():
+                    parameter.zero_()
+                # At two scales, since a clamp passes small values through.
+                return all(torch.allclose(zeroed(y.clone(), *others, **named), y) for y in (x, 1e3 * x))
+    return False

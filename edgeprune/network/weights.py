@@ -1,0 +1,89 @@
+"""Save and load pruned networks; count parameters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from edgeprune.errors import UsageError, first_line
+from edgeprune.network.cut import sliced
+from edgeprune.network.preprocessing import preprocess_of, preprocessed
+from edgeprune.records import Preprocess, Recipe
+
+
+def save(path: Path, model: nn.Module, recipe: Recipe) -> None:
+    """Write a pruned network to a safetensors file that `load` reads.
+
+    The file's metadata holds the kept indices (`recipe`) and the preprocessing. Shared tensors are written once.
+    """
+    shared = _shared_names(model)
+    own = {name: t.contiguous() for name, t in model.state_dict().items() if name not in shared}
+    text = json.dumps({name: {str(dim): list(kept) for dim, kept in dims.items()} for name, dims in recipe.items()})
+    metadata = {"edgeprune": "1", "recipe": text}
+    preprocess = preprocess_of(model)
+    if preprocess is not None:
+        metadata["preprocess"] = json.dumps(asdict(preprocess))
+    save_file(own, path, metadata=metadata)
+
+
+def load(path: Path | str, model: nn.Module) -> nn.Module:
+    """Load a pruned network.
+
+    Args:
+        path: A file that `save` wrote.
+        model: A new instance of the original network. It stays unchanged, and its weights do not matter.
+
+    Returns:
+        A pruned copy with the saved weights and preprocessing, in eval mode.
+
+    Raises:
+        UsageError: The file cannot be read, was not written by `save`, or belongs to another model.
+
+    Example:
+        >>> pruned = load("runs/pi5/pruned.safetensors", build())
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: cannot be read as safetensors: {first_line(error)}") from error
+    if metadata.get("edgeprune") != "1":
+        raise UsageError(f"{path}: holds no kept indices; give a file that edgeprune wrote (pruned.safetensors)")
+    try:
+        kept = {
+            name: {int(dim): tuple(indices) for dim, indices in dims.items()}
+            for name, dims in json.loads(metadata["recipe"]).items()
+        }
+        pruned = sliced(model, kept)
+        if "preprocess" in metadata and preprocess_of(pruned) is None:
+            known = json.loads(metadata["preprocess"])
+            preprocessed(pruned, Preprocess(tuple(known["mean"]), tuple(known["std"]), known["scale"]))
+        missing, unexpected = pruned.load_state_dict(stored, strict=False)
+    except (RuntimeError, IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: does not belong to this model: {first_line(error)}") from error
+    aliases = {name for name in missing if name in _shared_names(pruned)}
+    if unexpected or set(missing) - aliases:
+        first = [*unexpected, *(set(missing) - aliases)][0]
+        raise UsageError(f"{path}: does not belong to this model: tensor {first!r} is not in both")
+    return pruned.eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters. Shared parameters count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _shared_names(model: nn.Module) -> set[str]:
+    """All but the first name of each tensor that has several names."""
+    seen: set[int] = set()
+    shared = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        (shared.add(name) if id(tensor) in seen else seen.add(id(tensor)))
+    return shared
