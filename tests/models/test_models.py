@@ -211,7 +211,7 @@ class _Gone:
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| architecture | groups cut | of | MACs that can go | blocks | ORT | OpenVINO | TFLite | Torch-Pruning |"
+    yield "| architecture | groups cut | of | removable MACs | blocks | ORT | OpenVINO | TFLite | Torch-Pruning |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         groups = row["groups"]
