@@ -1,135 +1,159 @@
-"""What an artifact computes on its device: its outputs on real samples, the metric they give, and how far they are from what
-the network computes."""
+"""What an artifact computes on its device, and how long it takes: outputs, the metric of them, and times."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgeprune.devices.bench import Bench
-from edgeprune.errors import UsageError
-from edgeprune.frontends import user_code as user
-from edgeprune.records import Artifact, Check, Outcome, Project
+from edgeprune.frontends import data
+from edgeprune.frontends.data import Metric, NotFinite, Split
+from edgeprune.limits import LIMITS
+from edgeprune.records import Artifact, Samples
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How far an artifact may be from the fp32 network: largest error relative to the largest output, cosine of all outputs,
-    share of samples with the same class."""
+class Timer:
+    """Times models on a device, with the example inputs as files."""
 
-    relative: float
-    cosine: float
-    agreement: float
+    device: Bench
+    files: Sequence[Path]
 
+    def time(self, models: Sequence[Path], processes: int, runs: int = LIMITS.timed_runs_min) -> list[Samples]:
+        """Fresh processes of each model, interleaved, with at least `runs` timings each. See `Bench.time`."""
+        return self.device.time(models, self.files, processes, runs)
 
-class NotFinite(UsageError):
-    """Outputs, or the metric of them, that are no finite numbers: `count` of them. A check fails for it, other verbs end."""
-
-    def __init__(self, message: str, count: int = 1) -> None:
-        super().__init__(message)
-        self.count = count
-
-    def check(self, name: str) -> Check:
-        """The check that fails for it: how many there are, and none is the limit."""
-        return below(name, self.count, 0, str(self))
+    def compare(self, models: Sequence[Path], processes: int) -> list[Samples]:
+        """Processes that load all models, whose runs are interleaved. See `Bench.compare`."""
+        return self.device.compare(models, self.files, processes)
 
 
-# What rounding explains, and no more: what it costs in accuracy is the metric's to say.
-TOLERANCES = {
-    "fp32": Tolerance(1e-3, 0.9999, 0.99),
-    "fp16": Tolerance(2e-2, 0.999, 0.98),
-    "int8": Tolerance(0.3, 0.98, 0.9),
-    "int8-dynamic": Tolerance(0.3, 0.98, 0.9),
-}
+@dataclass(frozen=True)
+class Evaluation:
+    """How the metric is computed: on which split, in calls like the example inputs, in an order that follows from the seed.
+
+    `inputs` are (batch, ...) each. `most` caps the samples; None uses as many as the device's time allows.
+    """
+
+    split: Split
+    metric: Metric
+    inputs: tuple[Tensor, ...]
+    seed: int
+    most: int | None = None
+
+    def read(self) -> Calls:
+        """The split's samples, at most `most`."""
+        with self.split.repeatable(self.seed):
+            inputs, targets = data.stacked(self.split, self.inputs, self.most)
+        return Calls(inputs, targets, len(targets))
 
 
-def samples(
-    project: Project,
-    bench: Bench,
-    split: str,
-    inputs: tuple[Tensor, ...],
-    artifact: Artifact,
-    slowest_ns: float,
-    seconds: float,
-) -> tuple[list[np.ndarray], Tensor, int]:
-    """Calls and targets of a split, as many as `seconds` of the device's time allow, and how many there are."""
-    stacked, targets = user.stacked(project, split, inputs)
-    calls = max(1, int(seconds * 1e9 / bench.call_ns(artifact.files[0], stacked, slowest_ns)))
-    return [column[:calls] for column in stacked], targets[: calls * inputs[0].shape[0]], len(targets)
+@dataclass(frozen=True)
+class Calls:
+    """Samples of a split as calls of an artifact.
+
+    Attributes:
+        inputs: an array for each input, (calls, batch, ...). The last call is filled up.
+        targets: (samples, ...), as many as are used.
+        total: how many samples were read.
+    """
+
+    inputs: Sequence[np.ndarray]
+    targets: Tensor
+    total: int
+
+    @property
+    def count(self) -> int:
+        """How many samples are used."""
+        return len(self.targets)
+
+    @property
+    def share(self) -> str:
+        """How many samples of how many, in words."""
+        return f"the {self.total}" if self.count == self.total else f"the first {self.count} of {self.total}"
+
+    @property
+    def content(self) -> str:
+        """A digest of inputs and targets."""
+        sha = hashlib.sha256()
+        for array in (*self.inputs, self.targets.numpy()):
+            sha.update(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return sha.hexdigest()
+
+    def first(self, calls: int) -> Calls:
+        """The first calls only."""
+        size = self.inputs[0].shape[1]
+        return Calls([array[:calls] for array in self.inputs], self.targets[: calls * size], self.total)
 
 
-def metric(
-    project: Project, bench: Bench, artifact: Artifact, split: str, size: int, outputs: np.ndarray, targets: Tensor
-) -> float:
-    """The project's metric: of an artifact's outputs (samples, …), or of the artifact itself in closed loop on its device, in
-    the episodes of the split, in calls of `size` samples. Raises `NotFinite` where it is no finite number.
+def affordable(device: Bench, artifact: Artifact, calls: Calls, latency_ns: float, seconds: float) -> Calls:
+    """As many of the calls as the artifact computes in the time allowed, at least one.
+
+    Args:
+        device: runs the artifact; an emulated one has `LIMITS.emulated_metric_s` instead of `seconds`.
+        artifact: what computes them.
+        calls: all of them.
+        latency_ns: the artifact's latency.
+        seconds: of the device's time.
+    """
+    allowed_s = LIMITS.emulated_metric_s if device.device.emulated else seconds
+    call_ns = device.call_ns(artifact.files[0], calls.inputs, latency_ns)
+    return calls.first(max(1, int(allowed_s * 1e9 / call_ns)))
+
+
+def metric_of(device: Bench, artifact: Artifact, evaluation: Evaluation, calls: Calls) -> float:
+    """The project's metric of an artifact on these calls. Raises as `outputs_of` and `metric` do."""
+    outputs = outputs_of(device, artifact, calls.inputs, calls.count)
+    return metric(device, artifact, evaluation, outputs, calls.targets)
+
+
+def metric(device: Bench, artifact: Artifact, evaluation: Evaluation, outputs: np.ndarray, targets: Tensor) -> float:
+    """The project's metric of an artifact.
+
+    Args:
+        device: runs the artifact where the metric is in closed loop: there the artifact acts in the split's episodes.
+        artifact: what is evaluated.
+        evaluation: the metric, and the batch size of calls in closed loop.
+        outputs: what the artifact computed, (samples, ...).
+        targets: (samples, ...).
+
+    Raises:
+        NotFinite: the metric is not a finite number.
+        UsageError: the user's function fails.
     """
 
     def policy(*inputs: np.ndarray) -> np.ndarray:
-        return outputs_of(bench, artifact, user.calls(inputs, size), len(inputs[0]))
+        calls = data.calls(inputs, len(evaluation.inputs[0]))
+        return outputs_of(device, artifact, calls, len(inputs[0]))
 
-    try:
-        if project.closed_loop is not None:
-            return user.closed_loop(project, policy, split)
-        return user.metric_function(project)(torch.from_numpy(outputs), targets)
-    except UsageError as error:
-        if error.__cause__ is not None:  # what the user's function raised
-            raise
-        raise NotFinite(str(error)) from None
+    if evaluation.metric.in_closed_loop:
+        return evaluation.metric.of_policy(policy, evaluation.split.name)
+    return evaluation.metric(torch.from_numpy(outputs), targets)
 
 
-def outputs_of(bench: Bench, artifact: Artifact, stacked: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The artifact's first output on every sample: (samples, …). Raises `NotFinite` where some are no finite numbers."""
-    result = bench.outputs(artifact.files[0], stacked)[0]
-    flat: np.ndarray = result.reshape(-1, *result.shape[2:])[:count]
+def outputs_of(device: Bench, artifact: Artifact, inputs: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """The artifact's first output on the first `count` samples of calls (calls, batch, ...): (samples, ...).
+
+    Raises `NotFinite` if some outputs are not finite.
+    """
+    found = device.outputs(artifact.files[0], inputs)[0]
+    flat: np.ndarray = found.reshape(-1, *found.shape[2:])[:count]
     bad = int((~np.isfinite(flat.reshape(len(flat), -1))).any(1).sum())
     if bad:
-        told = f"{artifact.files[0].name} gives outputs that are not finite on {bad} of {len(flat)} real samples"
-        raise NotFinite(f"{told}; check the model's ranges", bad)
+        what = f"{artifact.files[0].name} gives outputs that are not finite on {bad} of {len(flat)} real samples"
+        raise NotFinite(f"{what}; check the model's ranges", bad)
     return flat
 
 
-def computed(network: nn.Module, stacked: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """What torch makes of the same calls: (samples, …)."""
+def computed(network: nn.Module, inputs: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """What torch computes on the first `count` samples of the same calls: (samples, ...)."""
     with torch.no_grad():
-        calls = [network.eval()(*(torch.from_numpy(column[i]) for column in stacked)) for i in range(len(stacked[0]))]
-    wanted: np.ndarray = torch.cat(calls).numpy()[:count]
-    return wanted
-
-
-def numerics(wanted: np.ndarray, got: np.ndarray, precision: str) -> list[Check]:
-    """Outputs (samples, …) of an artifact held against those that torch computed.
-
-    Where torch's are all zero, no error is relative to them and nothing has their direction: the absolute error alone decides.
-    """
-    limit = TOLERANCES[precision]
-    wanted, got = wanted.astype(np.float64), got.astype(np.float64)  # in which no product overflows
-    error = float(np.abs(wanted - got).max())
-    scale = float(np.abs(wanted).max())
-    checks = [below("output_max_abs_error", error, limit.relative * scale, "against torch, on every sample")]
-    if scale:
-        lengths = float(np.linalg.norm(wanted) * np.linalg.norm(got))
-        cosine = float((wanted * got).sum()) / lengths if lengths else 0.0  # of zeros, which have no direction
-        checks += [
-            below("output_max_relative_error", error / scale, limit.relative, "of the largest output"),
-            above("output_cosine", cosine, limit.cosine),
-        ]
-    if wanted.ndim == 2:
-        agreement = float((wanted.argmax(1) == got.argmax(1)).mean())
-        checks.append(above("top1_agreement", agreement, limit.agreement, "with torch"))
-    return checks
-
-
-def below(name: str, value: float, limit: float, note: str = "") -> Check:
-    """A check that passes at most at the limit; NaN fails."""
-    return Check(name, Outcome.PASS if value <= limit else Outcome.FAIL, value, limit, note)
-
-
-def above(name: str, value: float, limit: float, note: str = "") -> Check:
-    """A check that passes at least at the limit; NaN fails."""
-    note = f"at least; {note}" if note else "at least"
-    return Check(name, Outcome.PASS if value >= limit else Outcome.FAIL, value, limit, note)
+        calls = [network.eval()(*(torch.from_numpy(column[i]) for column in inputs)) for i in range(len(inputs[0]))]
+    found: np.ndarray = torch.cat(calls).numpy()[:count]
+    return found

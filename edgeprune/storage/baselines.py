@@ -1,13 +1,14 @@
-"""What checks keep in `profiles/TARGET/`: a baseline, its artifact in a folder beside it, and the history of all checks.
+"""Baselines and histories in `profiles/TARGET/`.
 
-PROJECT.baseline.json     the baseline, as `edgeprune check --update` declared it
+PROJECT.baseline.json     the baseline, declared by `edgeprune check --update`
 PROJECT.baseline/         its artifact's files
-PROJECT.history.jsonl     a line a check
+PROJECT.history.jsonl     one line for each check
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.errors import UsageError
@@ -17,42 +18,67 @@ from edgeprune.storage import codec
 from edgeprune.storage.store import digest_of, read_capped, write_atomic
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A baseline, and its artifact.
+
+    `model` is the artifact's file to load; None if some files are missing or have changed, and `missing` is the reason.
+    """
+
+    baseline: Baseline
+    model: Path | None
+    missing: str = ""
+
+
+def default_path(folder: Path, project: str) -> Path:
+    """The file of a project's baseline in `profiles/TARGET`."""
+    return folder / f"{project}.baseline.json"
+
+
+def history_path(folder: Path, project: str) -> Path:
+    """The file of a project's history in `profiles/TARGET`."""
+    return folder / f"{project}.history.jsonl"
+
+
 def place_of(path: Path) -> Path:
-    """A path for a baseline, which its artifact's folder is named after. Raises `UsageError` where there can be none."""
+    """The path, if a baseline can be kept there: its artifact's folder has the same name. Raises `UsageError` if not."""
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"{path}: a baseline is a file whose name ends in .json, such as NAME.baseline.json")
     return path
 
 
 def read(path: Path) -> Baseline:
-    """The baseline at `path`. Raises `UsageError` where there is none, or none that can be read."""
+    """The baseline at `path`. Raises `UsageError` if there is none, or none that can be read."""
     if not path.is_file():
         raise UsageError(f"{path}: no such baseline; make one: edgeprune check --update --reason …")
     return codec.loads_kept(Baseline, _text(path, LIMITS.json_bytes), str(path))
 
 
-def _text(path: Path, cap: int) -> str:
-    return read_capped(path, cap).decode(errors="replace")  # what is no text is then no JSON, and named as such
+def kept(path: Path) -> Kept:
+    """The baseline at `path`, and its artifact. Raises as `read` does."""
+    return with_artifact(path, read(path))
 
 
-def artifact(path: Path, baseline: Baseline) -> tuple[Path | None, str]:
-    """The baseline's artifact: the file to load, where all of its files lie beside it as they were; else None, and why."""
+def with_artifact(path: Path, baseline: Baseline) -> Kept:
+    """A baseline of the file `path`, and its artifact if all files are beside it, unchanged."""
     folder = path.with_suffix("")
     files = [folder / name for name in baseline.measured.files]
     for file in files:
         if file.is_symlink() or not file.is_file():
-            return None, f"{file} is missing"
+            return Kept(baseline, None, f"{file} is missing")
     if digest_of(files) != baseline.measured.artifact:
-        return None, f"{folder} is not as it was; a pointer of Git LFS is no artifact: git lfs pull"
-    return files[0], ""
+        return Kept(baseline, None, f"{folder} has changed; if Git LFS keeps its files: git lfs pull")
+    return Kept(baseline, files[0])
 
 
 def declare(path: Path, made: Baseline, artifact: Artifact) -> None:
-    """Keep a baseline and its artifact, in the place of those before: after a kill between them, the artifact is not taken
-    for the baseline's."""
+    """Keep a baseline and its artifact, and remove those before.
+
+    The artifact is written first: after a kill in between, its digest does not fit the older baseline.
+    """
     before: tuple[str, ...] = ()
     if path.is_file():
-        with suppress(UsageError):  # a broken or older one, which this one mends
+        with suppress(UsageError):  # the older one is broken, and is replaced
             before = read(path).measured.files
     for file in artifact.files:
         write_atomic(path.with_suffix("") / file.name, file.read_bytes())
@@ -68,12 +94,16 @@ def remember(path: Path, record: Record) -> None:
 
 
 def history(path: Path) -> list[Record]:
-    """The last checks of a history, the oldest first. Raises `UsageError` where there were none.
+    """The last checks of a history, the oldest first. Raises `UsageError` if there are none.
 
-    Sorted, since lines of two branches that were merged stand in any order.
+    They are sorted by time, since merged branches leave lines in any order.
     """
     if not path.exists():
-        raise UsageError(f"{path}: nothing was checked yet; see edgeprune check")
+        raise UsageError(f"{path}: nothing was checked yet; run: edgeprune check")
     lines = _text(path, LIMITS.history_bytes).splitlines()
     records = [codec.loads(Record, line, f"{path}:{i}") for i, line in enumerate(lines, start=1)]
     return sorted(records, key=lambda record: record.created_s)[-LIMITS.history_records :]
+
+
+def _text(path: Path, cap: int) -> str:
+    return read_capped(path, cap).decode(errors="replace")  # the codec then names the file as broken

@@ -1,0 +1,86 @@
+"""Choose a precision: the fastest artifact whose metric holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from edgeprune.errors import DeviceError
+from edgeprune.latency import stats
+from edgeprune.limits import LIMITS
+from edgeprune.records import Artifact, Candidate, Choice, Samples
+from edgeprune.stages import accuracy
+from edgeprune.stages.accuracy import Evaluation, Timer
+from edgeprune.stages.verdict import POLICY
+
+log = logging.getLogger("edgeprune")
+
+
+def fastest(
+    timer: Timer,
+    evaluation: Evaluation,
+    reference: Artifact,
+    candidates: Mapping[str, Artifact],
+    max_metric_drop: float,
+) -> Choice:
+    """The fastest candidate whose metric holds against the reference; see `best`.
+
+    All are timed interleaved in the same processes. The metric is computed through the artifacts.
+
+    Args:
+        timer: the device.
+        evaluation: the metric, on the validation set.
+        reference: the original network in fp32.
+        candidates: {precision: the original network in it}, in the order in which the first of equals is chosen.
+        max_metric_drop: how much lower than the reference's a metric may be.
+
+    Raises:
+        DeviceError: the device can run no candidate. One of several that it cannot run is left out with a warning.
+    """
+    runnable = {"fp32": reference, **_runnable(timer, candidates)}
+    taken = timer.compare([artifact.files[0] for artifact in runnable.values()], POLICY.verify.processes)
+    times = dict(zip(runnable, taken, strict=True))
+    slowest_ns = max(stats.latency(samples).mid for samples in taken)
+    calls = accuracy.affordable(timer.device, reference, evaluation.read(), slowest_ns, LIMITS.metric_s)
+    metrics = {name: accuracy.metric_of(timer.device, artifact, evaluation, calls) for name, artifact in runnable.items()}
+    measured = tuple(Candidate(name, stats.latency(times[name]), metrics[name]) for name in runnable)
+    found = {name: times[name] for name in candidates if name in runnable}
+    if not found:
+        raise DeviceError(f"the device can run none of {', '.join(candidates)}")
+    return Choice(best(found, metrics, metrics["fp32"] - max_metric_drop), measured)
+
+
+def _runnable(timer: Timer, candidates: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The candidates, but fp32, that the device can run."""
+    found: dict[str, Artifact] = {}
+    for precision, artifact in candidates.items():
+        if precision == "fp32":
+            continue
+        try:
+            timer.device.measure([[artifact.files[0]]], timer.files)
+        except DeviceError as error:
+            if len(candidates) == 1:
+                raise
+            log.warning("%s is left out: %s", precision, error)
+        else:
+            found[precision] = artifact
+    return found
+
+
+def best(times: Mapping[str, Samples], metrics: Mapping[str, float], least: float) -> str:
+    """The fastest candidate with a metric of at least `least`; if there is none, the one with the best metric.
+
+    Args:
+        times: {precision: samples}, process i of each being the same process. A candidate replaces those before it only if
+            its whole interval is faster.
+        metrics: {precision: metric}.
+        least: the least metric that holds.
+    """
+    holds = [name for name in times if metrics[name] >= least - POLICY.rounding]
+    if not holds:
+        return max(times, key=metrics.__getitem__)
+    chosen = holds[0]
+    for name in holds[1:]:
+        if stats.ratio(times[name], times[chosen]).high < 1:
+            chosen = name
+    return chosen

@@ -1,0 +1,80 @@
+"""The precision stage: of the precisions that the target allows, the fastest whose metric holds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeprune.errors import UsageError
+from edgeprune.pipeline.stage import Output, Stage
+from edgeprune.records import Artifact, Choice, Groups
+from edgeprune.runtimes.base import Runtime
+
+if TYPE_CHECKING:
+    from edgeprune.devices.bench import Bench
+    from edgeprune.frontends.data import Metric, Split
+    from edgeprune.frontends.model import Network
+    from edgeprune.stages.inputs import Calibration
+
+log = logging.getLogger("edgeprune")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The original network, compiled in fp32, the precisions to choose from, and what decides between them."""
+
+    network: Network
+    survey: Groups
+    original: Artifact
+    runtime: Runtime
+    allowed: tuple[str, ...]
+    calibration: Calibration
+    device: Bench
+    valid: Split
+    metric: Metric
+    max_metric_drop: float
+    seed: int
+
+
+def run(reads: Reads, output: Output) -> Choice:
+    """The fastest precision of the original network whose metric holds, measured on the device."""
+    from edgeprune.stages import choice
+    from edgeprune.stages.accuracy import Evaluation, Timer
+
+    timer = Timer(reads.device, reads.network.files(output.scratch))
+    evaluation = Evaluation(reads.valid, reads.metric, reads.network.inputs, reads.seed)
+    return choice.fastest(timer, evaluation, reads.original, _candidates(reads, output), reads.max_metric_drop)
+
+
+def _candidates(reads: Reads, output: Output) -> dict[str, Artifact]:
+    """The original network in each precision. One of several that cannot be compiled is left out with a warning."""
+    from edgeprune.stages.compile import Compiler
+
+    made: dict[str, Artifact] = {}
+    refused: UsageError | None = None
+    for name in reads.allowed:
+        if name == reads.original.precision:
+            made[name] = reads.original
+            continue
+        folder = output.scratch / f"candidate-{name}"
+        folder.mkdir()
+        try:
+            samples = reads.calibration.samples if name.startswith("int8") else []
+            compiler, network = Compiler(reads.runtime, name, samples), reads.network
+            made[name] = compiler.compile(network.module, network.inputs, reads.survey.folds, folder, reads.survey.network)
+        except UsageError as error:
+            log.warning("%s is left out: %s", name, error)
+            refused = error
+    if refused is not None and not made:
+        raise refused
+    return made
+
+
+def describe(choice: Choice, reads: Reads) -> str:
+    """The precision, and the latency and metric of each candidate."""
+    measured = (f"{c.precision} {c.latency.mid / 1e6:.3f} ms, metric {c.metric:.4f}" for c in choice.candidates)
+    return f"{choice.precision} ({'; '.join(measured)})"
+
+
+STAGE = Stage("precision", Reads, run, Choice, describe)
