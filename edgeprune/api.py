@@ -1,137 +1,154 @@
-"""The verbs as functions: all that the command line does, for notebooks and programs.
+"""The verbs as functions, for notebooks and programs. The command line does nothing else.
 
-Every function takes the path of an `edgeprune.toml`, a target and a budget, walks what is missing of the road up to its
-verb, and returns the noun. All raise the errors of `edgeprune.errors`.
+Every function takes the path of an `edgeprune.toml` and a target, runs the stages that are missing, and returns a record.
+All raise the errors of `edgeprune.errors`.
+
+    import edgeprune
+
+    result = edgeprune.run("edgeprune.toml", target="local", budget="50%")
+    print(result.status, result.pruned.p50_ms)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from edgeprune.devices import install as installing
+from edgeprune.devices import install
 from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
-from edgeprune.pipeline import road as pipeline
-from edgeprune.pipeline.road import Road, Watch, open_road, read_history
-from edgeprune.records import Artifact, Confirmed, History, Plan, Profile, Release, Report, Result, Survey, Verdict
-from edgeprune.stages import deploy as deploying
+from edgeprune.pipeline.request import Watch, read_project, request
+from edgeprune.pipeline.run import Run, open_run
+from edgeprune.records import (
+    Artifact,
+    Confirmed,
+    History,
+    Plan,
+    Profile,
+    Release,
+    Report,
+    Result,
+    Survey,
+    Target,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def run(
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> Result:
-    """Walk the whole road: the artifact that meets the budget, its figures and its checks.
+class Options(TypedDict, total=False):
+    """Options that every verb takes.
 
-    `budget` is a time ("12 ms") or a share of the unpruned model ("50%") and replaces the project file's; `fresh` redoes
-    what is already there; `watch` is told of progress; `wait` waits for a device that somebody else holds. Times in the
-    result are milliseconds, sizes bytes.
+    Attributes:
+        budget: a time ("12 ms") or a share of the original network's latency ("50%"); replaces the project file's.
+        fresh: redo everything, the measurements too.
+        watch: follows the progress; see `edgeprune.pipeline.request.Watch`.
+        wait: wait for a device that somebody else holds.
     """
-    with open_road(project, target, budget, fresh, watch, wait) as road:
-        return road.result
+
+    budget: str | None
+    fresh: bool
+    watch: Watch | None
+    wait: bool
 
 
-def profile(
-    project: Path | str,
-    target: str = "local",
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> Profile:
-    """Measure the network's variants on the device (integer nanoseconds); also kept in `profiles/` beside the project."""
-    with open_road(project, target, None, fresh, watch, wait) as road:
-        return road.profile
+@contextmanager
+def opened(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Iterator[Run]:
+    """A run of a project on a target, from which the record of any stage can be read."""
+    from edgeprune.stages.registry import RULES
+
+    with open_run(request(project, target, **options), RULES) as run:
+        yield run
 
 
-def plan(
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> Plan:
+def run(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Result:
+    """Run the whole pipeline: profile, plan, prune, fine-tune, compile, verify.
+
+    Args:
+        project: the path of an `edgeprune.toml`, or of its folder.
+        target: a target's name, or the path of its file.
+        **options: see `Options`.
+
+    Returns:
+        The artifact that meets the budget, its figures (milliseconds, bytes) and its checks.
+
+    Example:
+        >>> result = edgeprune.run("examples/digits", target="local", budget="50%")
+        >>> result.pruned.p50_ms <= result.budget_ms
+        True
+    """
+    from edgeprune.stages.result import result
+
+    with opened(project, target, **options) as started:
+        return result(started)
+
+
+def profile(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Profile:
+    """Measure the network's variants on the device, in integer nanoseconds. The profile is kept beside the project."""
+    from edgeprune.stages import profile
+
+    with opened(project, target, **options) as started:
+        return started.record(profile.STAGE).profile
+
+
+def plan(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Plan:
     """The exact plan for the budget, with its proof; not yet confirmed on the device."""
-    with open_road(project, target, budget, fresh, watch, wait) as road:
-        return road.plan
+    from edgeprune.stages import plan
+
+    with opened(project, target, **options) as started:
+        return started.record(plan.STAGE)
 
 
-def prune(
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> tuple[Confirmed, Path]:
-    """The plan as confirmed on the device, and the file of the cut network (see `load`), not yet fine-tuned."""
-    with open_road(project, target, budget, fresh, watch, wait) as road:
-        return road.confirmed, road.pruned
+def prune(project: Path | str, target: str = "local", **options: Unpack[Options]) -> tuple[Confirmed, Path]:
+    """The plan as confirmed on the device, and the file of the pruned network (see `load`), not yet fine-tuned."""
+    from edgeprune.stages import confirm, prune
+
+    with opened(project, target, **options) as started:
+        return started.record(confirm.STAGE), started.record(prune.STAGE).untrained
 
 
-def finetune(
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> Path:
-    """The file of the cut network after fine-tuning (see `load`)."""
-    with open_road(project, target, budget, fresh, watch, wait) as road:
-        return road.tuned
+def finetune(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Path:
+    """The file of the pruned network after fine-tuning (see `load`)."""
+    from edgeprune.stages import finetune
+
+    with opened(project, target, **options) as started:
+        return started.record(finetune.STAGE).network
 
 
-def compile(  # noqa: A001 - the verb's name everywhere
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> Artifact:
+def compile(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Artifact:  # noqa: A001
     """The fine-tuned network as the target's runtime loads it."""
-    with open_road(project, target, budget, fresh, watch, wait) as road:
-        return road.artifact
+    from edgeprune.stages import compile as compiling
+
+    with opened(project, target, **options) as started:
+        return started.record(compiling.STAGE)
 
 
-def verify(
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> Verdict:
+def verify(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Verdict:
     """All checks of the artifact on the device: numerics, metric, latency, size, memory."""
-    with open_road(project, target, budget, fresh, watch, wait) as road:
-        return road.verdict
+    from edgeprune.stages import verify
+
+    with opened(project, target, **options) as started:
+        return started.record(verify.STAGE)
 
 
-def deploy(
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    watch: Watch | None = None,
-    wait: bool = False,
-) -> list[Release]:
-    """Put the artifact into service on the target's hosts: what runs on each of them now.
+def deploy(project: Path | str, target: str = "local", **options: Unpack[Options]) -> list[Release]:
+    """Deploy the artifact on the target's hosts.
 
-    Raises `VerdictError` or `InconclusiveError` where the verdict did not pass, and `VerdictError` too where the release does
-    not run on a host, which then serves what it served before; `SecurityError` for what a host refuses.
+    Returns:
+        What runs on each host now.
+
+    Raises:
+        VerdictError: verification failed, or the release does not run on a host, which then runs what it ran before.
+        InconclusiveError: verification was inconclusive.
+        SecurityError: a host refuses the release.
     """
-    with open_road(project, target, budget, fresh, watch, wait) as road:
-        return road.deploy()
+    from edgeprune.stages import deploy
+
+    with opened(project, target, **options) as started:
+        return deploy.deployed(started)
 
 
 def check(
@@ -140,62 +157,91 @@ def check(
     budgets: Sequence[str] = (),
     baseline: Path | None = None,
     reason: str = "",
-    watch: Watch | None = None,
-    wait: bool = False,
+    **options: Unpack[Options],
 ) -> Report:
-    """Hold the artifact against its budgets ("12 ms", "p99 20 ms", "50%") and its baseline, which a `reason` makes it."""
-    asked = [toml.read_budget("budget", text) for text in budgets]
-    with open_road(project, target, watch=watch, wait=wait) as road:
-        return road.check(asked, baseline, reason)
+    """Compare the artifact with its budgets and its baseline.
+
+    Args:
+        project: the path of an `edgeprune.toml`, or of its folder.
+        target: a target's name, or the path of its file.
+        budgets: such as "12 ms", "p99 20 ms" or "50%"; they replace the project's.
+        baseline: the baseline's file; by default the one in the target's profiles.
+        reason: with a reason, the measurement becomes the baseline.
+        **options: see `Options`.
+    """
+    from edgeprune.stages import check
+
+    wanted = [toml.read_budget("budget", text) for text in budgets]
+    with opened(project, target, **options) as started:
+        return check.check(started, check.Asked(wanted, baseline, reason))
 
 
 def groups(project: Path | str) -> Survey:
-    """What of the project's model can be cut: its channel groups and blocks; no device is asked."""
-    return pipeline.survey(project)
+    """What of the project's model can be cut: its channel groups and blocks. Asks no device."""
+    from edgeprune.stages import survey
+
+    return survey.of_project(read_project(project))
 
 
 def history(project: Path | str, target: str = "local", figure: str = "p50_ns") -> History:
-    """A figure over all checks of the project on the target, and where it changed its level."""
-    return read_history(project, target, figure)
+    """A figure over all checks of the project on the target, and where its level changed."""
+    from edgeprune.stages.history import of_request
+
+    return of_request(request(project, target), figure)
 
 
 def rollback(
     project: Path | str, target: str = "local", say: Callable[[str], None] = print, wait: bool = False
 ) -> list[Release]:
-    """Put the project's previous release back into service on the target's hosts: what runs on each of them now.
+    """Deploy the project's previous release again on the target's hosts, and return what runs on each of them now.
 
-    Raises `UsageError` where nothing was in service before, `SecurityError` where it was altered since.
+    Raises `UsageError` where there is no previous release, and `SecurityError` where it was changed since.
     """
-    path = Path(project)
-    known = toml.read_project(path / "edgeprune.toml" if path.is_dir() else path)
-    to = toml.read_target(toml.find_target(target, known.path.parent))
-    return deploying.rollback(to, known.name, say, LIMITS.lease_wait_s if wait else 0.0)
+    from edgeprune.stages import deploy
+
+    asked = request(project, target, wait=wait)
+    return deploy.rollback(asked.target, asked.project.name, say, asked.wait_s)
 
 
 def releases(target: str = "local", wait: bool = False) -> list[Release]:
     """Every release of every service on the target's hosts."""
-    to = toml.read_target(toml.find_target(target, Path.cwd()))
-    return deploying.releases(to, LIMITS.lease_wait_s if wait else 0.0)
+    from edgeprune.stages import deploy
+
+    return deploy.releases(_target(target), LIMITS.lease_wait_s if wait else 0.0)
 
 
 def setup(target: str, say: Callable[[str], None] = print, wait: bool = False) -> str:
-    """Put the agent and the target's runtime on its hosts, without root: the runtime's version there."""
-    known = toml.read_target(toml.find_target(target, Path.cwd()))
-    found = [installing.setup(one, say, LIMITS.lease_wait_s if wait else 0.0) for _, one in known.all_hosts]
+    """Install the agent and the target's runtime on its hosts, without root, and return the runtime's version there."""
+    found = [install.setup(one, say, LIMITS.lease_wait_s if wait else 0.0) for _, one in _target(target).all_hosts]
     return found[0]
 
 
 def load(path: Path | str, model: nn.Module) -> nn.Module:
-    """Bring a cut network back: `model` is a fresh unpruned one, `path` a `pruned.safetensors` or `tuned.safetensors`.
+    """Load a pruned network.
 
-    Returns a cut copy of `model` with the saved weights, in eval mode. Raises `UsageError` when they do not belong together.
+    Args:
+        path: a `pruned.safetensors` or `tuned.safetensors` that edgeprune wrote.
+        model: a new instance of the original network; it stays unchanged.
+
+    Returns:
+        A pruned copy of `model` with the saved weights, in eval mode.
+
+    Raises:
+        UsageError: the file and the model do not belong together.
+
+    Example:
+        >>> network = edgeprune.load(edgeprune.finetune("edgeprune.toml", budget="50%"), build())
     """
-    from edgeprune.network import surgery as network
+    from edgeprune.network import weights
 
-    return network.load(path, model)
+    return weights.load(path, model)
+
+
+def _target(name: str) -> Target:
+    return toml.read_target(toml.find_target(name, Path.cwd()))
 
 
 __all__ = [
-    "Road", "check", "compile", "deploy", "finetune", "groups", "history", "load", "open_road", "plan", "profile",
-    "prune", "releases", "rollback", "run", "setup", "verify",
+    "check", "compile", "deploy", "finetune", "groups", "history", "load", "plan", "profile", "prune", "releases",
+    "rollback", "run", "setup", "verify",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ class Limits:
     # files
     toml_bytes: int = 1 << 20
     source_files: int = 5_000  # Python files beside a project file
+    source_bytes: int = 4 << 20  # of one of them
     json_bytes: int = 256 << 20
     weights_bytes: int = 8 << 30
     # the device

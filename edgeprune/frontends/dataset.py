@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.frontends import user_code as user
+from edgeprune.frontends.data import SPLITS, Split
+from edgeprune.frontends.model import build_model
+from edgeprune.frontends.trial import check_data
 from edgeprune.limits import LIMITS
 from edgeprune.network.importance.curves import SAMPLES
 from edgeprune.records import Finding, Preprocess, Project
@@ -55,7 +57,7 @@ class _Moments:
 
 
 @dataclass
-class _Split:
+class _Content:
     """What one pass over a split leaves."""
 
     samples: int = 0
@@ -74,11 +76,11 @@ def examine(project: Project) -> Iterator[Finding]:
     split and not in another.
     """
     try:
-        user.check_data(user.build_model(project), project)  # labels, shapes, and what is not finite
+        check_data(build_model(project), project)  # labels, shapes, and what is not finite
     except EdgepruneError as error:
         yield Finding("fail", str(error), "mend the data")
         return
-    splits = {name: _read(project, name) for name in user.SPLITS if getattr(project, name) is not None}
+    splits = {name: _read(project, name) for name in SPLITS if project.data.split(name) is not None}
     for name, split in splits.items():
         yield Finding("ok", f"[data] {name}: {split.samples} samples" + _balance(split))
         yield from _inputs(name, split, project.preprocess)
@@ -88,9 +90,9 @@ def examine(project: Project) -> Iterator[Finding]:
             yield from _together("train", splits["train"], name, split)
 
 
-def _read(project: Project, name: str) -> _Split:
-    found = _Split()
-    for inputs, targets in user.batches(project, name):
+def _read(project: Project, name: str) -> _Content:
+    found = _Content()
+    for inputs, targets in Split(project, name):
         found.samples += len(targets)
         if targets.ndim == 1 and not targets.is_floating_point():
             found.classes.update(targets.tolist())
@@ -109,13 +111,13 @@ def _read(project: Project, name: str) -> _Split:
     return found
 
 
-def _balance(split: _Split) -> str:
+def _balance(split: _Content) -> str:
     if not split.classes:
         return ""
     return f", {len(split.classes)} classes of {min(split.classes.values())} to {max(split.classes.values())}"
 
 
-def _inputs(name: str, split: _Split, preprocess: Preprocess | None) -> Iterator[Finding]:
+def _inputs(name: str, split: _Content, preprocess: Preprocess | None) -> Iterator[Finding]:
     where = f"[data] {name}"
     if split.repeated:
         fix = "remove them, unless they are meant to weigh more" if name == "train" else "remove them"
@@ -147,7 +149,7 @@ def _inputs(name: str, split: _Split, preprocess: Preprocess | None) -> Iterator
             yield Finding("warn", f"{which}: {text}", "bring channels to zero mean and unit scale, by [preprocess] say")
 
 
-def _order(train: _Split) -> Iterator[Finding]:
+def _order(train: _Content) -> Iterator[Finding]:
     """Whether the first samples, which scores and fits are made from, are like the others."""
     for most in FIRST:
         first = train.first[: min(most, train.samples // 2)]
@@ -162,7 +164,7 @@ def _order(train: _Split) -> Iterator[Finding]:
         return
 
 
-def _together(first: str, a: _Split, second: str, b: _Split) -> Iterator[Finding]:
+def _together(first: str, a: _Content, second: str, b: _Content) -> Iterator[Finding]:
     """What only shows when two splits are held against each other."""
     shared = len(a.digests & b.digests)
     if shared:

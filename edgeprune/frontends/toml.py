@@ -12,8 +12,23 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from edgeprune.errors import QUOTED_CHARS, UsageError, quoted, usage_error
+from edgeprune.frontends.functions import FileFunction
 from edgeprune.limits import LIMITS
-from edgeprune.records import Budget, Deployment, Host, Prepare, Preprocess, Project, Target
+from edgeprune.records import (
+    Budget,
+    BudgetSection,
+    CheckSection,
+    DataSection,
+    Deployment,
+    FinetuneSection,
+    Host,
+    ModelSection,
+    Prepare,
+    Preprocess,
+    Project,
+    PruneSection,
+    Target,
+)
 from edgeprune.storage.store import read_capped
 
 PATH_CHARS = 1000  # of a path, whose end tells most: that of nearly all is shown
@@ -168,32 +183,34 @@ def read_project(path: Path, budget: str | None = None) -> Project:
     limit = _median(f"{path}: [budget] latency", file.budget.latency)
     if file.data.metric and file.data.closed_loop:
         raise usage_error(f"{path}: [data] metric and closed_loop are two metrics; keep one of them")
+
+    def function(section: str, key: str, name: str | None) -> FileFunction | None:
+        return FileFunction(path, f"[{section}] {key}", name) if name else None
+
+    names = {key: function("data", key, name) for key, name in file.data.model_dump().items()}
+    budgets = tuple(read_budget(f"{path}: [check] budget", text) for text in file.check.budget)
     return Project(
         path=path,
         name=path.parent.name or "project",
-        factory=file.model.factory,
-        weights=path.parent / file.model.weights if file.model.weights else None,
-        inputs=file.model.inputs,
-        train=file.data.train,
-        valid=file.data.valid,
-        test=file.data.test,
-        loss=file.data.loss,
-        metric=file.data.metric,
-        closed_loop=file.data.closed_loop,
-        clean=file.data.clean,
-        augment=file.data.augment,
-        budget=limit if budget is None else _median("--budget", budget),
-        max_metric_drop=file.budget.max_metric_drop,
+        model=ModelSection(
+            FileFunction(path, "[model] factory", file.model.factory),
+            FileFunction(path, "[model] inputs", file.model.inputs),
+            path.parent / file.model.weights if file.model.weights else None,
+        ),
+        data=DataSection(**names),  # type: ignore[arg-type]
+        budget=BudgetSection(
+            limit if budget is None else _median("--budget", budget), **file.budget.model_dump(exclude={"latency"})
+        ),
         preprocess=_preprocess(path, file.preprocess) if file.preprocess else None,
-        importance=file.prune.importance,
-        lock=tuple(file.prune.lock),
-        epochs=file.finetune.epochs,
-        learning_rate=file.finetune.learning_rate,
-        ema=file.finetune.ema,
-        seed=file.finetune.seed,
-        budgets=tuple(read_budget(f"{path}: [check] budget", text) for text in file.check.budget),
-        slowdown=file.check.slowdown,
+        prune=PruneSection(**_frozen(file.prune)),
+        finetune=FinetuneSection(**_frozen(file.finetune)),
+        check=CheckSection(**{**_frozen(file.check), "budget": budgets}),
     )
+
+
+def _frozen(section: BaseModel) -> dict[str, Any]:
+    """The keys of a section, lists as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.model_dump().items()}
 
 
 def _preprocess(path: Path, section: _Preprocess) -> Preprocess:

@@ -18,9 +18,19 @@ from edgeprune.records.network import (
     Widths,
     output_dim,
 )
-from edgeprune.records.plan import Confirmed, Epoch, Plan, Round, Scores
+from edgeprune.records.plan import Confirmed, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tuned
 from edgeprune.records.profile import Experiment, ExplainedGroup, ExplainedLayer, Explanation, Profile
-from edgeprune.records.project import Preprocess, Project
+from edgeprune.records.project import (
+    BudgetSection,
+    CheckSection,
+    DataSection,
+    FinetuneSection,
+    Function,
+    ModelSection,
+    Preprocess,
+    Project,
+    PruneSection,
+)
 from edgeprune.records.release import Manifest, Release
 from edgeprune.records.result import Result
 from edgeprune.records.target import Deployment, Host, Prepare, Target
@@ -48,11 +58,14 @@ __all__ = [
     "Baseline",
     "Block",
     "Budget",
+    "BudgetSection",
     "Candidate",
     "Check",
+    "CheckSection",
     "Choice",
     "Conditions",
     "Confirmed",
+    "DataSection",
     "Deployment",
     "Device",
     "Epoch",
@@ -62,6 +75,8 @@ __all__ = [
     "Explanation",
     "Figures",
     "Finding",
+    "FinetuneSection",
+    "Function",
     "Group",
     "Groups",
     "History",
@@ -69,19 +84,22 @@ __all__ = [
     "Interval",
     "Layer",
     "Manifest",
+    "MeasuredPlan",
     "Measurement",
+    "ModelSection",
     "Outcome",
     "Plan",
     "Prepare",
     "Preprocess",
     "Profile",
     "Project",
+    "PruneSection",
+    "Pruned",
     "Recipe",
     "Record",
     "Release",
     "Report",
     "Result",
-    "Round",
     "Run",
     "Samples",
     "Scores",
@@ -91,6 +109,7 @@ __all__ = [
     "Survey",
     "SurveyedGroup",
     "Target",
+    "Tuned",
     "Verdict",
     "Widths",
     "digest",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from edgeprune.records.device import Interval
 from edgeprune.records.network import Groups
@@ -58,13 +59,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Round:
-    """One plan measured: what it was predicted to take, and what its network took, unpruned beside it.
+class MeasuredPlan:
+    """A plan whose network was measured, interleaved with the original network, in a confirm round (from 0)."""
 
-    Plans of the same `turn` of the loop were measured together.
-    """
-
-    turn: int
+    round: int
     widths: dict[str, int]
     predicted_ns: float
     measured: Interval
@@ -77,21 +75,26 @@ class Round:
 
     @property
     def safe(self) -> bool:
-        """Whether the whole interval is within the budget, so that measuring again is unlikely to say otherwise."""
+        """Whether the whole interval is within the budget, so that another measurement is likely to agree."""
         return self.measured.high <= self.budget_ns
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A plan whose latency was measured, and all plans that were on the way to it."""
+    """A plan whose latency was measured, and all plans that were measured on the way to it."""
 
     plan: Plan
-    rounds: tuple[Round, ...]
+    measured: tuple[MeasuredPlan, ...]
 
     @property
-    def turns(self) -> int:
-        """How often plans were measured; 0 where nothing was cut."""
-        return max((1 + measured.turn for measured in self.rounds), default=0)
+    def rounds(self) -> int:
+        """How many confirm rounds it took; 0 where nothing was cut."""
+        return max((1 + one.round for one in self.measured), default=0)
+
+    @property
+    def own(self) -> MeasuredPlan | None:
+        """The measurement of the confirmed plan; None where nothing was cut."""
+        return next((one for one in self.measured if one.widths == self.plan.widths), None)
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,33 @@ class Epoch:
     loss: float | None
     metric: float
     learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The pruned network, proved and refitted: `untrained` is best without training, training begins at `start`.
+
+    Both are files that `edgeprune.load` reads. `parameters` are its parameters and the original network's.
+    """
+
+    untrained: Path
+    start: Path
+    parameters: tuple[int, int]
+    refitted: bool
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The pruned network after fine-tuning, a file that `edgeprune.load` reads, and the history of all epochs.
+
+    Without training the history is empty, and `reason` says why.
+    """
+
+    network: Path
+    history: tuple[Epoch, ...]
+    reason: str = ""
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch whose weights were kept: the best on the validation metric, the first of equals."""
+        return max(self.history, key=lambda epoch: (epoch.metric, -epoch.epoch))

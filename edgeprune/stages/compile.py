@@ -1,37 +1,141 @@
-"""The compile verb: network -> the runtime's artifact."""
+"""The compile stages: the original network, and the fine-tuned one, as the target's runtime loads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
-from edgeprune.records import Artifact
+from edgeprune.pipeline.stage import Output, Stage
+from edgeprune.records import Artifact, Groups, Tuned
 from edgeprune.runtimes.base import Calls, Runtime
-from edgeprune.runtimes.formats import FORMATS
-from edgeprune.storage.store import digest_of
+from edgeprune.storage.store import digest_of, file_sha256
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from edgeprune.frontends.data import Split
+    from edgeprune.frontends.model import Network
+    from edgeprune.stages.inputs import Calibration
+
+KEPT_SAMPLES = 32  # validation samples, with the network's outputs on them, that are kept beside an artifact
+CALLS = "calls"  # their folder
 
 
-def compile_model(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    folds: Sequence[tuple[str, str]],
-    runtime: Runtime,
-    precision: str,
-    folder: Path,
-    source: str,
-    samples: Calls = (),
-) -> Artifact:
-    """Export `model` for inputs of exactly these shapes and convert it for `runtime`, into `folder`.
+@dataclass(frozen=True)
+class OriginalReads:
+    """The network and the runtime."""
 
-    `folds` are the (layer, batch-norm) pairs to fold, `precision` is one of the runtime's, `source` is the digest of what the
-    model is, `samples` are calls to calibrate an int8 artifact with. Raises `UsageError` where the model cannot be expressed
-    and `RuntimeMissing` where the runtime's converter is not installed.
-    """
-    exported = folder / f"exported.{runtime.format}"
-    content = FORMATS[runtime.format].export(model, inputs, folds)
-    exported.write_bytes(content)
-    files = runtime.convert(exported, folder, precision, samples)
-    operators = FORMATS[runtime.format].operators(content)
-    return Artifact(files, digest_of(files), runtime.name, precision, source, operators)
+    network: Network
+    survey: Groups
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The fine-tuned network, the runtime and its precision, and the data that it is calibrated and checked with."""
+
+    network: Network
+    survey: Groups
+    finetune: Tuned
+    runtime: Runtime
+    precision: str
+    calibration: Calibration
+    valid: Split
+    seed: int
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """Compiles networks for a runtime in a precision. `samples` are calls that int8 ranges come from."""
+
+    runtime: Runtime
+    precision: str
+    samples: Calls = ()
+
+    def compile(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]], folder: Path, source: str
+    ) -> Artifact:
+        """Export a network for inputs of exactly these shapes, and convert it.
+
+        Args:
+            model: the network.
+            inputs: example inputs, (batch, ...) each.
+            folds: (layer, batch norm) pairs to fold.
+            folder: an empty folder for the artifact's files.
+            source: digest of what the network was made from.
+
+        Raises:
+            UsageError: the model cannot be expressed in the runtime's format.
+            RuntimeMissing: the runtime's converter is not installed.
+        """
+        from edgeprune.runtimes.formats import FORMATS
+
+        export = FORMATS[self.runtime.format]
+        exported = folder / f"exported.{self.runtime.format}"
+        content = export.export(model, inputs, folds)
+        exported.write_bytes(content)
+        files = self.runtime.convert(exported, folder, self.precision, self.samples)
+        operators = export.operators(content)
+        return Artifact(files, digest_of(files), self.runtime.name, self.precision, source, operators)
+
+
+def run_original(reads: OriginalReads, output: Output) -> Artifact:
+    """The original network in fp32: shares of a budget and drops of the metric refer to it."""
+    folder = output.path("model")
+    folder.mkdir()
+    network = reads.network
+    compiler = Compiler(reads.runtime, "fp32")
+    return compiler.compile(network.module, network.inputs, reads.survey.folds, folder, reads.survey.network)
+
+
+def run(reads: Reads, output: Output) -> Artifact:
+    """The fine-tuned network, and calls to check its artifact by."""
+    from edgeprune.network.weights import load
+
+    folder = output.path("model")
+    folder.mkdir()
+    network = reads.network
+    model = load(reads.finetune.network, network.module)
+    samples = reads.calibration.samples if reads.precision.startswith("int8") else []
+    compiler = Compiler(reads.runtime, reads.precision, samples)
+    source = file_sha256(reads.finetune.network)
+    made = compiler.compile(model, network.inputs, reads.survey.folds, folder, source)
+    with reads.valid.repeatable(reads.seed):
+        _keep_calls(output.path(CALLS), model, network.inputs, reads.valid)
+    return made
+
+
+def describe(artifact: Artifact, reads: Reads | OriginalReads) -> str:
+    """The runtime, the precision, the size and the operators."""
+    operators = f"{artifact.operators} operators, of {reads.survey.operators} in torch's graph"
+    return f"{reads.runtime.name} {artifact.precision}, {artifact.size_bytes / 1e3:.1f} kB, {operators}"
+
+
+ORIGINAL = Stage("original", OriginalReads, run_original, Artifact, describe)
+STAGE = Stage("compile", Reads, run, Artifact, describe)
+
+
+def _keep_calls(folder: Path, model: nn.Module, inputs: tuple[Tensor, ...], valid: Split) -> None:
+    """Keep validation samples and the network's outputs on them: a check of the artifact then needs no torch."""
+    import numpy as np
+
+    from edgeprune.frontends import data
+    from edgeprune.stages import accuracy
+
+    folder.mkdir()
+    stacked, targets = data.stacked(valid, inputs, KEPT_SAMPLES)
+    for i, column in enumerate(stacked):
+        np.save(folder / f"input_{i}.npy", column, allow_pickle=False)
+    np.save(folder / "expected.npy", accuracy.computed(model, stacked, len(targets)), allow_pickle=False)
+
+
+def kept_calls(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """The calls kept in a compile stage's folder: inputs (calls, batch, ...), outputs (samples, ...)."""
+    import numpy as np
+
+    paths = sorted((folder / CALLS).glob("input_*.npy"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    inputs = [np.load(path, allow_pickle=False) for path in paths]
+    return inputs, np.load(folder / CALLS / "expected.npy", allow_pickle=False)

@@ -1,6 +1,6 @@
-"""How a run went, for TensorBoard: curves of training, what the plan did to each layer, and the front of metric and latency.
+"""Events for TensorBoard: training curves, the layers before and after the cut, and the metric by latency.
 
-Written while a run goes, where tensorboard is installed; nothing reads it back.
+They are written during a run, where tensorboard is installed. edgeprune does not read them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.latency.model import LatencyModel
-from edgeprune.records import Epoch, Figures, Groups, Widths
+from edgeprune.records import Budget, Epoch, Figures, Groups, Plan, Widths, digest
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 FRONT = "front"  # the run that all budgets of a target share
 
 
+def name_of(plan: Plan, budget: Budget) -> str:
+    """The folder of a plan's events."""
+    return f"{budget}-{digest(plan)[:8]}".replace(" ", "")
+
+
 @contextmanager
 def _writer(folder: Path, first_step: int | None = None) -> Iterator[SummaryWriter | None]:
-    """Events of steps from `first_step` on that an earlier, killed run left are dropped."""
+    """A writer. Events from `first_step` on that a killed run left are dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -45,7 +50,7 @@ def epoch(folder: Path, done: Epoch) -> None:
 
 
 def layers(folder: Path, groups: Groups, model: LatencyModel, widths: Widths) -> None:
-    """Output channels of every layer and its predicted share of the latency, before and after the cut; a step is a layer."""
+    """Each layer's output channels and predicted share of the latency, before and after the cut; a step is a layer."""
     full = groups.full()
     before, after = model.layer_ns(full), model.layer_ns(widths)
     totals = {"before": model.sum_ns(model.ns(full)), "after": model.sum_ns(model.ns(widths))}
@@ -69,7 +74,7 @@ def layers(folder: Path, groups: Groups, model: LatencyModel, widths: Widths) ->
 
 
 def front(folder: Path, figures: Figures) -> None:
-    """One more point: the metric that is left at a p50 latency, in microseconds as the step."""
+    """One more point: the metric at a p50 latency, which is the step in microseconds."""
     with _writer(folder / FRONT) as writer:
         if writer is not None:
             step = round(1000 * figures.p50_ms)

@@ -1,8 +1,8 @@
-"""Training in more than one process: PyTorch's own data parallelism, started by torchrun.
+"""Training in several processes: PyTorch's own data parallelism, started by torchrun.
 
-Process 0 walks the road and holds the device, the run folder and the checkpoint; the others wait until it trains, and are sent
-what it trains. Every process reads all batches and works on its share of each, so that a step sees the same samples as in one
-process.
+Process 0 runs the pipeline and holds the device, the run folder and the checkpoint. The others wait until it trains, and
+receive what it trains. Every process reads all batches and works on its share of each, so that a step uses the same samples
+as in one process.
 """
 
 from __future__ import annotations
@@ -20,24 +20,32 @@ from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 
 
+_shared = False  # whether process 0 has sent anything
+
+
+def started_by_torchrun() -> bool:
+    """Whether torchrun started this process. `RANK` alone does not say so: schedulers set it, too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def rank() -> int:
     """Which of torchrun's processes this is; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if started_by_torchrun() else 0
 
 
 def count() -> int:
     """How many processes torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE", "1")) if started_by_torchrun() else 1
 
 
 def device() -> torch.device:
-    """Where this process trains: a GPU of its own, or the processor.
+    """The GPU that this process trains on, or the CPU.
 
     Raises `UsageError` where torchrun started more processes here than there are GPUs: NCCL does not share one.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    own, there = int(os.environ.get("LOCAL_RANK", "0")) if started_by_torchrun() else 0, torch.cuda.device_count()
     if own >= there:
         raise UsageError(
             f"torchrun: a process for every GPU, of which this machine has {there}; --nproc-per-node {there}"
@@ -47,7 +55,7 @@ def device() -> torch.device:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """All processes, connected; nothing to do for one alone. The others wait for process 0 as long as measuring may take."""
+    """Connect all processes. The others wait for process 0 as long as measuring may take."""
     if count() == 1:
         yield
         return
@@ -60,7 +68,9 @@ def joined() -> Iterator[None]:
 
 
 def share(content: bytes = b"") -> bytes:
-    """What process 0 gave, in all of them. Bytes, so that nothing has to be unpickled."""
+    """Send `content` of process 0 to all processes, and return it. As bytes, so that nothing is unpickled."""
+    global _shared
+    _shared = True
     if not _several():
         return content
     size = torch.tensor([len(content)], device=device())
@@ -72,15 +82,21 @@ def share(content: bytes = b"") -> bytes:
     return data.cpu().numpy().tobytes()
 
 
+def dismiss() -> None:
+    """Have the other processes end, where process 0 had nothing to train and sent nothing."""
+    if not _shared:
+        share()
+
+
 def trained(model: nn.Module) -> nn.Module:
     """The module to call in training: its gradients are averaged over the processes."""
     return DistributedDataParallel(model) if _several() else model
 
 
 def own(inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float]:
-    """This process's share of a batch, and the weight of its loss that makes the average over processes the batch's mean."""
+    """This process's share of a batch, and its weight: with it, the average over processes is the mean of the batch."""
     samples, processes = len(targets), count() if _several() else 1
-    if samples < processes:  # too few to share: everybody does them all
+    if samples < processes:  # too few to share: every process takes all of them
         return inputs, targets, 1.0
     place = slice(rank() if processes > 1 else 0, None, processes)
     part = targets[place]
@@ -88,7 +104,7 @@ def own(inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[tuple[Tensor, ...]
 
 
 def mean(value: Tensor) -> float:
-    """The average over processes of a scalar that each has."""
+    """The average of a scalar over the processes."""
     if not _several():
         return value.item()
     total = value.detach().clone()

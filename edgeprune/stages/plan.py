@@ -1,355 +1,41 @@
-"""The plan verb: which channels every group keeps, exactly, and with a proof.
-
-One width for each group, none where its block is removed, so that the expected loss is least and the predicted latency at
-most the budget: a mixed-integer program over widths and pairs of widths (a layer's latency depends on two groups at once).
-HiGHS solves it through `scipy.optimize.milp` and hands back a bound; the plan's latency is added up again by plain
-arithmetic before it is believed.
-"""
+"""The plan stage: which channels each group keeps, exact on the profile as it is, not yet confirmed on the device."""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from dataclasses import dataclass
 
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
-
-from edgeprune.errors import InfeasibleError, SolverError
-from edgeprune.graph import groups as graph
-from edgeprune.latency.model import LatencyModel, LayerCost
-from edgeprune.limits import LIMITS
-from edgeprune.records import Block, Group, Groups, Plan, Scores, Span, Widths
-
-GAP = 1e-3  # the largest proven gap of a plan, relative to its loss
-ROUGH = 1e-2  # of the largest loss of a choice: plans that lose less are looked for more finely
-SUM_LEVELS = 64  # distinct channel counts kept where a layer reads several groups; more are rounded up
-
-
-def losses(group: Group, scores: Scores, block: Block | None = None) -> dict[int, float]:
-    """Expected loss at every width when the best units are kept: as measured, or the sum of the scores that go.
-
-    For an inner group of a `block` also at none: what is lost with the block, where it was measured, counts for its first.
-    """
-    cheapest_first = np.sort(np.array(scores.units[group.name]))
-    gone = np.concatenate([[0.0], np.cumsum(cheapest_first)])
-    table = {width: float(gone[group.width - width]) for width in range(group.width + 1)}
-    none = table.pop(0)
-    if group.name in scores.curves:
-        table = dict(enumerate(scores.curves[group.name], 1))
-    if block is not None:
-        measured = scores.blocks.get(block.name)
-        table[0] = none if measured is None else measured if group.name == block.groups[0] else 0.0
-    return table
-
-
-def loss_of(groups: Groups, scores: Scores) -> Callable[[Widths], float]:
-    """Widths -> the expected loss of the whole network: the sum over its free groups."""
-    inner = groups.block_of
-    tables = {group.name: losses(group, scores, inner.get(group.name)) for group in groups.free}
-    return lambda widths: sum(table[widths[name]] for name, table in tables.items())
-
-
-def best_units(group: Group, scores: Scores, width: int) -> tuple[int, ...]:
-    """The `width` units with the highest scores, ascending; equal scores keep the earlier unit."""
-    values = scores.units[group.name]
-    ranked = sorted(range(group.width), key=lambda unit: (-values[unit], unit))
-    return tuple(sorted(ranked[:width]))
-
-
-def plans(
-    groups: Groups,
-    model: LatencyModel,
-    scores: Scores,
-    budget_ns: float,
-    profile: str,
-    aims: Sequence[float] = (1.0,),
-) -> list[Plan]:
-    """For each of `aims` the widths with the least expected loss whose predicted latency is at most `aim` × `budget_ns`;
-    different ones, in the order of `aims`, at least one.
-
-    An aim is a margin, or a correction from a measured round; where nothing meets the first, the budget itself is tried. A
-    network that meets the budget as it is, is left alone. `profile` is the digest of the profile that the model was fitted to.
-    Raises `InfeasibleError`, with the fastest plan in its message, when no widths are predicted to meet the budget, and
-    `SolverError` when the answer does not add up or is not proved to `GAP`.
-    """
-    full = groups.full()
-    baseline = model.predict(full)
-    if baseline.mid <= max(aims[0], 1.0) * budget_ns:
-        keep = {group.name: tuple(range(group.width)) for group in groups.free}
-        return [Plan(keep, baseline, baseline, budget_ns, 0.0, 0.0, 0.0, profile)]
-    if not groups.free:
-        reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups.groups[:3])
-        raise InfeasibleError(f"nothing in the model can be cut, so {budget_ns / 1e6:.4g} ms cannot be met ({reasons})")
-    program = _Program.build(groups, model, scores)
-
-    def planned(aim: float) -> Plan | None:
-        limit = aim * budget_ns
-        solved = program.solve(model.sum_ns(limit))
-        if solved is None:
-            return None
-        widths, bound = _filled_up(groups, model, scores, full | solved[0], limit), solved[1]
-        _check(model, widths, limit)
-        keep, loss, gap = _proved(groups, scores, widths, bound)
-        return Plan(keep, model.predict(widths), baseline, budget_ns, loss, min(bound, loss), gap, profile)
-
-    made = [planned(aim) for aim in aims]
-    if not any(made) and aims[0] < 1:
-        made = [planned(1.0)]
-    if not any(made):
-        raise InfeasibleError(_fastest(program, model, groups, budget_ns))
-    return list({tuple(plan.widths.values()): plan for plan in made if plan is not None}.values())
-
-
-def _filled_up(
-    groups: Groups, model: LatencyModel, scores: Scores, widths: dict[str, int], limit: float
-) -> dict[str, int]:
-    """Wider where no loss is expected of it: units without importance leave the solver indifferent, and budget unused.
-
-    A block that is back at its narrowest may be worse than none.
-    """
-    loss = loss_of(groups, scores)
-    while True:
-        fitting = [w for w in wider(groups, widths) if loss(w) <= loss(widths) and model.ns(w) <= limit]
-        if not fitting:
-            return widths
-        widths = min(fitting, key=lambda wide: (loss(wide), model.ns(wide)))
-
-
-def _proved(
-    groups: Groups, scores: Scores, widths: Widths, bound: float
-) -> tuple[dict[str, tuple[int, ...]], float, float]:
-    """The units kept at these widths, their loss, and its proven gap to the bound. Raises `SolverError` above `GAP`."""
-    free = groups.free
-    loss_at = loss_of(groups, scores)
-    loss, total = loss_at(widths), loss_at({group.name: 1 for group in free})
-    gap = max(0.0, (loss - bound) / max(abs(loss), 1e-9 * total, 1e-300))
-    if not gap <= GAP:
-        raise SolverError(f"the solver proved the plan only to a gap of {gap:.2g} in {LIMITS.solver_s:g} s")
-    return {group.name: best_units(group, scores, widths[group.name]) for group in free}, loss, gap
-
-
-def wider(groups: Groups, widths: Widths) -> list[dict[str, int]]:
-    """All configurations that are one candidate step wider in one group, or have one block more, at its narrowest."""
-    candidates = {group.name: graph.candidate_widths(group) for group in groups.free}
-    removed = groups.removed(widths)
-    gone = {group for block in removed for group in block.groups}
-    result = [{**widths, **{group: candidates[group][0] for group in block.groups}} for block in removed]
-    for name in candidates:
-        larger = [width for width in candidates[name] if width > widths[name]]
-        if larger and name not in gone:
-            result.append({**widths, name: larger[0]})
-    return result
-
-
-def _check(model: LatencyModel, widths: Widths, limit: float) -> None:
-    """Re-add the plan: solvers have called violated bounds optimal."""
-    again = model.ns(widths)
-    if not again <= limit * (1 + 1e-6):
-        raise SolverError(f"the solver's plan adds up to {again / 1e6:.4f} ms, over its limit of {limit / 1e6:.4f} ms")
-
-
-def _fastest(program: _Program, model: LatencyModel, groups: Groups, budget_ns: float) -> str:
-    full = groups.full()
-    widths = {**full, **program.fastest()}
-    parts = [f"{name} {width}/{full[name]}" for name, width in widths.items() if 0 < width < full[name]]
-    text = ", ".join([*parts, *(f"{block.name} removed" for block in groups.removed(widths))])
-    return (
-        f"no plan meets {budget_ns / 1e6:.4g} ms: the fastest one is predicted to take {model.ns(widths) / 1e6:.4g} ms"
-        f" ({100 * model.ns(widths) / model.ns(full):.0f}% of the baseline; {text or 'nothing can be cut'});"
-        " raise the budget or unlock more layers"
-    )
-
-
-_Terms = tuple[tuple[tuple[str, ...], int], ...]
-
-
-@dataclass
-class _Program:
-    """The integer program: columns are width choices and pairs of them, rows tie them together."""
-
-    loss: list[float] = field(default_factory=list)
-    time: list[float] = field(default_factory=list)
-    integer: list[int] = field(default_factory=list)
-    rows: list[tuple[list[int], list[float], float]] = field(default_factory=list)  # columns, factors, equals
-    constant_ns: float = 0.0
-    choice: dict[str, dict[int, int]] = field(default_factory=dict)  # group -> width -> column
-    scale_loss: float = 1.0
-    known: dict[tuple[int, bytes, bytes], np.ndarray] = field(default_factory=dict)  # tables of surfaces
-
-    @staticmethod
-    def build(groups: Groups, model: LatencyModel, scores: Scores) -> _Program:
-        program = _Program(constant_ns=model.overhead_ns)
-        inner = groups.block_of
-        for group in groups.free:
-            cost = losses(group, scores, inner.get(group.name))
-            candidates = [*([0] if group.name in inner else []), *graph.candidate_widths(group)]
-            columns = {w: program._column(cost[w], integer=True) for w in candidates}
-            program.choice[group.name] = columns
-            program.rows.append((list(columns.values()), [1.0] * len(columns), 1.0))
-        for block in groups.blocks:  # all of its groups go, or none
-            one, *others = (program.choice[name][0] for name in block.groups)
-            program.rows += [([one, other], [1.0, -1.0], 0.0) for other in others]
-        program.scale_loss = max(program.loss, default=1.0) or 1.0
-        pairs: dict[tuple[_Sized, _Sized], np.ndarray] = {}
-        sums: dict[_Terms, _Sized] = {}
-        for cost_of in model.layers:
-            program._add(cost_of, pairs, sums)
-        for (first, second), table in pairs.items():
-            program._pair(first, second, table)
-        return program
-
-    def solve(self, limit: float) -> tuple[dict[str, int], float] | None:
-        """Widths, and the proven bound of their loss; None when nothing meets the limit."""
-        scale, dearest = self.scale_loss, np.inf
-        best = None
-        while True:
-            found, bound = self._least(limit, scale, dearest)
-            if found is None:
-                return best
-            best = self._widths(found), bound
-            least = float(np.array(self.loss) @ found)
-            if not 0 < least < ROUGH * scale:
-                return best
-            # HiGHS also stops at an absolute gap of 1e-6: once more, in units of what was found, without what is dearer.
-            scale, dearest = least, least * (1 + 1e-9)
-
-    def _least(self, limit: float, scale: float, dearest: float) -> tuple[np.ndarray | None, float]:
-        """The columns of the least loss and its bound; the loss in units of `scale`, and no choice of more than `dearest`."""
-        count = len(self.loss)
-        # Times in units of the limit keep the program well conditioned whatever the device.
-        latency = np.array(self.time) / limit
-        constraints = [
-            *self._ties(count),
-            LinearConstraint(csr_array(latency[None, :]), -np.inf, 1 - self.constant_ns / limit - 1e-9),
-        ]
-        found = milp(
-            np.array(self.loss) / scale,
-            constraints=constraints,
-            integrality=np.array(self.integer),
-            bounds=Bounds(0, np.where(np.array(self.loss) > dearest, 0, 1)),
-            options={"mip_rel_gap": GAP / 10, "time_limit": LIMITS.solver_s},
-        )
-        return found.x, math.nan if found.x is None else float(found.mip_dual_bound) * scale
-
-    def fastest(self) -> dict[str, int]:
-        """The widths with the least predicted latency."""
-        count = len(self.loss)
-        scale = max(self.time, default=1.0) or 1.0
-        found = milp(
-            np.array(self.time) / scale,
-            constraints=self._ties(count),
-            integrality=np.array(self.integer),
-            bounds=Bounds(0, 1),
-            options={"time_limit": LIMITS.solver_s},
-        )
-        return self._widths(found.x) if found.x is not None else {}
-
-    def _column(self, loss: float = 0.0, time: float = 0.0, integer: bool = False) -> int:
-        self.loss.append(loss)
-        self.time.append(time)
-        self.integer.append(int(integer))
-        return len(self.loss) - 1
-
-    def _ties(self, count: int) -> list[LinearConstraint]:
-        if not self.rows:
-            return []
-        data = np.concatenate([factors for _, factors, _ in self.rows])
-        columns = np.concatenate([columns for columns, _, _ in self.rows])
-        starts = np.cumsum([0, *(len(columns) for columns, _, _ in self.rows)])
-        matrix = csr_array((data, columns, starts), shape=(len(self.rows), count))
-        equals = np.array([value for *_, value in self.rows])
-        return [LinearConstraint(matrix, equals, equals)]
-
-    def _widths(self, solution: np.ndarray) -> dict[str, int]:
-        return {
-            group: max(columns, key=lambda width: float(solution[columns[width]]))
-            for group, columns in self.choice.items()
-        }
-
-    # A layer's channel counts are functions of the width choices: of none, of one group, or of sums and products of groups.
-
-    def _add(
-        self,
-        cost: LayerCost,
-        pairs: dict[tuple[_Sized, _Sized], np.ndarray],
-        sums: dict[_Terms, _Sized],
-    ) -> None:
-        layer = cost.layer
-        ins, outs = self._sized(layer.inputs, sums), self._sized(layer.outputs, sums)
-        if ins is None or outs is None or ins.columns == outs.columns:
-            sized = ins or outs
-            if sized is None:
-                ns = float(cost.ns([layer.inputs.fixed], [layer.outputs.fixed])[0])
-                self.constant_ns += ns
-                if layer.within is not None and 0 in self.choice[layer.within]:
-                    self.time[self.choice[layer.within][0]] -= ns
-                return
-            i = sized.sizes(layer.inputs) if ins else np.full(len(sized.columns), layer.inputs.fixed)
-            o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)
-            for column, ns in zip(sized.columns, self._ns(cost, i, o), strict=True):
-                self.time[column] += float(ns)
-            return
-        i, o = np.meshgrid(ins.sizes(layer.inputs), outs.sizes(layer.outputs), indexing="ij")
-        table = self._ns(cost, i.reshape(-1), o.reshape(-1)).reshape(i.shape)
-        if (outs, ins) in pairs:
-            pairs[outs, ins] = pairs[outs, ins] + table.T
-        else:
-            pairs[ins, outs] = pairs.get((ins, outs), 0) + table
-
-    def _ns(self, cost: LayerCost, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """Layers that share a surface share its table, too."""
-        key = id(cost.surface), inputs.tobytes(), outputs.tobytes()
-        if key not in self.known:
-            self.known[key] = cost.ns(inputs, outputs)
-        return self.known[key]
-
-    def _sized(self, span: Span, sums: dict[_Terms, _Sized]) -> _Sized | None:
-        terms = tuple(sorted(span.terms))
-        if not terms:
-            return None
-        if terms not in sums:
-            sums[terms] = reduce(partial(self._both, operator.add), [self._term(*term) for term in terms])
-        return sums[terms]
-
-    def _term(self, names: tuple[str, ...], channels: int) -> _Sized:
-        parts = [_Sized(tuple(self.choice[name].values()), tuple(self.choice[name])) for name in names]
-        product = reduce(partial(self._both, operator.mul), parts)
-        return _Sized(product.columns, tuple(channels * total for total in product.totals))
-
-    def _both(self, combined: Callable[[int, int], int], first: _Sized, second: _Sized) -> _Sized:
-        """A choice among the sums or the products of two choices, tied to both."""
-        totals = sorted({combined(a, b) for a in first.totals for b in second.totals})
-        if len(totals) > SUM_LEVELS:  # round up: never faster than the truth
-            totals = [totals[i] for i in np.linspace(0, len(totals) - 1, SUM_LEVELS).round().astype(int)]
-        columns = {total: self._column() for total in totals}
-        grid = self._pair(first, second, np.zeros((len(first.columns), len(second.columns))))
-        members: dict[int, list[int]] = {total: [] for total in totals}
-        for i, a in enumerate(first.totals):
-            for j, b in enumerate(second.totals):
-                members[next(total for total in totals if total >= combined(a, b))].append(int(grid[i, j]))
-        for total, pairs in members.items():
-            self.rows.append(([columns[total], *pairs], [-1.0, *[1.0] * len(pairs)], 0.0))
-        return _Sized(tuple(columns.values()), tuple(totals))
-
-    def _pair(self, first: _Sized, second: _Sized, table: np.ndarray) -> np.ndarray:
-        """t[i, j] ≥ 0 with row sums y_i and column sums y_j: 1 exactly where both are chosen."""
-        grid = np.array([[self._column(time=float(ns)) for ns in row] for row in table])
-        for column, members in [*zip(first.columns, grid, strict=True), *zip(second.columns, grid.T, strict=True)]:
-            self.rows.append(([column, *members.tolist()], [-1.0, *[1.0] * len(members)], 0.0))
-        return grid
+from edgeprune.pipeline.stage import Output, Stage
+from edgeprune.records import Budget, Groups, Plan, Scores
+from edgeprune.stages.profile import Profiled
 
 
 @dataclass(frozen=True)
-class _Sized:
-    """A choice among channel counts: one column each, with the channels it stands for (fixed ones apart)."""
+class Reads:
+    """The groups, their scores, the profile and the latency budget."""
 
-    columns: tuple[int, ...]
-    totals: tuple[int, ...]
+    survey: Groups
+    scores: Scores
+    profile: Profiled
+    budget: Budget
 
-    def sizes(self, span: Span) -> np.ndarray:
-        """Channels of `span` at each choice."""
-        return np.array(self.totals) + span.fixed
+
+def run(reads: Reads, output: Output) -> Plan:
+    """The plan of least expected loss within the budget, with its proof."""
+    from edgeprune.stages import confirm
+
+    loop = confirm.Loop(reads.survey, reads.scores, reads.budget)
+    return loop.plans(reads.profile.profile)[0]
+
+
+def describe(plan: Plan, reads: Reads) -> str:
+    """The channels that remain, the blocks that are removed, and the predicted latency."""
+    groups = reads.survey
+    if not plan.cuts(groups):
+        return f"the original network meets {reads.budget}: nothing to prune"
+    removed = ", ".join(block.name for block in groups.removed({**groups.full(), **plan.widths}))
+    kept, total = sum(plan.widths.values()), sum(group.width for group in groups.free)
+    channels = f"keeps {kept} of {total} channels" + (f", removes {removed}" if removed else "")
+    return f"{channels}, predicted {plan.predicted.mid / 1e6:.3f} ms, gap {plan.gap:.1e}"
+
+
+STAGE = Stage("plan", Reads, run, Plan, describe)

@@ -1,203 +1,70 @@
-"""The profile verb: measure cut variants of a network on a device until the latency model predicts unseen ones."""
+"""The profile stage: latencies of the network's variants on the device. Nothing is measured twice."""
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from scipy.stats import qmc
+from edgeprune.pipeline.run import Run
+from edgeprune.pipeline.stage import Output, Stage
+from edgeprune.records import Explanation, Groups, Profile
+from edgeprune.stages import survey
+from edgeprune.storage.profiles import ProfileFile
 
-from edgeprune.devices.bench import Bench, Measured
-from edgeprune.errors import EdgepruneError
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
-from edgeprune.latency import stats
-from edgeprune.limits import LIMITS
-from edgeprune.records import Experiment, Groups, Profile, Samples, Widths
-
-TOGETHER = 6  # variants that take turns in one process, with the anchors
-ANCHORS = 2  # times that a process loads the anchor: where a model's memory lies costs it 1 % from one to the next
-PROCESSES = 2  # between two fits
-STEP = PROCESSES * TOGETHER
-TIMED_S = 0.3  # of each variant, in turns
-PROFILED_S = 0.4  # of each variant, after that: loading it again, and its times by operator
-BASELINE_EVERY = 3  # processes in which the unpruned network takes its turn too
-DRIFT = 0.15  # of the anchor: a process that much slower than the others is measured again
-MOST_CONFIGURATIONS = 4096  # of the endless sequence
-POOL = 96  # configurations among which the next to measure are chosen
-TINY = 1e-12  # a variance that is as good as none
-GOOD_ENOUGH = 0.01  # median relative error on configurations before they were measured, at which measuring stops
-VARIANTS_PER_GROUP = 2, 7  # at least, and at most: after that, more of the same does not help
-
-log = logging.getLogger("edgeprune")
+if TYPE_CHECKING:
+    from edgeprune.devices.bench import Bench
+    from edgeprune.frontends.model import Network
+    from edgeprune.stages.inputs import Variants
 
 
-def measure(
-    bench: Bench,
-    variant: Callable[[Widths, bool], Path],
-    owners: Mapping[str, str],
-    groups: Groups,
-    profile: Profile,
-    inputs: Sequence[Path],
-    on_step: Callable[[int, int, str], None],
-) -> Iterator[Profile]:
-    """Measure more variants and yield the grown profile after every step, until it predicts well enough.
+@dataclass(frozen=True)
+class Reads:
+    """The network's groups and variants, the device, and what is known of it."""
 
-    When the device fails in the middle of a step, what it had answered is yielded before the error goes on.
-
-    Stops when a step's variants were predicted, before they were measured, to a median error of `GOOD_ENOUGH`, or after
-    `LIMITS.profile_variants` variants. Yields nothing when `profile` is good enough as it is. `variant` gives the file for
-    the device at some widths (in fp32 where its second argument says so), `owners` maps the names of the artifact's nodes to
-    layers, `inputs` are files with the example inputs; `on_step` is told (variants done, variants at most, text).
-    """
-    most, begun = _most(groups), profile
-    while True:
-        known = sum(e.role == "fit" for e in profile.experiments)
-        error = latency.last_error(groups, profile, STEP)
-        if error is not None and profile is not begun:
-            on_step(known, most, f"median error on unseen widths {100 * error:.1f}%")
-        enough = known >= VARIANTS_PER_GROUP[0] * len(groups.free)  # with fewer, a small error is luck
-        if known >= most or (enough and error is not None and error <= GOOD_ENOUGH):
-            return
-        chosen = choose(groups, profile, min(STEP, most - known))
-        if not chosen and profile.experiments:
-            return
-        batches = _batches(groups, chosen, profile)
-        models = [[variant(widths, role == "reference") for role, widths in batch] for batch in batches]
-        measured: dict[int, list[Measured]] = {}
-
-        def keep(place: int, found: list[Measured], measured: dict[int, list[Measured]] = measured) -> None:
-            measured[place] = found
-
-        try:
-            bench.measure(models, inputs, TIMED_S, profiled=True, on_done=keep)
-            for place in _drifted(profile, batches, measured):
-                log.warning("the machine was slower for a while: %d models are measured again", len(batches[place]))
-                (again,) = bench.measure([models[place]], inputs, TIMED_S, profiled=True)
-                measured[place] = min(again, measured[place], key=_anchor_ns)
-        except (EdgepruneError, KeyboardInterrupt):
-            if measured:
-                yield _with(profile, batches, measured, owners)
-            raise
-        profile = _with(profile, batches, measured, owners)
-        yield profile
+    network: Network
+    survey: Groups
+    variants: Variants
+    device: Bench
+    profile_file: ProfileFile
 
 
-def _most(groups: Groups) -> int:
-    return max(2 * STEP, min(LIMITS.profile_variants, -(-VARIANTS_PER_GROUP[1] * len(groups.free) // STEP) * STEP))
+@dataclass(frozen=True)
+class Profiled:
+    """A profile, the file that keeps it, and how many of its experiments and batches were known before."""
+
+    profile: Profile
+    path: Path
+    known: int
+    first_batch: int
 
 
-def processes(groups: Groups) -> tuple[int, int]:
-    """The fewest and the most processes that a profile of this network takes, each with the anchor and `TOGETHER` variants."""
-    least = max(2 * STEP, VARIANTS_PER_GROUP[0] * len(groups.free))
-    return -(-least // TOGETHER), -(-_most(groups) // TOGETHER)
+def run(reads: Reads, output: Output) -> Profiled:
+    """Measure variants until the latency model predicts well enough; what is measured is kept at once."""
+    from edgeprune.stages import experiments
+
+    profile = reads.profile_file.empty if output.fresh else reads.profile_file.read()
+    known, first = len(profile.experiments), profile.next_batch
+    subject = experiments.Subject(reads.device, reads.variants, reads.survey, reads.network.files(output.scratch))
+    for profile in experiments.measure(subject, profile, output.watch.step):
+        reads.profile_file.keep(profile)
+    return Profiled(profile, reads.profile_file.path, known, first)
 
 
-def anchor(groups: Groups) -> dict[str, int]:
-    """The variant that is measured in every process: the middle candidate width of every group."""
-    middle = {group.name: graph.candidate_widths(group) for group in groups.free}
-    return groups.full() | {name: widths[len(widths) // 2] for name, widths in middle.items()}
+def describe(profiled: Profiled, reads: Reads) -> str:
+    """How many experiments were reused and measured, and where they are kept."""
+    new = len(profiled.profile.experiments) - profiled.known
+    processes = profiled.profile.next_batch - profiled.first_batch
+    return f"{profiled.known} experiments reused, {new} measured in {processes} processes; {profiled.path}"
 
 
-def configurations(groups: Groups) -> Iterator[dict[str, int]]:
-    """An endless, fixed sequence of different configurations that cover the widths evenly (Sobol 1967).
-
-    In turn: candidate widths; any widths; for each group one or the other; and the wider ones, where plans tend to land. Any
-    width is there so that kernels for unaligned channels are seen, too.
-    """
-    free = groups.free
-    kinds = [qmc.Sobol(2 * len(free) + 1, seed=kind) for kind in range(4)]
-    seen: list[dict[str, int]] = []
-    most = math.prod(group.width for group in free)
-    while free and len(seen) < min(most, MOST_CONFIGURATIONS):
-        for points in zip(*(kind.random(16) for kind in kinds), strict=True):
-            for kind, point in enumerate(points):
-                place, coins, last = point[: len(free)], point[len(free) : -1], float(point[-1])
-                if kind == 3:
-                    place = 1 - (1 - place) * (0.2 + 0.6 * last)
-                widths = groups.full()
-                for group, u, coin in zip(free, place.tolist(), coins.tolist(), strict=True):
-                    candidates = graph.candidate_widths(group)
-                    aligned = coin >= (0.0, 1.0, 0.5, 0.25)[kind]
-                    widths[group.name] = candidates[int(u * len(candidates))] if aligned else 1 + int(u * group.width)
-                if widths not in seen:
-                    seen.append(widths)
-                    yield widths
+STAGE = Stage("profile", Reads, run, Profiled, describe, kept=False)
 
 
-def choose(groups: Groups, profile: Profile, count: int) -> list[dict[str, int]]:
-    """The next `count` configurations to measure: half of them the next of the sequence, so that their errors say how well any
-    other is predicted; the rest those that make the model surest of all others, given the ones already chosen.
+def explanation(run: Run) -> Explanation:
+    """The latency model of the profile, explained; beside it, other targets' profiles of the same network."""
+    from edgeprune.latency import explain
 
-    Greedy choice of what takes most variance of the relative error away, over the whole pool (Cohn, Ghahramani & Jordan 1996).
-    """
-    known = [e.widths for e in profile.experiments]
-    pool = list(islice((w for w in configurations(groups) if w not in known), POOL))
-    if not known or not pool:
-        return pool[:count]
-    covariance = latency.draft(groups, profile).covariance(pool)
-    chosen = list(range(min(count // 2, len(pool))))
-    for pivot in chosen:
-        covariance = _given(covariance, pivot)
-    while len(chosen) < min(count, len(pool)):
-        gain = (covariance**2).sum(axis=1) / (np.diag(covariance) + TINY)
-        gain[chosen] = -1
-        chosen.append(int(np.argmax(gain)))
-        covariance = _given(covariance, chosen[-1])
-    return [pool[i] for i in chosen]
-
-
-def _given(covariance: np.ndarray, pivot: int) -> np.ndarray:
-    """The covariance once entry `pivot` has been measured."""
-    column = covariance[:, pivot]
-    left: np.ndarray = covariance - np.outer(column, column) / (column[pivot] + TINY)
-    return left
-
-
-def _batches(
-    groups: Groups, chosen: Sequence[dict[str, int]], profile: Profile
-) -> list[list[tuple[str, dict[str, int]]]]:
-    """What shares a process: the anchor first, the unpruned network in some, and the chosen variants."""
-    batches: list[list[tuple[str, dict[str, int]]]] = []
-    for start in range(0, max(1, len(chosen)), TOGETHER):  # one where nothing can be cut: the network as it is
-        batch = [("anchor", anchor(groups))] * ANCHORS
-        batch += [("fit", widths) for widths in chosen[start : start + TOGETHER]]
-        if (profile.next_batch + len(batches)) % BASELINE_EVERY == 0:
-            batch.append(("baseline", groups.full()))
-            if profile.precision != "fp32":
-                batch.append(("reference", groups.full()))
-        batches.append(batch)
-    return batches
-
-
-def _drifted(profile: Profile, batches: Sequence[object], measured: Mapping[int, list[Measured]]) -> list[int]:
-    """The places of processes whose anchor took much longer than it usually does."""
-    now = {place: _anchor_ns(found) for place, found in measured.items()}
-    usual = np.median(
-        [*(stats.latency(e.samples).mid for e in profile.experiments if e.role == "anchor"), *now.values()]
-    )
-    return [place for place, ns in now.items() if ns > (1 + DRIFT) * usual]
-
-
-def _anchor_ns(found: Sequence[Measured]) -> float:
-    """What the anchor took in a process, in which it comes first."""
-    return float(np.mean([np.median(measured.run.times_ns) for measured in found[:ANCHORS]]))
-
-
-def _with(
-    profile: Profile,
-    batches: Sequence[Sequence[tuple[str, dict[str, int]]]],
-    measured: Mapping[int, list[Measured]],
-    owners: Mapping[str, str],
-) -> Profile:
-    """The profile with what was measured, a batch a process."""
-    first = profile.next_batch
-    return profile.with_experiments(
-        Experiment(role, first + place, widths, Samples((found.run,)), *latency.by_layer(found.nodes, owners))
-        for place in sorted(measured)
-        for (role, widths), found in zip(batches[place], measured[place], strict=True)
-    )
+    profile = run.record(STAGE).profile
+    others = {other.target: other for other in run.value("profile_file").others()}
+    return explain.explain(run.record(survey.STAGE), profile, others)

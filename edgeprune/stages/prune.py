@@ -1,27 +1,64 @@
-"""The prune verb: cut the network to a plan, proved, and fit what is left."""
+"""The prune stage: cut the network to the confirmed plan, prove the cut, and refit the remaining weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from edgeprune.pipeline.stage import Output, Stage
+from edgeprune.records import Confirmed, Groups, Plan, Pruned, Recipe
 
-from edgeprune.graph import groups as graph
-from edgeprune.network import refit as reconstruction
-from edgeprune.network import surgery as network
-from edgeprune.network.refit import Reference
-from edgeprune.records import Groups, Plan, Recipe
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgeprune.frontends.data import Split
+    from edgeprune.frontends.model import Network
+    from edgeprune.network.observe import Reference
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A cut network, twice: as good as it gets without training, and as training starts from."""
+class Reads:
+    """The network, its groups, the confirmed plan, and the training data that weights are refitted on."""
+
+    network: Network
+    survey: Groups
+    confirm: Confirmed
+    train: Split
+    seed: int
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A pruned network, twice: `untrained` is best without training, training begins at `start`."""
 
     untrained: nn.Module
     start: nn.Module
     recipe: Recipe
-    fitted: bool  # to what is left, where that helps
+    refitted: bool
+
+
+def run(reads: Reads, output: Output) -> Pruned:
+    """The pruned network in two files. Raises `CutError` where the cut disagrees with the masked original."""
+    from edgeprune.network import weights
+
+    original = reads.network.module
+    with reads.train.repeatable(reads.seed):
+        found = prune(original, reads.survey, reads.confirm.plan, reads.network.inputs, reads.train)
+    untrained, start = output.path("pruned.safetensors"), output.path("start.safetensors")
+    weights.save(untrained, found.untrained, found.recipe)
+    weights.save(start, found.start, found.recipe)
+    counts = weights.count_parameters(found.untrained), weights.count_parameters(original)
+    return Pruned(untrained, start, counts, found.refitted)
+
+
+def describe(pruned: Pruned, reads: Reads) -> str:
+    """How many parameters remain."""
+    remaining, before = pruned.parameters
+    return f"{remaining:,} of {before:,} parameters kept, proved" + ("; weights refitted" if pruned.refitted else "")
+
+
+STAGE = Stage("prune", Reads, run, Pruned, describe)
 
 
 def prune(
@@ -30,20 +67,26 @@ def prune(
     plan: Plan,
     inputs: tuple[Tensor, ...],
     batches: Iterable[tuple[tuple[Tensor, ...], Tensor]],
-) -> Pruned:
-    """The network that `plan` describes, fitted to training `batches` (`reconstruction`).
+) -> Networks:
+    """The network that `plan` describes, refitted on training `batches` (see `edgeprune.network.refit`).
 
-    The cut is proved against the masked original on `inputs` before; raises `CutError` where they disagree.
+    The cut is proved against the masked original on `inputs` first. Raises `CutError` where they disagree.
     """
-    recipe = graph.recipe(groups, plan.keep)
-    small = network.cut(model, recipe, inputs)
+    from edgeprune.graph.groups import make_recipe
+    from edgeprune.network.cut import cut
+    from edgeprune.network.observe import observe
+
+    recipe = make_recipe(groups, plan.keep)
+    pruned = cut(model, recipe, inputs)
     if not recipe:
-        return Pruned(small, small, recipe, False)
-    return fitted(model, small, recipe, reconstruction.observe(model, batches))
+        return Networks(pruned, pruned, recipe, False)
+    return refitted(model, pruned, recipe, observe(model, batches))
 
 
-def fitted(model: nn.Module, small: nn.Module, recipe: Recipe, reference: Reference) -> Pruned:
-    """`small`, the network that `recipe` cuts from `model`, fitted to what the layers of that read, both ways."""
-    untrained = reconstruction.reconstruct(model, small, recipe, reference)
-    start = reconstruction.compensate(model, small, recipe, reference)
-    return Pruned(untrained, start, recipe, untrained is not small)
+def refitted(model: nn.Module, pruned: nn.Module, recipe: Recipe, reference: Reference) -> Networks:
+    """`pruned`, which `recipe` cuts from `model`, refitted both ways to what the original layers read."""
+    from edgeprune.network.refit import refit_separately, refit_sequentially
+
+    untrained = refit_sequentially(model, pruned, recipe, reference)
+    start = refit_separately(model, pruned, recipe, reference)
+    return Networks(untrained, start, recipe, untrained is not pruned)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +53,19 @@ def loads(cls: type[Noun], text: str, source: str) -> Noun:
         problem = f"{key + ': ' if key else ''}{first['msg'][:200]}"
         mended = MENDED.get(cls, "delete the file to have it made again")
         raise usage_error(f"{source}: {problem}; {mended}") from None
+
+
+def with_paths(record: Noun, change: Callable[[Path], Path | str]) -> Noun:
+    """A record whose paths, and tuples of paths, are changed; those in records inside it are not."""
+    if not is_dataclass(record) or isinstance(record, type):
+        return record
+    changed: dict[str, Any] = {}
+    for name, value in vars(record).items():
+        if isinstance(value, Path):
+            changed[name] = change(value)
+        elif isinstance(value, tuple) and value and all(isinstance(item, Path) for item in value):
+            changed[name] = tuple(map(change, value))
+    return replace(record, **changed) if changed else record
 
 
 def dumps_kept(noun: Profile | Baseline) -> str:

@@ -1,13 +1,13 @@
-"""The run folder: content-addressed, atomic, locked, resumable. The only file that writes it.
+"""The run folder: content-addressed, atomic, locked, resumable. No other module writes it.
 
-    runs/TARGET/
+    runs/TARGET/               runs/shared/ for stages that read nothing of a target
       lock                     held by the run that works here
-      STAGE-KEY/               a finished stage: its files and `entry.json` with their sizes and digests
-      partial/STAGE-KEY/       what an interrupted stage can go on from
+      STAGE-KEY/               a finished stage: its files, and `entry.json` with their digests and what the stage read
+      partial/STAGE-KEY/       what an interrupted stage resumes from
       aside/STAGE-KEY-N/       a finished stage that was found damaged
 
-A finished stage appears by one rename, after its files are on the disk: a kill or a power cut at any moment leaves
-the stage whole or absent.
+A finished stage appears by one rename, after its files are on the disk. A kill or a power cut at any moment leaves the
+stage complete or absent.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from edgeprune.errors import BusyError, UsageError
 from edgeprune.limits import LIMITS
 
 MANIFEST = "entry.json"
+KEY = re.compile(r"[0-9a-f]{12,}")
+POLL_S = 0.1  # between two looks at a lock that another run holds
 KEY_CHARS = 12  # of a key in a folder's name; the manifest holds all of it
 FULL = "the disk is full: free some space and run the same command again"
 NO_PERMISSION = "no permission to write: make the folder writable or copy the project elsewhere"
@@ -57,7 +59,7 @@ class Entry:
 
     folder: Path
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str | Path) -> Path:
         """The path of one of its files."""
         return self.folder / name
 
@@ -75,6 +77,10 @@ class Draft:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def relative(self, path: Path) -> Path:
+        """A file's path as the stage's own: below its folder."""
+        return path.relative_to(self.folder)
+
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of this stage, in UTF-8."""
         self.path(name).write_text(text, encoding="utf-8")
@@ -83,12 +89,20 @@ class Draft:
 class Store:
     """A run folder, held by one process at a time for as long as the context lasts.
 
-    Entering raises `UsageError` for a folder that cannot be written and `BusyError` where another run holds it. The
-    lock is the kernel's: it ends with the process, however that ends.
+    The lock is the kernel's: it ends with the process, however that ends.
+
+    Args:
+        folder: the run folder; it is made where it is missing.
+        wait_s: how long to wait for another run that holds it, in seconds.
+
+    Raises:
+        UsageError: on entering, for a folder that cannot be written.
+        BusyError: on entering, where another run still holds it after `wait_s`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
         self.folder = folder
+        self._wait_s = wait_s
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
@@ -111,11 +125,19 @@ class Store:
         self._release()
 
     def _acquire(self, lock: int) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = " ".join(os.pread(lock, 100, 0).decode(errors="replace").split()) or "another process"
-            raise BusyError(f"{self.folder} is in use by {holder}; wait for it to end, or end it") from None
+        until, waited = time.monotonic() + self._wait_s, False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = " ".join(os.pread(lock, 100, 0).decode(errors="replace").split()) or "another process"
+                if time.monotonic() >= until:
+                    raise BusyError(f"{self.folder} is in use by {holder}; wait for it to end, or end it") from None
+            if not waited:
+                log.warning("%s is in use by %s: waiting", self.folder, holder)
+            waited = True
+            time.sleep(POLL_S)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
 
@@ -152,24 +174,37 @@ class Store:
         )
         return None
 
-    def newest(self, name: str, holds: Callable[[Entry], bool]) -> Entry | None:
-        """The stage of this name that was finished last, of those that are whole and `hold`, whatever their keys are."""
-        places = [path for path in self.folder.glob(f"{name}-*") if (path / MANIFEST).is_file()]
-        for place in sorted(places, key=lambda path: (path / MANIFEST).stat().st_mtime, reverse=True):
-            try:
-                key = str(json.loads(read_capped(place / MANIFEST, LIMITS.json_bytes))["key"])
-                entry = self.find(name, key) if self._place(name, key) == place else None
-            except (ValueError, KeyError, TypeError):
-                continue
-            if entry is not None and holds(entry):
-                return entry
+    def newest(self, name: str, holds: Callable[[Mapping[str, Any]], bool]) -> Entry | None:
+        """The undamaged stage of this name that was finished last, of those whose manifest `holds`, whatever their keys."""
+        for place, manifest in self._manifests(name):
+            key = str(manifest.get("key"))
+            if KEY.fullmatch(key) and self._place(name, key) == place and holds(manifest):
+                entry = self.find(name, key)
+                if entry is not None:
+                    return entry
         return None
 
-    @contextmanager
-    def create(self, name: str, key: str) -> Iterator[Draft]:
-        """Make a stage, or make it anew: it appears when the block ends well, and leaves nothing when it does not.
+    def last_read(self, name: str) -> Mapping[str, object] | None:
+        """What the stage of this name that was finished last had read, by label; None where there is none."""
+        return next((reads for _, m in self._manifests(name) if isinstance(reads := m.get("reads"), dict)), None)
 
-        Its scratch folder goes when it is finished. Raises `UsageError` for a full or read-only disk.
+    def _manifests(self, name: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """The manifests of a stage's entries, the last one finished first; what cannot be read is passed over."""
+        places = [path for path in self.folder.glob(f"{name}-*") if (path / MANIFEST).is_file()]
+        for place in sorted(places, key=lambda path: (path / MANIFEST).stat().st_mtime_ns, reverse=True):
+            try:
+                manifest = json.loads(read_capped(place / MANIFEST, LIMITS.json_bytes))
+            except (ValueError, UsageError, RecursionError):
+                continue
+            if isinstance(manifest, dict):
+                yield place, manifest
+
+    @contextmanager
+    def create(self, name: str, key: str, told: Mapping[str, object] | None = None) -> Iterator[Draft]:
+        """Make a stage, or make it again: it appears when the block ends well, and leaves nothing when it does not.
+
+        `told` is added to its manifest. Its scratch folder is removed when it is finished. Raises `UsageError` for a full or
+        read-only disk.
         """
         final = self._place(name, key)
         with _explained(self.folder):
@@ -177,7 +212,7 @@ class Store:
             try:
                 temporary.chmod(0o755)  # mkdtemp makes it private
                 yield Draft(temporary, final)
-                _write_manifest(temporary, key)
+                _write_manifest(temporary, {"key": key, **(told or {})})
                 former = temporary.with_name(f"{temporary.name}-former")
                 if final.exists():
                     os.replace(final, former)  # out of the way in one step: never half deleted
@@ -205,7 +240,7 @@ class Store:
         _replace(path, write)
 
     def _place(self, name: str, key: str) -> Path:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[0-9a-f]{12,}", key):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not KEY.fullmatch(key):
             raise ValueError(f"{name!r} and {key!r} are no stage and no digest")  # they name a folder
         return self.folder / f"{name}-{key[:KEY_CHARS]}"
 
@@ -258,8 +293,8 @@ def digest_of(files: Sequence[Path]) -> str:
     return sha.hexdigest()
 
 
-def _write_manifest(folder: Path, key: str) -> None:
-    """Write down what the folder holds, and see it all on the disk."""
+def _write_manifest(folder: Path, told: Mapping[str, object]) -> None:
+    """Write `told` and the digests of all files into the manifest, and sync everything to the disk."""
     paths = sorted(folder.rglob("*"))
     files = {
         path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "size": path.stat().st_size}
@@ -267,7 +302,7 @@ def _write_manifest(folder: Path, key: str) -> None:
         if path.is_file()
     }
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"key": key, "files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({**told, "files": files}, indent=1), encoding="utf-8")
     for path in (*paths, manifest, folder):
         _sync(path)
 

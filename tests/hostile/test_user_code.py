@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError
 from edgeprune.frontends import toml
-from edgeprune.frontends import user_code as user
+from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.frontends.model import build_model
+from edgeprune.frontends.trial import check_data
 from edgeprune.records import Project
-from edgeprune.stages import finetune as finetuning
+from edgeprune.stages.training import Checkpoint, Course, Networks, evaluate, train
 
 
 def read(path: Path, old: str = "", new: str = "") -> Project:
@@ -42,14 +44,14 @@ def add(path: Path, code: str) -> None:
 def test_factories(reference: str, code: str, told: str, project: Path) -> None:
     add(project, code)
     with pytest.raises(UsageError) as caught:
-        user.build_model(read(project, "blobs:build", reference))
+        build_model(read(project, "blobs:build", reference))
     assert str(project) in str(caught.value) and "factory" in str(caught.value) and told in str(caught.value)
 
 
 def test_a_module_that_does_not_import(project: Path) -> None:
     add(project, "\nimport not_a_package\n")
     with pytest.raises(UsageError, match="not_a_package"):
-        user.build_model(read(project))
+        build_model(read(project))
 
 
 def weights(project: Path, change: object) -> Project:
@@ -72,7 +74,7 @@ def weights(project: Path, change: object) -> Project:
 )
 def test_weights_that_do_not_fit(change: object, told: str, project: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        user.build_model(weights(project, change))
+        build_model(weights(project, change))
     assert told in str(caught.value) and "blobs.safetensors" in str(caught.value)
 
 
@@ -90,7 +92,7 @@ def test_a_pickle_that_runs_code_is_refused(project: Path, capsys: pytest.Captur
             file.write_bytes(data)
         known = read(project, "blobs.safetensors", name)
         with pytest.raises(SecurityError, match="refused") as caught:
-            user.build_model(known)
+            build_model(known)
         assert caught.value.exit_code == 6
         read(project, name, "blobs.safetensors")
     assert "code ran" not in capsys.readouterr().out
@@ -98,7 +100,7 @@ def test_a_pickle_that_runs_code_is_refused(project: Path, capsys: pytest.Captur
 
 def test_a_state_dict_saved_by_torch_is_fine(project: Path) -> None:
     torch.save(load_file(project.with_name("blobs.safetensors")), project.with_name("blobs.pt"))
-    assert user.build_model(read(project, "blobs.safetensors", "blobs.pt"))
+    assert build_model(read(project, "blobs.safetensors", "blobs.pt"))
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x80\x04."])
@@ -107,7 +109,7 @@ def test_weights_that_cannot_be_read(data: bytes, project: Path) -> None:
         project.with_name(name).write_bytes(data)
         known = read(project, "blobs.safetensors", name)
         with pytest.raises(EdgepruneError, match=name):
-            user.build_model(known)
+            build_model(known)
         read(project, name, "blobs.safetensors")
 
 
@@ -130,22 +132,22 @@ def test_data(code: str, told: str, project: Path) -> None:
     add(project, "\n" + code)
     known = read(project)
     with pytest.raises(UsageError) as caught:
-        user.check_data(user.build_model(known), known)
+        check_data(build_model(known), known)
     assert str(project) in str(caught.value) and told in str(caught.value), str(caught.value)
 
 
 def test_a_loss_that_turns_nan_names_the_batch(project: Path) -> None:
     add(project, "\ndef loss(outputs, targets):\n    return outputs.sum() * float('nan')\n")
     known = read(project, 'test = "blobs:test"', 'loss = "blobs:loss"')
-    model = user.build_model(known)
+    model = build_model(known)
+    course = Course(Split(known, "train"), Split(known, "valid"), Loss(known), Metric(known), known.finetune)
+    checkpoint = Checkpoint(project.with_name("none"), lambda path, write: write(path))
     with pytest.raises(UsageError, match=r"epoch 1, batch 0.*learning_rate"):
-        finetuning.finetune(
-            known, model, model, project.with_name("none"), lambda path, write: write(path), lambda epoch: None
-        )
+        train(course, Networks(model, model), checkpoint, lambda epoch: None)
 
 
 def test_a_metric_that_is_no_number(project: Path) -> None:
     add(project, "\ndef metric(outputs, targets):\n    return float('nan')\n")
     known = read(project, 'test = "blobs:test"', 'metric = "blobs:metric"')
     with pytest.raises(UsageError, match="metric"):
-        finetuning.evaluate(known, user.build_model(known), "valid")
+        evaluate(build_model(known), Metric(known), Split(known, "valid"))

@@ -71,7 +71,7 @@ def train():
 
 def test_many_classes_in_order_are_told_together() -> None:
     """Two hundred of five hundred samples, none of which is missed by itself."""
-    split = dataset._Split(100_000, Counter(dict.fromkeys(range(200), 500)), [i // 500 for i in range(2048)])
+    split = dataset._Content(100_000, Counter(dict.fromkeys(range(200), 500)), [i // 500 for i in range(2048)])
     (finding,) = dataset._order(split)
     assert "have 5 of 200 classes" in finding.what
     random = torch.randint(0, 200, (2048,), generator=torch.Generator().manual_seed(0)).tolist()

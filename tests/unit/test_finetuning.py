@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +11,15 @@ import torch
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
-from edgeprune.frontends import user_code as user
-from edgeprune.graph import groups as graph
-from edgeprune.network import surgery as network
-from edgeprune.records import Epoch, Project
-from edgeprune.stages import finetune as finetuning
-from edgeprune.stages import parallel
+from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.frontends.functions import FileFunction
+from edgeprune.frontends.model import build_model, example_inputs
+from edgeprune.graph.groups import make_recipe
+from edgeprune.network.cut import cut
+from edgeprune.network.survey import survey
+from edgeprune.records import Epoch, Project, Tuned
+from edgeprune.stages import parallel, training
+from edgeprune.stages.training import Checkpoint, Course, Networks
 
 
 class Killed(Exception):
@@ -27,21 +30,49 @@ def save(path: Path, write: Callable[[Path], None]) -> None:
     write(path)
 
 
-def cut(project: Project) -> tuple[torch.nn.Module, torch.nn.Module]:
-    model = user.build_model(project)
-    inputs = user.example_inputs(project)
-    groups = network.survey(model, inputs)
-    return network.cut(model, graph.recipe(groups, {"a": range(8), "b": range(16)}), inputs), model
+def pruned(project: Project) -> tuple[torch.nn.Module, torch.nn.Module]:
+    model = build_model(project)
+    inputs = example_inputs(project)
+    groups = survey(model, inputs)
+    return cut(model, make_recipe(groups, {"a": range(8), "b": range(16)}), inputs), model
 
 
-def train(project: Project, checkpoint: Path, on_epoch: Callable[[Epoch], None] = lambda e: None) -> finetuning.Tuned:
-    small, teacher = cut(project)
-    return finetuning.finetune(project, small, teacher, checkpoint, save, on_epoch)
+def course(project: Project) -> Course:
+    train, valid = Split(project, "train", augmented=True), Split(project, "valid")
+    return Course(train, valid, Loss(project), Metric(project), project.finetune)
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: torch.nn.Module
+    history: tuple[Epoch, ...]
+
+    @property
+    def best(self) -> Epoch:
+        return Tuned(Path(), self.history).best
+
+
+def train(
+    project: Project,
+    checkpoint: Path,
+    on_epoch: Callable[[Epoch], None] = lambda e: None,
+    networks: Networks | None = None,
+) -> Trained:
+    networks = networks or Networks(*pruned(project))
+    return Trained(*training.train(course(project), networks, Checkpoint(checkpoint, save), on_epoch))
+
+
+def evaluate(project: Project, model: torch.nn.Module) -> float:
+    return training.evaluate(model, Metric(project), Split(project, "valid"))
+
+
+def with_settings(project: Project, **settings: object) -> Project:
+    return replace(project, finetune=replace(project.finetune, **settings))
 
 
 @pytest.fixture
 def known(project: Path) -> Project:
-    return replace(toml.read_project(project), epochs=3)
+    return with_settings(toml.read_project(project), epochs=3)
 
 
 def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) -> None:
@@ -54,7 +85,7 @@ def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) ->
 def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(
     last: int, ema: float | None, known: Project, tmp_path: Path
 ) -> None:
-    known = replace(known, ema=ema)
+    known = with_settings(known, ema=ema)
 
     def kill(epoch: Epoch) -> None:
         if epoch.epoch == last:
@@ -72,7 +103,7 @@ def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(
 
 
 def test_with_a_moving_average_that_is_what_is_measured_and_kept(known: Project) -> None:
-    trainer = finetuning._Trainer(replace(known, ema=0.9), *cut(known), torch.device("cpu"))
+    trainer = training._Trainer(course(with_settings(known, ema=0.9)), Networks(*pruned(known)), torch.device("cpu"))
     trainer.train(1)
     trainer.record(1.0)
     assert trainer.averaged is not None
@@ -84,28 +115,28 @@ def test_with_a_moving_average_that_is_what_is_measured_and_kept(known: Project)
 def test_a_moving_average_forgets_where_it_began() -> None:
     kept, new = [torch.tensor([100.0]), torch.tensor([7])], [torch.tensor([1.0]), torch.tensor([9])]
     for count in range(1, 60):
-        finetuning._moving(0.999)(kept, new, count)
+        training._moving(0.999)(kept, new, count)
     assert kept[0].item() == pytest.approx(1.0, abs=0.01) and kept[1].item() == 9
 
 
 def test_the_best_epoch_is_kept(known: Project, tmp_path: Path) -> None:
     found = train(known, tmp_path / "c")
     assert found.best.metric == max(epoch.metric for epoch in found.history)
-    assert finetuning.evaluate(known, found.model, "valid") == found.best.metric
+    assert evaluate(known, found.model) == found.best.metric
     assert [epoch.epoch for epoch in found.history] == [0, 1, 2, 3]
 
 
 def test_epoch_0_is_the_best_that_is_known_without_training(known: Project, tmp_path: Path) -> None:
-    small, teacher = cut(known)
+    small, teacher = pruned(known)
     with torch.no_grad():
         small.fc.weight.zero_()
-    untrained, _ = cut(known)
-    slow = replace(known, learning_rate=1e-9)  # nothing is learnt from so far away
-    found = finetuning.finetune(slow, small, teacher, tmp_path / "c", save, lambda epoch: None, untrained)
-    assert found.best.epoch == 0 and found.best.metric == finetuning.evaluate(known, cut(known)[0], "valid")
-    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), cut(known)[0].parameters(), strict=True))
-    again, _ = cut(known)
-    trained = finetuning.finetune(known, again, teacher, tmp_path / "d", save, lambda epoch: None, small)
+    untrained, _ = pruned(known)
+    slow = with_settings(known, learning_rate=1e-9)  # nothing is learnt from so far away
+    found = train(slow, tmp_path / "c", networks=Networks(small, teacher, untrained))
+    assert found.best.epoch == 0 and found.best.metric == evaluate(known, pruned(known)[0])
+    assert all(torch.equal(a, b) for a, b in zip(found.model.parameters(), pruned(known)[0].parameters(), strict=True))
+    again, _ = pruned(known)
+    trained = train(known, tmp_path / "d", networks=Networks(again, teacher, small))
     assert trained.history[1:] == train(known, tmp_path / "e").history[1:]  # what is trained is the other
 
 
@@ -116,22 +147,24 @@ def test_a_loss_that_turns_nan_later_keeps_the_epochs_before(
     calls = "\ncalls = []\ndef loss(outputs, targets):\n    calls.append(1)\n"
     scaled = "    return nn.functional.cross_entropy(outputs, targets) * (float('nan') if len(calls) > 8 else 1)\n"
     module.write_text(module.read_text() + calls + scaled)
-    found = train(replace(known, loss="blobs:loss"), tmp_path / "c")
+    loss = FileFunction(known.path, "[data] loss", "blobs:loss")
+    found = train(replace(known, data=replace(known.data, loss=loss)), tmp_path / "c")
     assert [epoch.epoch for epoch in found.history] == [0, 1]
     assert "epoch 2, batch 0" in caplog.text
     assert all(torch.isfinite(parameter).all() for parameter in found.model.parameters())
 
 
 def test_the_teacher_is_left_alone(known: Project, tmp_path: Path) -> None:
-    small, teacher = cut(known)
+    small, teacher = pruned(known)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    finetuning.finetune(known, small, teacher, tmp_path / "c", save, lambda epoch: None)
+    train(known, tmp_path / "c", networks=Networks(small, teacher))
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
 def test_more_processes_than_gpus_are_refused_with_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert parallel.device() == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -13,30 +13,40 @@ from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
-from edgeprune.frontends import user_code as user
-from edgeprune.records import Artifact, Budget, Preprocess, Project
+from edgeprune.frontends.data import Metric, Split, _top1
+from edgeprune.frontends.functions import FileFunction
+from edgeprune.frontends.model import build_model, example_inputs
+from edgeprune.frontends.trial import check_data
+from edgeprune.records import Artifact, Budget, BudgetSection, DataSection, ModelSection, Preprocess, Project
 from edgeprune.stages import accuracy
-from edgeprune.stages import finetune as finetuning
+from edgeprune.stages.training import evaluate
 
 HEAD = "import torch\nfrom torch import nn\n"
 
 
-def made(folder: Path, code: str = "", **changes: str | None) -> Project:
+def made(folder: Path, code: str = "", **changes: str) -> Project:
     """A project whose functions are all in `m.py`."""
     folder.mkdir(exist_ok=True)
     (folder / "m.py").write_text(HEAD + code)
-    names: dict[str, str | None] = {"test": None, "loss": None, "metric": None, **changes}
+    path = folder / "edgeprune.toml"
+
+    def function(key: str, name: str) -> FileFunction:
+        return FileFunction(path, key, name)
+
+    names = {"train": "m:train", "valid": "m:valid", **changes}
     return Project(
-        path=folder / "edgeprune.toml",
+        path=path,
         name="p",
-        factory="m:build",
-        weights=None,
-        inputs="m:inputs",
-        train="m:train",
-        valid="m:valid",
-        budget=Budget(fraction=0.5),
-        **names,  # type: ignore[arg-type]
+        model=ModelSection(function("[model] factory", "m:build"), function("[model] inputs", "m:inputs")),
+        data=DataSection(**{key: function(f"[data] {key}", name) for key, name in names.items()}),
+        budget=BudgetSection(Budget(fraction=0.5)),
     )
+
+
+def changed(project: Project, **names: str) -> Project:
+    """The project with other functions of its data."""
+    functions = {key: FileFunction(project.path, f"[data] {key}", name) for key, name in names.items()}
+    return replace(project, data=replace(project.data, **functions))
 
 
 def test_like_named_modules_of_two_projects_do_not_meet(tmp_path: Path) -> None:
@@ -47,7 +57,7 @@ def test_like_named_modules_of_two_projects_do_not_meet(tmp_path: Path) -> None:
             project.path.with_name(f"{module}.py").write_text(f"NAME = {project.path.parent.name!r}\n")
     before = list(sys.path)
     for project in (*projects, *projects):
-        answer = user._call(project, "m:build", "[model] factory")
+        answer = project.model.factory.load()()
         assert answer == 2 * project.path.parent.name
     assert sys.path == before
 
@@ -55,14 +65,14 @@ def test_like_named_modules_of_two_projects_do_not_meet(tmp_path: Path) -> None:
 def test_an_edited_module_is_read_again(tmp_path: Path) -> None:
     for width in (3, 4):  # as long as before and within a second: Python's own cache would not notice
         project = made(tmp_path / "a", f"def build():\n    return nn.Linear({width}, 1)\n")
-        model = user.build_model(project)
+        model = build_model(project)
         assert isinstance(model, nn.Linear) and model.in_features == width
 
 
 def test_a_mask_that_was_not_made_permanent_is_told(tmp_path: Path) -> None:
     code = "from torch.nn.utils import prune\ndef build():\n    return prune.l1_unstructured(nn.Linear(3, 1), 'weight', 0.5)\n"
     with pytest.raises(UsageError, match=r"weight is computed.*prune\.remove"):
-        user.build_model(made(tmp_path / "a", code))
+        build_model(made(tmp_path / "a", code))
 
 
 def test_packages_and_installed_modules(tmp_path: Path) -> None:
@@ -72,21 +82,21 @@ def test_packages_and_installed_modules(tmp_path: Path) -> None:
     (package / "__init__.py").write_text("from .deep import value\n")
     (package / "deep.py").write_text("from . import side\ndef value():\n    return side.NUMBER\n")
     (package / "side.py").write_text("NUMBER = 7\n")
-    assert user.load_function(project, "zoo:value", "k")() == 7
-    assert user.load_function(project, "zoo.deep:value", "k")() == 7
-    assert user.load_function(project, "os.path:join", "k")("a", "b") == str(Path("a", "b"))
+    assert FileFunction(project.path, "k", "zoo:value").load()() == 7
+    assert FileFunction(project.path, "k", "zoo.deep:value").load()() == 7
+    assert FileFunction(project.path, "k", "os.path:join").load()("a", "b") == str(Path("a", "b"))
 
 
 def test_an_error_names_the_user_s_own_line(tmp_path: Path) -> None:
     project = made(tmp_path / "a", "def build():\n    return torch.zeros(2) @ torch.zeros(3)\n")
     with pytest.raises(UsageError, match=r"m:build.*RuntimeError.*\(m\.py, line 4\)"):
-        user.build_model(project)
+        build_model(project)
 
 
 def test_a_model_without_weights_is_the_same_every_time_and_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
     project = made(tmp_path / "a", "def build():\n    return nn.Linear(2, 2)\n")
     state = torch.get_rng_state()
-    first, second = (user.build_model(project).state_dict()["weight"] for _ in range(2))
+    first, second = (build_model(project).state_dict()["weight"] for _ in range(2))
     assert torch.equal(first, second) and torch.equal(torch.get_rng_state(), state)
 
 
@@ -98,7 +108,7 @@ def test_an_infinite_mask_is_no_spoilt_weight(tmp_path: Path) -> None:
         "        self.register_buffer('mask', torch.full((2, 2), float('-inf')))\n"
         "build = Masked\n"
     )
-    assert user.build_model(made(tmp_path / "a", code))
+    assert build_model(made(tmp_path / "a", code))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +124,7 @@ def test_an_infinite_mask_is_no_spoilt_weight(tmp_path: Path) -> None:
 )
 def test_example_inputs(answer: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\[model\] inputs.*" + told):
-        user.example_inputs(made(tmp_path / "a", f"def inputs():\n    return {answer}\n"))
+        example_inputs(made(tmp_path / "a", f"def inputs():\n    return {answer}\n"))
 
 
 def test_batches_are_made_once_read_again_and_told_the_epoch(tmp_path: Path) -> None:
@@ -134,7 +144,7 @@ def test_batches_are_made_once_read_again_and_told_the_epoch(tmp_path: Path) -> 
     )
     project = made(tmp_path / "a", code)
     for epoch in (1, 2):
-        batches = user.batches(project, "train")
+        batches = Split(project, "train")
         batches.set_epoch(epoch)
         for _ in range(2):
             (first, _), (second, _) = batches
@@ -146,7 +156,7 @@ def test_a_missing_batch_does_not_end_the_data_unseen(tmp_path: Path) -> None:
     batch = "(torch.zeros(1, 3), torch.tensor([0]))"
     project = made(tmp_path / "a", f"def train():\n    return [{batch}, None, {batch}]\n")
     with pytest.raises(UsageError, match="batch 1 is None"):
-        list(user.batches(project, "train"))
+        list(Split(project, "train"))
 
 
 def test_data_that_runs_dry_is_told(tmp_path: Path) -> None:
@@ -158,7 +168,7 @@ def test_data_that_runs_dry_is_told(tmp_path: Path) -> None:
         "        return self.left\n"
         "train = Once\n"
     )
-    batches = user.batches(made(tmp_path / "a", code), "train")
+    batches = Split(made(tmp_path / "a", code), "train")
     assert len(list(batches)) == 1
     with pytest.raises(UsageError, match="read once only"):
         list(batches)
@@ -172,29 +182,29 @@ def test_targets_of_another_loss_and_metric_are_the_user_s_business(tmp_path: Pa
     )
     model = nn.Linear(3, 1)
     with pytest.raises(UsageError, match="label 500"):
-        user.check_data(model, made(tmp_path / "a", code))
-    user.check_data(model, made(tmp_path / "b", code, loss="m:near", metric="m:near"))
+        check_data(model, made(tmp_path / "a", code))
+    check_data(model, made(tmp_path / "b", code, loss="m:near", metric="m:near"))
 
 
 def test_top_1_refuses_to_stretch() -> None:
-    assert user._top1(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])) == 0.5
+    assert _top1(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])) == 0.5
     one_hot: Tensor = torch.eye(2, dtype=torch.long)
     with pytest.raises(ValueError, match="do not fit"):
-        user._top1(torch.zeros(2, 2), one_hot)
+        _top1(torch.zeros(2, 2), one_hot)
 
 
 def test_preprocessing_must_fit_the_first_input(project: Path) -> None:
     known = replace(toml.read_project(project), preprocess=Preprocess((0.1, 0.2), (1.0, 1.0)))
     with pytest.raises(UsageError, match=r"\[preprocess\] mean has 2 numbers, the first input 1 channels"):
-        user.example_inputs(known)
+        example_inputs(known)
 
 
 def test_preprocessing_is_part_of_the_model(project: Path) -> None:
     known = toml.read_project(project)
-    (x,) = user.example_inputs(known)
+    (x,) = example_inputs(known)
     raw = 255 * torch.rand(x.shape)
-    model = user.build_model(replace(known, preprocess=Preprocess((0.5,), (0.25,), 1 / 255)))
-    assert torch.allclose(model(raw), user.build_model(known)((raw / 255 - 0.5) / 0.25), atol=1e-5)
+    model = build_model(replace(known, preprocess=Preprocess((0.5,), (0.25,), 1 / 255)))
+    assert torch.allclose(model(raw), build_model(known)((raw / 255 - 0.5) / 0.25), atol=1e-5)
 
 
 CLEANED = """
@@ -210,9 +220,9 @@ def nothing(inputs, targets):
 
 def test_cleaning_leaves_the_good_samples_of_every_batch(tmp_path: Path) -> None:
     known = made(tmp_path, CLEANED, clean="m:clean")
-    assert [targets.tolist() for _, targets in user.batches(known, "train")] == [[0, 1, 0], [0, 1], [0, 1]]
+    assert [targets.tolist() for _, targets in Split(known, "train")] == [[0, 1, 0], [0, 1], [0, 1]]
     with pytest.raises(UsageError, match=r"\[data\] clean = 'm:nothing' leaves none of 3 batches"):
-        list(user.batches(replace(known, clean="m:nothing"), "train"))
+        list(Split(changed(known, clean="m:nothing"), "train"))
 
 
 AUGMENTED = """
@@ -231,19 +241,23 @@ def smaller():
 def test_augmentation_changes_training_batches_alone_and_by_the_seed(tmp_path: Path) -> None:
     pytest.importorskip("kornia")
     known = made(tmp_path, AUGMENTED, augment="m:flipped")
-    ((plain,), _) = next(iter(user.batches(known, "train")))
+    ((plain,), _) = next(iter(Split(known, "train")))
 
-    def changed() -> torch.Tensor:
+    def augmented() -> torch.Tensor:
         torch.manual_seed(1)
-        return next(iter(user.batches(known, "train", augmented=True)))[0][0]
+        return next(iter(Split(known, "train", augmented=True)))[0][0]
 
-    assert torch.equal(changed(), changed()) and not torch.equal(changed(), plain) and changed().shape == plain.shape
+    assert (
+        torch.equal(augmented(), augmented())
+        and not torch.equal(augmented(), plain)
+        and augmented().shape == plain.shape
+    )
     for name, told in (
         ("no_function", "returns a int; return a function"),
         ("smaller", r"must return finite tensors of the"),
     ):
         with pytest.raises(UsageError, match=told):
-            next(iter(user.batches(replace(known, augment=f"m:{name}"), "train", augmented=True)))
+            next(iter(Split(changed(known, augment=f"m:{name}"), "train", augmented=True)))
 
 
 LOOP = """
@@ -275,9 +289,11 @@ class OneAtATime:
 def test_the_metric_may_be_what_the_network_does_in_closed_loop(tmp_path: Path) -> None:
     """The torch network in training, the artifact on its device in the verdict: the same number."""
     project = made(tmp_path / "a", LOOP, closed_loop="m:loop")
-    model = user.build_model(project)
-    in_torch = finetuning.evaluate(project, model, "valid")
-    assert -12 < in_torch < 0 and finetuning.evaluate(project, model, "test") == pytest.approx(4 * in_torch)
+    model = build_model(project)
+    in_torch = evaluate(model, Metric(project), Split(project, "valid"))
+    assert -12 < in_torch < 0 and evaluate(model, Metric(project), Split(project, "test")) == pytest.approx(
+        4 * in_torch
+    )
     (weight,) = (parameter.detach().numpy() for parameter in model.parameters())
     bench = OneAtATime(weight)
     artifact = Artifact((tmp_path / "model.onnx",), "d", "onnxruntime", "fp32", "s", 1)
@@ -285,7 +301,7 @@ def test_the_metric_may_be_what_the_network_does_in_closed_loop(tmp_path: Path) 
     assert on_device == pytest.approx(in_torch, rel=1e-6)
     assert bench.calls == [(2, 2, 2)] * 4  # three samples in calls of two
     with pytest.raises(UsageError, match=r"\[data\] closed_loop.* gives nan"):
-        user.closed_loop(replace(project, closed_loop="m:broken"), lambda x: x, "test")
+        Metric(changed(project, closed_loop="m:broken")).of_policy(lambda x: x, "test")
 
 
 def test_a_project_has_one_metric(tmp_path: Path) -> None:

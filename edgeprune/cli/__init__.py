@@ -1,0 +1,371 @@
+"""The command line: options in, one table or one JSON document out, errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune import errors
+from edgeprune.cli.answers import one_line, opened, put
+from edgeprune.cli.options import (
+    HERE,
+    BoardAction,
+    DryRunOption,
+    Figure,
+    FreshOption,
+    JsonOption,
+    OfCheck,
+    OfDevice,
+    OfProfile,
+    OfRun,
+    ProjectOption,
+    TargetArgument,
+    TargetOption,
+    WaitOption,
+    command,
+)
+
+if TYPE_CHECKING:
+    from edgeprune.pipeline.run import Run
+    from edgeprune.records import Release
+
+app = typer.Typer(
+    name="edgeprune",
+    help="From a PyTorch model, a device and a latency budget to a verified, faster artifact.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+FIGURES = {
+    Figure.p50: "p50_ns",
+    Figure.p90: "p90_ns",
+    Figure.memory: "peak_memory_bytes",
+    Figure.size: "size_bytes",
+    Figure.metric: "metric",
+}
+EXIT_CODES = {
+    "pass": errors.EXIT_PASS,
+    "fail": errors.EXIT_FAIL,
+    "inconclusive": errors.InconclusiveError.exit_code,
+}
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"edgeprune {version('edgeprune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+# ------------------------------------------------------------------------------------------------------- the stages
+
+
+def _result(run: Run) -> Any:
+    from edgeprune.stages.result import result
+
+    return result(run)
+
+
+def _deployed(run: Run) -> Any:
+    from edgeprune.stages import deploy
+
+    return deploy.deployed(run)
+
+
+def _record(name: str) -> Callable[[Run], Any]:
+    return lambda run: run.value(name)
+
+
+VERBS: Mapping[str, tuple[str, Callable[[Run], Any]]] = {
+    "run": ("Run the whole pipeline: profile, plan, prune, finetune, compile, verify.", _result),
+    "plan": ("Choose the channels to keep: exact, with a proof.", _record("plan")),
+    "prune": (
+        "Confirm the plan on the device, and cut the network.",
+        lambda run: (run.value("prune"), run.value("confirm"))[1],
+    ),
+    "finetune": (
+        "Fine-tune the pruned network by distillation from the original.",
+        lambda run: run.value("finetune").network,
+    ),
+    "compile": ("Compile the network for the target's runtime.", _record("compile")),
+    "verify": ("Check the artifact on the device.", _record("verify")),
+    "deploy": ("Deploy the verified artifact on the target's hosts.", _deployed),
+}
+
+
+def _verb(name: str, options: OfRun) -> None:
+    if options.dry_run:
+        _print_forecast(options.project, options.target, whole=True, deploy=name == "deploy")
+        return
+    if name == "finetune" and "TORCHELASTIC_RUN_ID" in os.environ:
+        _finetune_in_parallel(options)
+        return
+    with opened(options, budget=options.budget, fresh=options.fresh) as (run, answer):
+        value = VERBS[name][1](run)
+        answer(value)
+    outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
+    raise typer.Exit(EXIT_CODES[str(outcome)])
+
+
+def _finetune_in_parallel(options: OfRun) -> None:
+    """One of torchrun's processes: the first runs the pipeline, the others train with it."""
+    from edgeprune.pipeline.request import request
+    from edgeprune.stages import finetune, parallel
+
+    with parallel.joined():
+        if parallel.rank():
+            finetune.follow(request(options.project, options.target, options.budget).project)
+            return
+        with opened(options, budget=options.budget, fresh=options.fresh) as (run, answer):
+            answer(VERBS["finetune"][1](run))
+            parallel.dismiss()
+
+
+def _register(name: str, text: str) -> None:
+    command(app, name, OfRun, text)(lambda options: _verb(name, options))
+
+
+for _name, (_text, _) in VERBS.items():
+    _register(_name, _text)
+
+
+@command(app, "profile", OfProfile)
+def _profile(options: OfProfile) -> None:
+    """Measure the network's variants on the device."""
+    if options.dry_run:
+        _print_forecast(options.project, options.target, whole=False)
+        return
+    from edgeprune.stages import profile
+
+    with opened(options, fresh=options.fresh) as (run, answer):
+        answer(profile.explanation(run) if options.explain else run.record(profile.STAGE).profile)
+
+
+def _print_forecast(project: Path, target: str, whole: bool, deploy: bool = False) -> None:
+    from edgeprune.pipeline.request import request
+    from edgeprune.stages import forecast
+
+    asked = request(project, target)
+    lines = forecast.forecast(asked.project, asked.target, whole)
+    if deploy:
+        from edgeprune.stages import deploy as deploying
+
+        lines += deploying.forecast(asked.target)
+    print("\n".join(lines))
+
+
+# ------------------------------------------------------------------------------------------------ checks and releases
+
+
+@command(app, "check", OfCheck)
+def _check(options: OfCheck) -> None:
+    """Is the artifact within its budgets, and no slower than its baseline?"""
+    if options.junit is not None:
+        _clear(options.junit)
+    reason = one_line(options.reason.strip())
+    if options.update != bool(reason):
+        raise errors.UsageError('a new baseline needs both: --update --reason "why it is good"')
+    from edgeprune.frontends import toml
+    from edgeprune.reports import ci
+    from edgeprune.stages import check
+    from edgeprune.storage.store import write_atomic
+
+    budgets = [toml.read_budget("--budget", text) for text in options.budget or []]
+    with opened(options) as (run, answer):
+        report = check.checked(run, budgets, options.baseline, reason)
+        answer(report)
+    if options.junit is not None:
+        write_atomic(options.junit, ci.junit(report).encode())
+    for line in ci.announce(report, os.environ):
+        print(one_line(line), file=sys.stderr if options.as_json else sys.stdout)
+    raise typer.Exit(EXIT_CODES[str(report.outcome)])
+
+
+def _clear(junit: Path) -> None:
+    """Remove an old report, so that it is not taken for today's, and see that a new one can be written."""
+    if junit.is_dir():
+        raise errors.UsageError(f"--junit {str(junit)!r} is a folder; give the path of a file")
+    try:
+        junit.unlink(missing_ok=True)
+    except OSError as error:
+        raise errors.UsageError(f"--junit {str(junit)!r}: {error.strerror}; give the path of a file") from error
+
+
+@app.command("groups")
+def _groups(project: ProjectOption = HERE, as_json: JsonOption = False) -> None:
+    """Show the channel groups that can be cut, with their layers, and why others are locked. Asks no device."""
+    from edgeprune import api
+    from edgeprune.reports import console
+
+    put(api.groups(project), as_json, console.show_survey)
+
+
+@app.command("history")
+def _history(
+    project: ProjectOption = HERE,
+    target: TargetOption = "local",
+    figure: Annotated[Figure, typer.Option("--figure", help="The figure.")] = Figure.p50,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one figure across past checks, and mark where its level changed."""
+    from edgeprune import api
+    from edgeprune.reports import console
+
+    found = api.history(project, target, FIGURES[figure])
+    put(found, as_json, lambda history, screen: screen.print(console.history_table(history)))
+
+
+@command(app, "rollback", OfDevice)
+def _rollback(options: OfDevice) -> None:
+    """Deploy the previous release again."""
+    from edgeprune import api
+
+    found = api.rollback(
+        options.project, options.target, lambda text: print(one_line(text), file=sys.stderr), options.wait
+    )
+    _put_releases(found, options.as_json)
+
+
+@app.command("releases")
+def _releases(target: TargetOption = "local", as_json: JsonOption = False, wait: WaitOption = False) -> None:
+    """Show what runs on the target's hosts, since when, and by which verdict; and what a rollback returns to."""
+    from edgeprune import api
+
+    _put_releases(api.releases(target, wait), as_json)
+
+
+def _put_releases(found: list[Release], as_json: bool) -> None:
+    from edgeprune.reports import console
+
+    if not found and not as_json:
+        print("nothing was deployed there yet; see edgeprune deploy")
+        return
+    put(found, as_json, lambda releases, screen: screen.print(console.releases_table(releases)))
+
+
+# ----------------------------------------------------------------------------------------------------- surroundings
+
+
+@app.command("demo")
+def _demo(target: TargetOption = "local", as_json: JsonOption = False, fresh: FreshOption = False) -> None:
+    """Run the digits example: a residual network on handwritten digits, at half its latency."""
+    _verb("run", OfRun(project=_digits(), target=target, as_json=as_json, fresh=fresh))
+
+
+@app.command("doctor")
+def _doctor(
+    target: TargetArgument = "local",
+    project: Annotated[Path | None, typer.Option("--project", "-p", help="Examine this project file, too.")] = None,
+) -> None:
+    """Is everything in place, here and on the device? Each finding comes with its fix."""
+    from edgeprune.reports.doctor import examine
+
+    failed = False
+    for finding in examine(target, project):
+        failed |= finding.level == "fail"
+        print(f"{finding.level:<5} {one_line(finding.what)}" + (f"; fix: {finding.fix}" if finding.fix else ""))
+    raise typer.Exit(errors.EXIT_FAIL if failed else errors.EXIT_PASS)
+
+
+@app.command("tensorboard")
+def _tensorboard(
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/local.")],
+    port: Annotated[int, typer.Option(help="The port to listen on, on this machine only.")] = 6006,
+) -> None:
+    """Show runs: training curves, layers before and after the cut, metric by latency. Ctrl-C ends it."""
+    from edgeprune.pipeline.run import EVENTS
+
+    folder = run / EVENTS
+    if not folder.is_dir():
+        raise errors.UsageError(
+            f"{folder} does not exist; give the folder of a run that trained with tensorboard installed"
+        )
+    if importlib.util.find_spec("tensorboard") is None:
+        raise errors.RuntimeMissing("tensorboard is not installed; pip install 'edgeprune[tensorboard]'")
+    argv = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    raise typer.Exit(subprocess.run(argv).returncode)
+
+
+@app.command("setup")
+def _setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOption = False) -> None:
+    """Install the agent and the runtime in a private folder on the device, without root."""
+    from edgeprune import api
+    from edgeprune.devices import install
+    from edgeprune.frontends import toml
+
+    if dry_run:
+        known = toml.read_target(toml.find_target(target, Path.cwd()))
+        print("\n".join(line for _, one in known.all_hosts for line in install.forecast(one)))
+        return
+    api.setup(target, lambda text: print(one_line(text), flush=True), wait)
+
+
+@app.command("board")
+def _board(action: Annotated[BoardAction, typer.Argument(help="Start it, end it, or print its state.")]) -> None:
+    """The virtual board, an aarch64 machine under qemu. Its target is virtual-pi."""
+    from edgeprune.devices.virtual import board
+
+    if action is BoardAction.status:
+        print(board.status())
+    else:
+        {BoardAction.up: board.up, BoardAction.down: board.down}[action]()
+
+
+def _digits() -> Path:
+    """The example's project file: the checkout's own, or a copy of the installed one in the working directory."""
+    checkout = Path(__file__).parents[2] / "examples" / "digits"
+    if checkout.is_dir():
+        return checkout / "edgeprune.toml"
+    own = Path.cwd() / "edgeprune-demo" / "digits"
+    if not own.exists():
+        shutil.copytree(Path(__file__).parents[1] / "examples" / "digits", own)
+    return own / "edgeprune.toml"
+
+
+def main() -> None:
+    """The entry point. Errors become one line on stderr and the exit codes of `edgeprune.errors`."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except errors.EdgepruneError as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        code = errors.EXIT_INTERRUPTED
+    except Exception:  # noqa: BLE001 - the last line of defence: reported as ours, shown whole
+        traceback.print_exc()
+        print("error: this is a bug in edgeprune; please report it with the lines above", file=sys.stderr)
+        code = errors.EXIT_BUG
+    sys.exit(code)

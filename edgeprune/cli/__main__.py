@@ -1,0 +1,5 @@
+"""`python -m edgeprune.cli` is the command line."""
+
+from edgeprune.cli import main
+
+main()

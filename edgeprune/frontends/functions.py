@@ -1,0 +1,174 @@
+"""The user's functions that a project file names: found, loaded, called, and their errors told in one line.
+
+torch is not imported here: a run that reuses everything needs none of the user's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgeprune.errors import EdgepruneError, UsageError
+from edgeprune.frontends import sources
+
+PACKAGE = Path(__file__).parents[1]
+LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+# What runs when torch calls a module or differentiates: below it, an error is the model's.
+OF_MODELS = {"_call_impl", "_engine_run_backward"}
+
+
+@dataclass(frozen=True)
+class FileFunction:
+    """A function that a project file names as "module:function", looked up beside that file first.
+
+    `path` is the project file, `key` the key that names it, such as "[data] loss". See `records.Function`.
+    """
+
+    path: Path
+    key: str
+    name: str
+
+    @property
+    def where(self) -> str:
+        """The file, the key and the value."""
+        return f"{self.path}: {self.key} = {self.name!r}"
+
+    def load(self) -> Callable[..., Any]:
+        """The function. Raises `UsageError` where its module cannot be imported or does not have it."""
+        module_name, _, attribute = self.name.partition(":")
+        with self.guarded():
+            function = getattr(_module(self.path.parent, module_name), attribute, None)
+        if function is None:
+            raise UsageError(
+                f"{self.where}: module {module_name} has no function {attribute}; define it or correct the name"
+            )
+        if not callable(function):
+            raise UsageError(f"{self.where}: {attribute} is a {type(function).__name__}; define a function")
+        return function  # type: ignore[no-any-return]
+
+    def sources(self) -> Mapping[str, str]:
+        """See `records.Function.sources`."""
+        return sources.of_module(self.path.parent, self.name.partition(":")[0])
+
+    def guarded(self, where: str = "") -> AbstractContextManager[None]:
+        """See `records.Function.guarded`."""
+        return guarded(self.path.parent, where or self.where)
+
+
+@contextmanager
+def guarded(root: Path, where: str) -> Iterator[None]:
+    """Run user code with the project's folder importable. Raises `UsageError`, one line, for whatever it raises."""
+    try:
+        with _importable(root):
+            yield
+    except EdgepruneError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise UsageError(f"{where} raises {one_line(error, root)}") from error
+
+
+@contextmanager
+def of_user(path: Path, stage: str) -> Iterator[None]:
+    """A context in which a stage runs: an error that comes from the user's code becomes one `UsageError`.
+
+    User code is the code in the folder of the project file `path`, and whatever torch runs when it calls or differentiates
+    the user's model. Any other error is ours, and passes.
+    """
+    try:
+        yield
+    except EdgepruneError:
+        raise
+    except Exception as error:
+        if not _is_users(error, path.parent):
+            raise
+        raise UsageError(f"{path}: {stage}: the project's code raises {one_line(error, path.parent)}") from error
+
+
+def one_line(error: BaseException, root: Path) -> str:
+    """An error in one line, with the last line of the user's code that it passed."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return text + users_line(error, root)
+
+
+def users_line(error: BaseException, root: Path) -> str:
+    """The last line of the user's code that an error passed, as " (net.py, line 4)"; empty where it passed none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename, root)]
+    if not frames:
+        return ""
+    return f" ({Path(frames[-1].filename).resolve().relative_to(root.resolve())}, line {frames[-1].lineno})"
+
+
+def _is_users(error: Exception, root: Path) -> bool:
+    """Whether the innermost code that is no library's is the user's, or ours that called the user's model."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_users(frame.filename, root):
+            return True
+        if frame.name in OF_MODELS and "torch" in Path(frame.filename).parts:
+            return True
+        if Path(frame.filename).is_relative_to(PACKAGE):
+            return False
+    return False
+
+
+def is_users(filename: str, root: Path) -> bool:
+    """Whether a file is the user's: below the project's folder, and no library's or ours."""
+    path = Path(filename).resolve()
+    if path.is_relative_to(PACKAGE) or any(path.is_relative_to(library) for library in LIBRARIES):
+        return False
+    return path.is_relative_to(root.resolve())
+
+
+def _module(root: Path, name: str) -> ModuleType:
+    """Import by place, under a name made from path and text, so that modules of two projects do not meet."""
+    file = next((f for f in (root / f"{name}.py", root / name / "__init__.py") if f.is_file()), None)
+    if file is None:  # inside a package, whose relative imports need its true name, or installed
+        return importlib.import_module(name)
+    source = file.read_bytes()
+    unique = f"_edgeprune_{hashlib.sha256(str(file).encode() + source).hexdigest()[:16]}"
+    if unique not in sys.modules:
+        folders = [str(file.parent)] if file.name == "__init__.py" else None
+        spec = importlib.util.spec_from_file_location(unique, file, submodule_search_locations=folders)
+        if spec is None:
+            raise ImportError(f"{file} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[unique] = module
+        try:
+            # Compiled here: Python's own cache takes a file for unchanged when it was edited within a second.
+            exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102 - the user's own module
+        except BaseException:
+            del sys.modules[unique]
+            raise
+    return sys.modules[unique]
+
+
+_siblings: dict[str, Path] = {}  # modules imported from a project's folder, by their plain names
+
+
+@contextmanager
+def _importable(root: Path) -> Iterator[None]:
+    """Put a project's folder first in `sys.path`, and forget the modules of another project's folder."""
+    for name in [name for name, home in _siblings.items() if home != root]:
+        del _siblings[name]  # the other project keeps what it has already imported
+        sys.modules.pop(name, None)
+    before = set(sys.modules)
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        if str(root) in sys.path:
+            sys.path.remove(str(root))
+        for name in set(sys.modules) - before:
+            top = root / name.partition(".")[0]
+            if top.is_dir() or top.with_suffix(".py").is_file():
+                _siblings[name] = root

@@ -1,0 +1,122 @@
+"""Which files a user's function is made of, as digests. Reads import statements; runs no user code.
+
+A function follows from its module and from every module that this one imports from the project's folder, directly or not.
+Modules that are installed elsewhere count by the version of their package. Files that the code opens are not seen: after
+changing those, `--fresh` redoes what follows from them.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+from edgeprune.errors import UsageError
+from edgeprune.limits import LIMITS
+from edgeprune.storage.store import file_sha256, read_capped
+
+SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules", "site-packages"}
+IMPORTERS = {"import_module", "__import__"}
+
+
+def of_module(root: Path, module: str) -> dict[str, str]:
+    """Digests of the files that `module`, looked up in `root` first, is made of: {path below root: SHA-256}.
+
+    For a module that is installed elsewhere: {package: version}. Raises `UsageError` where `root` holds too many files.
+    """
+    found = _files(root, module)
+    if not found:
+        return {f"package {name}": installed(name) for name in _distributions(module)}
+    todo, seen = list(found), dict[Path, None]()
+    while todo:
+        file = todo.pop()
+        if file not in seen:
+            seen[file] = None
+            todo += _imported(root, file)
+    return {file.relative_to(root).as_posix(): file_sha256(file) for file in sorted(seen)}
+
+
+def installed(package: str) -> str:
+    """The version of a package, "none" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _distributions(module: str) -> list[str]:
+    top = module.partition(".")[0]
+    return [] if top in sys.stdlib_module_names else packages_distributions().get(top, [])
+
+
+def _imported(root: Path, file: Path) -> Iterator[Path]:
+    """The files of `root` that a file imports, its own packages included."""
+    try:
+        tree = ast.parse(read_capped(file, LIMITS.source_bytes))
+    except (SyntaxError, ValueError):  # importing it will say so
+        return
+    for node in ast.walk(tree):
+        for name in _names(node, _package(root, file)):
+            yield from _beside(root) if name is None else _files(root, name)
+
+
+def _names(node: ast.AST, package: list[str]) -> Iterator[str | None]:
+    """The modules that a statement may import; None where only running the code could tell."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package[: len(package) - node.level + 1] if node.level else []
+        module = ".".join([*above, *([node.module] if node.module else [])])
+        if module:
+            yield module
+        yield from (f"{module}.{alias.name}".lstrip(".") for alias in node.names)
+    elif isinstance(node, ast.Call) and _called(node) in IMPORTERS and node.args:
+        first = node.args[0]
+        yield first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+
+
+def _called(node: ast.Call) -> str:
+    return str(getattr(node.func, "attr", getattr(node.func, "id", "")))
+
+
+def _package(root: Path, file: Path) -> list[str]:
+    return list(file.parent.relative_to(root).parts)
+
+
+def _files(root: Path, module: str) -> list[Path]:
+    """The files of a module and of the packages around it; by its last names where the code extends `sys.path`."""
+    parts = module.split(".")
+    if parts[0] in sys.stdlib_module_names:
+        return []
+    found = [file for n in range(1, len(parts) + 1) for file in _candidates(root.joinpath(*parts[:n]))]
+    return found or [file for file in _beside(root) if any(file == place for place in _deeper(root, file, parts))]
+
+
+def _candidates(place: Path) -> Iterator[Path]:
+    yield from (file for file in (place.with_name(f"{place.name}.py"), place / "__init__.py") if file.is_file())
+
+
+def _deeper(root: Path, file: Path, parts: list[str]) -> Iterator[Path]:
+    """Where `parts` would lie in the folders above `file`."""
+    for folder in file.parents:
+        if not folder.is_relative_to(root):
+            return
+        yield from _candidates(folder.joinpath(*parts))
+
+
+@cache
+def _beside(root: Path) -> tuple[Path, ...]:
+    """Every Python file of a project's folder, but for environments, runs and hidden folders."""
+    files = tuple(
+        sorted(
+            path
+            for path in root.rglob("*.py")
+            if not any(part.startswith(".") or part in SKIPPED for part in path.relative_to(root).parts)
+        )
+    )
+    if len(files) > LIMITS.source_files:
+        raise UsageError(f"{root}: over {LIMITS.source_files} Python files; keep edgeprune.toml in a folder of its own")
+    return files

@@ -1,0 +1,146 @@
+"""Try the user's model, data, loss and metric before anything is measured or trained."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import UsageError
+from edgeprune.frontends import functions
+from edgeprune.frontends.data import SPLITS, Loss, Metric, Split
+from edgeprune.frontends.model import Network, finite, kind
+from edgeprune.records import Project
+
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback
+
+
+class Trial:
+    """Tries what a project brings. Nothing follows from it but an error, or none."""
+
+    def __init__(self, network: Network, project: Project) -> None:
+        self._network, self._project = network, project
+
+    def data(self) -> None:
+        """See `check_data`."""
+        check_data(self._network.module, self._project)
+
+    def backward(self, training: bool) -> None:
+        """See `check_backward`."""
+        check_backward(self._network.module, self._project, training)
+
+
+def check_data(model: nn.Module, project: Project) -> None:
+    """Run the model, the loss and the metric on a first batch, and read every split once.
+
+    Labels are checked for outputs (samples, classes) and integer targets (samples,) with the default loss or metric.
+
+    Raises:
+        UsageError: the model does not take the data, or a label is not one of its classes. The message names the split, the
+            batch and the label.
+    """
+    classes = _first_batch(model, project)
+    for name in SPLITS:
+        if project.data.split(name) is None:
+            continue
+        split = Split(project, name)
+        for number, (inputs, targets) in enumerate(split):
+            where = f"{split.where}: batch {number}"
+            if number == 0:
+                _outputs(model, project, where, inputs)
+            if not finite(targets):
+                raise UsageError(f"{where} has NaN or infinity in its targets; clean the data")
+            if classes is None:
+                continue
+            wrong = targets[(targets < 0) | (targets >= classes)]
+            if len(wrong):
+                raise UsageError(
+                    f"{where} has the label {wrong.flatten()[0].item()}, the model has {classes} classes; "
+                    f"labels run from 0 to {classes - 1}"
+                )
+
+
+def check_backward(model: nn.Module, project: Project, training: bool) -> None:
+    """Differentiate the loss of one training batch by the model's parameters.
+
+    Args:
+        model: the original network; a copy of it is used.
+        project: gives the training data and the loss.
+        training: whether the model runs in training mode, as in fine-tuning.
+
+    Raises:
+        UsageError: a backward pass fails, as after an operation in place. The message names the user's file and line.
+    """
+    inputs, targets = next(iter(Split(project, "train", augmented=training)))
+    loss, tried = Loss(project), copy.deepcopy(model).train(training)
+    root = project.folder
+
+    def differentiate() -> None:
+        with functions.guarded(root, f"{project.path}: [data] train: batch 0: the model"):
+            outputs = tried(*inputs)
+        loss(outputs, targets).backward()  # type: ignore[no-untyped-call]
+
+    try:
+        differentiate()
+    except RuntimeError as error:
+        line = functions.one_line(error, root)
+        place = "" if functions.users_line(error, root) else _forward_line(differentiate, root)
+        raise UsageError(
+            f"{project.path}: [model] factory: a backward pass raises {line}{place}; gradients are needed to train and to"
+            " score channels: do not change a tensor in place that a later step reads"
+        ) from error
+
+
+def _forward_line(differentiate: Callable[[], None], root: Path) -> str:
+    """Where in the user's code the forward step stands whose backward step fails, as autograd's anomaly mode finds it."""
+    with warnings.catch_warnings(record=True) as caught, torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("always")
+        with suppress(RuntimeError):
+            differentiate()
+    frames = [frame for warning in caught for frame in FRAME.findall(str(warning.message))]
+    users = [(Path(name), number) for name, number in frames if functions.is_users(name, root)]
+    return f" ({users[-1][0].resolve().relative_to(root.resolve())}, line {users[-1][1]})" if users else ""
+
+
+def _first_batch(model: nn.Module, project: Project) -> int | None:
+    """Try the model, the loss and the metric; the number of classes where labels index them, else None."""
+    split = Split(project, "valid")
+    inputs, targets = next(iter(split))
+    where = f"{split.where}: batch 0"
+    outputs = _outputs(model, project, where, inputs)
+    if not outputs.ndim or len(outputs) != len(targets):
+        raise UsageError(
+            f"{where}: the model returns {tuple(outputs.shape)} for {len(targets)} targets; return (samples, ...)"
+        )
+    if not finite(outputs):
+        raise UsageError(f"{where}: the model returns NaN or infinity; check its weights and the range of the inputs")
+    index = outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    defaults = project.data.loss is None or project.data.metric is None
+    classes = outputs.shape[1] if index and defaults else None
+    if classes is None or bool(((targets >= 0) & (targets < classes)).all()):
+        with torch.no_grad():
+            loss = Loss(project)(outputs, targets)
+        if not finite(loss):
+            raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
+        metric = Metric(project)
+        if not metric.in_closed_loop:
+            metric(outputs, targets)
+    if project.data.augment:
+        next(iter(Split(project, "train", augmented=True)))
+    return classes
+
+
+def _outputs(model: nn.Module, project: Project, where: str, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The one tensor that the model returns for a batch."""
+    model.eval()
+    with torch.no_grad(), functions.guarded(project.folder, f"{where}: the model"):
+        outputs = model(*inputs)
+    if not isinstance(outputs, Tensor):
+        raise UsageError(f"{where}: the model returns {kind(outputs)}; wrap it in a module that returns one tensor")
+    return outputs

@@ -1,0 +1,217 @@
+"""Runs stages in order: keys, memo, lease and resume.
+
+A stage runs once for a key, which is the digest of what it reads. Records are kept in the run folder, so that the same
+command again reuses them, and a killed run resumes. torch is imported by the stages that need it: a run that reuses
+everything never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from edgeprune.errors import DeviceError
+from edgeprune.frontends import functions
+from edgeprune.limits import LIMITS
+from edgeprune.pipeline.request import SHARED, Request
+from edgeprune.pipeline.stage import Output, Rules, Stage
+from edgeprune.records import Device, digest
+from edgeprune.storage import codec
+from edgeprune.storage.store import Entry, Store
+
+SCHEMA = 2  # of the run folder
+EVENTS = "tensorboard"  # the folder beside the stages' own
+CHANGES_SHOWN = 3
+
+Record = TypeVar("Record")
+Value = TypeVar("Value")
+
+
+@contextmanager
+def open_run(request: Request, rules: Rules) -> Iterator[Run]:
+    """A run of a request. Its run folder is locked, and its device leased, until the context ends.
+
+    Raises `BusyError` where another run holds the folder or the device.
+    """
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(request.runs / request.target.name))
+        yield Run(request, rules, store, stack)
+
+
+class Run:
+    """One request. Asking for a stage's record runs what is missing of the stages before it."""
+
+    def __init__(self, request: Request, rules: Rules, store: Store, stack: ExitStack) -> None:
+        self.request, self.stack = request, stack
+        self.device: Device | None = None  # once it has been identified
+        self._stages, self._inputs, self._store = rules.stages, rules.inputs, store
+        self._values: dict[str, Any] = {}
+        self._keys: dict[str, str] = {}
+        self._entries: dict[str, Entry] = {}
+        self._lease = stack.enter_context(ExitStack())
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self._store.folder
+
+    def record(self, stage: Stage[Any, Record]) -> Record:
+        """The record of a stage: made in this run, kept by an earlier one, or made now."""
+        if stage.name not in self._values:
+            self._values[stage.name] = self._recorded(stage)
+        found: Record = self._values[stage.name]
+        return found
+
+    def value(self, name: str) -> Any:
+        """The value of an input, or the record of a stage."""
+        if name in self._stages:
+            return self.record(self._stages[name])
+        if name not in self._values:
+            self._values[name] = self._inputs[name].value(self)
+        return self._values[name]
+
+    # ------------------------------------------------------------------------------------------------------- keys
+
+    def key(self, stage: Stage[Any, Any]) -> str:
+        """The digest of what a stage reads."""
+        if stage.name not in self._keys:
+            self._keys[stage.name] = digest([SCHEMA, stage.name, self.reads(stage)])
+        return self._keys[stage.name]
+
+    def reads(self, stage: Stage[Any, Any]) -> dict[str, object]:
+        """What a stage reads, by label: settings, facts of machines, and the keys of earlier stages."""
+        found: dict[str, object] = {}
+        for name in stage.names:
+            if name in self._stages:
+                found[name] = self.key(self._stages[name])
+            else:
+                found |= {**self._inputs[name].settings(self), **self._inputs[name].machine(self)}
+        return found
+
+    def settings(self, stage: Stage[Any, Any]) -> str:
+        """The digest of the user's settings that a stage follows from, whatever the device and the installed packages are."""
+
+        def leaves(one: Stage[Any, Any]) -> dict[str, object]:
+            found: dict[str, object] = {}
+            for name in one.names:
+                found |= leaves(self._stages[name]) if name in self._stages else self._inputs[name].settings(self)
+            return found
+
+        return digest(leaves(stage))
+
+    # --------------------------------------------------------------------------------------------- finding and making
+
+    def last(self, stage: Stage[Any, Record]) -> tuple[Record, Path]:
+        """The record, and its folder, that was made last from the settings as they are now, on whatever device.
+
+        Runs the stage where there is none.
+        """
+        settings = self.settings(stage)
+        entry = self._store.newest(stage.name, lambda manifest: manifest.get("settings") == settings)
+        if entry is None:
+            return self.record(stage), self._entries[stage.name].folder
+        return _load(stage, entry), entry.folder
+
+    def _recorded(self, stage: Stage[Any, Record]) -> Record:
+        if not stage.kept:
+            return self._made(stage, self._values_of(stage), self.scratch)
+        found = self._found(stage)
+        if found is not None:
+            return found
+        values = self._values_of(stage)
+        return self._found(stage, values)  # type: ignore[return-value]
+
+    def _found(self, stage: Stage[Any, Record], values: Mapping[str, Any] | None = None) -> Record | None:
+        """The record that a store keeps under the stage's key. Where there is none, one made from `values`, if given."""
+        key = self.key(stage)
+        with self._store_of(stage) as store:
+            entry = None if self.request.fresh else store.find(stage.name, key)
+            if entry is None or not stage.settled(found := _load(stage, entry)):
+                if values is None:
+                    return None
+                why = self._why(stage, store)
+                told = {"reads": self.reads(stage), "settings": self.settings(stage)}
+                with store.create(stage.name, key, told) as draft:
+                    made = self._made(stage, values, draft.folder, why)
+                    draft.write_text(f"{stage.name}.json", codec.dumps(codec.with_paths(made, draft.relative)))
+                entry, found = draft.entry, _load(stage, draft.entry)
+            else:
+                self.request.watch.done(stage.name, "reused")
+        self._entries[stage.name] = entry
+        return found
+
+    def _values_of(self, stage: Stage[Any, Any]) -> dict[str, Any]:
+        """What a stage reads. Earlier stages run here, before this one begins and before a store is held for it."""
+        return {name: self.value(name) for name in stage.names}
+
+    def _made(self, stage: Stage[Any, Record], values: Mapping[str, Any], folder: Path, why: str = "") -> Record:
+        """Run a stage. Raises `UsageError` for what the user's code raises in it."""
+        if stage.releases_device:
+            self.release_device()
+        watch, partial = self.request.watch, self._store.scratch
+        output = Output(
+            folder=folder,
+            scratch=self.scratch,
+            partial=lambda: partial(stage.name, self.key(stage)),
+            save=self._store.save,
+            events=self._store.folder / EVENTS,
+            watch=watch,
+            fresh=self.request.fresh,
+        )
+        watch.start(stage.name)
+        reads = stage.reads(**values)
+        with functions.of_user(self.request.project.path, stage.name):
+            found = stage.run(reads, output)
+        watch.done(stage.name, why + stage.describe(found, reads))
+        return found
+
+    def _why(self, stage: Stage[Any, Any], store: Store) -> str:
+        """Why a stage is made again: what has changed of what it reads since it was last finished."""
+        before, now = store.last_read(stage.name), self.reads(stage)
+        if before is None or self.request.fresh:
+            return ""
+        changed = [label for label in sorted({*before, *now}) if before.get(label) != now.get(label)]
+        shown = ", ".join(changed[:CHANGES_SHOWN]) + (", …" if len(changed) > CHANGES_SHOWN else "")
+        return f"redone, {shown} changed: " if changed else "redone: "
+
+    def _store_of(self, stage: Stage[Any, Any]) -> AbstractContextManager[Store]:
+        """The target's store, or the one that all targets share; that one is held only while it is used."""
+        if self._of_target(stage):
+            return nullcontext(self._store)
+        return Store(self.request.runs / SHARED, LIMITS.lease_wait_s)
+
+    def _of_target(self, stage: Stage[Any, Any]) -> bool:
+        return any(
+            self._of_target(self._stages[name]) if name in self._stages else self._inputs[name].of_target
+            for name in stage.names
+        )
+
+    # ------------------------------------------------------------------------------------------- device and scratch
+
+    def lease(self, open_device: Callable[[ExitStack], tuple[Value, Device]]) -> Value:
+        """A device, given back at the end of the run or by `release_device`. Raises `DeviceError` if another one answers."""
+        opened, device = open_device(self._lease)
+        if self.device is not None and self.device.identity != device.identity:
+            raise DeviceError(f"{self.request.target.name}: another device answers than when this run began; run again")
+        self.device = device
+        return opened
+
+    def release_device(self) -> None:
+        """Give the device back, so that others may use it while this machine trains."""
+        self._values = {n: v for n, v in self._values.items() if n not in self._inputs or not self._inputs[n].leased}
+        self._lease.close()
+
+    @cached_property
+    def scratch(self) -> Path:
+        """A folder that is removed at the end of the run."""
+        return Path(self.stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
+
+
+def _load(stage: Stage[Any, Record], entry: Entry) -> Record:
+    path = entry.path(f"{stage.name}.json")
+    found = codec.loads(stage.record, path.read_text(encoding="utf-8"), str(path))
+    return codec.with_paths(found, entry.path)

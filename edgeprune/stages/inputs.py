@@ -1,0 +1,313 @@
+"""What stages read besides each other: parts of the project and the target, the device, the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune import runtimes
+from edgeprune.frontends.sources import installed
+from edgeprune.pipeline.run import Run
+from edgeprune.pipeline.stage import Input
+from edgeprune.records import Device, Function, Groups, Target, Widths, digest
+from edgeprune.runtimes.base import Runtime
+from edgeprune.stages import precision, survey
+from edgeprune.storage.profiles import ProfileFile
+from edgeprune.storage.store import file_sha256
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeprune.devices.bench import Bench
+    from edgeprune.frontends.data import Loss, Metric, Split
+    from edgeprune.frontends.model import Network
+    from edgeprune.frontends.trial import Trial
+
+LIBRARIES = "edgeprune", "torch", "onnx", "onnxruntime", "numpy"
+CALIBRATED = 300  # training samples that int8 ranges come from
+Settings = Callable[[Run], Mapping[str, object]]
+
+
+class Variants:
+    """Files of the network at other widths, for the device: exported once with random weights, then sliced."""
+
+    def __init__(
+        self, network: Network, groups: Groups, runtime: Runtime, precision: str, calibration: Calibration, folder: Path
+    ) -> None:
+        self._network, self._groups, self._runtime, self._precision = network, groups, runtime, precision
+        self._calibration, self._folder = calibration, folder
+        self._files: dict[str, Path] = {}
+
+    @cached_property
+    def _template(self) -> Any:
+        from edgeprune.runtimes.formats import FORMATS
+
+        return FORMATS[self._runtime.format](self._network.module, self._network.inputs, self._groups)
+
+    @property
+    def owners(self) -> Mapping[str, str]:
+        """The layer that each node of an artifact belongs to."""
+        owners: Mapping[str, str] = self._template.owners(self._groups.layers)
+        return owners
+
+    def file(self, widths: Widths, reference: bool = False) -> Path:
+        """The network at these widths (units kept a group); the `reference` is in fp32 whatever the target's precision is."""
+        name = "fp32" if reference else self._precision
+        key = digest([dict(widths), name])
+        if key not in self._files:
+            folder = self._folder / f"variant-{key[:16]}"
+            folder.mkdir()
+            exported = folder / f"exported.{self._runtime.format}"
+            exported.write_bytes(self._template.variant(widths))
+            samples = [] if name == "fp32" else self._calibration.samples[:1]
+            self._files[key] = self._runtime.convert(exported, folder, name, samples, exact=False)[0]
+        return self._files[key]
+
+
+class Calibration:
+    """Calls with training samples: the ranges of an int8 artifact come from them. Read when first asked for."""
+
+    def __init__(self, train: Split, network: Network, seed: int) -> None:
+        self._train, self._network, self._seed = train, network, seed
+
+    @cached_property
+    def samples(self) -> list[tuple[np.ndarray, ...]]:
+        """At most `CALIBRATED` calls, a tuple of arrays each."""
+        from edgeprune.frontends import data
+
+        with self._train.repeatable(self._seed):  # the data may shuffle and augment
+            columns, _ = data.stacked(self._train, self._network.inputs, CALIBRATED)
+        return list(zip(*columns, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- the project
+
+
+def _code(key: str, *functions: Function | None) -> dict[str, object]:
+    """What a part of the project follows from: its functions' names, and the files that they are made of."""
+    given = [function for function in functions if function is not None]
+    found: dict[str, object] = {key: [function.name for function in given]}
+    for function in given:
+        found |= function.sources()
+    return found
+
+
+def _network_settings(run: Run) -> dict[str, object]:
+    project = run.request.project
+    found = _code("[model]", project.model.factory, project.model.inputs)
+    weights = project.model.weights
+    if weights is not None:
+        found[f"weights {weights.name}"] = file_sha256(weights) if weights.is_file() else "missing"
+    found["[preprocess]"] = asdict(project.preprocess) if project.preprocess else None
+    return {**found, **_seed(run)}
+
+
+def _network(run: Run) -> Network:
+    from edgeprune.frontends.model import Network
+
+    return Network(run.request.project)
+
+
+def _seed(run: Run) -> dict[str, object]:
+    return {"[finetune] seed": run.request.project.finetune.seed}
+
+
+def _split(name: str, augmented: bool = False) -> Input:
+    """A split of the data. The test split is the validation split where there is none."""
+
+    def functions(run: Run) -> list[Function | None]:
+        data = run.request.project.data
+        return [data.split(name) or data.valid, data.clean, data.augment if augmented else None]
+
+    def value(run: Run) -> Split:
+        from edgeprune.frontends.data import Split
+
+        project = run.request.project
+        return Split(project, name if project.data.split(name) else "valid", augmented)
+
+    return Input(value, lambda run: _code(f"[data] {name}", *functions(run)))
+
+
+def _loss(run: Run) -> Loss:
+    from edgeprune.frontends.data import Loss
+
+    return Loss(run.request.project)
+
+
+def _metric(run: Run) -> Metric:
+    from edgeprune.frontends.data import Metric
+
+    return Metric(run.request.project)
+
+
+def _metric_settings(run: Run) -> dict[str, object]:
+    data = run.request.project.data
+    return {**_code("[data] metric", data.metric), **_code("[data] closed_loop", data.closed_loop)}
+
+
+def _trial(run: Run) -> Trial:
+    from edgeprune.frontends.trial import Trial
+
+    return Trial(run.value("network"), run.request.project)
+
+
+def _setting(label: str, get: Callable[[Run], Any]) -> Input:
+    """A value of the project file."""
+    return Input(get, lambda run: {label: _plain(get(run))})
+
+
+def _section(name: str) -> Input:
+    """A section of the project file."""
+
+    def get(run: Run) -> Any:
+        return getattr(run.request.project, name)
+
+    return Input(get, lambda run: {f"[{name}] {key}": value for key, value in asdict(get(run)).items()})
+
+
+def _plain(value: Any) -> object:
+    return (
+        value
+        if isinstance(value, str | int | float | None)
+        else list(value)
+        if isinstance(value, Sequence)
+        else str(value)
+    )
+
+
+# ----------------------------------------------------------------------------------------------- device and runtime
+
+
+def _runtime(run: Run) -> Runtime:
+    return runtimes.host(run.request.target.runtime)
+
+
+def _runtime_settings(run: Run) -> dict[str, object]:
+    return {"[runtime] name": run.request.target.runtime}
+
+
+def _libraries(run: Run) -> dict[str, object]:
+    return {f"package {name}": installed(name) for name in LIBRARIES}
+
+
+def _packages(run: Run) -> dict[str, object]:
+    runtime = _runtime(run)
+    return {f"package {name}": installed(name) for name in (runtime.converter, runtime.quantizer)}
+
+
+def _device(run: Run) -> Bench:
+    from edgeprune.devices.bench import open_bench
+
+    request = run.request
+
+    def opened(stack: ExitStack) -> tuple[Bench, Device]:
+        bench = stack.enter_context(open_bench(request.target, run.scratch, request.wait_s))
+        return bench, bench.device
+
+    return run.lease(opened)
+
+
+def _identity(run: Run) -> str:
+    if run.device is None:
+        run.value("device")
+    assert run.device is not None
+    return run.device.identity
+
+
+def _state(target: Target) -> dict[str, object]:
+    """The threads, and what the target asks of a Jetson, where it asks for anything."""
+    asked: dict[str, object] = {
+        "[runtime] dla": target.dla,
+        "[expect] power_mode": target.power_mode,
+        "[expect] clocks_pinned": target.clocks_pinned,
+        "[prepare]": asdict(target.prepare) if target.prepare else None,
+    }
+    threads: dict[str, object] = {"[runtime] threads": target.threads}
+    return {**threads, **{label: value for label, value in asked.items() if value is not None}}
+
+
+def _precision(run: Run) -> str:
+    """The target's precision, or the one that was measured to be best where it leaves a choice."""
+    allowed = _allowed(run)
+    return allowed[0] if len(allowed) == 1 else run.record(precision.STAGE).precision
+
+
+def _precision_made(run: Run) -> dict[str, object]:
+    return {} if len(_allowed(run)) == 1 else {"precision": run.key(precision.STAGE)}
+
+
+def _allowed(run: Run) -> tuple[str, ...]:
+    return _runtime(run).candidates(run.request.target.precision)
+
+
+def _precision_settings(run: Run) -> dict[str, object]:
+    return {"[runtime] precision": run.request.target.precision}
+
+
+def _calibration(run: Run) -> Calibration:
+    return Calibration(run.value("train"), run.value("network"), run.request.project.finetune.seed)
+
+
+def _variants(run: Run) -> Variants:
+    return Variants(
+        run.value("network"),
+        run.record(survey.STAGE),
+        _runtime(run),
+        _precision(run),
+        run.value("calibration"),
+        run.scratch,
+    )
+
+
+def _profile_file(run: Run) -> ProfileFile:
+    request, groups = run.request, run.record(survey.STAGE)
+    run.value("device")
+    assert run.device is not None
+    return ProfileFile.of(request.profiles, request.project.name, request.target, groups, run.device, _precision(run))
+
+
+def _all(*parts: Settings) -> Settings:
+    return lambda run: {label: value for part in parts for label, value in part(run).items()}
+
+
+_TRAIN = _split("train")
+INPUTS: Mapping[str, Input] = {
+    "network": Input(_network, _network_settings, _libraries),
+    "lock": _setting("[prune] lock", lambda run: run.request.project.prune.lock),
+    "importance": _setting("[prune] importance", lambda run: run.request.project.prune.importance),
+    "seed": _setting("[finetune] seed", lambda run: run.request.project.finetune.seed),
+    "budget": _setting("[budget] latency", lambda run: run.request.project.budget.latency),
+    "max_metric_drop": _setting("[budget] max_metric_drop", lambda run: run.request.project.budget.max_metric_drop),
+    "finetune": _section("finetune"),
+    "train": _TRAIN,
+    "augmented": _split("train", augmented=True),
+    "valid": _split("valid"),
+    "test": _split("test"),
+    "loss": Input(_loss, lambda run: _code("[data] loss", run.request.project.data.loss)),
+    "metric": Input(_metric, _metric_settings),
+    "trial": Input(_trial, lambda run: {}),  # it raises or does not: no record follows from it
+    "runtime": Input(_runtime, _runtime_settings, _packages, of_target=True),
+    "allowed": Input(_allowed, _precision_settings, of_target=True),
+    "precision": Input(_precision, _precision_settings, _precision_made, of_target=True),
+    "calibration": Input(_calibration, _all(_TRAIN.settings, _seed)),
+    "device": Input(
+        _device,
+        lambda run: _state(run.request.target),
+        lambda run: {"device": _identity(run)},
+        of_target=True,
+        leased=True,
+    ),
+    "variants": Input(
+        _variants,
+        _all(_network_settings, _runtime_settings, _precision_settings, _TRAIN.settings),
+        _all(_libraries, _packages, _precision_made),
+        of_target=True,
+    ),
+    "profile_file": Input(
+        _profile_file, lambda run: {}, of_target=True
+    ),  # a place: what it holds is the profile stage's
+}

@@ -1,0 +1,46 @@
+"""The scores stage: how much each channel contributes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeprune.pipeline.stage import Output, Stage
+from edgeprune.records import Groups, Scores
+
+if TYPE_CHECKING:
+    from edgeprune.frontends.data import Loss, Split
+    from edgeprune.frontends.model import Network
+    from edgeprune.frontends.trial import Trial
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The network, its groups, the training data and the criterion."""
+
+    network: Network
+    survey: Groups
+    trial: Trial
+    train: Split
+    loss: Loss
+    importance: str
+    seed: int
+
+
+def run(reads: Reads, output: Output) -> Scores:
+    """Importance scores of every channel. The project's data is tried first."""
+    from edgeprune.network.importance import CRITERIA, DIFFERENTIATING
+
+    reads.trial.data()
+    if reads.importance in DIFFERENTIATING:
+        reads.trial.backward(training=False)
+    with reads.train.repeatable(reads.seed):
+        return CRITERIA[reads.importance](reads.network.module, reads.survey, reads.train, reads.loss)
+
+
+def describe(scores: Scores, reads: Reads) -> str:
+    """The criterion."""
+    return f"{scores.criterion} on the training data"
+
+
+STAGE = Stage("scores", Reads, run, Scores, describe)

@@ -1,0 +1,53 @@
+"""The survey stage: which channels of the network can be cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeprune.pipeline.stage import Output, Stage
+from edgeprune.records import Groups, Project, Survey
+
+if TYPE_CHECKING:
+    from edgeprune.frontends.model import Network
+
+LOCKED_SHOWN = 3  # locked groups that the line names; the plan's table names all
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The network and the parameters that are locked."""
+
+    network: Network
+    lock: tuple[str, ...]
+
+
+def run(reads: Reads, output: Output) -> Groups:
+    """The network's channel groups, each proved on a trial cut."""
+    from edgeprune.network.survey import survey
+
+    reads.network.require_locks(reads.lock)
+    return survey(reads.network.module, reads.network.inputs, reads.lock)
+
+
+def describe(groups: Groups, reads: Reads) -> str:
+    """How many groups can be cut, how many blocks removed, and which groups are locked."""
+    locked = [f"{g.name} ({g.locked.partition(':')[0]})" for g in groups.groups if g.locked and g.width > 1]
+    more = f" and {len(locked) - LOCKED_SHOWN} more" if len(locked) > LOCKED_SHOWN else ""
+    blocks = f", {len(groups.blocks)} blocks removed" if groups.blocks else ""
+    shown = f"locked: {', '.join(locked[:LOCKED_SHOWN]) or 'none'}{more}"
+    return f"{len(groups.free)} channel groups can be cut{blocks}; {shown}"
+
+
+STAGE = Stage("survey", Reads, run, Groups, describe)
+
+
+def of_project(project: Project) -> Survey:
+    """What of a project's model can be cut. Asks no device and keeps nothing."""
+    from edgeprune.frontends.model import Network
+    from edgeprune.latency import explain
+    from edgeprune.network.survey import survey
+
+    network = Network(project)
+    network.require_locks(project.prune.lock)
+    return explain.survey(project.name, survey(network.module, network.inputs, project.prune.lock))

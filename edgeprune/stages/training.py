@@ -1,0 +1,263 @@
+"""Train a pruned network by distillation from the original (Hinton et al. 2015), and keep the best epoch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from edgeprune.errors import UsageError
+from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.network import layout
+from edgeprune.records import Epoch, FinetuneSection
+from edgeprune.stages import parallel
+
+TEMPERATURE = 2.0  # of the softened outputs
+DISTILLED = 0.5  # share of the distillation in the loss
+MOMENTUM = 0.9
+CLIP = 5.0  # largest gradient norm
+WARM_UP_EPOCHS = 1
+
+log = logging.getLogger("edgeprune")
+
+
+@dataclass(frozen=True)
+class Course:
+    """The data, the loss, the metric and the settings of a training."""
+
+    train: Split
+    valid: Split
+    loss: Loss
+    metric: Metric
+    settings: FinetuneSection
+
+
+@dataclass(frozen=True)
+class Networks:
+    """`start` is trained in place, by distillation from `original`.
+
+    `untrained` has the same shapes and is epoch 0: the best network known without training, which need not be the best start.
+    """
+
+    start: nn.Module
+    original: nn.Module
+    untrained: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file that a killed training resumes from; `save` replaces a file in one step."""
+
+    path: Path
+    save: Callable[[Path, Callable[[Path], None]], None]
+
+
+def train(
+    course: Course, networks: Networks, checkpoint: Checkpoint, on_epoch: Callable[[Epoch], None]
+) -> tuple[nn.Module, tuple[Epoch, ...]]:
+    """Train for `course.settings.epochs` epochs.
+
+    Stochastic gradient descent with Nesterov momentum, one epoch of warm-up, then a cosine to zero. With the default loss
+    (cross-entropy), half of the loss is the divergence from the original network's softened outputs. Everything needed to
+    resume is saved after every epoch; a resumed training gives the same weights as an uninterrupted one. On a GPU it trains
+    in mixed precision. With `ema`, the moving average of the weights is measured and kept. Under torchrun the processes
+    share every batch; only batch norm differs from one process, since it sees each share separately.
+
+    Returns:
+        The network with the weights of the best epoch on the validation metric, in eval mode, and the history.
+
+    Raises:
+        UsageError: the first epoch's loss is not finite. A later one ends the training with a warning.
+    """
+    device = parallel.device()
+    trainer = _Trainer(course, networks, device)
+    if checkpoint.path.exists():
+        trainer.restore(checkpoint.path)
+    else:
+        trainer.record(None, networks.untrained)
+        on_epoch(trainer.history[-1])
+    for epoch in range(len(trainer.history), course.settings.epochs + 1):
+        loss = trainer.train(epoch)
+        if loss is None:
+            break
+        trainer.record(loss)
+        checkpoint.save(checkpoint.path, trainer.write)
+        on_epoch(trainer.history[-1])
+    for network in (networks.original, networks.start, networks.untrained):
+        if network is not None:
+            layout.channels_first(network.cpu())
+    networks.start.load_state_dict(trainer.best_state)
+    return networks.start.eval(), tuple(trainer.history)
+
+
+def evaluate(model: nn.Module, metric: Metric, split: Split) -> float:
+    """The metric of a network over one split of the data, or in closed loop in the split's episodes."""
+    model.eval()
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    if metric.in_closed_loop:
+        return metric.of_policy(partial(_acted, model, device), split.name)
+    outputs, targets = [], []
+    with torch.no_grad():
+        for inputs, target in split:
+            outputs.append(model(*(tensor.to(device) for tensor in inputs)).cpu())
+            targets.append(target)
+    return metric(torch.cat(outputs), torch.cat(targets))
+
+
+def _acted(model: nn.Module, device: torch.device, *inputs: np.ndarray) -> np.ndarray:
+    """The model as a policy: (samples, ...) -> (samples, ...)."""
+    with torch.no_grad():
+        result: np.ndarray = model(*(torch.as_tensor(array).to(device) for array in inputs)).cpu().numpy()
+    return result
+
+
+class _Trainer:
+    """The whole state of a training: a checkpoint holds it, and nothing else."""
+
+    def __init__(self, course: Course, networks: Networks, device: torch.device) -> None:
+        self.course, self.settings, self.device = course, course.settings, device
+        with course.train.repeatable(self.settings.seed):
+            batches = iter(course.train)
+            first = tuple(tensor.to(device) for tensor in parallel.own(*next(batches))[0])
+            self.steps = 1 + sum(1 for _ in batches)
+        model = layout.channels_last(networks.start.to(device), first)
+        self.original = layout.channels_last(networks.original.to(device), first).eval()
+        self.model, self.parallel = model, parallel.trained(model)
+        ema = self.settings.ema
+        self.averaged = AveragedModel(model, multi_avg_fn=_moving(ema), use_buffers=True) if ema else None
+        gpu = device.type == "cuda"
+        self.half = torch.bfloat16 if not gpu or torch.cuda.is_bf16_supported() else torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # which underflows
+        self.optimiser = torch.optim.SGD(
+            model.parameters(), lr=self.settings.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4
+        )
+        self.history: list[Epoch] = []
+        self.best_state: dict[str, Tensor] = {}
+
+    def record(self, loss: float | None, untrained: nn.Module | None = None) -> None:
+        """Measure the epoch that just ended, or `untrained` before the first. Keep the weights if none was better."""
+        model = self.averaged.module if self.averaged else self.model
+        if untrained is not None:
+            model = untrained.to(self.device)
+        metric = evaluate(model, self.course.metric, self.course.valid)
+        if not self.history or metric > max(epoch.metric for epoch in self.history):
+            self.best_state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+        rate = self.optimiser.param_groups[0]["lr"] if self.history else None
+        self.history.append(Epoch(len(self.history), loss, metric, rate))
+
+    def train(self, epoch: int) -> float | None:
+        """One epoch; its mean loss. None where a batch's loss is not finite, and training must stop."""
+        with self.course.train.repeatable(self.settings.seed, epoch):  # so that a resumed epoch is the same epoch
+            return self._epoch(epoch)
+
+    def _epoch(self, epoch: int) -> float | None:
+        self.model.train()
+        total, count = 0.0, 0
+        for step, (inputs, targets) in enumerate(self.course.train):
+            inputs, targets, weight = parallel.own(inputs, targets)
+            with torch.autocast(self.device.type, self.half, enabled=self.device.type == "cuda"):
+                value = weight * self._loss(tuple(x.to(self.device) for x in inputs), targets.to(self.device))
+            loss = parallel.mean(value)
+            if not math.isfinite(loss):
+                self._not_finite(epoch, step, loss)
+                return None
+            for settings in self.optimiser.param_groups:
+                settings["lr"] = self._rate((epoch - 1) * self.steps + step)
+            self.optimiser.zero_grad()
+            self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            if self.averaged:
+                self.averaged.update_parameters(self.model)
+            total, count = total + loss, count + 1
+        return total / count
+
+    def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        outputs = self.parallel(*inputs)
+        task = self.course.loss(outputs, targets)
+        if not self.course.loss.is_default:
+            return task
+        with torch.no_grad():
+            original = self.original(*inputs)
+        divergence = F.kl_div(
+            F.log_softmax(outputs / TEMPERATURE, 1),
+            F.log_softmax(original / TEMPERATURE, 1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        return (1 - DISTILLED) * task + DISTILLED * TEMPERATURE**2 * divergence
+
+    def _rate(self, step: int) -> float:
+        warm = WARM_UP_EPOCHS * self.steps
+        if step < warm:
+            return self.settings.learning_rate * (step + 1) / warm
+        progress = (step - warm) / max(1, self.settings.epochs * self.steps - warm)
+        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _not_finite(self, epoch: int, step: int, value: float) -> None:
+        where = f"the loss is {value} in epoch {epoch}, batch {step}"
+        if epoch == 1:
+            raise UsageError(f"{self.course.train.where}: {where}; lower [finetune] learning_rate or check the data")
+        log.warning("%s: training stopped, the best of the %d epochs before is kept", where, epoch - 1)
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def write(self, path: Path) -> None:
+        """Save everything that the next epoch depends on, as safetensors: reading those runs no code."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best_state.items()}
+        if self.averaged:
+            tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for i, parameter in enumerate(self.model.parameters()):
+            momentum = self.optimiser.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{i}"] = momentum
+        kept = {"history": [astuple(epoch) for epoch in self.history], "scaler": self.scaler.state_dict()}
+        metadata = {name: json.dumps(value) for name, value in kept.items()}
+        save_file({k: t.detach().clone().contiguous() for k, t in tensors.items()}, path, metadata)
+
+    def restore(self, path: Path) -> None:
+        """Resume from what `write` saved."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            self.history = [Epoch(*entry) for entry in json.loads(file.metadata()["history"])]
+            self.scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
+        if self.averaged:
+            self.averaged.load_state_dict(dict(_under(tensors, "averaged.")))
+        self.model.load_state_dict(dict(_under(tensors, "model.")))
+        self.best_state = dict(_under(tensors, "best."))
+        parameters = list(self.model.parameters())
+        for name, momentum in _under(tensors, "momentum."):
+            self.optimiser.state[parameters[int(name)]]["momentum_buffer"] = momentum.to(self.device)
+
+
+def _moving(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """The exponential moving average; faster in the first steps, so that the start is forgotten."""
+
+    def average(kept: Sequence[Tensor], new: Sequence[Tensor], count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        for a, b in zip(kept, new, strict=True):
+            if a.is_floating_point():
+                a.lerp_(b, share)
+            else:
+                a.copy_(b)
+
+    return average
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    return ((name.removeprefix(prefix), tensor) for name, tensor in tensors.items() if name.startswith(prefix))
