@@ -15,9 +15,9 @@ PENALTY = 3.0  # of a change, in standard deviations of the noise
 def changes(values: Sequence[float], floor: float) -> list[int]:
     """Find the indices at which a series changes its level.
 
-    The result minimises the sum of absolute distances of the logarithms from the median of their segment, plus a penalty
-    for every segment (optimal partitioning, Jackson et al. 2005). The penalty grows with the length of the series and with
-    the noise between neighbours. A single outlier is not reported.
+    This is optimal partitioning (Jackson et al. 2005) of the logarithms. It minimises their absolute distances from the
+    median of each segment, plus a penalty for every segment. The penalty grows with the length of the series and with the
+    noise between neighbours. A single outlier is not reported.
 
     Args:
         values: Positive measurements, in order of time.

@@ -1,4 +1,4 @@
-"""Why a prediction is what it is: what was measured of every layer, the steps it goes in, and which widths pay."""
+"""Explain a latency model: the measured points of every layer, its steps, and the best channel multiples; pure."""
 
 from __future__ import annotations
 
@@ -21,15 +21,24 @@ from edgeprune.records import (
     Widths,
 )
 
-WIDTHS = 1024  # at which a curve is looked at, at most
-BLOCKS = (64, 32, 16, 8)  # channels that a kernel may work on at a time, the largest first
-GRAIN = 4  # widths between are looked at apart: whether they cost more for not being aligned
-MOSTLY = 0.6  # share of a curve's rise that must stand at the beginnings of blocks
-DEARER = 0.03  # by which unaligned widths cost more than their neighbours, where it is worth a word
+WIDTHS = 1024  # most widths of a curve
+BLOCKS = (64, 32, 16, 8)  # channels that a kernel may process at a time, largest first
+GRAIN = 4  # multiples of it count as aligned
+MOSTLY = 0.6  # share of a curve's rise that must fall on the first channels of blocks
+PENALTY = 0.03  # smallest relative extra cost of unaligned widths that is reported as a step
 
 
 def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> Explanation:
-    """The latency model of `profile`, explained; `beside` are profiles of the same network on other targets, by their name."""
+    """Explain the latency model of a profile.
+
+    Args:
+        groups: The channel groups and layers of the network.
+        profile: The profile to explain.
+        beside: Profiles of the same network on other targets, by name, to compare steps with.
+
+    Raises:
+        InconclusiveError: The profile has too few experiments for a model.
+    """
     model = fit(groups, profile)
     models = {profile.target: model, **{name: draft(groups, other) for name, other in beside.items()}}
     full = groups.full()
@@ -58,7 +67,7 @@ def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> 
 
 
 def survey(project: str, groups: Groups) -> Survey:
-    """What of a project's model can be cut."""
+    """Summarise which channels of a project's model can be cut."""
     full = groups.full()
 
     def surveyed(group: Group) -> SurveyedGroup:
@@ -78,7 +87,7 @@ def survey(project: str, groups: Groups) -> Survey:
 
 
 def curve(model: LatencyModel, widths: Widths, group: str, width: int) -> np.ndarray:
-    """Nanoseconds of the layers that touch a group when it has 1, 2, … channels, the others as in `widths`: (channels,)."""
+    """Nanoseconds of a group's layers if it has 1, 2, … channels, and other groups are as in `widths`: (channels,)."""
     tried = np.arange(1, min(width, WIDTHS) + 1)
     total = np.zeros(len(tried))
     for cost in model.layers:
@@ -90,22 +99,27 @@ def curve(model: LatencyModel, widths: Widths, group: str, width: int) -> np.nda
 
 
 def steps(costs: np.ndarray) -> tuple[int, float]:
-    """(channels that cost as much as one, how much dearer unaligned widths are than the aligned ones around them, relative).
+    """Find the step of a latency curve.
 
-    `costs` is what 1, 2, … channels cost. A step is the largest of `BLOCKS` at whose beginnings most of the rise stands.
+    Args:
+        costs: The latency of 1, 2, … channels, (channels,).
+
+    Returns:
+        The step, and the relative extra cost of unaligned widths over the aligned ones around them. A step is the number of
+        channels with the same latency: the largest of `BLOCKS` with most of the curve's rise on the first channels of blocks.
     """
     aligned = costs[GRAIN - 1 :: GRAIN]
-    if len(aligned) < 4 or not costs.all():  # or nothing is known of it
+    if len(aligned) < 4 or not costs.all():  # too short, or unknown
         return 1, 0.0
     between = np.interp(np.arange(len(costs)), np.arange(GRAIN - 1, len(costs), GRAIN), aligned)
     odd = (np.arange(1, len(costs) + 1) % GRAIN != 0) & (np.arange(len(costs)) >= GRAIN)
-    dearer = float(np.median(costs[odd] / between[odd] - 1)) if odd.any() else 0.0
+    extra = float(np.median(costs[odd] / between[odd] - 1)) if odd.any() else 0.0
     rises = np.maximum(np.diff(aligned), 0)
     for block in BLOCKS:
         begins = np.arange(1, len(aligned)) * GRAIN % block == 0
         if begins.sum() >= 2 and rises[begins].sum() >= MOSTLY * rises.sum() > 0:
-            return block, dearer
-    return (GRAIN if dearer > DEARER else 1), dearer
+            return block, extra
+    return (GRAIN if extra > PENALTY else 1), extra
 
 
 def _layer(cost: LayerCost, profile: Profile, full: Widths, share: float) -> ExplainedLayer:

@@ -1,7 +1,7 @@
-"""Samples -> estimate, comparison, decision; pure.
+"""Estimates, comparisons and decisions from samples; pure.
 
-One number a process: iterations inside a process share its memory layout and its core, so pooling them calls most A/A
-comparisons a difference, while medians of separate processes rarely do (pyperf; MLPerf Inference rules).
+Each process gives one number. Iterations inside a process share its memory layout and its core. If they were pooled, most
+A/A comparisons would show a difference. Medians of separate processes rarely do (pyperf; MLPerf Inference rules).
 """
 
 from __future__ import annotations
@@ -17,41 +17,56 @@ RESAMPLES = 2000
 
 
 def per_process(samples: Samples, q: float = 0.5) -> np.ndarray:
-    """The q-quantile of every process, (processes,), in nanoseconds."""
+    """The q-quantile of every process in nanoseconds, (processes,)."""
     return np.array([np.quantile(run.times_ns, q) for run in samples.runs])
 
 
 def latency(samples: Samples, q: float = 0.5, confidence: float = 0.95) -> Interval:
-    """The median over processes of each one's q-quantile, with its interval, in nanoseconds.
+    """The median over processes of their q-quantiles, with its confidence interval, in nanoseconds.
 
-    A bias-free order-statistic interval needs six processes for 95 %; the bootstrap of the median (Efron 1979) works
-    from two on and is as wide as the spread asks. A single process has no interval: low, mid and high are the same.
+    The interval is a bootstrap of the median (Efron 1979), which works from two processes on. An order-statistic interval
+    would need six for 95 %. With a single process, low, mid and high are the same.
+
+    Args:
+        samples: Times of several processes.
+        q: The quantile within each process.
+        confidence: The level of the interval.
+
+    Raises:
+        ValueError: A time is not finite.
+
+    Example:
+        >>> latency(Samples((Run((900, 1000), 1), Run((1100, 1200), 1)))).mid
+        1050.0
     """
     return _median_interval(per_process(samples, q), confidence)
 
 
 def needed(q: float, confidence: float = 0.95) -> int:
-    """How many independent times it takes until the largest bounds the q-quantile: the least n with 1 − qⁿ ≥ confidence.
+    """How many independent times are needed for the largest to bound the q-quantile.
 
-    29 for p90 and 299 for p99 at 95 %.
+    It is the least n with 1 − qⁿ ≥ confidence. At 95 % a p90 needs 29 and a p99 needs 299.
     """
     return math.ceil(math.log(1 - confidence) / math.log(q))
 
 
 def quantile(samples: Samples, q: float, confidence: float = 0.95) -> Interval | None:
-    """The q-quantile of all times of all processes, with a bound at this confidence on either side, in nanoseconds.
+    """The q-quantile of all times of all processes in nanoseconds, with a bound at this confidence on either side.
 
-    The bounds are order statistics, whose ranks are binomial whatever the distribution (David and Nagaraja, Order Statistics,
-    2003, 7.1), of as many times as there are `independent` ones. None where those are fewer than `needed`.
+    The bounds are order statistics. Their ranks are binomial for any distribution (David and Nagaraja, Order Statistics,
+    2003, 7.1). The sample size is the number of `independent` times.
+
+    Returns:
+        The interval, or None if there are fewer independent times than `needed`.
     """
     pooled = np.sort(np.concatenate([run.times_ns for run in samples.runs]))
     count = independent(samples, q)
     if count < needed(q, confidence):
         return None
-    below = bdtr(np.arange(count + 1), count, q)  # [k]: the probability that at most k times are below the quantile
+    below = bdtr(np.arange(count + 1), count, q)  # [k]: probability that at most k times are below the quantile
     upper = int(np.searchsorted(below, confidence)) + 1
     lower = int(np.searchsorted(below, 1 - confidence, side="right"))
-    each = len(pooled) / count  # times that stand for an independent one
+    each = len(pooled) / count  # times for each independent one
     mid = float(np.quantile(pooled, q))
     return Interval(
         min(float(pooled[max(math.floor(lower * each), 1) - 1]), mid),
@@ -61,10 +76,11 @@ def quantile(samples: Samples, q: float, confidence: float = 0.95) -> Interval |
 
 
 def independent(samples: Samples, q: float) -> int:
-    """How many independent times tell as much of the q-quantile as these, whose processes each have a level of their own.
+    """The effective sample size for the q-quantile: times within a process are correlated.
 
-    Their number over the design effect (Kish, Survey Sampling, 1965): the variance between processes of the share of
-    times up to the quantile, over what it would be were all times independent. One process is taken as it is.
+    It is the number of times divided by the design effect (Kish, Survey Sampling, 1965). That is the variance, between
+    processes, of the share of times up to the quantile, relative to the variance if all times were independent. With a
+    single process the design effect is one.
     """
     level = np.quantile(np.concatenate([run.times_ns for run in samples.runs]), q)
     sizes = np.array([len(run.times_ns) for run in samples.runs])
@@ -74,15 +90,24 @@ def independent(samples: Samples, q: float) -> int:
 
 
 def ratio(first: Samples, second: Samples, q: float = 0.5, confidence: float = 0.95) -> Interval:
-    """`first` ÷ `second`, dimensionless, for processes that were interleaved in pairs (i with i).
+    """The ratio `first` / `second` of processes that were interleaved in pairs, with its confidence interval.
 
-    A pair sees the same state of the machine, so its drift cancels. Raises `ValueError` when the pairs do not match.
+    The processes of a pair run in the same state of the machine, so drift cancels.
+
+    Args:
+        first: Times of processes.
+        second: Times of equally many processes, in the same order.
+        q: The quantile within each process.
+        confidence: The level of the interval.
+
+    Raises:
+        ValueError: The numbers of processes differ.
     """
     return _median_interval(ratios(first, second, q), confidence)
 
 
 def ratios(first: Samples, second: Samples, q: float = 0.5) -> np.ndarray:
-    """`first` ÷ `second` of every pair of processes, (processes,). Raises `ValueError` when the pairs do not match."""
+    """The ratio `first` / `second` of every pair of processes, (processes,). See `ratio`."""
     a, b = per_process(first, q), per_process(second, q)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} processes do not pair up")
@@ -91,7 +116,7 @@ def ratios(first: Samples, second: Samples, q: float = 0.5) -> np.ndarray:
 
 
 def decide(interval: Interval, limit: float) -> Outcome:
-    """Pass when the whole interval is at most the limit, fail when all of it is above, else inconclusive."""
+    """Pass if the entire interval is at most the limit, fail if all of it is above, otherwise inconclusive."""
     if math.isnan(limit):
         raise ValueError("a limit must be a number")
     if interval.high <= limit:
@@ -106,7 +131,7 @@ def spread(samples: Samples) -> float:
 
 
 def full_range(samples: Samples) -> float:
-    """The largest distance between the processes' medians, relative to their median; infinite for a single process."""
+    """The range of the processes' medians, relative to their median. Infinite for a single process."""
     medians = per_process(samples)
     return float(np.ptp(medians) / np.median(medians)) if len(medians) > 1 else math.inf
 
@@ -121,5 +146,5 @@ def _median_interval(values: np.ndarray, confidence: float) -> Interval:
 
 
 def _drawn(count: int) -> np.ndarray:
-    """Indices of processes drawn with replacement, (RESAMPLES, count); a fixed seed: the same samples give the same answer."""
+    """Indices of processes drawn with replacement, (RESAMPLES, count). The seed is fixed, so results are reproducible."""
     return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))

@@ -119,7 +119,7 @@ class Attention(nn.MultiheadAttention):
 
 
 def _mask(options: _Options, q: Tensor, k: Tensor, batched: bool) -> Tensor | None:
-    """The sum of both masks, which is added to the scores: (batch or 1, heads or 1, queries or 1, keys)."""
+    """The sum of both masks, to be added to the scores: (batch or 1, heads or 1, queries or 1, keys)."""
     (samples, heads, queries, _), keys = q.shape, k.shape[2]
     found, of_places, of_keys = None, options.attn_mask, options.key_padding_mask
     if of_places is not None:

@@ -15,7 +15,9 @@ def channels_last(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """Convert a model to channels-last memory in place if it supports that. Most convolutions are faster then.
 
     The layout of the weights determines the layout of the activations. A model keeps its layout in two cases:
-    it fails on a trial copy, as code that uses `view` may, or it returns channels-last outputs to the user's code.
+
+    - It fails on a trial copy, as code that uses `view` may.
+    - It would return channels-last outputs to the user's code.
     """
     trial = convert_conv2d_weight_memory_format(copy.deepcopy(model), torch.channels_last)
     try:

@@ -14,10 +14,15 @@ TINY = 1e-12  # of a ridge, if all channels are zero
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean products over positions of the channels that a layer reads.
+    """Mean products, over positions, of the channels that a layer reads.
 
-    `gram` (k, k) is of the k channels read now, `cross` (k, channels) of those with the channels read by the original layer.
-    The means are of both. If the layer has a bias to absorb the means, the products are centred.
+    If the layer has a bias to absorb the means, the products are centred.
+
+    Attributes:
+        gram: Products of the k channels read now, (k, k).
+        cross: Products of those with the channels that the original layer reads, (k, channels).
+        mean: Means of the channels read now, (k,).
+        mean_before: Means of the original channels, (channels,).
     """
 
     gram: Tensor

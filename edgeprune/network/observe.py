@@ -1,11 +1,11 @@
 """Observe the dense layers of a network at work: what they read, which weight and bias they use.
 
 A dense layer is a convolution or a matrix product with a parameter. It is recognised as a function call, so the model may
-write it in any way. Some layers are left out:
+write it in any way. These layers are left out:
 
-- layers whose weight is used more than once in a forward pass (tied weights, for example),
-- layers with a computed weight, and grouped convolutions,
-- layers that read fewer positions than channels.
+- Layers whose weight is used more than once in a forward pass, such as tied weights.
+- Layers with a computed weight, and grouped convolutions.
+- Layers that read fewer positions than channels.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def removal_losses(
 def refit_sequentially(model: nn.Module, pruned: nn.Module, recipe: Recipe, reference: Reference) -> nn.Module:
     """Refit every dense layer to reproduce its original outputs from what it reads in the refitted network.
 
-    One forward pass refits each layer as it is reached. So each layer also compensates the errors of earlier layers. This
+    One forward pass refits each layer when it reaches it. So each layer also compensates the errors of earlier layers. This
     gives the best network without training.
 
     Args:
@@ -139,7 +139,7 @@ class _Reader:
         self.energy = float((self.products * moments.gram).sum()) + TINY
 
     def rises(self, units: Tensor) -> Tensor:
-        """The rise of the squared error if one unit is removed, for each of `units`: w·(H⁻¹)⁻¹·w, relative (units,)."""
+        """The relative rise of the squared error for the removal of each unit, w·(H⁻¹)⁻¹·w: (units,)."""
         own = self.indices[units]
         among = own[:, :, None], own[:, None, :]
         lost = torch.linalg.solve(self.inverse[among], self.products[among])

@@ -27,9 +27,10 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], patterns: Sequence[str]
     """Find the channel groups that can be cut and the blocks that can be removed.
 
     Every group and block is proved on a trial cut before it is offered. A group whose trial fails comes back locked, with
-    the reason: the model's Python code may fix a size, for example. Trials run on a copy with random parameters, so zeros
-    among the trained weights cannot hide a wrong cut. (A polynomial that vanishes at a random point vanishes everywhere:
-    Schwartz-Zippel.)
+    the reason: the model's Python code may fix a size, for example.
+
+    Trials run on a copy with random parameters. Zeros among trained weights could hide a wrong cut. A polynomial that
+    vanishes at a random point vanishes everywhere (Schwartz-Zippel).
 
     Args:
         model: The network. It stays unchanged.

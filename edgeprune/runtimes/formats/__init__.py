@@ -1,4 +1,4 @@
-"""Exported files that runtimes are made from, by the name that a runtime gives as its `format`."""
+"""Formats of exported files, by the name in a runtime's `format`."""
 
 from __future__ import annotations
 

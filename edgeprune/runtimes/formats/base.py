@@ -1,7 +1,7 @@
-"""The port of exported files: a network exported once, then cut to any widths in milliseconds.
+"""The interface of export formats: a network is exported once, then sliced to any widths in milliseconds.
 
-A variant for measuring needs the right shapes, not the right weights, so the template is exported with random parameters:
-every constant of the file can then be told from its values, whatever the exporter renamed or transposed.
+A variant for measuring needs the right shapes, not the right weights. So the template is exported with random parameters.
+Then the values of a constant identify its parameter, even if the exporter renamed or transposed it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
 
 
 def fold(model: nn.Module, folds: Sequence[tuple[str, str]]) -> nn.Module:
-    """A copy of `model` in eval mode with these (layer, batch-norm) pairs, those that it still has, folded into the layer."""
+    """Fold batch-norms into the layers before them.
+
+    Args:
+        model: The network. It stays unchanged.
+        folds: Paths of (layer, batch-norm). Pairs in a removed block are skipped.
+
+    Returns:
+        A copy in eval mode.
+    """
     model = copy.deepcopy(model).eval()
     there = dict(model.named_modules())
     for layer_path, norm_path in folds:
@@ -41,14 +49,14 @@ def fold(model: nn.Module, folds: Sequence[tuple[str, str]]) -> nn.Module:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which parameter a constant of the file came from, and which of its dimensions each axis is (None: of size one)."""
+    """The parameter that a constant of the file came from, and the parameter's dimension for each axis (None: size one)."""
 
     parameter: str
     dims: tuple[int | None, ...]
-    spread: float = 1.0  # standard deviation of its numbers
+    spread: float = 1.0  # standard deviation of its values
 
     def patterned(self, value: np.ndarray, kept: Mapping[str, Dims]) -> np.ndarray:
-        """What `pattern` makes of `take`, without looking at the numbers."""
+        """The same as `pattern(take(value, kept))`, computed from the shape."""
         dims = kept.get(self.parameter, {})
         shape = tuple(
             size if dim is None or dim not in dims else len(dims[dim])
@@ -57,7 +65,7 @@ class Origin:
         return _repeated(shape, self.spread) if _large(value.dtype, shape) else self.take(value, kept)
 
     def take(self, value: np.ndarray, kept: Mapping[str, Dims]) -> np.ndarray:
-        """The constant with only the indices that are kept of its parameter."""
+        """The constant with only the kept indices of its parameter."""
         for axis, dim in enumerate(self.dims):
             if dim is not None and dim in kept.get(self.parameter, {}):
                 value = value.take(kept[self.parameter][dim], axis=axis)
@@ -66,7 +74,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator of the file: the names that a profiler may give it, what it reads and writes, its parameters."""
+    """One operator of the file: the names that a profiler may use for it, its inputs, outputs and parameters."""
 
     names: tuple[str, ...]
     inputs: tuple[Hashable, ...]
@@ -75,10 +83,15 @@ class Node:
 
 
 class Template(ABC):
-    """One export of a network, from which the file of any widths is sliced.
+    """One export of a network, from which the file for any widths is sliced.
 
-    Where a constant cannot be told from its values, or the file fixes a size that a cut changes, `variant` exports the cut
-    network anew: slower, and right.
+    If a constant cannot be identified by its values, or the file fixes a size that a cut changes, `variant` exports the
+    pruned network instead. That is slower.
+
+    Args:
+        model: The network.
+        inputs: Example inputs of fixed shape.
+        groups: Its channel groups.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
@@ -89,17 +102,20 @@ class Template(ABC):
         self.slices = self._can_slice()
 
     def variant(self, widths: Widths) -> bytes:
-        """The file at these widths (units kept a group); its weights repeat, so that it compresses to next to nothing."""
+        """The file for these widths (kept units of each group). Its weights repeat, so it compresses well."""
         recipe = make_recipe(self._groups, first_units(self._groups, widths))
         if not self.slices or self._groups.removed(widths):
             return self.filled(self._exported(recipe))
         return self.sliced(self._kept(recipe), widths, filled=True)
 
     def owners(self, layers: Sequence[Layer]) -> dict[str, str]:
-        """`{name that a profiler gives: layer}`: whose time a node's time is.
+        """Assign the nodes of the file to layers.
 
-        A node with a layer's weight is that layer's; any other (activation, addition, pooling) is counted with the last
-        layer before it, whose channels it works on. A node before any layer is nobody's.
+        A node with a layer's weight belongs to that layer. Any other node, such as an activation, belongs to the last layer
+        before it. A node before the first layer belongs to none.
+
+        Returns:
+            `{name of a node in a profile: layer}`.
         """
         by_weight = {layer.weight: layer.name for layer in layers}
         order = {layer.name: i for i, layer in enumerate(layers)}
@@ -117,15 +133,17 @@ class Template(ABC):
     @staticmethod
     @abstractmethod
     def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
-        """The file of `model` for inputs of exactly these shapes, batch-norm folded first.
+        """Export a model for inputs of exactly these shapes, with batch-norm folded.
 
-        Raises `UsageError` when the exporter cannot express the model, `RuntimeMissing` where it is not installed.
+        Raises:
+            UsageError: The exporter does not support the model.
+            RuntimeMissing: The exporter is not installed.
         """
 
     @staticmethod
     @abstractmethod
     def operators(file: bytes) -> int:
-        """How many operators the file has; constants are none."""
+        """Number of operators in the file, without constants."""
 
     @abstractmethod
     def nodes(self) -> Iterable[Node]:
@@ -133,22 +151,22 @@ class Template(ABC):
 
     @abstractmethod
     def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
-        """The exported file with only these indices of its parameters, those of `widths`; `filled` as by `filled`."""
+        """The exported file with only these indices of its parameters, for these widths. `filled`: with repeating weights."""
 
     @abstractmethod
     def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
-        """Whether `sliced` gives what a fresh export gives: same operators, same attributes, same values."""
+        """Whether `sliced` equals an export of the pruned network: the same operators, attributes and values."""
 
     @staticmethod
     @abstractmethod
     def filled(file: bytes) -> bytes:
-        """The file with `pattern` in place of all weights: as fast, and small once it is compressed for the way."""
+        """The file with `pattern` in place of all weights. Its latency is the same, and it compresses well."""
 
     def _exported(self, recipe: Recipe) -> bytes:
         return self.export(sliced(self._model, recipe), self._inputs, self._groups.folds)
 
     def _kept(self, recipe: Recipe) -> dict[str, Dims]:
-        """The recipe as the file has it: folding and converters give layers a bias, cut as their outputs are."""
+        """The recipe with biases that folding and converters add. They are cut like the outputs of their layer."""
         kept = {name: dict(dims) for name, dims in recipe.items()}
         for layer in self._groups.layers:
             outputs = kept.get(layer.weight, {}).get(output_dim(layer.kind))
@@ -157,7 +175,7 @@ class Template(ABC):
         return kept
 
     def _can_slice(self) -> bool:
-        """Whether slicing the file gives what a fresh export gives, on a cut of every group."""
+        """Whether slicing equals an export of the pruned network, tried on a cut of every group."""
         widths = self._groups.full() | {group.name: (group.width + 1) // 2 for group in self._groups.free}
         recipe = make_recipe(self._groups, first_units(self._groups, widths))
         kept = self._kept(recipe)
@@ -167,7 +185,7 @@ class Template(ABC):
 
 
 class Origins:
-    """Finds which parameter a constant came from, by its values: in any of the orders that exporters use."""
+    """Identifies the parameter of a constant by its values, in any dimension order that exporters use."""
 
     def __init__(self, folded: nn.Module) -> None:
         self._known: dict[tuple[tuple[int, ...], bytes], tuple[str, tuple[int, ...]]] = {}
@@ -179,7 +197,7 @@ class Origins:
                 self._known.setdefault(_key(turned), (name, dims))
 
     def find(self, value: np.ndarray) -> Origin | None:
-        """Where a constant came from; None for one that is not of the network's parameters."""
+        """The origin of a constant, or None if it is no parameter of the network."""
         known = self._known.get(_key(value)) if value.size else None
         if known is None:
             return None
@@ -188,13 +206,14 @@ class Origins:
         return Origin(known[0], dims, float(value.std()) or 1.0)
 
 
-PERIOD = 1021  # a prime, so that rows of a weight differ
+PERIOD = 1021  # prime, so that rows of a weight differ
 
 
 def pattern(value: np.ndarray) -> np.ndarray:
-    """An array of the same shape and spread, of numbers that repeat every `PERIOD`; small ones come back as they are.
+    """Replace the values of a large array by values that repeat every `PERIOD`, with the same standard deviation.
 
-    Dense kernels take the same time whatever they multiply, but for denormals, infinities and zeros, and these are none.
+    The latency of dense kernels does not depend on the values, except for denormals, infinities and zeros. The new values
+    are none of these. A small array is returned unchanged.
     """
     return _repeated(value.shape, float(value.std()) or 1.0) if _large(value.dtype, value.shape) else value
 
@@ -213,7 +232,7 @@ def _key(value: np.ndarray) -> tuple[tuple[int, ...], bytes]:
 
 
 def _orders(ndim: int) -> Iterator[tuple[int, ...]]:
-    """As it is, reversed (matrices), channels last (O,H,W,I), and depthwise (I,H,W,O)."""
+    """Dimension orders: unchanged, reversed (matrices), channels last (O,H,W,I), and depthwise (I,H,W,O)."""
     dims = tuple(range(ndim))
     candidates = [dims, dims[::-1]]
     if ndim >= 3:

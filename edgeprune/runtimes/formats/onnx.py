@@ -1,4 +1,4 @@
-"""ONNX files, by torch's own exporter (TorchScript based: node names are module paths, constants keep their names)."""
+"""ONNX files from PyTorch's exporter. It is the TorchScript one: node names are module paths, constants keep their names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPSET = 17
 
 
 class OnnxTemplate(Template):
-    """Sliced as a protobuf."""
+    """An ONNX file, sliced as a protobuf."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
         self._proto: onnx.ModelProto | None = None
@@ -31,14 +31,14 @@ class OnnxTemplate(Template):
 
     @property
     def proto(self) -> onnx.ModelProto:
-        """The exported file, read."""
+        """The exported file, parsed."""
         if self._proto is None:
             self._proto = onnx.load_from_string(self.exported)
             origins = Origins(self._folded)
             self._weights = {t.name: onnx.numpy_helper.to_array(t) for t in self._proto.graph.initializer}
             found = {name: origins.find(value) for name, value in self._weights.items()}
             self.origins = {name: origin for name, origin in found.items() if origin is not None}
-            self._bare = onnx.ModelProto()  # without its weights, which are most of it
+            self._bare = onnx.ModelProto()  # without weights, which are most of the file
             self._bare.CopyFrom(self._proto)
             del self._bare.graph.initializer[:], self._bare.graph.value_info[:]
         return self._proto
@@ -72,7 +72,7 @@ class OnnxTemplate(Template):
         return sum(node.op_type != "Constant" for node in onnx.load_from_string(file).graph.node)
 
     def nodes(self) -> Iterator[Node]:
-        """A profiler names a node, or the tensor that it writes."""
+        """A profiler uses the name of a node or of its output."""
         for node in self.proto.graph.node:
             parameters = tuple(self.origins[name].parameter for name in node.input if name in self.origins)
             yield Node((node.name, *node.output), tuple(node.input), tuple(node.output), parameters)
@@ -109,10 +109,10 @@ class OnnxTemplate(Template):
 
 
 def _simplified(file: bytes) -> bytes:
-    """The file without what computes nothing: identities, nodes that nobody reads, subgraphs of constants alone.
+    """Remove identities, unused nodes and constant subgraphs from a file.
 
-    ONNX Runtime's own first level, which stays within the standard; less what would write sizes down that a cut changes. What
-    it cannot load is left as it is, for the runtime to tell what is wrong.
+    This is ONNX Runtime's basic optimisation level, whose output is standard ONNX. Fusions that would fix sizes are off. A
+    file that it cannot load is returned unchanged, and the runtime reports the error later.
     """
     onnxruntime = quiet()
     options = onnxruntime.SessionOptions()
@@ -133,7 +133,7 @@ def _simplified(file: bytes) -> bytes:
 
 
 def _regroup(node: onnx.NodeProto, outputs: Mapping[str, tuple[int, int]]) -> None:
-    """A grouped convolution keeps its channels a group, so its number of groups shrinks with its outputs."""
+    """Update the number of groups of a convolution. Each group keeps its channels, so it shrinks with the outputs."""
     if node.op_type != "Conv" or node.input[1] not in outputs:
         return
     before, after = outputs[node.input[1]]
@@ -143,7 +143,7 @@ def _regroup(node: onnx.NodeProto, outputs: Mapping[str, tuple[int, int]]) -> No
 
 
 def _same(first: onnx.ModelProto, second: onnx.ModelProto) -> bool:
-    """Same operators with the same attributes, and the same values in their initialisers."""
+    """Whether operators, attributes and initialisers are the same."""
 
     def parts(proto: onnx.ModelProto) -> list[tuple[str, bytes, list[np.ndarray]]]:
         values = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}

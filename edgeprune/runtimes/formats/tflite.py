@@ -1,4 +1,4 @@
-"""TFLite files, by litert-torch. Constants are channels-last there, and every shape is written down."""
+"""TFLite files from litert-torch. Constants are channels-last, and the file states every shape."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from edgeprune.runtimes.tflite import flatbuffer
 
 
 class TfliteTemplate(Template):
-    """Sliced as a flatbuffer; the shapes in between are the interpreter's own inference."""
+    """A TFLite file, sliced as a flatbuffer. The interpreter infers the intermediate shapes."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
         self._origins: dict[int, Origin] | None = None
-        # Operator (a reshape) -> positions of its shape and the sizes they have; None for one that follows from the rest.
+        # Reshape operator -> position in its target shape -> size. None: inferred from the others.
         self._derived: dict[int, dict[int, Span | None]] = {}
         super().__init__(model, inputs, groups)
 
@@ -44,7 +44,7 @@ class TfliteTemplate(Template):
 
     @property
     def origins(self) -> dict[int, Origin]:
-        """{tensor: the parameter it came from}."""
+        """The origin of each constant, by tensor number."""
         if self._origins is None:
             model, origins = flatbuffer.read(self.exported), Origins(self._folded)
             found = {
@@ -55,7 +55,7 @@ class TfliteTemplate(Template):
         return self._origins
 
     def _scaled(self, model: Any) -> dict[int, Origin]:
-        """Linear layers whose inputs were scaled: the converter folds a layer-norm's weight and bias into what follows."""
+        """Linear layers with scaled inputs: the converter folds a layer norm's weight and bias into the next layer."""
         constants = flatbuffer.constants(model)
         known = {origin.parameter for origin in (self._origins or {}).values()}
         unknown = {
@@ -79,7 +79,7 @@ class TfliteTemplate(Template):
         return sum(1 for _ in flatbuffer.operators(flatbuffer.read(file)))
 
     def nodes(self) -> Iterator[Node]:
-        """Operators by number and kind, as `runtimes.tflite` names them."""
+        """Operators by number and kind, as in `runtimes.tflite`."""
         model = flatbuffer.read(self.exported)
         for name, operator in flatbuffer.operators(model):
             inputs = [int(i) for i in operator.inputs if i >= 0]
@@ -97,9 +97,7 @@ class TfliteTemplate(Template):
         for number, (name, operator) in enumerate(flatbuffer.operators(model)):
             if name.endswith("DEPTHWISE_CONV_2D"):
                 source, weight = subgraph.tensors[operator.inputs[0]], subgraph.tensors[operator.inputs[1]]
-                if (
-                    source.shape[3] == 1
-                ):  # a convolution of one channel; otherwise each channel keeps its number of outputs
+                if source.shape[3] == 1:  # of one channel; with more, each keeps its number of outputs
                     operator.builtinOptions.depthMultiplier = int(weight.shape[3])
             if number in self._derived:
                 shape = constants[operator.inputs[1]].copy()
@@ -122,13 +120,16 @@ class TfliteTemplate(Template):
         self._derived = self._follow(flatbuffer.read(self.exported), fresh, widths)
         try:
             ours = flatbuffer.read(self.sliced(kept, widths))
-        except (RuntimeError, ValueError):  # a size that is written down somewhere does not fit
+        except (RuntimeError, ValueError):  # a size that the file states does not fit
             return False
         return _same(ours, fresh)
 
     def _follow(self, full: Any, cut: Any, widths: Widths) -> dict[int, dict[int, Span | None]]:
-        """Reshapes whose target changes with the widths: one position of it follows from the rest, any other has to be one of
-        the sizes that the groups of the layer before it have, and no other than one."""
+        """Find the reshapes whose target shape changes with the widths.
+
+        One changed position can be inferred from the others. Every other one must match exactly one size of the preceding
+        layer's groups.
+        """
         owners = self.owners(self._groups.layers)
         layers = {layer.name: layer for layer in self._groups.layers}
         values, others = flatbuffer.constants(full), flatbuffer.constants(cut)
@@ -152,14 +153,14 @@ class TfliteTemplate(Template):
 
 
 def _sizes(layer: Layer, groups: Groups) -> set[Span]:
-    """The numbers of channels that a dimension may have after a layer: of its outputs, and of their factors."""
+    """The channel counts that a dimension may have after a layer: its outputs, and their factors."""
     names = {group.name for group in groups.free}
     terms = {(part, 1) for own, _ in layer.outputs.terms for part in [own, *((name,) for name in own)]}
     return {Span(0, (term,)) for term in terms if set(term[0]) <= names} | {layer.outputs}
 
 
 def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
-    """Whether `value` is `weight`, (outputs, inputs), with every column times a number of its own."""
+    """Whether `value` is `weight` (outputs, inputs) with each column multiplied by a factor."""
     if weight.shape != value.shape or not weight.all():
         return False
     factors = value / weight
@@ -167,7 +168,7 @@ def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
 
 
 def _with_inferred_shapes(model: Any) -> bytes:
-    """The file with the shapes that the interpreter finds (before any delegate), reshape targets among them."""
+    """The file with the shapes that the interpreter infers without delegates, including targets of reshapes."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     subgraph = model.subgraphs[0]
@@ -190,7 +191,7 @@ def _with_inferred_shapes(model: Any) -> bytes:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Same operators with the same options, shapes and constants."""
+    """Whether operators, options, shapes and constants are the same."""
 
     def parts(model: Any) -> list[tuple[str, dict[str, Any], list[list[int]]]]:
         tensors = model.subgraphs[0].tensors
