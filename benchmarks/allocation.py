@@ -1,15 +1,17 @@
-"""The exact plan against the usual ways of choosing widths, on the same measured profile and the same scores.
+"""Compares the exact plan with the usual methods of choosing widths, on the same measured profile and scores.
 
     python benchmarks/allocation.py --net resnet50 --runtime openvino [--budgets 80% 65% 50% 35%] [--seeds 0 1 2]
 
-- exact: `edgeprune.planning`, a mixed-integer program over pairs of widths, here without the removal of blocks;
-- HALP-style (Shen et al., NeurIPS 2022): a knapsack over groups whose costs take input widths as they stand, in 30 steps;
-- NetAdapt-style (Yang et al., ECCV 2018): greedy steps of 2 % of the baseline, each in the group that loses least by it;
+- exact: edgeprune's planner, a mixed-integer program over pairs of widths, here without the removal of blocks;
+- HALP-style (Shen et al., NeurIPS 2022): a knapsack over groups with fixed input widths, in 30 steps;
+- NetAdapt-style (Yang et al., ECCV 2018): greedy steps of 2 % of the original latency, each in the group that loses least;
 - uniform: the same share of every group.
 
-All are held to the same latency by the same model: HALP's own estimate is corrected until its plan meets the budget. Then all
-networks are measured, taking turns. Scores are synthetic: exponential for each unit, times a log-normal factor for each group,
-since importance in trained networks differs by orders of magnitude between layers. "Kept" is the importance that is left.
+One latency model holds all methods to the same latency. HALP's own estimate is corrected until its plan meets the budget.
+Then all networks are measured interleaved.
+
+Scores are synthetic: exponential for each unit, times a log-normal factor for each group. Importance in trained networks
+differs by orders of magnitude between layers. "Kept" is the remaining importance.
 """
 
 from __future__ import annotations
@@ -28,22 +30,23 @@ import numpy as np
 from nets import NETS, RUNTIMES, Subject
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
+from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency import stats
+from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
+from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
+from edgeprune.latency.surface import LayerCost
 from edgeprune.records import Groups, Profile, Scores
-from edgeprune.stages import plan as planning
-from edgeprune.stages import profile as profiling
+from edgeprune.stages import allocation, experiments
 from edgeprune.storage import codec
 
 HALP_STEPS = 30
-GREEDY_STEP = 0.02  # of the baseline
+GREEDY_STEP = 0.02  # of the original latency
 PROCESSES = 4
 
 
 def synthetic(groups: Groups, seed: int) -> Scores:
-    """Scores as described above."""
+    """Synthetic scores: see the module's docstring."""
     random = np.random.default_rng(seed)
     units = {}
     for group in groups.free:
@@ -56,30 +59,30 @@ def uniform(groups: Groups, model: LatencyModel, scores: Scores, budget: float) 
     for share in np.linspace(1, 0.02, 197):
         widths = groups.full()
         for group in groups.free:
-            widths[group.name] = min(graph.candidate_widths(group), key=lambda w: abs(w - share * group.width))
+            widths[group.name] = min(candidate_widths(group), key=lambda w: abs(w - share * group.width))
         if model.ns(widths) <= budget:
             return widths
     return None
 
 
 def greedy(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> dict[str, int] | None:
-    """Step by step, the group that loses least for a step's worth of latency."""
-    loss, widths = planning.loss_of(groups, scores), groups.full()
+    """In every step, narrows the group that loses least for the step's latency."""
+    loss, widths = allocation.loss_of(groups, scores), groups.full()
     now = model.ns(widths)
     step = GREEDY_STEP * now
     while now > budget:
         target, best = max(budget, now - step), None
         for group in groups.free:
-            for width in reversed([w for w in graph.candidate_widths(group) if w < widths[group.name]]):
+            for width in reversed([w for w in candidate_widths(group) if w < widths[group.name]]):
                 trial = {**widths, group.name: width}
                 if model.ns(trial) <= target:
                     cost = loss(trial)
                     best = min(best, (cost, group.name, width)) if best else (cost, group.name, width)
                     break
-        if best is None:  # no group alone is worth a step: the one that gains most a loss, one candidate further
+        if best is None:  # no single group saves a whole step: narrow the best group by one candidate
             trials = []
             for group in groups.free:
-                smaller = [w for w in graph.candidate_widths(group) if w < widths[group.name]]
+                smaller = [w for w in candidate_widths(group) if w < widths[group.name]]
                 if smaller:
                     trial = {**widths, group.name: smaller[-1]}
                     gain = now - model.ns(trial)
@@ -93,7 +96,7 @@ def greedy(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -
 
 
 def halp(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> dict[str, int] | None:
-    """The knapsack with frozen inputs; its own budget is lowered until the plan's real latency meets ours."""
+    """The knapsack with fixed input widths. Its own budget is lowered until the plan meets the budget."""
     low, high, found = 0.05 * budget, budget, None
     for _ in range(8):
         asked = high if found is None and high == budget else (low + high) / 2
@@ -101,7 +104,8 @@ def halp(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> 
         if widths is not None and model.ns(widths) <= budget:
             found = (
                 widths
-                if found is None or planning.loss_of(groups, scores)(widths) < planning.loss_of(groups, scores)(found)
+                if found is None
+                or allocation.loss_of(groups, scores)(widths) < allocation.loss_of(groups, scores)(found)
                 else found
             )
             if asked == budget:
@@ -115,19 +119,19 @@ def halp(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> 
 def _halp(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> dict[str, int] | None:
     widths = groups.full()
     start = model.ns(widths)
-    tables = {group.name: planning.losses(group, scores) for group in groups.free}
+    tables = {group.name: allocation.losses(group, scores) for group in groups.free}
     for step in range(1, HALP_STEPS + 1):
         limit = model.sum_ns(start + (budget - start) * step / HALP_STEPS)
         loss, cost, group_of, choice = [], [], [], []
         constant = model.overhead_ns
-        owned: dict[str, list[latency.LayerCost]] = {group.name: [] for group in groups.free}
+        owned: dict[str, list[LayerCost]] = {group.name: [] for group in groups.free}
         for c in model.layers:
             if c.layer.outputs.terms:
                 owned[c.layer.outputs.terms[0][0][0]].append(c)
             else:
                 constant += float(c.ns([c.layer.inputs.size(widths)], [c.layer.outputs.size(widths)])[0])
         for number, group in enumerate(groups.free):
-            for width in (w for w in graph.candidate_widths(group) if w <= widths[group.name]):
+            for width in (w for w in candidate_widths(group) if w <= widths[group.name]):
                 trial = {**widths, group.name: width}
                 own = owned[group.name]
                 frozen = sum(float(c.ns([c.layer.inputs.size(widths)], [c.layer.outputs.size(trial)])[0]) for c in own)
@@ -161,9 +165,9 @@ from edgeprune.types import Groups, Profile, Scores
 folder = Path(sys.argv[1])
 groups = codec.loads(Groups, (folder / "groups.json").read_text(), "groups")
 scores = codec.loads(Scores, (folder / "scores.json").read_text(), "scores")
-model = latency.fit(groups, codec.loads_kept(Profile, (folder / "profile.json").read_text(), "profile"))
+model = fit(groups, codec.loads_kept(Profile, (folder / "profile.json").read_text(), "profile"))
 started = time.monotonic()
-(plan,) = planning.plans(groups, model, scores, float(sys.argv[2]), "p")
+(plan,) = allocation.plans(groups, model, scores, float(sys.argv[2]), "p")
 seconds = time.monotonic() - started
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 (folder / "plan.json").write_text(codec.dumps(plan))
@@ -182,8 +186,8 @@ def exact(
         (folder / "profile.json").write_text(codec.dumps_kept(profile))
         argv = [sys.executable, "-W", "ignore", "-c", PLANNER, name, str(budget)]
         said = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
-        seconds, peak = map(float, said.splitlines()[-1].split())  # HiGHS may have said something before
-        plan = codec.loads(planning.Plan, (folder / "plan.json").read_text(), "plan")
+        seconds, peak = map(float, said.splitlines()[-1].split())  # HiGHS may have printed something before
+        plan = codec.loads(allocation.Plan, (folder / "plan.json").read_text(), "plan")
     return {**groups.full(), **plan.widths}, plan.gap, seconds, peak
 
 
@@ -201,9 +205,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         Subject.open(options.net, options.runtime, options.threads, Path(folder)) as subject,
     ):
-        groups = replace(subject.groups, blocks=())  # the others cannot remove any
+        groups = replace(subject.groups, blocks=())  # the other methods cannot remove blocks
         profile = subject.profiled(lambda done, most, note: print(f"  {done}/{most} {note}", flush=True))
-        model, baseline = latency.fit(groups, profile), latency.baseline(profile)
+        model, baseline = fit(groups, profile), reference_ns(profile)
         print(f"{options.net} on {options.runtime}: {len(groups.free)} groups, baseline {baseline / 1e6:.2f} ms, "
               f"{len(profile.experiments)} experiments; 'of budget' is measured")  # fmt: skip
         print(
@@ -213,7 +217,7 @@ def main() -> None:
             limit = float(budget.rstrip("%")) / 100 * baseline
             for seed in options.seeds:
                 scores = synthetic(groups, seed)
-                total, loss = sum(map(sum, scores.units.values())), planning.loss_of(groups, scores)
+                total, loss = sum(map(sum, scores.units.values())), allocation.loss_of(groups, scores)
                 widths, gap, seconds, peak = exact(groups, profile, scores, limit)
                 found = {"exact": (widths, seconds)}
                 for name, method in METHODS.items():
@@ -221,11 +225,11 @@ def main() -> None:
                     other = method(groups, model, scores, limit)
                     if other is not None:
                         found[name] = other, time.monotonic() - started
-                beside = profiling.anchor(groups), groups.full()
-                models = [subject.variant(w) for w in (*beside, *(w for w, _ in found.values()))]
+                beside = experiments.anchor(groups), groups.full()
+                models = [subject.file(w) for w in (*beside, *(w for w, _ in found.values()))]
                 _, full, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
                 for (name, (widths, seconds)), samples in zip(found.items(), taken, strict=True):
-                    share = stats.ratio(samples, full, latency.QUIET).mid * baseline / limit
+                    share = stats.ratio(samples, full, FIT_QUANTILE).mid * baseline / limit
                     row = {
                         "net": options.net,
                         "runtime": options.runtime,

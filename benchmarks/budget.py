@@ -1,9 +1,9 @@
-"""How closely and how soon a budget is met: predicted, confirmed, rounds and the share of the budget used.
+"""Measures how closely and how soon a budget is met: predicted, confirmed, rounds, and the used share of the budget.
 
     python benchmarks/budget.py --net resnet50 --runtime onnxruntime [--threads 1] [--budgets 80% 65% 50% 35%] [--repeats 1]
 
-Each budget is a share of the unpruned network's latency. The product's own road is walked up to the confirmed plan: profile
-(once a repeat), plan, cut with its proof, confirm on this machine. Importance is magnitude, on random weights.
+Each budget is a share of the original network's latency. edgeprune's pipeline runs up to the confirmed plan: profile (once
+for each repeat), plan, cut with its proof, confirm on this machine. Importance is magnitude, on random weights.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ threads = {threads}
 
 
 def project(folder: Path, net: str, runtime: str, threads: int) -> Path:
-    """A project of this network, whose target is called `benchmark`."""
+    """A project of this network with a target `benchmark`."""
     (folder / "subject.py").write_text(MODEL.format(folder=str(Path(__file__).parent), net=net))
     (folder / "edgeprune.toml").write_text(PROJECT)
     (folder / "targets").mkdir()
@@ -65,7 +65,7 @@ def project(folder: Path, net: str, runtime: str, threads: int) -> Path:
 
 
 def walk(path: Path, budget: str) -> dict[str, object]:
-    """One budget, from what is profiled to a confirmed plan."""
+    """One budget, from the profile to a confirmed plan."""
     started = time.monotonic()
     try:
         confirmed, _ = edgeprune.prune(path, "benchmark", budget)
@@ -73,7 +73,7 @@ def walk(path: Path, budget: str) -> dict[str, object]:
         return {"budget": budget, "error": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - started}
     chosen = next((r for r in confirmed.rounds if r.widths == confirmed.plan.widths), None)
     if chosen is None:
-        return {"budget": budget, "error": "the unpruned network meets it", "seconds": time.monotonic() - started}
+        return {"budget": budget, "error": "the original network meets it", "seconds": time.monotonic() - started}
     return {
         "budget": budget,
         "budget_ms": chosen.budget_ns / 1e6,

@@ -1,7 +1,8 @@
 """Small images and the networks for them that `compression.py` compresses.
 
-Images are CIFAR-10's, re-compressed as JPEG, from `cifar10-jpeg-train.npz` and `cifar10-jpeg-test.npz` (`jpeg`: all files end
-to end, `offset`, `label`); without them, scikit-learn's handwritten digits, enlarged: few and easy, but there on any machine.
+The images are CIFAR-10's, re-compressed as JPEG, from `cifar10-jpeg-train.npz` and `cifar10-jpeg-test.npz`. Each file has
+`jpeg` (the concatenated images), `offset` and `label`. Without them, scikit-learn's handwritten digits replace them,
+enlarged. These are few and easy, but available on any machine.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what the ResNets' weights were trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the ResNets' weights were trained with these
 VALID = 0.1  # of the training images, held back to choose the best epoch
 BATCH = 128
-CROP = 4  # pixels of zeros around an image, of which a random part is kept
+CROP = 4  # pixels of zeros around an image; a random part is kept
 
 
 @cache
@@ -45,7 +46,7 @@ def images(data: Path | None, split: str) -> tuple[Tensor, Tensor]:
 
 
 def batches(data: Path | None, split: str, count: int | None = None) -> Batches:
-    """Batches of "train", "valid" or "test"; of the first two `count` images at most, all by default."""
+    """Batches of "train", "valid" or "test". `count` limits the images of the first two."""
     pixels, labels = images(data, "test" if split == "test" else "train")
     if split != "test":
         held = round(VALID * len(labels))
@@ -56,7 +57,7 @@ def batches(data: Path | None, split: str, count: int | None = None) -> Batches:
 
 
 class Batches:
-    """(inputs, labels), again and again; where `augmented`, in random order, cropped and (no digits) mirrored at random."""
+    """(inputs, labels). If `augmented`: in random order, cropped, and (except digits) mirrored at random."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, augmented: bool, mirrored: bool) -> None:
         self.pixels, self.labels, self.augmented, self.mirrored = pixels, labels, augmented, mirrored
@@ -81,7 +82,7 @@ def _cropped(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions; where the size changes, a shortcut without weights: every other pixel, zeros for new channels."""
+    """Two 3×3 convolutions. If the size changes, the shortcut takes every other pixel and pads new channels with zeros."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

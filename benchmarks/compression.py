@@ -1,25 +1,29 @@
-"""How accurate a network is at one latency, by the way it was cut: edgeprune's plan against the usual ways.
+"""Measures how accurate a network is at one latency, with edgeprune's plan and with the usual methods.
 
     python benchmarks/compression.py --data DIR [--full | --short] [--nets …] [--runtimes …] [--budgets …] [--criteria …]
 
-`--data` holds `cifar10-jpeg-{train,test}.npz` and, where there are any, `resnet{20,32}-cifar10.safetensors` to start from;
-without it, handwritten digits stand in, which says little. The unpruned networks are trained on these images first. Then, at
-each budget (a share of the unpruned network's measured latency):
+`--data` has `cifar10-jpeg-{train,test}.npz`, and optionally initial weights `resnet{20,32}-cifar10.safetensors`. Without
+`--data`, handwritten digits replace them, and the figures mean little. The original networks are trained on these images
+first. A budget is a share of the original network's measured latency. These methods compete at each budget:
 
-- edgeprune: the exact plan under its default criterion, what is left fitted by least squares before training; "exact,
-  CRITERION" with `--criteria` for others; "not fitted" and "widths only", where `--methods` names them, are edgeprune
-  without that and without the removal of blocks, none of which the ways below have;
-- uniform: the same share of every group, the best units of each by the criterion of edgeprune;
+- edgeprune: the exact plan with its default criterion, refitted by least squares before training;
+- exact, CRITERION: the same with another criterion of `--criteria`;
+- not fitted, widths only: edgeprune without the refit, or without the removal of blocks; only if `--methods` names them;
+- uniform: the same share of every group, the best units of each by edgeprune's criterion;
 - Torch-Pruning: its global group magnitude (Fang et al., CVPR 2023), widths rounded up to 4 channels;
-- HALP-style: `allocation.py`'s knapsack with first-order Taylor scores; NetAdapt-style: its greedy, by squared weights;
-- random: the exact plan under random scores;
-- from scratch: edgeprune's widths, new weights.
+- HALP-style: `allocation.py`'s knapsack with first-order Taylor scores;
+- NetAdapt-style: `allocation.py`'s greedy method, with squared weights as scores;
+- random: the exact plan with random scores;
+- from scratch: edgeprune's widths with new weights.
 
-Every network is measured in turns with the unpruned one, its budget corrected and measured again until it uses 96 to 100 %
-or nothing nearer is found, and trained by `edgeprune.finetuning`: the same epochs, images, order and teacher for all; seeds
-are of the training alone. The best epoch is chosen on held-out training images; the accuracy is that of the test images.
-`--out` keeps every row as it comes, and the unpruned networks beside it, and goes on after them. Training is in processes
-of its own while the next networks are measured, one by default: `--jobs` for machines with cores to spare and a GPU.
+The other methods have neither the refit nor the removal of blocks. Every network is measured interleaved with the original
+one. Its budget is corrected and measured again until the network uses 96 to 100 %, or until no nearer one is found.
+
+edgeprune's fine-tuning trains all networks with the same epochs, images, order and teacher. Only the training depends on the
+seed. Held-out training images choose the best epoch. The accuracy is that of the test images.
+
+`--out` keeps every row at once, and the original networks beside it. A later run continues after them. Networks are trained
+in `--jobs` other processes while the next networks are measured. Use more than one with spare cores and a GPU.
 """
 
 from __future__ import annotations
@@ -49,24 +53,24 @@ from torch import nn
 from edgeprune.devices.bench import open_bench
 from edgeprune.errors import EdgepruneError, InfeasibleError
 from edgeprune.frontends import toml
-from edgeprune.frontends import user_code as user
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
+from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.frontends.functions import FileFunction
+from edgeprune.graph.groups import first_units, make_recipe
 from edgeprune.latency import stats
+from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
-from edgeprune.network import refit as reconstruction
-from edgeprune.network import surgery as network
+from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
+from edgeprune.network.cut import cut, sliced
 from edgeprune.network.importance import CRITERIA
-from edgeprune.network.refit import Reference
-from edgeprune.records import Groups, Project, Scores, Widths
-from edgeprune.stages import finetune as finetuning
-from edgeprune.stages import parallel
-from edgeprune.stages import plan as planning
+from edgeprune.network.observe import Reference, observe
+from edgeprune.network.survey import survey
+from edgeprune.records import Epoch, Groups, Project, Scores, Widths
+from edgeprune.stages import allocation, parallel, training
 from edgeprune.stages import prune as pruning
 
 PROCESSES = 4
 LEAST, AIM = 0.96, 0.985  # of the budget
-ROUND_TO = 4  # channels, for Torch-Pruning: what its users do where the device is not a GPU
+ROUND_TO = 4  # channels; the usual choice of Torch-Pruning's users without a GPU
 METHODS = "edgeprune", "uniform", "Torch-Pruning", "HALP-style", "NetAdapt-style", "random", "from scratch"
 PARTS = "not fitted", "widths only"  # edgeprune without one of its parts
 PROJECT = """
@@ -98,7 +102,7 @@ test = lambda: cifar.batches(DATA, "test")
 
 @dataclass(frozen=True)
 class Size:
-    """How much of it is run."""
+    """The extent of the run."""
 
     nets: tuple[str, ...]
     runtimes: tuple[str, ...]
@@ -106,7 +110,7 @@ class Size:
     seeds: int
     images: int | None
     epochs: int
-    all_images: int | None  # for the unpruned network
+    all_images: int | None  # for the original network
     from_weights: int  # epochs to adapt given weights to these images
     from_nothing: int  # epochs to train a network without
     rounds: int = 3  # of measuring and correcting, at most
@@ -129,16 +133,40 @@ def project(folder: Path, net: str, data: Path | None, images: int | None, rate:
     return toml.read_project(folder / "edgeprune.toml")
 
 
-def tuned(asked: Project, model: nn.Module, teacher: nn.Module, untrained: nn.Module | None = None) -> finetuning.Tuned:
+@dataclass(frozen=True)
+class Trained:
+    """A network with the weights of its best epoch, and the history."""
+
+    model: nn.Module
+    history: tuple[Epoch, ...]
+
+
+def with_settings(asked: Project, **settings: int) -> Project:
+    """The project with other settings of `[finetune]`."""
+    return replace(asked, finetune=replace(asked.finetune, **settings))
+
+
+def evaluated(asked: Project, model: nn.Module) -> float:
+    """The metric on the test images."""
+    return training.evaluate(model, Metric(asked), Split(asked, "test"))
+
+
+def course(asked: Project) -> training.Course:
+    """The training course of the project's networks."""
+    train, valid = Split(asked, "train", augmented=True), Split(asked, "valid")
+    return training.Course(train, valid, Loss(asked), Metric(asked), asked.finetune)
+
+
+def tuned(asked: Project, model: nn.Module, teacher: nn.Module, untrained: nn.Module | None = None) -> Trained:
     """Trained as `edgeprune finetune` does."""
-    checkpoint = asked.path.parent / f"checkpoint-{time.monotonic_ns()}"  # new: nothing to go on after
-    return finetuning.finetune(
-        asked, model, teacher, checkpoint, lambda path, write: None, lambda epoch: None, untrained
-    )
+    path = asked.folder / f"checkpoint-{time.monotonic_ns()}"  # a new folder: training must not resume
+    checkpoint = training.Checkpoint(path, lambda path, write: None)
+    networks = training.Networks(model, teacher, untrained)
+    return Trained(*training.train(course(asked), networks, checkpoint, lambda epoch: None))
 
 
 def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path | None = None) -> nn.Module:
-    """The unpruned network, trained on all images, or as it was `kept`."""
+    """The original network, trained on all images, or read from `kept`."""
     torch.manual_seed(0)
     model = cifar.NETS[net]()
     if kept is not None and kept.exists():
@@ -149,26 +177,27 @@ def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path |
     if weights is not None and weights.exists():
         model.load_state_dict(load_file(weights), strict=False)  # all but num_batches_tracked
         epochs, rate = size.from_weights, 0.01
-    asked = project(folder / f"{net}-unpruned", net, data, size.all_images, rate)
-    plain = replace(asked, loss="torch.nn.functional:cross_entropy", epochs=epochs)  # nobody teaches
+    asked = project(folder / f"{net}-original", net, data, size.all_images, rate)
+    loss = FileFunction(asked.path, "[data] loss", "torch.nn.functional:cross_entropy")  # a given loss: no distillation
+    plain = with_settings(replace(asked, data=replace(asked.data, loss=loss)), epochs=epochs)
     model = tuned(plain, model, model).model
     if kept is not None:
         save_file(model.state_dict(), kept)
     return model
 
 
-# ------------------------------------------------------------------------------------------------- ways to cut
+# ------------------------------------------------------------------------------------------------- methods
 
 
 @dataclass(frozen=True)
 class Small:
-    """A cut network as it is trained, and where it is another the best without training."""
+    """A pruned network where training starts, and the best one without training if it differs."""
 
     start: nn.Module
     untrained: nn.Module | None = None
 
 
-Cut = Callable[[float], Small | None]  # the network that is predicted to take so many nanoseconds at most
+Cut = Callable[[float], Small | None]  # the network with a predicted latency of at most this many nanoseconds
 
 
 def ways(
@@ -177,26 +206,26 @@ def ways(
     costs: LatencyModel,
     default: str,
     criteria: Sequence[str],
-    whole: Unpruned,
+    whole: Original,
 ) -> dict[str, Cut]:
-    """Every way, by its name in the table; edgeprune's under the `default` criterion, and under others that are asked for."""
+    """Every method, by its name in the table. edgeprune uses the `default` criterion and every other requested one."""
     scores = whole.scores
 
     def at(widths: Widths | None, by: str, fitted: bool = False) -> Small | None:
         if widths is None:
             return None
-        keep = {group.name: planning.best_units(group, scores[by], widths[group.name]) for group in groups.free}
-        recipe = graph.recipe(groups, keep)
-        small = network.cut(model, recipe, cifar.inputs())
+        keep = {group.name: allocation.best_units(group, scores[by], widths[group.name]) for group in groups.free}
+        recipe = make_recipe(groups, keep)
+        small = cut(model, recipe, cifar.inputs())
         if not fitted:
             return Small(small)
-        pruned = pruning.fitted(model, small, recipe, whole.reference)
+        pruned = pruning.refitted(model, small, recipe, whole.reference)
         return Small(pruned.start, pruned.untrained)
 
     def exact(by: str, among: Groups = groups, fitted: bool = True) -> Cut:
         def made(limit: float) -> Small | None:
             try:
-                return at(planning.plans(among, costs, scores[by], limit, "")[0].widths, by, fitted)
+                return at(allocation.plans(among, costs, scores[by], limit, "")[0].widths, by, fitted)
             except InfeasibleError:
                 return None
 
@@ -221,7 +250,7 @@ def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limi
     low, high, found = 0.0, 0.98, None
     for _ in range(9):
         ratio = (low + high) / 2
-        small = network.sliced(model, {})
+        small = sliced(model, {})
         last = [module for module in small.modules() if isinstance(module, nn.Linear)]
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
         pruner = torch_pruning.pruner.BasePruner(
@@ -237,18 +266,18 @@ def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limi
 
 
 def widths_of(groups: Groups, small: nn.Module) -> dict[str, int]:
-    """The units kept a group, from the shapes of a network that somebody else cut; `ValueError` where they do not agree."""
+    """The kept units of each group, from the shapes of a cut network. Raises `ValueError` if they do not agree."""
     shapes = {name: parameter.shape for name, parameter in small.named_parameters()}
     widths = groups.full()
     for group in groups.free:
         slot = group.slots[0]
-        if slot.parameter not in shapes:  # gone with its block
+        if slot.parameter not in shapes:  # removed with its block
             widths[group.name] = 0
             continue
         fixed = sum(len(i) for g in groups.groups if g.locked for s in g.slots for i in s.indices
                     if (s.parameter, s.dim) == (slot.parameter, slot.dim))  # fmt: skip
         widths[group.name] = (shapes[slot.parameter][slot.dim] - fixed) // len(slot.indices[0])
-    for parameter, dims in graph.recipe(groups, graph.first_units(groups, widths)).items():
+    for parameter, dims in make_recipe(groups, first_units(groups, widths)).items():
         if any(parameter in shapes and shapes[parameter][dim] != len(kept) for dim, kept in dims.items()):
             raise ValueError(f"{parameter} is of shape {tuple(shapes[parameter])}, which its groups do not allow")
     return widths
@@ -257,7 +286,7 @@ def widths_of(groups: Groups, small: nn.Module) -> dict[str, int]:
 def at_budget(
     subject: Subject, cuts: Mapping[str, Cut], share: float, full_ns: float, rounds: int
 ) -> dict[str, tuple[Small, float]]:
-    """Of every way the network whose measured latency comes nearest the budget from below, and its share of the budget."""
+    """For every method, the network with the highest measured latency within the budget, and its share of the budget."""
     asked = dict.fromkeys(cuts, AIM)
     best: dict[str, tuple[Small, float]] = {}
     for _ in range(rounds):
@@ -269,16 +298,16 @@ def at_budget(
                 ValueError,
                 RuntimeError,
                 AttributeError,
-            ) as error:  # what Torch-Pruning raises on what it cannot cut
+            ) as error:  # Torch-Pruning raises these on networks that it cannot cut
                 print(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
         found = {name: small for name, small in made.items() if small is not None}
         if not found:
             break
         widths = {name: widths_of(subject.groups, small.start) for name, small in found.items()}
-        different = {tuple(own.values()): own for own in widths.values()}  # what is of one size is as fast
-        models = [subject.variant(own) for own in (subject.groups.full(), *different.values())]
+        different = {tuple(own.values()): own for own in widths.values()}  # networks of one size have one latency
+        models = [subject.file(own) for own in (subject.groups.full(), *different.values())]
         full, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
-        shares = {key: stats.ratio(samples, full, latency.QUIET).mid / share
+        shares = {key: stats.ratio(samples, full, FIT_QUANTILE).mid / share
                   for key, samples in zip(different, taken, strict=True)}  # fmt: skip
         left = {}
         for name, small in found.items():
@@ -299,29 +328,29 @@ Row = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Unpruned:
-    """What is known of an unpruned network, whatever it runs on."""
+class Original:
+    """Facts about an original network that do not depend on the runtime."""
 
     accuracy: float
     scores: Mapping[str, Scores]
     reference: Reference
 
 
-def unpruned(asked: Project, model: nn.Module, criteria: Sequence[str]) -> Unpruned:
-    """Its test accuracy, its scores by every criterion that is used, and what its layers read."""
+def original(asked: Project, model: nn.Module, criteria: Sequence[str]) -> Original:
+    """Its test accuracy, its scores by every used criterion, and its layers' inputs."""
     torch.manual_seed(0)  # training batches are read in random order
-    groups = network.survey(model, cifar.inputs())
-    accuracy, read = finetuning.evaluate(asked, model, "test"), list(user.batches(asked, "train"))
-    wanted = dict.fromkeys((asked.importance, "taylor", "magnitude-l2", "random", *criteria))
-    scores = {name: CRITERIA[name](model, groups, read, user.loss_function(asked)) for name in wanted}
-    return Unpruned(accuracy, scores, reconstruction.observe(model, read))
+    groups = survey(model, cifar.inputs())
+    accuracy, read = evaluated(asked, model), list(Split(asked, "train"))
+    wanted = dict.fromkeys((asked.prune.importance, "taylor", "magnitude-l2", "random", *criteria))
+    scores = {name: CRITERIA[name](model, groups, read, Loss(asked)) for name in wanted}
+    return Original(accuracy, scores, observe(model, read))
 
 
 def case(
     subject: Subject, asked: Project, size: Size, done: Sequence[Row], keep: Callable[[Sequence[Row]], None],
-    read: Callable[[], Unpruned], criteria: Sequence[str], methods: Sequence[str], trainers: Executor,
+    read: Callable[[], Original], criteria: Sequence[str], methods: Sequence[str], trainers: Executor,
 ) -> None:  # fmt: skip
-    """All budgets, seeds and ways for one network on one runtime: measured, while those measured before are trained."""
+    """Measures all budgets, seeds and methods for one network and runtime, while earlier networks are trained."""
     groups, model, net, runtime = subject.groups, subject.model, subject.net, subject.runtime.name
     begun: list[list[Future[Row]]] = []
     made: dict[str, Cut] = {}
@@ -332,9 +361,9 @@ def case(
             continue
         if not made:
             profile = subject.profiled(lambda done, most, note: None)
-            full_ns, whole = latency.baseline(profile), read()
+            full_ns, whole = reference_ns(profile), read()
             print(f"{net} on {runtime}: {full_ns / 1e6:.3f} ms, {whole.accuracy:.2%} of the test images", flush=True)
-            made = ways(model, groups, latency.fit(groups, profile), asked.importance, criteria, whole)
+            made = ways(model, groups, fit(groups, profile), asked.prune.importance, criteria, whole)
         cuts = at_budget(
             subject,
             {name: cut for name, cut in made.items() if name in methods or name.startswith("exact")},
@@ -347,11 +376,11 @@ def case(
             if "edgeprune" in cuts and "from scratch" in methods:
                 like, share = cuts["edgeprune"]
                 torch.manual_seed(1000 + seed)
-                smalls["from scratch"] = Small(reset(network.sliced(like.start, {}))), share
-            train = replace(asked, epochs=size.epochs, seed=seed)
+                smalls["from scratch"] = Small(reset(sliced(like.start, {}))), share
+            train = with_settings(asked, epochs=size.epochs, seed=seed)
             begun.append([])
             for name, (small, used) in smalls.items():
-                row = same | {"seed": seed, "unpruned": whole.accuracy, "method": name, "of_budget": used}
+                row = same | {"seed": seed, "original": whole.accuracy, "method": name, "of_budget": used}
                 begun[-1].append(trainers.submit(trained, train, groups, small, model, row))
             begun = _finished(begun, keep)
     for _ in as_completed([job for jobs in begun for job in jobs]):
@@ -359,7 +388,7 @@ def case(
 
 
 def _finished(begun: Sequence[list[Future[Row]]], keep: Callable[[Sequence[Row]], None]) -> list[list[Future[Row]]]:
-    """Keep the rows of what is trained in all its ways; what is not, for later. Raises what a training raised."""
+    """Keep the rows of completed trainings, and return the others. Raises the error of a failed training."""
     done = [jobs for jobs in begun if all(job.done() for job in jobs)]
     for jobs in done:
         keep([job.result() for job in jobs])
@@ -367,13 +396,13 @@ def _finished(begun: Sequence[list[Future[Row]]], keep: Callable[[Sequence[Row]]
 
 
 def trained(asked: Project, groups: Groups, small: Small, teacher: nn.Module, known: Row) -> Row:
-    """The row of a network: what is `known` of it, its sizes, and its accuracy before and after training."""
+    """The row of a network: `known`, its sizes, and its accuracy before and after training."""
     started = time.monotonic()
-    small = copy.deepcopy(small)  # tensors come in memory that the processes share, and are cut for all seeds
+    small = copy.deepcopy(small)  # tensors arrive in shared memory, and all seeds use them
     widths = widths_of(groups, small.start)
     left = groups.macs(widths) / groups.macs(groups.full())
     found = tuned(asked, small.start, teacher, small.untrained)
-    before, after = found.history[0].metric, finetuning.evaluate(asked, found.model.to(parallel.device()), "test")
+    before, after = found.history[0].metric, evaluated(asked, found.model.to(parallel.device()))
     print("{net:<10} {runtime:<12} {budget:>4} {seed} {method:<16} {of_budget:>6.1%} of budget".format(**known),
           f"MACs {left:>4.0%}, {before:>6.2%} -> {after:>6.2%}", flush=True)  # fmt: skip
     return known | {
@@ -391,7 +420,7 @@ def reset(model: nn.Module) -> nn.Module:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line a network, runtime and budget: the mean accuracy of each way over seeds, with its range."""
+    """One line for each network, runtime and budget: each method's mean accuracy over seeds, with its range."""
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
     lines = ["| network | runtime | budget | " + " | ".join(methods) + " |", "|---" * (3 + len(methods)) + "|"]
     for place in dict.fromkeys((row["net"], row["runtime"], row["budget"]) for row in rows):
@@ -408,8 +437,8 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--full", action="store_true", help="all images, epochs and seeds: for a GPU, or some days")
-    parser.add_argument("--short", action="store_true", help="one network, budget and epoch, a few images")
+    parser.add_argument("--full", action="store_true", help="all images, epochs and seeds; needs a GPU, or some days")
+    parser.add_argument("--short", action="store_true", help="one network, one budget, one epoch, a few images")
     parser.add_argument("--nets", nargs="+", choices=sorted(cifar.NETS))
     parser.add_argument("--runtimes", nargs="+")
     parser.add_argument("--budgets", nargs="+")
@@ -420,7 +449,7 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="*", choices=sorted(CRITERIA), default=[])
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, *PARTS), default=METHODS)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--jobs", type=int, default=1, help="training processes, while the next networks are measured")
+    parser.add_argument("--jobs", type=int, default=1, help="training processes beside the measuring process")
     options = parser.parse_args()
     if "from scratch" in options.methods and "edgeprune" not in options.methods:
         parser.error("--methods: from scratch takes the widths of edgeprune; name that, too")
@@ -436,7 +465,7 @@ def main() -> None:
         if options.out:
             options.out.write_text(json.dumps(rows, indent=1))
 
-    cores = max(1, (os.cpu_count() or 1) // (options.jobs + 1))  # one share is left to what measures
+    cores = max(1, (os.cpu_count() or 1) // (options.jobs + 1))  # one core is left to the measuring process
     processes = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (cores,))
     with tempfile.TemporaryDirectory() as name, processes as trainers:
         folder = Path(name)
@@ -445,14 +474,14 @@ def main() -> None:
                 kept = options.out.parent / f"{options.out.stem}-{net}.safetensors" if options.out else None
                 model = baseline(net, options.data, size, folder, kept)
                 asked = project(folder / net, net, options.data, size.images, options.rate)
-                read = cache(partial(unpruned, asked, model, options.criteria))
+                read = cache(partial(original, asked, model, options.criteria))
                 for runtime in size.runtimes:
                     target = local(runtime)
                     with open_bench(target, folder) as bench:
                         subject = Subject(net, model, cifar.inputs(), target, bench, folder)
                         case(subject, asked, size, rows, keep, read, options.criteria, options.methods, trainers)
         except BaseException:
-            trainers.shutdown(wait=False, cancel_futures=True)  # what is queued would be trained for nothing
+            trainers.shutdown(wait=False, cancel_futures=True)  # queued trainings would be wasted
             raise
     print(table(rows))
 

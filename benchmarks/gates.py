@@ -1,13 +1,14 @@
-"""How often a check of the slowdown errs: two equal artifacts, and one with a share of work more.
+"""Measures how often the slowdown check errs, with two equal artifacts and with one that has more layers.
 
     python benchmarks/gates.py [--target local] [--trials 200] [--minutes 60] [--neighbour CORE] [--out FILE]
 
-Each trial is one comparison of `edgeprune check`: ten processes in which both artifacts take turns, and more while the
-answer is open. Two trials of three have no difference ("A/A"); in the third one artifact has `--extra` more layers, all alike
-(5 %; 1 % on an emulated device). Beside it, from the same samples, what others would have said had the baseline been measured
-in the first half of the processes and the new artifact in the second: a bare threshold on the mean of all times, and
-pytest-benchmark's `--benchmark-compare-fail=mean:3%`, which has one process of each. The neighbour is a process that keeps
-one core busy.
+Each trial is one comparison of `edgeprune check`: ten processes in which both artifacts are interleaved, and more while the
+result is inconclusive. Two trials of three have no difference ("A/A"). In the third, one artifact has `--extra` more equal
+layers (5 %; 1 % on an emulated device).
+
+Two other rules are applied to the same samples, as if the baseline were the first half of the processes and the new artifact
+the second. One is a bare threshold on the mean of all times. The other is pytest-benchmark's
+`--benchmark-compare-fail=mean:3%`, with one process of each. The neighbour is a process that keeps one core busy.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.frontends import toml
 from edgeprune.records import Samples
 from edgeprune.stages import check as checking
-from edgeprune.stages.compile import compile_model
+from edgeprune.stages.compile import Compiler
 
 LAYERS, SIZE = 20, 48  # convolutions, and the side of their images
-EMULATED_LAYERS, EMULATED_SIZE = 100, 8  # of which 1 % is one
+EMULATED_LAYERS, EMULATED_SIZE = 100, 8  # 1 % of them is one layer
 
 
 def network(layers: int) -> nn.Module:
@@ -44,7 +45,7 @@ def network(layers: int) -> nn.Module:
 
 
 class Recorded:
-    """A bench that remembers what it was last asked to compare."""
+    """A bench that keeps its last comparison."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench, self.taken = bench, []
@@ -56,7 +57,7 @@ class Recorded:
 
 
 def others(rounds: list[list[Samples]], floor: float) -> dict[str, bool]:
-    """Whether a bare threshold and pytest-benchmark would have called the first of both slower."""
+    """Whether a bare threshold and pytest-benchmark would report the first artifact as slower."""
     new = [run.times_ns for taken in rounds for run in taken[0].runs]
     old = [run.times_ns for taken in rounds for run in taken[1].runs]
     half = len(new) // 2
@@ -84,7 +85,7 @@ def _spin(core: int) -> None:
     os.sched_setaffinity(0, {core})
     a = np.random.default_rng(0).random((256, 256))
     parent = os.getppid()
-    while os.getppid() == parent:  # not longer than the benchmark, however that ends
+    while os.getppid() == parent:  # it ends with the benchmark, however that ends
         a = a @ a
         a /= a.max()
 
@@ -104,14 +105,14 @@ def main() -> None:
     layers, size = (EMULATED_LAYERS, EMULATED_SIZE) if target.emulated else (LAYERS, SIZE)
     extra = options.extra or (0.01 if target.emulated else 0.05)
     floor = checking.EMULATED_FLOOR if target.emulated else checking.FLOOR
-    runtime, inputs = runtimes.RUNTIMES[target.runtime], (torch.rand(1, 16, size, size),)
+    runtime, inputs = runtimes.host(target.runtime), (torch.rand(1, 16, size, size),)
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     with tempfile.TemporaryDirectory() as name, open_bench(target, Path(name)) as bench, neighbour(options.neighbour):
         folder, models = Path(name), {}
         for kind, count in (("base", layers), ("A/A", layers), ("slower", layers + round(extra * layers))):
             place = folder / kind.replace("/", "")
             place.mkdir()
-            models[kind] = compile_model(network(count), inputs, (), runtime, "fp32", place, "").files[0]
+            models[kind] = Compiler(runtime, "fp32").compile(network(count), inputs, (), place, "").files[0]
         files = bench.save_inputs([tensor.numpy() for tensor in inputs], folder)
         until = time.monotonic() + 60 * options.minutes
         for trial in range(options.trials):

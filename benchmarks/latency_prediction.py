@@ -1,11 +1,13 @@
-"""How well unseen width configurations are predicted on this machine, and what it cost.
+"""Measures how well the latency model predicts unseen width configurations, and what the profile costs.
 
     python benchmarks/latency_prediction.py --net mobilenetv2 --runtime openvino [--threads 1] [--held-out 40] [--seed 0]
 
-Profiles the network as `edgeprune profile` does, then measures random configurations that the model never saw: half of them
-at the planner's candidate widths, half at any widths (of those, few are multiples of 8). Each takes turns with the profile's
-anchor and others in four processes. Beside it, from the same run: latency proportional to multiply-accumulates, and the sum
-of layers that were timed alone, each at just its widths (of four configurations). Errors are relative to the measured latency.
+The benchmark profiles the network as `edgeprune profile` does. Then it measures random configurations that the model never
+saw. Half of them have the planner's candidate widths, half have any widths (few of these are multiples of 8). Each is
+interleaved with the profile's anchor and others in four processes.
+
+Two other predictors use the same run: latency proportional to multiply-accumulates, and the sum of layers that are timed
+separately at their widths (of four configurations). Errors are relative to the measured latency.
 """
 
 from __future__ import annotations
@@ -21,40 +23,40 @@ import numpy as np
 from nets import NETS, RUNTIMES, Subject, alone
 
 from edgeprune.devices.bench import Measured
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
+from edgeprune.graph.groups import candidate_widths
+from edgeprune.latency.fit import fit
+from edgeprune.latency.observations import FIT_QUANTILE, anchor_ns, reference_ns
 from edgeprune.records import Groups
-from edgeprune.stages import profile as profiling
+from edgeprune.stages import experiments
 
-PROCESSES = 4  # of each held-out configuration, one where the device is emulated
-ALONE = 2  # configurations of each half whose layers are timed alone, too
+PROCESSES = 4  # of each held-out configuration; one on an emulated device
+ALONE = 2  # configurations of each half whose layers are also timed separately
 
 
 def held_out(groups: Groups, count: int, seed: int) -> list[dict[str, int]]:
-    """Random configurations: the first half at candidate widths, the others at any."""
+    """Random configurations: the first half at candidate widths, the second half at any widths."""
     random = np.random.default_rng([seed, 20])
     found = []
     for i in range(count):
         widths = groups.full()
         for group in groups.free:
-            candidates = graph.candidate_widths(group) if i < count // 2 else range(1, group.width + 1)
+            candidates = candidate_widths(group) if i < count // 2 else range(1, group.width + 1)
             widths[group.name] = int(random.choice(list(candidates)))
         found.append(widths)
     return found
 
 
 def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nanoseconds of each configuration: the best estimate, (configurations,), and each process by itself as the profile
-    would have it, (configurations, `PROCESSES`).
+    """Nanoseconds of configurations: the best estimate (configurations,), each process (configurations, `PROCESSES`).
 
-    Every round mixes the configurations anew, so that what one process does to all in it does not stay with any of them: the
-    logarithms of times are a two-way layout, configuration plus process, solved by least squares. The anchor is at zero.
+    Every round mixes the configurations anew. So the effect of a process does not bias a configuration. The logarithms of the
+    times are a two-way layout, configuration plus process, solved by least squares. The anchor is at zero.
     """
     random = np.random.default_rng(0)
-    processes = 1 if subject.bench.device.emulated else PROCESSES  # an emulated device repeats itself
-    count, share = len(unseen), profiling.TOGETHER
-    beside = [subject.variant(profiling.anchor(subject.groups))] * profiling.ANCHORS
-    models = [subject.variant(widths) for widths in unseen]
+    processes = 1 if subject.bench.device.emulated else PROCESSES  # an emulated device repeats its times
+    count, share = len(unseen), experiments.TOGETHER
+    beside = [subject.file(experiments.anchor(subject.groups))] * experiments.ANCHORS
+    models = [subject.file(widths) for widths in unseen]
     rounds = [random.permutation(count) for _ in range(processes)]
     batches = [order[start : start + share] for order in rounds for start in range(0, count, share)]
     per_round = len(batches) // processes
@@ -62,7 +64,7 @@ def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float
     single = np.empty((count, processes))
 
     def keep(place: int, found: list[Measured]) -> None:
-        anchors, own = np.split(np.log([np.quantile(m.run.times_ns, latency.QUIET) for m in found]), [len(beside)])
+        anchors, own = np.split(np.log([np.quantile(m.run.times_ns, FIT_QUANTILE) for m in found]), [len(beside)])
         for which, log in [*((None, log) for log in anchors), *zip(batches[place], own, strict=True)]:
             row = np.zeros(count + len(batches))
             row[count + place] = 1
@@ -74,7 +76,7 @@ def measure(subject: Subject, unseen: Sequence[dict[str, int]], anchor_ns: float
         print(f"  held out: process {place + 1}/{len(batches)}", flush=True)
 
     asked = [[*beside, *(models[i] for i in batch)] for batch in batches]
-    subject.bench.measure(asked, subject.inputs, profiling.TIMED_S, on_done=keep)
+    subject.bench.measure(asked, subject.inputs, experiments.TIMED_S, on_done=keep)
     solution, *_ = np.linalg.lstsq(np.array(rows), np.array(logs))
     return np.exp(solution[:count]) * anchor_ns, single
 
@@ -105,15 +107,15 @@ def main() -> None:
         started = time.monotonic()
         with Subject.open(options.net, options.runtime, options.threads, Path(folder), options.target) as subject:
             profile = subject.profiled(lambda done, most, note: print(f"  {done}/{most} {note}", flush=True))
-            model = latency.fit(subject.groups, profile)
+            model = fit(subject.groups, profile)
             wall = time.monotonic() - started
             unseen = held_out(subject.groups, options.held_out, options.seed)
-            measured, single = measure(subject, unseen, latency.anchor_ns(profile))
+            measured, single = measure(subject, unseen, anchor_ns(profile))
             some = [*range(ALONE), *range(options.held_out - ALONE, options.held_out)]
             isolated = None if options.target else alone(subject, [unseen[i] for i in some])
             emulated = subject.bench.device.emulated
     groups = subject.groups
-    baseline = latency.baseline(profile)
+    baseline = reference_ns(profile)
     intervals = [model.predict(w) for w in unseen]
     predicted = np.array([interval.mid for interval in intervals])
     macs = np.array([groups.macs(w) for w in unseen]) / groups.macs(groups.full()) * baseline

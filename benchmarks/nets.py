@@ -1,4 +1,4 @@
-"""What benchmarks measure: the usual networks, with random weights (latency does not depend on them), on a device."""
+"""The networks of the benchmarks, on a device. Weights are random: latency does not depend on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,17 +23,17 @@ from edgeprune import runtimes
 from edgeprune.devices.agent import agent
 from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.frontends import toml
-from edgeprune.latency import model as latency
-from edgeprune.network import surgery as network
+from edgeprune.latency.observations import FIT_QUANTILE
+from edgeprune.network.survey import survey
 from edgeprune.records import Profile, Target, Widths
 from edgeprune.runtimes.formats import FORMATS
-from edgeprune.stages import profile as profiling
+from edgeprune.stages import experiments
 
 
 def layer(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None
 ) -> nn.Module:
-    """Convolution, batch-norm and, where given, an activation."""
+    """Convolution, batch-norm and an optional activation."""
     parts = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -192,7 +192,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 def inputs(net: str = "") -> tuple[Tensor, ...]:
-    """One 224×224 image, or what the example's network takes."""
+    """One 224×224 image, or the input of the example's network."""
     if net == "digits":
         return tuple(digits.example_inputs())
     return (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
@@ -207,13 +207,13 @@ def local(runtime: str, threads: int = 1) -> Target:
 
 
 class Subject:
-    """One network on one device, as `edgeprune profile` has it."""
+    """One network on one device, set up as in `edgeprune profile`."""
 
     def __init__(
         self, net: str, model: nn.Module, example: tuple[Tensor, ...], target: Target, bench: Bench, folder: Path
     ) -> None:
         self.net, self.target, self.bench, self._folder = net, target, bench, folder
-        self.model, self.example, self.groups = model, example[0], network.survey(model, example)
+        self.model, self.example, self.groups = model, example[0], survey(model, example)
         self.runtime = runtimes.RUNTIMES[target.runtime]
         self.template = FORMATS[self.runtime.format](model, example, self.groups)
         self.inputs = bench.save_inputs([tensor.numpy() for tensor in example], folder)
@@ -230,7 +230,12 @@ class Subject:
         with open_bench(target, folder) as bench:
             yield Subject(net, model, inputs(net), target, bench, folder)
 
-    def variant(self, widths: Widths, reference: bool = False) -> Path:
+    @property
+    def owners(self) -> Mapping[str, str]:
+        """The layer that each node of an artifact belongs to."""
+        return self.template.owners(self.groups.layers)
+
+    def file(self, widths: Widths, reference: bool = False) -> Path:
         """The file for the device at these widths, in fp32."""
         started = time.monotonic()
         place = Path(tempfile.mkdtemp(dir=self._folder))
@@ -241,11 +246,11 @@ class Subject:
         return made
 
     def profiled(self, told: Callable[[int, int, str], None]) -> Profile:
-        """A new profile; `device_s` tells afterwards how long the device was at it."""
+        """A new profile. `device_s` is then the time that the device took."""
         started, before, t = time.monotonic(), self._building_s, self.target
         profile = Profile(t.name, self.net, self.groups.network, self.bench.device, t.threads, t.precision, ())
-        owners = self.template.owners(self.groups.layers)
-        grown = profiling.measure(self.bench, self.variant, owners, self.groups, profile, self.inputs, told)
+        subject = experiments.Subject(self.bench, self, self.groups, self.inputs)  # type: ignore[arg-type]
+        grown = experiments.measure(subject, profile, told)
         for profile in grown:  # noqa: B007 - the last one is the whole
             pass
         self.device_s = time.monotonic() - started - (self._building_s - before)
@@ -253,13 +258,13 @@ class Subject:
 
 
 def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
-    """Nanoseconds of every operator with weights, timed by itself at just these widths, summed a configuration.
+    """Nanoseconds of every operator with weights, timed separately at these widths, summed for each configuration.
 
-    TFLite's operators are cut from its own file, all of them; the others' from the ONNX file, with the inputs that they have
-    in the network. NaN where the runtime crashes on one: OpenVINO 2026.4.1 reads past the end in some convolutions alone.
+    All operators of TFLite come from its own file. The operators of other runtimes come from the ONNX file, with their inputs
+    in the network. The sum is NaN if the runtime crashes: OpenVINO 2026.4.1 reads past the end in some single convolutions.
     """
     if subject.runtime.name == "tflite":
-        models = [subject.variant(w) for w in configurations]
+        models = [subject.file(w) for w in configurations]
         found = subject.bench.measure([[m] for m in models], subject.inputs, profiled=True)
         return np.array([sum(ns for _, ns in measured.nodes) for (measured,) in found], float)
     found, t = [], subject.target
@@ -296,12 +301,12 @@ def _alone(variant: bytes, example: np.ndarray, runtime: str, threads: int) -> f
             job = {"threads": threads, "inputs": [str(file)], "warmup_s": 0.05}
             run = agent.RUNTIMES[runtime](job, str(model)).run
             times = agent.repeat(run, {**job, "timed_s": 0.02, "runs_min": 5, "runs_max": 50})
-            total += float(np.quantile(times, latency.QUIET))
+            total += float(np.quantile(times, FIT_QUANTILE))
     return total
 
 
 def _between(proto: onnx.ModelProto, example: np.ndarray) -> dict[str, np.ndarray]:
-    """All that the network computes on the way, by name."""
+    """All intermediate results of the network, by name."""
     known = {value.name for value in proto.graph.output}
     names = [name for node in proto.graph.node for name in node.output]
     shown = onnx.ModelProto()

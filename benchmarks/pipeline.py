@@ -1,8 +1,8 @@
-"""How well the whole road keeps its promise: digits example, several budgets, runtimes and repeats, each from scratch.
+"""Runs the whole pipeline on the digits example from scratch, with several budgets, runtimes and repeats.
 
-    python benchmarks/road.py [--repeats 2] [--budgets 70% 50% 35%] [--targets local local-openvino] [--out road.json]
+    python benchmarks/pipeline.py [--repeats 2] [--budgets 70% 50% 35%] [--targets local local-openvino] [--out pipeline.json]
 
-Prints, for every run, the share of the budget that the verdict measured, the rounds, the metric's change and the seconds.
+It prints the measured share of the budget, the rounds, the change of the metric and the seconds of every run.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--budgets", nargs="+", default=["70%", "50%", "35%"])
     parser.add_argument("--targets", nargs="+", default=["local", "local-openvino"])
-    parser.add_argument("--out", type=Path, default=Path("road.json"))
+    parser.add_argument("--out", type=Path, default=Path("pipeline.json"))
     options = parser.parse_args()
     print(
         f"{'target':<15} {'budget':>6} {'status':<12} {'of budget':>9} {'rounds':>6} {'metric':>8} {'MACs':>6} {'seconds':>7}"
     )
     rows = []
-    for _ in range(options.repeats):  # repeats outside, so that the machine's moods are spread over all rows
+    for _ in range(options.repeats):  # repeats are the outer loop, so that the machine's drift spreads over all rows
         for target in options.targets:
             for budget in options.budgets:
                 row = walk(target, budget)

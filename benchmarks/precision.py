@@ -1,9 +1,9 @@
-"""What a precision is worth: every candidate on the unpruned network, and the whole road in fp32 and in the one it chooses.
+"""Measures every precision on the original network, and the whole pipeline in fp32 and in the chosen precision.
 
     python benchmarks/precision.py --data DIR [--nets …] [--runtimes …] [--budgets …] [--epochs …] [--images …] [--keep FOLDER]
 
-Networks and data are `compression.py`'s. Each row is one `edgeprune run`: latency and accuracy are those of the artifacts on
-the test images, as its verdict has them, and the budget is a share of the unpruned network in fp32.
+Networks and data are those of `compression.py`. Each row is one `edgeprune run`. Latency and accuracy are those of the
+verdict: of the artifacts, on the test images. The budget is a share of the original network's latency in fp32.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["50%", "30%"])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--keep", type=Path, help="goes on with what is there")
+    parser.add_argument("--keep", type=Path, help="a folder; continues with the runs in it")
     options = parser.parse_args()
     candidates = ["| network | runtime | precision | latency, of fp32 | accuracy |", "|---|---|---|---|---|"]
-    roads = [
+    rows = [
         "| network | runtime | budget | asked | taken | of budget | MACs left | accuracy | verdict |",
         "|---" * 9 + "|",
     ]
@@ -70,8 +70,8 @@ def main() -> None:
                             row += [result.precision, f"{after.p50_ms / result.budget_ms:.1%}",
                                     f"{after.macs / result.baseline.macs:.0%}",
                                     f"{result.baseline.metric:.2%} → {after.metric:.2%}", str(result.status)]  # fmt: skip
-                        roads.append(f"| {' | '.join(row)} |")
-                        print(roads[-1], flush=True)
+                        rows.append(f"| {' | '.join(row)} |")
+                        print(rows[-1], flush=True)
                 for path in sorted((project / "runs" / f"{runtime}-auto").glob("precision-*/choice.json"))[:1]:
                     choice = json.loads(path.read_text())
                     full = choice["candidates"][0]["latency"]["mid"]
@@ -81,7 +81,7 @@ def main() -> None:
                         row = f"| {net} | {runtime} | {one['precision']}{taken} | {share:.1%} | {metric:.2%} |"
                         candidates.append(row)
                         print(row, flush=True)
-    print("\n".join(["", *candidates, "", *roads]))
+    print("\n".join(["", *candidates, "", *rows]))
 
 
 if __name__ == "__main__":

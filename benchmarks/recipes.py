@@ -1,17 +1,17 @@
-"""What pays more than cutting at once: sparse training before the cut, or cutting in two steps? At the same number of epochs.
+"""Compares one cut with sparse training before the cut, and with two cuts, at the same number of epochs.
 
     python benchmarks/recipes.py --data DIR [--net …] [--runtime …] [--budget …] [--epochs …] [--images …] [--seeds …]
 
-All end at the same measured latency, with edgeprune's exact plan, and train as `compression.py` does, what is
-left not fitted before:
+All schedules end at the same measured latency, with edgeprune's exact plan. They train as `compression.py` does, without the
+refit:
 
 - at once: cut, then all epochs;
-- two steps: cut to the geometric middle of the way, half of the epochs, scores anew, cut to the budget, the other half;
-- slimming: a third of the epochs before the cut, with an L1 penalty on the scales of batch-norm (Liu et al., ICCV 2017), which
-  are then the scores (`bn-scale`);
-- group lasso: likewise, with the norm of each unit's weights (Wen et al., NeurIPS 2016), and loss curves as the scores;
-- growing: likewise, with weight decay that rises with every step for the units that the plan would cut (Wang et al., ICLR
-  2021), and the scores as they were.
+- two steps: cut to the geometric mean of the latencies, half of the epochs, new scores, cut to the budget, the other half;
+- slimming: a third of the epochs before the cut, with an L1 penalty on the scales of batch-norm (Liu et al., ICCV 2017).
+  These scales are then the scores (`bn-scale`);
+- group lasso: the same, with the norm of each unit's weights (Wen et al., NeurIPS 2016), and loss curves as scores;
+- growing: the same, with the original scores. Weight decay rises with every step for the units that the plan would cut
+  (Wang et al., ICLR 2021).
 """
 
 from __future__ import annotations
@@ -27,24 +27,37 @@ from pathlib import Path
 import cifar
 import numpy as np
 import torch
-from compression import AIM, USUAL, Small, at_budget, baseline, project, tuned, widths_of
+from compression import (
+    AIM,
+    USUAL,
+    Small,
+    at_budget,
+    baseline,
+    course,
+    evaluated,
+    project,
+    tuned,
+    widths_of,
+    with_settings,
+)
 from nets import Subject, local
 from torch import Tensor, nn
 
 from edgeprune.devices.bench import open_bench
 from edgeprune.errors import EdgepruneError
-from edgeprune.frontends import user_code as user
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
+from edgeprune.frontends.data import Loss, Split
+from edgeprune.graph.groups import make_recipe
+from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
-from edgeprune.network import surgery as network
+from edgeprune.latency.observations import reference_ns
+from edgeprune.network.cut import cut
 from edgeprune.network.importance import CRITERIA
+from edgeprune.network.survey import survey
 from edgeprune.records import Groups, Project, Scores
-from edgeprune.stages import finetune as finetuning
-from edgeprune.stages import plan as planning
+from edgeprune.stages import allocation, training
 
 LASSO = {"slimming": 1e-4, "group lasso": 1e-3}  # of the penalty, as in the papers' experiments on CIFAR
-GROWN = 1.0  # weight decay at the end, for what is to go
+GROWN = 1.0  # weight decay at the end, for the units that will be cut
 ROUNDS = 3  # of measuring and correcting
 
 Gradient = Callable[[Tensor, Tensor], Tensor]  # of a parameter's gradient and its value
@@ -65,7 +78,7 @@ def penalised(model: nn.Module, penalties: Mapping[str, Gradient]) -> Iterator[N
 
 
 def lasso(groups: Groups, model: nn.Module, kind: str) -> dict[str, Gradient]:
-    """λ·sign(γ) for the scales that follow a group's channels, or λ·w/‖w‖ for what each unit has of every weight."""
+    """λ·sign(γ) for the scales of a group's channels, or λ·w/‖w‖ for each unit's part of every weight."""
     shapes = {name: parameter.ndim for name, parameter in model.named_parameters()}
     slots = [slot for group in groups.free for slot in group.slots if slot.parameter in shapes]
     rate = LASSO[kind]
@@ -89,8 +102,8 @@ def lasso(groups: Groups, model: nn.Module, kind: str) -> dict[str, Gradient]:
 
 
 def growing(groups: Groups, model: nn.Module, keep: Mapping[str, tuple[int, ...]], steps: int) -> dict[str, Gradient]:
-    """λ·w for what the plan cuts, λ from nothing to `GROWN` over `steps`."""
-    recipe = graph.recipe(groups, keep)
+    """λ·w for the units that the plan cuts. λ grows from 0 to `GROWN` over `steps`."""
+    recipe = make_recipe(groups, keep)
     parameters = dict(model.named_parameters())
 
     def pull(name: str) -> Gradient:
@@ -112,7 +125,7 @@ def growing(groups: Groups, model: nn.Module, keep: Mapping[str, tuple[int, ...]
 
 
 class Recipes:
-    """One network, latency model and budget; every way as a network that was cut, and how many epochs are left for it."""
+    """One network, latency model and budget. Each schedule gives a pruned network and its remaining epochs."""
 
     def __init__(
         self, asked: Project, subject: Subject, costs: LatencyModel, full_ns: float, share: float, epochs: int
@@ -122,18 +135,18 @@ class Recipes:
 
     def scored(self, model: nn.Module, groups: Groups, criterion: str, seed: int) -> Scores:
         torch.manual_seed(seed)
-        read, loss = list(user.batches(self.asked, "train")), user.loss_function(self.asked)
+        read, loss = list(Split(self.asked, "train")), Loss(self.asked)
         return CRITERIA[criterion](model, groups, read, loss)
 
     def cut(self, model: nn.Module, groups: Groups, scores: Scores, share: float) -> nn.Module:
-        """The exact plan whose measured latency comes nearest the budget; `model` may have been cut before."""
+        """The exact plan whose measured latency is nearest the budget. `model` may be pruned already."""
         there = {layer.name for layer in groups.layers}
         layers = tuple(cost for cost in self.costs.layers if cost.layer.name in there)
         costs = replace(self.costs, layers=layers, posterior=None)
 
         def exact(limit: float) -> Small:
-            keep = planning.plans(groups, costs, scores, limit, "")[0].keep
-            return Small(network.cut(model, graph.recipe(groups, keep), cifar.inputs()))
+            keep = allocation.plans(groups, costs, scores, limit, "")[0].keep
+            return Small(cut(model, make_recipe(groups, keep), cifar.inputs()))
 
         (found, used), *_ = at_budget(self.subject, {"exact": exact}, share, self.full_ns, ROUNDS).values()
         print(f"    {used:.1%} of {share:.0%}", flush=True)
@@ -141,41 +154,42 @@ class Recipes:
 
     def at_once(self, seed: int) -> tuple[nn.Module, int]:
         model, groups = self.subject.model, self.subject.groups
-        scores = self.scored(model, groups, self.asked.importance, seed)
+        scores = self.scored(model, groups, self.asked.prune.importance, seed)
         return self.cut(model, groups, scores, self.share), self.epochs
 
     def two_steps(self, seed: int) -> tuple[nn.Module, int]:
         model, groups = self.subject.model, self.subject.groups
-        scores = self.scored(model, groups, self.asked.importance, seed)
-        first = replace(self.asked, epochs=self.epochs // 2, seed=seed)
+        scores = self.scored(model, groups, self.asked.prune.importance, seed)
+        first = with_settings(self.asked, epochs=self.epochs // 2, seed=seed)
         half = tuned(first, self.cut(model, groups, scores, self.share**0.5), model).model
-        left = network.survey(half, cifar.inputs())
-        scores = self.scored(half, left, self.asked.importance, seed)
+        left = survey(half, cifar.inputs())
+        scores = self.scored(half, left, self.asked.prune.importance, seed)
         return self.cut(half, left, scores, self.share), self.epochs - self.epochs // 2
 
     def sparse(self, kind: str, seed: int) -> tuple[nn.Module, int]:
         model, groups, before = copy.deepcopy(self.subject.model), self.subject.groups, self.epochs // 3
         if kind == "growing":
-            scores = self.scored(model, groups, self.asked.importance, seed)
+            scores = self.scored(model, groups, self.asked.prune.importance, seed)
             aim = AIM * self.share * self.full_ns
-            keep = planning.plans(groups, self.costs, scores, aim, "")[0].keep
-            steps = before * sum(1 for _ in user.batches(self.asked, "train"))
+            keep = allocation.plans(groups, self.costs, scores, aim, "")[0].keep
+            steps = before * sum(1 for _ in Split(self.asked, "train"))
             penalties = growing(groups, model, keep, steps)
         else:
             penalties = lasso(groups, model, kind)
         with penalised(model, penalties):
             # Not tuned(): its best epoch would be the one before the penalty did anything.
-            last = replace(self.asked, epochs=before, seed=seed)
+            last = with_settings(self.asked, epochs=before, seed=seed)
             state: dict[str, Tensor] = {}
 
             def remember(path: Path, write: object) -> None:
                 state.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
-            checkpoint = self.asked.path.parent / f"sparse-{kind}-{seed}"
-            finetuning.finetune(last, model, self.subject.model, checkpoint, remember, lambda epoch: None)
+            checkpoint = training.Checkpoint(self.asked.folder / f"sparse-{kind}-{seed}", remember)
+            networks = training.Networks(model, self.subject.model)
+            training.train(course(last), networks, checkpoint, lambda epoch: None)
         model.load_state_dict(state)
         if kind != "growing":
-            scores = self.scored(model, groups, "bn-scale" if kind == "slimming" else self.asked.importance, seed)
+            scores = self.scored(model, groups, "bn-scale" if kind == "slimming" else self.asked.prune.importance, seed)
         return self.cut(model, groups, scores, self.share), self.epochs - before
 
 
@@ -196,8 +210,8 @@ def main() -> None:
         subject = Subject(options.net, model, cifar.inputs(), local(options.runtime), bench, folder)
         asked = project(folder / "recipes", options.net, options.data, options.images, 0.02)
         profile = subject.profiled(lambda done, most, note: None)
-        costs, full_ns = latency.fit(subject.groups, profile), latency.baseline(profile)
-        print(f"unpruned {finetuning.evaluate(asked, model, 'test'):.2%} of the test images", flush=True)
+        costs, full_ns = fit(subject.groups, profile), reference_ns(profile)
+        print(f"original {evaluated(asked, model):.2%} of the test images", flush=True)
         recipes = Recipes(asked, subject, costs, full_ns, share, options.epochs)
         ways: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
             "at once": recipes.at_once,
@@ -213,8 +227,8 @@ def main() -> None:
             for seed in range(options.seeds):
                 small, epochs = made(seed)
                 removed = [block.name for block in subject.groups.removed(widths_of(subject.groups, small))]
-                trained = tuned(replace(asked, epochs=epochs, seed=seed), small, model).model
-                found.append(finetuning.evaluate(asked, trained, "test"))
+                trained = tuned(with_settings(asked, epochs=epochs, seed=seed), small, model).model
+                found.append(evaluated(asked, trained))
                 print(f"    without {', '.join(removed) or 'no block'}: {found[-1]:.2%}", flush=True)
             spread = f" ± {100 * (max(found) - min(found)) / 2:.2f}" if len(found) > 1 else ""
             print(f"| {way} | {100 * np.mean(found):.2f}{spread} |", flush=True)

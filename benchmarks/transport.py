@@ -1,9 +1,9 @@
-"""What SSH adds to an experiment: the same jobs by the local transport and over a real sshd on loopback, interleaved.
+"""Measures the overhead of SSH: the same jobs by the local transport and over a real sshd on loopback, interleaved.
 
     python benchmarks/transport.py [--jobs 20] [--rounds 5]
 
-A job is a fresh process that runs the null model: its time is the device's own, whatever the transport; the rest
-is the host's. With `put`, each job has a file of its own of 100 kB to upload first.
+A job is a fresh process that runs the null model. Its time on the device does not depend on the transport. The rest is this
+machine's time. With `put`, each job first uploads a separate file of 100 kB.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NULL = {"mode": "time", "runtime": "null", "threads": 1, "inputs": []}
 
 
 def timed(transport: Any, model: Path, jobs: int, upload: bool, folder: Path) -> float:
-    """Seconds an experiment."""
+    """Seconds for each experiment."""
     started = time.monotonic()
     places = []
     for i in range(jobs):
