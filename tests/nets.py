@@ -1,4 +1,4 @@
-"""Small networks that tests cut: one for each structure that couples channels."""
+"""Small networks for tests: one for each structure that couples channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Head(nn.Module):
 
 
 class Plain(nn.Module):
-    """Convolutions in a row, then a flatten: every channel owns 16 columns of the linear layer."""
+    """Convolutions, then a flatten: every channel owns 16 columns of the linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two blocks; the second halves the image and has a projection shortcut."""
+    """Two residual blocks. The second halves the image and has a projection shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Concat(nn.Module):
 
 
 class Chunk(nn.Module):
-    """Halves that are gated against each other (a gated linear unit by hand)."""
+    """One half of the channels gates the other: a gated linear unit, written out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Shuffle(nn.Module):
 
 
 class HardCoded(nn.Module):
-    """A size written into the code: a cut of `a` would raise, so it must come back locked."""
+    """A size fixed in the code: a cut of `a` would raise, so `a` must come back locked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Normalised(nn.Module):
 
 
 class NoRule(nn.Module):
-    """An operator that no rule knows between two convolutions."""
+    """An operator without a rule between two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Shared(nn.Module):
 
 
 class Inner(nn.Module):
-    """Adds to its input what two convolutions make of it."""
+    """A residual block."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Inner(nn.Module):
 
 
 class Attending(nn.Module):
-    """Pre-norm: its attention cannot be cut, its inner layer can."""
+    """A pre-norm transformer block. Its attention cannot be cut, its feed-forward layer can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class Attending(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Three blocks that can be removed, and one that changes what passes through it."""
+    """Three blocks that can be removed, and one that cannot, since it changes its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class Blocks(nn.Module):
 
 
 class Attention(nn.Module):
-    """Heads of 6 channels; the scale is fixed. `kind`: one operator, products written out, or in Einstein's notation."""
+    """Heads of 6 channels with a fixed scale. `kind`: a fused operator, products written out, or einsum."""
 
     head_width = 6
 
@@ -271,7 +271,7 @@ class Attention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Attention of three kinds over the pixels of an image, each added to its input, and a layer inside."""
+    """Three kinds of attention over the pixels of an image, each with a shortcut, and a feed-forward layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class Encoder(nn.Module):
 
 
 class Packed(nn.Module):
-    """Query, key and value of one linear layer, as in ViT: seen as 3 × heads × width."""
+    """Query, key and value from one linear layer, as in ViT: viewed as 3 × heads × width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ class Packed(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """Hugging Face's linear layer of GPT-2: a weight of (inputs, outputs), and its size in its code."""
+    """Hugging Face's linear layer of GPT-2. Its weight is (inputs, outputs), and its code uses its size."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
@@ -316,7 +316,7 @@ class Conv1D(nn.Module):
 
 
 class PackedHeads(nn.Module):
-    """GPT-2's attention: query, key and value of one layer, split by a size that the module knows."""
+    """GPT-2's attention: query, key and value from one layer, split by an attribute of the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -346,7 +346,7 @@ class Transposed(nn.Module):
 
 
 class Layers(nn.Module):
-    """PyTorch's own transformer layers, which hold nn.MultiheadAttention: of itself and, in a decoder, of something else."""
+    """PyTorch's own transformer layers, with nn.MultiheadAttention: self-attention, and cross-attention in a decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,7 +377,7 @@ class ShuffleUnit(nn.Module):
 
 
 class C2f(nn.Module):
-    """YOLOv8's: a split, bottlenecks on the last part, all parts concatenated."""
+    """YOLOv8's block: a split, bottlenecks on the last part, all parts concatenated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -393,7 +393,7 @@ class C2f(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down and up again, with transposed convolutions and skips."""
+    """Downsampling, then upsampling with transposed convolutions, and skip connections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -413,7 +413,7 @@ class UNet(nn.Module):
 
 
 class PixelShuffle(nn.Module):
-    """Sub-pixel convolution, and back."""
+    """Pixel shuffle and its inverse."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -426,7 +426,7 @@ class PixelShuffle(nn.Module):
 
 
 class Gated(nn.Module):
-    """Gated linear units, and the same number of channels repeated."""
+    """A gated linear unit, and repeated channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -440,7 +440,7 @@ class Gated(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM of two layers and both directions, a GRU and a plain recurrence, over the rows of an image."""
+    """A bidirectional LSTM of two layers, a GRU and a plain RNN, over the rows of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -456,7 +456,7 @@ class Recurrent(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Two inputs, of integers and a mask, an embedding that reads and writes, and a dictionary of outputs."""
+    """Token and mask inputs, an embedding tied to the output layer, and a dictionary of outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -489,7 +489,7 @@ def image() -> tuple[Tensor]:
 
 
 def inputs_of(name: str) -> tuple[Tensor, ...]:
-    """Example inputs of one of `NETS`."""
+    """Example inputs for one of `NETS`."""
     if name == "Tokens":
         return torch.arange(6)[None], torch.tensor([[1, 1, 1, 1, 1, 0]])
     return image()

@@ -1,4 +1,4 @@
-"""Architectures that people bring: from Hugging Face's transformers, made small and with random weights, and our own."""
+"""Small architectures with random weights: from Hugging Face's transformers, and from `nets`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Made = tuple[nn.Module, tuple[Tensor, ...]]
 
 
 class Answer(nn.Module):
-    """One field of what a transformers model answers."""
+    """One field of a transformers model's output."""
 
     def __init__(self, model: nn.Module, field: str = "logits") -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def _own(name: str) -> Callable[[], Made]:
     return lambda: (NETS[name](), inputs_of(name))
 
 
-# Title -> what makes the network and its example inputs.
+# Title -> function that makes the network and its example inputs.
 ZOO: dict[str, Callable[[], Made]] = {
     "ResNet": _resnet,
     "RegNet": _regnet,
@@ -151,14 +151,14 @@ ZOO: dict[str, Callable[[], Made]] = {
     "U-Net with transposed convolutions": _own("UNet"),
     "pixel shuffle": _own("PixelShuffle"),
     "gated linear unit": _own("Gated"),
-    "gate by hand, of two halves": _own("Chunk"),
+    "gate of two halves, written out": _own("Chunk"),
     "LSTM, GRU and plain recurrence": _own("Recurrent"),
     "attention: fused, written out, einsum": _own("Encoder"),
     "attention with packed query, key and value": _own("Packed"),
     "nn.TransformerEncoderLayer and DecoderLayer": _own("Layers"),
     "tokens and mask, tied weights, dict and tuple outputs": _own("Tokens"),
     "option-A shortcuts (CIFAR ResNet)": _own("OptionA"),
-    "sizes written into the code": _own("HardCoded"),
+    "sizes fixed in the code": _own("HardCoded"),
     "a module used twice, tied linear weights": _own("Shared"),
     "an operator without a rule": _own("NoRule"),
 }

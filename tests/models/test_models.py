@@ -1,4 +1,4 @@
-"""What of each architecture can be cut, and where it runs: docs/models.md, measured anew (make test-models)."""
+"""Which channels of each architecture can be cut, and where it runs. Rewrites docs/models.md (make test-models)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from edgeprune.network.outputs import tensors
 from edgeprune.network.refit import refit_separately, refit_sequentially
 from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Groups
-from edgeprune.stages import allocation as planning
-from edgeprune.stages.compile import compile_model
+from edgeprune.stages import allocation
+from edgeprune.stages.compile import Compiler
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "models.md"
@@ -51,18 +51,18 @@ def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Benc
         yield benches
 
 
-def test_the_page_says_what_is(benches: dict[str, Bench], tmp_path: Path) -> None:
+def test_the_page_is_up_to_date(benches: dict[str, Bench], tmp_path: Path) -> None:
     rows = [_row(title, benches, tmp_path / str(i)) for i, title in enumerate(ZOO)]
     head, _, before = PAGE.read_text().partition(MARK)
     after = "\n".join(["", *_table(rows), "", "## What is locked, and why", "", *_reasons(rows), ""])
     PAGE.write_text(head + MARK + after)
-    assert before == after, f"{PAGE.name} was out of date and is written anew: look at the difference"
+    assert before == after, f"{PAGE.name} was out of date and has been rewritten; check the difference"
     ours = sum(row["free"] > 0 for row in rows)
     assert ours > sum(row["torch_pruning"] == "yes" for row in rows)
 
 
 @pytest.mark.parametrize("title", ZOO)
-def test_what_is_left_of_every_architecture_can_be_fitted(title: str) -> None:
+def test_every_pruned_architecture_can_be_refitted(title: str) -> None:
     torch.manual_seed(0)
     model, inputs = ZOO[title]()
     model = opened(randomised(model)).eval()
@@ -70,7 +70,7 @@ def test_what_is_left_of_every_architecture_can_be_fitted(title: str) -> None:
     batches = [(tuple(_others(tensor) for tensor in inputs), torch.zeros(len(inputs[0]))) for _ in range(8)]
     found = CRITERIA["loss-curves"](model, groups, batches, lambda out, _: tensors(out)[0].square().mean())
     assert all(np.isfinite(curve).all() for curve in found.curves.values())
-    keep = {group.name: planning.best_units(group, found, max(1, group.width // 2)) for group in groups.free}
+    keep = {group.name: allocation.best_units(group, found, max(1, group.width // 2)) for group in groups.free}
     recipe = make_recipe(groups, keep)
     small = cut(model, recipe, inputs)
     reference = observe(model, batches)
@@ -83,7 +83,7 @@ def test_what_is_left_of_every_architecture_can_be_fitted(title: str) -> None:
 
 
 def _others(tensor: Tensor) -> Tensor:
-    """Other inputs of the same kind."""
+    """Different inputs of the same kind."""
     return torch.randn_like(tensor) if tensor.is_floating_point() else tensor.roll(int(torch.randint(16, ())), -1)
 
 
@@ -94,7 +94,7 @@ def _row(title: str, benches: dict[str, Bench], folder: Path) -> dict[str, Any]:
     model = opened(given)
     groups = survey(model, inputs)
     keep = {group.name: range(0, group.width, 2) for group in groups.free}
-    small = cut(model, make_recipe(groups, keep), inputs)  # raises where it is not proved
+    small = cut(model, make_recipe(groups, keep), inputs)  # raises if it is not proved
     return {
         "title": title,
         "groups": groups,
@@ -106,13 +106,13 @@ def _row(title: str, benches: dict[str, Bench], folder: Path) -> dict[str, Any]:
 
 
 def _runs(bench: Bench, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups, folder: Path) -> str:
-    """Whether the runtime computes what torch does: "yes", or what it says instead."""
+    """Whether the runtime computes the same as torch: "yes", or its error."""
     random = torch.Generator().manual_seed(0)
     inputs = tuple(torch.randn(x.shape, generator=random) if x.is_floating_point() else x for x in inputs)
     folder.mkdir(parents=True)
     try:
-        runtime = runtimes.RUNTIMES[bench._target.runtime]
-        artifact = compile_model(model, inputs, groups.folds, runtime, "fp32", folder, "")
+        runtime = runtimes.host(bench._target.runtime)
+        artifact = Compiler(runtime, "fp32").compile(model, inputs, groups.folds, folder, "")
         got = bench.outputs(artifact.files[0], [x.numpy()[None] for x in inputs])[0]
     except EdgepruneError as error:
         return f"no: {str(error)[:120]}"
@@ -126,14 +126,16 @@ def _runs(bench: Bench, model: nn.Module, inputs: tuple[Tensor, ...], groups: Gr
 
 
 def _torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> str:
-    """Half of everything cut by Torch-Pruning's own pruner, the output layers left alone: does the network run, and does it
-    compute what the original with the same channels at zero computes?"""
+    """Cut half of everything by Torch-Pruning's own pruner, except output layers.
+
+    Does the network run? Does it compute the same as the original with the same channels at zero?
+    """
     tp = pytest.importorskip("torch_pruning")
     cut, masked = copy.deepcopy(model), copy.deepcopy(model)
     outputs = [g.name for g in groups.groups if g.locked == "output of the model"]
     ignored = [cut.get_submodule(name) for name in outputs if dict(cut.named_modules()).get(name)]
     names = {id(module): path for path, module in cut.named_modules()}
-    gone = _Gone(masked, names)
+    removed = _Removed(masked, names)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,9 +145,9 @@ def _torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups)
             before = weights.count_parameters(cut)
             for group in pruner.step(interactive=True):
                 for dependency, indices in group:
-                    gone.note(dependency, indices, pruner.DG)
+                    removed.note(dependency, indices, pruner.DG)
                 group.prune()
-    except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
+    except Exception as error:  # noqa: BLE001 - its error is the answer
         return f"no: {type(error).__name__} while tracing or cutting"
     if weights.count_parameters(cut) == before:
         return "no: cuts nothing"
@@ -153,8 +155,8 @@ def _torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups)
         with torch.no_grad():
             got, expected = tensors(cut(*inputs)), tensors(masked(*inputs))
     except Exception as error:  # noqa: BLE001
-        return f"no: {type(error).__name__} in the cut network's forward"
-    if not gone.known:
+        return f"no: {type(error).__name__} in the pruned network's forward"
+    if not removed.known:
         return "runs"
     same = all(
         a.shape == b.shape and torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
@@ -163,12 +165,12 @@ def _torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups)
     return "yes" if same else "runs, but differs"
 
 
-class _Gone:
-    """Zeroes in the original what Torch-Pruning takes from the copy, by indices that count what is gone already."""
+class _Removed:
+    """Sets to zero in the original what Torch-Pruning removes from the copy. Its indices count earlier removals."""
 
     def __init__(self, masked: nn.Module, names: dict[int, str]) -> None:
         self.masked, self.names, self.known = masked, names, True
-        self._left: dict[tuple[str, int], list[int]] = {}
+        self._remaining: dict[tuple[str, int], list[int]] = {}
 
     def note(self, dependency: Any, indices: list[int], graph: Any) -> None:
         layer = dependency.target.module
@@ -187,7 +189,7 @@ class _Gone:
             case nn.Embedding():
                 dim, out = 1, False
             case _ if type(layer).__module__.startswith("torch_pruning"):
-                return  # its own marks for reshapes, concatenations and element-wise operators
+                return  # its own nodes for reshapes, concatenations and element-wise operators
             case _:
                 self.known = False
                 return
@@ -200,9 +202,9 @@ class _Gone:
 
     def _zero(self, path: str, name: str, dim: int, indices: list[int]) -> None:
         parameter = getattr(self.masked.get_submodule(path), name)
-        left = self._left.setdefault((f"{path}.{name}", dim), list(range(parameter.shape[dim])))
-        original = [left[i] for i in indices]
-        self._left[f"{path}.{name}", dim] = [i for i in left if i not in set(original)]
+        remaining = self._remaining.setdefault((f"{path}.{name}", dim), list(range(parameter.shape[dim])))
+        original = [remaining[i] for i in indices]
+        self._remaining[f"{path}.{name}", dim] = [i for i in remaining if i not in set(original)]
         with torch.no_grad():
             parameter.index_fill_(dim, torch.tensor(original, dtype=torch.long), 0)
 
@@ -228,7 +230,7 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
     ours, theirs = sum(row["free"] > 0 for row in rows), sum(row["torch_pruning"] == "yes" for row in rows)
     ran = sum(row["torch_pruning"].startswith(("yes", "runs")) for row in rows)
     yield ""
-    yield f"Of {len(rows)} architectures edgeprune cuts {ours}, each proved. Torch-Pruning's cut network runs for {ran}"
+    yield f"Of {len(rows)} architectures edgeprune cuts {ours}, each proved. Torch-Pruning's pruned network runs for {ran}"
     yield f"of them, and is the same as the masked original for {theirs}."
 
 
@@ -243,5 +245,5 @@ def _reasons(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _without_figures(reason: str) -> str:
-    """A reason without what differs from one machine to the next."""
+    """A reason without numbers that differ between machines."""
     return reason.partition(" by ")[0].partition(" (largest")[0][:160]

@@ -1,4 +1,4 @@
-"""What stands in for nn.MultiheadAttention gives what that gives."""
+"""The replacement of nn.MultiheadAttention gives the same results."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ CAUSAL = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
         {"key_padding_mask": padding(2, 5), "attn_mask": CAUSAL},
     ],
 )
-def test_it_gives_what_torchs_own_gives(made: dict[str, Any], given: dict[str, Any]) -> None:
+def test_results_equal_torch(made: dict[str, Any], given: dict[str, Any]) -> None:
     torch.manual_seed(0)
     own = nn.MultiheadAttention(8, 4, **made).eval()
     for name, parameter in own.named_parameters():
         if name.endswith("bias"):
-            nn.init.normal_(parameter)  # torch begins with zeros
+            nn.init.normal_(parameter)  # torch initialises them with zeros
     x = torch.randn(*((2, 5) if own.batch_first else (5, 2)), 8)
     key, value = (torch.randn(*x.shape[:2], made[size]) if size in made else x for size in ("kdim", "vdim"))
     stand_in = opened(own)
     assert isinstance(stand_in, Attention) and stand_in.state_dict().keys() == own.state_dict().keys()
-    for grad in (True, False):  # without, torch's own takes another way
+    for grad in (True, False):  # without gradients, torch uses its fused kernel
         with torch.set_grad_enabled(grad):
             results = stand_in(x, key, value, **given), own(x, key, value, **given)
         for got, wanted in zip(*results, strict=True):
@@ -64,7 +64,7 @@ def test_it_gives_what_torchs_own_gives(made: dict[str, Any], given: dict[str, A
         {"is_causal": True},
     ],
 )
-def test_what_torchs_own_refuses_is_refused(given: dict[str, Any]) -> None:
+def test_invalid_masks_are_refused_as_in_torch(given: dict[str, Any]) -> None:
     own, x = nn.MultiheadAttention(8, 4, batch_first=True), torch.randn(2, 5, 8)
     with pytest.raises((RuntimeError, AssertionError)):
         own(x, x, x, **given)
@@ -72,7 +72,7 @@ def test_what_torchs_own_refuses_is_refused(given: dict[str, Any]) -> None:
         opened(own)(x, x, x, **given)
 
 
-def test_a_subclass_is_left_alone() -> None:
+def test_a_subclass_stays_unchanged() -> None:
     class Own(nn.MultiheadAttention):
         def __init__(self) -> None:
             super().__init__(8, 4)
@@ -88,7 +88,7 @@ def test_a_subclass_is_left_alone() -> None:
     assert [group.width for group in groups.free] == [8, 8]
 
 
-def test_one_sample_alone_has_no_dimension_for_the_batch() -> None:
+def test_a_single_sample_needs_no_batch_dimension() -> None:
     torch.manual_seed(0)
     own = nn.MultiheadAttention(8, 4).eval()
     query, keys = torch.randn(3, 8), torch.randn(5, 8)
@@ -97,7 +97,7 @@ def test_one_sample_alone_has_no_dimension_for_the_batch() -> None:
         torch.testing.assert_close(got, wanted)
 
 
-def test_layers_of_a_transformer_train_with_it_as_with_torchs_own() -> None:
+def test_gradients_of_a_transformer_layer_equal_torch() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).train()
     x, results = torch.randn(2, 5, 8), []
@@ -109,7 +109,7 @@ def test_layers_of_a_transformer_train_with_it_as_with_torchs_own() -> None:
         torch.testing.assert_close(got, wanted)
 
 
-def test_a_model_without_one_is_handed_through_and_what_cannot_be_opened_stays() -> None:
+def test_a_model_without_attention_and_unsupported_attention_stay_unchanged() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     assert opened(model) is model
     for more in ({"add_bias_kv": True}, {"add_zero_attn": True}):
@@ -122,7 +122,7 @@ def test_a_model_without_one_is_handed_through_and_what_cannot_be_opened_stays()
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # torch's own
-def test_padding_is_computed_and_the_rest_is_what_torchs_encoder_gives() -> None:
+def test_unpadded_positions_equal_torchs_encoder() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2).eval()
@@ -133,7 +133,7 @@ def test_padding_is_computed_and_the_rest_is_what_torchs_encoder_gives() -> None
         )
 
 
-def test_weights_that_nobody_asked_for_tie_no_heads() -> None:
+def test_unused_attention_weights_tie_no_heads() -> None:
     class Default(nn.Module):
         def __init__(self) -> None:
             super().__init__()

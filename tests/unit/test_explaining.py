@@ -1,4 +1,4 @@
-"""An explanation shows the steps of a device, and where two devices want different widths (synthetic devices)."""
+"""An explanation shows the steps of a device, and the groups with different steps on two (synthetic devices)."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def explanation(groups: Groups) -> Explanation:
     return explaining.explain(groups, coarse, {"fine": replace(fine, target="fine")})
 
 
-def test_two_devices_want_different_widths(explanation: Explanation) -> None:
+def test_two_devices_have_different_steps(explanation: Explanation) -> None:
     assert {group.name: {name: step for name, (step, _) in group.steps.items()} for group in explanation.groups} == {
-        "a.0": {"t": 1, "fine": 1},  # most of its cost is in the layer that reads it, and that has no steps
+        "a.0": {"t": 1, "fine": 1},  # most of its latency is in the layer that reads it, which has no steps
         "b.0": {"t": 16, "fine": 1},
     }
 
 
-def test_layers_come_with_their_points_steps_and_shares(groups: Groups, explanation: Explanation) -> None:
+def test_layers_have_points_steps_and_shares(groups: Groups, explanation: Explanation) -> None:
     assert [layer.name for layer in explanation.layers] == [layer.name for layer in groups.layers]
     assert sum(layer.share for layer in explanation.layers) + explanation.overhead == pytest.approx(1)
     second = explanation.layers[1]
@@ -70,7 +70,7 @@ def test_steps_of_a_slope_of_unaligned_widths_and_of_few_channels() -> None:
     assert explaining.steps(np.arange(1.0, 9.0)) == (1, 0.0)
 
 
-def test_it_survives_its_file_and_is_shown(explanation: Explanation, groups: Groups) -> None:
+def test_an_explanation_is_saved_loaded_and_shown(explanation: Explanation, groups: Groups) -> None:
     assert codec.loads(Explanation, codec.dumps(explanation), "file") == explanation
     screen = Console(width=120, record=True)
     console.show(explanation, groups, screen)

@@ -1,4 +1,4 @@
-"""A variant sliced from the exported file is what a fresh export of the cut network would be, in every format."""
+"""A variant sliced from the exported file equals an export of the pruned network, in every format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ RUN = {"onnx": run_onnx, "tflite": run_tflite}
 
 
 @pytest.mark.parametrize(("kind", "name"), [*(("onnx", n) for n in NETS), *(("tflite", n) for n in TFLITE)])
-def test_a_variant_computes_what_the_cut_network_computes_and_its_nodes_have_owners(kind: str, name: str) -> None:
+def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(kind: str, name: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
     model, inputs = opened(NETS[name]()), inputs_of(name)
@@ -71,7 +71,7 @@ def test_a_variant_computes_what_the_cut_network_computes_and_its_nodes_have_own
 
 
 @pytest.mark.parametrize("kind", ["onnx", "tflite"])
-def test_a_variant_is_the_sliced_file_with_other_numbers(kind: str) -> None:
+def test_a_variant_is_the_sliced_file_with_other_values(kind: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 32, 3), nn.BatchNorm2d(32), nn.Flatten())
@@ -85,7 +85,7 @@ def test_a_variant_is_the_sliced_file_with_other_numbers(kind: str) -> None:
 
 
 class FeedForward(nn.Module):
-    """Half of a transformer's layer: what follows a normalisation takes its weight and bias over, in a TFLite file."""
+    """Half of a transformer layer. In a TFLite file the linear layer absorbs the weight and bias of the normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class FeedForward(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
-def test_a_tflite_file_is_sliced_where_a_normalisation_was_folded_into_a_linear_layer() -> None:
+def test_a_tflite_file_with_a_folded_normalisation_is_sliced() -> None:
     pytest.importorskip("litert_torch")
     model = FeedForward()
     groups = survey(model, image())
@@ -110,8 +110,8 @@ def test_a_tflite_file_is_sliced_where_a_normalisation_was_folded_into_a_linear_
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_what_computes_nothing_is_gone_from_the_file() -> None:
-    """Biases shared by identities, shapes that are known, a branch that is all constants."""
+def test_nodes_without_effect_are_removed_from_the_file() -> None:
+    """Identities, known shapes, and a branch of constants."""
 
     class Wasteful(NETS["Plain"]):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ def test_what_computes_nothing_is_gone_from_the_file() -> None:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "tflite"])
-def test_a_variant_has_none_of_a_removed_block(kind: str) -> None:
+def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
     groups = survey(Blocks(), image())
@@ -156,8 +156,8 @@ def test_batch_norm_is_folded() -> None:
     assert "BatchNormalization" not in kinds
 
 
-def test_a_converter_that_sets_up_logging_is_undone() -> None:
-    """absl does, while it is imported: on the standard error of that moment, which is nobody's and soon closed."""
+def test_logging_handlers_of_a_converter_are_removed() -> None:
+    """absl adds one on import, on a temporary standard error that is closed soon."""
     before = logging.root.handlers[:]
     with silenced():
         logging.root.addHandler(logging.StreamHandler())
@@ -172,7 +172,7 @@ def test_a_tflite_file_survives_reading_and_writing() -> None:
     np.testing.assert_array_equal(run_tflite(flatbuffer.pack(flatbuffer.read(file))), run_tflite(file))
 
 
-def test_a_variant_compresses_to_next_to_nothing() -> None:
+def test_a_variant_compresses_well() -> None:
     model = nn.Sequential(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3))
     groups = survey(model, image())
     file = OnnxTemplate(model, image(), groups).variant(groups.full())
@@ -180,7 +180,7 @@ def test_a_variant_compresses_to_next_to_nothing() -> None:
     assert len(zlib.compress(file, 1)) < 40_000
 
 
-def test_a_constant_is_known_in_any_order_of_its_dimensions() -> None:
+def test_a_constant_is_identified_in_any_dimension_order() -> None:
     weight = torch.randn(4, 3, 2, 5)
     layer = nn.ParameterDict({"w": nn.Parameter(weight)})
     origin = Origins(layer).find(weight.permute(0, 2, 3, 1).contiguous().numpy())

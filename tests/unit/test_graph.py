@@ -1,4 +1,4 @@
-"""Groups follow from the exported graph; a wrong cut is never offered."""
+"""Groups follow from the exported graph, and a wrong cut is never offered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeprune.records import Groups
 
 
 def members(groups: Groups) -> set[frozenset[tuple[str, int, int]]]:
-    """Every unit of every free group as the set of (parameter, dim, index) it owns; running statistics left out."""
+    """Every unit of every free group as the set of (parameter, dim, index) it owns, without running statistics."""
     return {
         frozenset(
             (slot.parameter, slot.dim, index)
@@ -31,7 +31,7 @@ def members(groups: Groups) -> set[frozenset[tuple[str, int, int]]]:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_every_group_offered_survives_any_cut(name: str) -> None:
+def test_every_free_group_survives_any_cut(name: str) -> None:
     torch.manual_seed(0)
     model = NETS[name]()
     inputs = inputs_of(name)
@@ -58,7 +58,7 @@ def test_padding_shortcuts_leave_the_padded_channels_locked() -> None:
     assert padded.width == 8 and "add" in (padded.locked or "")
 
 
-def test_a_size_written_into_the_code_is_found_by_the_trial_cut() -> None:
+def test_a_size_fixed_in_the_code_is_found_by_the_trial_cut() -> None:
     groups = survey(HardCoded(), image())
     locked = next(group for group in groups.groups if group.name == "a.0")
     assert "trial cut fails" in (locked.locked or "") and "shape" in (locked.locked or "")
@@ -66,7 +66,7 @@ def test_a_size_written_into_the_code_is_found_by_the_trial_cut() -> None:
     assert not any("a.0" in span.groups for layer in groups.layers for span in (layer.inputs, layer.outputs))
 
 
-def test_an_operator_without_a_rule_locks_what_reaches_it_and_is_named() -> None:
+def test_an_operator_without_a_rule_locks_its_inputs_and_is_reported() -> None:
     groups = survey(NoRule(), image())
     assert groups.unknown_operators == ("aten.sort.default",)
     assert "has no rule" in (next(g for g in groups.groups if g.name == "a.0").locked or "")
@@ -99,9 +99,9 @@ def test_layers_know_their_channels_and_macs() -> None:
     assert layer.macs(groups.full() | {"stem.0": 4}) == 8 * 8 * 9 * 4 * 6
 
 
-def test_recipes_refuse_what_cannot_be_cut() -> None:
+def test_a_recipe_refuses_invalid_units() -> None:
     groups = survey(Residual(), image())
-    for keep in ({"head.fc": [0]}, {"stem.0": []}, {"stem.0": [8]}, {"nobody": [0]}):
+    for keep in ({"head.fc": [0]}, {"stem.0": []}, {"stem.0": [8]}, {"missing": [0]}):
         with pytest.raises(ValueError):
             make_recipe(groups, keep)
 
@@ -140,8 +140,8 @@ def widths_and_locks(name: str) -> dict[str, tuple[int, bool]]:
     return {group.name: (group.width, group.locked is None) for group in groups.groups}
 
 
-def test_heads_and_their_width_are_groups_of_their_own() -> None:
-    """And layers know their product; where the module's code fixes one of them, that one is locked."""
+def test_heads_and_their_width_are_separate_groups() -> None:
+    """Layers have their product as a channel count. A width that the module's code fixes is locked."""
     groups = survey(NETS["Encoder"](), image())
     free = {group.name: group.width for group in groups.free}
     heads, width = "mix.0.query", "mix.0.query:2"
@@ -162,7 +162,7 @@ def test_query_key_and_value_of_one_layer_are_cut_by_heads() -> None:
     assert found["qkv"] == (3, False) and found["qkv:2"] == (4, True) and found["qkv:3"] == (6, False)
 
 
-def test_heads_of_torchs_own_attention_are_cut_and_narrowed() -> None:
+def test_heads_of_torch_attention_are_removed_and_narrowed() -> None:
     groups = survey(NETS["Layers"](), image())
     free = {group.name: group.width for group in groups.free}
     assert (free["encoder.self_attn"], free["encoder.self_attn:2"]) == (4, 2)
@@ -188,7 +188,7 @@ def test_a_matrix_on_the_right_of_a_product_is_a_layer() -> None:
     assert (attention.num_heads, attention.head_dim, attention.split_size, attention.qkv.nf) == (2, 3, 6, 18)
 
 
-def test_a_layer_of_ones_own_may_be_called_what_hugging_faces_is() -> None:
+def test_another_class_may_have_the_name_of_hugging_faces_conv1d() -> None:
     class Conv1D(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -201,7 +201,7 @@ def test_a_layer_of_ones_own_may_be_called_what_hugging_faces_is() -> None:
     assert {g.name: g.width for g in survey(model, (torch.randn(2, 2, 9),)).free} == {"0": 8, "1": 12}
 
 
-def test_a_matrix_that_mixes_places_is_no_layer() -> None:
+def test_a_matrix_that_mixes_positions_is_no_layer() -> None:
     class Places(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -215,7 +215,7 @@ def test_a_matrix_that_mixes_places_is_no_layer() -> None:
     assert [group.name for group in groups.free] == ["stem"]
 
 
-def test_what_comes_to_nothing_locks_nothing_but_is_cut_along() -> None:
+def test_dead_nodes_lock_nothing_but_are_cut() -> None:
     class Auxiliary(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -234,7 +234,7 @@ def test_what_comes_to_nothing_locks_nothing_but_is_cut_along() -> None:
 
 
 @pytest.mark.parametrize("order", ["qkv", "kvq", "by head"])
-def test_heads_are_counted_in_whatever_order_they_are_packed(order: str) -> None:
+def test_heads_are_counted_in_any_packing_order(order: str) -> None:
     class Packed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -267,7 +267,7 @@ def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -
     assert small.lstm.weight_ih_l1_reverse.shape == (12, 6)
 
 
-def test_a_state_that_is_given_locks_the_recurrence() -> None:
+def test_an_initial_state_from_outside_locks_the_recurrence() -> None:
     class Given(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -388,7 +388,7 @@ def test_any_cut_of_a_random_network_equals_masking(steps: list[tuple[str, int]]
     ),
     st.randoms(use_true_random=False),
 )
-def test_any_cut_that_a_survey_offers_equals_masking(steps: list[tuple[str, int]], random: object) -> None:
+def test_any_cut_of_surveyed_groups_equals_masking(steps: list[tuple[str, int]], random: object) -> None:
     torch.manual_seed(0)
     model = Random(steps)
     groups = survey(model, image())
@@ -400,11 +400,11 @@ def test_any_cut_that_a_survey_offers_equals_masking(steps: list[tuple[str, int]
     cut(randomised(model), make_recipe(groups, keep), image())
 
 
-# What once was offered and cannot be cut.
+# Networks with groups that earlier versions offered and that cannot be cut.
 
 
 class Shuffled(nn.Module):
-    """A shuffle with a fixed number of channels, and so many layers after it that a wrong one could drown."""
+    """A shuffle with a fixed number of channels, and many layers after it that could hide a wrong cut."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -418,10 +418,10 @@ class Shuffled(nn.Module):
         return self.fc(self.rest(x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)).mean((2, 3)))
 
 
-def test_an_error_is_seen_through_many_layers() -> None:
+def test_an_error_is_found_through_many_layers() -> None:
     groups = survey(Shuffled(40), image())
     free = {group.name for group in groups.free}
-    assert "stem:2" in free and "stem" not in free  # the places in a part, not the four parts
+    assert "stem:2" in free and "stem" not in free  # the positions inside a part, not the four parts
 
 
 class Decided(Shuffled):
@@ -435,14 +435,14 @@ class Saturated(Shuffled):
 
 
 @pytest.mark.parametrize("net", [Decided, Saturated])
-def test_outputs_that_tell_nothing_prove_nothing(net: type[Shuffled]) -> None:
+def test_uninformative_outputs_prove_nothing(net: type[Shuffled]) -> None:
     groups = survey(net(2), image())
     assert not groups.free
     assert any("proves nothing" in (group.locked or "") for group in groups.groups)
 
 
-def test_a_projection_can_be_cut_without_its_heads() -> None:
-    """What the module knows of its heads stays as it is then."""
+def test_an_output_projection_can_be_cut_without_the_heads() -> None:
+    """The head counts and widths of the module then stay unchanged."""
     torch.manual_seed(0)
 
     class Mixed(nn.Module):
@@ -459,7 +459,7 @@ def test_a_projection_can_be_cut_without_its_heads() -> None:
         cut(randomised(Mixed()), make_recipe(groups, {"mix.out": range(count)}), image())
 
 
-def test_a_block_that_clamps_its_input_stays() -> None:
+def test_a_block_that_clamps_its_input_is_not_removable() -> None:
     class Clamped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -511,7 +511,7 @@ def test_a_product_of_channels_with_themselves_is_locked() -> None:
         lambda net, x: net.fc(net.a(x).type_as(net.fc.weight)),
     ],
 )
-def test_no_model_breaks_a_survey(forward: object) -> None:
+def test_a_survey_handles_unusual_models(forward: object) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -523,7 +523,7 @@ def test_no_model_breaks_a_survey(forward: object) -> None:
     survey(Net(), (torch.randn(2, 8),))
 
 
-def test_a_decoder_takes_the_state_of_its_encoder() -> None:
+def test_a_decoder_shares_units_with_the_encoder_whose_state_it_takes() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Criteria against small cases worked by hand."""
+"""Importance criteria against small cases computed by hand."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_fisher_is_half_the_mean_squared_gradient_of_single_samples_times_the_sq
 
 
 def test_loss_curves_are_the_measured_rise_of_the_loss() -> None:
-    # y = (10 − 3)·x; without the second unit, which Taylor ranks last, 10·x: 3·x more, and x is 1.5 on average.
+    # y = (10 − 3)·x. Without the second unit, which Taylor ranks last, y = 10·x: 3·x more, and x is 1.5 on average.
     batches = [((torch.full((1, 1), x),), torch.zeros(1, 1)) for x in (1.0, 2.0)]
     model = Two()
     found = CRITERIA["loss-curves"](model, survey(model, (torch.ones(1, 1),)), batches, total)
@@ -99,9 +99,11 @@ def test_loss_curves_are_the_measured_rise_of_the_loss() -> None:
     assert found.units["w"][0] > found.units["w"][1]
 
 
-def test_what_is_lost_with_a_block_is_measured() -> None:
-    """y = 2·(x + v·w·|x|) with v·w = 10 − 3, so without the block it is 2·x: 14·|x| less, as the loss has it; the last layer
-    cannot make up for that, since x says nothing of |x|."""
+def test_the_loss_of_removing_a_block_is_measured() -> None:
+    """y = 2·(x + v·w·|x|) with v·w = 10 − 3. Without the block y = 2·x, so the loss rises by 14·|x|.
+
+    A refit of the last layer cannot compensate that, since x does not predict |x|.
+    """
 
     class Around(nn.Module):
         def __init__(self) -> None:
@@ -127,8 +129,8 @@ def test_what_is_lost_with_a_block_is_measured() -> None:
     assert found.blocks == {"around": pytest.approx(14 * 1.5)}
 
 
-def test_loss_curves_see_batch_norm_as_it_is_after_training() -> None:
-    # The stored statistics are far from the data's; with the batch's own, both units are at ±γ whatever went in.
+def test_loss_curves_use_batch_statistics() -> None:
+    # The stored statistics are far from the data's. With the batch's own, both units are at ±γ for any input.
     model = Normed().eval()
     with torch.no_grad():
         model.norm.running_mean.fill_(1e3)
@@ -140,7 +142,7 @@ def test_loss_curves_see_batch_norm_as_it_is_after_training() -> None:
     batches = [((torch.tensor([[1.0], [-1.0]]),), torch.zeros(2, 1))]
     groups = survey(model, (torch.ones(2, 1),))
     found = CRITERIA["loss-curves"](model, groups, batches, squared)
-    # outputs ±(0.5 − 0.4), and ±0.5 or ±0.4 with one unit gone
+    # outputs ±(0.5 − 0.4), and ±0.5 or ±0.4 with one unit removed
     assert found.curves["w"][0] in (pytest.approx(0.25 - 0.01, rel=1e-3), pytest.approx(0.16 - 0.01, rel=1e-3))
     assert float(model.norm.running_mean[0]) == 1e3
 
@@ -163,13 +165,13 @@ def test_taylor_is_the_squared_sum_of_gradient_times_weight_averaged_over_batche
     assert score("taylor", batches) == pytest.approx(((400 + 1600) / 2, (36 + 144) / 2))
 
 
-def test_a_loss_that_is_not_finite_is_named() -> None:
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(UsageError, match="batch 0"):
         score("taylor", [((torch.full((1, 1), float("nan")),), torch.zeros(1, 1))])
 
 
 @pytest.mark.parametrize("name", sorted(CRITERIA))
-def test_the_model_is_left_as_it_was(name: str) -> None:
+def test_the_model_stays_unchanged(name: str) -> None:
     model = Normed().eval()
     groups = survey(model, (torch.ones(1, 1),))
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The latency model finds steps, predicts unseen widths and says how sure it is (synthetic devices)."""
+"""The latency model finds steps, predicts unseen widths and knows its uncertainty (synthetic devices)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def groups() -> Groups:
 
 
 def drawn(groups: Groups, random: np.random.Generator) -> dict[str, int]:
-    """Candidate widths of every group, at random."""
+    """Random candidate widths of every group."""
     return groups.full() | {g.name: int(random.choice(list(candidate_widths(g)))) for g in groups.free}
 
 
 def truth(groups: Groups, widths: Widths, step: int) -> dict[str, float]:
-    """A device that works in blocks of `step` output channels."""
+    """Layer times of a device that processes blocks of `step` output channels."""
     return {
         layer.name: 40 * layer.kernel * layer.inputs.size(widths) * -(-layer.outputs.size(widths) // step) * step + 900
         for layer in groups.layers
@@ -39,7 +39,7 @@ def truth(groups: Groups, widths: Widths, step: int) -> dict[str, float]:
 
 
 def variants(groups: Groups, count: int) -> list[dict[str, int]]:
-    """The anchor, the unpruned network and `count` others."""
+    """The anchor, the original network and `count` others."""
     return [profiling.anchor(groups), groups.full(), *islice(profiling.configurations(groups), count)]
 
 
@@ -66,7 +66,7 @@ def test_steps_are_found_and_unseen_widths_predicted(groups: Groups, step: int) 
         assert fitted.ns(widths) == pytest.approx(wanted, rel=0.03)
 
 
-def test_intervals_hold(groups: Groups) -> None:
+def test_intervals_cover_measurements(groups: Groups) -> None:
     fitted = fit(groups, profile(groups, 50, 4, noise=0.02))
     held, random = 0, np.random.default_rng(3)
     for _ in range(200):
@@ -77,7 +77,7 @@ def test_intervals_hold(groups: Groups) -> None:
     assert held / 200 >= 0.8
 
 
-def test_widths_that_fall_out_of_the_fast_kernel_are_found(groups: Groups) -> None:
+def test_widths_with_a_slower_kernel_are_found(groups: Groups) -> None:
     """As measured: 30 depthwise channels took four times as long as 32."""
 
     def total(widths: Widths) -> dict[str, float]:
@@ -109,21 +109,21 @@ def test_too_few_experiments_are_an_error(groups: Groups) -> None:
         fit(groups, profile(groups, 2, 1, noise=0.0))
 
 
-def test_a_profile_without_a_baseline_is_an_error(groups: Groups) -> None:
+def test_a_profile_without_the_original_network_is_an_error(groups: Groups) -> None:
     full = profile(groups, 8, 1, noise=0.0)
     empty = Profile("t", "m", "n", DEVICE, 1, "fp32", (full.experiments[0], *full.experiments[2:]))
     with pytest.raises(InconclusiveError, match="no measurement of the original"):
         reference_ns(empty)
 
 
-def test_node_times_are_summed_a_layer_and_the_rest_is_kept() -> None:
-    """What the runtime adds by itself is counted with the layer before it; its names may repeat."""
+def test_node_times_are_summed_by_layer_and_the_rest_is_kept() -> None:
+    """A node that the runtime adds counts with the layer before it. Its name may repeat."""
     times = (("input", 1), ("/a/Conv", 5), ("reorder", 3), ("/a/Relu", 2), ("/b/Conv", 7), ("reorder", 4))
     sums, other = by_layer(times, {"/a/Conv": "a", "/a/Relu": "a", "/b/Conv": "b"})
     assert sums == {"a": 10, "b": 11} and other == 1
 
 
-def test_the_sequence_covers_every_candidate_width_and_others_and_never_changes() -> None:
+def test_the_sequence_is_fixed_and_covers_every_candidate_width_and_others() -> None:
     wide = Groups(
         "d", tuple(Group(name, width, ()) for name, width in (("a", 64), ("b", 96), ("c", 512))), (), operators=1
     )
@@ -137,13 +137,13 @@ def test_the_sequence_covers_every_candidate_width_and_others_and_never_changes(
     assert len({tuple(widths.items()) for widths in first}) == len(first)
 
 
-def test_a_network_with_few_configurations_has_all_of_them_measured_once() -> None:
+def test_few_configurations_are_all_measured_once() -> None:
     small = Groups("d", (Group("a", 3, ()),), (), operators=1)
     assert sorted(widths["a"] for widths in profiling.configurations(small)) == [1, 2, 3]
 
 
 def slowed(before: Profile, batch: int, factor: float) -> Profile:
-    """The same, with a batch of another number measured on a machine that is slower by a factor."""
+    """Append the same experiments as another batch, measured on a machine that is slower by a factor."""
     moved = []
     for e in before.experiments:
         times = tuple(round(factor * ns) for ns in e.samples.runs[0].times_ns)
@@ -151,7 +151,7 @@ def slowed(before: Profile, batch: int, factor: float) -> Profile:
     return before.with_experiments(moved)
 
 
-def test_drift_is_taken_out_by_the_anchor(groups: Groups) -> None:
+def test_the_anchor_cancels_drift(groups: Groups) -> None:
     calm = profile(groups, 20, 8, noise=0.0)
     both = slowed(calm, 1, 1.3)
     first, again = both.experiments[5], both.experiments[5 + len(calm.experiments)]
@@ -189,7 +189,7 @@ def test_layers_that_slow_each_other_down_are_predicted(groups: Groups) -> None:
     )
 
 
-def test_it_is_sure_where_it_measured_and_unsure_far_away(groups: Groups) -> None:
+def test_uncertainty_grows_with_distance_from_measurements(groups: Groups) -> None:
     known = profile(groups, 30, 8, noise=0.0)
     narrow = replace(known, experiments=tuple(e for e in known.experiments if e.role != "fit" or e.widths["b2.0"] >= 8))
     fitted = draft(groups, narrow)
@@ -199,7 +199,7 @@ def test_it_is_sure_where_it_measured_and_unsure_far_away(groups: Groups) -> Non
     np.testing.assert_allclose(covariance, covariance.T)
 
 
-def test_what_is_measured_next_is_half_the_sequence_half_what_tells_most(groups: Groups) -> None:
+def test_the_next_experiments_are_half_the_sequence_and_half_the_most_informative(groups: Groups) -> None:
     known = profile(groups, 24, 8, noise=0.0)
     chosen = profiling.choose(groups, known, 12)
     assert len({tuple(widths.items()) for widths in chosen}) == 12
@@ -210,7 +210,7 @@ def test_what_is_measured_next_is_half_the_sequence_half_what_tells_most(groups:
     model = draft(groups, known)
 
     def left(choice: list[dict[str, int]]) -> float:
-        """The variance over the pool once these were measured."""
+        """The variance over the pool after these are measured."""
         covariance = model.covariance([*choice, *pool])
         for pivot in range(len(choice)):
             covariance = profiling._given(covariance, pivot)
@@ -219,7 +219,7 @@ def test_what_is_measured_next_is_half_the_sequence_half_what_tells_most(groups:
     assert left(chosen) <= left(pool[:12])
 
 
-def test_the_error_on_the_last_step_is_of_a_model_that_never_saw_it(groups: Groups) -> None:
+def test_the_last_error_is_of_a_model_fitted_before(groups: Groups) -> None:
     first = profile(groups, 24, 8, noise=0.0)
     assert last_error(groups, first, 12) is None  # nothing came before this batch
     wrong = slowed(profile(groups, 36, 8, noise=0.0, seed=1), 1, 1.0)
@@ -227,7 +227,7 @@ def test_the_error_on_the_last_step_is_of_a_model_that_never_saw_it(groups: Grou
     assert error is not None and error < 0.03
 
 
-def test_a_removed_block_costs_nothing_and_its_absence_is_learned_from() -> None:
+def test_a_removed_block_takes_no_time_and_its_measurement_improves_the_model() -> None:
     groups = survey(Blocks(), image())
     profiled = profile(groups, 60, 1, noise=0.002)
     random = np.random.default_rng(3)

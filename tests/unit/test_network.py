@@ -1,4 +1,4 @@
-"""Cuts prove themselves, and come back from a file with one call."""
+"""Cuts are proved, and pruned networks are saved and loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeprune.records import Preprocess
 
 
 def test_a_recipe_that_mixes_up_channels_is_refused() -> None:
-    """The shapes fit, the channels do not: only the proof can tell."""
+    """The shapes fit but the channels do not. Only the proof finds that."""
     model = randomised(Residual())
     groups = survey(model, image())
     recipe = {name: dict(dims) for name, dims in make_recipe(groups, {"a1.0": [0, 1, 2]}).items()}
@@ -30,7 +30,7 @@ def test_a_recipe_that_mixes_up_channels_is_refused() -> None:
         cut(model, recipe, image())
 
 
-def test_a_recipe_that_misses_a_layer_is_refused() -> None:
+def test_a_recipe_without_a_reading_layer_is_refused() -> None:
     model = Residual()
     groups = survey(model, image())
     recipe = {name: dims for name, dims in make_recipe(groups, {"a1.0": [0, 1]}).items() if name != "a2.0.weight"}
@@ -39,7 +39,7 @@ def test_a_recipe_that_misses_a_layer_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["Residual", "Grouped", "Shared", "Concat", "Blocks"])
-def test_a_cut_network_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+def test_a_pruned_network_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model = randomised(NETS[name]())
     groups = survey(model, image())
     recipe = make_recipe(groups, {group.name: range(0, group.width, 2) for group in groups.free})
@@ -50,8 +50,8 @@ def test_a_cut_network_comes_back_from_its_file(name: str, tmp_path: Path) -> No
     assert weights.count_parameters(again) == weights.count_parameters(small) < weights.count_parameters(model)
 
 
-def test_blocks_that_hand_their_input_through_are_found_and_removed(tmp_path: Path) -> None:
-    """Innermost ones, one that changes its input not among them; a block is gone when its inner groups are."""
+def test_blocks_that_pass_their_input_through_are_found_and_removed(tmp_path: Path) -> None:
+    """Only innermost blocks, and none that changes its input. A block is removed if its inner groups keep nothing."""
     model = randomised(Blocks())
     groups = survey(model, image())
     assert [block.name for block in groups.blocks] == ["stage.0", "stage.1", "attending"]
@@ -86,7 +86,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
         weights.load(tmp_path / "cut.safetensors", Shared())
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"not a tensor in sight")
     with pytest.raises(UsageError, match="cannot be read"):
         weights.load(tmp_path / "x.safetensors", Residual())
@@ -94,8 +94,8 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         weights.load(tmp_path / "missing.safetensors", Residual())
 
 
-def test_the_code_s_own_constants_are_not_made_random() -> None:
-    """A logarithm of what a fixed filterbank lets through: of random numbers it would be NaN, and every cut would fail."""
+def test_constants_of_the_code_are_not_randomised() -> None:
+    """A logarithm after a fixed filterbank. Random filters would make it NaN, and every cut would fail."""
 
     class Front(nn.Module):
         def __init__(self) -> None:
@@ -111,7 +111,7 @@ def test_the_code_s_own_constants_are_not_made_random() -> None:
     assert torch.equal(randomised(Front()).bank, torch.full((8, 6), 0.5))
 
 
-def test_the_original_is_left_alone() -> None:
+def test_the_original_stays_unchanged() -> None:
     model = Residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     cut(model, make_recipe(survey(model, image()), {"a1.0": [1]}), image())
@@ -136,7 +136,7 @@ def test_a_dynamic_or_untraceable_model_is_a_clear_error() -> None:
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255)
 
 
-def test_a_cut_network_keeps_its_preprocessing_through_its_file(tmp_path: Path) -> None:
+def test_a_pruned_network_keeps_its_preprocessing_in_its_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = Residual().eval()
     model = preprocessed(copy.deepcopy(plain), PREPROCESS)
@@ -153,7 +153,7 @@ def test_a_cut_network_keeps_its_preprocessing_through_its_file(tmp_path: Path) 
 
 
 class Backwards(torch.autograd.Function):
-    """Takes apart what comes back."""
+    """Uses `view` on the gradient."""
 
     @staticmethod
     def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ class Backwards(torch.autograd.Function):
 
 
 class Convolution(nn.Module):
-    """Takes its activations apart as if they lay channels first, somewhere."""
+    """Uses `view` on its activations, which needs channels-first memory, at a given place."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Convolution(nn.Module):
 
 
 @pytest.mark.parametrize("where", ["", "in evaluation", "in training", "backwards", "outside", "never"])
-def test_channels_are_last_in_memory_where_a_model_and_its_users_take_that(where: str) -> None:
+def test_channels_last_is_used_only_if_the_model_and_its_users_support_it(where: str) -> None:
     torch.manual_seed(0)
     model, x = Convolution(where).eval(), torch.randn(5, 3, 8, 8)
     before = model(x)

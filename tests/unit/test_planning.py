@@ -15,7 +15,7 @@ from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.surface import HALVED, STEPS, LayerCost, Surface, features
 from edgeprune.records import Block, Group, Groups, Layer, Scores, Slot, Span
-from edgeprune.stages import allocation as planning
+from edgeprune.stages import allocation
 
 
 def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tuple[Block, ...] = ()) -> Groups:
@@ -26,21 +26,21 @@ def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tupl
     inner = {group for block in blocks for group in block.groups}
 
     def within(*sides: Span) -> str | None:
-        """Of which block: that of a side whose groups are all inner ones."""
+        """The inner group of a layer's block: the first of a side with inner groups only."""
         own = [s.terms[0][0][0] for s in sides if s.terms and not s.fixed and s.groups <= inner]
         return own[0] if own else None
 
     layers = tuple(
         Layer(f"l{i}", "conv", f"l{i}.weight", a, b, 16, 9, within=within(a, b)) for i, (a, b) in enumerate(spans)
     )
-    if blocks:  # one of a size of its own, such as an attention that cannot be cut
+    if blocks:  # a layer of constant size, such as an attention that cannot be cut
         fixed = Layer("f", "linear", "f.weight", Span(12), Span(12), 16, 9, within=blocks[0].groups[0])
         layers = (*layers, fixed)
     return Groups("digest", groups, layers, blocks=blocks, operators=1)
 
 
 def stepped(groups: Groups, steps: list[int], exponent: float = 1.0) -> LatencyModel:
-    """A model whose layers cost their channels rounded up to a step, times 100 ns, and a constant; a power of their sum."""
+    """A power of a sum of layers. Each takes 100 ns for every input × output, inputs rounded up, and a constant."""
     costs = []
     for layer, step in zip(groups.layers, steps, strict=True):
         coefficients = [0.0] * features(layer, np.ones(1), np.ones(1)).shape[1]
@@ -60,7 +60,7 @@ def brute_force(groups: Groups, model: LatencyModel, scores: Scores, budget: flo
         chosen = dict(zip(names, widths, strict=True))
         removed = {group for block in groups.removed(chosen) for group in block.groups}
         if {name for name, width in chosen.items() if not width} == removed and model.ns(chosen) <= budget:
-            loss = sum(planning.losses(g, scores, inner.get(g.name))[chosen[g.name]] for g in groups.free)
+            loss = sum(allocation.losses(g, scores, inner.get(g.name))[chosen[g.name]] for g in groups.free)
             best = loss if best is None else min(best, loss)
     return best
 
@@ -98,7 +98,7 @@ BLOCKS = [(), (Block("one", ("b",), ()),), (Block("both", ("b", "c"), ()),)]  # 
     st.sampled_from([None, 1, 8]),
     st.integers(0, 10_000),
 )
-def test_no_other_choice_is_better(
+def test_no_other_widths_have_a_smaller_loss(
     given: tuple[list[tuple[Span, Span]], tuple[Block, ...]],
     steps: list[int],
     share: float,
@@ -106,7 +106,7 @@ def test_no_other_choice_is_better(
     steep: int | None,
     seed: int,
 ) -> None:
-    """Whether scores are added up or curves were measured, however little of the largest loss a plan need lose."""
+    """With summed scores or measured curves, and with losses far below the largest one."""
     chain, blocks = given
     names = sorted({group for spans in chain for span in spans for group in span.groups})
     groups = network(chain, dict(zip(names, (6, 5, 7), strict=False)), blocks)
@@ -124,66 +124,66 @@ def test_no_other_choice_is_better(
     expected = brute_force(groups, model, scores, budget)
     if expected is None:
         with pytest.raises(InfeasibleError, match="fastest one"):
-            planning.plans(groups, model, scores, budget, "p")
+            allocation.plans(groups, model, scores, budget, "p")
         return
-    (plan,) = planning.plans(groups, model, scores, budget, "p")
-    assert plan.loss <= expected * (1 + 2 * planning.GAP) + 1e-15
+    (plan,) = allocation.plans(groups, model, scores, budget, "p")
+    assert plan.loss <= expected * (1 + 2 * allocation.GAP) + 1e-15
     assert model.ns(plan.widths) <= budget * (1 + 1e-6)
-    assert plan.gap <= planning.GAP
+    assert plan.gap <= allocation.GAP
     assert plan.bound <= expected + 1e-9
 
 
 def test_the_best_units_are_kept() -> None:
     groups = network(CHAINS[0], {"a": 4, "b": 4})
     scores = Scores("t", {"a": (0.1, 5.0, 0.2, 4.0), "b": (1.0, 1.0, 1.0, 1.0)})
-    assert planning.best_units(groups.groups[0], scores, 2) == (1, 3)
-    assert planning.best_units(groups.groups[1], scores, 2) == (0, 1)
-    assert planning.losses(groups.groups[0], scores)[2] == pytest.approx(0.3)
+    assert allocation.best_units(groups.groups[0], scores, 2) == (1, 3)
+    assert allocation.best_units(groups.groups[1], scores, 2) == (0, 1)
+    assert allocation.losses(groups.groups[0], scores)[2] == pytest.approx(0.3)
     measured = Scores("t", scores.units, {"a": (9.0, 8.0, 8.0, 0.0)})
-    assert planning.losses(groups.groups[0], measured) == {1: 9.0, 2: 8.0, 3: 8.0, 4: 0.0}
-    assert planning.losses(groups.groups[1], measured)[2] == pytest.approx(2.0)
+    assert allocation.losses(groups.groups[0], measured) == {1: 9.0, 2: 8.0, 3: 8.0, 4: 0.0}
+    assert allocation.losses(groups.groups[1], measured)[2] == pytest.approx(2.0)
 
 
-def test_what_is_lost_with_a_block_is_measured_or_added_up_and_counts_once() -> None:
+def test_the_loss_of_a_block_is_measured_or_summed_and_counts_once() -> None:
     groups = network(CHAINS[0], {"a": 2, "b": 2})
     block = Block("both", ("a", "b"), ())
     units = {"a": (0.1, 5.0), "b": (1.0, 1.0)}
-    added = [planning.losses(group, Scores("t", units), block)[0] for group in groups.groups]
+    added = [allocation.losses(group, Scores("t", units), block)[0] for group in groups.groups]
     assert added == pytest.approx([5.1, 2.0])
     measured = Scores("t", units, blocks={"both": 7.0})
-    assert [planning.losses(group, measured, block)[0] for group in groups.groups] == [7.0, 0.0]
+    assert [allocation.losses(group, measured, block)[0] for group in groups.groups] == [7.0, 0.0]
 
 
-def test_a_removed_block_comes_back_whole_and_narrow() -> None:
+def test_a_removed_block_is_restored_with_all_groups_at_their_narrowest() -> None:
     groups = network(CHAINS[1], {"a": 6, "b": 5, "c": 7}, (Block("both", ("b", "c"), ()),))
-    wider = planning.wider(groups, {"a": 5, "b": 0, "c": 0})
+    wider = allocation.wider(groups, {"a": 5, "b": 0, "c": 0})
     assert wider == [{"a": 5, "b": 1, "c": 1}, {"a": 6, "b": 0, "c": 0}]
 
 
 @pytest.mark.parametrize("curve", [(1.0, 0.0), (1.0, 2.0, 0.0), (2.0, 1.0, 0.5), (float("nan"), 1.0, 0.0)])
-def test_a_loss_curve_that_is_none_cannot_be_built(curve: tuple[float, ...]) -> None:
+def test_an_invalid_loss_curve_is_refused(curve: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="of a "):
         Scores("t", {"a": (1.0, 1.0, 1.0)}, {"a": curve})
 
 
-def test_a_budget_above_the_baseline_cuts_nothing() -> None:
+def test_a_budget_above_the_original_latency_cuts_nothing() -> None:
     groups = network(CHAINS[0], {"a": 4, "b": 4})
     model = stepped(groups, [1, 1, 1])
     scores = Scores("t", {"a": (1.0,) * 4, "b": (1.0,) * 4})
-    (plan,) = planning.plans(groups, model, scores, 2 * model.ns(groups.full()), "p", (0.97, 0.99, 1.01))
+    (plan,) = allocation.plans(groups, model, scores, 2 * model.ns(groups.full()), "p", (0.97, 0.99, 1.01))
     assert plan.widths == {"a": 4, "b": 4} and plan.loss == 0
 
 
-def test_several_aims_give_different_plans_in_their_order_and_the_budget_itself_only_for_want_of_safer() -> None:
+def test_each_aim_gives_a_different_plan_and_the_budget_is_used_if_none_is_feasible() -> None:
     groups = network(CHAINS[0], {"a": 64, "b": 64})
     model = stepped(groups, [1, 1, 1])
     scores = Scores("t", {"a": (1.0,) * 64, "b": (2.0,) * 64})
     budget = 0.7 * model.ns(groups.full())
-    found = planning.plans(groups, model, scores, budget, "p", (0.8, 0.8, 0.9, 1.2))
+    found = allocation.plans(groups, model, scores, budget, "p", (0.8, 0.8, 0.9, 1.2))
     assert [plan.predicted.mid <= aim * budget for plan, aim in zip(found, (0.8, 0.9, 1.2), strict=True)] == [True] * 3
     assert len({tuple(plan.widths.values()) for plan in found}) == 3
     fastest = model.ns({"a": 4, "b": 4})
-    (only,) = planning.plans(groups, model, scores, fastest * 1.001, "p", (0.9, 0.95))
+    (only,) = allocation.plans(groups, model, scores, fastest * 1.001, "p", (0.9, 0.95))
     assert only.predicted.mid == pytest.approx(fastest)
 
 
@@ -192,17 +192,17 @@ def test_units_without_importance_are_kept_where_the_budget_allows() -> None:
     model = stepped(groups, [1, 1, 1])
     scores = Scores("t", {"a": (1.0,) * 8 + (0.0,) * 56, "b": (1.0,) * 8 + (0.0,) * 56})
     budget = 0.6 * model.ns(groups.full())
-    (plan,) = planning.plans(groups, model, scores, budget, "p")
+    (plan,) = allocation.plans(groups, model, scores, budget, "p")
     assert plan.loss == 0 and plan.gap == 0
-    assert all(model.ns(widths) > budget for widths in planning.wider(groups, plan.widths))
+    assert all(model.ns(widths) > budget for widths in allocation.wider(groups, plan.widths))
 
 
-def test_a_network_with_nothing_to_cut_says_so() -> None:
+def test_a_network_with_nothing_to_cut_is_an_error() -> None:
     layer = Layer("fc", "linear", "fc.w", Span(8), Span(10), 1, 1)
     groups = Groups("d", (Group("fc", 10, (), "output of the model"),), (layer,), operators=1)
     model = stepped(groups, [1])
     with pytest.raises(InfeasibleError, match=r"nothing in the model can be cut.*output of the model"):
-        planning.plans(groups, model, Scores("t", {}), 10.0, "p")
+        allocation.plans(groups, model, Scores("t", {}), 10.0, "p")
 
 
 def test_candidates_end_with_the_full_width() -> None:

@@ -1,4 +1,4 @@
-"""What stays takes over for what is gone: told in small cases whose answer is known."""
+"""Least-squares refits, in small cases with a known answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batches(*shape: int, count: int = 4) -> list[tuple[tuple[Tensor], Tensor]]:
 
 
 class Twins(nn.Module):
-    """Hidden units 0 and 1 are alike, 2 is always 3, unit 3 is itself; the output is their weighted sum."""
+    """Hidden units 0 and 1 are equal, unit 2 is constant, unit 3 is independent. The output is a weighted sum."""
 
     def __init__(self, bias: bool = True) -> None:
         super().__init__()
@@ -40,33 +40,33 @@ class Twins(nn.Module):
 
 
 def distances(model: nn.Module, shape: tuple[int, ...], keep: dict[str, tuple[int, ...]], data: list) -> list[float]:
-    """How far the outputs are from the whole network's, relative: cut, and cut and reconstructed."""
+    """Relative distance of the outputs from the original's: of the pruned network, and of the refitted one."""
     inputs = (data[0][0][0][:2],)
     groups = survey(model, inputs)
     recipe = make_recipe(groups, keep)
     small = cut(model, recipe, inputs)
     reference = observe(model, data)
     fitted = refit_sequentially(model, small, recipe, reference)
-    x = batches(*shape, count=8)[-1][0][0]  # none of what was fitted to
+    x = batches(*shape, count=8)[-1][0][0]  # not among the data of the refit
     with torch.no_grad():
         whole = model(x)
         return [float((whole - candidate(x)).norm() / whole.norm()) for candidate in (small, fitted)]
 
 
-def test_a_unit_takes_over_for_its_twin() -> None:
+def test_a_unit_replaces_an_equal_one() -> None:
     plain, fitted = distances(Twins(), (2,), {"hidden": (0, 2, 3)}, batches(2))
     assert plain > 0.3
     assert fitted < 0.02
 
 
-def test_the_bias_takes_over_for_a_unit_that_never_changes() -> None:
+def test_the_bias_replaces_a_constant_unit() -> None:
     plain, fitted = distances(Twins(), (2,), {"hidden": (0, 1, 3)}, batches(2))
     assert plain > 0.3
     assert fitted < 0.02
 
 
 class Chain(nn.Module):
-    """Two hidden layers, the first with units that are alike, and an output."""
+    """Two hidden layers and an output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Chain(nn.Module):
         return self.out(self.second(self.first(x).relu()).relu())
 
 
-def test_a_start_of_training_leaves_layers_alone_that_read_all_that_they_did() -> None:
+def test_a_separate_refit_skips_layers_that_read_all_their_channels() -> None:
     torch.manual_seed(0)
     model, data = Chain().eval(), batches(4, count=32)
     groups = survey(model, data[0][0])
@@ -85,7 +85,7 @@ def test_a_start_of_training_leaves_layers_alone_that_read_all_that_they_did() -
     reference = observe(model, data)
     start = refit_separately(model, small, recipe, reference)
     untrained = refit_sequentially(model, small, recipe, reference)
-    assert torch.equal(start.out.weight, model.out.weight)  # its inputs are all there, if not what they were
+    assert torch.equal(start.out.weight, model.out.weight)  # it reads all its inputs, though they have changed
     assert not torch.equal(untrained.out.weight, model.out.weight)
     assert not torch.equal(start.second.weight, small.second.weight)
     x = batches(4, count=40)[-1][0][0]
@@ -94,7 +94,7 @@ def test_a_start_of_training_leaves_layers_alone_that_read_all_that_they_did() -
     assert max(in_turn, by_itself) < plain
 
 
-def test_units_go_in_the_order_in_which_they_are_missed_least() -> None:
+def test_units_are_removed_in_order_of_their_loss() -> None:
     model = Twins()
     groups = survey(model, (torch.ones(2, 2),))
     reference = observe(model, batches(2, count=128))
@@ -105,7 +105,7 @@ def test_units_go_in_the_order_in_which_they_are_missed_least() -> None:
 
 
 class Spelled(nn.Module):
-    """A hidden layer, and a layer that reads it, written in one of many ways."""
+    """A hidden layer, and a layer that reads it, in one of several spellings."""
 
     def __init__(self, first: nn.Module, act: nn.Module, weight: Tensor, how: str) -> None:
         super().__init__()
@@ -136,18 +136,18 @@ SPELLED = {
 
 
 @pytest.mark.parametrize("how", SPELLED)
-def test_a_layer_is_fitted_however_it_is_written(how: str) -> None:
+def test_a_layer_is_refitted_in_any_spelling(how: str) -> None:
     first, shape, inputs = SPELLED[how]
     torch.manual_seed(0)
     model = Spelled(first(), nn.Identity(), torch.randn(shape), how).eval()
     before = copy.deepcopy(model.state_dict())
     plain, fitted = distances(model, inputs, {"first": (0, 1, 2, 3, 4, 5)}, batches(*inputs))
-    assert fitted < 0.5 * plain  # six combinations of four inputs tell the other two, but for the ridge
+    assert fitted < 0.5 * plain  # six combinations of four inputs determine the other two, except for the ridge
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 class Tied(nn.Module):
-    """Its last layer has the weight of its embedding, as language models have it."""
+    """Its last layer shares the weight of its embedding, as in language models."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,12 +158,12 @@ class Tied(nn.Module):
         return self.last(self.hidden(self.embedding(ids)))
 
 
-def test_a_weight_that_something_else_reads_is_left_alone() -> None:
+def test_a_shared_weight_is_not_refitted() -> None:
     ids = torch.randint(9, (32, 5), generator=torch.Generator().manual_seed(0))
     assert set(observe(Tied(), [((ids,), torch.zeros(32))]).layers) == {"hidden.weight"}
 
 
-def test_layers_that_are_called_twice_or_read_little_are_left_alone() -> None:
+def test_layers_that_are_called_twice_or_read_few_positions_are_not_refitted() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -181,8 +181,8 @@ def test_grouped_convolutions_are_not_dense() -> None:
     assert set(observe(model, batches(4, 8, 8)).layers) == {"0.weight"}
 
 
-def test_what_would_make_it_worse_is_not_kept() -> None:
-    """Of y = a + b the first samples have a = b, so that 2·a stands for it; in those to judge by, a alone is nearer."""
+def test_a_refit_that_increases_the_error_is_discarded() -> None:
+    """y = a + b, and b is removed. The refit sees samples with a = b, so it gives 2·a. In held-out samples b = −a."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     for weight, value in zip(model.parameters(), (torch.eye(2), torch.ones(1, 2)), strict=True):
         weight.data.copy_(value)
@@ -198,7 +198,7 @@ def test_what_would_make_it_worse_is_not_kept() -> None:
 
 
 class OverSpace(nn.Module):
-    """Its second layer reads places, and channels are among its positions."""
+    """Its second layer mixes space, and channels are among its positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class OverSpace(nn.Module):
 def test_channels_may_be_positions_of_another_layer() -> None:
     torch.manual_seed(0)
     plain, fitted = distances(OverSpace(), (2, 4, 4), {"conv": (0, 1, 2, 3, 4)}, batches(2, 4, 4))
-    assert fitted < 0.5 * plain  # the last layer is fitted, the one over space is not
+    assert fitted < 0.5 * plain  # the last layer is refitted, the one over space is not
 
 
 class Changing(nn.Module):
@@ -227,12 +227,12 @@ class Changing(nn.Module):
         return x.add_(y) if self.place else x + y
 
 
-def test_what_a_model_changes_in_place_was_read_before() -> None:
+def test_inputs_are_recorded_before_a_change_in_place() -> None:
     found = [observe(Changing(place), batches(4)).layers["a.weight"].rows for place in (False, True)]
     assert torch.equal(*found)
 
 
-def test_products_that_are_no_layer_are_left_alone() -> None:
+def test_products_that_are_no_layer_are_not_refitted() -> None:
     class Products(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -247,10 +247,10 @@ def test_products_that_are_no_layer_are_left_alone() -> None:
     assert set(found.layers) == {"matrix"} and not found.layers["matrix"].bias
 
 
-def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limits_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1))
     few = observe(model, batches(2, 16, 16))
-    assert len(few.inputs[0]) == 56  # and eight of 64 to judge by
+    assert len(few.inputs[0]) == 56  # and eight of 64 are held out
     assert few.layers["1.weight"].rows.shape == (56 * 256, 8)
     monkeypatch.setattr(observing, "LIMITS", LIMITS.__class__(reconstruction_bytes=1 << 18))
     bounded = observe(model, batches(2, 16, 16))
@@ -258,7 +258,7 @@ def test_memory_bounds_the_samples_and_the_rows(monkeypatch: pytest.MonkeyPatch)
     assert sum(layer.rows.numel() * 4 for layer in bounded.layers.values()) <= 1 << 18
 
 
-def test_a_model_may_know_its_batch_size() -> None:
+def test_a_model_may_fix_its_batch_size() -> None:
     class Small(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             assert len(x) <= 16

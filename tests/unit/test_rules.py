@@ -1,4 +1,4 @@
-"""Every rule against masking: whatever it says can be cut, is cut, and nothing changes."""
+"""Every rule against masking: cutting any free group must not change the outputs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ BETWEEN: dict[str, Op] = {
 
 
 class Between(nn.Module):
-    """A convolution, some operators, another convolution, and what is left of it all."""
+    """A convolution, some operators, another convolution, and a linear layer."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def made(names: list[str]) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", BETWEEN)
-def test_what_a_rule_lets_through_can_be_cut(name: str) -> None:
+def test_groups_that_pass_an_operator_can_be_cut(name: str) -> None:
     model = made([name])
     groups = survey(model, image())
     assert not groups.unknown_operators
@@ -155,7 +155,7 @@ LOCKED = {"of channels", "sums", "over channels", "sum", "std", "norm", "amax", 
 SPATIAL = [name for name in BETWEEN if not any(name.endswith(word) for word in LOCKED)]
 
 
-def test_most_of_them_let_the_channels_before_them_be_cut() -> None:
+def test_most_operators_do_not_lock_the_channels_before_them() -> None:
     locked = [
         name for name in SPATIAL if not any(g.name.startswith("stem") for g in survey(made([name]), image()).free)
     ]
@@ -173,7 +173,7 @@ SAME = [
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(SAME), min_size=2, max_size=4), st.randoms(use_true_random=False))
-def test_any_cut_through_a_row_of_operators_equals_masking(names: list[str], random: object) -> None:
+def test_any_cut_through_a_sequence_of_operators_equals_masking(names: list[str], random: object) -> None:
     model = made(names)
     groups = survey(model, image())
     keep = {
@@ -183,7 +183,7 @@ def test_any_cut_through_a_row_of_operators_equals_masking(names: list[str], ran
     cut(randomised(model), make_recipe(groups, keep), image())
 
 
-# Other numbers of dimensions, other names of one operator, and forms that only a decomposed graph has.
+# Other numbers of dimensions, other names of an operator, and forms that only occur in decomposed graphs.
 ALIKE = set(
     """
     conv1d conv3d conv_transpose1d conv_transpose3d avg_pool1d avg_pool3d max_pool1d max_pool3d max_pool2d_with_indices
@@ -195,8 +195,8 @@ ALIKE = set(
 )
 
 
-def test_every_rule_is_tried() -> None:
-    """Each operator that has a rule is met in some network of the tests, but for `ALIKE`, which share one that is."""
+def test_every_rule_is_tested() -> None:
+    """Each operator with a rule is in some network of the tests, or in `ALIKE`: it then shares a tested rule."""
     met: set[str] = set()
 
     def note(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

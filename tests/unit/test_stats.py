@@ -1,4 +1,4 @@
-"""One number a process; three answers."""
+"""One number for each process, and decisions with three outcomes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def samples(medians: list[float], runs: int = 5) -> Samples:
 
 
 def simulated(random: np.random.Generator, mean: float, processes: int, between: float) -> Samples:
-    """Processes differ by `between`; iterations inside one differ by 1 % more."""
+    """Processes differ by `between`. Iterations inside a process differ by another 1 %."""
     levels = mean * (1 + between * random.standard_normal(processes))
     return Samples(
         tuple(Run(tuple((m * (1 + 0.01 * random.standard_normal(20))).astype(int).tolist()), 1) for m in levels)
@@ -30,14 +30,14 @@ def test_the_estimate_is_inside_its_interval_and_its_samples(medians: list[int])
     assert min(medians) <= interval.low <= interval.mid <= interval.high <= max(medians)
 
 
-def test_one_slow_iteration_moves_nothing_and_one_slow_process_little() -> None:
+def test_one_slow_iteration_or_process_does_not_move_the_estimate() -> None:
     calm = Samples(tuple(Run((100,) * 9 + (10_000,), 1) for _ in range(7)))
     assert stats.latency(calm).mid == 100
     one = samples([100.0] * 6 + [900.0])
     assert stats.latency(one).mid == 100
 
 
-def test_intervals_hold_the_truth() -> None:
+def test_intervals_cover_the_true_latency() -> None:
     random = np.random.default_rng(1)
     held = 0
     for _ in range(200):
@@ -46,7 +46,7 @@ def test_intervals_hold_the_truth() -> None:
     assert held / 200 >= 0.9
 
 
-def test_a_against_a_is_rarely_called_a_difference_and_a_big_one_always() -> None:
+def test_equal_latencies_rarely_fail_and_a_large_difference_always_does() -> None:
     random = np.random.default_rng(2)
     verdicts = [
         stats.decide(stats.ratio(simulated(random, 1e6, 10, 0.02), simulated(random, 1e6, 10, 0.02)), 1.03)
@@ -74,21 +74,21 @@ def test_pairs_must_match() -> None:
 @pytest.mark.parametrize(
     ("limit", "outcome"), [(12, Outcome.PASS), (11, Outcome.PASS), (10, Outcome.INCONCLUSIVE), (8, Outcome.FAIL)]
 )
-def test_three_answers(limit: float, outcome: Outcome) -> None:
+def test_a_decision_has_three_outcomes(limit: float, outcome: Outcome) -> None:
     assert stats.decide(Interval(9, 10, 11), limit) is outcome
 
 
-def test_a_limit_that_is_no_number_is_an_error() -> None:
+def test_a_limit_that_is_not_a_number_is_an_error() -> None:
     with pytest.raises(ValueError, match="number"):
         stats.decide(Interval(1, 2, 3), float("nan"))
 
 
-def test_the_same_samples_give_the_same_answer() -> None:
+def test_the_same_samples_give_the_same_interval() -> None:
     taken = simulated(np.random.default_rng(5), 1e6, 8, 0.05)
     assert stats.latency(taken) == stats.latency(taken)
 
 
 @pytest.mark.parametrize("times", [(), (0,), (-5, 3)])
-def test_times_that_cannot_be_are_refused(times: tuple[int, ...]) -> None:
+def test_invalid_times_are_refused(times: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="above zero"):
         Run(times, 1)
