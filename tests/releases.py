@@ -1,18 +1,21 @@
-"""Signed bundles of no runtime at all, and the device's half of deploying as a module."""
+"""Signed bundles of the null runtime, and jobs for the device that takes them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeprune.devices.agent import RELEASING, agent
+from edgeprune.devices import wire
+from edgeprune.devices.agent import facts
 from edgeprune.records import Artifact, Check, Device, Figures, Outcome, Target, Verdict
 from edgeprune.stages import deploy as deploying
+from edgeprune.stages import signing
+from edgeprune.storage.store import file_sha256
 
 FIGURES = Figures(1.0, 1.1, 0.9, 100, 1000, 50, 3)
 DEADLINE_S = 30.0
@@ -23,8 +26,7 @@ def verdict(outcome: Outcome = Outcome.PASS) -> Verdict:
 
 
 def this_device(**changes: Any) -> Device:
-    facts = agent.identify({"runtime": "null"})
-    return replace(Device(**facts), **changes)
+    return replace(Device(**asdict(facts.identify(wire.Identify(DEADLINE_S, "null")))), **changes)
 
 
 def bundle(
@@ -39,27 +41,20 @@ def bundle(
     target = Target(folder / "t.toml", "t", "local", "null")
     target = replace(target, deploy=replace(target.deploy, key=key))
     inputs, output = [np.ones((1, 3), "float32")], np.full((1, 3), expected, "float32")
-    return deploying.bundle(service, target, this_device(**device), artifact, verdict(), inputs, output, folder)
+    verified = deploying.Verified(this_device(**device), artifact, verdict(), inputs, output)
+    return deploying.bundle(service, target, verified, folder)
 
 
-def releasing() -> Any:
-    """The device's half, as the agent loads it."""
-    return agent.loaded_module(str(RELEASING), agent=agent)
+def publication(made: deploying.Bundle, check_s: float = DEADLINE_S) -> wire.Publish:
+    """The job that publishes a bundle."""
+    source = str(made.files[0].parent)
+    return wire.Publish(DEADLINE_S, "null", made.manifest.service, made.digest, source, made.signer, check_s)
 
 
-def job(made: deploying.Bundle, **changes: Any) -> dict[str, Any]:
-    """What publishes a bundle, and activates it."""
-    return {
-        "service": made.manifest.service,
-        "source": str(made.files[0].parent),
-        "digest": made.digest,
-        "signer": made.signer,
-        "check_s": DEADLINE_S,
-        "tell": [],
-        "tell_s": DEADLINE_S,
-        "keep": 5,
-        **changes,
-    }
+def activation(made: deploying.Bundle, **changes: Any) -> wire.Activate:
+    """The job that activates it."""
+    service, digest = made.manifest.service, made.digest
+    return replace(wire.Activate(DEADLINE_S, "null", service, digest, DEADLINE_S, (), DEADLINE_S, 5), **changes)
 
 
 def resigned(made: deploying.Bundle, key: Path, **changes: Any) -> deploying.Bundle:
@@ -68,5 +63,5 @@ def resigned(made: deploying.Bundle, key: Path, **changes: Any) -> deploying.Bun
     content: Mapping[str, Any] = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps(content))
     Path(f"{path}.sig").unlink()
-    deploying._sign(path, key)
-    return replace(made, digest=deploying.file_sha256(path))
+    signing.sign(path, key)
+    return replace(made, digest=file_sha256(path))

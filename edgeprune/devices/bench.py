@@ -1,4 +1,4 @@
-"""Target -> a leased, identified device that measures; a context manager that leaves it as it was."""
+"""Target -> an identified device, leased where it is remote, that measures. A context manager restores it at the end."""
 
 from __future__ import annotations
 
@@ -7,47 +7,69 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from edgeprune import runtimes
-from edgeprune.devices import transports
-from edgeprune.devices.transports.base import Transport, ask, printable
+from edgeprune.devices import transports, wire
+from edgeprune.devices.transports.base import Refusal, Transport, ask, ask_all
+from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.records import Device, Run, Samples, Target
 from edgeprune.runtimes.base import NodeTimes
 
-PROFILED_S = 0.1  # of profiled runs a process: node times rank, they need no more
+PROFILED_S = 0.1  # of profiled runs in a process: times by node only rank the nodes
 SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
 REPEATS = 0.002  # spread of their medians, relative, below which a device repeats itself
 RETRIES = 3  # of a disturbed process
-RESETS = 1  # of the device that a session lives through
+RESETS = 1  # of the device that a bench accepts
 
 REMEDIES = {
     "power_mode": "sudo nvpmodel -m ID there, with the ID that /etc/nvpmodel.conf has for {}",
     "clocks_pinned": "sudo jetson_clocks there",
 }
 
+Reply = TypeVar("Reply")
 log = logging.getLogger("edgeprune")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model in one process: its run and, where asked for, its times by node."""
+    """One model in one process: its run, and its times by node where they were requested."""
 
     run: Run
     nodes: NodeTimes
 
 
+@dataclass(frozen=True)
+class _Effort:
+    """How long a process times each of its models, and whether it then profiles them; see `Bench.measure`."""
+
+    timed_s: float
+    runs_min: int
+    profiled: bool
+
+
 @contextmanager
 def open_bench(target: Target, scratch: Path, wait_s: float = 0.0) -> Iterator[Bench]:
-    """The device of `target`, identified; `scratch` is a folder of this machine for what passes through.
+    """The device of a target, identified.
 
-    Raises `RuntimeMissing` where the device has no such runtime, `DeviceError` where it does not answer, and `BusyError`
-    where somebody else holds it for longer than `wait_s`.
+    Args:
+        scratch: a folder on this machine for temporary files.
+        wait_s: how long to wait for a device that another host holds.
+
+    Raises:
+        RuntimeMissing: the device does not have the target's runtime.
+        DeviceError: the device does not answer.
+        BusyError: another host holds the device for longer than `wait_s`.
+
+    Example:
+        >>> with open_bench(target, scratch) as bench:
+        ...     inputs = bench.save_inputs([np.zeros((1, 3, 224, 224), "float32")], scratch)
+        ...     (samples,) = bench.time([Path("model.onnx")], inputs, processes=5)
     """
     transport = transports.connect(target, wait_s)
     try:
@@ -57,48 +79,44 @@ def open_bench(target: Target, scratch: Path, wait_s: float = 0.0) -> Iterator[B
 
 
 def identified(transport: Transport, target: Target) -> Device:
-    """What the device says it is. Raises `RuntimeMissing` where it has not the target's runtime."""
-    runtime = runtimes.RUNTIMES[target.runtime]
-    job = {"mode": "identify", "runtime": target.runtime, **parts(transport, target)}
-    reply = ask(transport, job, refused=("runtime-missing",))
-    if "error" in reply:
-        said = printable(str(reply.get("message")))
-        fix = f"edgeprune setup {target.name}" if target.host and runtime.packages else runtime.install
-        raise RuntimeMissing(f"{target.path}: the device has no {runtime.name} ({said}); {fix}")
+    """What the device is. Raises `RuntimeMissing` where it does not have the target's runtime."""
+    runtime = runtimes.host(target.runtime)
     try:
-        return Device(**{name: reply[name] for name in Device.__dataclass_fields__})
-    except KeyError as error:
-        raise DeviceError(f"the device does not say its {error}") from error
-
-
-def parts(transport: Transport, target: Target) -> dict[str, list[str]]:
-    """What a job must name where the runtime's half on the device is a file of its own."""
-    part = runtimes.RUNTIMES[target.runtime].part
-    return {"parts": [transport.put(part)]} if part else {}
+        identity = ask(transport, target.name, wire.Identify(LIMITS.identify_s, target.runtime))
+    except Refusal as error:
+        if error.kind != "runtime-missing":
+            raise
+        fix = f"edgeprune setup {target.name}" if target.host and runtime.packages else runtime.install
+        text = f"{target.path}: the device has no {runtime.name} ({error.message}); {fix}"
+        raise RuntimeMissing(text) from error
+    return Device(**asdict(identity))
 
 
 class Bench:
-    """A device that runs models in fresh processes and answers with raw samples."""
+    """A device that runs models in fresh processes and returns raw samples."""
 
     def __init__(self, target: Target, transport: Transport, scratch: Path) -> None:
         self._target, self._transport, self._scratch = target, transport, scratch
-        self._runtime = runtimes.RUNTIMES[target.runtime]
-        self.discarded = 0  # processes whose times were thrown away as disturbed
+        self._runtime = runtimes.host(target.runtime)
+        self.discarded = 0  # processes whose times were discarded as disturbed
         self.device = identified(transport, target)
         self._boots = {self.device.boot_id}
-        if self.device.emulated and not target.emulated:
+        self._require_real()
+
+    def _require_real(self) -> None:
+        if self.device.emulated and not self._target.emulated:
             raise UsageError(
-                f"{target.path}: this device is emulated, so its times are no measure of a board; give a physical one, or"
+                f"{self._target.path}: this device is emulated, so its times say nothing about a board; use a physical one, or"
                 " write [expect] emulated = true"
             )
-        if self.device.simulated and not target.simulated:
+        if self.device.simulated and not self._target.simulated:
             raise UsageError(
-                f"{target.path}: the runtime of this device is a stand-in, so its times are no measure of the real one;"
+                f"{self._target.path}: the runtime of this device is a stand-in, so its times say nothing about the real one;"
                 " install the real one, or write [expect] simulated = true"
             )
 
     def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
-        """Write input arrays as files that `time`, `measure` and `outputs` take."""
+        """Write input arrays as files for `time`, `compare` and `measure`."""
         paths = []
         for i, array in enumerate(arrays):
             paths.append(folder / f"input_{i}.npy")
@@ -106,7 +124,7 @@ class Bench:
         return paths
 
     def _save_stacked(self, arrays: Sequence[np.ndarray]) -> list[Path]:
-        """Likewise for many samples, out of the way of the example inputs."""
+        """The same for many samples, in a folder apart from the example inputs."""
         folder = self._scratch / "stacked"
         folder.mkdir(exist_ok=True)
         return self.save_inputs(arrays, folder)
@@ -114,22 +132,28 @@ class Bench:
     def time(
         self, models: Sequence[Path], inputs: Sequence[Path], processes: int, runs: int = LIMITS.timed_runs_min
     ) -> list[Samples]:
-        """`processes` fresh processes of each model, interleaved; whole-network times in nanoseconds, no profiler, at least
-        `runs` a process.
+        """Time whole networks without a profiler, each model in its own processes, interleaved.
 
-        A device that repeats itself to `REPEATS` is left alone after `SETTLED` of them.
+        A device whose medians agree within `REPEATS` is measured in only `SETTLED` processes a model.
+
+        Args:
+            processes: fresh processes of each model.
+            runs: at least so many runs in a process.
+
+        Returns:
+            The samples of each model, in nanoseconds.
         """
         return self._settled([[i] for i in interleaved(len(models), processes)], models, inputs, runs)
 
     def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
-        """Like `time`, but the models share `processes` processes in which they take turns: run i of each is of process i.
+        """Time models that share processes, interleaved: for ratios of latencies, but not for memory.
 
-        Every other process has them the other way round, since the one that is loaded first may be better off.
-        What disturbs the machine disturbs all of them: for ratios of latencies, not for memory.
+        Every disturbance of the machine affects all models. Run i of each model is from process i. Every second process loads
+        the models in the opposite order, since the first one may have an advantage.
         """
         order = list(range(len(models)))
-        turns = [order if turn % 2 == 0 else order[::-1] for turn in range(processes)]
-        return self._settled(turns, models, inputs, LIMITS.timed_runs_min)
+        orders = [order if process % 2 == 0 else order[::-1] for process in range(processes)]
+        return self._settled(orders, models, inputs, LIMITS.timed_runs_min)
 
     def _settled(
         self, order: list[list[int]], models: Sequence[Path], inputs: Sequence[Path], runs_min: int
@@ -138,9 +162,10 @@ class Bench:
         first = min(len(order), SETTLED * len(models) // len(order[0]))
         for part in (order[:first], order[first:]):
             batches = [[models[i] for i in batch] for batch in part]
-            for batch, found in zip(part, self.measure(batches, inputs, runs_min=runs_min), strict=True):
-                for i, measured in zip(batch, found, strict=True):
-                    runs[i].append(measured.run)
+            found = self.measure(batches, inputs, runs_min=runs_min)
+            for batch, measured in zip(part, found, strict=True):
+                for i, one in zip(batch, measured, strict=True):
+                    runs[i].append(one.run)
             samples = [Samples(tuple(own)) for own in runs]
             if all(stats.full_range(s) <= REPEATS for s in samples):
                 break
@@ -155,19 +180,27 @@ class Bench:
         runs_min: int = LIMITS.timed_runs_min,
         on_done: Callable[[int, list[Measured]], None] = lambda place, measured: None,
     ) -> list[list[Measured]]:
-        """One fresh process a batch, in this order; its models take turns in it, up to `timed_s` each after warm-up.
+        """Measure in one fresh process a batch, in this order; the models of a batch are interleaved.
 
-        Disturbed ones are thrown away and done again, at the end. Raises `InconclusiveError` when that does not help. What
-        is good is told to `on_done` as it comes, with its place in `batches`.
+        Disturbed processes are discarded and repeated at the end.
+
+        Args:
+            timed_s: for each model, after warm-up.
+            profiled: whether to time nodes too.
+            runs_min: at least so many runs of each model in a process.
+            on_done: gets every good result as it arrives, with its place in `batches`.
+
+        Raises:
+            InconclusiveError: processes stay disturbed.
         """
+        effort = _Effort(timed_s, runs_min, profiled)
         results: dict[int, list[Measured]] = {}
         todo = list(range(len(batches)))
         for _ in range(1 + RETRIES):
             known_boots = len(self._boots)
-            options = {"timed_s": timed_s, "profiled_s": PROFILED_S, "runs_min": runs_min}
             asked = [batches[i] for i in todo]
             again: dict[int, str] = {}
-            for i, reply in zip(todo, self._ask("time", asked, inputs, options, profiled), strict=True):
+            for i, reply in zip(todo, self._timed(asked, inputs, effort), strict=True):
                 measured = self._measured(reply, len(batches[i]), profiled)
                 self._count_reset(measured[0].run)
                 reason = next((m.run.disturbed for m in measured if m.run.disturbed), None)
@@ -191,9 +224,16 @@ class Bench:
     def outputs(
         self, model: Path, stacked: Sequence[np.ndarray], count: int = 1, seconds: float = LIMITS.job_s / 4
     ) -> list[np.ndarray]:
-        """Run `model` on every sample: inputs (samples, *input shape); the first `count` outputs, stacked alike.
+        """Run a model on many samples.
 
-        Goes in parts of at most `seconds` of the device's time and `LIMITS.output_bytes`.
+        The samples are sent in parts. A job takes at most about `seconds` of the device's time and `LIMITS.output_bytes`.
+
+        Args:
+            stacked: the inputs, each of shape (samples, *input shape).
+            count: how many of the model's outputs to return, from the first on.
+
+        Returns:
+            The outputs, each of shape (samples, *output shape).
         """
         parts: list[list[np.ndarray]] = []
         at = 0
@@ -202,27 +242,42 @@ class Bench:
             files = self._save_stacked([array[at : at + most] for array in stacked])
             start, wanted = 0, min(most, len(stacked[0]) - at)
             while start < wanted:
-                options = {"outputs": count, "start": start, "most_s": seconds, "most_bytes": LIMITS.output_bytes // 2}
-                (reply,) = self._ask("outputs", [[model]], files, options)
-                done, places = reply.get("count"), reply.get("files")
-                if not isinstance(done, int) or not 0 < done <= wanted - start or not isinstance(places, list):
-                    raise DeviceError(f"the device ran {printable(str(done))} of {wanted - start} samples")
-                parts.append([self._fetched(str(place), done) for place in places[:count]])
-                start += done
+                reply = self._outputs(model, files, count, start, seconds)
+                if not 0 < reply.count <= wanted - start or len(reply.files) < count:
+                    raise DeviceError(f"{self._target.name}: the device ran {reply.count} of {wanted - start} samples")
+                parts.append([self._fetched(place, reply.count) for place in reply.files[:count]])
+                start += reply.count
             at += wanted
         return [np.concatenate([part[i] for part in parts]) for i in range(count)]
 
     def call_ns(self, model: Path, stacked: Sequence[np.ndarray], latency_ns: float) -> float:
-        """What one call takes in `outputs`, in nanoseconds: the latency, or what is measured where it may start a process."""
+        """The time of one call in `outputs`, in nanoseconds.
+
+        It is the latency, or a measured time where a call of the runtime may start a process.
+        """
         if not self._runtime.slow_calls:
             return latency_ns
         files = self._save_stacked([array[:2] for array in stacked])
-        options = {"outputs": 1, "start": 0, "most_s": LIMITS.job_s / 4, "most_bytes": LIMITS.output_bytes}
-        (reply,) = self._ask("outputs", [[model]], files, options)
-        spent = reply.get("spent_s")
-        if not isinstance(spent, float) or spent <= 0:
-            raise DeviceError(f"the device does not say how long a call took: {printable(str(spent))}")
-        return max(1e9 * spent, latency_ns)
+        spent_s = self._outputs(model, files, 1, 0, LIMITS.job_s / 4).spent_s
+        if spent_s <= 0:
+            raise DeviceError(f"{self._target.name}: the device reports that a call took {spent_s} s")
+        return max(1e9 * spent_s, latency_ns)
+
+    def _outputs(self, model: Path, files: Sequence[Path], count: int, start: int, seconds: float) -> wire.Outputs:
+        job = wire.GetOutputs(
+            deadline_s=self._runtime.deadline_s,
+            runtime=self._target.runtime,
+            threads=self._target.threads,
+            dla=self._target.dla,
+            model=self._put(model),
+            inputs=self._put_each(files),
+            outputs=count,
+            start=start,
+            most_s=seconds,
+            most_bytes=LIMITS.output_bytes // 2,
+        )
+        (reply,) = self._ask([job])
+        return reply
 
     def _fetched(self, place: str, count: int) -> np.ndarray:
         local = self._scratch / "fetched.npy"
@@ -230,96 +285,94 @@ class Bench:
         try:
             array: np.ndarray = np.load(local, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise DeviceError(f"the device's outputs cannot be read: {printable(str(error))}") from error
+            text = f"{self._target.name}: the device's outputs cannot be read: {printable(str(error))}"
+            raise DeviceError(text) from error
         if array.shape[:1] != (count,):
-            raise DeviceError(f"the device's outputs are of shape {array.shape}, not of {count} samples")
+            text = f"{self._target.name}: the device's outputs have the shape {array.shape}, not {count} samples"
+            raise DeviceError(text)
         return array
 
-    def _measured(self, reply: Mapping[str, Any], count: int, profiled: bool) -> list[Measured]:
+    def _measured(self, reply: wire.Measurement, count: int, profiled: bool) -> list[Measured]:
+        self._require_state(reply.before)
         try:
-            before, after = _conditions(reply["before"]), _conditions(reply["after"])
-            self._require(before)
             found = []
-            for own in reply["models"]:
-                times, waited = tuple(own["times_ns"]), (own["waited_ns"], own["waits"])
-                copies = own.get("copies_ns", 0), own.get("fallbacks", 0)
-                run = Run(times, reply["peak_memory_bytes"], *waited, before, after, *copies)
-                found.append(Measured(run, self._runtime.node_times(own["nodes"]) if profiled else ()))
+            for own in reply.models:
+                run = Run(
+                    own.times_ns, reply.peak_memory_bytes, own.waited_ns, own.waits, dict(reply.before), dict(reply.after),
+                    own.copies_ns, own.fallbacks,
+                )  # fmt: skip
+                found.append(Measured(run, self._runtime.node_times(own.nodes) if profiled else ()))
             if len(found) != count:
                 raise ValueError(f"times of {len(found)} models instead of {count}")
             return found
-        except (KeyError, TypeError, ValueError) as error:
-            raise DeviceError(f"the device's samples cannot be used: {printable(str(error))}") from error
+        except ValueError as error:
+            raise DeviceError(f"{self._target.name}: the device's samples cannot be used: {error}") from error
 
-    def _require(self, state: Mapping[str, Any]) -> None:
-        """The state of the device has to be the one that the target expects."""
+    def _require_state(self, state: Mapping[str, object]) -> None:
+        """The device has to be in the state that the target expects."""
         to = self._target
         for key, wanted in (("power_mode", to.power_mode), ("clocks_pinned", to.clocks_pinned)):
-            found = state.get(key, "not told")
+            found = state.get(key, "not reported")
             if wanted is not None and found != wanted:
                 text = f"{to.path}: [expect] {key} = {wanted}, and the device's is {found}"
                 raise DeviceError(f"{text}; {REMEDIES[key].format(wanted)}; or have edgeprune do it: [prepare]")
 
     def _count_reset(self, run: Run) -> None:
-        """Note a boot that was not seen before; one is bad luck, more are a fault of the board."""
+        """Note a new boot. One reset may be bad luck; more are a fault of the board."""
         self._boots.add(str(run.after.get("boot_id", self.device.boot_id)))
         if len(self._boots) > 1 + RESETS:
             resets = len(self._boots) - 1
-            raise DeviceError(f"{self._target.name}: the device was reset {resets} times; mend its power supply")
+            raise DeviceError(f"{self._target.name}: the device was reset {resets} times; check its power supply")
 
     def _identify_again(self) -> None:
-        """After a reset: is it still the same device?"""
+        """After a reset, check that it is still the same device."""
         known, self.device = self.device, identified(self._transport, self._target)
         self._boots.add(self.device.boot_id)
         if (known.identity, known.serial) != (self.device.identity, self.device.serial):
             raise DeviceError(f"{self._target.name}: another device answers at this address; run again")
-        log.warning("%s: the device was reset; going on", self._target.name)
+        log.warning("%s: the device was reset; continuing", self._target.name)
 
-    def _ask(
-        self,
-        mode: str,
-        batches: Sequence[Sequence[Path]],
-        inputs: Sequence[Path],
-        options: Mapping[str, Any],
-        profiled: bool = False,
-    ) -> Iterator[Mapping[str, Any]]:
-        """One job a batch of models, in order; as many models on the device at a time as `LIMITS.call_bytes` holds."""
-        files = [self._transport.put([path]) for path in inputs]
-        own = parts(self._transport, self._target)
+    def _timed(
+        self, batches: Sequence[Sequence[Path]], inputs: Sequence[Path], effort: _Effort
+    ) -> Iterator[wire.Measurement]:
+        """One job a batch, in order. At any time the device holds at most `LIMITS.call_bytes` of models."""
+        files = self._put_each(inputs)
         for portion in _portions(batches):
-            jobs = []
-            for i, batch in enumerate(portion):
-                job = {
-                    "id": i,
-                    "mode": mode,
-                    "runtime": self._target.runtime,
-                    "threads": self._target.threads,
-                    "models": [self._transport.put(_with_siblings(model)) for model in batch],
-                    "inputs": files,
-                    "dla": self._target.dla,
-                    "prepare": asdict(self._target.prepare) if self._target.prepare else None,
-                    "deadline_s": self._runtime.deadline_s * len(batch),
-                    "warmup_s": LIMITS.warmup_s,
-                    "runs_max": LIMITS.timed_runs_max,
-                    **own,
-                    **options,
-                }
-                if profiled:
-                    instrumented = [self._runtime.instrument(model) for model in batch]
-                    job["profiled"] = [self._transport.put(_with_siblings(model)) for model in instrumented]
-                jobs.append(job)
-            # The device keeps the deadline of each job by its own clock; an emulated one's runs slower than ours.
-            slowness = LIMITS.emulated_slowness if self._target.emulated else 1
-            deadline_s = self._runtime.deadline_s * sum(map(len, portion)) * slowness
-            for job, batch, reply in zip(jobs, portion, self._transport.call(jobs, deadline_s), strict=True):
-                if reply.get("id") != job["id"]:
-                    raise DeviceError("the device's replies are out of order")
-                _refuse(reply, f"{mode} of {', '.join(sorted({model.name for model in batch}))}")
-                yield reply
+            yield from self._ask([self._time_job(batch, files, effort) for batch in portion])
+
+    def _time_job(self, batch: Sequence[Path], inputs: tuple[str, ...], effort: _Effort) -> wire.Time:
+        to = self._target
+        instrumented = [self._runtime.instrument(model) for model in batch] if effort.profiled else []
+        return wire.Time(
+            deadline_s=self._runtime.deadline_s * len(batch),
+            runtime=to.runtime,
+            threads=to.threads,
+            dla=to.dla,
+            models=tuple(map(self._put, batch)),
+            inputs=inputs,
+            prepare=wire.Prepare(to.prepare.power_mode, to.prepare.jetson_clocks) if to.prepare else None,
+            warmup_s=LIMITS.warmup_s,
+            timed_s=effort.timed_s,
+            runs_min=effort.runs_min,
+            runs_max=LIMITS.timed_runs_max,
+            profiled=tuple(map(self._put, instrumented)),
+            profiled_s=PROFILED_S,
+        )
+
+    def _ask(self, jobs: Sequence[wire.Job[Reply]]) -> Iterator[Reply]:
+        """The device keeps each job's deadline by its own clock, which runs slower on an emulated device."""
+        slowness = LIMITS.emulated_slowness if self._target.emulated else 1
+        return ask_all(self._transport, self._target.name, jobs, slowness * sum(job.deadline_s for job in jobs))
+
+    def _put(self, model: Path) -> str:
+        return self._transport.put(_with_siblings(model))
+
+    def _put_each(self, files: Sequence[Path]) -> tuple[str, ...]:
+        return tuple(self._transport.put([path]) for path in files)
 
 
 def _with_siblings(model: Path) -> list[Path]:
-    """A model's file, and what lies beside it and belongs to it."""
+    """A model's file and the other files of its folder, which belong to it."""
     return [model, *sorted(path for path in model.parent.iterdir() if path.is_file() and path != model)]
 
 
@@ -335,26 +388,19 @@ def _portions(batches: Sequence[Sequence[Path]]) -> Iterator[list[Sequence[Path]
         yield part
 
 
-def _conditions(reply: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """A device's conditions: numbers, and text that is safe to show."""
-    if not isinstance(reply, Mapping):
-        raise TypeError("conditions must be an object")
-    known: dict[str, int | float | str] = {}
-    for name, value in list(reply.items())[:20]:
-        known[printable(str(name), 40)] = value if isinstance(value, int | float) else printable(str(value), 100)
-    return known
-
-
-def _refuse(reply: Mapping[str, Any], what: str) -> None:
-    if "error" in reply:
-        raise DeviceError(f"{what}: {printable(str(reply['error']))}: {printable(str(reply.get('message')))}")
-
-
 def until(
     take: Callable[[list[Samples]], list[Samples]], decided: Callable[[list[Samples]], bool], rounds: int
 ) -> list[Samples]:
-    """What `take` measures, a `Samples` a model, and more of it, in at most `rounds`, until that has `decided` the
-    question. `take` is told what there is so far."""
+    """Measure in rounds until the samples have decided a question.
+
+    Args:
+        take: measures once more, given the samples so far (none in the first round): a `Samples` a model.
+        decided: whether the samples are enough.
+        rounds: at most so many rounds.
+
+    Returns:
+        The samples of all rounds, by model.
+    """
     taken: list[Samples] = []
     for _ in range(rounds):
         found = take(taken)
@@ -365,6 +411,6 @@ def until(
 
 
 def interleaved(models: int, rounds: int) -> list[int]:
-    """The order ABBA…: every model once a round, each round the other way round, so that drift cancels in pairs."""
+    """The order ABBA...: every model once a round, in alternating order, so that drift cancels in pairs of rounds."""
     forward = list(range(models))
-    return [i for turn in range(rounds) for i in (forward if turn % 2 == 0 else forward[::-1])]
+    return [i for number in range(rounds) for i in (forward if number % 2 == 0 else forward[::-1])]

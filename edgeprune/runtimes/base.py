@@ -1,4 +1,4 @@
-"""The port of runtimes, as the host sees them: make the artifact, understand the profiler."""
+"""The port of runtimes on the host: make the artifact, and understand the profiler's report."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgeprune.errors import RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
+from edgeprune.runtimes.timing import NodeTime
 
-NodeTimes = tuple[tuple[str, int], ...]  # (node, nanoseconds), in the order of execution; names may repeat
+NodeTimes = tuple[
+    tuple[str, int], ...
+]  # (node of the exported file, nanoseconds) in the order of execution; names may repeat
 Calls = Sequence[Sequence[np.ndarray]]  # calls: the inputs of each, in order
 
 
 class Runtime(ABC):
-    """One runtime. What runs on the device is the agent's; nothing here measures."""
+    """One runtime. Its `device` module runs and measures; the host never measures."""
 
     name: str
-    format: str = "onnx"  # of what it is made from: a key of `formats.FORMATS`
-    packages: tuple[str, ...]  # what a device needs of it, as pip knows them
-    part: tuple[Path, ...] = ()  # its half on the device, where that is files of its own: the one to load first
-    beside: tuple[Path, ...] = ()  # what its runner needs in a release
+    format: str = "onnx"  # of the file that the artifact is made from: a key of `formats.FORMATS`
+    packages: tuple[str, ...]  # that a device needs, by their names in pip
     converter: str  # the package that makes the artifact on the host
-    deadline_s: float = LIMITS.job_s  # of one job with one model on a device
-    slow_calls: bool = False  # a call may take far longer than the network, as where each starts a process
     quantizer: str  # the package that lowers the precision on the host
-    install: str  # the command that brings it to the host, or to a local device
-    # What a target's `precision` may stand for: artifacts of which the fastest that is accurate enough is taken.
+    install: str  # the command that installs it on the host, or on a local device
+    deadline_s: float = LIMITS.job_s  # of one job with one model on a device
+    slow_calls: bool = False  # a call may take far longer than an inference, for instance where it starts a process
+    # A target's `precision` and the artifacts that it stands for. The fastest one that is accurate enough is used.
     precisions: Mapping[str, tuple[str, ...]] = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",)}
 
     def candidates(self, precision: str) -> tuple[str, ...]:
-        """The precisions that a target's `precision` stands for; all of them for "auto", fp32 first."""
+        """The precisions that a target's `precision` stands for; "auto" stands for all, fp32 first.
+
+        Raises:
+            UsageError: the runtime does not have this precision.
+        """
         if precision == "auto":
             return tuple(name for names in self.precisions.values() for name in names)
         if precision not in self.precisions:
@@ -49,7 +53,8 @@ class Runtime(ABC):
     def require(self, precision: str = "fp32") -> str:
         """The packages that the host needs to compile, with their versions.
 
-        Raises `RuntimeMissing` naming the extra that brings them.
+        Raises:
+            RuntimeMissing: one is not installed; the message names the command that installs it.
         """
         packages = dict.fromkeys([self.converter] if precision == "fp32" else [self.converter, self.quantizer])
         return ", ".join(f"{package} {self._version(package)}" for package in packages)
@@ -64,27 +69,37 @@ class Runtime(ABC):
     def convert(
         self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
-        """Turn a file of the runtime's `format` into its own, in `folder`: the file to load first, then what belongs to it.
+        """Turn an exported file into the runtime's own. The exported file is used up.
 
-        `precision` is one of `candidates`; ranges for "int8" are those seen on `samples`, at least one call. Inputs and
-        outputs keep their types. Not `exact`: as fast, but its numbers need not be right. The exported file is used up.
+        Args:
+            exported: a file of the runtime's `format`.
+            folder: gets the artifact.
+            precision: one of `candidates`. Inputs and outputs keep their types at any precision.
+            samples: at least one call, for "int8": the ranges of its tensors are those of these calls.
+            exact: False where only the speed matters, and the outputs may be wrong.
 
-        Raises `UsageError` where the model cannot be converted and `RuntimeMissing` where a package is not installed.
+        Returns:
+            The file to load first, then the files that belong to it.
+
+        Raises:
+            UsageError: the model cannot be converted.
+            RuntimeMissing: a package is not installed.
         """
 
     def instrument(self, model: Path) -> Path:
-        """The file whose profile gives the node times: the model itself where the runtime has a profiler."""
+        """The file to profile for node times. It is the model itself where the runtime has a profiler."""
         return model
 
     @abstractmethod
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
-        """The agent's report of its profiler -> (name of a node of the exported file or of its output, nanoseconds); pure.
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
+        """Translate the device's profile to the nodes of the exported file; pure.
 
-        A node that stands for several is named after the one that did the most work; what has no counterpart keeps its name.
+        A node that stands for several gets the name of the one that does the most work. A node without a counterpart keeps its
+        name. A name may also be that of a node's output.
         """
 
 
-def told(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What a converter or quantiser raised, in one line of bounded length."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
@@ -92,7 +107,7 @@ def told(error: Exception) -> str:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Converters and quantisers tell their steps on stdout, on the root logger and, in C++, on the descriptors."""
+    """Silence converters and quantisers: they log to stdout, to the root logger and, in C++, to the descriptors."""
     sys.stdout.flush()
     sys.stderr.flush()
     handlers, level = logging.root.handlers[:], logging.root.level
@@ -107,7 +122,7 @@ def silenced() -> Iterator[None]:
             yield
     finally:
         logging.root.setLevel(level)
-        logging.root.handlers[:] = handlers  # one that was made here would write to the silence that is over
+        logging.root.handlers[:] = handlers  # a handler that was added meanwhile would write to a closed stream
         sys.stdout.flush()
         sys.stderr.flush()
         for descriptor, copy in zip((1, 2), kept, strict=True):

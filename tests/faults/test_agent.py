@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from edgeprune.devices.agent import AGENT, agent
+from edgeprune.devices import bundle
 from edgeprune.devices.bench import Bench
 from edgeprune.devices.transports.fake import Fake
 from edgeprune.devices.transports.local import Local
 from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
 from edgeprune.records import Target
+from edgeprune.runtimes.timing import Timing, repeat
 
 CAPS = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 20.0}
 
@@ -70,9 +71,11 @@ def test_a_device_that_says_nothing_is_an_error_at_the_deadline(tmp_path: Path) 
 
 def test_a_host_that_leaves_takes_agent_and_worker_with_it(tmp_path: Path) -> None:
     """The agent notices that its standard input closed, as it does when an SSH session drops."""
+    file = tmp_path / "agent.py"
+    file.write_bytes(bundle.agent())
     hello, request = {"nonce": "0" * 32}, {"jobs": [job({"ns": 1000, "hangs": 600}, tmp_path)]}
     agent = subprocess.Popen(
-        [sys.executable, "-I", str(AGENT), "serve"],
+        [sys.executable, "-I", str(file), "serve"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -195,8 +198,8 @@ def test_a_device_that_repeats_itself_is_not_asked_more_often_than_needed(tmp_pa
 def test_the_clock_of_the_device_may_jump(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only clocks that never go back are read while timing."""
     monkeypatch.setattr(time, "time", iter(range(0, -1000, -100)).__next__)
-    caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50}
-    assert all(ns > 0 for ns in agent.repeat(lambda: None, caps))
+    timing = Timing(warmup_s=0.01, timed_s=0.01, runs_min=5, runs_max=50)
+    assert all(ns > 0 for ns in repeat(lambda: None, timing))
 
 
 @pytest.mark.parametrize(

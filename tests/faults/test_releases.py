@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import releases
-from releases import bundle, job, resigned
+from releases import activation, bundle, publication, resigned
 from sshd import keygen
 
-from edgeprune.devices.agent import RELEASING, agent
+from edgeprune.devices import bundle as bundling
+from edgeprune.devices import wire
+from edgeprune.devices.agent import releases as device
+from edgeprune.devices.agent import trust
+from edgeprune.runtimes import machine
+from edgeprune.runtimes.device import Failed
 from edgeprune.stages.deploy import Bundle
 
-Device = Any
+LIST = wire.ListReleases(30.0, "null")
+RAN = wire.Check(ok=True, relative_error=0.0, limit=1.0, median_ms=1.0)
 
 
 @pytest.fixture
@@ -29,26 +35,34 @@ def key(tmp_path: Path) -> Path:
     return keygen(tmp_path / "key")
 
 
-@pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    home = tmp_path / ".edgeprune"
-    home.mkdir()
-    monkeypatch.setattr(agent, "home", lambda: str(home))
-    return releases.releasing()
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the agent of a device whose files are in `tmp_path`."""
+    folder = tmp_path / ".edgeprune"
+    folder.mkdir()
+    monkeypatch.setattr(machine, "home", lambda: str(folder))
 
 
-def service(device: Device) -> Path:
-    return Path(agent.root()) / "services" / "vision"
+def service() -> Path:
+    return Path(machine.root()) / "services" / "vision"
 
 
-def serve(device: Device, made: Bundle, **changes: Any) -> dict[str, Any]:
-    device.publish(job(made, **changes))
-    return dict(device.activate(job(made, **changes)))
+def pointed(kind: Any) -> str | None:
+    return device.pointed(str(service()), kind)
 
 
-def back(device: Device, made: Bundle, **changes: Any) -> dict[str, Any]:
-    """What a rollback asks for."""
-    return job(made, digest=device.pointed(service(device), "previous"), **changes)
+def listed() -> dict[str, wire.ReleaseEntry]:
+    return {entry.digest: entry for entry in device.listed(LIST).releases}
+
+
+def serve(made: Bundle, **changes: Any) -> wire.Activated:
+    device.publish(publication(made))
+    return device.activate(activation(made, **changes))
+
+
+def back(made: Bundle, **changes: Any) -> wire.Activate:
+    """The job of a rollback."""
+    return activation(made, digest=pointed("previous"), **changes)
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, start: int = 1_700_000_000) -> None:
@@ -58,42 +72,40 @@ def clock(monkeypatch: pytest.MonkeyPatch, start: int = 1_700_000_000) -> None:
 
 
 def test_one_release_follows_another_and_is_rolled_back(
-    device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
-    assert serve(device, first)["check"]["ok"]
-    assert serve(device, second)["previous"] == first.digest
-    assert device.activate(back(device, second))["current"] == first.digest
-    states = {entry["digest"]: entry["state"] for entry in device.releases({})["releases"]}
+    assert serve(first).check.ok
+    assert serve(second).previous == first.digest
+    assert device.activate(back(second)).current == first.digest
+    states = {digest: entry.state for digest, entry in listed().items()}
     assert states == {first.digest: "current", second.digest: "previous"}
-    assert (service(device) / "current" / "load.cpp").exists() is False  # there is none for no runtime
-    assert device.activate(back(device, first))["current"] == second.digest
+    assert (service() / "current" / "load.cpp").exists() is False  # there is none for no runtime
+    assert device.activate(back(first)).current == second.digest
 
 
-def test_a_release_that_hangs_is_not_waited_for(device: Device, key: Path, tmp_path: Path) -> None:
+def test_a_release_that_hangs_is_not_waited_for(key: Path, tmp_path: Path) -> None:
     made = bundle(tmp_path / "1", key)
     runner = made.files[0].parent / "runner.py"
     runner.write_text("import time; time.sleep(60)")
     files = json.loads(made.files[0].read_text())["files"]
-    files["runner.py"] = [runner.stat().st_size, agent.hashlib.sha256(runner.read_bytes()).hexdigest()]
-    with pytest.raises(agent.Failed, match=r"took over 0.5 s"):
-        device.publish(job(resigned(made, key, files=files), check_s=0.5))
-    assert not device.releases({})["releases"]
+    files["runner.py"] = [runner.stat().st_size, hashlib.sha256(runner.read_bytes()).hexdigest()]
+    with pytest.raises(Failed, match=r"took over 0.5 s"):
+        device.publish(publication(resigned(made, key, files=files), check_s=0.5))
+    assert not listed()
 
 
-def test_an_answer_that_was_lost_is_given_again(
-    device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_was_lost_is_given_again(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A link that breaks has jobs sent again: that must not undo what they did."""
     clock(monkeypatch)
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
     for made in (first, second):
         for _ in range(2):
-            serve(device, made)
-    asked = back(device, second)
-    assert [device.activate(asked)["current"] for _ in range(2)] == [first.digest] * 2
-    assert device.pointed(service(device), "previous") == second.digest
+            serve(made)
+    asked = back(second)
+    assert [device.activate(asked).current for _ in range(2)] == [first.digest] * 2
+    assert pointed("previous") == second.digest
 
 
 def unsigned(made: Bundle, key: Path, tmp_path: Path) -> Bundle:
@@ -112,7 +124,7 @@ def altered_manifest(made: Bundle, key: Path, tmp_path: Path) -> Bundle:
 
 def altered_and_hashed_again(made: Bundle, key: Path, tmp_path: Path) -> Bundle:
     altered_manifest(made, key, tmp_path)
-    return Bundle(made.files, made.manifest, agent.hashlib.sha256(made.files[0].read_bytes()).hexdigest(), made.signer)
+    return Bundle(made.files, made.manifest, hashlib.sha256(made.files[0].read_bytes()).hexdigest(), made.signer)
 
 
 def altered_model(made: Bundle, key: Path, tmp_path: Path) -> Bundle:
@@ -170,7 +182,6 @@ REFUSED: dict[Callable[[Bundle, Path, Path], Bundle], str] = {
 def test_what_is_refused_leaves_no_trace(
     spoil: Callable[[Bundle, Path, Path], Bundle],
     served: bool,
-    device: Device,
     key: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -178,73 +189,71 @@ def test_what_is_refused_leaves_no_trace(
     clock(monkeypatch)
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
     if served:
-        serve(device, first)
+        serve(first)
     elif spoil is older:
         pytest.skip("there is none that it could be older than")
-    with pytest.raises(agent.Failed, match=REFUSED[spoil]) as caught:
-        device.publish(job(spoil(second, key, tmp_path)))
+    with pytest.raises(Failed, match=REFUSED[spoil]) as caught:
+        device.publish(publication(spoil(second, key, tmp_path)))
     assert caught.value.kind == ("unhealthy" if spoil is that_does_not_run else "refused")
-    assert [entry["digest"] for entry in device.releases({})["releases"]] == [first.digest] * served
-    assert len(list(service(device).glob("releases/*"))) == served and not (tmp_path / "evil").exists()
+    assert list(listed()) == [first.digest] * served
+    assert len(list(service().glob("releases/*"))) == served and not (tmp_path / "evil").exists()
     assert (
-        Path(agent.root()) / "allowed_signers"
+        Path(machine.root()) / "allowed_signers"
     ).exists() == served  # nobody is trusted for a bundle that was refused
 
 
 def test_a_release_that_was_altered_where_it_lies_is_not_gone_back_to(
-    device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
-    serve(device, first)
-    serve(device, second)
-    with open(service(device) / "previous" / "model.json", "a") as file:
+    serve(first)
+    serve(second)
+    with open(service() / "previous" / "model.json", "a") as file:
         file.write(" ")
-    with pytest.raises(agent.Failed, match="altered; deploy again"):
-        device.activate(back(device, second))
-    assert device.pointed(service(device), "current") == second.digest
-    damaged = {entry["digest"]: entry.get("damage") for entry in device.releases({})["releases"]}
-    assert damaged[first.digest] and not damaged[second.digest]
+    with pytest.raises(Failed, match="altered; deploy again"):
+        device.activate(back(second))
+    assert pointed("current") == second.digest
+    assert listed()[first.digest].damage and not listed()[second.digest].damage
 
 
 def test_a_server_that_cannot_take_it_up_gets_the_old_one_back(
-    device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
     told = tmp_path / "told"
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
-    note = ["sh", "-c", f"readlink current >> {told}"]
-    refuse = ["sh", "-c", f"readlink current >> {told}; ! grep -q 2000 current/model.json"]
-    with pytest.raises(agent.Failed, match="ended with 1"):
-        serve(device, first, tell=["false"])
-    assert device.pointed(service(device), "current") is None  # the first one has nothing to go back to
-    serve(device, first, tell=note)
-    with pytest.raises(agent.Failed, match=f"ended with 1.*back to {first.digest[:12]}"):
-        serve(device, second, tell=refuse)
-    assert device.pointed(service(device), "current") == first.digest
+    note = ("sh", "-c", f"readlink current >> {told}")
+    refuse = ("sh", "-c", f"readlink current >> {told}; ! grep -q 2000 current/model.json")
+    with pytest.raises(Failed, match="ended with 1"):
+        serve(first, reload=("false",))
+    assert pointed("current") is None  # the first one has nothing to go back to
+    serve(first, reload=note)
+    with pytest.raises(Failed, match=f"ended with 1.*back to {first.digest[:12]}"):
+        serve(second, reload=refuse)
+    assert pointed("current") == first.digest
     assert [line.rpartition("/")[2] for line in told.read_text().split()] == [first.digest, second.digest, first.digest]
 
 
-def test_old_releases_go_but_never_those_in_use(
-    device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_releases_go_but_never_those_in_use(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch)
     made = [bundle(tmp_path / str(i), key, 1000 + i) for i in range(4)]
     for one in made:
-        serve(device, one, keep=2)
-    assert {e["digest"] for e in device.releases({})["releases"]} == {made[2].digest, made[3].digest}
-    device.activate(back(device, made[3], keep=2))
-    assert device.pointed(service(device), "current") == made[2].digest
+        serve(one, keep=2)
+    assert set(listed()) == {made[2].digest, made[3].digest}
+    device.activate(back(made[3], keep=2))
+    assert pointed("current") == made[2].digest
 
 
-# Dies at the n-th thing it asks of the file system, before it is done or after.
+# Dies at the n-th call that changes the file system, before it is done or after.
 KILLED = """
-import json, os, signal, sys
-sys.path.insert(0, {tests!r})
-from edgeprune.agent import agent
-agent.home = lambda: {home!r}
-part = agent.loaded_module({part!r}, agent=agent)
-part.run_check = lambda folder, manifest, check_s: {{}}
+import importlib, json, os, runpy, signal, sys
+agent = runpy.run_path({agent!r})
+sys.meta_path.insert(0, agent["Sources"])
+names = "devices.wire", "devices.agent.releases", "runtimes.machine"
+wire, releases, machine = (importlib.import_module(agent["PACKAGE"] + "." + name) for name in names)
+machine.home = lambda: {home!r}
+releases.run_check = lambda folder, manifest, check_s: wire.Check(True, 0.0, 1.0, 1.0)
 count = 0
 def deadly(work):
     def call(*a, **k):
@@ -260,87 +269,97 @@ def deadly(work):
     return call
 for name in ("rename", "replace", "symlink", "unlink", "fsync", "mkdir", "rmdir"):
     setattr(os, name, deadly(getattr(os, name)))
-job = json.loads({job!r})
-for mode in {modes!r}:
-    part.MODES[mode](job)
+doers = {{"publish": releases.publish, "activate": releases.activate}}
+for document in json.loads({jobs!r}):
+    doers[document["mode"]](wire.read_job(document)[1])
 """
+Jobs = list[wire.Work[Any]]
 
 
-def killed(at: int, after: bool, modes: list[str], asked: dict[str, Any], home: Path) -> bool:
-    """Whether it was killed; False when it came to its end before that."""
-    text = KILLED.format(
-        tests=str(Path(releases.__file__).parent), home=str(home), part=str(RELEASING), at=at, after=after, modes=modes,
-        job=json.dumps(asked),
-    )  # fmt: skip
+def killed(at: int, after: bool, jobs: Jobs, home: Path) -> bool:
+    """Whether it was killed; False when it completed before that."""
+    documents = json.dumps([wire.job_document(i, job) for i, job in enumerate(jobs)])
+    agent = home.parent / "agent.py"
+    agent.write_bytes(bundling.agent())
+    text = KILLED.format(agent=str(agent), home=str(home), at=at, after=after, jobs=documents)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode != 0
 
 
+def do(job: wire.Work[Any]) -> None:
+    if isinstance(job, wire.Publish):
+        device.publish(job)
+    else:
+        assert isinstance(job, wire.Activate)
+        device.activate(job)
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("verb", ["deploy", "rollback"])
 def test_killed_at_every_step_it_leaves_the_old_or_the_new_and_goes_on(
-    verb: str, after: bool, device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: str, after: bool, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
-    monkeypatch.setattr(device, "run_check", lambda folder, manifest, check_s: {"ok": True})
+    monkeypatch.setattr(device, "run_check", lambda folder, manifest, check_s: RAN)
     old, second, third = (bundle(tmp_path / str(i), key, 1000 + i) for i in range(3))
-    serve(device, old)
-    serve(device, second)
-    start, home = Path(agent.root()), tmp_path / "again" / ".edgeprune"
-    monkeypatch.setattr(agent, "home", lambda: str(home))
-    before, wanted, modes, asked = {
-        "deploy": (second, third, ["publish", "activate"], job(third)),
-        "rollback": (second, old, ["activate"], job(second, digest=old.digest)),
-    }[verb]
+    serve(old)
+    serve(second)
+    start, home = Path(machine.root()), tmp_path / "again" / ".edgeprune"
+    monkeypatch.setattr(machine, "home", lambda: str(home))
+    plans: dict[str, tuple[Bundle, Bundle, Jobs]] = {
+        "deploy": (second, third, [publication(third), activation(third)]),
+        "rollback": (second, old, [activation(second, digest=old.digest)]),
+    }
+    before, wanted, jobs = plans[verb]
     steps = 0
     for at in range(1, 200):
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(start, home, symlinks=True)
-        if not killed(at, after, modes, asked, home):
+        if not killed(at, after, jobs, home):
             break
         steps += 1
-        current = Path(os.path.realpath(service(device) / "current"))
+        current = Path(os.path.realpath(service() / "current"))
         assert current.name in (before.digest, wanted.digest)
-        device.checked(str(current), current.name)  # whole, signed, and in service
-        device.releases({})  # who comes next clears up
-        assert device.pointed(service(device), "current") in (before.digest, wanted.digest)
-        assert device.pointed(service(device), "previous") in (old.digest, second.digest)
-        assert not (service(device) / "switching").exists()
-        if device.pointed(service(device), "current") == before.digest:  # the same again goes through
-            for mode in modes:
-                device.MODES[mode](asked)
-            assert device.pointed(service(device), "current") == wanted.digest
+        trust.checked(str(current), current.name)  # whole, signed, and in service
+        device.listed(LIST)  # the next process clears up
+        assert pointed("current") in (before.digest, wanted.digest)
+        assert pointed("previous") in (old.digest, second.digest)
+        assert not (service() / "switching").exists()
+        if pointed("current") == before.digest:  # the same again goes through
+            for job in jobs:
+                do(job)
+            assert pointed("current") == wanted.digest
     assert steps >= (20 if verb == "deploy" else 10)
-    assert device.pointed(service(device), "current") == wanted.digest
-    assert device.pointed(service(device), "previous") == before.digest
+    assert pointed("current") == wanted.digest
+    assert pointed("previous") == before.digest
 
 
-def test_the_releases_of_a_service_are_changed_by_one_at_a_time(device: Device, key: Path, tmp_path: Path) -> None:
+def test_the_releases_of_a_service_are_changed_by_one_at_a_time(key: Path, tmp_path: Path) -> None:
     first = bundle(tmp_path / "1", key)
-    with device.locked("vision"), pytest.raises(agent.Failed, match="changed by another process") as caught:
-        device.publish(job(first))
+    with device.locked("vision"), pytest.raises(Failed, match="changed by another process") as caught:
+        device.publish(publication(first))
     assert caught.value.kind == "busy"
 
 
 def test_a_device_trusts_the_key_of_its_first_bundle_and_those_that_are_added(
-    device: Device, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
     other = keygen(tmp_path / "other")
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", other, 2000)
-    assert device.publish(job(first))["enrolled"] and not device.publish(job(first))["enrolled"]
-    with pytest.raises(agent.Failed, match="not by a key of"):
-        device.publish(job(second))
-    with open(Path(agent.root()) / "allowed_signers", "a") as file:
+    assert device.publish(publication(first)).enrolled and not device.publish(publication(first)).enrolled
+    with pytest.raises(Failed, match="not by a key of"):
+        device.publish(publication(second))
+    with open(Path(machine.root()) / "allowed_signers", "a") as file:
         file.write(f'edgeprune namespaces="edgeprune" {second.signer}\n')
-    device.publish(job(second))
+    device.publish(publication(second))
 
 
-def test_the_runner_answers_a_person(device: Device, key: Path, tmp_path: Path) -> None:
+def test_the_runner_answers_a_person(key: Path, tmp_path: Path) -> None:
     first = bundle(tmp_path / "1", key)
-    serve(device, first)
-    current = service(device) / "current"
+    serve(first)
+    current = service() / "current"
     argv = [sys.executable, str(current / "runner.py")]
     done = subprocess.run([*argv, "--check"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and json.loads(done.stdout)["ok"]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.devices.transports.base import LONGEST_HEADER, Frames, printable
+from edgeprune.devices.transports.base import LONGEST_HEADER, Frames
+from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError
 
 NONCE = "0123456789abcdef" * 2

@@ -1,4 +1,4 @@
-"""The port to a device: files there and back, and requests to the agent. The agent is talked to here, whatever the link."""
+"""The port to a device: files there and back, and jobs for the agent. All links use the same conversation with the agent."""
 
 from __future__ import annotations
 
@@ -14,33 +14,45 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from edgeprune.devices import wire
+from edgeprune.devices.validate import WireError, printable, read
 from edgeprune.errors import BusyError, DeviceError, LinkError
 from edgeprune.limits import LIMITS
 
 HEADER = re.compile(rb"edgeprune ([0-9a-f]{32}) (\d{1,10}) ([0-9a-f]{8})\n")
+LONGEST_HEADER = 80  # bytes: a header that has not fully arrived may take this much of the buffer
 log = logging.getLogger("edgeprune")
-LONGEST_HEADER = 80  # bytes: how much of an unfinished line may turn out to be a header
+Reply = TypeVar("Reply")
+Document = Mapping[str, Any]  # a JSON object
 
 
 class Transport(ABC):
-    """A way to a device. What a link raises comes out as `DeviceError`."""
+    """A way to a device. Faults of the link are raised as `DeviceError`."""
 
     @abstractmethod
     def put(self, files: Sequence[Path]) -> str:
-        """Bring files that belong together to the device; the path there of the first."""
+        """Bring files that belong together to the device. Returns the path of the first one there."""
 
     @abstractmethod
     def get(self, remote: str, path: Path) -> None:
         """Bring one file back."""
 
     @abstractmethod
-    def call(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
-        """Have the agent do jobs; yields one reply a job, in order, as they come.
+    def call(self, jobs: Sequence[Document], deadline_s: float) -> Iterator[Document]:
+        """Have the agent do jobs.
 
-        Raises `DeviceError` when the agent ends early, says something else, or takes over `deadline_s` in all, and `BusyError`
-        when somebody else holds the device. Closing the iterator ends the agent.
+        Args:
+            jobs: what `wire.job_document` makes, with different ids.
+            deadline_s: the most that all jobs together may take.
+
+        Returns:
+            One reply a job, in order, as they arrive. Replies are not checked yet. Closing the iterator ends the agent.
+
+        Raises:
+            DeviceError: the agent ends early, sends something else, or takes too long.
+            BusyError: another host holds the device.
         """
 
     @abstractmethod
@@ -48,67 +60,95 @@ class Transport(ABC):
         """Leave the device as it was found."""
 
 
-def ask(transport: Transport, job: Mapping[str, Any], refused: Sequence[str] = ()) -> Mapping[str, Any]:
-    """The agent's reply to one job; an error of a kind in `refused` is an answer too."""
-    deadline_s = float(job.get("deadline_s", LIMITS.identify_s))
-    (reply,) = transport.call([{"id": 0, "deadline_s": deadline_s, **job}], deadline_s + LIMITS.identify_s)
-    if "error" in reply and reply["error"] not in refused:
-        raise DeviceError(f"{job['mode']}: {printable(str(reply['error']))}: {printable(str(reply.get('message')))}")
+class Refusal(DeviceError):
+    """The agent cannot do a job; `kind` says why, see `runtimes.device.ErrorKind`."""
+
+    def __init__(self, device: str, job: wire.Job[Any], failure: wire.Failure) -> None:
+        super().__init__(f"{device}: {job.label}: {failure.error}: {failure.message}")
+        self.kind, self.message = failure.error, failure.message
+
+
+def ask(transport: Transport, device: str, job: wire.Job[Reply], slowness: float = 1.0) -> Reply:
+    """Have the agent do one job.
+
+    Args:
+        device: the name of the target, for errors.
+        slowness: how many seconds of this machine a second of the device may take.
+
+    Raises:
+        Refusal: the agent cannot do it.
+        DeviceError: the reply does not fit the job, or there is none in time.
+    """
+    (reply,) = ask_all(transport, device, [job], (job.deadline_s + LIMITS.identify_s) * slowness)
+    return reply
+
+
+def ask_all(transport: Transport, device: str, jobs: Sequence[wire.Job[Reply]], deadline_s: float) -> Iterator[Reply]:
+    """Have the agent do jobs within a deadline for all of them; yields their replies in order. Raises as `ask` does."""
+    documents = [wire.job_document(i, job) for i, job in enumerate(jobs)]
+    for i, (job, document) in enumerate(zip(jobs, transport.call(documents, deadline_s), strict=True)):
+        yield understood(device, job, i, document)
+
+
+def understood(device: str, job: wire.Job[Reply], number: int, document: Document) -> Reply:
+    """The reply to a job that was sent with this number, if it fits the job. Raises as `ask` does."""
+    try:
+        reply = wire.read_reply(job, number, document)
+    except WireError as error:
+        raise DeviceError(f"{device}: the device's reply to {job.label} cannot be used: {error}") from error
+    if isinstance(reply, wire.Failure):
+        raise Refusal(device, job, reply)
     return reply
 
 
 class Stream(Protocol):
-    """Two-way bytes to an agent. What a link raises comes out as `LinkError`."""
+    """Two-way bytes to an agent. Faults of the link are raised as `LinkError`."""
 
     def send(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all of the data."""
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """What came, b"" at the end, None when nothing came in time."""
+        """Received data, b"" at the end of the stream, None when nothing came in time."""
 
     def said(self) -> str:
-        """Printable: the last that the agent said on its standard error, and how it ended."""
+        """The end of the agent's standard error, printable, and how the agent ended."""
 
 
 class Conversation:
     """One agent, from its hello to its end: requests go out, framed replies come in."""
 
-    def __init__(self, stream: Stream, hello: Mapping[str, Any], silence_s: float | None) -> None:
-        """Say hello. Raises `BusyError` when somebody else holds the device."""
-        nonce = secrets.token_hex(16)
+    def __init__(self, stream: Stream, hello: wire.Hello, silence_s: float | None) -> None:
+        """Send the hello. Raises `BusyError` when another host holds the device."""
         self._stream, self._silence_s = stream, silence_s
-        self._frames = Frames(nonce)
-        self._ready: deque[Mapping[str, Any]] = deque()
-        self._say({**hello, "nonce": nonce})
+        self._frames = Frames(hello.nonce)
+        self._ready: deque[Document] = deque()
+        self._send(wire.document(hello))
         (reply,) = self._replies(1, LIMITS.identify_s)
-        if reply.get("error") == "busy":
-            raise BusyError(f"the device is {printable(str(reply.get('message')))}")
-        if "error" in reply:
-            raise DeviceError(f"the agent does not start: {printable(str(reply.get('message')))}")
-        if reply.get("left"):
-            log.warning("the device is left changed; put it back by hand: %s", printable(str(reply["left"])))
+        try:
+            kind: type[wire.Failure | wire.Welcome] = wire.Failure if "error" in reply else wire.Welcome
+            answer = read(kind, reply)
+        except WireError as error:
+            raise DeviceError(f"the agent's answer to the hello cannot be used: {error}") from error
+        if isinstance(answer, wire.Failure):
+            if answer.error == "busy":
+                raise BusyError(f"the device is {answer.message}")
+            raise DeviceError(f"the agent does not start: {answer.message}")
+        if answer.left:
+            log.warning("the device is still changed; restore it by hand: %s", "; ".join(answer.left))
 
-    def ask(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
+    def ask(self, jobs: Sequence[Document], deadline_s: float) -> Iterator[Document]:
         """Send jobs; yields their replies in order."""
-        self._say({"jobs": list(jobs)})
+        self._send({"jobs": list(jobs)})
         yield from self._replies(len(jobs), deadline_s)
 
-    def _say(self, document: Mapping[str, Any]) -> None:
+    def _send(self, document: Document) -> None:
         self._stream.send(json.dumps(document).encode() + b"\n")
 
-    def _replies(self, count: int, deadline_s: float) -> Iterator[Mapping[str, Any]]:
+    def _replies(self, count: int, deadline_s: float) -> Iterator[Document]:
         until, noise = time.monotonic() + deadline_s, 0
         for done in range(count):
             while not self._ready:
-                left = until - time.monotonic()
-                silence = self._silence_s if self._silence_s is not None else left
-                data = self._stream.receive(max(0.0, min(left, silence)))
-                if data is None and left <= silence:
-                    raise DeviceError(
-                        f"the device did not answer before the deadline of {deadline_s:g} s; is it overloaded?"
-                    )
-                if data is None:
-                    raise LinkError(f"the device has said nothing for {silence:g} s")
+                data = self._received(until, deadline_s)
                 if not data:
                     raise LinkError(f"the agent ended after {done} of {count} jobs: {self._stream.said()}")
                 noise += len(data)
@@ -116,21 +156,37 @@ class Conversation:
                     self._ready.append(reply)
                     noise = 0
                 if noise > LIMITS.noise_bytes + LIMITS.reply_bytes:
-                    raise DeviceError(f"the device sends over {LIMITS.noise_bytes >> 20} MB that are no answer")
+                    raise DeviceError(f"the device sends over {LIMITS.noise_bytes >> 20} MB that are no reply")
             yield self._ready.popleft()
+
+    def _received(self, until: float, deadline_s: float) -> bytes:
+        """Data from the agent, b"" at its end."""
+        left = until - time.monotonic()
+        silence = self._silence_s if self._silence_s is not None else left
+        data = self._stream.receive(max(0.0, min(left, silence)))
+        if data is None and left <= silence:
+            raise DeviceError(f"the device did not answer before the deadline of {deadline_s:g} s; is it overloaded?")
+        if data is None:
+            raise LinkError(f"the device has sent nothing for {silence:g} s")
+        return data
+
+
+def hello(who: str = "", token: str = "", silence_s: float | None = None) -> wire.Hello:
+    """A hello with a new nonce; see `wire.Hello`."""
+    return wire.Hello(secrets.token_hex(16), who, token, silence_s)
 
 
 class Frames:
-    """Bytes in, verified payloads out; noise around frames is passed over, and memory stays bounded."""
+    """Bytes in, verified payloads out. Noise around frames is skipped, and memory stays bounded."""
 
     def __init__(self, nonce: str, cap: int = LIMITS.reply_bytes) -> None:
         self._nonce = nonce.encode()
         self._cap = cap
         self._buffer = bytearray()
-        self._wanted: tuple[int, int] | None = None  # bytes and checksum of the frame being read
+        self._wanted: tuple[int, int] | None = None  # bytes and checksum of the frame that is arriving
 
-    def feed(self, data: bytes) -> Iterator[Mapping[str, Any]]:
-        """Take what came from the device; yields the payloads that are complete. Raises `DeviceError` for a false one."""
+    def feed(self, data: bytes) -> Iterator[Document]:
+        """Add received data; yields the complete payloads. Raises `DeviceError` for a damaged or oversized one."""
         self._buffer += data
         while True:
             if self._wanted is None and not self._seek():
@@ -147,7 +203,7 @@ class Frames:
             yield _document(payload)
 
     def _seek(self) -> bool:
-        """Drop noise up to the next frame of ours."""
+        """Drop noise up to the next frame with our nonce."""
         for match in HEADER.finditer(bytes(self._buffer)):
             if match[1] == self._nonce:
                 size = int(match[2])
@@ -160,18 +216,18 @@ class Frames:
         return False
 
 
-def _document(payload: bytes) -> Mapping[str, Any]:
+def _document(payload: bytes) -> Document:
     def number(text: str) -> float:
-        if not math.isfinite(value := float(text)):  # JSON has no NaN, but 1e999 is written like any number
-            raise ValueError(f"{text} is no number")
+        if not math.isfinite(value := float(text)):  # JSON has no NaN, but 1e999 looks like any number
+            raise ValueError(f"{text} is not a number")
         return value
 
     try:
         document = json.loads(payload, parse_constant=number, parse_float=number)
     except (ValueError, RecursionError) as error:
-        raise DeviceError(f"the device's reply is not valid JSON: {error}") from error
+        raise DeviceError(f"the device's reply is not valid JSON: {printable(str(error))}") from error
     if not isinstance(document, dict):
-        raise DeviceError("the device's reply is no JSON object")
+        raise DeviceError("the device's reply is not a JSON object")
     return document
 
 
@@ -179,11 +235,5 @@ def copy_back(source: str, path: Path) -> None:
     """Copy a file that this machine can see. Raises `DeviceError` naming it."""
     try:
         shutil.copyfile(source, path)
-    except OSError as error:
-        raise DeviceError(f"{source}: {error.strerror}") from error
-
-
-def printable(text: str, most: int = LIMITS.message_chars) -> str:
-    """Text from a device, safe to print: escaped, on one line, of bounded length."""
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: 4 * most])
-    return safe if len(safe) <= most else safe[:most] + "…"
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise DeviceError(f"{printable(source)}: {printable(str(error))}") from error

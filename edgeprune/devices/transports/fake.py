@@ -1,26 +1,25 @@
-"""A device that answers from a script: for contract and fault tests, shipped so that plug-ins can use it too."""
+"""A device that answers from a script: for contract and fault tests. It ships, so that plug-ins can use it too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from edgeprune.devices.transports.base import Transport, copy_back
+from edgeprune.devices.transports.base import Document, Transport, copy_back
 
-Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Answer = Callable[[Document], Document]
 
 
 class Fake(Transport):
-    """Answers every job with `answer(job)`; remembers the jobs and the files put."""
+    """Answers every job with `answer(job)`; it keeps the jobs and the files that it got."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self.jobs: list[Mapping[str, Any]] = []
+        self.jobs: list[Document] = []
         self.files: list[Path] = []
 
     def put(self, files: Sequence[Path]) -> str:
-        """Remember the files."""
+        """Keep the paths."""
         self.files.extend(files)
         return str(files[0])
 
@@ -28,7 +27,7 @@ class Fake(Transport):
         """Copy a file."""
         copy_back(remote, path)
 
-    def call(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
+    def call(self, jobs: Sequence[Document], deadline_s: float) -> Iterator[Document]:
         """Answer from the script."""
         for job in jobs:
             self.jobs.append(job)

@@ -8,23 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from edgeprune.devices.agent import AGENT
-from edgeprune.devices.transports.base import Conversation, Transport, copy_back, printable
+from edgeprune.devices import bundle
+from edgeprune.devices.transports.base import Conversation, Document, Transport, copy_back, hello
+from edgeprune.devices.validate import printable
 from edgeprune.errors import LinkError
 from edgeprune.limits import LIMITS
 
-PASSED = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-)  # of the environment; the rest could change what is measured
+PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")  # other variables could change the measurement
 
 
 class Local(Transport):
@@ -35,20 +29,20 @@ class Local(Transport):
         self._conversation: Conversation | None = None
 
     def put(self, files: Sequence[Path]) -> str:
-        """Nothing to copy."""
+        """There is nothing to copy."""
         return str(files[0].absolute())
 
     def get(self, remote: str, path: Path) -> None:
         """Copy a file that the agent wrote."""
         copy_back(remote, path)
 
-    def call(self, jobs: Sequence[Mapping[str, Any]], deadline_s: float) -> Iterator[Mapping[str, Any]]:
-        """Have the agent, started at the first call, do these jobs; see `Transport.call`."""
+    def call(self, jobs: Sequence[Document], deadline_s: float) -> Iterator[Document]:
+        """Have the agent do these jobs; see `Transport.call`. The first call starts the agent."""
         done = False
         try:
             if self._conversation is None:
                 self._child = _Child()
-                self._conversation = Conversation(self._child, {}, silence_s=None)
+                self._conversation = Conversation(self._child, hello(), silence_s=None)
             yield from self._conversation.ask(jobs, deadline_s)
             done = True
         finally:
@@ -67,8 +61,11 @@ class _Child:
 
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-agent-")
+        agent = Path(self._folder.name) / "agent.py"
+        agent.write_bytes(bundle.agent())
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(AGENT), "serve"],
+            [sys.executable, "-I", str(agent), "serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -96,10 +93,10 @@ class _Child:
         """The end of its standard error."""
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - LIMITS.stderr_bytes))
-        return printable(self._errors.read().decode("utf-8", "backslashreplace").strip()) or "it said nothing"
+        return printable(self._errors.read().decode("utf-8", "backslashreplace").strip()) or "it printed nothing"
 
     def end(self) -> None:
-        """Close its standard input, at which the agent ends its worker and itself; then make sure."""
+        """Close its standard input, so that the agent ends its worker and itself; kill it where it does not."""
         with suppress(BrokenPipeError):
             self._stdin.close()
         try:
@@ -109,3 +106,4 @@ class _Child:
             self._process.wait()
         self._stdout.close()
         self._errors.close()
+        self._folder.cleanup()

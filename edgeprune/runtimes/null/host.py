@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime
+from edgeprune.runtimes.timing import NodeTime
 
 
 class Null(Runtime):
@@ -28,6 +28,9 @@ class Null(Runtime):
         exported.unlink()
         return (path,)
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """As reported."""
-        return tuple((node["name"], int(node["ns"])) for node in nodes)
+        return tuple((node.name, node.ns) for node in nodes)
+
+
+RUNTIME = Null()

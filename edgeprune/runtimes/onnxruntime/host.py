@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
+from edgeprune.runtimes.timing import NodeTime
 
 # The layout optimiser names a node after its output tensor and the blocked layout; fusions put a word before it, or append
 # a token or their name; what changes the precision of a tensor is named after it.
@@ -44,13 +45,13 @@ class OnnxRuntime(Runtime):
                     # What the kernels of x86 and ARM multiply: bytes without a sign by bytes with one.
                     quantized(exported, path, samples, "QUInt8")
         except Exception as error:  # the tools' own have no base
-            raise UsageError(f"onnxruntime cannot make the model {precision}: {told(error)}") from error
+            raise UsageError(f"onnxruntime cannot make the model {precision}: {reason(error)}") from error
         exported.unlink()
         return (path,)
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """Undo the optimiser's renaming."""
-        return tuple((ADDED.sub("", node["name"]), int(node["ns"])) for node in nodes)
+        return tuple((ADDED.sub("", node.name), node.ns) for node in nodes)
 
 
 def quiet() -> Any:
@@ -99,3 +100,6 @@ class _Reader:
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._left, None)
+
+
+RUNTIME = OnnxRuntime()

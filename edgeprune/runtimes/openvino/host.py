@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
+from edgeprune.runtimes.timing import NodeTime
 
 # What the plug-in, and NNCF before it, append to the names of the nodes that they split or put in.
 SUFFIX = re.compile(r"(/WithoutBiases|/DequantizationMultiply|/fq_(output|weights|input)_\d+)+$")
@@ -46,9 +47,9 @@ class OpenVino(Runtime):
         exported.unlink()
         return folder / "model.xml", folder / "model.bin"
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """The first of the fused names is the layer's; a node without any keeps its own name."""
-        return tuple((SUFFIX.sub("", next(iter(node["fused"]), node["name"])), int(node["ns"])) for node in nodes)
+        return tuple((SUFFIX.sub("", next(iter(node.fused), node.name)), node.ns) for node in nodes)
 
 
 def _quantized(model: Any, samples: Calls, exact: bool) -> Any:
@@ -66,4 +67,7 @@ def _quantized(model: Any, samples: Calls, exact: bool) -> Any:
                 advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=not exact),
             )
         except Exception as error:
-            raise UsageError(f"nncf cannot quantise the model: {told(error)}") from error
+            raise UsageError(f"nncf cannot quantise the model: {reason(error)}") from error
+
+
+RUNTIME = OpenVino()

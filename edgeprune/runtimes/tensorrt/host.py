@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from edgeprune.devices.agent import ENGINE, TENSORRT
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.onnxruntime.host import halved, quantized, quiet
+from edgeprune.runtimes.timing import NodeTime
 
 BUILDS = 2  # of an engine that is to be used: kernels are chosen by measuring them, which is never the same twice
 WORKERS = re.compile(
@@ -26,8 +25,6 @@ class TensorRt(Runtime):
 
     name = "tensorrt"
     packages = ()  # it comes with JetPack, not from pip
-    part = (TENSORRT, ENGINE)
-    beside = (ENGINE,)
     converter = quantizer = "onnxruntime"
     deadline_s = LIMITS.engine_s
     slow_calls = True  # by trtexec
@@ -63,18 +60,18 @@ class TensorRt(Runtime):
                     pairs = {"AddQDQPairToWeight": True, "QuantizeBias": False, "DedicatedQDQPair": True}
                     quantized(exported, path, samples, "QInt8", **symmetric, **pairs)
         except Exception as error:  # the tools' own have no base
-            raise UsageError(f"onnxruntime cannot make the model {precision}: {told(error)}") from error
+            raise UsageError(f"onnxruntime cannot make the model {precision}: {reason(error)}") from error
         exported.unlink(missing_ok=True)
         (folder / "build.json").write_text(json.dumps(build))
         return path, folder / "build.json"
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """A layer of the engine goes by the ONNX node that does the most work in it; where none is told, it keeps its name.
 
         Since 8.6 the engine tells them; before, they are in its layers' names: "a + b", "PWN(a, b)", "Reformatting CopyNode
         for Input Tensor 0 to a".
         """
-        return tuple((_worker(node.get("onnx") or _members(node["name"])), int(node["ns"])) for node in nodes)
+        return tuple((_worker(node.fused or _members(node.name)), node.ns) for node in nodes)
 
 
 def _members(name: str) -> list[str]:
@@ -88,3 +85,6 @@ def _members(name: str) -> list[str]:
 
 def _worker(names: Sequence[str]) -> str:
     return next((name for name in names if WORKERS.search(name)), names[0])
+
+
+RUNTIME = TensorRt()

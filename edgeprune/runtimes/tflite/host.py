@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, silenced, told
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.tflite import flatbuffer
+from edgeprune.runtimes.timing import NodeTime
 
 FLAT = 1e-6  # a range below which a tensor was always zero
 AVERAGED = 100  # calls: the quantiser's ranges are moving averages that forget one in twenty of what they had at each
@@ -59,9 +60,9 @@ class TfLite(Runtime):
             path.write_bytes(b"".join([json.dumps(index).encode(), b"\n", *(content for _, content in parts)]))
         return path
 
-    def node_times(self, nodes: list[Mapping[str, Any]]) -> NodeTimes:
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """As reported: operators by number and kind."""
-        return tuple((node["name"], int(node["ns"])) for node in nodes)
+        return tuple((node.name, node.ns) for node in nodes)
 
 
 def _lowered(content: bytes, precision: str, samples: Calls, exact: bool) -> bytes:
@@ -88,7 +89,7 @@ def _lowered(content: bytes, precision: str, samples: Calls, exact: bool) -> byt
                 ranges = {name: _sane(seen, exact) for name, seen in found.items()}
             return bytes(work.quantize(ranges).quantized_model)
         except Exception as error:
-            raise UsageError(f"ai-edge-quantizer cannot make the model {precision}: {told(error)}") from error
+            raise UsageError(f"ai-edge-quantizer cannot make the model {precision}: {reason(error)}") from error
 
 
 def _sane(seen: dict[str, Any], exact: bool) -> dict[str, Any]:
@@ -171,3 +172,6 @@ def _copy(noun: Any, **changed: Any) -> Any:
     copy = type(noun)()
     copy.__dict__.update(vars(noun), **changed)
     return copy
+
+
+RUNTIME = TfLite()

@@ -1,0 +1,144 @@
+"""Facts about the device: what it is, and the conditions of a measurement."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from ...runtimes import machine
+from ...runtimes.device import Conditions, Runtime, find
+from ..validate import printable
+from ..wire import Examine, GetState, Identify, Identity, Platform, State
+
+FACT_BYTES = 1 << 16  # that are read of a file or a program
+FACT_CHARS = 100  # of a fact that is text
+IDENTITY_CHARS = 200
+
+
+def examine(job: Examine) -> Platform:
+    """The facts that an installation needs."""
+    return Platform(
+        python=f"{sys.version_info[0]}.{sys.version_info[1]}",
+        machine=platform.machine(),
+        glibc=platform.libc_ver()[1] or "unknown",
+        free_bytes=machine.free_bytes(),
+        clock_s=time.time(),
+        cores=len(os.sched_getaffinity(0)),
+        pip=importlib.util.find_spec("pip") is not None,
+    )
+
+
+def identify(job: Identify) -> Identity:
+    """The device and the runtime of the job."""
+    runtime = find(job.runtime)
+    serial = machine.first_line("/etc/machine-id") + machine.first_line("/proc/device-tree/serial-number")
+    return Identity(
+        machine=platform.machine(),
+        cpu=printable(cpu_name(), IDENTITY_CHARS),
+        cores=len(os.sched_getaffinity(0)),
+        # Major and minor: a patch release of the kernel does not make another device.
+        system=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
+        runtime=job.runtime,
+        runtime_version=printable(runtime.version(), IDENTITY_CHARS),
+        boot_id=machine.boot_id(),
+        serial=hashlib.sha256(serial.encode()).hexdigest()[:16],
+        # A machine of qemu without a model of its own: only software runs it at this clock.
+        emulated="linux,dummy-virt" in machine.first_line("/proc/device-tree/compatible"),
+        simulated=runtime.simulated(),
+    )
+
+
+def state(job: GetState) -> State:
+    """The conditions that a measurement would have now."""
+    return State(conditions(find(job.runtime)))
+
+
+def cpu_name() -> str:
+    """The processor's name, by /proc/cpuinfo, the device tree or its part number."""
+    fields: dict[str, str] = {}
+    try:
+        with open("/proc/cpuinfo") as info:
+            for line in info:
+                key, _, value = line.partition(":")
+                fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    implementer, part = fields.get("CPU implementer"), fields.get("CPU part")
+    return (
+        fields.get("model name")
+        or machine.first_line("/proc/device-tree/model")
+        or (f"{implementer}/{part}" if implementer and part else "")
+        or platform.processor()
+        or "unknown"
+    )
+
+
+def conditions(runtime: Runtime) -> Conditions:
+    """The conditions now. A fact that this device does not report is left out."""
+    found: Conditions = {"boot_id": machine.boot_id(), "load": os.getloadavg()[0]}
+    thermal = "/sys/class/thermal"
+    zones = [machine.first_line(f"{thermal}/{name}/temp") for name in machine.listed(thermal)]
+    temperatures = [int(value) for value in zones if value.lstrip("-").isdigit()]
+    if temperatures:
+        found["temperature_mc"] = max(temperatures)
+    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    governor = machine.first_line(cpufreq + "scaling_governor")
+    frequency = machine.first_line(cpufreq + "scaling_cur_freq")
+    if governor:
+        found["governor"] = governor
+    if frequency.isdigit():
+        found["frequency_khz"] = int(frequency)
+    for name, value in (("os", os_name()), ("firmware", firmware()), ("throttled", throttled())):
+        if value is not None:
+            found[name] = value
+    found.update(runtime.conditions())
+    return {name: printable(fact, FACT_CHARS) if isinstance(fact, str) else fact for name, fact in found.items()}
+
+
+def os_name(places: Sequence[str] = ("/etc/os-release", "/usr/lib/os-release")) -> str | None:
+    """The operating system and its release for people (os-release(5)), or None."""
+    for place in places:
+        try:
+            with open(place, encoding="utf-8", errors="replace") as file:
+                lines = file.read(FACT_BYTES).splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.startswith("PRETTY_NAME="):
+                return line.partition("=")[2].strip().strip("\"'")[:FACT_CHARS] or None
+    return None
+
+
+def firmware(jetson: str = "/etc/nv_tegra_release") -> str | None:
+    """A Raspberry Pi's firmware or a Jetson's L4T; None elsewhere."""
+    lines = [line.strip() for line in (vcgencmd("version") or "").splitlines()]
+    found = [line for line in lines if line.startswith("version ")] or [machine.first_line(jetson).lstrip("# ")]
+    return found[0][:FACT_CHARS] or None
+
+
+def throttled() -> int | None:
+    """A Raspberry Pi's throttling flags: bits 0 to 3 mean now, bits 16 to 19 since boot. None elsewhere."""
+    answer = vcgencmd("get_throttled")
+    try:
+        return None if answer is None else int(answer.strip().partition("throttled=")[2], 16)
+    except ValueError:
+        return None
+
+
+def vcgencmd(question: str) -> str | None:
+    """What a Raspberry Pi's firmware answers; None elsewhere."""
+    tool = shutil.which("vcgencmd")
+    if tool is None:
+        return None
+    try:
+        done = subprocess.run([tool, question], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    return done.stdout[:FACT_BYTES].decode("ascii", "replace")

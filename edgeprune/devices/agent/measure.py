@@ -1,0 +1,77 @@
+"""Time models and compute their outputs, in a worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...runtimes import machine
+from ...runtimes.device import Array, Options, find
+from ...runtimes.timing import NodeTime, Timing
+from ..validate import printable
+from ..wire import GetOutputs, Measurement, Outputs, Time
+from . import undo
+from .facts import conditions
+
+PROFILED_RUNS = 100  # at most: times by node only rank the nodes
+NODE_CHARS = 1 << 13
+
+
+def time_models(job: Time) -> Measurement:
+    """Time the models without a profiler, with the conditions before and after; then time nodes where the job asks."""
+    runtime = find(job.runtime)
+    options, timing = Options(job.threads, job.dla), Timing(job.warmup_s, job.timed_s, job.runs_min, job.runs_max)
+    if job.prepare:
+        runtime.prepare(job.prepare.power_mode, job.prepare.jetson_clocks, undo.record)
+    inputs = _loaded(job.inputs)
+    before = conditions(runtime)
+    found, peak = runtime.measure(job.models, options, inputs, timing)
+    after = conditions(runtime)
+    profiling = replace(timing, timed_s=job.profiled_s, runs_max=PROFILED_RUNS)
+    for i, path in enumerate(job.profiled):
+        nodes = runtime.profile(path, options, inputs, profiling)
+        found[i] = replace(found[i], nodes=tuple(map(_safe, nodes)))
+    return Measurement(tuple(found), peak, before, after)
+
+
+def _safe(node: NodeTime) -> NodeTime:
+    """Names come from the model's file and may hold any character; the wire takes printable ones."""
+    return NodeTime(
+        printable(node.name, NODE_CHARS), node.ns, tuple(printable(name, NODE_CHARS) for name in node.fused)
+    )
+
+
+def _loaded(paths: Sequence[str]) -> list[Array]:
+    if not paths:
+        return []
+    import numpy
+
+    return [numpy.ascontiguousarray(numpy.load(path, allow_pickle=False)) for path in paths]
+
+
+def outputs(job: GetOutputs) -> Outputs:
+    """Run samples until time or bytes are used up, and write a file for each output."""
+    import numpy
+
+    for name in machine.listed("."):
+        if name.startswith("output-"):  # of an earlier job; the host has fetched it
+            os.unlink(name)
+    model = find(job.runtime).load(job.model, Options(job.threads, job.dla))
+    stacked = [numpy.load(path, allow_pickle=False, mmap_mode="r") for path in job.inputs]
+    results: list[list[Array]] = []
+    size, until, spent = 0, time.monotonic() + job.most_s, 0.0
+    for i in range(job.start, len(stacked[0])):
+        start = time.monotonic()
+        result = model.call([numpy.ascontiguousarray(array[i]) for array in stacked])
+        spent = time.monotonic() - start  # of the last call: the first may include a set-up
+        results.append(result[: job.outputs])
+        size = max(size, *(array.nbytes for array in results[-1]))
+        if time.monotonic() > until or size * (len(results) + 1) > job.most_bytes:
+            break
+    files = []
+    for i in range(job.outputs):
+        files.append(os.path.abspath(f"output-{i}.npy"))
+        numpy.save(files[-1], numpy.stack([result[i] for result in results]), allow_pickle=False)
+    return Outputs(len(results), tuple(files), spent)

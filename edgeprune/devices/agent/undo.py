@@ -1,0 +1,70 @@
+"""Restore what a measurement changed on the device, even after the agent was killed.
+
+Before anything changes, the commands that restore it are written to `undo-PID-BOOT.json` in the agent's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from ...runtimes import machine
+
+COMMAND_S = 30
+
+
+def record(commands: Sequence[Sequence[str]]) -> None:
+    """Have this worker's agent run these commands when it ends, before those that are recorded already."""
+    os.makedirs(machine.root(), mode=0o700, exist_ok=True)
+    path = os.path.join(machine.root(), f"undo-{os.getppid()}-{machine.boot_id()[:8]}.json")
+    recorded = [list(argv) for argv in commands]
+    if os.path.exists(path):
+        with open(path) as file:
+            recorded += json.load(file)
+    machine.write(path, json.dumps(recorded).encode())
+
+
+def restore() -> None:
+    """Run the recorded commands of this agent and of agents that are gone."""
+    for path in _files():
+        _, pid, boot = os.path.basename(path)[: -len(".json")].split("-", 2)
+        if int(pid) == os.getpid() or boot != machine.boot_id()[:8] or not os.path.exists("/proc/" + pid):
+            _restore(path)
+
+
+def pending() -> list[str]:
+    """The commands that failed: the device is still changed."""
+    found: list[str] = []
+    for path in _files():
+        with open(path) as file:
+            found += [" ".join(argv) for argv in json.load(file)]
+    return found
+
+
+def _files() -> list[str]:
+    names = [name for name in machine.listed(machine.root()) if name.startswith("undo-") and name.endswith(".json")]
+    return [os.path.join(machine.root(), name) for name in names]
+
+
+def _restore(path: str) -> None:
+    """Run the commands in a file. Those that fail are reported and stay in it for the next agent."""
+    with open(path) as file:
+        commands = json.load(file)
+    failed = [argv for argv in commands if not _succeeds(argv)]
+    for argv in failed:
+        print(f"cannot restore what was changed: {' '.join(argv)}", file=sys.stderr)
+    if failed:
+        machine.write(path, json.dumps(failed).encode())
+    else:
+        os.unlink(path)
+
+
+def _succeeds(argv: list[str]) -> bool:
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=COMMAND_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

@@ -1,0 +1,135 @@
+"""The port of runtimes on a device: load a model, run it, and time it.
+
+`runtimes/NAME/device.py` holds `RUNTIME`, its implementation. The agent measures with it, and a release serves with it:
+one piece of code loads a model. It travels to devices: standard library only, Python 3.8 and up. Modules that travel import
+each other relatively, so that a release can hold them under a name of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Literal, Sequence, Union
+
+from . import machine
+from .timing import NodeTime, Timed, Timing, interleaved
+
+Array = Any  # a numpy array; numpy is imported where it is used, since a device may lack it
+Fact = Union[int, float, str]
+Conditions = Dict[str, Fact]  # the state of a device; a fact that the device does not report is left out
+Undo = Callable[[Sequence[Sequence[str]]], None]  # records commands that restore the device
+
+ErrorKind = Literal[
+    "busy",
+    "damaged",
+    "deadline",
+    "disk-full",
+    "killed",
+    "load",
+    "malformed",
+    "memory",
+    "no-ssh-keygen",
+    "pip",
+    "prepare",
+    "refused",
+    "run",
+    "runtime-missing",
+    "system",
+    "unhealthy",
+    "wheel",
+]
+
+
+class Failed(Exception):
+    """A job that the device cannot do; the host acts on `kind`."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is loaded: the threads of one inference, and the core of the deep-learning accelerator, if any."""
+
+    threads: int
+    dla: int | None = None
+
+
+class Model(ABC):
+    """A loaded model. Inputs and outputs are numpy arrays, in the order of the model file."""
+
+    @abstractmethod
+    def feed(self, inputs: Sequence[Array]) -> None:
+        """Set the inputs that `run` reads."""
+
+    @abstractmethod
+    def run(self) -> object:
+        """Do one inference on the inputs that `feed` set."""
+
+    @abstractmethod
+    def call(self, inputs: Sequence[Array]) -> list[Array]:
+        """Do one inference on these inputs and return the outputs."""
+
+
+class Runtime(ABC):
+    """One runtime on a device."""
+
+    made: tuple[str, ...] = ()  # files of a release that only the device can make, beside the signed ones
+
+    @abstractmethod
+    def version(self) -> str:
+        """The installed version. Raises `Failed` of the kind "runtime-missing"."""
+
+    @abstractmethod
+    def load(self, path: str, options: Options) -> Model:
+        """Load a model file. Raises `Failed` of the kind "load"."""
+
+    @abstractmethod
+    def profile(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> list[NodeTime]:
+        """Time every node of the file that the host's `instrument` gave."""
+
+    def simulated(self) -> bool:
+        """Whether the runtime is a stand-in, so that its times say nothing about the real one."""
+        return False
+
+    def conditions(self) -> Conditions:
+        """The state of the hardware that this runtime uses, beside what the agent reports of every device."""
+        return {}
+
+    def prepare(self, power_mode: str | None, jetson_clocks: bool, undo: Undo) -> None:
+        """Bring the device into the state that the target asks for. `undo` is called before every change."""
+        raise Failed("prepare", "this runtime cannot set a power mode or clocks; remove [prepare] from the target")
+
+    def measure(
+        self, paths: Sequence[str], options: Options, inputs: Sequence[Array], timing: Timing
+    ) -> tuple[list[Timed], int]:
+        """Time models without a profiler: the runs of each, and the peak memory in bytes."""
+        models = [self.load(path, options) for path in paths]
+        for model in models:
+            model.feed(inputs)
+        return interleaved([model.run for model in models], timing), machine.peak_memory()
+
+    def make(self, path: str, options: Options) -> dict[str, str]:
+        """Make the files of `made` for a model: the place of each."""
+        return {}
+
+    def load_release(self, folder: str, model: str, options: Options, version: str) -> Model:
+        """Load the model of a release, whose files lie in `folder`; `version` is the runtime's when it was verified."""
+        return self.load(os.path.join(folder, model), options)
+
+
+def find(name: str) -> Runtime:
+    """The runtime of this name. Raises `Failed` where there is none."""
+    package = __name__.rpartition(".")[0]
+    missing = Failed("runtime-missing", f"edgeprune has no runtime {name!r}")
+    if not re.fullmatch("[a-z0-9_]+", name):
+        raise missing
+    try:
+        runtime: Runtime = importlib.import_module(f"{package}.{name}.device").RUNTIME
+    except ModuleNotFoundError as error:
+        raise missing from error
+    return runtime

@@ -1,0 +1,97 @@
+"""The machine that the agent runs on: its folder, small files, and facts.
+
+It travels to devices: standard library only, Python 3.8 and up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import resource
+import shutil
+import sys
+
+
+def home() -> str:
+    """The folder of the agent's file."""
+    return os.path.dirname(os.path.abspath(sys.argv[0]))
+
+
+def root() -> str:
+    """The folder that keeps files on a device: the agent's own, or ~/.edgeprune where this machine is the device."""
+    here = home()
+    return here if os.path.basename(here) == ".edgeprune" else os.path.expanduser("~/.edgeprune")
+
+
+def free_bytes() -> int:
+    """The free space where files are kept."""
+    place = root()
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    return shutil.disk_usage(place).free
+
+
+def write(path: str, content: bytes) -> None:
+    """Write a small file in one step, down to the disk."""
+    with open(path + ".new", "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+    sync(os.path.dirname(path))
+
+
+def sync(path: str) -> None:
+    """Bring a file or folder to the disk. A rename is on the disk only once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: str) -> None:
+    """Remove a file that may be missing."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sha256(path: str) -> str:
+    """The SHA-256 of a file, in hex."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            sha.update(part)
+    return sha.hexdigest()
+
+
+def listed(folder: str) -> list[str]:
+    """The sorted names in a folder; none where the folder cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def first_line(path: str) -> str:
+    """The first line of a small file, or an empty string."""
+    try:
+        with open(path) as file:
+            return file.readline(1000).strip("\0\n ")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def boot_id() -> str:
+    """Changes at every boot."""
+    return first_line("/proc/sys/kernel/random/boot_id") or "unknown"
+
+
+def peak_memory() -> int:
+    """The most memory that this process ever held, in bytes."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
