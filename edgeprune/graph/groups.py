@@ -1,4 +1,4 @@
-"""Operations on channel groups: lock one, turn kept units into a recipe, list candidate widths. Pure."""
+"""Operations on channel groups: lock one, make a recipe, list candidate widths, summarise. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgeprune.limits import LIMITS
-from edgeprune.records import Group, Groups, Slot, Span, Widths
+from edgeprune.records import Group, Groups, Slot, Span, Survey, SurveyedGroup, Widths
 
 
 def matches(parameter: str, pattern: str) -> bool:
@@ -120,3 +120,23 @@ def candidate_widths(group: Group) -> tuple[int, ...]:
     while step * LIMITS.group_widths < group.width:
         step *= 2
     return (*range(step, group.width, step), group.width)
+
+
+def summarise(project: str, groups: Groups) -> Survey:
+    """Summarise which channels of a project's model can be cut."""
+    full = groups.full()
+
+    def summary(group: Group) -> SurveyedGroup:
+        weights = {slot.parameter for slot in group.slots}
+        layers = [layer for layer in groups.layers if layer.weight in weights]
+        names = tuple(layer.name for layer in layers)
+        return SurveyedGroup(group.name, group.width, names, sum(layer.macs(full) for layer in layers), group.locked)
+
+    return Survey(
+        project=project,
+        macs=groups.macs(full),
+        least_macs=groups.macs(groups.least()),
+        groups=tuple(map(summary, groups.groups)),
+        blocks=tuple(block.name for block in groups.blocks),
+        unknown_operators=groups.unknown_operators,
+    )

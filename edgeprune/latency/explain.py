@@ -9,17 +9,7 @@ import numpy as np
 from edgeprune.latency.fit import draft, fit
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.surface import LayerCost
-from edgeprune.records import (
-    ExplainedGroup,
-    ExplainedLayer,
-    Explanation,
-    Group,
-    Groups,
-    Profile,
-    Survey,
-    SurveyedGroup,
-    Widths,
-)
+from edgeprune.records import ExplainedGroup, ExplainedLayer, Explanation, Groups, Profile, Widths
 
 WIDTHS = 1024  # most widths of a curve
 BLOCKS = (64, 32, 16, 8)  # channels that a kernel may process at a time, largest first
@@ -63,26 +53,6 @@ def explain(groups: Groups, profile: Profile, beside: Mapping[str, Profile]) -> 
             )
             for group in groups.free
         ),
-    )
-
-
-def survey(project: str, groups: Groups) -> Survey:
-    """Summarise which channels of a project's model can be cut."""
-    full = groups.full()
-
-    def surveyed(group: Group) -> SurveyedGroup:
-        weights = {slot.parameter for slot in group.slots}
-        layers = [layer for layer in groups.layers if layer.weight in weights]
-        names = tuple(layer.name for layer in layers)
-        return SurveyedGroup(group.name, group.width, names, sum(layer.macs(full) for layer in layers), group.locked)
-
-    return Survey(
-        project=project,
-        macs=groups.macs(full),
-        least_macs=groups.macs(groups.least()),
-        groups=tuple(map(surveyed, groups.groups)),
-        blocks=tuple(block.name for block in groups.blocks),
-        unknown_operators=groups.unknown_operators,
     )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from test_latency import profile
 from torch import Tensor, nn
 
-from edgeprune.latency import explain as explaining
+from edgeprune.latency.explain import explain, steps
 from edgeprune.network.survey import survey
 from edgeprune.records import Explanation, Groups
 from edgeprune.reports import console
@@ -37,7 +37,7 @@ def groups() -> Groups:
 @pytest.fixture(scope="module")
 def explanation(groups: Groups) -> Explanation:
     fine, coarse = (profile(groups, 60, step, noise=0.0) for step in (1, 16))
-    return explaining.explain(groups, coarse, {"fine": replace(fine, target="fine")})
+    return explain(groups, coarse, {"fine": replace(fine, target="fine")})
 
 
 def test_two_devices_have_different_steps(explanation: Explanation) -> None:
@@ -59,15 +59,15 @@ def test_layers_have_points_steps_and_shares(groups: Groups, explanation: Explan
 @pytest.mark.parametrize("block", [8, 16, 32, 64])
 def test_steps_of_a_staircase(block: int) -> None:
     widths = np.arange(1, 257)
-    assert explaining.steps(np.ceil(widths / block) * block * 10.0 + 500) == (block, 0.0)
+    assert steps(np.ceil(widths / block) * block * 10.0 + 500) == (block, 0.0)
 
 
 def test_steps_of_a_slope_of_unaligned_widths_and_of_few_channels() -> None:
     widths = np.arange(1, 129)
-    assert explaining.steps(widths * 7.0) == (1, pytest.approx(0.0))
-    step, dearer = explaining.steps(widths * np.where(widths % 4 == 0, 1.0, 3.0))
-    assert step == 4 and dearer == pytest.approx(2.0)
-    assert explaining.steps(np.arange(1.0, 9.0)) == (1, 0.0)
+    assert steps(widths * 7.0) == (1, pytest.approx(0.0))
+    step, extra = steps(widths * np.where(widths % 4 == 0, 1.0, 3.0))
+    assert step == 4 and extra == pytest.approx(2.0)
+    assert steps(np.arange(1.0, 9.0)) == (1, 0.0)
 
 
 def test_an_explanation_is_saved_loaded_and_shown(explanation: Explanation, groups: Groups) -> None:

@@ -63,8 +63,8 @@ class Call:
 
     @property
     def reason(self) -> str:
-        """The usual reason of a lock."""
-        return f"{self.node.target} ties it to an input, a constant or space"
+        """The reason of a lock, where a rule gives no other."""
+        return f"{self.node.target} ties these channels to an input, a constant or a spatial dimension"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def _slice(call: Call) -> Value:
     if step == 1:
         result[dim] = _window(call, source[dim], start, stop - start)
     else:
-        call.labels.lock(source[dim].tolist(), f"strided slice {call.node.target}")
+        call.labels.lock(source[dim].tolist(), f"{call.node.target} takes channels with a stride")
         result[dim] = source[dim][start:stop:step]
     return result
 
