@@ -45,9 +45,9 @@ STAGE = Stage("survey", Reads, run, Groups, describe)
 def of_project(project: Project) -> Survey:
     """What of a project's model can be cut. Asks no device and keeps nothing."""
     from edgeprune.frontends.model import Network
-    from edgeprune.latency import explain
+    from edgeprune.graph.groups import summarise
     from edgeprune.network.survey import survey
 
     network = Network(project)
     network.require_locks(project.prune.lock)
-    return explain.survey(project.name, survey(network.module, network.inputs, project.prune.lock))
+    return summarise(project.name, survey(network.module, network.inputs, project.prune.lock))
