@@ -20,8 +20,8 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import open_bench
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
 from edgeprune.records import Artifact, Prepare, Target
-from edgeprune.stages import compile as compiling
 from edgeprune.stages import deploy as deploying
+from edgeprune.stages.compile import Compiler
 
 StandIn = Callable[[str], None]
 
@@ -42,7 +42,7 @@ def compiled(folder: Path, precision: str) -> Artifact:
     folder.mkdir()
     calls = [(np.random.default_rng(i).standard_normal((1, 3, 16, 16)).astype("float32"),) for i in range(4)]
     example = (torch.zeros(1, 3, 16, 16),)
-    return compiling.compile_model(model, example, (), runtimes.RUNTIMES["tensorrt"], precision, folder, "s", calls)
+    return Compiler(runtimes.host("tensorrt"), precision, calls).compile(model, example, (), folder, "s")
 
 
 def image(tmp_path: Path) -> list[Path]:
@@ -118,9 +118,9 @@ def test_a_device_in_another_state_than_expected_is_told(
     for asked, why in (
         (
             replace(target, power_mode="MAXN"),
-            r"\[expect\] power_mode = MAXN, and the device's is not told; sudo nvpmodel",
+            r"\[expect\] power_mode = MAXN, and the device's is not reported; sudo nvpmodel",
         ),
-        (replace(target, prepare=Prepare("MAXN")), "nvpmodel does not say its power mode: is this a Jetson"),
+        (replace(target, prepare=Prepare("MAXN")), "nvpmodel does not print its power mode: is this a Jetson"),
     ):
         with open_bench(asked, tmp_path) as bench, pytest.raises(DeviceError, match=why):
             bench.measure([[artifact.files[0]]], image(tmp_path))
@@ -133,25 +133,25 @@ def test_a_release_holds_the_engine_that_was_built_there(
     inputs = [np.ones((1, 3, 16, 16), "float32")]
     with open_bench(target, tmp_path) as bench:
         (outputs,) = bench.outputs(artifact.files[0], [inputs[0][None]])
-        device = bench.device
+        verified = deploying.Verified(bench.device, artifact, verdict(), inputs, outputs[0])
     target = replace(target, deploy=replace(target.deploy, key=keygen(tmp_path / "key")))
     (tmp_path / "bundle").mkdir()
-    made = deploying.bundle("eyes", target, device, artifact, verdict(), inputs, outputs[0], tmp_path / "bundle")
+    made = deploying.bundle("eyes", target, verified, tmp_path / "bundle")
     (release,) = deploying.deploy(target, made, lambda text: None)
     folder = tmp_path / ".edgeprune" / "services" / "eyes" / "current"
     assert release.state == "current" and release.manifest is not None and release.manifest.device.simulated
     assert (folder / "engine.plan").read_bytes() == plans(tmp_path)[0].read_bytes()
-    assert {"engine.py", "build.json", "runner.py"} <= {path.name for path in folder.iterdir()}
+    assert {"build.json", "runner.py"} <= {path.name for path in folder.iterdir()}
     (folder / "engine.plan").unlink()
     (damaged,) = deploying.releases(target)
     assert damaged.damage == "engine.plan is missing"
     (folder / "engine.plan").write_bytes(b"cut off")
     time.sleep(1.1)  # a bundle's age is in whole seconds
     (tmp_path / "again").mkdir()
-    again = deploying.bundle("eyes", target, device, artifact, verdict(), inputs, outputs[0], tmp_path / "again")
+    again = deploying.bundle("eyes", target, verified, tmp_path / "again")
     told: list[str] = []
     (mended,) = deploying.deploy(target, again, told.append)
-    assert mended.digest == again.digest and "which does not run" in told[0]
+    assert mended.digest == again.digest and "does not run" in told[0]
     assert not list((tmp_path / "bundle").glob("*.plan"))  # none was sent there
     assert (folder / "load.cpp").read_text().startswith("// Loads this release's engine")
 

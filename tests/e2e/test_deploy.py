@@ -1,4 +1,4 @@
-"""Into service and out of it again: on this machine by the command line, and on hosts behind real SSH servers."""
+"""Deploy and roll back: on this machine by the command line, and on hosts behind real SSH servers."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def known(walked: tuple[Path, Finished], tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_whole_road_into_service_and_back(known: Path, home: Path) -> None:
-    """At a budget that no noise of this machine makes doubtful: with nothing to cut, and then with other weights."""
+def test_deploy_and_roll_back_by_the_command_line(known: Path, home: Path) -> None:
+    """The budget is so large that noise cannot make it fail. The second release has other weights."""
     deploy = ("deploy", "--project", known, "--budget", "50 ms")
     first = command(*deploy, "--json")
     assert first.code == 0, first.out + first.err
@@ -51,7 +51,7 @@ def test_the_whole_road_into_service_and_back(known: Path, home: Path) -> None:
     assert (one["host"], one["service"], one["state"]) == ("here", "blobs", "current")
     assert one["manifest"]["verdict"]["artifact"] == one["manifest"]["artifact"]
     again = command(*deploy)
-    assert again.code == 0 and "already, and well" in again.out
+    assert again.code == 0 and "already, and it passes its check" in again.out
     current = home / ".edgeprune" / "services" / "blobs" / "current"
     done = subprocess.run(
         [sys.executable, current / "runner.py", "--check"], capture_output=True, timeout=60, check=False
@@ -72,7 +72,7 @@ def test_the_whole_road_into_service_and_back(known: Path, home: Path) -> None:
     assert "damaged" in command("releases").out
     before.write_bytes(content)
     assert command("rollback", "--project", known).code == 0
-    again = command("rollback", "--project", known)  # as after one that failed half-way on several hosts
+    again = command("rollback", "--project", known)  # as after a rollback that failed on a later host
     assert again.code == 0 and "was rolled back already" in again.err
     states = {release["digest"]: release["state"] for release in command("releases", "--json").json}
     assert states == {one["digest"]: "current", second.json[0]["digest"]: "previous"}
@@ -81,7 +81,7 @@ def test_the_whole_road_into_service_and_back(known: Path, home: Path) -> None:
     (home / ".ssh" / "id_ed25519").unlink()
     keyless = command(*deploy)
     assert keyless.code == 2 and "ssh-keygen -t ed25519" in keyless.err
-    assert not keyless.out.strip(), "it is said before anything is done"
+    assert not keyless.out.strip(), "it is an error before any stage runs"
 
 
 FALLING = """
@@ -95,7 +95,7 @@ def metric(outputs, targets):
 
 
 @pytest.mark.slow
-def test_what_did_not_pass_is_not_deployed(known: Path, home: Path) -> None:
+def test_an_artifact_that_failed_is_not_deployed(known: Path, home: Path) -> None:
     with open(known.with_name("blobs.py"), "a") as module:
         module.write(FALLING)
     known.write_text(known.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
@@ -138,31 +138,31 @@ def states(found: list[Release]) -> list[tuple[str, str, str]]:
     return [(release.host, release.digest, release.state) for release in found]
 
 
-def test_hosts_one_after_another_up_to_the_first_that_fails(
+def test_hosts_are_deployed_in_order_up_to_the_first_that_fails(
     fleet: tuple[Target, list[Sshd]], home: Path, tmp_path: Path
 ) -> None:
     target, servers = fleet
     key = target.deploy.key
     assert key is not None
-    told: list[str] = []
+    lines: list[str] = []
     first = bundle(tmp_path / "1", key, 1000)
-    found = deploying.deploy(target, first, told.append)
+    found = deploying.deploy(target, first, lines.append)
     assert states(found) == [("one", first.digest, "current"), ("two", first.digest, "current")]
-    assert sum("takes bundles by this key" in text for text in told) == 2
+    assert sum("accepts bundles that this key signs" in text for text in lines) == 2
 
     time.sleep(1.1)  # a bundle's age is in whole seconds
     second = bundle(tmp_path / "2", key, 2000)
     marker = servers[1].home / ".edgeprune" / "services" / "vision" / "broken"
-    marker.touch()  # on the second host only
+    marker.touch()  # only on the second host
     picky = replace(
         target, deploy=replace(target.deploy, reload=("sh", "-c", "! test -e broken || grep 1000 current/model.json"))
     )
     with pytest.raises(VerdictError, match=f"^two: .*back to {first.digest[:12]}; one runs {second.digest[:12]}"):
-        deploying.deploy(picky, second, told.append)
+        deploying.deploy(picky, second, lines.append)
     now = [entry for entry in states(deploying.releases(target)) if entry[2] == "current"]
     assert now == [("one", second.digest, "current"), ("two", first.digest, "current")]
     with pytest.raises(UsageError, match=f"^two: .*nothing to go back to; one runs {first.digest[:12]}"):
-        deploying.rollback(target, "vision", told.append)
+        deploying.rollback(target, "vision", lines.append)
 
 
 def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]], tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]]
     assert not (servers[0].home / ".edgeprune" / "services").exists()
 
 
-def test_a_link_that_breaks_in_mid_switch_leaves_nothing_half_done(
+def test_a_link_that_breaks_during_a_switch_leaves_a_whole_release(
     fleet: tuple[Target, list[Sshd]], tmp_path: Path
 ) -> None:
-    """The device comes to an end by itself: here back to the old one, since its server does not take up the new."""
+    """The device ends the switch without its host. Here it returns to the old release, since its server refuses the new one."""
     target, servers = fleet
     assert target.deploy.key is not None
     folder = servers[0].home / ".edgeprune" / "services" / "vision"
@@ -203,7 +203,7 @@ def test_a_link_that_breaks_in_mid_switch_leaves_nothing_half_done(
         time.sleep(0.02)
     servers[0].proxy.refusing = True
     servers[0].proxy.cut()
-    time.sleep(8)  # nobody asks meanwhile
+    time.sleep(8)  # the host is gone meanwhile
     assert Path(os.readlink(folder / "current")).name == first.digest and not (folder / "switching").exists()
     servers[0].proxy.refusing = False
     thread.join(60)
@@ -225,7 +225,7 @@ while True:
 """
 
 
-def test_a_server_takes_up_what_is_deployed_and_what_is_rolled_back(
+def test_a_server_loads_the_release_after_deploy_and_after_rollback(
     fleet: tuple[Target, list[Sshd]], tmp_path: Path
 ) -> None:
     target, servers = fleet
@@ -237,11 +237,11 @@ def test_a_server_takes_up_what_is_deployed_and_what_is_rolled_back(
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(folder)])
     try:
         serving(folder, "1000")
-        told = replace(target, deploy=replace(target.deploy, reload=("kill", "-HUP", str(server.pid))))
+        notified = replace(target, deploy=replace(target.deploy, reload=("kill", "-HUP", str(server.pid))))
         time.sleep(1.1)
-        deploying.deploy(told, bundle(tmp_path / "2", key, 2000), lambda text: None)
+        deploying.deploy(notified, bundle(tmp_path / "2", key, 2000), lambda text: None)
         serving(folder, "2000")
-        deploying.rollback(told, "vision", lambda text: None)
+        deploying.rollback(notified, "vision", lambda text: None)
         serving(folder, "1000")
     finally:
         server.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A real sshd, a proxy that fails: what heals, what is refused, and what the user is told."""
+"""A real sshd behind a proxy that fails: which faults recover, what is refused, and what the errors say."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from typing import Any
 import pytest
 from sshd import Sshd, keygen
 
-from edgeprune.devices.agent import AGENT
+from edgeprune.devices import bundle, wire
 from edgeprune.errors import BusyError, DeviceError, SecurityError, UsageError
 from edgeprune.limits import LIMITS
 
-ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
-base = pytest.importorskip("edgeprune.devices.transports.base")
+pytest.importorskip("edgeprune.devices.transports.ssh")
+from edgeprune.devices.transports import base
+from edgeprune.devices.transports.ssh import channel, connection, login, transport
 
-PING = {"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}
+PING = wire.job_document(0, wire.Identify(20.0, "null"))
 
 
-def job(number: int, remote: str, **changes: Any) -> dict[str, Any]:
-    caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50, "deadline_s": 60.0}
-    base = {"mode": "time", "runtime": "null", "threads": 1, "inputs": []}
-    return {"id": number, "models": [remote], **base, **caps, **changes}
+def job(number: int, remote: str, deadline_s: float = 60.0) -> dict[str, Any]:
+    """A short measurement."""
+    caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 50}
+    return wire.job_document(number, wire.Time(deadline_s, "null", 1, (remote,), (), **caps))
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds instead of minutes."""
+    """Limits of seconds instead of minutes."""
     limits = replace(LIMITS, silence_s=2.0, heal_s=4.0, connect_s=2.0, identify_s=4.0)
-    for module in (ssh, base):
+    for module in (base, channel, connection, login, transport):
         monkeypatch.setattr(module, "LIMITS", limits)
-    monkeypatch.setattr(ssh, "BEAT_S", 0.5)
+    monkeypatch.setattr(channel, "BEAT_S", 0.5)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def kept(sshd: Sshd) -> list[Path]:
     )
 
 
-# -------------------------------------------------------------------------------------------------- who is there
+# ----------------------------------------------------------------------------------------------- host keys and login
 
 
 def test_an_unknown_host_key_is_refused_with_the_line_that_makes_it_known(sshd: Sshd, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_changed_host_key_is_refused_with_both_fingerprints(sshd: Sshd, tmp_pa
     assert str(caught.value).count("SHA256:") == 2
 
 
-def test_a_pinned_fingerprint_lets_in_that_key_and_no_other(sshd: Sshd, tmp_path: Path) -> None:
+def test_a_pinned_fingerprint_accepts_only_its_key(sshd: Sshd, tmp_path: Path) -> None:
     argv = ["ssh-keygen", "-lf", str(sshd.folder / "host.pub")]
     right = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout.split()[1]
     with closing(sshd.transport(known_hosts=tmp_path / "none", fingerprint=right)) as transport:
@@ -115,7 +116,7 @@ def test_a_pinned_fingerprint_lets_in_that_key_and_no_other(sshd: Sshd, tmp_path
     assert wrong in str(caught.value) and right in str(caught.value)
 
 
-def test_a_refused_key_is_an_error_at_once_and_never_tried_again(sshd: Sshd, tmp_path: Path) -> None:
+def test_a_refused_user_key_is_an_error_without_a_retry(sshd: Sshd, tmp_path: Path) -> None:
     stranger, before = keygen(tmp_path / "stranger"), time.monotonic()
     with (
         closing(sshd.transport(identity=stranger)) as transport,
@@ -126,7 +127,7 @@ def test_a_refused_key_is_an_error_at_once_and_never_tried_again(sshd: Sshd, tmp
     assert (sshd.folder / "log").read_text().count("Connection from") <= 1
 
 
-def test_a_key_that_others_can_read_or_that_is_missing_is_refused(sshd: Sshd, tmp_path: Path) -> None:
+def test_a_private_key_that_others_can_read_or_that_is_missing_is_refused(sshd: Sshd, tmp_path: Path) -> None:
     loose = keygen(tmp_path / "loose")
     loose.chmod(0o644)
     with closing(sshd.transport(identity=loose)) as transport, pytest.raises(SecurityError, match="chmod 600"):
@@ -135,8 +136,8 @@ def test_a_key_that_others_can_read_or_that_is_missing_is_refused(sshd: Sshd, tm
         list(transport.call([PING], 60))
 
 
-def test_the_ssh_config_is_honoured(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HostName, Port, User, IdentityFile and ProxyJump; the jump host's key is checked too."""
+def test_the_ssh_config_is_used(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HostName, Port, User, IdentityFile and ProxyJump are used. The jump host's key is checked too."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
@@ -160,7 +161,7 @@ def test_the_ssh_config_is_honoured(sshd: Sshd, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_device_that_is_not_there_is_told_at_once(sshd: Sshd) -> None:
+def test_a_device_that_never_answered_is_an_error_without_a_retry(sshd: Sshd) -> None:
     started = time.monotonic()
     sshd.proxy.close()
     with closing(sshd.transport()) as transport, pytest.raises(DeviceError, match="is the device on"):
@@ -176,7 +177,7 @@ def test_a_device_that_is_not_there_is_told_at_once(sshd: Sshd) -> None:
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def test_files_are_sent_once_and_come_back(device: Any, sshd: Sshd, tmp_path: Path) -> None:
+def test_files_are_sent_once_and_can_be_downloaded(device: Any, sshd: Sshd, tmp_path: Path) -> None:
     path = blob(tmp_path)
     remote = device.put([path])
     assert Path(remote).read_bytes() == path.read_bytes()
@@ -190,8 +191,8 @@ def test_files_are_sent_once_and_come_back(device: Any, sshd: Sshd, tmp_path: Pa
     assert stat.S_IMODE((sshd.home / ".edgeprune").stat().st_mode) == 0o700
 
 
-def test_an_upload_goes_on_where_the_link_dropped(device: Any, sshd: Sshd, tmp_path: Path) -> None:
-    # Far beyond what may be on its way when the link drops: a channel's window of 2 MiB.
+def test_an_upload_continues_where_the_link_dropped(device: Any, sshd: Sshd, tmp_path: Path) -> None:
+    # Far more than may be in transit when the link drops, which is a window of 2 MiB.
     path = blob(tmp_path, 12_000_000)
     device.put([null_model(tmp_path)])
     sshd.proxy.cut_after = sshd.proxy.sent + 9_000_000
@@ -201,8 +202,8 @@ def test_an_upload_goes_on_where_the_link_dropped(device: Any, sshd: Sshd, tmp_p
     assert not [name for name in kept(sshd) if ".part" in str(name) or name.suffix == ".z"]
 
 
-def test_a_half_file_that_was_spoilt_is_noticed_and_sent_again(device: Any, sshd: Sshd, tmp_path: Path) -> None:
-    """Going on over a damaged part leaves a file of the right size: only its hash on the device tells."""
+def test_a_damaged_partial_upload_is_detected_and_sent_again(device: Any, sshd: Sshd, tmp_path: Path) -> None:
+    """Continuing a damaged part makes a file of the right size. Only its hash on the device is wrong."""
     path = blob(tmp_path)
     digest = hashlib.sha256(repr([(path.name, hashlib.sha256(path.read_bytes()).hexdigest())]).encode()).hexdigest()[
         :32
@@ -213,7 +214,7 @@ def test_a_half_file_that_was_spoilt_is_noticed_and_sent_again(device: Any, sshd
     assert Path(device.put([path])).read_bytes() == path.read_bytes()
 
 
-def test_nothing_half_stays_under_a_final_name_when_the_link_is_gone_for_good(
+def test_no_partial_file_gets_a_final_name_when_the_link_does_not_come_back(
     device: Any, sshd: Sshd, tmp_path: Path
 ) -> None:
     device.put([null_model(tmp_path)])
@@ -228,7 +229,7 @@ def test_nothing_half_stays_under_a_final_name_when_the_link_is_gone_for_good(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_home_that_cannot_be_written_is_said(device: Any, sshd: Sshd) -> None:
+def test_a_home_that_cannot_be_written_is_an_error(device: Any, sshd: Sshd) -> None:
     sshd.home.chmod(0o500)
     with pytest.raises(DeviceError, match="cannot be written"):
         list(device.call([PING], 60))
@@ -238,7 +239,7 @@ def test_a_home_that_cannot_be_written_is_said(device: Any, sshd: Sshd) -> None:
 # ---------------------------------------------------------------------------------------------------- measuring
 
 
-def test_a_link_that_holds_its_breath_heals_by_itself(device: Any, sshd: Sshd, tmp_path: Path) -> None:
+def test_a_link_that_pauses_recovers_by_itself(device: Any, sshd: Sshd, tmp_path: Path) -> None:
     jobs = [job(i, device.put([null_model(tmp_path, hangs=0.05)])) for i in range(3)]
     replies = device.call(jobs, 60)
     next(replies)
@@ -248,7 +249,7 @@ def test_a_link_that_holds_its_breath_heals_by_itself(device: Any, sshd: Sshd, t
 
 
 @pytest.mark.parametrize("fault", ["cut", "dead"])
-def test_a_link_that_breaks_is_made_again_and_only_the_rest_is_asked_for(
+def test_after_a_broken_link_only_the_unanswered_jobs_are_sent_again(
     fault: str, device: Any, sshd: Sshd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = [job(i, device.put([null_model(tmp_path, hangs=0.05)])) for i in range(4)]
@@ -263,7 +264,7 @@ def test_a_link_that_breaks_is_made_again_and_only_the_rest_is_asked_for(
     assert "connecting again" in caplog.text
 
 
-def test_a_link_that_is_gone_for_good_is_an_error_in_time(device: Any, sshd: Sshd, tmp_path: Path) -> None:
+def test_a_link_that_does_not_come_back_is_an_error_in_time(device: Any, sshd: Sshd, tmp_path: Path) -> None:
     replies = device.call([job(i, device.put([null_model(tmp_path, hangs=0.05)])) for i in range(40)], 60)
     assert next(replies)["models"][0]["times_ns"]
     sshd.proxy.refusing = True
@@ -274,7 +275,7 @@ def test_a_link_that_is_gone_for_good_is_an_error_in_time(device: Any, sshd: Ssh
     assert caught.value.exit_code == 5 and time.monotonic() - started < 4 + 2
 
 
-def test_an_agent_that_is_killed_is_recognised_and_started_again(
+def test_a_killed_agent_is_reported_and_started_again(
     device: Any, sshd: Sshd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     replies = device.call([job(i, device.put([null_model(tmp_path, hangs=0.1)])) for i in range(3)], 60)
@@ -285,8 +286,8 @@ def test_an_agent_that_is_killed_is_recognised_and_started_again(
     assert "killed" in caplog.text
 
 
-def test_leaving_takes_the_agent_and_its_worker_with_it(device: Any, sshd: Sshd, tmp_path: Path) -> None:
-    """What Ctrl-C does: everything on the device is gone within two seconds."""
+def test_an_agent_whose_host_has_gone_ends_itself_and_its_worker(device: Any, sshd: Sshd, tmp_path: Path) -> None:
+    """As after Ctrl-C: within a few seconds, no process is on the device."""
     replies = device.call([job(0, device.put([null_model(tmp_path, hangs=60)])), PING], 60)
     threading.Timer(1.0, sshd.proxy.cut).start()
     started = time.monotonic()
@@ -300,7 +301,7 @@ def test_leaving_takes_the_agent_and_its_worker_with_it(device: Any, sshd: Sshd,
 
 
 def test_closing_ends_the_agent_within_two_seconds(device: Any, sshd: Sshd, tmp_path: Path) -> None:
-    replies = device.call([job(0, device.put([null_model(tmp_path)])), job(1, "x", runtime="null", mode="time")], 60)
+    replies = device.call([job(0, device.put([null_model(tmp_path)])), job(1, "x")], 60)
     next(replies)
     assert sshd.agents()
     started = time.monotonic()
@@ -313,7 +314,7 @@ def test_closing_ends_the_agent_within_two_seconds(device: Any, sshd: Sshd, tmp_
 # -------------------------------------------------------------------------------------------------------- lease
 
 
-def test_a_board_is_one_user_s_at_a_time(sshd: Sshd, hasty: None) -> None:
+def test_only_one_host_holds_a_board_at_a_time(sshd: Sshd, hasty: None) -> None:
     with closing(sshd.transport()) as first, closing(sshd.transport()) as second:
         list(first.call([PING], 60))
         with pytest.raises(BusyError, match=r"in use by .*@.* since 20\d\d-") as caught:
@@ -323,8 +324,10 @@ def test_a_board_is_one_user_s_at_a_time(sshd: Sshd, hasty: None) -> None:
         assert list(second.call([PING], 60))
 
 
-def test_waiting_gets_the_board_once_it_is_free(sshd: Sshd, hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh, "BUSY_POLL_S", 0.1)
+def test_a_waiting_host_gets_the_board_when_it_is_free(
+    sshd: Sshd, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "BUSY_POLL_S", 0.1)
     with closing(sshd.transport()) as first, closing(sshd.transport(wait_s=20)) as second:
         list(first.call([PING], 60))
         threading.Timer(0.5, first.close).start()
@@ -334,18 +337,19 @@ def test_waiting_gets_the_board_once_it_is_free(sshd: Sshd, hasty: None, monkeyp
 HOLDER = """
 import sys
 from pathlib import Path
-from edgeprune.transports.ssh import Ssh
-from edgeprune.types import Host, Target
+from edgeprune.devices import wire
+from edgeprune.devices.transports.ssh import Ssh
+from edgeprune.records import Host, Target
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 host = Host("127.0.0.1", port=port, identity=folder / "client", known_hosts=folder / "known_hosts", python=sys.executable)
 transport = Ssh(Target(folder / "t.toml", "t", "ssh", "null", host=host))
-list(transport.call([{"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}], 60))
+list(transport.call([wire.job_document(0, wire.Identify(20.0, "null"))], 60))
 print("held", flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_holder_that_is_killed_loses_the_board(sshd: Sshd, hasty: None) -> None:
+def test_a_killed_host_loses_the_board(sshd: Sshd, hasty: None) -> None:
     argv = [sys.executable, "-c", HOLDER, str(sshd.folder), str(sshd.proxy.port)]
     holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdin is not None
@@ -355,11 +359,11 @@ def test_a_holder_that_is_killed_loses_the_board(sshd: Sshd, hasty: None) -> Non
         assert list(transport.call([PING], 60))
 
 
-# ------------------------------------------------------------------------------------------------- hostile answers
+# ------------------------------------------------------------------------------------------------- hostile replies
 
 
 def impostor(sshd: Sshd, body: str) -> str:
-    """A "python" on the device that answers what it likes; `frame(document)` writes a true frame."""
+    """A "python" on the device that sends what `body` says. `frame(document)` writes a correct frame."""
     path = sshd.folder / "python"
     path.write_text(
         f"#!{sys.executable}\n"
@@ -374,15 +378,15 @@ def impostor(sshd: Sshd, body: str) -> str:
     return str(path)
 
 
-GREETED = "frame('{}')\nsys.stdin.readline()\n"
+GREETED = """frame('{"pid": 1, "boot_id": "x"}')\nsys.stdin.readline()\n"""
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reason"),
     [
         ("print('\\x1b[31mhello\\x07'); sys.exit('\\x1b]0;title\\x07gone')", "gone"),
-        ("sys.stdin.read()", "said nothing"),
-        (GREETED + "sys.stdin.read()", "said nothing"),
+        ("sys.stdin.read()", "sent nothing"),
+        (GREETED + "sys.stdin.read()", "sent nothing"),
         (GREETED + """frame('{"id": 0, "load": NaN}')""", "NaN"),
         (GREETED + """frame('{"id": 0, "a": [1e999]}')""", "1e999"),
         (GREETED + "frame('[' * 100000)", "JSON"),
@@ -391,20 +395,20 @@ GREETED = "frame('{}')\nsys.stdin.readline()\n"
     ],
     ids=["ansi", "mute", "mute-later", "nan", "inf", "deep", "announced", "broken"],
 )
-def test_what_a_hostile_device_says_is_one_printable_line(body: str, told: str, sshd: Sshd, hasty: None) -> None:
+def test_an_error_about_a_hostile_device_is_one_printable_line(body: str, reason: str, sshd: Sshd, hasty: None) -> None:
     with closing(sshd.transport(python=impostor(sshd, body))) as transport:  # noqa: SIM117
-        with pytest.raises(DeviceError, match=told) as caught:
+        with pytest.raises(DeviceError, match=reason) as caught:
             list(transport.call([PING], 3))
     assert str(caught.value).isprintable()
 
 
-def test_an_endless_reply_takes_no_memory(sshd: Sshd, hasty: None) -> None:
-    """A device that would send 10 GB is cut off; the host keeps far less than 64 MB of it."""
+def test_an_endless_reply_is_cut_off(sshd: Sshd, hasty: None) -> None:
+    """The device would send 10 GB. The host keeps far less than 64 MB of it."""
     body = GREETED + "block = '\\x1b[2J' * 250000\nfor _ in range(10000): sys.stdout.write(block)\n"
     with closing(sshd.transport(python=impostor(sshd, body))) as transport:
         tracemalloc.start()
         try:
-            with pytest.raises(DeviceError, match="no answer"):
+            with pytest.raises(DeviceError, match="no reply"):
                 list(transport.call([PING], 300))
             _, peak = tracemalloc.get_traced_memory()
         finally:
@@ -412,13 +416,13 @@ def test_an_endless_reply_takes_no_memory(sshd: Sshd, hasty: None) -> None:
     assert peak < 64 << 20
 
 
-def test_the_agent_on_the_device_is_the_one_that_was_sent(sshd: Sshd, hasty: None) -> None:
+def test_a_damaged_agent_file_on_the_device_is_sent_again(sshd: Sshd, hasty: None) -> None:
     with closing(sshd.transport()) as transport:
         list(transport.call([PING], 60))
     (there,) = (sshd.home / ".edgeprune").glob("agent-*.py")
-    spoilt = bytearray(there.read_bytes())
-    spoilt[-1] ^= 1
-    there.write_bytes(spoilt)
+    damaged = bytearray(there.read_bytes())
+    damaged[-1] ^= 1
+    there.write_bytes(damaged)
     with closing(sshd.transport()) as transport:
         assert list(transport.call([PING], 60))
-    assert there.read_bytes() == AGENT.read_bytes()
+    assert there.read_bytes() == bundle.agent()

@@ -107,7 +107,7 @@ class Connection:
     # -------------------------------------------------------------------------------------------- beginning and end
 
     def leave(self) -> None:
-        """Let the agent end by itself, so that the lease is free when this returns. It waits `LIMITS.end_s` at most."""
+        """Let the agent end, so that the lease is free when this returns. It waits `LIMITS.end_s` at most."""
         if self._channel is not None:
             self._channel.leave()
 
