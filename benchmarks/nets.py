@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import runtimes
-from edgeprune.devices.agent import agent
 from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.frontends import toml
 from edgeprune.latency.observations import FIT_QUANTILE
 from edgeprune.network.survey import survey
 from edgeprune.records import Profile, Target, Widths
+from edgeprune.runtimes import device, timing
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.stages import experiments
 
@@ -214,7 +214,7 @@ class Subject:
     ) -> None:
         self.net, self.target, self.bench, self._folder = net, target, bench, folder
         self.model, self.example, self.groups = model, example[0], survey(model, example)
-        self.runtime = runtimes.RUNTIMES[target.runtime]
+        self.runtime = runtimes.host(target.runtime)
         self.template = FORMATS[self.runtime.format](model, example, self.groups)
         self.inputs = bench.save_inputs([tensor.numpy() for tensor in example], folder)
         self.device_s = self._building_s = 0.0
@@ -298,9 +298,9 @@ def _alone(variant: bytes, example: np.ndarray, runtime: str, threads: int) -> f
             made = onnx.helper.make_model(whole, opset_imports=proto.opset_import, ir_version=proto.ir_version)
             onnx.save(made, model)
             np.save(file, values[free[0]])
-            job = {"threads": threads, "inputs": [str(file)], "warmup_s": 0.05}
-            run = agent.RUNTIMES[runtime](job, str(model)).run
-            times = agent.repeat(run, {**job, "timed_s": 0.02, "runs_min": 5, "runs_max": 50})
+            alone = device.find(runtime).load(str(model), device.Options(threads))
+            alone.feed([np.load(file)])
+            times = timing.repeat(alone.run, timing.Timing(warmup_s=0.05, timed_s=0.02, runs_min=5, runs_max=50))
             total += float(np.quantile(times, FIT_QUANTILE))
     return total
 

@@ -118,9 +118,12 @@ def _verb(name: str, options: OfRun) -> None:
     if options.dry_run:
         _print_forecast(options.project, options.target, whole=True, deploy=name == "deploy")
         return
-    if name == "finetune" and "TORCHELASTIC_RUN_ID" in os.environ:
-        _finetune_in_parallel(options)
-        return
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's, here or above: only then is torch worth importing for it
+        from edgeprune.stages import parallel
+
+        if parallel.started_by_torchrun():
+            _in_parallel(name, options)
+            return
     with opened(options, budget=options.budget, fresh=options.fresh) as (run, answer):
         value = VERBS[name][1](run)
         answer(value)
@@ -128,8 +131,12 @@ def _verb(name: str, options: OfRun) -> None:
     raise typer.Exit(EXIT_CODES[str(outcome)])
 
 
-def _finetune_in_parallel(options: OfRun) -> None:
+def _in_parallel(name: str, options: OfRun) -> None:
     """One of torchrun's processes: the first runs the pipeline, the others train with it."""
+    if name != "finetune":
+        raise errors.UsageError(
+            f"torchrun is for edgeprune finetune; run {name} without it, and it uses the trained network"
+        )
     from edgeprune.pipeline.request import request
     from edgeprune.stages import finetune, parallel
 
@@ -193,7 +200,7 @@ def _check(options: OfCheck) -> None:
 
     budgets = [toml.read_budget("--budget", text) for text in options.budget or []]
     with opened(options) as (run, answer):
-        report = check.checked(run, budgets, options.baseline, reason)
+        report = check.check(run, check.Asked(budgets, options.baseline, reason))
         answer(report)
     if options.junit is not None:
         write_atomic(options.junit, ci.junit(report).encode())

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,9 +25,20 @@ from edgeprune.limits import LIMITS
 _shared = False  # whether process 0 has sent anything
 
 
+@cache
 def started_by_torchrun() -> bool:
-    """Whether torchrun started this process. `RANK` alone does not say so: schedulers set it, too."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """Whether torchrun started this very process.
+
+    Its variables alone do not say so: schedulers set `RANK`, too, and a shell inside a job inherits all of them. The parent of
+    a process that torchrun started is torchrun.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:  # not Linux: the variable is all that there is
+        return True
+    return b"torchrun" in parent or b"torch.distributed" in parent
 
 
 def rank() -> int:

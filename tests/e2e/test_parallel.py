@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from small import Finished
 
-from edgeprune.records import Epoch
+from edgeprune.records import Tuned
 from edgeprune.storage import codec
 
 SCRIPT = """
@@ -24,17 +24,21 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from edgeprune import codec, finetuning, parallel
-from edgeprune import project as user
+from edgeprune.frontends import toml
+from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.frontends.model import build_model
+from edgeprune.stages import parallel
+from edgeprune.stages.training import Checkpoint, Course, Networks, train
 
-project = replace(toml.read_project(Path(sys.argv[1])), epochs=2)
+project = toml.read_project(Path(sys.argv[1]))
+settings = replace(project.finetune, epochs=2)
 with parallel.joined():
-    model = user.build_model(project)
-    found = finetuning.finetune(project, model, user.build_model(project), Path(sys.argv[2]) / "c",
-                                lambda path, write: None, lambda epoch: None)
+    course = Course(Split(project, "train", augmented=True), Split(project, "valid"), Loss(project), Metric(project), settings)
+    checkpoint = Checkpoint(Path(sys.argv[2]) / "c", lambda path, write: None)
+    model, history = train(course, Networks(build_model(project), build_model(project)), checkpoint, lambda epoch: None)
     if parallel.rank() == 0:
-        save_file({name: t.contiguous() for name, t in found.model.state_dict().items()}, Path(sys.argv[2]) / "tuned")
-        print([epoch.loss for epoch in found.history])
+        save_file({name: t.contiguous() for name, t in model.state_dict().items()}, Path(sys.argv[2]) / "tuned")
+        print([epoch.loss for epoch in history])
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -82,7 +86,7 @@ def test_the_verb_trains_under_torchrun_and_lets_the_others_go_when_all_is_done(
     for _ in ("trained", "reused"):
         done = run(*TORCHRUN, "-m", "edgeprune", "finetune", "--project", toml, "--json")
         path = Path(json.loads(done.stdout.strip().splitlines()[-1])["path"])
-        history = codec.loads(tuple[Epoch, ...], path.with_name("history.json").read_text(), "history")
+        history = codec.loads(Tuned, path.with_name("finetune.json").read_text(), "finetune").history
         assert [epoch.epoch for epoch in history] == [0, 1, 2, 3]
     refused = subprocess.run(
         [*TORCHRUN, "-m", "edgeprune", "verify", "--project", str(toml)],

@@ -159,42 +159,46 @@ def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_need
 ) -> None:
     import edgeprune
     from edgeprune.frontends import toml
-    from edgeprune.frontends import user_code as user
-    from edgeprune.stages import finetune as finetuning
+    from edgeprune.frontends.data import Metric, Split
+    from edgeprune.frontends.model import build_model
+    from edgeprune.stages import training
 
     folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
     (trained,) = folder.glob("runs/local/finetune-*")
-    history = json.loads((trained / "history.json").read_text())
+    history = json.loads((trained / "finetune.json").read_text())["history"]
     shutil.rmtree(trained)
     given: list[nn.Module] = []
 
-    def train(project: object, model: nn.Module, *rest: nn.Module) -> None:
-        given.extend([model, rest[-1]])
-        raise InterruptedError
+    def train(course: object, networks: training.Networks, *rest: object) -> None:
+        assert networks.untrained is not None
+        given.extend([networks.start, networks.untrained])
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetuning, "finetune", train)
-    with pytest.raises(InterruptedError):
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(KeyboardInterrupt):
         edgeprune.finetune(folder)
     known = toml.read_project(folder / "edgeprune.toml")
     (pruned,) = folder.glob("runs/local/prune-*")
-    files = [edgeprune.load(pruned / f"{name}.safetensors", user.build_model(known)) for name in ("start", "pruned")]
+    files = [edgeprune.load(pruned / f"{name}.safetensors", build_model(known)) for name in ("start", "pruned")]
     assert any(not torch.equal(a, b) for a, b in zip(*(net.parameters() for net in files), strict=True))
     for model, kept in zip(given, files, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), kept.parameters(), strict=True))
-    assert history[0]["metric"] == pytest.approx(finetuning.evaluate(known, files[1], "valid"))
+    assert history[0]["metric"] == pytest.approx(training.evaluate(files[1], Metric(known), Split(known, "valid")))
 
 
 def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
     """How far a network's outputs are from the whole one's, relative to one that was only cut."""
     from edgeprune.frontends import toml
-    from edgeprune.frontends import user_code as user
-    from edgeprune.graph import groups as graph
-    from edgeprune.network import surgery as network
+    from edgeprune.frontends.data import Split
+    from edgeprune.frontends.model import build_model, example_inputs
+    from edgeprune.graph.groups import make_recipe
+    from edgeprune.network.cut import sliced
+    from edgeprune.network.survey import survey
 
     known = toml.read_project(project)
-    whole, inputs = user.build_model(known), user.example_inputs(known)
-    cut = network.sliced(whole, graph.recipe(network.survey(whole, inputs), plan.keep))
-    images = next(iter(user.batches(known, "test")))[0]
+    whole, inputs = build_model(known), example_inputs(known)
+    cut = sliced(whole, make_recipe(survey(whole, inputs), plan.keep))
+    images = next(iter(Split(known, "test")))[0]
     with torch.no_grad():
         expected, *found = (net.eval()(*images) for net in (whole, small, cut))
     return float(found[0].dist(expected) / found[1].dist(expected))
@@ -235,7 +239,7 @@ def test_auto_takes_the_fastest_precision_that_holds_and_cuts_by_its_profile(tra
     run = command("run", "--project", folder / "edgeprune.toml", "--target", "small", "--budget", "30%", "--json")
     assert run.code in (0, 4), run.err
     assert run.json["precision"] == "int8", run.err
-    (choice,) = folder.glob("runs/small/precision-*/choice.json")
+    (choice,) = folder.glob("runs/small/precision-*/precision.json")
     measured = {c["precision"]: c["latency"]["mid"] for c in json.loads(choice.read_text())["candidates"]}
     assert list(measured) == ["fp32", "fp16", "int8"] and measured["int8"] < measured["fp32"]
     (profile,) = folder.glob("profiles/small/*.json")

@@ -13,10 +13,10 @@ from test_latency import truth
 from edgeprune.devices.bench import Bench
 from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import LinkError
-from edgeprune.latency import model as latency
-from edgeprune.network import surgery as network
+from edgeprune.latency.observations import measured_ns
+from edgeprune.network.survey import survey
 from edgeprune.records import Experiment, Profile, Target
-from edgeprune.stages import profile as profiling
+from edgeprune.stages import experiments
 
 FACTS = {
     **{"machine": "x86_64", "cpu": "c", "cores": 1, "system": "s", "runtime": "onnxruntime"},
@@ -28,14 +28,18 @@ class Machine:
     """A device of the test's own, and the profile that grows on it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.groups = folder, network.survey(NETS["Residual"](), image())
+        self.folder, self.groups = folder, survey(NETS["Residual"](), image())
         self.left = 10_000  # answers until it is gone
         self.slowness: list[float] = []  # of the next processes; 1 after that
         self.asked: list[list[dict[str, int]]] = []  # widths, a list a process
         self.bench = Bench(Target(folder / "t.toml", "t", "local", "onnxruntime"), Fake(self.answer), folder)
         self.profile = Profile("t", "m", self.groups.network, self.bench.device, 1, "fp32", ())
 
-    def variant(self, widths: Mapping[str, int], reference: bool = False) -> Path:
+    @property
+    def owners(self) -> dict[str, str]:
+        return {layer.name: layer.name for layer in self.groups.layers}
+
+    def file(self, widths: Mapping[str, int], reference: bool = False) -> Path:
         path = self.folder / "_".join(map(str, widths.values())) / "model.onnx"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
@@ -60,11 +64,8 @@ class Machine:
         return {"models": models, "peak_memory_bytes": 1, "before": {}, "after": {}}
 
     def grow(self) -> None:
-        owners = {layer.name: layer.name for layer in self.groups.layers}
-        start, inputs = self.profile, list[Path]()
-        for grown in profiling.measure(
-            self.bench, self.variant, owners, self.groups, start, inputs, lambda done, most, note: None
-        ):
+        subject = experiments.Subject(self.bench, self, self.groups, [])  # type: ignore[arg-type]
+        for grown in experiments.measure(subject, self.profile, lambda done, most, note: None):
             self.profile = grown
 
     def measured(self, role: str) -> list[Experiment]:
@@ -78,13 +79,13 @@ def test_what_was_measured_is_kept_and_not_measured_again(answers: int, tmp_path
     with pytest.raises(LinkError):
         machine.grow()
     fits = [e.widths for e in machine.measured("fit")]
-    assert len(fits) == answers * profiling.TOGETHER  # an answer is of a process
+    assert len(fits) == answers * experiments.TOGETHER  # an answer is of a process
     machine.left = 10_000
     machine.asked.clear()
     machine.grow()
     assert not [widths for process in machine.asked for widths in process if widths in fits]
     measured = [tuple(e.widths.values()) for e in machine.measured("fit")]
-    assert len(measured) == len(set(measured)) > profiling.STEP
+    assert len(measured) == len(set(measured)) > experiments.STEP
     assert machine.measured("baseline")[0].batch == 0
     assert {e.batch for e in machine.measured("anchor")} == {e.batch for e in machine.profile.experiments}
 
@@ -105,6 +106,6 @@ def test_a_machine_that_stays_slower_is_corrected_by_its_anchor(tmp_path: Path) 
     for machine in (calm, slow):
         machine.folder.mkdir()
         machine.grow()
-    for one, other in zip(calm.measured("fit")[: profiling.STEP], slow.measured("fit"), strict=False):
-        times = latency.measured_ns(calm.profile, one), latency.measured_ns(slow.profile, other)
+    for one, other in zip(calm.measured("fit")[: experiments.STEP], slow.measured("fit"), strict=False):
+        times = measured_ns(calm.profile, one), measured_ns(slow.profile, other)
         assert one.widths == other.widths and times[0] == pytest.approx(times[1], rel=1e-3)

@@ -48,7 +48,7 @@ def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> Non
         "finetune",
     ):  # in the middle of a profile, of training, between stages
         kill_after(start("run", "--project", project, "--json"), words)
-        made = {path.name for path in (project.parent / "runs" / "local").glob("*-*") if path.is_dir()}
+        made = {path.name for path in (project.parent / "runs").glob("[ls]*/*-*") if path.is_dir()}
     again = command("run", "--project", project, "--json")
     assert again.code in (0, 4), again.err
     lines = [line.split() for line in again.err.splitlines()]
@@ -63,7 +63,7 @@ def test_damaged_files_are_set_aside_and_made_again(walked: tuple[Path, Finished
     folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
     (tuned,) = folder.glob("runs/local/finetune-*/tuned.safetensors")
     tuned.write_bytes(tuned.read_bytes()[:-10])
-    (verdict,) = folder.glob("runs/local/verify-*/verdict.json")
+    (verdict,) = folder.glob("runs/local/verify-*/verify.json")
     verdict.write_text(verdict.read_text().replace("pass", "fail"))
     run = command("run", "--project", folder / "edgeprune.toml", "--json")
     assert run.code in (0, 4), run.err
@@ -94,7 +94,7 @@ def test_a_full_disk_says_so_and_loses_nothing(walked: tuple[Path, Finished], tm
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     code = (
         "import errno, os, sys\n"
-        "from edgeprune import store\n"
+        "from edgeprune.storage import store\n"
         "def full(handle):\n"
         "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "store.os.fsync = full\n"
@@ -120,7 +120,7 @@ def test_interrupt_exits_with_130_and_leaves_no_worker(project: Path) -> None:
     process = start("run", "--project", project, "--json")
     assert process.stderr is not None
     for line in process.stderr:
-        if "baseline" in line:
+        if "original" in line:
             break
     time.sleep(1.0)
     os.kill(process.pid, signal.SIGINT)

@@ -8,7 +8,7 @@ import pytest
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
-from edgeprune.pipeline import road as pipeline
+from edgeprune.pipeline.request import request
 
 GOOD = """
 [model]
@@ -122,7 +122,7 @@ def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_
     target = tmp_path / "none.toml"
     target.write_text(changed(TARGET, "onnxruntime", "null") + 'precision = "int8"\n')
     with pytest.raises(UsageError, match=r"none\.toml: \[runtime\] precision = 'int8': null has no int8; known: fp32"):
-        pipeline.forecast(tmp_path, str(target))
+        request(tmp_path, str(target))
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_targets_beside_the_project_come_first(tmp_path: Path) -> None:
 def test_the_option_replaces_the_file_s_budget(tmp_path: Path) -> None:
     path = tmp_path / "edgeprune.toml"
     path.write_text(GOOD)
-    assert toml.read_project(path, "1.5 ms").budget.ns == 1_500_000
-    assert toml.read_project(path).budget.fraction == 0.5
+    assert toml.read_project(path, "1.5 ms").budget.latency.ns == 1_500_000
+    assert toml.read_project(path).budget.latency.fraction == 0.5
     with pytest.raises(UsageError, match="--budget"):
         toml.read_project(path, "soon")

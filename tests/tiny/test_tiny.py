@@ -14,22 +14,24 @@ import torch
 from nets import Residual, image
 
 import edgeprune
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import make_recipe
+from edgeprune.latency.fit import fit
+from edgeprune.latency.observations import measured_ns
+from edgeprune.network import weights
+from edgeprune.network.cut import cut
 from edgeprune.network.importance import CRITERIA
+from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Device, Experiment, Profile, Run, Samples
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
-from edgeprune.stages import plan as planning
-from edgeprune.stages import profile as profiling
+from edgeprune.stages import allocation, experiments
 
 
 def test_the_promise(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, inputs = network.randomised(Residual()), image()
+    model, inputs = randomised(Residual()), image()
 
     # Groups come from the exported graph, each proved on a trial cut.
-    groups = network.survey(model, inputs)
+    groups = survey(model, inputs)
     assert {group.name for group in groups.free} == {"stem.0", "a1.0", "b1.0", "b2.0"}
 
     # A device that needs 3 ns a multiply-accumulate and 10 µs a call.
@@ -38,24 +40,24 @@ def test_the_promise(tmp_path: Path) -> None:
         samples = Samples((Run((sum(layers.values()) + 10_000,), 1),))
         return Experiment(role, 0, widths, samples, layers, other_ns=10_000)
 
-    variants = islice(profiling.configurations(groups), 40)
-    experiments = (device(profiling.anchor(groups), "anchor"), *map(device, variants))
+    variants = islice(experiments.configurations(groups), 40)
+    taken = (device(experiments.anchor(groups), "anchor"), *map(device, variants))
     board = Device("x", "x", 1, "x", "x", "0", "x")
-    profile = Profile("board", "tiny", groups.network, board, 1, "fp32", experiments)
-    fitted = latency.fit(groups, profile)
+    profile = Profile("board", "tiny", groups.network, board, 1, "fp32", taken)
+    fitted = fit(groups, profile)
     assert fitted.median_error < 0.02
 
     # The plan is exact and proved, and its network meets the budget on the device.
     scores = CRITERIA["magnitude-l2"](model, groups, [], lambda outputs, targets: outputs)
-    budget = 0.5 * latency.measured_ns(profile, device(groups.full()))
-    (plan,) = planning.plans(groups, fitted, scores, budget, "tiny")
+    budget = 0.5 * measured_ns(profile, device(groups.full()))
+    (plan,) = allocation.plans(groups, fitted, scores, budget, "tiny")
     assert plan.gap <= 1e-3
-    assert latency.measured_ns(profile, device({**groups.full(), **plan.widths})) <= 1.05 * budget
+    assert measured_ns(profile, device({**groups.full(), **plan.widths})) <= 1.05 * budget
 
     # The cut equals the masked original, or this raises; it comes back from its file with one call.
-    recipe = graph.recipe(groups, plan.keep)
-    small = network.cut(model, recipe, inputs)
-    network.save(tmp_path / "cut.safetensors", small, recipe)
+    recipe = make_recipe(groups, plan.keep)
+    small = cut(model, recipe, inputs)
+    weights.save(tmp_path / "cut.safetensors", small, recipe)
     again = edgeprune.load(tmp_path / "cut.safetensors", Residual())
 
     # The exported artifact computes the same.

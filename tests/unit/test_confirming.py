@@ -11,26 +11,24 @@ from nets import Concat, image
 from test_latency import DEVICE, truth
 
 from edgeprune.errors import InconclusiveError
-from edgeprune.latency import model as latency
-from edgeprune.network import surgery as network
+from edgeprune.latency.observations import measured_ns
 from edgeprune.network.importance import CRITERIA
+from edgeprune.network.survey import survey
 from edgeprune.records import (
     Budget,
     Confirmed,
     Experiment,
     Groups,
     Interval,
+    MeasuredPlan,
     Plan,
     Profile,
-    Round,
     Run,
     Samples,
     Scores,
     Widths,
 )
-from edgeprune.stages import confirm as confirming
-from edgeprune.stages import plan as planning
-from edgeprune.stages import profile as profiling
+from edgeprune.stages import allocation, confirm, experiments
 
 OVERHEAD = 3000
 
@@ -49,7 +47,7 @@ class Wide(Concat):
 @cache
 def surveyed() -> tuple[Groups, Scores]:
     model = Wide()
-    groups = network.survey(model, image())
+    groups = survey(model, image())
     return groups, CRITERIA["magnitude-l2"](model, groups, [], lambda outputs, targets: outputs)
 
 
@@ -57,13 +55,13 @@ class Simulated:
     """A device that takes `bias` times what its profile promised, with an interval of ± `noise`."""
 
     def __init__(self, budget: Budget, bias: float, noise: float) -> None:
-        self.budget, self.bias, self.noise, self.turns = budget, bias, noise, 0
+        self.budget, self.bias, self.noise, self.rounds = budget, bias, noise, 0
         self.groups, self.scores = surveyed()
-        variants = {"anchor": profiling.anchor(self.groups), "baseline": self.groups.full()}
-        others = islice(profiling.configurations(self.groups), 40)
+        variants = {"anchor": experiments.anchor(self.groups), "baseline": self.groups.full()}
+        others = islice(experiments.configurations(self.groups), 40)
         taken = [self._taken(0, role, widths, 1.0) for role, widths in variants.items()]
-        experiments = (*taken, *(self._taken(0, "fit", widths, 1.0) for widths in others))
-        self.profile = Profile("t", "m", "n", DEVICE, 1, "fp32", experiments)
+        known = (*taken, *(self._taken(0, "fit", widths, 1.0) for widths in others))
+        self.profile = Profile("t", "m", "n", DEVICE, 1, "fp32", known)
 
     def _taken(self, batch: int, role: str, widths: Widths, bias: float) -> Experiment:
         layers = {name: round(ns) for name, ns in truth(self.groups, widths, 8).items()}
@@ -71,25 +69,25 @@ class Simulated:
         samples = Samples((Run((total,), 1),))
         return Experiment(role, batch, dict(widths), samples, layers if role != "confirm" else {}, OVERHEAD)
 
-    def measure(self, turn: int, plans: Sequence[Plan]) -> tuple[Profile, list[Round]]:
-        self.turns += 1
+    def measure(self, number: int, plans: Sequence[Plan]) -> tuple[Profile, list[MeasuredPlan]]:
+        self.rounds += 1
         batch = self.profile.next_batch
-        anchor = self._taken(batch, "anchor", profiling.anchor(self.groups), 1.0)
+        anchor = self._taken(batch, "anchor", experiments.anchor(self.groups), 1.0)
         confirmed = [self._taken(batch, "confirm", {**self.groups.full(), **p.widths}, self.bias) for p in plans]
         self.profile = self.profile.with_experiments([anchor, *confirmed])
         rounds = []
         for plan, taken in zip(plans, confirmed, strict=True):
-            ns = latency.measured_ns(self.profile, taken)
+            ns = measured_ns(self.profile, taken)
             measured = Interval(ns * (1 - self.noise), ns, ns * (1 + self.noise))
-            rounds.append(Round(turn, plan.widths, plan.predicted.mid, measured, plan.budget_ns))
+            rounds.append(MeasuredPlan(number, plan.widths, plan.predicted.mid, measured, plan.budget_ns))
         return self.profile, rounds
 
     def confirmed(self) -> Confirmed:
-        return confirming.confirm(self.groups, self.scores, self.budget, self.profile, self.measure)
+        return confirm.Loop(self.groups, self.scores, self.budget).confirm(self.profile, self.measure)
 
     def true_ns(self, widths: Widths) -> float:
         """What the device takes."""
-        return latency.measured_ns(self.profile, self._taken(0, "confirm", widths, self.bias))
+        return measured_ns(self.profile, self._taken(0, "confirm", widths, self.bias))
 
 
 @pytest.mark.parametrize("bias", [0.9, 0.97, 1.0, 1.04, 1.1])
@@ -97,27 +95,27 @@ class Simulated:
 def test_the_budget_is_met_and_used_in_three_rounds(bias: float, share: float) -> None:
     device = Simulated(Budget(fraction=share), bias, noise=0.005)
     confirmed = device.confirmed()
-    chosen = next(found for found in confirmed.rounds if found.widths == confirmed.plan.widths)
-    assert chosen.safe
-    wider = [device.true_ns(widths) for widths in planning.wider(device.groups, chosen.widths)]
+    chosen = confirmed.own
+    assert chosen is not None and chosen.safe
+    wider = [device.true_ns(widths) for widths in allocation.wider(device.groups, chosen.widths)]
     assert chosen.share >= 0.97 or all(ns * 1.01 > chosen.budget_ns for ns in wider)
-    assert confirmed.turns == device.turns <= 3
+    assert confirmed.rounds == device.rounds <= 3
 
 
 def test_a_good_prediction_takes_one_round() -> None:
-    assert Simulated(Budget(fraction=0.6), 1.0, noise=0.005).confirmed().turns == 1
+    assert Simulated(Budget(fraction=0.6), 1.0, noise=0.005).confirmed().rounds == 1
 
 
 def test_where_noise_hides_the_answer_the_fastest_plan_within_the_budget_is_taken() -> None:
     confirmed = Simulated(Budget(fraction=0.6), 1.0, noise=0.2).confirmed()
-    assert confirmed.turns == 3
-    chosen = next(turn for turn in confirmed.rounds if turn.widths == confirmed.plan.widths)
-    assert chosen.share == min(turn.share for turn in confirmed.rounds) <= 1
+    assert confirmed.rounds == 3
+    chosen = confirmed.own
+    assert chosen is not None and chosen.share == min(one.share for one in confirmed.measured) <= 1
 
 
 def test_a_device_that_never_meets_it_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Simulated(Budget(fraction=0.6), 1.5, noise=0.0)
-    same = confirming.plans(device.groups, device.scores, device.budget, device.profile)
-    monkeypatch.setattr(confirming, "plans", lambda *given: same)
+    same = confirm.Loop(device.groups, device.scores, device.budget).plans(device.profile)
+    monkeypatch.setattr(confirm.Loop, "plans", lambda *given: same)
     with pytest.raises(InconclusiveError, match="3 rounds"):
         device.confirmed()
