@@ -14,7 +14,7 @@ from small import Finished, command
 from edgeprune.devices.bench import open_bench
 from edgeprune.frontends import toml
 from edgeprune.latency import stats
-from edgeprune.network import surgery as network
+from edgeprune.network.survey import survey
 from edgeprune.records import Profile
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.storage import codec
@@ -36,7 +36,7 @@ def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
     (path,) = (ROOT / "profiles" / "virtual-pi").glob("digits-*.json")
     profile = codec.loads_kept(Profile, path.read_text(), str(path))
     model, inputs = digits.build().eval(), digits.example_inputs()
-    groups = network.survey(model, inputs)
+    groups = survey(model, inputs)
     assert groups.network == profile.network
     template = FORMATS["tflite"](model, inputs, groups)
     recorded = [profile.experiments[0], *(e for e in profile.experiments if e.role == "fit")][:4]

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeprune.graph import groups as graph
-from edgeprune.latency import model as latency
-from edgeprune.network import surgery as network
+from edgeprune.graph.groups import candidate_widths
+from edgeprune.latency.fit import draft, fit
+from edgeprune.latency.model import LatencyModel
+from edgeprune.latency.observations import measured_ns, reference_ns
+from edgeprune.network.survey import survey
 from edgeprune.records import Groups, Profile, Scores
-from edgeprune.stages import plan as planning
+from edgeprune.stages import allocation
 from edgeprune.storage import codec
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,7 @@ def groups() -> Groups:
         import digits
     finally:
         sys.path.pop(0)
-    return network.survey(digits.build(), digits.example_inputs())
+    return survey(digits.build(), digits.example_inputs())
 
 
 def read(path: Path) -> Profile:
@@ -55,8 +57,8 @@ def test_unseen_configurations_are_predicted(path: Path, groups: Groups) -> None
     for start in range(4):  # four folds, each predicted by a model that never saw it
         held = fits[start::4]
         seen = tuple(others + [e for e in fits if e not in held])
-        model = latency.draft(groups, replace(profile, experiments=seen))
-        errors += [abs(latency.measured_ns(profile, e) / model.ns(e.widths) - 1) for e in held]
+        model = draft(groups, replace(profile, experiments=seen))
+        errors += [abs(measured_ns(profile, e) / model.ns(e.widths) - 1) for e in held]
     assert np.median(errors) < 0.03
     assert np.quantile(errors, 0.9) < 0.08
 
@@ -65,11 +67,11 @@ def test_unseen_configurations_are_predicted(path: Path, groups: Groups) -> None
 def test_flops_would_have_been_wrong(path: Path, groups: Groups) -> None:
     """Why latency is measured: multiply-accumulates alone miss by several times the model's error."""
     profile = read(path)
-    model = latency.fit(groups, profile)
-    base, macs = latency.baseline(profile), groups.macs(groups.full())
+    model = fit(groups, profile)
+    base, macs = reference_ns(profile), groups.macs(groups.full())
     fits = [e for e in profile.experiments if e.role == "fit"]
-    flops = [abs(latency.measured_ns(profile, e) / (base * groups.macs(e.widths) / macs) - 1) for e in fits]
-    ours = [abs(latency.measured_ns(profile, e) / model.ns(e.widths) - 1) for e in fits]
+    flops = [abs(measured_ns(profile, e) / (base * groups.macs(e.widths) / macs) - 1) for e in fits]
+    ours = [abs(measured_ns(profile, e) / model.ns(e.widths) - 1) for e in fits]
     assert np.median(flops) > 3 * np.median(ours)
 
 
@@ -77,22 +79,22 @@ def test_flops_would_have_been_wrong(path: Path, groups: Groups) -> None:
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
 def test_plans_are_proved_and_beat_uniform_widths(path: Path, share: float, groups: Groups) -> None:
     profile = read(path)
-    model = latency.fit(groups, profile)
+    model = fit(groups, profile)
     random = np.random.default_rng(0)
     scores = Scores("random", {g.name: tuple(random.exponential(size=g.width).tolist()) for g in groups.free})
     budget = share * model.ns(groups.full())
-    (plan,) = planning.plans(groups, model, scores, budget, "recorded")
+    (plan,) = allocation.plans(groups, model, scores, budget, "recorded")
     assert model.ns(plan.widths) <= budget
-    assert plan.gap <= planning.GAP
+    assert plan.gap <= allocation.GAP
     uniform = best_uniform(groups, model, scores, budget)
     assert plan.loss <= uniform
 
 
-def best_uniform(groups: Groups, model: latency.LatencyModel, scores: Scores, budget: float) -> float:
+def best_uniform(groups: Groups, model: LatencyModel, scores: Scores, budget: float) -> float:
     """The loss of the widest network that keeps the same share of every group and meets the budget."""
     losses = []
     for kept in np.linspace(0.05, 1, 96):
-        widths = {g.name: min(graph.candidate_widths(g), key=lambda w: abs(w - kept * g.width)) for g in groups.free}
+        widths = {g.name: min(candidate_widths(g), key=lambda w: abs(w - kept * g.width)) for g in groups.free}
         if model.ns(widths) <= budget:
-            losses.append(sum(planning.losses(g, scores)[widths[g.name]] for g in groups.free))
+            losses.append(sum(allocation.losses(g, scores)[widths[g.name]] for g in groups.free))
     return min(losses)
