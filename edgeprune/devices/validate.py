@@ -66,7 +66,7 @@ def read(kind: Type[Message], content: Any, where: str = "") -> Message:
     return kind(**{n: _value(hints[n], value, _at(where, n), known[n].metadata) for n, value in content.items()})
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 

@@ -15,9 +15,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from test_engines import compiled
-from test_tensorrt import trt as part
 
-from edgeprune.devices.agent import agent
+from edgeprune.runtimes.device import Failed, Options
+from edgeprune.runtimes.tensorrt import build, tool
+from edgeprune.runtimes.tensorrt import engine as engines
+from edgeprune.runtimes.tensorrt.device import RUNTIME
+from edgeprune.runtimes.tensorrt.trtexec import build_argv
+from edgeprune.runtimes.timing import NodeTime, Timing
 
 NPTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
@@ -30,7 +34,7 @@ class Memory:
         self.kept: list[Any] = []
         self.clock = 0.0
 
-    def room(self, size: int) -> int:
+    def allocate(self, size: int) -> int:
         self.kept.append(ctypes.create_string_buffer(size))
         return ctypes.addressof(self.kept[-1])
 
@@ -149,10 +153,10 @@ class Module:
 @pytest.fixture(params=["8.5.2", "10.3.0", "11.1.0"])
 def fake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
     found = Module(request.param)
-    monkeypatch.setattr(part, "trtexec", lambda: None)
-    monkeypatch.setattr(part, "module", lambda: found)
-    monkeypatch.setattr(part.engine, "cuda", Memory)
-    monkeypatch.setattr(part, "KNOWN", {})
+    monkeypatch.setattr(tool, "trtexec", lambda: None)
+    monkeypatch.setattr(tool, "module", lambda version=None: found)
+    monkeypatch.setattr(engines, "cuda", Memory)
+    monkeypatch.setattr(tool, "KNOWN", {})
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return found
@@ -161,30 +165,29 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_fed_comes_out_and_is_timed_and_profiled(fake: Module, tmp_path: Path) -> None:
     artifact = compiled(tmp_path / "model", "fp32")
     inputs = [np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype("float32")]
-    np.save(tmp_path / "x.npy", inputs[0])
-    job = {"inputs": [str(tmp_path / "x.npy")], "runs_min": 5, "runs_max": 9, "timed_s": 0.01}
-    model = part.TensorRt(job, str(artifact.files[0]))
-    session = onnxruntime.InferenceSession(str(artifact.files[0]), providers=["CPUExecutionProvider"])
+    path, timing = str(artifact.files[0]), Timing(warmup_s=0.01, timed_s=0.01, runs_min=5, runs_max=5)
+    model = RUNTIME.load(path, Options(threads=1))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (wanted,) = session.run(None, {session.get_inputs()[0].name: inputs[0]})
     np.testing.assert_allclose(model.call(inputs)[0], wanted, rtol=1e-6)
-    times, copies, peak = model.timed(5)
-    assert times == [1500000] * 5 and copies > 0 and peak > 0
-    nodes = part.TensorRt.profile(job, str(artifact.files[0]))
-    assert nodes == [{"name": "/0/Conv + /1/Relu", "ns": 500000, "onnx": []}]
+    (timed,), peak = RUNTIME.measure([path], Options(threads=1), inputs, timing)
+    assert timed.times_ns == (1500000,) * 5 and timed.copies_ns > 0 and peak > 0
+    nodes = RUNTIME.profile(path, Options(threads=1), inputs, timing)
+    assert nodes == [NodeTime("/0/Conv + /1/Relu", 500000)]
 
 
 @pytest.mark.parametrize(("precision", "dla"), [("fp32", None), ("fp16", None), ("int8", None), ("int8", 0)])
 def test_precision_as_trtexec_is_asked_for_it(precision: str, dla: int | None, fake: Module, tmp_path: Path) -> None:
     model = compiled(tmp_path / "model", precision).files[0]
-    plan = part.TensorRt.engine(str(model), dla)
-    argv = part.build_argv(part.known_version()[0], "m", "p", "c", precision, dla)
+    plan = build.engine_of(str(model), Options(1, dla))
+    argv = build_argv(tool.known_version()[0], "m", "p", "c", precision, dla)
     asked = {f"--{str(flag).lower()}" for flag in fake.flags if flag in ("FP16", "INT8")}
     assert asked == {flag for flag in argv if flag in ("--fp16", "--int8")}
-    strong = part.known_version()[0] >= (11, 0) or "--stronglyTyped" in argv
+    strong = tool.known_version()[0] >= (11, 0) or "--stronglyTyped" in argv
     assert (fake.flags[0] == 2) == strong
     assert json.loads(Path(plan[: -len("plan")] + "json").read_text())["fallbacks"] == ([] if dla is None else ["pool"])
     other = "fp16" if precision == "fp32" else "fp32"
-    part.TensorRt.engine(str(compiled(tmp_path / "other", other).files[0]), dla)
+    build.engine_of(str(compiled(tmp_path / "other", other).files[0]), Options(1, dla))
     caches = [flag[1] for flag in fake.flags if isinstance(flag, tuple)]
     assert caches == [b"", b"", b"timed", b""]  # one build takes up what is known, the other times all anew
 
@@ -192,5 +195,5 @@ def test_precision_as_trtexec_is_asked_for_it(precision: str, dla: int | None, f
 def test_what_it_cannot_parse_is_told(fake: Module, tmp_path: Path) -> None:
     model = compiled(tmp_path / "model", "fp32").files[0]
     model.write_bytes(b"none")
-    with pytest.raises(agent.Failed, match="cannot parse the model: node 3 is none"):
-        part.TensorRt.engine(str(model))
+    with pytest.raises(Failed, match="cannot parse the model: node 3 is none"):
+        build.engine_of(str(model), Options(1))

@@ -1,4 +1,4 @@
-"""A device may answer anything about its releases: it is told in one line, or it is `DeviceError`."""
+"""A device may answer anything about its releases: the user gets a list, or one line of `DeviceError`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def target(tmp_path: Path) -> Target:
     ],
     ids=str,
 )
-def test_an_odd_list_is_the_device_s_fault(
+def test_an_odd_list_is_a_device_error(
     reply: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answering(monkeypatch, {"releases": reply})
@@ -58,14 +58,21 @@ def test_an_odd_list_is_the_device_s_fault(
     assert str(caught.value).isprintable()
 
 
-def test_what_another_version_wrote_is_listed_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_of_another_version_is_listed_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, {"releases": {"releases": [{**ENTRY, "manifest": {"schema": 99}}]}})
     (release,) = deploying.releases(target(tmp_path))
     assert release.manifest is None and "another version" in release.damage
 
 
-def test_names_from_a_device_are_shown_escaped_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = {**ENTRY, "service": "\x1b[2Jevil\n" * 50, "damage": "[bold]no[/bold]\x07" * 500}
+def test_a_name_with_an_escape_sequence_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, {"releases": {"releases": [{**ENTRY, "service": "\x1b[2Jevil\n" * 50}]}})
+    with pytest.raises(DeviceError, match=r"^t: .*releases\[0\]\.service must be printable") as caught:
+        deploying.releases(target(tmp_path))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+def test_text_from_a_device_is_shown_escaped_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {**ENTRY, "damage": "[bold]no[/bold]\x1b[2J\x07" * 500}
     answering(monkeypatch, {"releases": {"releases": [entry]}})
     out = StringIO()
     Console(file=out, width=200).print(console.releases_table(deploying.releases(target(tmp_path))))
@@ -75,7 +82,7 @@ def test_names_from_a_device_are_shown_escaped_and_short(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     "reply", [{}, {"previous": 7}, {"error": "unhealthy"}, {"error": "refused", "message": 3}], ids=str
 )
-def test_an_odd_answer_to_a_switch_is_never_our_bug(
+def test_an_odd_answer_to_a_switch_is_a_clean_error(
     reply: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = bundle(tmp_path / "1", keygen(tmp_path / "key"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,16 @@ import numpy as np
 import pytest
 
 from edgeprune import runtimes
-from edgeprune.devices.agent import ENGINE, RELEASING, RUNNER, TENSORRT, agent
+from edgeprune.devices.agent import undo
 from edgeprune.devices.virtual import trtexec as trtexec_standin
+from edgeprune.runtimes import machine
+from edgeprune.runtimes.device import Failed
+from edgeprune.runtimes.tensorrt import jetson
+from edgeprune.runtimes.tensorrt import trtexec as trt
+from edgeprune.runtimes.tensorrt.device import RUNTIME
+from edgeprune.runtimes.timing import NodeTime
 
 FAMILIES = sorted(trtexec_standin.FLAGS)
-
-
-def part() -> Any:
-    """TensorRT's half on the device, loaded without its runtime staying among the agent's."""
-    before = dict(agent.RUNTIMES)
-    found = agent.loaded_module(str(TENSORRT), agent=agent)
-    agent.RUNTIMES.clear()
-    agent.RUNTIMES.update(before)
-    return found
-
-
-trt = part()
 
 
 def asked(version: tuple[int, ...], precision: str, dla: int | None) -> list[list[str]]:
@@ -95,7 +88,7 @@ def test_the_version_is_in_the_first_line(line: str, version: tuple[int, ...], s
 
 def test_what_does_not_say_its_version_is_no_trtexec() -> None:
     for text in ("", "trtexec: not found", "&&&& RUNNING TensorRT.trtexec # trtexec"):  # the last is of 7
-        with pytest.raises(agent.Failed, match="does not say its version"):
+        with pytest.raises(Failed, match="does not print its version"):
             trt.version_of(text)
 
 
@@ -116,7 +109,7 @@ def test_what_failed_says_why() -> None:
     assert told.endswith("; Failed to parse onnx file; Parsing model failed")
     good = FAILED.replace("FAILED", "PASSED")
     assert trt.passed(good, 0) and not trt.passed(good, 139) and not trt.passed("", 0)
-    assert trt.errors_of("Segmentation fault\n") == "it said nothing"
+    assert trt.errors_of("Segmentation fault\n") == "it printed no error"
 
 
 TO_GPU = (
@@ -172,9 +165,9 @@ DETAILED = json.dumps(
 
 
 def test_layers_of_the_engine_go_by_the_nodes_that_work() -> None:
-    runtime = runtimes.RUNTIMES["tensorrt"]
+    runtime = runtimes.host("tensorrt")
     rows = trt.layers_of(PROFILE, DETAILED)
-    assert [(row["name"], row["ns"]) for row in rows][2] == ("__myl_MulAddMatMul_myl0_1", 100000)
+    assert (rows[2].name, rows[2].ns) == ("__myl_MulAddMatMul_myl0_1", 100000)
     assert runtime.node_times(rows) == (("/a/Conv", 100000), ("/a/Conv", 750000), ("/head/MatMul", 100000))
     old = trt.layers_of(PROFILE, NAMES)  # up to 8.5 nothing but names is told
     assert runtime.node_times(old)[2] == ("__myl_MulAddMatMul_myl0_1", 100000)
@@ -194,12 +187,12 @@ def test_layers_of_the_engine_go_by_the_nodes_that_work() -> None:
     ],
 )
 def test_names_of_fused_layers(name: str, node: str) -> None:
-    assert runtimes.RUNTIMES["tensorrt"].node_times([{"name": name, "ns": 7, "onnx": []}]) == ((node, 7),)
+    assert runtimes.host("tensorrt").node_times([NodeTime(name, 7)]) == ((node, 7),)
 
 
 def test_outputs_come_by_name_in_their_shape() -> None:
     text = '[\n  { "name" : "y"\n  , "dimensions" : "1x2x2"\n  , "values" : [ 1, -2.5, 3e-05, -nan ]\n  }\n]'
-    (found,) = trt.engine.outputs_of(text, ["y"])
+    (found,) = trt.outputs_of(text, ["y"])
     assert found.shape == (1, 2, 2) and found.dtype == np.float32
     assert found[0, 0].tolist() == [1, -2.5] and np.isnan(found[0, 1, 1])
 
@@ -216,12 +209,12 @@ def test_outputs_come_by_name_in_their_shape() -> None:
     ],
 )  # fmt: skip
 def test_the_power_mode(text: str, mode: tuple[str, int] | None) -> None:
-    assert trt.power_mode_of(text) == mode
+    assert jetson.power_mode_of(text) == mode
 
 
 def test_power_modes_are_known_by_name_since_numbers_differ_by_board() -> None:
     text = "< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n<POWER_MODEL ID=2 NAME=MAXN_SUPER>\n< PM_CONFIG DEFAULT=1 >"
-    assert trt.power_modes_of(text) == {"15W": 0, "MAXN_SUPER": 2}
+    assert jetson.power_modes_of(text) == {"15W": 0, "MAXN_SUPER": 2}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +241,7 @@ def test_power_modes_are_known_by_name_since_numbers_differ_by_board() -> None:
     ],
 )  # fmt: skip
 def test_tegrastats_tells_what_board_and_user_allow(line: str, found: dict[str, int]) -> None:
-    assert trt.tegrastats_of(line) == found
+    assert jetson.tegrastats_of(line) == found
 
 
 def put(path: Path, text: str) -> None:
@@ -262,10 +255,10 @@ def test_clocks_and_what_holds_them_back(tmp_path: Path) -> None:
         put(devfreq / name / "device/of_node/name", node)
         for kind, clock in (("cur", 510), ("min", 306), ("max", 918)):
             put(devfreq / name / f"{kind}_freq", f"{clock}000000\n")
-    assert trt.gpu_clocks(str(devfreq)) == {"gpu_hz": 510000000, "gpu_max_hz": 918000000, "clocks_pinned": 0}
+    assert jetson.gpu_clocks(str(devfreq)) == {"gpu_hz": 510000000, "gpu_max_hz": 918000000, "clocks_pinned": 0}
     put(devfreq / "17000000.gpu" / "min_freq", "918000000\n")
-    assert trt.gpu_clocks(str(devfreq))["clocks_pinned"] == 1
-    assert trt.gpu_clocks(str(tmp_path / "none")) == {} == trt.held_back(str(thermal), str(monitors))
+    assert jetson.gpu_clocks(str(devfreq))["clocks_pinned"] == 1
+    assert jetson.gpu_clocks(str(tmp_path / "none")) == {} == jetson.limits(str(thermal), str(monitors))
     put(thermal / "cooling_device0" / "type", "pwm-fan\n")
     put(thermal / "cooling_device0" / "cur_state", "3\n")
     put(thermal / "cooling_device1" / "type", "gpu-throttle-alert\n")
@@ -273,9 +266,9 @@ def test_clocks_and_what_holds_them_back(tmp_path: Path) -> None:
     put(monitors / "hwmon3" / "name", "soctherm_oc\n")
     put(monitors / "hwmon3" / "oc1_event_cnt", "2\n")
     put(monitors / "hwmon3" / "oc3_event_cnt", "40\n")
-    assert trt.held_back(str(thermal), str(monitors)) == {"throttled": 0, "over_current_events": 42}
+    assert jetson.limits(str(thermal), str(monitors)) == {"throttled": 0, "over_current_events": 42}
     put(thermal / "cooling_device1" / "cur_state", "1\n")
-    assert trt.held_back(str(thermal), str(monitors))["throttled"] == trt.THROTTLED
+    assert jetson.limits(str(thermal), str(monitors))["throttled"] == jetson.THROTTLED
 
 
 TOOLS = {
@@ -315,64 +308,56 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         put(tmp_path / "devfreq/17000000.gpu" / f"{kind}_freq", f"{clock}000000")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / ".edgeprune").mkdir()
-    monkeypatch.setattr(agent, "home", lambda: str(tmp_path / ".edgeprune"))
-    monkeypatch.setattr(agent.os, "getppid", os.getpid)  # a worker's parent is its agent
-    monkeypatch.setattr(trt, "MODES_FILE", str(tmp_path / "nvpmodel.conf"))
-    monkeypatch.setattr(trt.gpu_clocks, "__defaults__", (str(tmp_path / "devfreq"),))
+    monkeypatch.setattr(machine, "home", lambda: str(tmp_path / ".edgeprune"))
+    monkeypatch.setattr(os, "getppid", os.getpid)  # a worker's parent is its agent
+    monkeypatch.setattr(jetson, "MODES_FILE", str(tmp_path / "nvpmodel.conf"))
+    monkeypatch.setattr(jetson.gpu_clocks, "__defaults__", (str(tmp_path / "devfreq"),))
     return tmp_path
 
 
 def test_what_is_changed_for_a_measurement_is_put_back(board: Path) -> None:
-    trt.prepare({"power_mode": "MAXN", "jetson_clocks": True})
-    assert (board / "mode").read_text() == "0" and trt.gpu_clocks()["clocks_pinned"] == 1
-    trt.prepare({"power_mode": "MAXN", "jetson_clocks": True})  # at every measurement: it is so already
-    agent.undo()
-    assert (board / "mode").read_text() == "1" and trt.gpu_clocks()["clocks_pinned"] == 0
+    jetson.prepare("MAXN", True, undo.record)
+    assert (board / "mode").read_text() == "0" and jetson.gpu_clocks()["clocks_pinned"] == 1
+    jetson.prepare("MAXN", True, undo.record)  # at every measurement: it is so already
+    undo.restore()
+    assert (board / "mode").read_text() == "1" and jetson.gpu_clocks()["clocks_pinned"] == 0
     assert not list((board / ".edgeprune").iterdir())
-    agent.undo()
+    undo.restore()
 
 
 def test_what_an_agent_that_is_gone_changed_is_put_back_by_the_next(
     board: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent.os, "getppid", lambda: 2**22 + 1)  # no process has this number
-    trt.prepare({"power_mode": "MAXN", "jetson_clocks": False})
-    agent.undo()
+    monkeypatch.setattr(os, "getppid", lambda: 2**22 + 1)  # no process has this number
+    jetson.prepare("MAXN", False, undo.record)
+    undo.restore()
     assert (board / "mode").read_text() == "1"
 
 
 def test_another_agent_that_lives_keeps_what_it_changed(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent.os, "getppid", lambda: 1)
-    trt.prepare({"power_mode": "MAXN", "jetson_clocks": False})
-    agent.undo()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    jetson.prepare("MAXN", False, undo.record)
+    undo.restore()
     assert (board / "mode").read_text() == "0"
 
 
 def test_what_cannot_be_put_back_is_said_and_tried_again(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trt.prepare({"power_mode": "MAXN", "jetson_clocks": False})
+    jetson.prepare("MAXN", False, undo.record)
     (board / "bin" / "sudo").rename(board / "bin" / "away")
-    agent.undo()
-    assert "could not put back what was changed: sudo -n nvpmodel -m 1" in capsys.readouterr().err
+    undo.restore()
+    assert "cannot restore what was changed: sudo -n nvpmodel -m 1" in capsys.readouterr().err
     (board / "bin" / "away").rename(board / "bin" / "sudo")
-    agent.undo()
+    undo.restore()
     assert (board / "mode").read_text() == "1"
 
 
 def test_a_power_mode_that_does_not_come_is_said(board: Path) -> None:
-    with pytest.raises(agent.Failed, match="no power mode 'MAXQ'; known: 15W, MAXN"):
-        trt.prepare({"power_mode": "MAXQ", "jetson_clocks": False})
+    with pytest.raises(Failed, match="no power mode 'MAXQ'; known: 15W, MAXN"):
+        jetson.prepare("MAXQ", False, undo.record)
     put(board / "stuck", "")
-    with pytest.raises(agent.Failed, match="the power mode stays 15W"):
-        trt.prepare({"power_mode": "MAXN", "jetson_clocks": False})
+    with pytest.raises(Failed, match="the power mode stays 15W"):
+        jetson.prepare("MAXN", False, undo.record)
 
 
 def test_the_state_of_a_jetson(board: Path) -> None:
-    assert trt.TensorRt.conditions()["power_mode"] == "15W"
-
-
-def test_the_parts_of_the_agent_are_python_3_8() -> None:
-    import ast
-
-    for path in (TENSORRT, ENGINE, RUNNER, RELEASING):
-        ast.parse(path.read_text(), feature_version=(3, 8))
-    assert callable(runpy.run_path(str(RUNNER))["load"])
+    assert RUNTIME.conditions()["power_mode"] == "15W"

@@ -64,7 +64,7 @@ def serve() -> None:
         link.reply(wire.document(wire.Welcome(os.getpid(), machine.boot_id(), tuple(undo.pending()))))
         while True:
             for content in link.next_request()["jobs"]:
-                link.reply({**_answer(content, folder, link), "id": content["id"]})
+                link.reply({**answered(content, folder, link), "id": content["id"]})
     finally:
         undo.restore()
         shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +72,8 @@ def serve() -> None:
             held.close()
 
 
-def _answer(content: Any, folder: str, link: Link) -> dict[str, Any]:
+def answered(content: Any, folder: str, link: Link) -> dict[str, Any]:
+    """The reply to one job."""
     try:
         _, job = wire.read_job(content)
     except WireError as error:

@@ -22,9 +22,10 @@ PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")  # other variable
 
 
 class Local(Transport):
-    """Runs the agent with this Python; files stay where they are."""
+    """Runs the agent with this Python, or the given one; files stay where they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: str = sys.executable) -> None:
+        self._python = python
         self._child: _Child | None = None
         self._conversation: Conversation | None = None
 
@@ -41,7 +42,7 @@ class Local(Transport):
         done = False
         try:
             if self._conversation is None:
-                self._child = _Child()
+                self._child = _Child(self._python)
                 self._conversation = Conversation(self._child, hello(), silence_s=None)
             yield from self._conversation.ask(jobs, deadline_s)
             done = True
@@ -59,13 +60,13 @@ class Local(Transport):
 class _Child:
     """The agent as a child process."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-agent-")
         agent = Path(self._folder.name) / "agent.py"
         agent.write_bytes(bundle.agent())
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(agent), "serve"],
+            [python, "-I", str(agent), "serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
