@@ -13,11 +13,13 @@ from typing import Any
 
 from edgeprune import runtimes
 from edgeprune.devices import install as installing
-from edgeprune.devices import transports
-from edgeprune.devices.bench import REMEDIES, parts
-from edgeprune.devices.transports.base import ask, printable
+from edgeprune.devices import transports, wire
+from edgeprune.devices.bench import REMEDIES
+from edgeprune.devices.transports.base import ask
+from edgeprune.devices.validate import printable
 from edgeprune.errors import EdgepruneError
 from edgeprune.frontends import toml
+from edgeprune.limits import LIMITS
 from edgeprune.records import THROTTLED_NOW, Finding, Target
 
 LEAST_FREE_BYTES = 1 << 30
@@ -46,7 +48,7 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
 
 
 def _converter(target: Target) -> str:
-    return runtimes.RUNTIMES[target.runtime].require(target.precision)
+    return runtimes.host(target.runtime).require(target.precision)
 
 
 def _package(name: str) -> Finding:
@@ -70,23 +72,23 @@ def _project(path: Path) -> Iterator[Finding]:
 def _device(target: Target) -> Iterator[Finding]:
     """What the agent on the device says: who it is, what it has, and in what state it is."""
     with closing(transports.connect(target)) as transport:
-        facts = ask(transport, {"mode": "examine"})
+        facts = ask(transport, target.name, wire.Examine(LIMITS.identify_s))
         if target.host is not None:
             yield Finding("ok", "the device answers, and its host key is known")
-            machine, python, _ = installing.platform_of(target, facts)
-            yield Finding("ok", f"device: {machine}, Python {'.'.join(map(str, python))}")
-        there = installing.version_there(transport, target)
-        state = ask(transport, {"mode": "state", "runtime": target.runtime, **parts(transport, target)})
+            platform = installing.platform_of(target, facts)
+            yield Finding("ok", f"device: {platform.machine}, Python {installing.dotted(platform.python)}")
+        there = installing.installed_version(transport, target)
+        state = ask(transport, target.name, wire.GetState(LIMITS.identify_s, target.runtime))
     if there is not None:
         yield Finding("ok", f"{target.runtime} {there} on the device")
     else:
-        fix = f"edgeprune setup {target.name}" if target.host else runtimes.RUNTIMES[target.runtime].install
+        fix = f"edgeprune setup {target.name}" if target.host else runtimes.host(target.runtime).install
         yield Finding("fail", f"no {target.runtime} on the device", fix)
-    yield _free("on the device", int(facts["free_bytes"]))
-    skew = float(facts["clock_s"]) - time.time()
+    yield _free("on the device", facts.free_bytes)
+    skew = facts.clock_s - time.time()
     if abs(skew) > SKEW_S:
         yield Finding("warn", f"the device's clock is off by {skew:.0f} s", "sudo timedatectl set-ntp true")
-    yield from _state(target, state["conditions"], int(facts["cores"]))
+    yield from _state(target, state.conditions, facts.cores)
 
 
 def _free(where: str, free: int) -> Finding:
