@@ -1,0 +1,75 @@
+"""`edgeprune setup`: the device's own pip first, then wheels from this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprune.devices import install, wire
+from edgeprune.devices.transports.fake import Fake
+from edgeprune.errors import UsageError
+from edgeprune.records import Host, Target
+
+PLATFORM = wire.Platform("3.11", "aarch64", "2.36", free_bytes=1 << 30, clock_s=0.0, cores=4, pip=True)
+IDENTITY = wire.Identity("aarch64", "cpu", 4, "Linux", "onnxruntime", "1.2", "boot", "serial", False, False)
+TARGET = Target(Path("targets/board.toml"), "board", "ssh", "onnxruntime", host=Host("board"))
+
+
+def failure(kind: str) -> dict[str, Any]:
+    return {"error": kind, "message": "no network"}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a device with or without the runtime, whose pip works or fails; wheels are one file."""
+
+    def make(present: bool, pip_works: bool) -> Fake:
+        installed = {"there": present}
+
+        def answer(job: Any) -> dict[str, Any]:
+            reply: dict[str, Any] = {}
+            if job["mode"] == "examine":
+                reply = asdict(PLATFORM)
+            elif job["mode"] == "identify":
+                reply = asdict(IDENTITY) if installed["there"] else failure("runtime-missing")
+            elif job["wheels"] or pip_works:
+                installed["there"] = True
+            else:
+                reply = failure("pip")
+            return {"id": job["id"], **reply}
+
+        fake = Fake(answer)
+        monkeypatch.setattr("edgeprune.devices.transports.connect", lambda target, wait_s: fake)
+        return fake
+
+    def fetched(packages: object, platform: object, folder: Path) -> list[Path]:
+        (folder / "a.whl").touch()
+        return [folder / "a.whl"]
+
+    monkeypatch.setattr(install, "fetch", fetched)
+    return make
+
+
+def installs(fake: Fake) -> list[tuple[int, int]]:
+    """How many wheels and requirements each install job has."""
+    return [(len(job["wheels"]), len(job["requirements"])) for job in fake.jobs if job["mode"] == "install"]
+
+
+@pytest.mark.parametrize(
+    ("present", "pip_works", "expected"),
+    [(True, True, []), (False, True, [(0, 1)]), (False, False, [(0, 1), (1, 0)])],
+    ids=["installed", "pip", "wheels"],
+)
+def test_a_runtime_is_installed_once(present: bool, pip_works: bool, expected: list[Any], device: Any) -> None:
+    fake, lines = device(present, pip_works), []
+    assert install.setup(TARGET, lines.append) == "1.2"
+    assert [(wheels, min(1, packages)) for wheels, packages in installs(fake)] == expected
+    assert lines[0] == "board answers: aarch64, Python 3.11, glibc 2.36" and "onnxruntime 1.2 is" in lines[-1]
+
+
+def test_this_machine_is_not_set_up() -> None:
+    with pytest.raises(UsageError, match="this machine is the device"):
+        install.setup(Target(Path("t.toml"), "t", "local", "onnxruntime"), print)
