@@ -42,7 +42,9 @@ def fastest(
     times = dict(zip(runnable, taken, strict=True))
     slowest_ns = max(stats.latency(samples).mid for samples in taken)
     calls = accuracy.affordable(timer.device, reference, evaluation.read(), slowest_ns, LIMITS.metric_s)
-    metrics = {name: accuracy.metric_of(timer.device, artifact, evaluation, calls) for name, artifact in runnable.items()}
+    metrics = {
+        name: accuracy.metric_of(timer.device, artifact, evaluation, calls) for name, artifact in runnable.items()
+    }
     measured = tuple(Candidate(name, stats.latency(times[name]), metrics[name]) for name in runnable)
     found = {name: times[name] for name in candidates if name in runnable}
     if not found:

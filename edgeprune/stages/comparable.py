@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprune.devices.transports.base import printable
+from edgeprune.devices.validate import printable
 from edgeprune.records import Measurement
 
 # Facts of a device that must be the same.

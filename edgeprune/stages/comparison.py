@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeprune.devices.bench import Measured as MeasuredModel
 from edgeprune.devices.bench import until
-from edgeprune.devices.transports.base import printable
+from edgeprune.devices.validate import printable
 from edgeprune.frontends.data import NotFinite
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
@@ -86,9 +86,7 @@ def measure(
     timed = time_budgets(timer, models, budgets, same=original is not None and original.sha256 == artifact.sha256)
     calls = evaluation.read()
     if evaluation.most is None:
-        calls = accuracy.affordable(
-            device, artifact, calls, stats.latency(timed.samples).mid, LIMITS.check_metric_s
-        )
+        calls = accuracy.affordable(device, artifact, calls, stats.latency(timed.samples).mid, LIMITS.check_metric_s)
     checks, metric = verdict.budgets(budgets, timed), None
     try:
         metric = accuracy.metric_of(device, artifact, evaluation, calls)

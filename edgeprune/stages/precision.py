@@ -62,7 +62,9 @@ def _candidates(reads: Reads, output: Output) -> dict[str, Artifact]:
         try:
             samples = reads.calibration.samples if name.startswith("int8") else []
             compiler, network = Compiler(reads.runtime, name, samples), reads.network
-            made[name] = compiler.compile(network.module, network.inputs, reads.survey.folds, folder, reads.survey.network)
+            made[name] = compiler.compile(
+                network.module, network.inputs, reads.survey.folds, folder, reads.survey.network
+            )
         except UsageError as error:
             log.warning("%s is left out: %s", name, error)
             refused = error

@@ -55,7 +55,9 @@ def verify(
         accuracy.metric(device, one.artifact, evaluation, found, calls.targets)
         for one, found in zip(versions, outputs, strict=True)
     ]
-    where = "in closed loop" if evaluation.metric.in_closed_loop else f"on {calls.share} {evaluation.split.name} samples"
+    where = (
+        "in closed loop" if evaluation.metric.in_closed_loop else f"on {calls.share} {evaluation.split.name} samples"
+    )
     note = f"the original network's minus the pruned one's, both through their artifacts, {where}"
     expected = accuracy.computed(pruned.network, calls.inputs, calls.count)
     checks = (

@@ -1,4 +1,4 @@
-"""Each check can pass, fail or stay open, and the verdict follows from them."""
+"""Each check can pass, fail or be inconclusive, and the verdict follows from them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from edgeprune.errors import DeviceError
+from edgeprune.errors import DeviceError, UsageError
 from edgeprune.frontends import toml
-from edgeprune.frontends import user_code as user
+from edgeprune.frontends.data import Metric, Split
+from edgeprune.frontends.model import build_model, example_inputs
 from edgeprune.limits import LIMITS
-from edgeprune.records import Artifact, Budget, Choice, Device, Outcome, Run, Samples, Verdict
-from edgeprune.stages import verify as verifying
+from edgeprune.records import Artifact, Budget, Choice, Device, Outcome, Project, Run, Samples, Verdict
+from edgeprune.stages import accuracy, choice
+from edgeprune.stages.accuracy import Evaluation, Timer
+from edgeprune.stages.verdict import POLICY
+from edgeprune.stages.verification import Version, verify
 
 
 class Board:
-    """A device in the test's hand: computes with torch, adds an error, and takes the times it is told."""
+    """A device that computes with torch, adds an error, and has these medians."""
 
     def __init__(
         self, models: dict[Path, torch.nn.Module], medians: dict[Path, list[float]], error: float, memory: int
@@ -38,9 +42,6 @@ class Board:
         }
         self.device = Device(**facts, emulated=False)  # type: ignore[arg-type]
 
-    def save_inputs(self, arrays: Sequence[np.ndarray], folder: Path) -> list[Path]:
-        return []
-
     def call_ns(self, model: Path, stacked: list[np.ndarray], latency_ns: float) -> float:
         return latency_ns
 
@@ -49,7 +50,7 @@ class Board:
             rows = [self._models[model](torch.from_numpy(sample)).numpy() for sample in stacked[0]]
         return [np.stack(rows) * (1 + self._error)]
 
-    def time(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
+    def time(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, runs: int = 5) -> list[Samples]:
         self.rounds += 1
         found = []
         for i, model in enumerate(models):
@@ -72,11 +73,16 @@ TIMES = {"fp32": took(100, 101, 99, 100), "fp16": took(99, 101, 100, 99), "int8"
         ((0.9, 0.9, 0.9), "int8"),
         ((0.9, 0.9, 0.885), "fp32"),  # int8 loses too much, and fp16 is not surely faster
         ((0.9, 0.9, 0.89), "int8"),  # just within the limit
-        ((0.5, 0.6, 0.7), "int8"),  # none holds: the most accurate
+        ((0.5, 0.6, 0.7), "int8"),  # no metric holds: the most accurate
     ],
 )
-def test_the_fastest_precision_whose_metric_holds_is_taken(metrics: tuple[float, ...], chosen: str) -> None:
-    assert verifying.best(TIMES, dict(zip(TIMES, metrics, strict=True)), 0.89) == chosen
+def test_the_fastest_precision_whose_metric_holds_is_chosen(metrics: tuple[float, ...], chosen: str) -> None:
+    assert choice.best(TIMES, dict(zip(TIMES, metrics, strict=True)), 0.89) == chosen
+
+
+def evaluation(project: Project, name: str) -> Evaluation:
+    split = Split(project, name if project.data.split(name) else "valid")
+    return Evaluation(split, Metric(project), example_inputs(project), project.finetune.seed)
 
 
 def verdict(
@@ -90,8 +96,8 @@ def verdict(
     sizes: tuple[int, int] = (100, 50),
 ) -> tuple[Verdict, Board]:
     known = toml.read_project(project, budget)
-    model = user.build_model(known)
-    small = user.build_model(known)
+    model = build_model(known)
+    small = build_model(known)
     if spoil:
         with torch.no_grad():
             small.fc.weight.neg_()  # type: ignore[union-attr, operator]
@@ -102,15 +108,12 @@ def verdict(
     board = Board(
         dict(zip(files, (model, small), strict=True)), {files[0]: [1000.0], files[1]: list(pruned)}, error, memory
     )
-    found = verifying.verify(
-        known,
-        board,  # type: ignore[arg-type]
-        user.example_inputs(known),
-        (model, small),
-        (artifacts[0], artifacts[1]),
-        (100, 50),
-        tmp_path,
+    original, changed = (
+        Version(network, artifact, macs)
+        for network, artifact, macs in zip((model, small), artifacts, (100, 50), strict=True)
     )
+    budget_, drop = known.budget.latency, known.budget.max_metric_drop
+    found = verify(Timer(board, []), evaluation(known, "test"), original, changed, budget_, drop)  # type: ignore[arg-type]
     return found, board
 
 
@@ -129,14 +132,14 @@ class Choosing(Board):
 
 def chosen(project: Path, tmp_path: Path, medians: dict[str, float], cannot: Sequence[str] = ()) -> Choice:
     known = toml.read_project(project)
-    model = user.build_model(known)
+    model = build_model(known)
     files = {name: tmp_path / name for name in medians}
     board = Choosing(dict.fromkeys(files.values(), model), {files[n]: [ns] for n, ns in medians.items()}, 0.0, 1000)
     board.cannot = frozenset(files[name] for name in cannot)
     artifacts = {name: Artifact((file,), name, "fake", name, "source", 1) for name, file in files.items()}
     candidates = {name: artifact for name, artifact in artifacts.items() if name != "fp32" or len(medians) > 2}
-    inputs = user.example_inputs(known)
-    return verifying.fastest(known, board, inputs, artifacts["fp32"], candidates, tmp_path)  # type: ignore[arg-type]
+    drop = known.budget.max_metric_drop
+    return choice.fastest(Timer(board, []), evaluation(known, "valid"), artifacts["fp32"], candidates, drop)  # type: ignore[arg-type]
 
 
 def test_a_precision_that_the_device_cannot_run_is_left_out(project: Path, tmp_path: Path) -> None:
@@ -184,15 +187,25 @@ def test_noise_across_the_limit_is_inconclusive_after_more_rounds(project: Path,
     found, board = verdict(project, tmp_path, pruned=[400.0, 800.0])
     assert outcomes(found)["latency_p50_ms"] is Outcome.INCONCLUSIVE
     assert found.outcome is Outcome.INCONCLUSIVE
-    assert board.rounds == verifying.ROUNDS
+    assert board.rounds == POLICY.verify.rounds
+
+
+def test_the_same_artifact_is_decided_in_one_round(project: Path, tmp_path: Path) -> None:
+    known = toml.read_project(project, "100%")
+    model, file = build_model(known), tmp_path / "big"
+    file.write_bytes(b"x")
+    board = Board({file: model}, {file: [900.0, 1100.0]}, 0.0, 1000)
+    one = Version(model, Artifact((file,), "a", "fake", "fp32", "source", 1), 100)
+    found = verify(Timer(board, []), evaluation(known, "test"), one, one, known.budget.latency, 0.01)  # type: ignore[arg-type]
+    assert found.outcome is Outcome.PASS and "latency_p90_ms" not in outcomes(found) and board.rounds == 1
 
 
 def test_outputs_that_are_not_finite_are_an_error(project: Path, tmp_path: Path) -> None:
-    with pytest.raises(user.UsageError, match="not finite"):
+    with pytest.raises(UsageError, match="not finite"):
         verdict(project, tmp_path, error=float("nan"))
 
 
-def test_the_validation_set_stands_in_and_says_so(project: Path, tmp_path: Path) -> None:
+def test_without_a_test_set_the_validation_set_is_used_and_named(project: Path, tmp_path: Path) -> None:
     project.write_text(project.read_text().replace('test = "blobs:test"\n', ""))
     found, _ = verdict(project, tmp_path)
     assert "valid samples" in next(check.note for check in found.checks if check.name == "metric_drop")
@@ -207,16 +220,16 @@ def test_an_incomplete_last_batch_is_not_padded_into_the_metric(project: Path, t
     assert found.outcome is Outcome.PASS
 
 
-def test_a_budget_is_decided_as_it_was_asked() -> None:
+def test_a_budget_is_a_share_or_a_time() -> None:
     assert Budget.parse("50%").resolve(1000) == 500
     assert Budget.parse("12 ms").resolve(1000) == 12_000_000
     assert replace(Budget.parse("1 us")).ns == 1000
 
 
-def test_an_emulated_device_gets_fewer_samples_and_says_so(
+def test_an_emulated_device_gets_fewer_samples_and_the_note_reports_it(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifying, "LIMITS", replace(LIMITS, emulated_metric_s=40 * 1000e-9))
+    monkeypatch.setattr(accuracy, "LIMITS", replace(LIMITS, emulated_metric_s=40 * 1000e-9))
     emulate = Board.__init__
 
     def init(self: Board, *arguments: object) -> None:
