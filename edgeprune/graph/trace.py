@@ -93,7 +93,7 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Trace:
     live = _live(program.graph)
     for node in program.graph.nodes:
         if isinstance(node.meta.get("val"), torch.Tensor):
-            shape_of(node)  # refuses a dynamic one, whatever the operator
+            shape_of(node)  # refuses a dynamic shape, also of an operator without a rule
         if node.op == "placeholder":
             _enter(traced, node, kinds[node.name], names, axes)
         elif node.op == "call_function":

@@ -23,7 +23,7 @@ HALVED = (32, 64)
 # A channel count that is no multiple of these may use a slower kernel. Measured with ONNX Runtime on AVX-512: 30 depthwise
 # channels take four times as long as 32. So a wider layer can be faster, and the model can express that.
 ALIGNED = (4, 8, 16)
-LENGTH_SCALE = 0.7  # of the correction, in ln(channels): one width says little about another twice as wide
+LENGTH_SCALE = 0.7  # of the correction, in ln(channels): one width predicts little about another twice as wide
 UNALIKE = 0.5  # factor on the correlation between widths, for each of `ALIGNED` that only one of them is a multiple of
 COMMON = 0.05  # standard deviation of an error that an entire surface shares
 
