@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from edgeprune.records.device import Conditions, Device, Interval, Samples
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The unpruned network in one precision, measured: its latency with all candidates taking turns, and its metric."""
+    """The original network in one precision: its latency, interleaved with all candidates, and its metric."""
 
     precision: str
     latency: Interval
@@ -21,7 +22,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision that was taken, and all that were measured for it."""
+    """The precision that was chosen, and all candidates that were measured."""
 
     precision: str
     candidates: tuple[Candidate, ...]
@@ -29,9 +30,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled model: its files (the first is the one to load), what it was built from and for.
+    """A compiled model.
 
-    `operators` is how many are left of the network once it was simplified, before a runtime fuses or quantises them.
+    Attributes:
+        files: the first is the one to load.
+        sha256: the digest of all files.
+        format: the runtime that loads it.
+        precision: such as "fp16".
+        source: the digest of what it was compiled from.
+        operators: how many the simplified network has, before a runtime fuses or quantises them.
     """
 
     files: tuple[Path, ...]
@@ -48,7 +55,7 @@ class Artifact:
 
 
 class Outcome(StrEnum):
-    """The three answers a check can give."""
+    """The three outcomes of a check."""
 
     PASS = "pass"  # noqa: S105 - an outcome, not a password
     FAIL = "fail"
@@ -63,7 +70,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One question asked of the artifact: its figure, the limit it was held to, and the answer."""
+    """A figure of the artifact, its limit, and the outcome. `note` holds the interval and how it was measured."""
 
     name: str
     outcome: Outcome
@@ -74,7 +81,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Figures:
-    """One column of the table."""
+    """Figures of one artifact and its network: a column of the table. `macs` are multiply-accumulates a call."""
 
     p50_ms: float
     p90_ms: float
@@ -87,28 +94,28 @@ class Figures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of one artifact on one device."""
+    """All checks of one artifact on one device, with figures of the original (`baseline`) and the pruned network."""
 
     artifact: str
     budget_ms: float
     baseline: Figures
     pruned: Figures
     checks: tuple[Check, ...]
-    emulated: bool = False  # the device was: its times are no measure of a board
-    simulated: bool = False  # the runtime was a stand-in: likewise
+    emulated: bool = False  # the device: its times are not those of a board
+    simulated: bool = False  # the runtime is a stand-in: likewise
 
     @property
     def outcome(self) -> Outcome:
-        """What all checks together say."""
+        """The outcome of all checks together."""
         return Outcome.of(self.checks)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One artifact as measured on one device, alone: `files` are their names, the first the one to load.
+    """One artifact on one device, in separate processes.
 
-    `metric` is of the first `count` samples of the split, whose content has the digest `data`; None where it, or an output, is
-    no finite number.
+    `files` are names, the first the one to load. `metric` is of the first `count` samples of the split, whose content has the
+    digest `data`. It is None if it, or an output, is not a finite number.
     """
 
     artifact: str
@@ -135,10 +142,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A measurement that somebody has declared good, and why: what `check` holds later ones against.
+    """A measurement that somebody has declared good: `check` compares later ones with it.
 
-    `commit` is the project's, empty where it is in no repository. `layer_ns` is what the runtime's profiler saw of each of the
-    artifact's operators; it ranks them, only `measured.samples` carry the scale. The artifact's files are kept beside it.
+    Attributes:
+        project: its name.
+        target: its name.
+        reason: why it is good.
+        commit: the project's; empty outside a repository.
+        created_s: when, in seconds since 1970.
+        measured: the measurement. The artifact's files are kept beside the baseline.
+        layer_ns: {operator: nanoseconds} by the runtime's profiler. They rank operators; only `measured` has the true times.
     """
 
     project: str
@@ -156,7 +169,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Shift:
-    """An operator that takes longer than it did, in nanoseconds by the runtime's profiler; `before_ns` is 0 for a new one."""
+    """An operator that takes longer than before, in nanoseconds by the runtime's profiler. A new one has `before_ns` 0."""
 
     operator: str
     before_ns: int
@@ -165,14 +178,25 @@ class Shift:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found. `stale` says what has changed since the baseline was measured so that times are not compared,
-    `slower` which operators take longer where the whole does."""
+    """The report of a check.
+
+    Attributes:
+        project: its name.
+        target: its name.
+        artifact: its digest.
+        checks: those of the artifact, then those against the baseline.
+        baseline: when and why it was made; empty if there is none.
+        stale: what has changed since the baseline, if times cannot be compared.
+        slower: operators that take longer, if the slowdown fails.
+        emulated: whether the device is emulated.
+        simulated: whether the runtime is a stand-in.
+    """
 
     project: str
     target: str
     artifact: str
     checks: tuple[Check, ...]
-    baseline: str  # when and why it was made; empty where there is none
+    baseline: str
     stale: tuple[str, ...] = ()
     slower: tuple[Shift, ...] = ()
     emulated: bool = False
@@ -180,13 +204,13 @@ class Report:
 
     @property
     def outcome(self) -> Outcome:
-        """What all checks together say."""
+        """The outcome of all checks together."""
         return Outcome.of(self.checks)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One check, as the history keeps it; latencies with their intervals. `note` is the reason of a baseline."""
+    """One check in the history, latencies with their intervals. `note` is the reason if it became the baseline."""
 
     created_s: int
     commit: str
@@ -203,7 +227,7 @@ class Record:
 
 @dataclass(frozen=True)
 class History:
-    """A figure over the checks of a project on a target, oldest first; a new level begins at each of `changes`."""
+    """A figure over the checks of a project on a target, oldest first. A new level begins at each index in `changes`."""
 
     project: str
     target: str
@@ -213,10 +237,13 @@ class History:
     changes: tuple[int, ...]
 
 
+Level = Literal["ok", "warn", "fail"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One thing that doctor looked at: `level` is "ok", "warn" or "fail"; `fix` says what to do about it."""
+    """One thing that doctor examined. `fix` is what to do about it."""
 
-    level: str
+    level: Level
     what: str
     fix: str = ""

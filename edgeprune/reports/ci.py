@@ -1,4 +1,4 @@
-"""A check's report for machines that gate on it: JUnit, GitHub's annotations and its job summary."""
+"""A check's report for CI: JUnit, GitHub's annotations and its job summary."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from edgeprune.reports.console import NO_BASELINE, line, mark
 
 
 def junit(report: Report) -> str:
-    """The report as JUnit's XML: a test a check, "failure" for a fail and "error" for what is inconclusive."""
+    """The report as JUnit XML: one test case for each check. A fail is a failure, an inconclusive check an error."""
     counts = {outcome: sum(check.outcome is outcome for check in report.checks) for outcome in Outcome}
     suite = ElementTree.Element(
         "testsuite",
@@ -29,19 +29,22 @@ def junit(report: Report) -> str:
 
 
 def _more(report: Report, check: Check) -> list[str]:
-    """What a reader of a failed check asks next."""
+    """Details of a check that did not pass: slower operators, stale facts, or the baseline."""
     if check.name == "slowdown":
         return [f"{one.operator}: {one.before_ns / 1e3:.1f} -> {one.after_ns / 1e3:.1f} us" for one in report.slower]
     return list(report.stale) if check.name == "baseline" else [report.baseline or NO_BASELINE]
 
 
 def _plain(text: str) -> str:
-    """Without the control characters that XML and Markdown have no place for."""
+    """The text without control characters, which XML and Markdown do not allow."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 def workflow_commands(report: Report) -> list[str]:
-    """GitHub's workflow commands: an error a failed check, a warning an inconclusive one, and one where no baseline is."""
+    """GitHub's workflow commands: an error for each failed check, a warning for each inconclusive one.
+
+    A missing baseline is a warning, too.
+    """
     kinds = {Outcome.FAIL: "error", Outcome.INCONCLUSIVE: "warning"}
     title = _escaped(f"{report.project} on {report.target}").replace(":", "%3A").replace(",", "%2C")
     missing = [] if report.baseline else [f"::warning title={title}::baseline: {NO_BASELINE}"]
@@ -57,7 +60,7 @@ def _escaped(text: str) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown, for a job's summary."""
+    """The report as Markdown, for a job summary."""
     rows = [
         f"| {check.outcome} | {check.name} | {check.value:,.4g} | {check.limit:,.4g} | {_cell(check.note)} |"
         for check in report.checks
@@ -80,12 +83,17 @@ def markdown(report: Report) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text of a device or a file, so that it cannot be markup."""
+    """Text of a device or a file, escaped so that it is never markup."""
     return _plain(text).translate({ord(character): f"&#{ord(character)};" for character in "\\`*_[]|<>&"})
 
 
 def announce(report: Report, environment: Mapping[str, str]) -> list[str]:
-    """Inside GitHub's Actions: add to the job's summary, and the lines to print."""
+    """Report to GitHub Actions, if it runs this process: append to the job summary, and return the lines to print.
+
+    Args:
+        report: the check.
+        environment: the process's variables; `GITHUB_ACTIONS` and `GITHUB_STEP_SUMMARY` decide.
+    """
     if environment.get("GITHUB_ACTIONS") != "true":
         return []
     if environment.get("GITHUB_STEP_SUMMARY"):

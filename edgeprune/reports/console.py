@@ -1,4 +1,4 @@
-"""What a person sees: progress while it runs, one table at the end."""
+"""The terminal: progress during a run, and one table at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgeprune.devices.transports.base import printable
+from edgeprune.devices.validate import printable
 from edgeprune.records import (
     Artifact,
     Check,
@@ -32,21 +32,21 @@ from edgeprune.records import (
 )
 
 SHOWN_LAYERS = 3  # of a group
-NO_BASELINE = "none, so that nothing is compared with what was; make one: edgeprune check --update --reason …"
+NO_BASELINE = "none, so nothing is compared with earlier measurements; make one: edgeprune check --update --reason …"
 
 
 def kinds(figures: Result | Verdict | Explanation | Report) -> list[str]:
-    """What figures of an emulated device, or of a runtime that is a stand-in, say of themselves wherever they appear."""
+    """The words that mark figures of an emulated device, or of a stand-in for a runtime, wherever they appear."""
     return [kind for kind in ("emulated", "simulated") if getattr(figures, kind)]
 
 
 def mark(figures: Result | Verdict | Explanation | Report) -> str:
-    """The same as a sentence's end."""
-    return f" ({' and '.join(kinds(figures))}: no measure of a physical device)" if kinds(figures) else ""
+    """The same words, as the end of a sentence."""
+    return f" ({' and '.join(kinds(figures))}: not the figures of a physical device)" if kinds(figures) else ""
 
 
 class Watcher:
-    """Progress bars on a terminal, a plain line a finished stage elsewhere; a context manager."""
+    """Shows progress: bars on a terminal, elsewhere one line for each finished stage. A context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -77,21 +77,27 @@ class Watcher:
         self._progress.reset(self._task, description=stage, total=None, note="", visible=True)
 
     def step(self, done: int, total: int, note: str) -> None:
-        """The stage in progress moved on; without a note only the bar does."""
+        """The stage in progress advances. Without a note only the bar moves."""
         shown = {"note": escape(note)} if note else {}
         self._progress.update(self._task, completed=done, total=total, **shown)  # type: ignore[arg-type]
         if note and not self._console.is_terminal:
             self._console.print(f"{'':<10} {done}/{total}  {note}", markup=False, highlight=False, soft_wrap=True)
 
     def done(self, stage: str, note: str) -> None:
-        """A stage ended."""
+        """A stage ended; `note` describes its record."""
         self._progress.update(self._task, visible=False)
         spent = "" if note == "reused" else f" ({time.monotonic() - self._began:.1f} s)"
         self._console.print(f"{stage:<10} {note}{spent}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show(answer: object, groups: Groups, console: Console) -> None:
-    """Print what a verb answered: a table for a run or a plan, a line a check for a verdict, else where the file is."""
+    """Print an answer: a table for a run or a plan, one line for each check of a verdict, else the path of the file.
+
+    Args:
+        answer: a record, a list of releases, or a path.
+        groups: the network's channel groups, which a plan's table names.
+        console: where to print.
+    """
 
     def put(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -134,7 +140,7 @@ def _put_checks(checks: Sequence[Check], put: Callable[[str], None]) -> None:
 
 
 def releases_table(releases: Sequence[Release]) -> Table:
-    """What runs where, since when, and by which verdict."""
+    """The releases: what runs where, since when, and with which verdict."""
     shown = Table(box=box.SIMPLE_HEAD)
     for heading in (
         "host",
@@ -148,8 +154,8 @@ def releases_table(releases: Sequence[Release]) -> Table:
         "metric",
         "verdict",
     ):
-        right, whole = heading in ("p50, ms", "budget, ms", "metric"), heading in ("host", "release", "since")
-        shown.add_column(heading, justify="right" if right else "left", no_wrap=whole)
+        numeric, unbroken = heading in ("p50, ms", "budget, ms", "metric"), heading in ("host", "release", "since")
+        shown.add_column(heading, justify="right" if numeric else "left", no_wrap=unbroken)
     for release in releases:
         since = "" if release.since_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(release.since_s))
         cells = [release.host, release.service, release.digest[:12], release.state, since]
@@ -159,36 +165,47 @@ def releases_table(releases: Sequence[Release]) -> Table:
         known, verdict = release.manifest, release.manifest.verdict
         runtime = f"{known.runtime} {known.device.runtime_version}, {known.precision}"
         figures = (f"{verdict.pruned.p50_ms:.3f}", f"{verdict.budget_ms:.3f}", f"{verdict.pruned.metric:.4f}")
-        told = ", ".join([verdict.outcome, *kinds(verdict)])
-        shown.add_row(*(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, told)))
+        outcome = ", ".join([verdict.outcome, *kinds(verdict)])
+        shown.add_row(*(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, outcome)))
     return shown
 
 
 def history_table(found: History) -> Table:
-    """A check a row, oldest first, and where the figure came to another level."""
+    """One row for each check, the oldest first, with the change where a new level begins."""
     unit, scale = ("ms", 1e6) if found.figure.endswith("_ns") else ("", 1.0)
     name = found.figure.removesuffix("_ns") + (f", {unit}" if unit else "")
     shown = Table(box=box.SIMPLE_HEAD, title=f"{found.project} on {found.target}", title_justify="left")
     for heading in ("when", "commit", "artifact", name, "outcome", "change", "note"):
         shown.add_column(heading, justify="right" if heading == name else "left", no_wrap=heading != "note")
-    starts = [0, *found.changes]
     for i, (record, value) in enumerate(zip(found.records, found.values, strict=True)):
-        change = ""
-        if i in found.changes:
-            place = starts.index(i)
-            end = starts[place + 1] if place + 1 < len(starts) else len(found.values)
-            before, after = median(found.values[starts[place - 1] : i]), median(found.values[i:end])
-            change = f"{after / before - 1:+.1%}" if before else "changed"
-            if record.device != found.records[i - 1].device:
-                change += ", another device"
         day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.created_s))
-        cells = [day, record.commit, record.artifact[:12], f"{value / scale:,.4g}", record.outcome, change, record.note]
+        cells = [
+            day,
+            record.commit,
+            record.artifact[:12],
+            f"{value / scale:,.4g}",
+            record.outcome,
+            _change(found, i),
+            record.note,
+        ]
         shown.add_row(*(escape(printable(cell, 200)) for cell in cells))
     return shown
 
 
+def _change(found: History, i: int) -> str:
+    """How the level that begins at check `i` differs from the one before; empty if none begins there."""
+    if i not in found.changes:
+        return ""
+    bounds = [0, *found.changes, len(found.values)]
+    place = bounds.index(i)
+    before, after = (median(found.values[bounds[j] : bounds[j + 1]]) for j in (place - 1, place))
+    change = f"{after / before - 1:+.1%}" if before else "changed"
+    same = found.records[i].device == found.records[i - 1].device
+    return change if same else f"{change}, another device"
+
+
 def plan_table(plan: Plan, groups: Groups) -> Table:
-    """Every channel group: what it keeps, or why it is locked."""
+    """One row for each channel group: the channels it keeps, or why it is locked."""
     shown = Table(box=box.SIMPLE_HEAD)
     for heading in ("group", "keeps", "of", "parameters touched", "locked because"):
         shown.add_column(heading, justify="right" if heading in ("keeps", "of") else "left")
@@ -201,7 +218,7 @@ def plan_table(plan: Plan, groups: Groups) -> Table:
 
 
 def show_survey(found: Survey, console: Console) -> None:
-    """Every group with its layers, what of it all can go, and the names that `lock` can have patterns of."""
+    """Print each group with its layers and share of the work, and how to lock one."""
     shown = Table(box=box.SIMPLE_HEAD, title=found.project, title_justify="left")
     for heading in ("group", "units", "layers", "MACs", "locked because"):
         shown.add_column(heading, justify="right" if heading in ("units", "MACs") else "left")
@@ -219,18 +236,20 @@ def show_survey(found: Survey, console: Console) -> None:
     console.print(shown)
     free = sum(group.locked is None for group in found.groups)
     lines = [
-        f"{free} of {len(found.groups)} groups can be cut: of {found.macs:,} multiply-accumulates up to"
-        f" {1 - found.least_macs / max(found.macs, 1):.0%} can go",
+        f"{free} of {len(found.groups)} groups can be cut: up to {1 - found.least_macs / max(found.macs, 1):.0%} of"
+        f" {found.macs:,} multiply-accumulates can be removed",
         f"blocks that can be removed: {', '.join(found.blocks) or 'none'}",
     ]
     if found.unknown_operators:
-        lines.append(f"operators without a rule, which lock what reaches them: {', '.join(found.unknown_operators)}")
-    lines.append('to keep a group: [prune] lock = ["NAME"], a layer or a pattern such as "head.*"')
+        lines.append(
+            f"operators without a rule, which lock the groups that reach them: {', '.join(found.unknown_operators)}"
+        )
+    lines.append('to lock a group: [prune] lock = ["NAME"], a layer or a pattern such as "head.*"')
     console.print("\n".join(map(printable, lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 def explanation_tables(found: Explanation) -> list[Table]:
-    """Layers by their share of the network; then the groups, and what the step of each is on the targets that are known."""
+    """The layers by their share of the latency, and the width step of each group on each target."""
     layers = Table(box=box.SIMPLE_HEAD, title=f"{found.target} ({found.runtime}): layers", title_justify="left")
     for heading in ("layer", "share", "in → out", "points", "µs measured", "steps in, out"):
         layers.add_column(heading, justify="left" if heading == "layer" else "right")
@@ -241,7 +260,7 @@ def explanation_tables(found: Explanation) -> list[Table]:
         sizes = f"{layer.inputs} → {layer.outputs}"
         layers.add_row(escape(layer.name), f"{layer.share:.1%}", sizes, str(len(layer.points)), span, steps)
     names = list(found.groups[0].steps) if found.groups else []
-    groups = Table(box=box.SIMPLE_HEAD, title="groups: widths that pay", title_justify="left")
+    groups = Table(box=box.SIMPLE_HEAD, title="groups: candidate widths", title_justify="left")
     for heading in ("group", "width", *names):
         groups.add_column(escape(heading), justify="left" if heading == "group" else "right")
     for group in found.groups:
@@ -251,22 +270,22 @@ def explanation_tables(found: Explanation) -> list[Table]:
 
 
 def _step(step: int, dearer: float) -> str:
-    told = "any" if step == 1 else f"multiples of {step}"
-    return told if abs(dearer) < 0.01 else f"{told}; unaligned {dearer:+.0%}"
+    widths = "any" if step == 1 else f"multiples of {step}"
+    return widths if abs(dearer) < 0.01 else f"{widths}; unaligned {dearer:+.0%}"
 
 
 def explanation_line(found: Explanation) -> str:
-    """How good the model is, and what is in no layer."""
+    """How well the latency model predicts, and what no layer explains."""
     return (
         f"{found.experiments} experiments; unseen widths are predicted with a median error of {found.median_error:.1%}, 90%"
-        f" of them within {found.error:.1%}.\nThe network takes the power {found.exponent:.2f} of the sum of its layers;"
-        f" {found.overhead:.1%} of it is in none.{mark(found)}\nA step is how many channels cost as"
-        " much as one of them; unaligned widths are those that are no multiple of 4."
+        f" of them within {found.error:.1%}.\nThe network's latency is the power {found.exponent:.2f} of the sum of its"
+        f" layers; {found.overhead:.1%} of it is in no layer.{mark(found)}\nA step is the number of channels that cost as much as one"
+        " of them. Unaligned widths are not multiples of 4."
     )
 
 
 def table(result: Result) -> Table:
-    """Before and after, one row a figure."""
+    """The result of a run: each figure before and after."""
     before, after = result.baseline, result.pruned
     shown = Table(
         box=box.SIMPLE_HEAD,
@@ -303,7 +322,7 @@ def _share(new: float, old: float) -> str:
 
 
 def line(check: Check) -> str:
-    """One check in one line."""
+    """One check in one line: outcome, name, value, limit and note."""
     note = f"  ({check.note})" if check.note else ""
     shape = ",.0f" if check.name.endswith("bytes") else ".4g"
     return f"{check.outcome.value:<12} {check.name:<26} {check.value:{shape}}, limit {check.limit:{shape}}{note}"

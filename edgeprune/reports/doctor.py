@@ -28,7 +28,15 @@ SKEW_S = 60.0
 
 
 def examine(target: str, project: Path | None) -> Iterator[Finding]:
-    """Look at the host, the target's device and, where given, the project file; yields findings as they come."""
+    """Examine this machine, the target's device and, if given, the project file.
+
+    Args:
+        target: a target's name, or the path of its file.
+        project: the project file.
+
+    Yields:
+        Findings, each as soon as it is known. An error ends in a failed finding and is not raised.
+    """
     yield Finding("ok", "Python " + ".".join(map(str, sys.version_info[:3])))
     yield from (_package(name) for name in ("torch", "onnx", "onnxruntime", "scipy"))
     folder = project.parent if project else Path.cwd()
@@ -44,7 +52,7 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
                 yield Finding("ok", f"host {name}:")
             yield from _device(one)
     except EdgepruneError as error:
-        yield Finding("fail", str(error), "as it says, then run doctor again")
+        yield Finding("fail", str(error), "do what the message says, and run doctor again")
 
 
 def _converter(target: Target) -> str:
@@ -61,16 +69,16 @@ def _package(name: str) -> Finding:
 def _project(path: Path) -> Iterator[Finding]:
     try:
         known = toml.read_project(path)
-        yield Finding("ok", f"project {known.name}: budget {known.budget}")
+        yield Finding("ok", f"project {known.name}: budget {known.budget.latency}")
         from edgeprune.frontends import dataset
 
         yield from dataset.examine(known)
     except EdgepruneError as error:
-        yield Finding("fail", str(error), "mend the project")
+        yield Finding("fail", str(error), "fix the project")
 
 
 def _device(target: Target) -> Iterator[Finding]:
-    """What the agent on the device says: who it is, what it has, and in what state it is."""
+    """What the device's agent reports: its platform, its runtime and its state."""
     with closing(transports.connect(target)) as transport:
         facts = ask(transport, target.name, wire.Examine(LIMITS.identify_s))
         if target.host is not None:
@@ -97,35 +105,59 @@ def _free(where: str, free: int) -> Finding:
 
 
 def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Finding]:
-    """What makes times waver."""
+    """What makes times vary. A condition that the device does not report has no finding."""
     if target.threads > cores:
         what = f"{target.threads} threads on {cores} core{'s' * (cores != 1)}"
         yield Finding("warn", what, f"set [runtime] threads = {cores} in {target.path}")
-    load = float(state["load"])
-    calm = load <= cores / 2
-    yield Finding(
-        "ok" if calm else "warn", f"load average {load:.1f} on {cores} cores", "" if calm else "stop other work on it"
-    )
+    yield _load(float(state["load"]), cores)
     if "governor" in state:
-        name = printable(str(state["governor"]), 40)
-        fix = "" if name == "performance" else "sudo cpupower frequency-set -g performance"
-        yield Finding("warn" if fix else "ok", f"frequency governor {name}", fix)
+        yield _governor(printable(str(state["governor"]), 40))
     if "temperature_mc" in state:
-        hot = int(state["temperature_mc"]) > HOT_MC
-        fix = "give it a heat sink or a fan: it slows down when hot" if hot else ""
-        yield Finding("warn" if hot else "ok", f"{int(state['temperature_mc']) / 1000:.0f} °C", fix)
+        yield _temperature(int(state["temperature_mc"]))
     if "power_mode" in state:
-        name = printable(str(state["power_mode"]), 40)
-        wanted = None if target.prepare and target.prepare.power_mode else target.power_mode
-        fix = REMEDIES["power_mode"].format(wanted) if wanted not in (None, name) else ""
-        yield Finding("fail" if fix else "ok", f"power mode {name}" + (f", {wanted} is expected" if fix else ""), fix)
+        yield _power_mode(target, printable(str(state["power_mode"]), 40))
     if "clocks_pinned" in state:
-        pinned = bool(state["clocks_pinned"])
-        fix = "" if pinned or (target.prepare and target.prepare.jetson_clocks) else REMEDIES["clocks_pinned"]
-        level = "fail" if target.clocks_pinned else "warn"
-        yield Finding(level if fix else "ok", "clocks are pinned" if pinned else "the GPU's clock may vary", fix)
+        yield _clocks(target, bool(state["clocks_pinned"]))
     if "throttled" in state:
-        flags = int(state["throttled"])
-        fix = "use the power supply made for it, and cool it; then restart it" if flags else ""
-        level = "fail" if flags & THROTTLED_NOW else "warn" if flags else "ok"
-        yield Finding(level, f"throttling flags {flags:#x}", fix)
+        yield _throttling(int(state["throttled"]))
+
+
+def _load(load: float, cores: int) -> Finding:
+    text = f"load average {load:.1f} on {cores} cores"
+    return Finding("ok", text) if load <= cores / 2 else Finding("warn", text, "stop other work on it")
+
+
+def _governor(name: str) -> Finding:
+    text = f"frequency governor {name}"
+    if name == "performance":
+        return Finding("ok", text)
+    return Finding("warn", text, "sudo cpupower frequency-set -g performance")
+
+
+def _temperature(millidegrees: int) -> Finding:
+    text = f"{millidegrees / 1000:.0f} °C"
+    if millidegrees <= HOT_MC:
+        return Finding("ok", text)
+    return Finding("warn", text, "give it a heat sink or a fan: it slows down when hot")
+
+
+def _power_mode(target: Target, name: str) -> Finding:
+    wanted = None if target.prepare and target.prepare.power_mode else target.power_mode
+    if wanted in (None, name):
+        return Finding("ok", f"power mode {name}")
+    return Finding("fail", f"power mode {name}, {wanted} is expected", REMEDIES["power_mode"].format(wanted))
+
+
+def _clocks(target: Target, pinned: bool) -> Finding:
+    text = "clocks are pinned" if pinned else "the GPU's clock may vary"
+    if pinned or (target.prepare and target.prepare.jetson_clocks):
+        return Finding("ok", text)
+    return Finding("fail" if target.clocks_pinned else "warn", text, REMEDIES["clocks_pinned"])
+
+
+def _throttling(flags: int) -> Finding:
+    text = f"throttling flags {flags:#x}"
+    if not flags:
+        return Finding("ok", text)
+    fix = "use the power supply made for it, and cool it; then restart it"
+    return Finding("fail" if flags & THROTTLED_NOW else "warn", text, fix)

@@ -1,12 +1,12 @@
-"""pytest's plugin: `assert latency(model, inputs, target="pi") <= "p90 5 ms"` in a project's own tests.
+"""The pytest plugin: `assert latency(model, inputs, target="pi") <= "p90 5 ms"` in a project's own tests.
 
-Loaded by every pytest where edgeprune is installed, so nothing heavy is imported before a test asks for it.
+Every pytest loads it where edgeprune is installed. So it imports nothing heavy before a test needs it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,79 +17,95 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgeprune.devices.bench import Bench
-    from edgeprune.records import Budget, Check, Samples
+    from edgeprune.records import Check, Samples, Target
+    from edgeprune.stages.accuracy import Timer
 
-BARS = 10  # of a distribution
-WIDTH = 40  # of the longest
+BARS = 10  # of the distribution that a failed comparison shows
+WIDTH = 40  # of its longest bar, in characters
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker."""
     config.addinivalue_line(
         "markers",
-        'latency(target="local", strict=False): a test that measures, on this target; strict: what cannot be decided fails',
+        'latency(target="local", strict=False): a test that measures on this target; strict: inconclusive fails',
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test that measures has the marker, so that `-m "not latency"` leaves them out."""
+    """Mark every test that measures, so that `-m "not latency"` leaves it out."""
     for item in items:
         if "latency" in getattr(item, "fixturenames", ()) and item.get_closest_marker("latency") is None:
             item.add_marker("latency")
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """What a failed comparison shows: the decision and the distribution behind it."""
+    """What a failed comparison shows: the decision and the distribution of the times."""
     return left.explained() if isinstance(left, Latency) and isinstance(right, str) and op == "<=" else None
 
 
 class Latency:
-    """What a model takes on a device; `<= "5 ms"` measures it until that is decided at 95 % confidence."""
+    """A model's latency on a device. `<= "5 ms"` measures it until that is decided at 95 % confidence."""
 
-    def __init__(self, bench: Bench, model: Path, files: Sequence[Path], strict: bool) -> None:
-        self._bench, self._model, self._files, self._strict = bench, model, files, strict
+    def __init__(self, timer: Timer, model: Path, strict: bool) -> None:
+        self._timer, self._model, self._strict = timer, model, strict
         self._samples: Samples | None = None
         self._check: Check | None = None
 
     def __le__(self, limit: str) -> bool:
-        """Against "5 ms", of the median, or "p90 5 ms", "p99 5 ms". What stays open skips the test, or raises if strict."""
+        """Compare with "5 ms" (of the median), "p90 5 ms" or "p99 5 ms".
+
+        An inconclusive comparison skips the test. If the marker is strict, it raises `InconclusiveError`.
+        """
         from edgeprune.errors import InconclusiveError, UsageError
         from edgeprune.frontends import toml
         from edgeprune.records import Outcome
-        from edgeprune.stages import check as checking
+        from edgeprune.stages import comparison, verdict
 
-        budget: Budget = toml.read_budget("latency", limit)
+        budget = toml.read_budget("latency", limit)
         if budget.fraction is not None:
             raise UsageError(f"latency: {limit!r} is a share; compare with a time, such as '5 ms'")
-        (self._samples,) = checking.timed(self._bench, [self._model], self._files, [budget])
-        self._check = checking.against_budget(budget, self._samples, self._samples)
+        timed = comparison.time_budgets(self._timer, [self._model], [budget])
+        self._samples, self._check = timed.samples, verdict.budget(budget, timed)
         if self._check.outcome is Outcome.INCONCLUSIVE:
             if self._strict:
-                raise InconclusiveError("; ".join(self.explained()[:1]))
+                raise InconclusiveError(self.explained()[0])
             pytest.skip(f"inconclusive: {self.explained()[0]}")
         return self._check.outcome is Outcome.PASS
 
     def explained(self) -> list[str]:
-        """The last decision, and a bar for every part of the distribution."""
+        """The last comparison, and a histogram of the times."""
         assert self._check is not None and self._samples is not None
         check = self._check
-        lines = [f"{check.name} is {check.value:.4g}, limit {check.limit:.4g} ({check.note})"]
-        import numpy as np
+        return [
+            f"{check.name} is {check.value:.4g}, limit {check.limit:.4g} ({check.note})",
+            *_histogram(self._samples),
+        ]
 
-        times = np.concatenate([run.times_ns for run in self._samples.runs]) / 1e6
-        least, most = np.quantile(times, [0, 0.99])
-        counts, edges = np.histogram(times, BARS, (least, most) if most > least else None)
-        for count, low, high in zip(counts, edges, edges[1:], strict=False):
-            lines.append(f"  {low:9.4g} to {high:9.4g} ms {'#' * round(WIDTH * count / max(counts))} {count}")
-        return [*lines, f"  {sum(times > edges[-1])} of {len(times)} above, at most {times.max():.4g} ms"]
+
+def _histogram(samples: Samples) -> list[str]:
+    """One bar for each part of the distribution up to p99, in milliseconds, and what is above."""
+    import numpy as np
+
+    times = np.concatenate([run.times_ns for run in samples.runs]) / 1e6
+    least, most = np.quantile(times, [0, 0.99])
+    counts, edges = np.histogram(times, BARS, (least, most) if most > least else None)
+    bars = [
+        f"  {low:9.4g} to {high:9.4g} ms {'#' * round(WIDTH * count / max(counts))} {count}"
+        for count, low, high in zip(counts, edges, edges[1:], strict=False)
+    ]
+    return [*bars, f"  {sum(times > edges[-1])} of {len(times)} above, at most {times.max():.4g} ms"]
 
 
 @pytest.fixture
 def latency(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Latency]]:
-    """`latency(model, inputs, target="local")`: a model on a device, to be compared with a budget.
+    """`latency(model, inputs, target="local")`: a model on a device, to compare with a budget.
 
-    `model` is a network, compiled for the target's runtime, or the path of an artifact; `inputs` are example inputs. The
-    device is held until the test ends. Raises the errors of `edgeprune.errors`.
+    `model` is a network, which is compiled for the target's runtime, or the path of an artifact. `inputs` are example inputs,
+    (batch, ...) each. The device is leased until the test ends. Raises the errors of `edgeprune.errors`.
+
+        def test_latency(latency):
+            assert latency(Net(), (torch.rand(1, 3, 96, 96),), target="pi") <= "p90 5 ms"
     """
     marked, strict = _marked(request.node.get_closest_marker("latency"))
     with ExitStack() as stack:
@@ -99,6 +115,7 @@ def latency(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
             from edgeprune.devices import bench
             from edgeprune.frontends import toml
             from edgeprune.limits import LIMITS
+            from edgeprune.stages.accuracy import Timer
 
             to = toml.read_target(toml.find_target(target or marked, request.config.rootpath))
             if to.path not in benches:
@@ -107,21 +124,20 @@ def latency(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
                 opened = bench.open_bench(to, scratch, LIMITS.pytest_lease_s)
                 benches[to.path] = stack.enter_context(opened)
             folder = tmp_path / f"model-{len(list(tmp_path.iterdir()))}"
-            folder.mkdir()
-            files = benches[to.path].save_inputs([_array(tensor) for tensor in inputs], folder)
             own = folder / "artifact"
-            own.mkdir()
+            own.mkdir(parents=True)
+            files = benches[to.path].save_inputs([_array(tensor) for tensor in inputs], folder)
             if isinstance(model, str | Path):
                 path = _copied(Path(model), to.runtime, own)
             else:
                 path = _compiled(model, inputs, to, own)
-            return Latency(benches[to.path], path, files, strict)
+            return Latency(Timer(benches[to.path], files), path, strict)
 
         yield measured
 
 
 def _marked(marker: pytest.Mark | None) -> tuple[str, bool]:
-    """The target that a test's marker names, and whether it is strict."""
+    """The target of a test's marker, and whether it is strict. Raises `UsageError` for an unknown argument."""
     from edgeprune.errors import UsageError
 
     def latency(target: str = "local", strict: bool = False) -> tuple[str, bool]:
@@ -131,23 +147,16 @@ def _marked(marker: pytest.Mark | None) -> tuple[str, bool]:
         return latency()
     try:
         return latency(*marker.args, **marker.kwargs)
-    except TypeError as error:  # a misspelt argument that is dropped would change what is measured
+    except TypeError as error:  # to ignore a misspelt argument would change what is measured
         raise UsageError(f'@pytest.mark.latency: {error}; write latency(target="local", strict=True)') from None
 
 
-# What an artifact of a runtime has beside the file to load, by that file's name.
-BESIDE: Mapping[str, Callable[[Path], Path]] = {
-    "openvino": lambda model: model.with_suffix(".bin"),
-    "tensorrt": lambda model: model.with_name("build.json"),
-}
-
-
 def _copied(model: Path, runtime: str, folder: Path) -> Path:
-    """An artifact in a folder of its own: a device is sent all that lies beside a model, and there may be anything."""
+    """Copy an artifact's files to a separate folder: a device is sent every file beside a model."""
+    from edgeprune import runtimes
     from edgeprune.errors import UsageError
 
-    files = [model] + ([BESIDE[runtime](model)] if runtime in BESIDE else [])
-    for file in files:
+    for file in runtimes.host(runtime).files(model):
         if not file.is_file():
             raise UsageError(f"latency: {file} is no file; give the path of an artifact for {runtime}")
         shutil.copyfile(file, folder / file.name)
@@ -160,13 +169,13 @@ def _array(tensor: Tensor | Any) -> Any:
     return tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else np.asarray(tensor)
 
 
-def _compiled(model: nn.Module, inputs: Sequence[Tensor], target: Any, folder: Path) -> Path:
+def _compiled(model: nn.Module, inputs: Sequence[Tensor], target: Target, folder: Path) -> Path:
     from edgeprune import runtimes
     from edgeprune.errors import UsageError
-    from edgeprune.stages.compile import compile_model
+    from edgeprune.stages.compile import Compiler
 
-    runtime = runtimes.RUNTIMES[target.runtime]
+    runtime = runtimes.host(target.runtime)
     precision = runtime.candidates(target.precision)[0]
     if target.precision not in ("fp32", "fp16"):
         raise UsageError(f"{target.path}: precision = {target.precision!r} needs data; give the path of an artifact")
-    return compile_model(model.eval(), tuple(inputs), (), runtime, precision, folder, "").files[0]
+    return Compiler(runtime, precision).compile(model.eval(), tuple(inputs), (), folder, "").files[0]

@@ -138,9 +138,19 @@ def metric(device: Bench, artifact: Artifact, evaluation: Evaluation, outputs: n
 
 
 def outputs_of(device: Bench, artifact: Artifact, inputs: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The artifact's first output on the first `count` samples of calls (calls, batch, ...): (samples, ...).
+    """The artifact's first output on the first `count` samples of the calls.
 
-    Raises `NotFinite` if some outputs are not finite.
+    Args:
+        device: runs the artifact.
+        artifact: what computes.
+        inputs: an array for each input, (calls, batch, ...).
+        count: how many samples are real; the last call may be filled up.
+
+    Returns:
+        (samples, ...).
+
+    Raises:
+        NotFinite: some outputs are not finite.
     """
     found = device.outputs(artifact.files[0], inputs)[0]
     flat: np.ndarray = found.reshape(-1, *found.shape[2:])[:count]

@@ -30,7 +30,7 @@ log = logging.getLogger("edgeprune")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a check is asked for.
+    """The options of a check.
 
     Attributes:
         budgets: replace the project's.
@@ -44,7 +44,7 @@ class Asked:
 
 
 def check(run: Run, asked: Asked) -> Report:
-    """Check the artifact that was compiled last from the project as it is; the stages run if there is none.
+    """Check the artifact that was compiled last from the current project. If there is none, the stages run.
 
     With a reason, the artifact and its measurement become the baseline. Every check is added to the history.
 

@@ -41,7 +41,10 @@ MOST_SHIFTS = 5  # operators that a report names
 class Compiled:
     """An artifact, and calls that were kept when it was compiled.
 
-    `inputs` are (calls, batch, ...) each, and `expected` is what torch computes on them, (samples, ...).
+    Attributes:
+        artifact: what is checked.
+        inputs: an array for each input, (calls, batch, ...).
+        expected: torch's outputs, (samples, ...).
     """
 
     artifact: Artifact

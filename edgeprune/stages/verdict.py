@@ -286,7 +286,7 @@ def growth(name: str, now: int, before: int, factor: float) -> Check:
 
 
 def outputs(expected: np.ndarray, got: np.ndarray, precision: str) -> list[Check]:
-    """Compare an artifact's outputs with those that torch computes.
+    """Compare an artifact's outputs with torch's.
 
     If torch's are all zero, no error is relative to them and they have no direction: the absolute error decides.
 
