@@ -177,7 +177,7 @@ def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]]
 def test_a_link_that_breaks_during_a_switch_leaves_a_whole_release(
     fleet: tuple[Target, list[Sshd]], tmp_path: Path
 ) -> None:
-    """The device ends the switch without its host. Here it returns to the old release, since its server refuses the new one."""
+    """The device ends the switch without its host. Its server refuses the new release, so it returns to the old one."""
     target, servers = fleet
     assert target.deploy.key is not None
     folder = servers[0].home / ".edgeprune" / "services" / "vision"

@@ -1,13 +1,13 @@
-"""The virtual board: an aarch64 machine under qemu whose clock counts instructions, for those who have no board.
+"""The virtual board: an aarch64 machine under qemu, for users who have no board. Its clock counts instructions.
 
     ~/.cache/edgeprune/board/
-      id_ed25519, known_hosts      how `targets/virtual-pi.toml` gets in; made once
-      host_ed25519                 the board's own key
-      image-KEY/                   kernel, initrd, root image; made again when the recipe below changes
-      qemu.pid, monitor, console   of the one that runs
+      id_ed25519, known_hosts      the login of `targets/virtual-pi.toml`; made once
+      host_ed25519                 the board's host key
+      image-KEY/                   kernel, initrd, root image; rebuilt when this module changes
+      qemu.pid, monitor, console   of the running board
 
-With `-icount` guest time is an instruction count: it repeats to 0.1 % and says nothing about a real Pi's caches,
-bandwidth or vector units. Every figure from here is marked emulated.
+With `-icount`, the time of the guest is an instruction count. It repeats to 0.1 %. It says nothing about the caches, the
+bandwidth or the vector units of a real Pi. So edgeprune marks every figure from here `emulated`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgeprune.devices import install as installing
+from edgeprune.devices import install
 from edgeprune.errors import BusyError, DeviceError, UsageError
 from edgeprune.limits import LIMITS
 
@@ -47,11 +47,11 @@ PACKAGES = (
     "base-files base-passwd bash coreutils dash sed grep tar gzip util-linux mount hostname procps iproute2 libc-bin"
     " openssh-server openssh-sftp-server python3 passwd login libstdc++6 libgomp1 ncurses-base findutils mawk diffutils"
 )
-# onnx is for the stand-in, which parses models with it.
+# The stand-in needs onnx to parse models.
 WHEELS = ("numpy==2.4.6", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0", "onnx==1.23.2")
 STAND_IN = Path(__file__).with_name("trtexec.py")
-TRTEXEC = "usr/src/tensorrt/bin/trtexec"  # where JetPack has it
-PYTHON, GLIBC = (3, 11), (2, 36)  # of bookworm
+TRTEXEC = "usr/src/tensorrt/bin/trtexec"  # where JetPack installs it
+PLATFORM = install.WheelPlatform("aarch64", python=(3, 11), glibc=(2, 36))  # of bookworm
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "sch_netem")
 DISK = "1G"  # sparse
 MEMORY_MB = 1024
@@ -98,47 +98,53 @@ Subsystem sftp internal-sftp
 
 
 def up(say: Callable[[str], None] = print) -> None:
-    """Boot the board, building its image first where there is none; returns once it answers.
+    """Boot the board, and wait until it answers. Its image is built first where there is none.
 
-    Raises `UsageError` with the packages to install, `DeviceError` when it does not come up.
+    Args:
+        say: is called with a line for each step.
+
+    Raises:
+        UsageError: packages of this machine are missing; the message names them.
+        DeviceError: the board does not boot.
+        BusyError: another process starts the board, or its port is in use.
     """
     home = _home()
-    with _alone(home):
+    with _locked(home):
         if _pid() is not None:
-            say(f"the virtual board runs at {HOST}:{PORT}")
+            say(f"the virtual board runs already, at {HOST}:{PORT}")
             return
         _require_tools()
         image = _image(home, say)
         _boot(home, image)
-        say(f"the virtual board answers at {HOST}:{PORT}: edgeprune doctor virtual-pi")
+        say(f"the virtual board answers at {HOST}:{PORT}. Try: edgeprune doctor virtual-pi")
 
 
 def down(say: Callable[[str], None] = print) -> None:
-    """Power the board off; what was written on it is gone."""
+    """Power the board off. Files that were written on it are lost."""
     pid = _pid()
     if pid is None:
-        say("no virtual board runs")
+        say("the virtual board does not run")
         return
     os.kill(pid, signal.SIGTERM)
-    _until(lambda: _pid() is None, LIMITS.end_s, "the virtual board does not end")
+    _wait_until(lambda: _pid() is None, LIMITS.end_s, f"the virtual board does not end within {LIMITS.end_s:g} s")
     say("the virtual board is off")
 
 
 def status() -> str:
-    """One line: whether it runs, whether it answers."""
+    """One line: whether the board runs, and whether it answers."""
     if _pid() is None:
-        return "off: edgeprune board up"
+        return "off. Start it: edgeprune board up"
     return f"up at {HOST}:{PORT}" if _answers() else f"running, but nothing answers at {HOST}:{PORT}"
 
 
 def monitor(command: str) -> str:
-    """Say something to qemu's monitor ("set_link n0 off", "stop", "cont", "system_reset"): what it answers."""
+    """Send a command to qemu's monitor, such as "set_link n0 off", "stop", "cont" or "system_reset". Returns its answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(LIMITS.end_s)
         try:
             connection.connect(str(_home() / "monitor"))
         except OSError as error:
-            raise DeviceError("no virtual board runs; start it: edgeprune board up") from error
+            raise DeviceError("the virtual board does not run. Start it: edgeprune board up") from error
         _read_prompt(connection)
         connection.sendall(command.encode() + b"\n")
         return _read_prompt(connection)
@@ -161,17 +167,17 @@ def _home() -> Path:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
+def _locked(home: Path) -> Iterator[None]:
     with open(home / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError("the virtual board is being started by another process; wait for it") from error
+            raise BusyError("another process starts the virtual board. Wait for it.") from error
         yield
 
 
 def _pid() -> int | None:
-    """The running qemu of ours: its pid file may be older than a reboot."""
+    """The process of the running board. A pid file may be older than the last reboot, so the command line is checked."""
     try:
         pid = int((_home() / "qemu.pid").read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -185,7 +191,7 @@ def _require_tools() -> None:
     missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None})
     if missing:
         raise UsageError(
-            f"the virtual board needs {', '.join(missing)}; apt-get install --no-install-recommends {' '.join(missing)}"
+            f"the virtual board needs {', '.join(missing)}. Run: apt-get install --no-install-recommends {' '.join(missing)}"
         )
 
 
@@ -196,7 +202,7 @@ def _boot(home: Path, image: Path) -> None:
     with socket.socket() as probe:
         probe.settimeout(1)
         if probe.connect_ex((HOST, PORT)) == 0:
-            raise BusyError(f"something else listens on {HOST}:{PORT}; end it, then: edgeprune board up")
+            raise BusyError(f"another program listens on {HOST}:{PORT}. End it, then run: edgeprune board up")
     for name in ("monitor", "console", "qemu.pid"):
         (home / name).unlink(missing_ok=True)
     argv = [
@@ -213,8 +219,8 @@ def _boot(home: Path, image: Path) -> None:
     ]  # fmt: skip
     _do(argv, 30)
     try:
-        # The forwarded port takes connections before the guest is ready, so readiness is sshd's first line.
-        _until(_answers, LIMITS.board_boot_s, f"the virtual board does not answer; see {home / 'console'}")
+        # The forwarded port accepts connections before the guest is ready. The guest is ready once sshd sends its banner.
+        _wait_until(_answers, LIMITS.board_boot_s, f"the virtual board does not answer. See {home / 'console'}")
     except DeviceError:
         down(lambda text: None)
         raise
@@ -228,11 +234,11 @@ def _answers() -> bool:
         return False
 
 
-def _until(true: Callable[[], bool], deadline_s: float, otherwise: str) -> None:
+def _wait_until(true: Callable[[], bool], deadline_s: float, error: str) -> None:
     until = time.monotonic() + deadline_s
     while not true():
         if time.monotonic() > until:
-            raise DeviceError(otherwise)
+            raise DeviceError(error)
         time.sleep(0.1)
 
 
@@ -240,7 +246,7 @@ def _until(true: Callable[[], bool], deadline_s: float, otherwise: str) -> None:
 
 
 def _image(home: Path, say: Callable[[str], None]) -> Path:
-    """The folder of the built image; appears by one rename."""
+    """The folder of the image, built where there is none. A killed build leaves no image."""
     recipe = hashlib.sha256(Path(__file__).read_bytes() + STAND_IN.read_bytes()).hexdigest()[:12]
     image = home / f"image-{recipe}"
     if image.is_dir():
@@ -276,7 +282,7 @@ def _keys(home: Path) -> None:
 
 
 def _debian(work: Path, root: Path) -> None:
-    """Packages unpacked, none configured: nothing of the guest's runs while building."""
+    """Unpack packages without configuring them, so that no program of the guest runs here."""
     (work / "debs").mkdir()
     hook = work / "hook.sh"
     hook.write_text(
@@ -298,7 +304,7 @@ def _debian(work: Path, root: Path) -> None:
 
 
 def _sources() -> str:
-    """This machine's own sources of the suite, for arm64; empty where it has none, and mmdebstrap knows the mirror."""
+    """This machine's package sources of the suite, for arm64. Without any, mmdebstrap uses its default mirror."""
     stanzas = []
     for path in sorted(Path("/etc/apt/sources.list.d").glob("*.sources")):
         for stanza in path.read_text().split("\n\n"):
@@ -317,7 +323,7 @@ def _sources() -> str:
 
 
 def _kernel(work: Path, root: Path) -> None:
-    """Kernel and a small initrd: busybox and the modules that find the disk and the network."""
+    """The kernel, and a small initrd: busybox, and the modules of the disk and the network."""
     out, tree, initrd = work / "image", work / "kernel", work / "initrd"
     out.mkdir()
     for deb in (work / "debs").glob("*.deb"):
@@ -342,8 +348,8 @@ def _kernel(work: Path, root: Path) -> None:
 
 
 def _with_dependencies(table: Path, names: Sequence[str]) -> list[str]:
-    """Module files in the order to load them; one that is built into the kernel is not in the table."""
-    needs = {}
+    """Module files in the order to load them. Modules that are built into the kernel are not in the table."""
+    needs: dict[str, list[str]] = {}
     for line in table.read_text().splitlines():
         file, _, others = line.partition(":")
         needs[Path(file).name.partition(".ko")[0]] = [*reversed(others.split()), file]
@@ -351,7 +357,7 @@ def _with_dependencies(table: Path, names: Sequence[str]) -> list[str]:
 
 
 def _configure(home: Path, root: Path) -> None:
-    """What the packages' scripts would have done, and the way in."""
+    """Do what the packages' scripts would have done, and allow the login."""
     master = root / "usr/share/base-passwd"
     passwd, group = (master / "passwd.master").read_text(), (master / "group.master").read_text()
     user = f"{USER}:x:{UID}:{UID}::/home/{USER}:/bin/bash\n"
@@ -384,17 +390,17 @@ def _configure(home: Path, root: Path) -> None:
 
 
 def _wheels(root: Path) -> None:
-    """The runtimes, as a Pi has them from its package manager."""
+    """Install the runtimes system-wide, as the package manager of a Pi does."""
     site = root / "opt" / "site"
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
-    argv += ["--target", str(site), *installing.platform_options("aarch64", PYTHON, GLIBC), *WHEELS]
+    argv += ["--target", str(site), *install.platform_options(PLATFORM), *WHEELS]
     _do(argv, LIMITS.board_build_s)
     (root / "usr/lib/python3/dist-packages/board.pth").write_text("/opt/site\n")
     trtexec = root / TRTEXEC
     trtexec.parent.mkdir(parents=True)
     shutil.copyfile(STAND_IN, trtexec)
     trtexec.chmod(0o755)
-    if sys.version_info[:2] == PYTHON:  # else every process there compiles what it imports, which takes seconds
+    if sys.version_info[:2] == PLATFORM.python:  # saves every process there from compiling for seconds
         folders = [str(site), str(root / "usr/lib/python3.11")]
         _do([sys.executable, "-m", "compileall", "-q", "-j", "0", "-s", str(root), *folders], LIMITS.board_build_s)
 
@@ -402,7 +408,7 @@ def _wheels(root: Path) -> None:
 def _do(
     argv: Sequence[str], deadline_s: float, cwd: Path | None = None, stdin: bytes = b"", stdout: int | None = None
 ) -> None:
-    """Run a tool to its end. Raises `DeviceError` with the last thing it said."""
+    """Run a tool. Raises `DeviceError` with the end of its standard error."""
     environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
     try:
         done = subprocess.run(
@@ -418,6 +424,6 @@ def _do(
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"{argv[0]} took over {deadline_s:g} s") from error
     if done.returncode:
-        said = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
-        errors = [line for line in said if line.startswith(("E:", "ERROR", "error"))] or said
+        lines = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
+        errors = [line for line in lines if line.startswith(("E:", "ERROR", "error"))] or lines
         raise DeviceError(f"{argv[0]} ended with {done.returncode}: {'; '.join(errors[-3:])}")
