@@ -4,7 +4,8 @@
 - float: a finite number between -2⁶³ and 2⁶³.
 - str: printable text of at most 255 characters, or of as many as the field's metadata "chars" allow. The metadata "text"
   declares two other kinds: a `MESSAGE` is escaped and cut by the reader, and `RAW` text may hold any character.
-- Optional, Union, Literal, Dict with text as keys, Tuple of any length, dataclasses; Any is not checked.
+- Optional, Union, Literal, Tuple of any length, Dict with text as keys, and dataclasses.
+- Any: not checked.
 
 It travels to devices: standard library only, Python 3.8 and up.
 """

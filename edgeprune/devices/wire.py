@@ -1,8 +1,9 @@
 """The wire between host and agent: one table of jobs and their replies, checked on both sides.
 
 A job goes out as {"id", "mode", its fields}. Its reply comes back as {"id", the reply's fields}, or as {"id", "error",
-"message"} where the agent cannot do it. The types of the fields say what is accepted;
-see `validate`. It travels to devices: standard library only, Python 3.8 and up. So its types are those that Python 3.8 can
+"message"} where the agent cannot do it. The types of the fields say what is accepted; see `validate`.
+
+It travels to devices: standard library only, Python 3.8 and up. So the annotations of fields are types that Python 3.8 can
 evaluate.
 """
 

@@ -34,6 +34,7 @@ class Runtime(ABC):
     quantizer: str  # the package that lowers the precision on the host
     install: str  # the command that installs it on the host, or on a local device
     deadline_s: float = LIMITS.job_s  # of one job with one model on a device
+    separate_profile: bool = False  # `instrument` makes another file, about as large as the model
     slow_calls: bool = False  # a call may take far longer than an inference, for instance where it starts a process
     # A target's `precision` and the artifacts that it stands for. The fastest one that is accurate enough is used.
     precisions: Mapping[str, tuple[str, ...]] = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",)}
@@ -85,6 +86,10 @@ class Runtime(ABC):
             UsageError: the model cannot be converted.
             RuntimeMissing: a package is not installed.
         """
+
+    def files(self, model: Path) -> tuple[Path, ...]:
+        """All files of the artifact that is loaded from the file `model`, this file first."""
+        return (model,)
 
     def instrument(self, model: Path) -> Path:
         """The file to profile for node times. It is the model itself where the runtime has a profiler."""

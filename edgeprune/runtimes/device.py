@@ -2,7 +2,7 @@
 
 `runtimes/NAME/device.py` holds `RUNTIME`, its implementation. The agent measures with it, and a release serves with it:
 one piece of code loads a model. It travels to devices: standard library only, Python 3.8 and up. Modules that travel import
-each other relatively, so that a release can hold them under a name of its own.
+each other relatively: a release mounts them as a separate package.
 """
 
 from __future__ import annotations

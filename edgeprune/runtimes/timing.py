@@ -112,7 +112,7 @@ def _timed(runs: Sequence[Run], timing: Timing, clock: Clock) -> list[Timed]:
 
 
 def repeat(run: Run, timing: Timing) -> tuple[int, ...]:
-    """Time one model alone, in nanoseconds."""
+    """Time one model, in nanoseconds."""
     return interleaved([run], timing)[0].times_ns
 
 

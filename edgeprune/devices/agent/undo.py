@@ -17,7 +17,7 @@ COMMAND_S = 30
 
 
 def record(commands: Sequence[Sequence[str]]) -> None:
-    """Have this worker's agent run these commands when it ends, before those that are recorded already."""
+    """Have this worker's agent run these commands when it ends. The last recorded commands run first."""
     os.makedirs(machine.root(), mode=0o700, exist_ok=True)
     path = os.path.join(machine.root(), f"undo-{os.getppid()}-{machine.boot_id()[:8]}.json")
     recorded = [list(argv) for argv in commands]
@@ -50,7 +50,7 @@ def _files() -> list[str]:
 
 
 def _restore(path: str) -> None:
-    """Run the commands in a file. Those that fail are reported and stay in it for the next agent."""
+    """Run the commands in a file. It reports a command that fails, and keeps it for the next agent."""
     with open(path) as file:
         commands = json.load(file)
     failed = [argv for argv in commands if not _succeeds(argv)]

@@ -17,7 +17,7 @@ from edgeprune.errors import UsageError, first_line
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, fold, pattern
-from edgeprune.runtimes.onnxruntime.host import quiet
+from edgeprune.runtimes.onnxruntime.device import quiet
 
 OPSET = 17
 

@@ -1,1 +1,1 @@
-"""No runtime: for tests of everything around it."""
+"""The null runtime, for tests of everything else."""

@@ -1,4 +1,4 @@
-"""No runtime at all: the model is a JSON file {"ns": time of a run}, and its output is its input. For tests of the rest."""
+"""No runtime: the model is a JSON file {"ns": time of a run}, and its output is its input. It is for tests of the rest."""
 
 from __future__ import annotations
 

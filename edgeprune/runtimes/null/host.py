@@ -1,4 +1,4 @@
-"""No runtime at all: the artifact is a JSON file that says how long a run takes. For tests of everything around it."""
+"""No runtime: the artifact is a JSON file with the time of a run. It is for tests of everything else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeprune.runtimes.timing import NodeTime
 
 
 class Null(Runtime):
-    """A run takes one nanosecond for every eight bytes of the exported file."""
+    """A run takes a nanosecond for every eight bytes of the exported file."""
 
     name = "null"
     packages = ()
@@ -22,14 +22,14 @@ class Null(Runtime):
     def convert(
         self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
-        """Write the time down."""
+        """Write the time of a run."""
         path = folder / "model.json"
         path.write_text(json.dumps({"ns": exported.stat().st_size // 8}))
         exported.unlink()
         return (path,)
 
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
-        """As reported."""
+        """There is nothing to translate."""
         return tuple((node.name, node.ns) for node in nodes)
 
 

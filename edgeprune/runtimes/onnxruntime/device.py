@@ -13,15 +13,22 @@ from ..timing import NodeTime, Timing, middle_mean, repeat
 KERNEL = "_kernel_time"
 
 
-def module() -> Any:
+def quiet() -> Any:
     """The Python module. From 1.32 on it sends telemetry unless the environment forbids it before the import."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def module() -> Any:
+    """The Python module, or `Failed`."""
     try:
-        import onnxruntime
+        found = quiet()
     except ImportError as error:
         raise Failed("runtime-missing", f"onnxruntime cannot be imported: {error}") from error
-    onnxruntime.set_default_logger_severity(3)
-    return onnxruntime
+    found.set_default_logger_severity(3)
+    return found
 
 
 class OnnxModel(Model):

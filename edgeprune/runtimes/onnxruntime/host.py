@@ -1,21 +1,20 @@
-"""ONNX Runtime: the artifact is the ONNX file itself."""
+"""ONNX Runtime on the host: the artifact is the ONNX file."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgeprune.errors import UsageError
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
+from edgeprune.runtimes.onnxruntime.device import quiet
 from edgeprune.runtimes.timing import NodeTime
 
-# The layout optimiser names a node after its output tensor and the blocked layout; fusions put a word before it, or append
-# a token or their name; what changes the precision of a tensor is named after it.
+# What ONNX Runtime adds to the names of nodes. Its layout optimiser names a node after its output tensor and the blocked
+# layout. Fusions add a word in front, a token or their name. Casts and quantisers are named after their tensor.
 ADDED = re.compile(
     r"^(fused |InsertedPrecisionFreeCast_)+|(_nchwc|_token_\d+|/\w*Fusion/?|_(Dequantize|Quantize)Linear(_\d+)?)+$"
 )
@@ -32,7 +31,10 @@ class OnnxRuntime(Runtime):
     def convert(
         self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
-        """See `Runtime.convert`: fp16 tensors, or pairs of quantise and dequantise (QDQ) around every operator."""
+        """See `Runtime.convert`.
+
+        fp16 means tensors of 16 bits. int8 means pairs of quantise and dequantise (QDQ) around every operator.
+        """
         path = folder / "model.onnx"
         if precision == "fp32":
             return (exported.rename(path),)
@@ -42,39 +44,31 @@ class OnnxRuntime(Runtime):
                 if precision == "fp16":
                     halved(exported, path)
                 else:
-                    # What the kernels of x86 and ARM multiply: bytes without a sign by bytes with one.
+                    # The kernels of x86 and ARM multiply unsigned bytes by signed ones.
                     quantized(exported, path, samples, "QUInt8")
-        except Exception as error:  # the tools' own have no base
+        except Exception as error:  # the tools' exceptions have no base class of their own
             raise UsageError(f"onnxruntime cannot make the model {precision}: {reason(error)}") from error
         exported.unlink()
         return (path,)
 
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
-        """Undo the optimiser's renaming."""
+        """Remove what ONNX Runtime added to the names."""
         return tuple((ADDED.sub("", node.name), node.ns) for node in nodes)
 
 
-def quiet() -> Any:
-    """The module onnxruntime, which from 1.32 on calls home unless told not to before it is imported."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
-
-
 def halved(exported: Path, path: Path) -> None:
-    """Write the model with tensors of 16 bits inside, inputs and outputs as they are."""
+    """Write the model with tensors of 16 bits inside. Inputs and outputs keep their types."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     model = convert_float_to_float16(onnx.load(exported), keep_io_types=True)
-    OnnxModel(model).topological_sort()  # it leaves casts at the end, which the standard does not allow
+    OnnxModel(model).topological_sort()  # the converter appends casts, and the ONNX standard wants a sorted graph
     onnx.save(model, path)
 
 
 def quantized(exported: Path, path: Path, samples: Calls, activations: str, **extra: bool) -> None:
-    """Write the model with pairs of quantise and dequantise around its operators; weights are signed bytes, by channel."""
+    """Write the model with pairs of quantise and dequantise around its operators. Weights are signed bytes, by channel."""
     from onnxruntime import quantization
 
     quantization.quantize_static(
@@ -90,16 +84,16 @@ def quantized(exported: Path, path: Path, samples: Calls, activations: str, **ex
 
 
 class _Reader:
-    """Calls as the calibrator reads them."""
+    """Gives the calibrator one call after the other."""
 
     def __init__(self, exported: Path, samples: Calls) -> None:
         import onnx
 
         names = [value.name for value in onnx.load(exported, load_external_data=False).graph.input]
-        self._left: Iterator[dict[str, np.ndarray]] = (dict(zip(names, call, strict=True)) for call in samples)
+        self._calls: Iterator[dict[str, np.ndarray]] = (dict(zip(names, call, strict=True)) for call in samples)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._left, None)
+        return next(self._calls, None)
 
 
 RUNTIME = OnnxRuntime()

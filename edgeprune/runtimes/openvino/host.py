@@ -1,4 +1,4 @@
-"""OpenVINO: the artifact is its intermediate representation, model.xml and model.bin."""
+"""OpenVINO on the host: the artifact is its intermediate representation, model.xml and model.bin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeprune.errors import UsageError
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.timing import NodeTime
 
-# What the plug-in, and NNCF before it, append to the names of the nodes that they split or put in.
+# What NNCF and the CPU plug-in append to the names of nodes that they split or add.
 SUFFIX = re.compile(r"(/WithoutBiases|/DequantizationMultiply|/fq_(output|weights|input)_\d+)+$")
 
 
@@ -28,15 +28,15 @@ class OpenVino(Runtime):
     def convert(
         self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
-        """See `Runtime.convert`. The file says in which precision it is to be run, as the agent does: `runtime_options` in it.
+        """See `Runtime.convert`. The option INFERENCE_PRECISION_HINT in the file sets the precision for the device.
 
-        fp32 stays fp32: by default saving would round the weights to fp16.
+        fp32 stays fp32: by default OpenVINO would save the weights rounded to fp16.
         """
         self.require(precision)
         import openvino
 
         try:
-            # Not `convert_model`: it calls home (openvino-telemetry) and adds nothing for ONNX.
+            # Not `convert_model`: it sends telemetry (openvino-telemetry) and adds nothing for ONNX.
             model = openvino.Core().read_model(exported)
         except RuntimeError as error:
             raise UsageError(f"openvino cannot convert the model: {str(error).strip().splitlines()[0]}") from error
@@ -47,13 +47,17 @@ class OpenVino(Runtime):
         exported.unlink()
         return folder / "model.xml", folder / "model.bin"
 
+    def files(self, model: Path) -> tuple[Path, ...]:
+        """The network, and its weights beside it."""
+        return model, model.with_suffix(".bin")
+
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
-        """The first of the fused names is the layer's; a node without any keeps its own name."""
+        """The first fused name is that of the layer. A node without fused names keeps its name."""
         return tuple((SUFFIX.sub("", next(iter(node.fused), node.name)), node.ns) for node in nodes)
 
 
 def _quantized(model: Any, samples: Calls, exact: bool) -> Any:
-    os.environ["NNCF_CI"] = "1"  # or it calls home
+    os.environ["NNCF_CI"] = "1"  # or it sends telemetry
     with silenced():
         import nncf
 

@@ -1,4 +1,9 @@
-"""TensorRT: the artifact is an ONNX file that says its precision; the device builds its engine, and keeps it to itself."""
+"""TensorRT on the host: the artifact is an ONNX file in its precision. Each device builds an engine from it.
+
+Beside model.onnx lies build.json, which says how to build the engine:
+
+    {"precision": "fp32" | "fp16" | "int8", "inputs": [name, ...], "outputs": [name, ...], "builds": number of engines}
+"""
 
 from __future__ import annotations
 
@@ -10,32 +15,32 @@ from pathlib import Path
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
-from edgeprune.runtimes.onnxruntime.host import halved, quantized, quiet
+from edgeprune.runtimes.onnxruntime.device import quiet
+from edgeprune.runtimes.onnxruntime.host import halved, quantized
 from edgeprune.runtimes.timing import NodeTime
 
-BUILDS = 2  # of an engine that is to be used: kernels are chosen by measuring them, which is never the same twice
-WORKERS = re.compile(
-    r"(^|/)(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$"
-)  # of nodes fused into one, those that do the work
+BUILDS = 2  # of an artifact's engine, to use the faster: TensorRT times its kernels, and no two builds are equal
+WORKERS = re.compile(r"(^|/)(Conv|ConvTranspose|Gemm|MatMul)(_\d+)?$")  # nodes that do most of a fused layer's work
 WRAPPED = re.compile(r"^(PWN\(|Reformatting CopyNode for (Input|Output) Tensor \d+ to )")
 
 
 class TensorRt(Runtime):
-    """NVIDIA GPUs and, where the target asks, their deep-learning accelerator."""
+    """NVIDIA GPUs and, with [runtime] dla, their deep-learning accelerator."""
 
     name = "tensorrt"
-    packages = ()  # it comes with JetPack, not from pip
+    packages = ()  # JetPack installs it, not pip
     converter = quantizer = "onnxruntime"
     deadline_s = LIMITS.engine_s
-    slow_calls = True  # by trtexec
+    slow_calls = True  # trtexec starts a process for each
     install = "on a Jetson: sudo apt install tensorrt"
 
     def convert(
         self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
     ) -> tuple[Path, ...]:
-        """See `Runtime.convert`: fp16 tensors, or symmetric pairs of quantise and dequantise. build.json says how to build it.
+        """See `Runtime.convert`.
 
-        TensorRT takes no zero points and no quantised biases, and weights in fp32 before a pair of their own.
+        fp16 means tensors of 16 bits. int8 means symmetric pairs of quantise and dequantise. TensorRT accepts no zero points
+        and no quantised biases. It wants weights in fp32 before a pair of quantise and dequantise.
         """
         import onnx
 
@@ -59,24 +64,28 @@ class TensorRt(Runtime):
                     symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True}
                     pairs = {"AddQDQPairToWeight": True, "QuantizeBias": False, "DedicatedQDQPair": True}
                     quantized(exported, path, samples, "QInt8", **symmetric, **pairs)
-        except Exception as error:  # the tools' own have no base
+        except Exception as error:  # the tools' exceptions have no base class of their own
             raise UsageError(f"onnxruntime cannot make the model {precision}: {reason(error)}") from error
         exported.unlink(missing_ok=True)
         (folder / "build.json").write_text(json.dumps(build))
         return path, folder / "build.json"
 
-    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
-        """A layer of the engine goes by the ONNX node that does the most work in it; where none is told, it keeps its name.
+    def files(self, model: Path) -> tuple[Path, ...]:
+        """The network, and beside it how to build its engine."""
+        return model, model.with_name("build.json")
 
-        Since 8.6 the engine tells them; before, they are in its layers' names: "a + b", "PWN(a, b)", "Reformatting CopyNode
-        for Input Tensor 0 to a".
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
+        """Name a layer after the ONNX node that does the most work in it.
+
+        Since 8.6 the engine reports the nodes of a layer. Before, the layer's name holds them, as in "a + b" or "PWN(a, b)". A
+        layer without known nodes keeps its name.
         """
         return tuple((_worker(node.fused or _members(node.name)), node.ns) for node in nodes)
 
 
 def _members(name: str) -> list[str]:
-    """The nodes that a layer of this name was made of."""
-    if name.startswith("{"):  # {ForeignNode[first...last]}: a region of which the name tells two
+    """The nodes in a layer's name."""
+    if name.startswith("{"):  # {ForeignNode[first...last]}: a region, named after two of its nodes
         return [name]
     while WRAPPED.match(name):
         name = WRAPPED.sub("", name)

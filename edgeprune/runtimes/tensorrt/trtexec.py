@@ -31,7 +31,7 @@ WARM_UP = f"--warmUp={round(1e3 * WARM_UP_S)}"
 def builder_flags(version: Version, precision: str, dla: int | None) -> tuple[bool, list[str]]:
     """Whether the network is strongly typed, and else the flags that allow its precision.
 
-    The ONNX file alone gives the precision of a strongly typed network. TensorRT 10 has strong types, and 11 has nothing else.
+    In a strongly typed network, the ONNX file gives the precision. TensorRT 10 has strong types, and 11 has nothing else.
     A strongly typed network cannot run on the DLA, which has no fp32.
     """
     if version >= (11, 0) or (version >= (10, 0) and dla is None):

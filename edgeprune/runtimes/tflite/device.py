@@ -73,7 +73,7 @@ class TfLite(Runtime):
         return TfLiteModel(options, model_path=path)
 
     def profile(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> list[NodeTime]:
-        """Time every operator alone: Python has no profiler here, so the host cut the model into one file an operator."""
+        """Time every operator. Python has no profiler here, so the host made a file for each operator."""
         with open(path, "rb") as file:
             operators = json.loads(file.readline())
             share = timing.timed_s / len(operators)

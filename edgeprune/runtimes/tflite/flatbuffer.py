@@ -1,4 +1,4 @@
-"""A .tflite file as objects and back; the only file that knows its schema."""
+"""Read a .tflite file as objects and write it. Only this module knows the schema."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def pack(model: Any) -> bytes:
 
 
 def operators(model: Any) -> Iterator[tuple[str, Any]]:
-    """(name, operator) in order; a name is number and kind: "3:CONV_2D".
+    """Pairs of name and operator, in order. A name is number and kind: "3:CONV_2D".
 
-    What only changes the precision has no number of its own, so that an operator has the same name at any.
+    Operators that only change the precision have no number, so that names are the same at any precision.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -45,7 +45,7 @@ def operators(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def constants(model: Any) -> dict[int, np.ndarray]:
-    """{tensor: its value} of the constants that are plain arrays."""
+    """The values of the constants that are plain arrays, by tensor."""
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {
@@ -69,7 +69,7 @@ def store(model: Any, index: int, value: np.ndarray) -> None:
 
 
 def own(model: Any, operator: Any, position: int) -> int:
-    """Give an operator a copy of one of its inputs, a constant that it may share with others: the copy's tensor."""
+    """Copy a constant input of an operator, which other operators may share. Returns the copy's tensor."""
     tensors = model.subgraphs[0].tensors
     tensor = copy.copy(tensors[operator.inputs[position]])
     buffer = copy.copy(model.buffers[tensor.buffer])

@@ -1,4 +1,7 @@
-"""TFLite: the artifact is the .tflite file. Its Python shows no profiler, so times by operator come from operators alone."""
+"""TFLite on the host: the artifact is the .tflite file.
+
+Its Python module has no profiler, so the device times each operator in a file that holds only this operator.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.tflite import flatbuffer
 from edgeprune.runtimes.timing import NodeTime
 
-FLAT = 1e-6  # a range below which a tensor was always zero
-AVERAGED = 100  # calls: the quantiser's ranges are moving averages that forget one in twenty of what they had at each
+FLAT = 1e-6  # a range below which a tensor counts as always zero
+AVERAGED = 100  # calls: the quantiser's ranges are moving averages, and each call replaces a twentieth of them
 
 
 class TfLite(Runtime):
@@ -24,11 +27,12 @@ class TfLite(Runtime):
 
     name = "tflite"
     format = "tflite"
+    separate_profile = True
     packages = ("ai-edge-litert", "numpy")
     converter = "litert-torch"
     quantizer = "ai-edge-quantizer"
     install = "pip install 'edgeprune[tflite]'"
-    # Ranges known beforehand are faster for convolutions, ranges seen in every run for some transformers.
+    # Fixed ranges are faster for convolutions. Ranges of each run (dynamic) are faster for some transformers.
     precisions: Mapping[str, tuple[str, ...]] = {
         "fp32": ("fp32",),
         "fp16": ("fp16",),
@@ -48,9 +52,9 @@ class TfLite(Runtime):
         return (path,)
 
     def instrument(self, model: Path) -> Path:
-        """One file that holds the model cut into its operators: a line of JSON, then a .tflite file an operator.
+        """A file of the model's operators: a line of JSON, then a .tflite file for each operator.
 
-        The sum of their times is within 3 % of the whole network's (measured on ResNet-18, MobileNetV2 and a transformer).
+        The sum of their times is within 3 % of the network's time (measured on ResNet-18, MobileNetV2 and a transformer).
         """
         path = model.parent / "operators" / "operators.bin"
         if not path.exists():
@@ -61,12 +65,12 @@ class TfLite(Runtime):
         return path
 
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
-        """As reported: operators by number and kind."""
+        """The device reports operators by number and kind, which is what the host names them."""
         return tuple((node.name, node.ns) for node in nodes)
 
 
 def _lowered(content: bytes, precision: str, samples: Calls, exact: bool) -> bytes:
-    """The file in another precision, its inputs and outputs as they were."""
+    """The file in another precision. Inputs and outputs keep their types."""
     with silenced():
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_quantizer import quantizer
@@ -93,8 +97,11 @@ def _lowered(content: bytes, precision: str, samples: Calls, exact: bool) -> byt
 
 
 def _sane(seen: dict[str, Any], exact: bool) -> dict[str, Any]:
-    """A tensor's range as it was seen. −1 to 1 where it was zero all along, as after a ReLU that never fires, since XNNPACK
-    refuses such a scale; and where the numbers need not be right."""
+    """The range of a tensor, for the quantiser.
+
+    It is −1 to 1 where only speed matters, and where the tensor was always zero, as after a ReLU that is never active.
+    XNNPACK refuses the scale of an empty range.
+    """
     flat = not exact or float(np.max(seen["max"]) - np.min(seen["min"])) < FLAT
     return {**seen, "min": -np.ones_like(seen["min"]), "max": np.ones_like(seen["max"])} if flat else seen
 
@@ -116,9 +123,10 @@ def _recipe(precision: str) -> Any:
 
 
 def _cut(content: bytes) -> list[tuple[str, bytes]]:
-    """(name, file with this operator alone), in order; its inputs that are not constants become the file's.
+    """Pairs of name and file, in order; each file holds one operator.
 
-    A constant that is stored in fp16 keeps the operator beside it that makes it fp32, which the runtime does once, beforehand.
+    The operator's inputs become the file's inputs, except constants. A constant that is stored in fp16 keeps the operator that
+    makes it fp32: the runtime executes that operator once, when it loads the file.
     """
     model = flatbuffer.read(content)
     tensors, stored = model.subgraphs[0].tensors, {}
@@ -133,7 +141,7 @@ def _cut(content: bytes) -> list[tuple[str, bytes]]:
 
 
 def _alone(model: Any, operators: Sequence[Any]) -> bytes:
-    """The file of these operators, of which the last gives the outputs."""
+    """A file of these operators. The last one gives the outputs."""
     from ai_edge_litert import schema_py_generated as schema
 
     used = list(dict.fromkeys(int(i) for o in operators for i in [*o.inputs, *o.outputs] if i >= 0))
@@ -167,10 +175,10 @@ def _alone(model: Any, operators: Sequence[Any]) -> bytes:
     return flatbuffer.pack(cut)
 
 
-def _copy(noun: Any, **changed: Any) -> Any:
-    """A part of a .tflite file with other values in some places."""
-    copy = type(noun)()
-    copy.__dict__.update(vars(noun), **changed)
+def _copy(part: Any, **changed: Any) -> Any:
+    """A part of a .tflite file with changed values."""
+    copy = type(part)()
+    copy.__dict__.update(vars(part), **changed)
     return copy
 
 
