@@ -1,20 +1,20 @@
-"""Everything edgeprune raises on purpose; one exit code a branch.
+"""The errors that edgeprune raises on purpose. Each branch has an exit code.
 
-    EdgepruneError                    never raised itself
-    ├── UsageError               2    a bad file, key, option, model or data set: the user can mend it
+    EdgepruneError                    the base; never raised itself
+    ├── UsageError               2    a bad file, key, option, model or data set: the user can fix it
     │   └── RuntimeMissing       2    a runtime or extra is not installed
-    ├── VerdictError             1    refused or undone, since a check failed
-    ├── InfeasibleError          3    no plan meets the budget; carries the fastest one
-    ├── InconclusiveError        4    too noisy, throttled: measured, but nothing can be said
+    ├── VerdictError             1    a check failed, so the next step was refused or undone
+    ├── InfeasibleError          3    no plan meets the budget; the message gives the fastest plan
+    ├── InconclusiveError        4    the measurement was too noisy or throttled to decide
     ├── DeviceError              5    the device, the link or the agent failed
-    │   └── LinkError            5    the connection broke or went silent; connecting again may heal it
-    ├── SecurityError            6    refused: a pickle, a changed host key, a foreign path
+    │   └── LinkError            5    the connection broke or went silent; it may be connected again
+    ├── SecurityError            6    refused: a pickle, a changed host key, a path outside the folder
     ├── BusyError                7    another run holds the folder or the device
-    ├── CutError                70    a cut failed its proof where the survey had passed it: our bug
-    └── SolverError             70    the solver's answer does not add up, or came without a proof: our bug
+    ├── CutError                70    a cut network is wrong though the survey had proved it: a bug of edgeprune
+    └── SolverError             70    the solver's plan is not consistent, or has no proof: a bug of edgeprune
 
-`0` is a pass and `1` a verdict that failed, which is an exception only for what builds on it. An exception that is not ours
-is a bug and exits with 70; an interrupt exits with 130.
+Exit code 0 is a pass, and 1 is a failed verdict. A failed verdict is an exception only for a stage that needs a pass. Any
+other exception is a bug, and exits with 70. An interrupt exits with 130.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ EXIT_INTERRUPTED = 130
 
 
 class EdgepruneError(Exception):
-    """Base of all errors that edgeprune raises; `exit_code` is what the command line exits with."""
+    """Base of all errors that edgeprune raises on purpose. The command line exits with `exit_code`."""
 
     exit_code: int = EXIT_BUG
 
 
 class UsageError(EdgepruneError):
-    """The user's file, option, model or data is wrong; the message names it and the next step."""
+    """The user's file, option, model or data is wrong. The message names it and what to do."""
 
     exit_code = 2
 
 
 class RuntimeMissing(UsageError):
-    """A runtime is not installed; the message names the extra that brings it."""
+    """A runtime or an extra is not installed. The message names what to install."""
 
 
 class VerdictError(EdgepruneError):
-    """A check failed, so what builds on it was not done, or undone."""
+    """A check failed, so the next step was refused or undone."""
 
     exit_code = EXIT_FAIL
 
 
 class InfeasibleError(EdgepruneError):
-    """No plan meets the budget; the message gives the fastest plan there is."""
+    """No plan meets the budget. The message gives the fastest plan."""
 
     exit_code = 3
 
 
 class InconclusiveError(EdgepruneError):
-    """The measurement was too disturbed to decide anything."""
+    """The measurement was too disturbed to decide."""
 
     exit_code = 4
 
@@ -68,11 +68,11 @@ class DeviceError(EdgepruneError):
 
 
 class LinkError(DeviceError):
-    """The way to the device broke or went silent: nothing is known of the device itself."""
+    """The link broke or went silent. The state of the device is not known."""
 
 
 class SecurityError(EdgepruneError):
-    """Refused for safety: nothing was run or loaded."""
+    """Refused for safety, before anything was run or loaded."""
 
     exit_code = 6
 
@@ -84,18 +84,18 @@ class BusyError(EdgepruneError):
 
 
 class CutError(EdgepruneError):
-    """A cut network does not agree with the masked original."""
+    """The outputs of a cut network differ from those of the masked original."""
 
 
 class SolverError(EdgepruneError):
-    """A plan that does not add up to its latency, or whose optimality was not proved in time."""
+    """A plan does not add up to its latency, or its optimality was not proved in time."""
 
 
 QUOTED_CHARS = 80  # of a user's value or key in a message
 
 
 def quoted(value: Any, chars: int = QUOTED_CHARS) -> str:
-    """A value from a file, short enough for a message."""
+    """A value from a file as a message shows it, cut to `chars` characters."""
     if isinstance(value, dict):
         return "a section of keys"
     text = repr(value[:chars] if isinstance(value, str | list) else value)
@@ -103,7 +103,7 @@ def quoted(value: Any, chars: int = QUOTED_CHARS) -> str:
 
 
 def usage_error(text: str) -> UsageError:
-    """A `UsageError` of one line: control characters from the user's file become spaces."""
+    """A `UsageError` of one line. Control characters from the user's file become spaces."""
     return UsageError("".join(c if c.isprintable() else " " for c in text))
 
 
