@@ -1,4 +1,4 @@
-"""Tiers by folder, and a small project that walks the whole road in seconds on the real runtime."""
+"""Tiers by folder, and a small project that runs the whole pipeline in seconds on a real runtime."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 import runpy
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for the tests that import it themselves
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are small, and several processes share the cores
 
 import pytest
+from inconclusive import Inconclusive
 from small import FILE, MODULE, Finished, command
 from sshd import SSHD, Sshd, start
 
 from edgeprune.devices.virtual import trtexec as trtexec_standin
-from edgeprune.errors import InconclusiveError
 
 TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board", "models")
 
@@ -31,15 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(tier)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Where other work keeps a runtime from being measured, its contract is neither kept nor broken."""
-    try:
-        return (yield)
-    except InconclusiveError as error:
-        if item.get_closest_marker("contract") is None:
-            raise
-        pytest.skip(f"inconclusive: {error}")
+def pytest_configure(config: pytest.Config) -> None:
+    """Count inconclusive contract tests."""
+    config.pluginmanager.register(Inconclusive())
 
 
 @pytest.fixture(scope="session")
@@ -68,20 +62,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the small project, to be spoilt at will."""
+    """A copy of the small project, which a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "blobs")) / "edgeprune.toml"
 
 
 @pytest.fixture(scope="session")
 def walked(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
-    """The small project after one whole run, and what the run answered. Not to be changed."""
+    """The small project after one run, and what the command printed. Tests must not change it."""
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("walked") / "blobs"))
     return folder / "edgeprune.toml", command("run", "--project", folder / "edgeprune.toml", "--json")
 
 
 @pytest.fixture
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Only one process at a time has this machine as a board: its lease is one for all."""
+    """One process at a time uses this machine as a board, which has one lease."""
     with open(tmp_path_factory.getbasetemp().parent / "board.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -89,7 +83,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def sshd(tmp_path_factory: pytest.TempPathFactory, alone: None) -> Iterator[Sshd]:
-    """A real sshd on loopback, whose users land in a folder of the test's."""
+    """A real sshd on loopback, with the test's folder as home."""
     pytest.importorskip("paramiko")
     if SSHD is None:
         pytest.skip("no sshd on this machine; apt-get install openssh-server")
@@ -104,7 +98,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory, alone: None) -> Iterator[Sshd
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a stand-in for some version of trtexec first in PATH, and engines into a folder of the test's."""
+    """Puts a stand-in for a version of trtexec first in PATH, and engines into the test's folder."""
 
     def put(version: str) -> None:
         folder = tmp_path / "trtexec"
@@ -121,7 +115,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 @pytest.fixture(scope="session")
 def virtual_board() -> Iterator[None]:
-    """The virtual board, started for the tests where it does not run, and then ended with them."""
+    """The virtual board; if it did not run, it is started, and stopped after the tests."""
     pytest.importorskip("paramiko")
     from edgeprune.devices.virtual import board
     from edgeprune.errors import UsageError

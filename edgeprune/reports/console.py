@@ -276,12 +276,14 @@ def _step(step: int, dearer: float) -> str:
 
 def explanation_line(found: Explanation) -> str:
     """How well the latency model predicts, and what no layer explains."""
-    return (
-        f"{found.experiments} experiments; unseen widths are predicted with a median error of {found.median_error:.1%}, 90%"
-        f" of them within {found.error:.1%}.\nThe network's latency is the power {found.exponent:.2f} of the sum of its"
-        f" layers; {found.overhead:.1%} of it is in no layer.{mark(found)}\nA step is the number of channels that cost as much as one"
-        " of them. Unaligned widths are not multiples of 4."
-    )
+    errors = f"a median error of {found.median_error:.1%}, 90% of them within {found.error:.1%}"
+    lines = [
+        f"{found.experiments} experiments; unseen widths are predicted with {errors}.",
+        f"The network's latency is the power {found.exponent:.2f} of the sum of its layers;"
+        f" {found.overhead:.1%} of it is in no layer.{mark(found)}",
+        "A step is the number of channels that cost as much as one of them. Unaligned widths are not multiples of 4.",
+    ]
+    return "\n".join(lines)
 
 
 def table(result: Result) -> Table:
