@@ -32,7 +32,7 @@ def this_device(**changes: Any) -> Device:
 def bundle(
     folder: Path, key: Path, ns: int = 1000, expected: float = 1.0, service: str = "vision", **device: Any
 ) -> deploying.Bundle:
-    """A bundle whose model gives back its input, 1; `ns` tells one from another."""
+    """A bundle whose model returns its input of ones; `ns` distinguishes bundles."""
     made, folder = folder / "made", folder / "bundle"
     made.mkdir(parents=True)
     folder.mkdir()

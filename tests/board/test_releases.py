@@ -1,4 +1,4 @@
-"""Releases on a device of its own kernel: its power is cut at every step, and it serves the old one or the new."""
+"""Releases on a virtual board. A power cut at any step leaves the old release in service, or the new one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from releases import bundle, job
+from releases import activation, bundle, publication
 from sshd import keygen
 from test_faults import shell, ssh_argv, target
 
-from edgeprune.devices.agent import RELEASING
+from edgeprune.devices import wire
 from edgeprune.devices.bench import identified
+from edgeprune.devices.transports.ssh.remote import agent_path
 from edgeprune.devices.virtual import board
 from edgeprune.errors import DeviceError
 from edgeprune.records import Device, Target
@@ -26,18 +26,15 @@ from edgeprune.stages import deploy as deploying
 ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
 pytestmark = pytest.mark.usefixtures("virtual_board")
 
-# Does its jobs, but stops for good once it has done the n-th thing of this kind to the file system.
+# Publishes and activates a bundle. It stops after the `at`-th call of os.`kind`, until the power is cut.
 STOPPING = """
-import glob, importlib.util, json, os, sys, time
-def module(name, path, **names):
-    spec = importlib.util.spec_from_file_location(name, path)
-    found = importlib.util.module_from_spec(spec)
-    vars(found).update(names)
-    spec.loader.exec_module(found)
-    return found
-agent = module("agent", glob.glob(os.path.expanduser("~/.edgeprune/agent-*.py"))[0])
-part = module("part", {part!r}, agent=agent)
-part.run_check = lambda folder, manifest, check_s: {{"ok": True}}
+import importlib, json, os, runpy, sys, time
+agent = runpy.run_path(os.path.expanduser("~/{agent}"))
+sys.meta_path.insert(0, agent["Sources"])
+names = "devices.wire", "devices.agent.releases", "runtimes.machine"
+wire, releases, machine = (importlib.import_module(agent["PACKAGE"] + "." + name) for name in names)
+machine.home = lambda: os.path.expanduser("~/.edgeprune")
+releases.run_check = lambda folder, manifest, check_s: wire.Check(True, 0.0, 1.0, 1.0)
 count = 0
 def stopping(work):
     def call(*a, **k):
@@ -50,12 +47,12 @@ def stopping(work):
         return found
     return call
 setattr(os, {kind!r}, stopping(getattr(os, {kind!r})))
-job = json.loads({job!r})
-for mode in ("publish", "activate"):
-    part.MODES[mode](job)
+publication, activation = (wire.read_job(document)[1] for document in json.loads({jobs!r}))
+releases.publish(publication)
+releases.activate(activation)
 print("done", flush=True)
 """
-# What a deploy renames, replaces and unlinks: the release's name; what to go back to; previous; current; done.
+# In order: the release gets its name; the state to return to; previous; current; the switch is over.
 STEPS = [("rename", 1), ("replace", 1), ("replace", 2), ("replace", 3), ("unlink", 3)]
 
 
@@ -67,7 +64,7 @@ def device() -> Device:
 
 @pytest.fixture
 def served(tmp_path: Path, device: Device) -> Iterator[tuple[Target, Path]]:
-    """A target that one release is in service on, and the key that it is signed with."""
+    """A target with a deployed release, and the key that signed it."""
     key = keygen(tmp_path / "key")
     to = replace(target(), deploy=replace(target().deploy, key=key))
     shell("rm -rf .edgeprune/services .edgeprune/allowed_signers; sync")
@@ -93,7 +90,7 @@ def power_cut() -> None:
         assert time.monotonic() < until
 
 
-def test_its_power_cut_at_every_step_it_serves_the_old_or_the_new(
+def test_after_a_power_cut_at_any_step_the_old_or_the_new_release_is_deployed(
     served: tuple[Target, Path], device: Device, tmp_path: Path
 ) -> None:
     to, key = served
@@ -101,9 +98,10 @@ def test_its_power_cut_at_every_step_it_serves_the_old_or_the_new(
     for number, (kind, at) in enumerate(STEPS):
         new = made(tmp_path / f"new{number}", key, device, 2000 + number)
         with closing(ssh.Ssh(to)) as transport:
-            part, source = transport.put([RELEASING]), str(Path(transport.put(new.files)).parent)
-        asked: dict[str, Any] = {**job(new), "source": source, "keep": 3}
-        script = STOPPING.format(part=part, at=at, kind=kind, job=json.dumps(asked))
+            source = str(Path(transport.put(new.files)).parent)
+        jobs = [replace(publication(new), source=source), activation(new, keep=3)]
+        documents = json.dumps([wire.job_document(i, job) for i, job in enumerate(jobs)])
+        script = STOPPING.format(agent=agent_path(), at=at, kind=kind, jobs=documents)
         argv = [*ssh_argv(), "python3 -I -"]
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None and process.stdout is not None
@@ -117,7 +115,7 @@ def test_its_power_cut_at_every_step_it_serves_the_old_or_the_new(
         assert current in (old, new.digest), (kind, at)
         ran = shell("python3 -I .edgeprune/services/vision/current/runner.py --check")
         assert json.loads(ran)["ok"], (kind, at)
-        found = now(to)  # who comes next clears up
+        found = now(to)  # the next process there restores the state
         assert found["current"] in (old, new.digest)
         assert set(shell("ls -A .edgeprune/services/vision").split()) <= {"current", "previous", "releases", "lock"}
         newer = made(tmp_path / f"newer{number}", key, device, 3000 + number)
@@ -126,10 +124,10 @@ def test_its_power_cut_at_every_step_it_serves_the_old_or_the_new(
         old = newer.digest
 
 
-def test_a_release_that_the_power_cut_damaged_would_be_refused(
+def test_a_release_that_a_power_cut_damaged_is_refused(
     served: tuple[Target, Path], device: Device, tmp_path: Path
 ) -> None:
-    """Not that it can: but if a disk loses what it promised to keep, nobody serves it."""
+    """A disk may lose what it confirmed. Such a release is refused."""
     to, key = served
     first = now(to)["current"]
     deploying.deploy(to, made(tmp_path / "second", key, device, 2000), lambda text: None)

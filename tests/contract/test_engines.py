@@ -1,4 +1,4 @@
-"""TensorRT's road on a stand-in for trtexec: engines, the DLA, a Jetson's state, releases; and how strict the stand-in is."""
+"""TensorRT on a stand-in for trtexec: engines, the DLA, a Jetson's state and releases. And how strict the stand-in is."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_engine_is_built_once_and_again_for_another_version(
         assert "/0/Conv" in dict(measured.nodes)
 
 
-def test_a_stand_in_cannot_stand_for_the_real_one(target: Target, tmp_path: Path, stand_in: StandIn) -> None:
+def test_a_stand_in_is_refused_unless_the_target_expects_it(target: Target, tmp_path: Path, stand_in: StandIn) -> None:
     stand_in("10.3.0")
     with (
         pytest.raises(UsageError, match=r"stand-in.*simulated = true"),
@@ -75,7 +75,7 @@ def test_a_stand_in_cannot_stand_for_the_real_one(target: Target, tmp_path: Path
         pass
 
 
-def test_a_machine_without_trtexec_says_where_it_was_looked_for(
+def test_a_missing_trtexec_is_reported_with_its_places(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -86,7 +86,7 @@ def test_a_machine_without_trtexec_says_where_it_was_looked_for(
         pass
 
 
-def test_what_the_dla_leaves_to_the_gpu_is_counted(
+def test_layers_that_fall_back_from_the_dla_are_counted(
     target: Target, artifact: Artifact, tmp_path: Path, stand_in: StandIn
 ) -> None:
     stand_in("8.5.2")
@@ -111,7 +111,7 @@ def test_every_version_builds_every_precision(
         bench.measure([[compiled(tmp_path / "model", precision).files[0]]], image(tmp_path), timed_s=0.01)
 
 
-def test_a_device_in_another_state_than_expected_is_told(
+def test_a_device_in_an_unexpected_state_is_an_error(
     target: Target, artifact: Artifact, tmp_path: Path, stand_in: StandIn
 ) -> None:
     stand_in("10.3.0")

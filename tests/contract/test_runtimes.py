@@ -1,4 +1,4 @@
-"""Every runtime keeps the same promises, on its real software."""
+"""Every runtime keeps the same contract, on its real software."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgeprune import runtimes
-from edgeprune.devices.agent import agent
 from edgeprune.devices.bench import Bench, interleaved, open_bench
 from edgeprune.errors import DeviceError, UsageError
-from edgeprune.network import surgery as network
+from edgeprune.network.preprocessing import preprocessed
+from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Preprocess, Target
 from edgeprune.runtimes.formats import FORMATS
-from edgeprune.stages import compile as compiling
+from edgeprune.runtimes.openvino.device import without_first
+from edgeprune.stages.compile import Compiler
 
 RANDOM = np.random.default_rng(0)
 WEIGHT = RANDOM.standard_normal((16, 3, 1, 1)).astype("float32")
@@ -58,7 +59,7 @@ class Pointwise(nn.Module):
 
 @pytest.fixture(params=["onnxruntime", "openvino", "tflite", "tensorrt"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, stand_in: Callable[[str], None]) -> Iterator[Bench]:
-    """The real runtimes, but for TensorRT, which only NVIDIA's devices have."""
+    """The real runtimes. TensorRT is a stand-in, since only NVIDIA's devices have it."""
     pytest.importorskip({"tflite": "litert_torch", "tensorrt": "onnx"}.get(request.param, request.param))
     if request.param == "tensorrt":
         stand_in("10.3.0")
@@ -70,7 +71,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, stand_in: Callable[[st
 def built(bench: Bench, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    runtime = runtimes.RUNTIMES[bench.device.runtime]
+    runtime = runtimes.host(bench.device.runtime)
     exported = tmp_path / f"exported.{runtime.format}"
     if runtime.format == "onnx":
         pointwise(exported)
@@ -101,7 +102,7 @@ def test_times_and_nodes(bench: Bench, tmp_path: Path) -> None:
     assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D"} & names, names
 
 
-def test_models_take_turns_in_one_process(bench: Bench, tmp_path: Path) -> None:
+def test_models_are_interleaved_in_one_process(bench: Bench, tmp_path: Path) -> None:
     model = built(bench, tmp_path)
     inputs = bench.save_inputs([np.zeros((1, 3, 64, 64), "float32")], tmp_path)
     ((first, second),) = bench.measure([[model, model]], inputs, timed_s=0.05)
@@ -126,10 +127,10 @@ def test_the_device_says_what_it_is(bench: Bench) -> None:
         assert device.runtime_version == version({"tflite": "ai-edge-litert"}.get(device.runtime, device.runtime))
 
 
-def test_openvino_s_first_run_is_no_part_of_a_node_s_time() -> None:
+def test_openvino_s_first_run_does_not_count() -> None:
     """Its counters are means over all runs so far, and a first run allocates: 100 µs, then three of 4 µs, read 28 µs."""
 
-    assert agent.without_first(mean=(100 + 3 * 4) / 4, runs=4, first=100) == 4
+    assert without_first(mean=(100 + 3 * 4) / 4, runs=4, first=100) == 4
 
 
 def test_what_openvino_cannot_convert_is_our_error(tmp_path: Path) -> None:
@@ -137,10 +138,10 @@ def test_what_openvino_cannot_convert_is_our_error(tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"not a model")
     with pytest.raises(UsageError, match="openvino cannot convert"):
-        runtimes.RUNTIMES["openvino"].convert(bad, tmp_path)
+        runtimes.host("openvino").convert(bad, tmp_path)
 
 
-def test_samples_are_run_in_parts_and_come_back_whole(bench: Bench, tmp_path: Path) -> None:
+def test_samples_that_are_run_in_parts_give_the_same_outputs(bench: Bench, tmp_path: Path) -> None:
     inputs = RANDOM.standard_normal((7, 1, 3, 64, 64)).astype("float32")
     model = built(bench, tmp_path)
     (whole,), (parts,) = bench.outputs(model, [inputs]), bench.outputs(model, [inputs], seconds=0.0)
@@ -163,14 +164,14 @@ class Words(nn.Module):
 def test_token_ids_and_several_inputs(
     name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
-    """torch counts tokens in 64 bits, which a device may feed as they are."""
+    """torch counts tokens in 64 bits, and a device may feed 64 bits."""
     if name == "tensorrt":
         stand_in("8.5.2")  # which has but 32
     torch.manual_seed(0)
     model = Words().eval()
     ids, masks = torch.randint(0, 50, (6, 1, 12)), (torch.rand(6, 1, 12) > 0.2).float()
     example, calls = (ids[0], masks[0]), list(zip(ids.numpy(), masks.numpy(), strict=True))
-    artifact = compiling.compile_model(model, example, (), runtimes.RUNTIMES[name], precision, tmp_path, "s", calls)
+    artifact = Compiler(runtimes.host(name), precision, calls).compile(model, example, (), tmp_path, "s")
     with open_bench(Target(tmp_path / "t.toml", "t", "local", name, simulated=name == "tensorrt"), tmp_path) as bench:
         (got,) = bench.outputs(artifact.files[0], [ids.numpy(), masks.numpy()])
     with torch.no_grad():
@@ -207,12 +208,12 @@ def test_lower_precisions_agree_and_their_nodes_are_known(
     """Inputs and outputs stay fp32, the file shrinks, outputs agree, and the profiler's names lead to the layers."""
     if name == "tensorrt":
         stand_in("8.5.2")  # which takes no type that no flag allows
-    runtime = runtimes.RUNTIMES[name]
+    runtime = runtimes.host(name)
     assert precision in runtime.candidates("auto") and precision in runtime.candidates(precision.partition("-")[0])
     torch.manual_seed(0)
     example = (torch.randn(1, 16, 32, 32),)
-    model = network.randomised(Residual())
-    groups = network.survey(model, example)
+    model = randomised(Residual())
+    groups = survey(model, example)
     raw = torch.randn(8, 1, 16, 32, 32)
     target = Target(tmp_path / "t.toml", "t", "local", name, simulated=name == "tensorrt")
     sizes, files = {}, {}
@@ -220,7 +221,7 @@ def test_lower_precisions_agree_and_their_nodes_are_known(
         folder = tmp_path / kind
         folder.mkdir()
         samples = [] if kind == "fp32" else [(sample,) for sample in raw.numpy()]
-        artifact = compiling.compile_model(model, example, groups.folds, runtime, kind, folder, "s", samples)
+        artifact = Compiler(runtime, kind, samples).compile(model, example, groups.folds, folder, "s")
         sizes[kind], files[kind] = artifact.size_bytes, artifact.files[0]
     owners = FORMATS[runtime.format](model, example, groups).owners(groups.layers)
     with open_bench(target, tmp_path) as bench:
@@ -238,16 +239,16 @@ def test_lower_precisions_agree_and_their_nodes_are_known(
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_bytes_of_a_layer_that_never_fires_load(exact: bool, tmp_path: Path) -> None:
+def test_an_int8_layer_that_is_never_active_loads(exact: bool, tmp_path: Path) -> None:
     """XNNPACK refuses a convolution whose outputs were all zero when it was calibrated."""
     pytest.importorskip("litert_torch")
     example = (torch.randn(1, 16, 8, 8),)
-    model = network.randomised(Residual())
+    model = randomised(Residual())
     with torch.no_grad():
         model.depthwise.bias.fill_(-100)
     exported = tmp_path / "exported.tflite"
     exported.write_bytes(FORMATS["tflite"].export(model, example, ()))
-    (file,) = runtimes.RUNTIMES["tflite"].convert(exported, tmp_path, "int8", [(example[0].numpy(),)], exact=exact)
+    (file,) = runtimes.host("tflite").convert(exported, tmp_path, "int8", [(example[0].numpy(),)], exact=exact)
     with open_bench(Target(tmp_path / "t.toml", "t", "local", "tflite"), tmp_path) as bench:
         bench.measure([[file]], bench.save_inputs([example[0].numpy()], tmp_path), timed_s=0.01)
 
@@ -264,14 +265,14 @@ def test_preprocessing_is_in_the_artifact(name: str, dtype: torch.dtype, tmp_pat
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 5)).eval()
     preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255)
-    model = network.preprocessed(copy.deepcopy(plain), preprocess)
+    model = preprocessed(copy.deepcopy(plain), preprocess)
     raw = torch.randint(0, 256, (3, 1, 3, 8, 8)).to(dtype)
-    groups = network.survey(model, (raw[0],))
+    groups = survey(model, (raw[0],))
     assert [group.name for group in groups.free] == ["0"]
     target = Target(tmp_path / "t.toml", "t", "local", name)
     folder = tmp_path / "model"
     folder.mkdir()
-    artifact = compiling.compile_model(model, (raw[0],), groups.folds, runtimes.RUNTIMES[name], "fp32", folder, "s")
+    artifact = Compiler(runtimes.host(name), "fp32").compile(model, (raw[0],), groups.folds, folder, "s")
     with open_bench(target, tmp_path) as bench:
         (got,) = bench.outputs(artifact.files[0], [raw.numpy()])
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
@@ -304,13 +305,13 @@ class Mlp(torch.nn.Sequential):
     ],
 )
 def test_the_nodes_of_every_layer_are_found_in_what_the_profiler_names(name: str, net: str, tmp_path: Path) -> None:
-    runtime = runtimes.RUNTIMES[name]
+    runtime = runtimes.host(name)
     torch.manual_seed(0)
-    model = network.randomised(Mlp() if net == "Mlp" else NETS[net]())
+    model = randomised(Mlp() if net == "Mlp" else NETS[net]())
     example = (torch.randn(1, 32),) if net == "Mlp" else inputs_of(net)
-    groups = network.survey(model, example)
+    groups = survey(model, example)
     (tmp_path / "a").mkdir()
-    artifact = compiling.compile_model(model, example, groups.folds, runtime, "fp32", tmp_path / "a", "s")
+    artifact = Compiler(runtime, "fp32").compile(model, example, groups.folds, tmp_path / "a", "s")
     owners = FORMATS[runtime.format](model, example, groups).owners(groups.layers)
     with open_bench(Target(tmp_path / "t.toml", "t", "local", name), tmp_path) as bench:
         files = bench.save_inputs([x.numpy() for x in example], tmp_path)

@@ -1,4 +1,4 @@
-"""TensorRT's Python module, where there is no trtexec: on a fake of its interface (8.5 to 11) and of CUDA's memory.
+"""TensorRT's Python module without trtexec, on a fake of its interface (8.5 to 11) and of CUDA's memory.
 
 Nothing here has seen a GPU: it shows that what is asked is asked in order, and that what is fed comes out, through addresses.
 """
@@ -98,7 +98,7 @@ class Engine:
 
 
 class Module:
-    """What the agent uses of it; `flags` are those that were set, in order."""
+    """The part that the agent uses. `flags` are the flags that were set, in order."""
 
     def __init__(self, version: str) -> None:
         self.__version__, self.flags, self.content = version, [], b""  # type: ignore[var-annotated]
@@ -162,7 +162,7 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return found
 
 
-def test_what_is_fed_comes_out_and_is_timed_and_profiled(fake: Module, tmp_path: Path) -> None:
+def test_inputs_are_fed_and_runs_are_timed_and_profiled(fake: Module, tmp_path: Path) -> None:
     artifact = compiled(tmp_path / "model", "fp32")
     inputs = [np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype("float32")]
     path, timing = str(artifact.files[0]), Timing(warmup_s=0.01, timed_s=0.01, runs_min=5, runs_max=5)
@@ -177,7 +177,7 @@ def test_what_is_fed_comes_out_and_is_timed_and_profiled(fake: Module, tmp_path:
 
 
 @pytest.mark.parametrize(("precision", "dla"), [("fp32", None), ("fp16", None), ("int8", None), ("int8", 0)])
-def test_precision_as_trtexec_is_asked_for_it(precision: str, dla: int | None, fake: Module, tmp_path: Path) -> None:
+def test_precision_is_set_as_for_trtexec(precision: str, dla: int | None, fake: Module, tmp_path: Path) -> None:
     model = compiled(tmp_path / "model", precision).files[0]
     plan = build.engine_of(str(model), Options(1, dla))
     argv = build_argv(tool.known_version()[0], "m", "p", "c", precision, dla)
@@ -192,7 +192,7 @@ def test_precision_as_trtexec_is_asked_for_it(precision: str, dla: int | None, f
     assert caches == [b"", b"", b"timed", b""]  # one build takes up what is known, the other times all anew
 
 
-def test_what_it_cannot_parse_is_told(fake: Module, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_parsed_is_an_error(fake: Module, tmp_path: Path) -> None:
     model = compiled(tmp_path / "model", "fp32").files[0]
     model.write_bytes(b"none")
     with pytest.raises(Failed, match="cannot parse the model: node 3 is none"):

@@ -1,4 +1,4 @@
-"""Every transport keeps the same promises: two with the real agent, the fake one from a script."""
+"""Every transport keeps the same contract: two with the real agent, the fake one from a script."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def job(number: int, model: str, **changes: Any) -> dict[str, Any]:
 
 
 def answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the real agent says of the null runtime."""
+    """The replies of the real agent with the null runtime."""
     if job["mode"] == "identify":
         return {"runtime": "null", "runtime_version": "0", "cores": 1}
     if not Path(job["models"][0]).exists():

@@ -1,4 +1,4 @@
-"""Workers die, hang and babble; the host gets one clear error in time."""
+"""Workers die, hang and print too much. The host gets one clear error in time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_worker_that_is_killed_is_recognised_and_the_next_one_runs(tmp_path: P
     assert fine["models"][0]["times_ns"]
 
 
-def test_a_worker_that_crashes_says_of_which_signal(tmp_path: Path) -> None:
+def test_a_crash_is_reported_with_its_signal(tmp_path: Path) -> None:
     (crashed,) = done([job({"ns": 1000, "raises": signal.SIGSEGV}, tmp_path)])
     assert crashed["error"] == "killed" and str(int(signal.SIGSEGV)) in crashed["message"]
 
@@ -64,12 +64,12 @@ def test_a_worker_that_hangs_is_ended_at_its_deadline(tmp_path: Path) -> None:
     assert late["error"] == "deadline" and time.monotonic() - started < 30
 
 
-def test_a_device_that_says_nothing_is_an_error_at_the_deadline(tmp_path: Path) -> None:
+def test_a_silent_device_is_an_error_at_the_deadline(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="deadline"):
         done([job({"ns": 1000, "hangs": 600}, tmp_path)], 1.0)
 
 
-def test_a_host_that_leaves_takes_agent_and_worker_with_it(tmp_path: Path) -> None:
+def test_agent_and_worker_end_when_the_host_has_gone(tmp_path: Path) -> None:
     """The agent notices that its standard input closed, as it does when an SSH session drops."""
     file = tmp_path / "agent.py"
     file.write_bytes(bundle.agent())
@@ -135,7 +135,7 @@ CROWDED = {**TRUE, "models": [{**OWN, "waited_ns": 4, "waits": 2}]}
 @pytest.mark.parametrize(
     ("answer", "reason"), [(THROTTLED, "throttled"), (CROWDED, "other processes")], ids=["throttled", "crowded"]
 )
-def test_disturbed_times_are_thrown_away_and_taken_again(
+def test_disturbed_processes_are_discarded_and_repeated(
     answer: Mapping[str, Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers = iter([answer, TRUE, TRUE])
@@ -146,15 +146,13 @@ def test_disturbed_times_are_thrown_away_and_taken_again(
 
 
 @pytest.mark.parametrize("answer", [THROTTLED, CROWDED], ids=["throttled", "crowded"])
-def test_a_device_that_stays_disturbed_is_inconclusive_never_a_number(
-    answer: Mapping[str, Any], tmp_path: Path
-) -> None:
+def test_a_device_that_stays_disturbed_is_inconclusive(answer: Mapping[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InconclusiveError, match="too disturbed"):
         bench(answer, tmp_path).measure([[saved(tmp_path)]], [])
 
 
-def test_a_reset_is_survived_once(tmp_path: Path) -> None:
-    """The sample across it is thrown away and the device identified again; a second one is a fault of the board."""
+def test_one_reset_is_accepted(tmp_path: Path) -> None:
+    """The disturbed process is discarded and the device identified again. A second reset is a fault of the board."""
     boots = iter("bcd")
 
     def device(answers: Any) -> Bench:
@@ -173,21 +171,21 @@ def test_a_reset_is_survived_once(tmp_path: Path) -> None:
         opened.measure([[model]], [])
 
 
-def test_a_device_that_became_another_is_refused(tmp_path: Path) -> None:
+def test_another_device_at_the_address_is_refused(tmp_path: Path) -> None:
     who = iter([IDENTITY, {**IDENTITY, "boot_id": "c", "serial": "other"}])
     opened = Bench(TARGET, Fake(lambda job: next(who) if job["mode"] == "identify" else RESET), tmp_path)
     with pytest.raises(DeviceError, match="another device"):
         opened.measure([[saved(tmp_path)]], [])
 
 
-def test_an_emulated_device_cannot_stand_for_a_physical_one(tmp_path: Path) -> None:
+def test_an_emulated_device_is_refused_unless_the_target_expects_it(tmp_path: Path) -> None:
     emulated = {**IDENTITY, "emulated": True}
     with pytest.raises(UsageError, match="emulated"):
         Bench(TARGET, Fake(lambda job: emulated), tmp_path)
     assert Bench(replace(TARGET, emulated=True), Fake(lambda job: emulated), tmp_path).device.emulated
 
 
-def test_a_device_that_repeats_itself_is_not_asked_more_often_than_needed(tmp_path: Path) -> None:
+def test_a_device_that_repeats_itself_is_measured_in_few_processes(tmp_path: Path) -> None:
     fake = Fake(
         lambda job: IDENTITY if job["mode"] == "identify" else {**TRUE, "models": [{**OWN, "times_ns": [1000, 1000]}]}
     )
@@ -222,7 +220,7 @@ def test_the_clock_of_the_device_may_jump(monkeypatch: pytest.MonkeyPatch) -> No
         {"error": "load", "message": "\x1b[31mno\n"},
     ],
 )
-def test_answers_that_cannot_be_true_are_errors(answer: Mapping[str, Any], tmp_path: Path) -> None:
+def test_impossible_replies_are_errors(answer: Mapping[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DeviceError) as caught:
         bench(answer, tmp_path).time([saved(tmp_path)], [], 1)
     assert str(caught.value).isprintable()
@@ -235,6 +233,6 @@ def test_a_missing_runtime_names_the_extra(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_device_that_forgets_a_fact_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_fact_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="cpu"):
         Bench(TARGET, Fake(lambda job: {k: v for k, v in IDENTITY.items() if k != "cpu"}), tmp_path)

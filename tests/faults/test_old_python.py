@@ -75,7 +75,7 @@ def test_it_identifies_examines_and_times(device: Transport, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", [name for name in runtimes.names() if name != "null"])
 def test_the_code_of_every_runtime_is_imported(name: str, device: Transport) -> None:
-    """Each of them is missing there, and says so."""
+    """None of them is installed there, and the agent reports that."""
     with pytest.raises(Exception, match="runtime-missing"):
         ask(device, "old", wire.Identify(DEADLINE_S, name))
 

@@ -1,4 +1,7 @@
-"""Nothing gets into service that is not what was signed, runs, and belongs here; and a cut at any moment leaves old or new."""
+"""A device deploys only signed bundles that run and belong to it.
+
+A power cut at any moment leaves the old release in service, or the new one.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ def test_one_release_follows_another_and_is_rolled_back(
     assert device.activate(back(first)).current == second.digest
 
 
-def test_a_release_that_hangs_is_not_waited_for(key: Path, tmp_path: Path) -> None:
+def test_a_release_that_hangs_is_refused(key: Path, tmp_path: Path) -> None:
     made = bundle(tmp_path / "1", key)
     runner = made.files[0].parent / "runner.py"
     runner.write_text("import time; time.sleep(60)")
@@ -96,8 +99,8 @@ def test_a_release_that_hangs_is_not_waited_for(key: Path, tmp_path: Path) -> No
     assert not listed()
 
 
-def test_an_answer_that_was_lost_is_given_again(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link that breaks has jobs sent again: that must not undo what they did."""
+def test_a_repeated_job_gets_the_same_answer(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host repeats its jobs after a broken link. That must not undo what they did."""
     clock(monkeypatch)
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
     for made in (first, second):
@@ -179,7 +182,7 @@ REFUSED: dict[Callable[[Bundle, Path, Path], Bundle], str] = {
 
 @pytest.mark.parametrize("served", [True, False], ids=["after another", "the first"])
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)
-def test_what_is_refused_leaves_no_trace(
+def test_a_refused_bundle_leaves_no_trace(
     spoil: Callable[[Bundle, Path, Path], Bundle],
     served: bool,
     key: Path,
@@ -202,9 +205,7 @@ def test_what_is_refused_leaves_no_trace(
     ).exists() == served  # nobody is trusted for a bundle that was refused
 
 
-def test_a_release_that_was_altered_where_it_lies_is_not_gone_back_to(
-    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_altered_release_is_not_activated_again(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch)
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
     serve(first)
@@ -217,7 +218,7 @@ def test_a_release_that_was_altered_where_it_lies_is_not_gone_back_to(
     assert listed()[first.digest].damage and not listed()[second.digest].damage
 
 
-def test_a_server_that_cannot_take_it_up_gets_the_old_one_back(
+def test_a_server_that_fails_to_reload_gets_the_old_release_back(
     key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
@@ -235,7 +236,7 @@ def test_a_server_that_cannot_take_it_up_gets_the_old_one_back(
     assert [line.rpartition("/")[2] for line in told.read_text().split()] == [first.digest, second.digest, first.digest]
 
 
-def test_old_releases_go_but_never_those_in_use(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_releases_are_dropped_unless_in_use(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch)
     made = [bundle(tmp_path / str(i), key, 1000 + i) for i in range(4)]
     for one in made:
@@ -297,7 +298,7 @@ def do(job: wire.Work[Any]) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("verb", ["deploy", "rollback"])
-def test_killed_at_every_step_it_leaves_the_old_or_the_new_and_goes_on(
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_release(
     verb: str, after: bool, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
@@ -335,14 +336,14 @@ def test_killed_at_every_step_it_leaves_the_old_or_the_new_and_goes_on(
     assert pointed("previous") == before.digest
 
 
-def test_the_releases_of_a_service_are_changed_by_one_at_a_time(key: Path, tmp_path: Path) -> None:
+def test_one_process_at_a_time_changes_the_releases_of_a_service(key: Path, tmp_path: Path) -> None:
     first = bundle(tmp_path / "1", key)
     with device.locked("vision"), pytest.raises(Failed, match="changed by another process") as caught:
         device.publish(publication(first))
     assert caught.value.kind == "busy"
 
 
-def test_a_device_trusts_the_key_of_its_first_bundle_and_those_that_are_added(
+def test_a_device_accepts_the_key_of_its_first_bundle_and_added_keys(
     key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
@@ -356,7 +357,7 @@ def test_a_device_trusts_the_key_of_its_first_bundle_and_those_that_are_added(
     device.publish(publication(second))
 
 
-def test_the_runner_answers_a_person(key: Path, tmp_path: Path) -> None:
+def test_the_runner_has_a_command_line(key: Path, tmp_path: Path) -> None:
     first = bundle(tmp_path / "1", key)
     serve(first)
     current = service() / "current"

@@ -1,4 +1,4 @@
-"""The code that travels to devices: one file, of the same bytes every time, which stands alone."""
+"""The code that travels to devices is one file. It needs nothing else, and its bytes are the same every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise around frames never becomes an answer, however it is cut."""
+"""Noise around frames never becomes a reply, in whatever pieces it arrives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(data: bytes, size: int) -> list[object]:
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(st.binary(max_size=300), st.integers())), st.integers(1, 64), st.binary(max_size=300))
-def test_frames_come_through_noise_in_any_pieces(parts: list[tuple[bytes, int]], size: int, tail: bytes) -> None:
+def test_frames_are_read_through_noise_in_any_pieces(parts: list[tuple[bytes, int]], size: int, tail: bytes) -> None:
     data = b"".join(noise + frame({"n": number}) for noise, number in parts) + tail
     assert read(data, size) == [{"n": number} for _, number in parts]
 
@@ -49,7 +49,7 @@ def test_a_reply_that_announces_too_much_is_refused_before_it_is_read() -> None:
         list(Frames(NONCE, cap=100).feed(b"edgeprune " + NONCE.encode() + b" 9999999999 00000000\n"))
 
 
-def test_endless_noise_keeps_no_more_than_a_header() -> None:
+def test_endless_noise_does_not_fill_memory() -> None:
     frames = Frames(NONCE)
     for _ in range(100):
         assert list(frames.feed(b"x" * 100_000)) == []
@@ -57,7 +57,7 @@ def test_endless_noise_keeps_no_more_than_a_header() -> None:
 
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", "{", "[1]", '{"a": NaN}'])
-def test_a_reply_that_is_no_clean_object_is_refused(text: str) -> None:
+def test_a_reply_that_is_no_json_object_is_refused(text: str) -> None:
     payload = text.encode()
     data = b"edgeprune %s %d %08x\n" % (NONCE.encode(), len(payload), zlib.crc32(payload)) + payload
     with pytest.raises(DeviceError):

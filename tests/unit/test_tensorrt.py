@@ -1,8 +1,8 @@
-"""What trtexec is asked and what it says, by version.
+"""The arguments of trtexec, and what it prints, by version.
 
-No board of ours printed these texts: they are written after the formats of samples/common of NVIDIA/TensorRT (tags 8.5.3,
-v10.3.0, v11.1), of nvpmodel and of tegrastats (JetPack 4 to 7), with numbers of our own. The parsers were also run once on
-outputs that others published; docs/jetson.md names them.
+These texts do not come from a board of ours. They follow the formats of NVIDIA/TensorRT's samples/common (tags 8.5.3, v10.3.0,
+v11.1), of nvpmodel, and of tegrastats in JetPack 4 to 7. Their numbers are made up. The parsers also read outputs that others
+published; docs/jetson.md names them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_every_version_knows_every_flag_and_gets_each_once(
         assert set(flags) <= trtexec_standin.FLAGS[version] and len(set(flags)) == len(flags)
 
 
-def test_precision_lives_in_the_model_and_in_flags_only_where_it_must() -> None:
+def test_precision_is_in_the_model_and_in_flags_only_where_needed() -> None:
     def flags(version: tuple[int, ...], precision: str, dla: int | None = None) -> set[str]:
         argv = trt.build_argv(version, "m", "p", "c", precision, dla)
         return {"--fp16", "--int8", "--stronglyTyped", "--noTF32", "--buildOnly", "--skipInference"} & set(argv)
@@ -64,8 +64,8 @@ def test_precision_lives_in_the_model_and_in_flags_only_where_it_must() -> None:
     assert flags((11, 1, 0), "fp16") == {"--skipInference"}
 
 
-def test_a_profile_is_a_run_of_its_own() -> None:
-    """With a profiler the whole takes longer, so whole-network times come from a run without one."""
+def test_a_profile_is_a_separate_run() -> None:
+    """A profiler slows the network down, so whole-network times come from a run without one."""
     assert not any("rofile" in argument for argument in trt.time_argv("t", 10))
     assert "--separateProfileRun" in trt.profile_argv((10, 3, 0), "p", "l")
     assert "--separateProfileRun" not in trt.profile_argv((11, 1, 0), "p", "l")  # it does nothing else
@@ -86,7 +86,7 @@ def test_the_version_is_in_the_first_line(line: str, version: tuple[int, ...], s
     assert trt.version_of(line + "\n=== Model Options ===\n") == (version, stand_in)
 
 
-def test_what_does_not_say_its_version_is_no_trtexec() -> None:
+def test_a_tool_without_a_version_is_refused() -> None:
     for text in ("", "trtexec: not found", "&&&& RUNNING TensorRT.trtexec # trtexec"):  # the last is of 7
         with pytest.raises(Failed, match="does not print its version"):
             trt.version_of(text)
@@ -102,7 +102,7 @@ FAILED = """&&&& RUNNING TensorRT.trtexec [TensorRT v8601] # trtexec --onnx=m.on
 """
 
 
-def test_what_failed_says_why() -> None:
+def test_a_failure_reports_its_errors() -> None:
     assert not trt.passed(FAILED, 1) and not trt.passed(FAILED, 0)
     told = trt.errors_of(FAILED)
     assert told.startswith("[TRT] ModelImporter.cpp:771: While parsing node number 3")
@@ -117,7 +117,7 @@ TO_GPU = (
 )
 
 
-def test_what_the_dla_left_to_the_gpu_is_counted() -> None:
+def test_layers_that_fall_back_from_the_dla_are_counted() -> None:
     text = f"""
 [01/02/2024-10:00:00] [W] [TRT] /pool/GlobalAveragePool: DLA cores do not support AVG Reduce operation.
 {TO_GPU.format("/pool/GlobalAveragePool", "REDUCE")}
@@ -137,12 +137,12 @@ def times(**changes: Any) -> str:
     return "[\n  " + "\n, ".join(map(json.dumps, rows)) + "\n]\n"
 
 
-def test_times_are_the_gpu_s_and_copies_stand_apart() -> None:
+def test_times_are_the_gpu_s_and_copies_are_separate() -> None:
     assert trt.times_of(times()) == ([873472, 1873472, 2873472], 15000)
 
 
 @pytest.mark.parametrize("spoilt", [{"computeMs": float("nan")}, {"computeMs": -1.0}, {"h2dMs": float("inf")}])
-def test_a_time_that_is_none_is_no_zero(spoilt: dict[str, float]) -> None:
+def test_a_missing_or_absurd_time_is_an_error(spoilt: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         trt.times_of(times(**spoilt))
     with pytest.raises(ValueError, match="no run"):
@@ -164,7 +164,7 @@ DETAILED = json.dumps(
 )  # fmt: skip
 
 
-def test_layers_of_the_engine_go_by_the_nodes_that_work() -> None:
+def test_layers_are_named_after_the_node_that_does_most_work() -> None:
     runtime = runtimes.host("tensorrt")
     rows = trt.layers_of(PROFILE, DETAILED)
     assert (rows[2].name, rows[2].ns) == ("__myl_MulAddMatMul_myl0_1", 100000)
@@ -190,7 +190,7 @@ def test_names_of_fused_layers(name: str, node: str) -> None:
     assert runtimes.host("tensorrt").node_times([NodeTime(name, 7)]) == ((node, 7),)
 
 
-def test_outputs_come_by_name_in_their_shape() -> None:
+def test_outputs_are_read_by_name_and_shape() -> None:
     text = '[\n  { "name" : "y"\n  , "dimensions" : "1x2x2"\n  , "values" : [ 1, -2.5, 3e-05, -nan ]\n  }\n]'
     (found,) = trt.outputs_of(text, ["y"])
     assert found.shape == (1, 2, 2) and found.dtype == np.float32
@@ -240,7 +240,7 @@ def test_power_modes_are_known_by_name_since_numbers_differ_by_board() -> None:
         ("", {}),
     ],
 )  # fmt: skip
-def test_tegrastats_tells_what_board_and_user_allow(line: str, found: dict[str, int]) -> None:
+def test_tegrastats_by_board_and_user(line: str, found: dict[str, int]) -> None:
     assert jetson.tegrastats_of(line) == found
 
 
@@ -249,7 +249,7 @@ def put(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_clocks_and_what_holds_them_back(tmp_path: Path) -> None:
+def test_clocks_and_their_limits(tmp_path: Path) -> None:
     devfreq, thermal, monitors = tmp_path / "devfreq", tmp_path / "thermal", tmp_path / "hwmon"
     for name, node in (("15340000.vic", "vic"), ("17000000.gpu", "gpu\0")):
         put(devfreq / name / "device/of_node/name", node)
@@ -297,7 +297,7 @@ else:
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Jetson's tools, as far as its power mode and clocks go."""
+    """Fakes of a Jetson's tools for its power mode and clocks."""
     for name, text in TOOLS.items():
         tool = tmp_path / "bin" / name
         put(tool, f"#!{sys.executable}\nimport pathlib, sys\nfolder = {str(tmp_path)!r}\n{text}")
@@ -315,7 +315,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_changed_for_a_measurement_is_put_back(board: Path) -> None:
+def test_a_measurement_restores_what_it_changes(board: Path) -> None:
     jetson.prepare("MAXN", True, undo.record)
     assert (board / "mode").read_text() == "0" and jetson.gpu_clocks()["clocks_pinned"] == 1
     jetson.prepare("MAXN", True, undo.record)  # at every measurement: it is so already
@@ -325,23 +325,21 @@ def test_what_is_changed_for_a_measurement_is_put_back(board: Path) -> None:
     undo.restore()
 
 
-def test_what_an_agent_that_is_gone_changed_is_put_back_by_the_next(
-    board: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_agent_restores_what_a_killed_agent_changed(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getppid", lambda: 2**22 + 1)  # no process has this number
     jetson.prepare("MAXN", False, undo.record)
     undo.restore()
     assert (board / "mode").read_text() == "1"
 
 
-def test_another_agent_that_lives_keeps_what_it_changed(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_changes_of_a_living_agent_stay(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getppid", lambda: 1)
     jetson.prepare("MAXN", False, undo.record)
     undo.restore()
     assert (board / "mode").read_text() == "0"
 
 
-def test_what_cannot_be_put_back_is_said_and_tried_again(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_restore_is_reported_and_tried_again(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jetson.prepare("MAXN", False, undo.record)
     (board / "bin" / "sudo").rename(board / "bin" / "away")
     undo.restore()
@@ -351,7 +349,7 @@ def test_what_cannot_be_put_back_is_said_and_tried_again(board: Path, capsys: py
     assert (board / "mode").read_text() == "1"
 
 
-def test_a_power_mode_that_does_not_come_is_said(board: Path) -> None:
+def test_a_power_mode_that_cannot_be_set_is_an_error(board: Path) -> None:
     with pytest.raises(Failed, match="no power mode 'MAXQ'; known: 15W, MAXN"):
         jetson.prepare("MAXQ", False, undo.record)
     put(board / "stuck", "")
