@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from edgeprune import runtimes
 from edgeprune.errors import QUOTED_CHARS, UsageError, quoted, usage_error
 from edgeprune.frontends.functions import FileFunction
 from edgeprune.limits import LIMITS
@@ -133,7 +134,7 @@ class _Connect(_Section):
 
 
 class _Runtime(_Section):
-    name: Literal["onnxruntime", "openvino", "tflite", "tensorrt", "null"]
+    name: Literal[runtimes.names()]  # type: ignore[valid-type] # mypy wants a list of names here
     dla: Annotated[int | None, Field(ge=0, le=7, description="the number of a DLA core, such as 0")] = None
     threads: Threads = 1
     precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
