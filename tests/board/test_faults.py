@@ -1,4 +1,4 @@
-"""Faults on a device of its own kernel: the virtual board, its link and its power under the test's control."""
+"""Faults of the virtual board: the tests control its link and its power."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from edgeprune.devices import wire
 from edgeprune.devices.bench import Bench
 from edgeprune.devices.virtual import board
 from edgeprune.errors import DeviceError, UsageError
@@ -22,11 +23,12 @@ from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
 from edgeprune.records import Target
 
-ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
-base = pytest.importorskip("edgeprune.devices.transports.base")
+pytest.importorskip("paramiko")
+from edgeprune.devices.transports import base, ssh
+from edgeprune.devices.transports.ssh import channel, connection, login, transport
 
 pytestmark = pytest.mark.usefixtures("virtual_board")
-PING = {"id": 0, "mode": "identify", "runtime": "null", "deadline_s": 20.0}
+PING = wire.job_document(0, wire.Identify(20.0, "null"))
 
 
 def target() -> Target:
@@ -35,7 +37,7 @@ def target() -> Target:
 
 
 def ssh_argv() -> list[str]:
-    """The machine's own ssh client, up to the command."""
+    """The arguments of this machine's ssh client, without the command."""
     host = target().host
     assert host is not None
     argv = ["ssh", "-i", str(host.identity), "-o", f"UserKnownHostsFile={host.known_hosts}", "-o", "IdentitiesOnly=yes"]
@@ -44,7 +46,7 @@ def ssh_argv() -> list[str]:
 
 
 def shell(command: str) -> str:
-    """Run something on the board."""
+    """Run a command on the board."""
     return subprocess.run([*ssh_argv(), command], capture_output=True, text=True, timeout=120, check=False).stdout
 
 
@@ -57,14 +59,14 @@ def device() -> Iterator[Any]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = replace(LIMITS, silence_s=6.0, heal_s=8.0, connect_s=8.0)
-    for module in (ssh, base):
+    for module in (base, channel, connection, login, transport):
         monkeypatch.setattr(module, "LIMITS", limits)
-    monkeypatch.setattr(ssh, "BEAT_S", 1.0)
+    monkeypatch.setattr(channel, "BEAT_S", 1.0)
 
 
 @pytest.fixture
 def link() -> Iterator[Any]:
-    """Switch the board's network on and off; on again at the end."""
+    """Switches the board's network on and off. At the end it is on."""
 
     def switch(state: str) -> None:
         board.monitor(f"set_link n0 {state}")
@@ -81,17 +83,17 @@ def model(tmp_path: Path, **content: Any) -> Path:
     return folder / "model.json"
 
 
-def job(number: int, remote: str, **changes: Any) -> dict[str, Any]:
-    caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5, "deadline_s": 60.0}
-    base = {"mode": "time", "runtime": "null", "threads": 1, "inputs": []}
-    return {"id": number, "models": [remote], **base, **caps, **changes}
+def job(number: int, remote: str) -> dict[str, Any]:
+    """A short measurement."""
+    caps = {"warmup_s": 0.01, "timed_s": 0.01, "runs_min": 5, "runs_max": 5}
+    return wire.job_document(number, wire.Time(60.0, "null", 1, (remote,), (), **caps))
 
 
 def later(seconds: float, work: Any, *arguments: Any) -> None:
     threading.Timer(seconds, work, arguments).start()
 
 
-def test_the_board_is_what_it_says(tmp_path: Path) -> None:
+def test_the_board_is_identified_as_emulated(tmp_path: Path) -> None:
     with closing(ssh.Ssh(target())) as transport:
         device = Bench(target(), transport, tmp_path).device
     assert (device.machine, device.cores, device.emulated) == ("aarch64", 1, True)
@@ -100,7 +102,7 @@ def test_the_board_is_what_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [2, 10])
-def test_a_link_that_is_off_in_mid_measurement_heals(seconds: int, device: Any, link: Any, tmp_path: Path) -> None:
+def test_a_link_that_is_off_during_a_measurement_recovers(seconds: int, device: Any, link: Any, tmp_path: Path) -> None:
     remote = device.put([model(tmp_path, hangs=0.1)])
     replies = device.call([job(i, remote) for i in range(3)], 300)
     next(replies)
@@ -110,9 +112,7 @@ def test_a_link_that_is_off_in_mid_measurement_heals(seconds: int, device: Any, 
 
 
 @pytest.mark.parametrize("seconds", [2, 10])
-def test_a_link_that_is_off_in_mid_upload_heals_or_goes_on(
-    seconds: int, device: Any, link: Any, tmp_path: Path
-) -> None:
+def test_a_link_that_is_off_during_an_upload_recovers(seconds: int, device: Any, link: Any, tmp_path: Path) -> None:
     path = tmp_path / "blob.bin"
     path.write_bytes(bytes(range(256)) * 40_000 + os.urandom(4_000_000))
     device.put([model(tmp_path)])
@@ -123,7 +123,9 @@ def test_a_link_that_is_off_in_mid_upload_heals_or_goes_on(
     assert not shell("find .edgeprune/files -name '*.part' -o -name '*.z'").strip()
 
 
-def test_a_link_that_is_gone_for_good_ends_in_time(device: Any, link: Any, hasty: None, tmp_path: Path) -> None:
+def test_a_link_that_does_not_come_back_is_an_error_in_time(
+    device: Any, link: Any, hasty: None, tmp_path: Path
+) -> None:
     remote = device.put([model(tmp_path, hangs=0.1)])
     replies = device.call([job(i, remote) for i in range(20)], 300)
     next(replies)
@@ -131,11 +133,11 @@ def test_a_link_that_is_gone_for_good_ends_in_time(device: Any, link: Any, hasty
     started = time.monotonic()
     with pytest.raises(DeviceError, match="run the same command again") as caught:
         list(replies)
-    # Silence, then the time allowed for healing, with one attempt under way at its end.
+    # The silence, then the time to recover, with one attempt in progress at its end.
     assert caught.value.exit_code == 5 and time.monotonic() - started < 6 + 8 + 8 + 2
 
 
-def test_a_frozen_board_goes_on_when_it_thaws(device: Any, link: Any, tmp_path: Path) -> None:
+def test_a_paused_board_continues(device: Any, link: Any, tmp_path: Path) -> None:
     remote = device.put([model(tmp_path, hangs=0.1)])
     replies = device.call([job(i, remote) for i in range(3)], 300)
     next(replies)
@@ -144,7 +146,7 @@ def test_a_frozen_board_goes_on_when_it_thaws(device: Any, link: Any, tmp_path: 
     assert [reply["id"] for reply in replies] == [1, 2]
 
 
-def test_a_reset_discards_its_sample_identifies_again_and_goes_on_once(
+def test_a_reset_discards_its_sample_and_only_one_is_accepted(
     device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = Bench(target(), device, tmp_path)
@@ -162,7 +164,7 @@ def test_a_reset_discards_its_sample_identifies_again_and_goes_on_once(
     assert caught.value.exit_code == 5
 
 
-def test_an_agent_that_is_killed_is_recognised(device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_agent_is_reported(device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     remote = device.put([model(tmp_path, hangs=0.3)])
     replies = device.call([job(i, remote) for i in range(3)], 300)
     next(replies)
@@ -171,7 +173,7 @@ def test_an_agent_that_is_killed_is_recognised(device: Any, tmp_path: Path, capl
     assert "killed" in caplog.text
 
 
-def test_leaving_leaves_no_process(device: Any, tmp_path: Path) -> None:
+def test_closing_leaves_no_process(device: Any, tmp_path: Path) -> None:
     replies = device.call([job(0, device.put([model(tmp_path, hangs=60)]))], 300)
     later(4, device.close)
     with suppress(DeviceError):
@@ -181,13 +183,13 @@ def test_leaving_leaves_no_process(device: Any, tmp_path: Path) -> None:
     assert "agent-" not in shell("ps -eo args | grep -v grep | grep agent- || true")
 
 
-def test_a_full_disk_is_said_and_nothing_half_stays(device: Any, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_no_partial_file_stays(device: Any, tmp_path: Path) -> None:
     path = tmp_path / "blob.bin"
     path.write_bytes(os.urandom(1_000_000))
     device.put([model(tmp_path)])
     try:
         shell("fallocate -l $(( $(df --output=avail -B1 . | tail -1) - 20000000 )) filler")
-        with pytest.raises(DeviceError, match="are free; free some space"):
+        with pytest.raises(DeviceError, match=r"are free\. Free some space"):
             device.put([path])
     finally:
         shell("rm -f filler")
@@ -195,19 +197,19 @@ def test_a_full_disk_is_said_and_nothing_half_stays(device: Any, tmp_path: Path)
     assert device.put([path])
 
 
-def test_a_disk_that_fills_up_in_mid_upload_is_said_and_nothing_half_stays(
+def test_a_disk_that_fills_up_during_an_upload_is_an_error_and_no_partial_file_stays(
     device: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "blob.bin"
     path.write_bytes(os.urandom(3_000_000))
     device.put([model(tmp_path)])
-    upload = ssh._Link.upload
+    upload = connection.Connection.upload
 
-    def filled(self: Any, data: bytes, remote: str, half: int) -> None:
+    def filled(self: Any, data: bytes, remote: str, partial: int) -> None:
         shell("fallocate -l $(( $(df --output=avail -B1 . | tail -1) - 1000000 )) filler")
-        upload(self, data, remote, half)
+        upload(self, data, remote, partial)
 
-    monkeypatch.setattr(ssh._Link, "upload", filled)
+    monkeypatch.setattr(connection.Connection, "upload", filled)
     try:
         with pytest.raises(DeviceError, match=r"full|space"):
             device.put([path])
@@ -216,7 +218,7 @@ def test_a_disk_that_fills_up_in_mid_upload_is_said_and_nothing_half_stays(
         shell("rm -f filler")
 
 
-def test_a_read_only_home_is_said(tmp_path: Path) -> None:
+def test_a_read_only_home_is_an_error(tmp_path: Path) -> None:
     shell("mv .edgeprune /tmp/kept; chmod 500 .")
     try:
         with closing(ssh.Ssh(target())) as transport, pytest.raises(DeviceError, match="cannot be written"):
@@ -225,7 +227,7 @@ def test_a_read_only_home_is_said(tmp_path: Path) -> None:
         shell("chmod 755 .; mv /tmp/kept .edgeprune")
 
 
-def test_a_talkative_login_shell_is_no_answer(tmp_path: Path) -> None:
+def test_output_of_the_login_shell_is_not_a_reply(tmp_path: Path) -> None:
     shell("printf 'echo welcome; printf \"\\\\033[31medgeprune 0 0 0\\\\n\"\\n' > .bashrc")
     try:
         with closing(ssh.Ssh(target())) as transport:

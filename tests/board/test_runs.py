@@ -1,4 +1,4 @@
-"""The road on a device of another architecture, and times that repeat from boot to boot."""
+"""Runs on the virtual board, a device of another architecture. Its times repeat from boot to boot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TARGET = "virtual-pi-onnxruntime"
 
 
 def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
-    """Every experiment measured again agrees with the record within 1 %."""
+    """Experiments that are measured again agree with the record within 1 %."""
     pytest.importorskip("litert_torch")
     pytest.importorskip("sklearn")
     sys.path.insert(0, str(ROOT / "examples" / "digits"))
@@ -54,19 +54,19 @@ def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def walked_there(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
-    """The small project after one whole run on the board, and what the run answered."""
+def finished_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """The small project after one run on the board, and the output of the run."""
     project = Path(shutil.copytree(trained, tmp_path_factory.mktemp("board") / "blobs")) / "edgeprune.toml"
     return project, command("run", "--project", project, "--target", TARGET, "--json", timeout=1500)
 
 
-def test_a_small_network_goes_the_whole_way_into_service(walked_there: tuple[Path, Finished]) -> None:
-    project, done = walked_there
+def test_a_small_network_runs_and_is_deployed(finished_run: tuple[Path, Finished]) -> None:
+    project, done = finished_run
     here = ("--project", project, "--target", TARGET)
     assert done.code == 0, done.out + done.err
     result = done.json
     assert (result["status"], result["emulated"]) == ("pass", True)
-    # Two groups leave few latencies to choose among, so that some of the budget may stay unused.
+    # Two groups leave few latencies to choose from, so some of the budget may stay unused.
     assert 0.8 < result["pruned"]["p50_ms"] / result["budget_ms"] <= 1
     deployed = command("deploy", *here, timeout=300)
     assert deployed.code == 0, deployed.err
@@ -74,9 +74,9 @@ def test_a_small_network_goes_the_whole_way_into_service(walked_there: tuple[Pat
 
 
 @pytest.mark.slow
-def test_a_slower_artifact_is_told_from_its_baseline(walked_there: tuple[Path, Finished]) -> None:
-    """By a percent: the clock of the board counts instructions."""
-    project, _ = walked_there
+def test_a_slower_artifact_fails_its_check(finished_run: tuple[Path, Finished]) -> None:
+    """A slowdown of a percent is enough, since the clock of the board counts instructions."""
+    project, _ = finished_run
     here = ("--project", project, "--target", TARGET)
     declared = command("check", *here, "--update", "--reason", "first", timeout=600)
     assert declared.code == 0, declared.out + declared.err
@@ -94,8 +94,8 @@ def checks(done: Finished) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_stand_in_for_a_jetson_goes_the_whole_way_and_says_so(project: Path) -> None:
-    """From a profile that was recorded there, which would take seven minutes; all after it is done."""
+def test_a_stand_in_for_a_jetson_is_deployed_and_marked_as_simulated(project: Path) -> None:
+    """The profile is a recorded one, since it takes seven minutes. All later stages run."""
     (project.parent / "targets").mkdir()
     shutil.copy(ROOT / "targets" / "virtual-jetson.toml", project.parent / "targets" / "jetson.toml")
     shutil.copytree(ROOT / "profiles" / "virtual-jetson", project.parent / "profiles" / "jetson")
@@ -112,7 +112,7 @@ def test_a_stand_in_for_a_jetson_goes_the_whole_way_and_says_so(project: Path) -
     assert refused.code == 2 and "stand-in" in refused.err
 
 
-def test_the_doctor_finds_the_board_well() -> None:
+def test_the_doctor_finds_no_fault_of_the_board() -> None:
     done = command("doctor", "virtual-pi", timeout=300)
     assert done.code == 0, done.out
     assert "tflite 2" in done.out and "host key is known" in done.out
