@@ -13,27 +13,23 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from small import Finished, command
+from small import Finished, command, settled
 
 import edgeprune
 from edgeprune.devices.bench import Bench
-from edgeprune.stages import finetune as finetuning
-from edgeprune.storage import provenance
-
-OPEN = (0, 4)  # on a machine with other work a share of the budget may stay open; it never fails
+from edgeprune.stages import inputs, training
 
 
 @pytest.fixture(scope="module")
 def with_baseline(walked: tuple[Path, Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(walked[0].parent, tmp_path_factory.mktemp("baseline") / "blobs"))
-    made = command("check", "--project", folder, "--update", "--reason", "as released")
-    assert made.code in OPEN, made.err
+    settled(command("check", "--project", folder, "--update", "--reason", "as released", "--json"))
     return folder
 
 
 @pytest.fixture
 def checked(with_baseline: Path, tmp_path: Path) -> Path:
-    """The walked project with a baseline, to be spoilt at will."""
+    """The small project after a run, with a baseline, which a test may change."""
     return Path(shutil.copytree(with_baseline, tmp_path / "blobs"))
 
 
@@ -47,11 +43,10 @@ def test_an_unchanged_artifact_passes_and_is_remembered(
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     found = command("check", "--project", checked, "--json", "--junit", tmp_path / "checks.xml", "-b", "p90 1 s")
-    assert found.code in OPEN, found.err
-    assert "fail" not in outcomes(found).values()
+    status = settled(found)
     assert set(outcomes(found)) >= {"latency_p90_ms", "slowdown", "metric_drop", "size_bytes", "peak_memory_bytes"}
     assert "as released" in found.json["baseline"] and "::error" not in found.err
-    assert (found.json["schema"], found.json["status"]) == (1, "inconclusive" if found.code else "pass")
+    assert (found.json["schema"], found.json["status"]) == (1, status)
     suite = ElementTree.parse(tmp_path / "checks.xml").getroot()
     assert suite.get("failures") == "0" and len(suite) == len(outcomes(found))
     assert f"| {outcomes(found)['slowdown']} | slowdown |" in (tmp_path / "summary.md").read_text()
@@ -67,7 +62,7 @@ def test_a_budget_that_does_not_hold_fails(checked: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_larger_network_is_called_slower_and_the_operators_are_named(
+def test_a_larger_network_is_slower_and_the_report_names_the_operators(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
@@ -75,7 +70,7 @@ def test_a_larger_network_is_called_slower_and_the_operators_are_named(
     path.write_text(path.read_text().replace('latency = "60%"', 'latency = "100%"'))
     found = command("check", "--project", checked)
     assert found.code == 1, found.out + found.err
-    assert "fail         slowdown" in found.out and "in which both take turns" in found.out
+    assert "fail         slowdown" in found.out and "interleaved in" in found.out
     assert "slower    " in found.out and "::error title=" in found.out
     assert "fail         size_bytes" in found.out
 
@@ -91,7 +86,7 @@ def test_a_stale_baseline_is_named_and_not_compared(checked: Path) -> None:
     assert outcomes(found)["baseline"] == "inconclusive"
 
 
-def test_bad_calls_say_what_to_do(checked: Path, tmp_path: Path) -> None:
+def test_bad_calls_report_what_to_do(checked: Path, tmp_path: Path) -> None:
     path = checked / "profiles" / "local" / "blobs.baseline.json"
     for arguments, said in (
         (["--update"], "--update --reason"),
@@ -116,13 +111,13 @@ def test_bad_calls_say_what_to_do(checked: Path, tmp_path: Path) -> None:
 def test_a_verdict_stands_where_the_history_cannot_be_written(checked: Path) -> None:
     history = checked / "profiles" / "local" / "blobs.history.jsonl"
     history.unlink()
-    history.mkdir()  # as good as read-only, whoever runs this
+    history.mkdir()  # like a read-only file, but for root, too
     found = command("check", "--project", checked, "-b", "1 us", "--json")
     assert found.code == 1 and found.json["status"] == "fail"
-    assert "the history does not have this check" in found.err
+    assert "this check is missing in the history" in found.err
 
 
-def test_without_a_baseline_the_other_checks_decide_and_a_warning_says_so(
+def test_without_a_baseline_the_other_checks_decide_and_a_warning_is_printed(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
@@ -135,12 +130,12 @@ def test_without_a_baseline_the_other_checks_decide_and_a_warning_says_so(
 def test_an_update_replaces_a_baseline_that_cannot_be_read(checked: Path) -> None:
     path = checked / "profiles" / "local" / "blobs.baseline.json"
     path.write_text(path.read_text()[:1000])
-    found = command("check", "--project", checked, "-b", "1 s", "--update", "--reason", "mended", "--json")
+    found = command("check", "--project", checked, "-b", "1 s", "--update", "--reason", "fixed", "--json")
     assert found.code == 0, found.err
-    assert json.loads(path.read_text())["reason"] == "mended"
+    assert json.loads(path.read_text())["reason"] == "fixed"
 
 
-def test_what_computes_no_numbers_fails_with_a_report(
+def test_outputs_that_are_not_finite_fail_with_a_report(
     checked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     was = Bench.outputs
@@ -161,9 +156,9 @@ def test_what_computes_no_numbers_fails_with_a_report(
 def test_other_libraries_are_checked_and_nothing_is_trained_again(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = provenance.installed
-    monkeypatch.setattr(provenance, "installed", lambda package: versions(package) + ".1")
-    monkeypatch.setattr(finetuning, "finetune", lambda *given: pytest.fail("it is trained again"))
+    versions = inputs.installed
+    monkeypatch.setattr(inputs, "installed", lambda package: versions(package) + ".1")
+    monkeypatch.setattr(training, "train", lambda *given: pytest.fail("it is trained again"))
     report = edgeprune.check(checked, budgets=["1 s"])
     assert "slowdown" in {check.name for check in report.checks}
 

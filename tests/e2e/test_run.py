@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from small import Finished, command
+from small import Finished, command, settled
 from torch import nn
 
 from edgeprune.records import Plan
@@ -20,7 +20,7 @@ from edgeprune.records import Plan
 
 def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Finished]) -> None:
     _, run = walked
-    assert run.code in (0, 4), run.err  # a noisy machine may leave a latency open; nothing may fail
+    settled(run)
     result = run.json
     assert list(result) == [
         *(
@@ -42,7 +42,6 @@ def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Fin
     assert result["schema"] == 1 and result["target"] == "local" and result["runtime"] == "onnxruntime"
     assert 1 <= result["rounds"] <= 3
     assert result["plan"]["gap"] <= 1e-3
-    assert {check["outcome"] for check in result["checks"]} <= {"pass", "inconclusive"}
     for name in ("parameters", "macs", "size_bytes"):
         assert result["pruned"][name] < result["baseline"][name]
     assert result["pruned"]["metric"] >= result["baseline"]["metric"] - 0.02
@@ -66,7 +65,7 @@ def test_what_is_reused_needs_no_torch(walked: tuple[Path, Finished]) -> None:
         "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode in (0, 4), done.stderr
+    settled(Finished(done.returncode, done.stdout, done.stderr))
 
 
 def test_another_budget_measures_no_profile_again(walked: tuple[Path, Finished], tmp_path: Path) -> None:
@@ -207,7 +206,9 @@ def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
 @pytest.mark.parametrize("verb", ["profile", "plan", "prune", "finetune", "compile", "verify"])
 def test_every_verb_prints_only_json_with_json(verb: str, walked: tuple[Path, Finished]) -> None:
     answer = command(verb, "--project", walked[0], "--json")
-    assert answer.code in (0, 4), answer.err
+    if verb == "verify":
+        settled(answer)
+    assert verb == "verify" or answer.code == 0, answer.err
     assert isinstance(answer.json, dict)
 
 
@@ -215,10 +216,9 @@ def test_every_verb_prints_only_json_with_json(verb: str, walked: tuple[Path, Fi
 def test_openvino_walks_the_same_road(project: Path) -> None:
     pytest.importorskip("openvino")
     run = command("run", "--project", project, "--target", "local-openvino", "--json")
-    assert run.code in (0, 4), run.err
+    settled(run)
     assert run.json["runtime"] == "openvino" and run.json["artifact"].endswith("model.xml")
     assert Path(run.json["artifact"]).with_suffix(".bin").exists()
-    assert {check["outcome"] for check in run.json["checks"]} <= {"pass", "inconclusive"}
 
 
 TARGET = """
@@ -237,7 +237,7 @@ def test_auto_takes_the_fastest_precision_that_holds_and_cuts_by_its_profile(tra
     (folder / "targets").mkdir()
     (folder / "targets" / "small.toml").write_text(TARGET)
     run = command("run", "--project", folder / "edgeprune.toml", "--target", "small", "--budget", "30%", "--json")
-    assert run.code in (0, 4), run.err
+    settled(run)
     assert run.json["precision"] == "int8", run.err
     (choice,) = folder.glob("runs/small/precision-*/precision.json")
     measured = {c["precision"]: c["latency"]["mid"] for c in json.loads(choice.read_text())["candidates"]}

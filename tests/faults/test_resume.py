@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small import Finished, command
+from small import Finished, command, settled
 
 # A shell that runs the tests in the background makes them, and all that they start, ignore SIGINT.
 HEEDING_SIGINT = """
@@ -50,7 +50,7 @@ def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> Non
         kill_after(start("run", "--project", project, "--json"), words)
         made = {path.name for path in (project.parent / "runs").glob("[ls]*/*-*") if path.is_dir()}
     again = command("run", "--project", project, "--json")
-    assert again.code in (0, 4), again.err
+    settled(again)
     lines = [line.split() for line in again.err.splitlines()]
     for stage in {name.partition("-")[0] for name in made}:
         assert all(words[1:] == ["reused"] for words in lines if words[0] == stage), (stage, again.err)
@@ -66,7 +66,7 @@ def test_damaged_files_are_set_aside_and_made_again(walked: tuple[Path, Finished
     (verdict,) = folder.glob("runs/local/verify-*/verify.json")
     verdict.write_text(verdict.read_text().replace("pass", "fail"))
     run = command("run", "--project", folder / "edgeprune.toml", "--json")
-    assert run.code in (0, 4), run.err
+    settled(run)
     assert run.err.count("set aside") == 2
     assert len(list(folder.glob("runs/local/aside/*"))) == 2
 
