@@ -32,8 +32,10 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.frontends import toml
 from edgeprune.records import Samples
-from edgeprune.stages import check as checking
+from edgeprune.stages.accuracy import Timer
+from edgeprune.stages.comparison import slowdown
 from edgeprune.stages.compile import Compiler
+from edgeprune.stages.verdict import POLICY
 
 LAYERS, SIZE = 20, 48  # convolutions, and the side of their images
 EMULATED_LAYERS, EMULATED_SIZE = 100, 8  # 1 % of them is one layer
@@ -104,7 +106,7 @@ def main() -> None:
     target = toml.read_target(toml.find_target(options.target, Path.cwd()))
     layers, size = (EMULATED_LAYERS, EMULATED_SIZE) if target.emulated else (LAYERS, SIZE)
     extra = options.extra or (0.01 if target.emulated else 0.05)
-    floor = checking.EMULATED_FLOOR if target.emulated else checking.FLOOR
+    floor = POLICY.allowed_slowdown(None, target.emulated)
     runtime, inputs = runtimes.host(target.runtime), (torch.rand(1, 16, size, size),)
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     with tempfile.TemporaryDirectory() as name, open_bench(target, Path(name)) as bench, neighbour(options.neighbour):
@@ -120,7 +122,7 @@ def main() -> None:
                 break
             kind = options.only or ("slower" if trial % 3 == 2 else "A/A")
             began, recorded = time.monotonic(), Recorded(bench)
-            found = checking.against_other(recorded, [models[kind], models["base"]], files, floor)  # type: ignore[arg-type]
+            found = slowdown(Timer(recorded, files), models[kind], models["base"], floor)  # type: ignore[arg-type]
             row = {"kind": kind, "neighbour": options.neighbour is not None, "outcome": str(found.outcome),
                    "ratio": found.value, "seconds": time.monotonic() - began,
                    "processes": sum(len(taken[0].runs) for taken in recorded.taken),
