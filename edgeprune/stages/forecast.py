@@ -27,7 +27,7 @@ def forecast(project: Project, target: Target, whole: bool) -> list[str]:
     groups = survey(model, inputs, project.prune.lock)
     file = FORMATS[runtime.format](model, inputs, groups).variant(groups.full())
     sent = len(zlib.compress(file, 1))
-    if runtime.format == "tflite":  # which sends its operators beside it
+    if runtime.separate_profile:
         sent *= 2
     at_least, most = experiments.processes(groups)
     variants = experiments.TIMED_S + experiments.PROFILED_S + PREPARED_S
