@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeprune.devices.agent.trust import NAMESPACE
 from edgeprune.devices.validate import printable
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.records import Target
 
-NAMESPACE = "edgeprune"  # of signatures, as the device checks them
 ED25519 = (
     "ssh-ed25519",
     "sk-ssh-ed25519@openssh.com",
