@@ -95,12 +95,17 @@ class Input:
 
 @dataclass(frozen=True)
 class Rules:
-    """All stages and inputs of a pipeline, by name. Raises `ValueError` for a stage that reads a name that is neither."""
+    """All stages and inputs of a pipeline, by name.
+
+    Raises `ValueError` for a name that is both, and for a stage that reads a name that is neither.
+    """
 
     stages: Mapping[str, Stage[Any, Any]]
     inputs: Mapping[str, Input]
 
     def __post_init__(self) -> None:
+        if both := sorted(set(self.stages) & set(self.inputs)):
+            raise ValueError(f"{', '.join(both)}: names of stages, and of inputs, too")
         for stage in self.stages.values():
             unknown = [name for name in stage.names if name not in self.stages and name not in self.inputs]
             if unknown:

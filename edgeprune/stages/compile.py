@@ -41,7 +41,7 @@ class Reads:
     survey: Groups
     finetune: Tuned
     runtime: Runtime
-    precision: str
+    chosen_precision: str
     calibration: Calibration
     valid: Split
     seed: int
@@ -99,8 +99,8 @@ def run(reads: Reads, output: Output) -> Artifact:
     folder.mkdir()
     network = reads.network
     model = load(reads.finetune.network, network.module)
-    samples = reads.calibration.samples if reads.precision.startswith("int8") else []
-    compiler = Compiler(reads.runtime, reads.precision, samples)
+    samples = reads.calibration.samples if reads.chosen_precision.startswith("int8") else []
+    compiler = Compiler(reads.runtime, reads.chosen_precision, samples)
     source = file_sha256(reads.finetune.network)
     made = compiler.compile(model, network.inputs, reads.survey.folds, folder, source)
     with reads.valid.repeatable(reads.seed):

@@ -30,7 +30,7 @@ class Reads:
     valid: Split
     loss: Loss
     metric: Metric
-    finetune: FinetuneSection
+    finetune_section: FinetuneSection
     budget: Budget
 
 
@@ -46,7 +46,7 @@ def run(reads: Reads, output: Output) -> Tuned:
     untrained = weights.load(reads.prune.untrained, original)
     tuned = output.path("tuned.safetensors")
     cuts = plan.cuts(reads.survey)
-    if not cuts or not reads.finetune.epochs:
+    if not cuts or not reads.finetune_section.epochs:
         parallel.share()  # other processes of torchrun need not wait
         weights.save(tuned, untrained, recipe)
         return Tuned(tuned, (), "[finetune] epochs = 0" if cuts else "nothing was cut, so nothing is trained")
@@ -60,9 +60,9 @@ def run(reads: Reads, output: Output) -> Tuned:
 
     def on_epoch(epoch: Epoch) -> None:
         events.epoch(folder, epoch)
-        output.watch.step(epoch.epoch, reads.finetune.epochs, f"validation metric {epoch.metric:.4f}")
+        output.watch.step(epoch.epoch, reads.finetune_section.epochs, f"validation metric {epoch.metric:.4f}")
 
-    course = training.Course(reads.augmented, reads.valid, reads.loss, reads.metric, reads.finetune)
+    course = training.Course(reads.augmented, reads.valid, reads.loss, reads.metric, reads.finetune_section)
     start = weights.load(reads.prune.start, original)
     model, history = training.train(course, training.Networks(start, original, untrained), checkpoint, on_epoch)
     weights.save(tuned, model, recipe)
@@ -74,7 +74,7 @@ def describe(tuned: Tuned, reads: Reads) -> str:
     if not tuned.history:
         return tuned.reason
     best = tuned.best
-    return f"best of {reads.finetune.epochs} epochs is {best.epoch}: validation metric {best.metric:.4f}"
+    return f"best of {reads.finetune_section.epochs} epochs is {best.epoch}: validation metric {best.metric:.4f}"
 
 
 STAGE = Stage("finetune", Reads, run, Tuned, describe, releases_device=True)

@@ -282,7 +282,7 @@ INPUTS: Mapping[str, Input] = {
     "seed": _setting("[finetune] seed", lambda run: run.request.project.finetune.seed),
     "budget": _setting("[budget] latency", lambda run: run.request.project.budget.latency),
     "max_metric_drop": _setting("[budget] max_metric_drop", lambda run: run.request.project.budget.max_metric_drop),
-    "finetune": _section("finetune"),
+    "finetune_section": _section("finetune"),
     "train": _TRAIN,
     "augmented": _split("train", augmented=True),
     "valid": _split("valid"),
@@ -292,7 +292,7 @@ INPUTS: Mapping[str, Input] = {
     "trial": Input(_trial, lambda run: {}),  # it raises or does not: no record follows from it
     "runtime": Input(_runtime, _runtime_settings, _packages, of_target=True),
     "allowed": Input(_allowed, _precision_settings, of_target=True),
-    "precision": Input(_precision, _precision_settings, _precision_made, of_target=True),
+    "chosen_precision": Input(_precision, _precision_settings, _precision_made, of_target=True),
     "calibration": Input(_calibration, _all(_TRAIN.settings, _seed)),
     "device": Input(
         _device,

@@ -21,7 +21,7 @@ def result(run: Run) -> Result:
         status=verdict.outcome,
         target=target.name,
         runtime=target.runtime,
-        precision=run.value("precision"),
+        precision=run.value("chosen_precision"),
         emulated=verdict.emulated,
         simulated=verdict.simulated,
         budget_ms=verdict.budget_ms,

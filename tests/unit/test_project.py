@@ -57,7 +57,8 @@ def test_like_named_modules_of_two_projects_do_not_meet(tmp_path: Path) -> None:
             project.path.with_name(f"{module}.py").write_text(f"NAME = {project.path.parent.name!r}\n")
     before = list(sys.path)
     for project in (*projects, *projects):
-        answer = project.model.factory.load()()
+        with project.model.factory.guarded():
+            answer = project.model.factory.load()()
         assert answer == 2 * project.path.parent.name
     assert sys.path == before
 
@@ -262,6 +263,9 @@ def test_augmentation_changes_training_batches_alone_and_by_the_seed(tmp_path: P
 
 LOOP = """
 import numpy as np
+def valid():
+    return []
+test = valid
 def build():
     return nn.Linear(2, 1, bias=False)
 def loop(policy, split):
@@ -288,7 +292,7 @@ class OneAtATime:
 
 def test_the_metric_may_be_what_the_network_does_in_closed_loop(tmp_path: Path) -> None:
     """The torch network in training, the artifact on its device in the verdict: the same number."""
-    project = made(tmp_path / "a", LOOP, closed_loop="m:loop")
+    project = made(tmp_path / "a", LOOP, closed_loop="m:loop", test="m:test")
     model = build_model(project)
     in_torch = evaluate(model, Metric(project), Split(project, "valid"))
     assert -12 < in_torch < 0 and evaluate(model, Metric(project), Split(project, "test")) == pytest.approx(
@@ -297,7 +301,8 @@ def test_the_metric_may_be_what_the_network_does_in_closed_loop(tmp_path: Path) 
     (weight,) = (parameter.detach().numpy() for parameter in model.parameters())
     bench = OneAtATime(weight)
     artifact = Artifact((tmp_path / "model.onnx",), "d", "onnxruntime", "fp32", "s", 1)
-    on_device = accuracy.metric(project, bench, artifact, "valid", 2, np.zeros((0,)), torch.zeros(0))  # type: ignore[arg-type]
+    evaluation = accuracy.Evaluation(Split(project, "valid"), Metric(project), (torch.zeros(2, 2),), 0)
+    on_device = accuracy.metric(bench, artifact, evaluation, np.zeros((0,)), torch.zeros(0))  # type: ignore[arg-type]
     assert on_device == pytest.approx(in_torch, rel=1e-6)
     assert bench.calls == [(2, 2, 2)] * 4  # three samples in calls of two
     with pytest.raises(UsageError, match=r"\[data\] closed_loop.* gives nan"):
