@@ -1,4 +1,4 @@
-"""A real sshd on a loopback port for one test, unprivileged or not, with a proxy before it that can fail."""
+"""A real sshd on a loopback port for one test, as root or as a user. A proxy before it can fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def keygen(path: Path) -> Path:
 
 @dataclass
 class Sshd:
-    """The server: `home` is where its users land, `target` reaches it through the proxy."""
+    """The server. `home` is the folder of its users, and `target` reaches it through the proxy."""
 
     folder: Path
     port: int
@@ -61,7 +61,7 @@ class Sshd:
         return Ssh(replace(target, host=replace(target.host, **changes)), wait_s)
 
     def agents(self) -> list[int]:
-        """Processes of the agent there."""
+        """The agent's processes."""
         found = []
         for process in Path("/proc").iterdir():
             with suppress(OSError):
@@ -84,7 +84,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], Sshd]:
         "StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         f"PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp -d {folder}/home\nMaxStartups 50\n"
     )
-    log = open(folder / "log", "wb")  # noqa: SIM115 - as long as the server
+    log = open(folder / "log", "wb")  # noqa: SIM115 - the server writes to it
     process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
     log.close()
     until = time.monotonic() + 10
@@ -100,7 +100,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], Sshd]:
 
 
 class Proxy:
-    """Passes bytes on to a port, until told to hold them, to drop connections, or to refuse new ones."""
+    """Forwards bytes to a port. It can hold them, drop its connections, and refuse new ones."""
 
     def __init__(self, to: int) -> None:
         self._to = to
@@ -115,7 +115,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self) -> None:
-        """The link goes dead: nothing passes, nothing closes."""
+        """The link goes silent: no byte passes, and no connection closes."""
         self._flowing.clear()
 
     def flow(self) -> None:
