@@ -46,18 +46,13 @@ class Run:
     """One request. Asking for a stage's record runs what is missing of the stages before it."""
 
     def __init__(self, request: Request, rules: Rules, store: Store, stack: ExitStack) -> None:
-        self.request, self.stack = request, stack
+        self.request, self.stack, self.folder = request, stack, store.folder
         self.device: Device | None = None  # once it has been identified
-        self._stages, self._inputs, self._store = rules.stages, rules.inputs, store
+        self._rules, self._stages, self._inputs, self._store = rules, rules.stages, rules.inputs, store
         self._values: dict[str, Any] = {}
         self._keys: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
         self._lease = stack.enter_context(ExitStack())
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self._store.folder
 
     def record(self, stage: Stage[Any, Record]) -> Record:
         """The record of a stage: made in this run, kept by an earlier one, or made now."""
@@ -94,14 +89,10 @@ class Run:
 
     def settings(self, stage: Stage[Any, Any]) -> str:
         """The digest of the user's settings that a stage follows from, whatever the device and the installed packages are."""
-
-        def leaves(one: Stage[Any, Any]) -> dict[str, object]:
-            found: dict[str, object] = {}
-            for name in one.names:
-                found |= leaves(self._stages[name]) if name in self._stages else self._inputs[name].settings(self)
-            return found
-
-        return digest(leaves(stage))
+        found: dict[str, object] = {}
+        for name in self._rules.inputs_of(stage):
+            found |= self._inputs[name].settings(self)
+        return digest(found)
 
     # --------------------------------------------------------------------------------------------- finding and making
 
@@ -119,11 +110,9 @@ class Run:
     def _recorded(self, stage: Stage[Any, Record]) -> Record:
         if not stage.kept:
             return self._made(stage, self._values_of(stage), self.scratch)
-        found = self._found(stage)
-        if found is not None:
+        if (found := self._found(stage)) is not None:
             return found
-        values = self._values_of(stage)
-        return self._found(stage, values)  # type: ignore[return-value]
+        return self._found(stage, self._values_of(stage))  # type: ignore[return-value]
 
     def _found(self, stage: Stage[Any, Record], values: Mapping[str, Any] | None = None) -> Record | None:
         """The record that a store keeps under the stage's key. Where there is none, one made from `values`, if given."""
@@ -158,7 +147,7 @@ class Run:
             scratch=self.scratch,
             partial=lambda: partial(stage.name, self.key(stage)),
             save=self._store.save,
-            events=self._store.folder / EVENTS,
+            events=self.folder / EVENTS,
             watch=watch,
             fresh=self.request.fresh,
         )
@@ -180,17 +169,9 @@ class Run:
 
     def _store_of(self, stage: Stage[Any, Any]) -> AbstractContextManager[Store]:
         """The target's store, or the one that all targets share; that one is held only while it is used."""
-        if self._of_target(stage):
+        if self._rules.of_target(stage):
             return nullcontext(self._store)
         return Store(self.request.runs / SHARED, LIMITS.lease_wait_s)
-
-    def _of_target(self, stage: Stage[Any, Any]) -> bool:
-        return any(
-            self._of_target(self._stages[name]) if name in self._stages else self._inputs[name].of_target
-            for name in stage.names
-        )
-
-    # ------------------------------------------------------------------------------------------- device and scratch
 
     def lease(self, open_device: Callable[[ExitStack], tuple[Value, Device]]) -> Value:
         """A device, given back at the end of the run or by `release_device`. Raises `DeviceError` if another one answers."""

@@ -110,3 +110,14 @@ class Rules:
             unknown = [name for name in stage.names if name not in self.stages and name not in self.inputs]
             if unknown:
                 raise ValueError(f"stage {stage.name} reads {', '.join(unknown)}: no stage and no input has that name")
+
+    def inputs_of(self, stage: Stage[Any, Any]) -> tuple[str, ...]:
+        """The inputs that a stage follows from: those it reads, and those of the stages that it reads."""
+        found: dict[str, None] = {}
+        for name in stage.names:
+            found |= dict.fromkeys(self.inputs_of(self.stages[name]) if name in self.stages else (name,))
+        return tuple(found)
+
+    def of_target(self, stage: Stage[Any, Any]) -> bool:
+        """Whether a stage depends on the target. Other stages are shared by all targets of a project."""
+        return any(self.inputs[name].of_target for name in self.inputs_of(stage))

@@ -20,7 +20,7 @@ from edgeprune.latency import stats
 from edgeprune.latency.fit import draft, last_error
 from edgeprune.latency.observations import by_layer
 from edgeprune.limits import LIMITS
-from edgeprune.records import Experiment, Groups, Profile, Samples, Widths
+from edgeprune.records import Experiment, Groups, Profile, Samples
 
 if TYPE_CHECKING:
     from edgeprune.stages.inputs import Variants

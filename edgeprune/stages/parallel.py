@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 
-
 _shared = False  # whether process 0 has sent anything
 
 

@@ -46,7 +46,8 @@ def run(reads: Reads, output: Output) -> Profiled:
     profile = reads.profile_file.empty if output.fresh else reads.profile_file.read()
     known, first = len(profile.experiments), profile.next_batch
     subject = experiments.Subject(reads.device, reads.variants, reads.survey, reads.network.files(output.scratch))
-    for profile in experiments.measure(subject, profile, output.watch.step):
+    for grown in experiments.measure(subject, profile, output.watch.step):
+        profile = grown
         reads.profile_file.keep(profile)
     return Profiled(profile, reads.profile_file.path, known, first)
 

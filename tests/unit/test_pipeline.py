@@ -13,7 +13,7 @@ import pytest
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
 from edgeprune.pipeline.request import Request, request
-from edgeprune.pipeline.run import Run, open_run
+from edgeprune.pipeline.run import open_run
 from edgeprune.pipeline.stage import Input, Output, Rules, Stage
 from edgeprune.records import Shift
 from edgeprune.stages.inputs import INPUTS
@@ -224,10 +224,8 @@ def test_the_key_covers_the_modules_that_the_project_imports_and_no_others(proje
     assert [label for label in before if before[label] != after[label]] == ["helper.py"]
 
 
-def test_scores_read_nothing_of_the_target(project: Path) -> None:
-    for stage in ("survey", "scores"):
-        with open_run(request(project), RULES) as run:
-            assert not run._of_target(RULES.stages[stage])
+def test_scores_read_nothing_of_the_target() -> None:
+    assert [name for name in RULES.stages if not RULES.of_target(RULES.stages[name])] == ["survey", "scores"]
 
 
 def test_what_stages_read_is_in_their_keys(project: Path) -> None:
@@ -235,20 +233,11 @@ def test_what_stages_read_is_in_their_keys(project: Path) -> None:
     text = project.read_text()
     assert "[finetune]" in text
 
-    def keys(run: Run) -> dict[str, str]:
-        names = ("survey", "scores", "finetune")
-        run.device = None
-        return {name: str(sorted(leaves(run, RULES.stages[name]).items())) for name in names}
+    def settings() -> str:
+        with open_run(request(project), RULES) as run:
+            return run.settings(RULES.stages["finetune"])
 
-    def leaves(run: Run, stage: Stage[Any, Any]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name in stage.names:
-            more = leaves(run, RULES.stages[name]) if name in RULES.stages else RULES.inputs[name].settings(run)
-            found |= more
-        return found
-
-    with open_run(request(project), RULES) as run:
-        before = keys(run)
+    before = settings()
     for old, new in (
         ("epochs = 2", "epochs = 3"),
         ("learning_rate = 0.02", "learning_rate = 0.03"),
@@ -257,8 +246,7 @@ def test_what_stages_read_is_in_their_keys(project: Path) -> None:
     ):
         assert old in text
         project.write_text(text.replace(old, new))
-        with open_run(request(project), RULES) as run:
-            assert keys(run)["finetune"] != before["finetune"], new
+        assert settings() != before, new
     project.write_text(text)
     assert toml.read_project(project).finetune.epochs == 2
 
