@@ -64,6 +64,12 @@ class Target:
     deploy: Deployment = Deployment()
 
     @property
+    def state(self) -> tuple[object, ...]:
+        """The state that the target asks of a device, which its latencies depend on; empty where it asks for none."""
+        asked = self.dla, self.power_mode, self.clocks_pinned, self.prepare
+        return asked if any(key is not None for key in asked) else ()
+
+    @property
     def each_host(self) -> list[tuple[str, Target]]:
         """Every host that releases go to, by its name, as a target of its own."""
         if self.host is None:

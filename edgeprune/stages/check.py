@@ -104,6 +104,8 @@ def _measured(run: Run, asked: Asked, kept: Kept | None) -> tuple[Measured, Time
         network = run.value("network")
         timer = Timer(run.value("device"), network.files(run.scratch))
         most = kept.baseline.measured.count if kept else None
-        evaluation = Evaluation(run.value("test"), run.value("metric"), network.inputs, run.value("seed"), most)
+        evaluation = Evaluation(
+            run.value("test"), run.value("metric"), network.inputs, run.value("finetune_seed"), most
+        )
         compiled = comparison.Compiled(artifact, *compiling.kept_calls(folder))
         return comparison.measure(timer, evaluation, request.target, compiled, budgets, original), timer

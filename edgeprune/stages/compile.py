@@ -44,7 +44,7 @@ class Reads:
     chosen_precision: str
     calibration: Calibration
     valid: Split
-    seed: int
+    finetune_seed: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def run(reads: Reads, output: Output) -> Artifact:
     compiler = Compiler(reads.runtime, reads.chosen_precision, samples)
     source = file_sha256(reads.finetune.network)
     made = compiler.compile(model, network.inputs, reads.survey.folds, folder, source)
-    with reads.valid.repeatable(reads.seed):
+    with reads.valid.repeatable(reads.finetune_seed):
         _keep_calls(output.path(CALLS), model, network.inputs, reads.valid)
     return made
 

@@ -26,8 +26,7 @@ from edgeprune.records import (
     Scores,
     digest,
 )
-from edgeprune.stages import events, experiments
-from edgeprune.stages import allocation
+from edgeprune.stages import allocation, events, experiments
 from edgeprune.stages.profile import Profiled
 from edgeprune.storage.profiles import ProfileFile
 
@@ -56,7 +55,7 @@ class Reads:
     scores: Scores
     plan: Plan
     profile: Profiled
-    budget: Budget
+    budget_latency: Budget
     device: Bench
     variants: Variants
     profile_file: ProfileFile
@@ -74,14 +73,14 @@ def run(reads: Reads, output: Output) -> Confirmed:
 
     def measured(number: int, plans: Sequence[Plan]) -> tuple[Profile, list[MeasuredPlan]]:
         nonlocal profile
-        profile, found = measure(subject, profile, reads.budget, number, plans)
+        profile, found = measure(subject, profile, reads.budget_latency, number, plans)
         reads.profile_file.keep(profile)
         output.watch.step(number + 1, LIMITS.confirm_rounds, "; ".join(map(_figures, found)))
         return profile, found
 
-    confirmed = Loop(reads.survey, reads.scores, reads.budget).confirm(profile, measured)
+    confirmed = Loop(reads.survey, reads.scores, reads.budget_latency).confirm(profile, measured)
     widths = {**reads.survey.full(), **confirmed.plan.widths}
-    folder = output.events / events.name_of(confirmed.plan, reads.budget)
+    folder = output.events / events.name_of(confirmed.plan, reads.budget_latency)
     events.layers(folder, reads.survey, draft(reads.survey, profile), widths)
     return confirmed
 

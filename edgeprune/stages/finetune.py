@@ -31,7 +31,7 @@ class Reads:
     loss: Loss
     metric: Metric
     finetune_section: FinetuneSection
-    budget: Budget
+    budget_latency: Budget
 
 
 def run(reads: Reads, output: Output) -> Tuned:
@@ -56,7 +56,7 @@ def run(reads: Reads, output: Output) -> Tuned:
         checkpoint.path.unlink(missing_ok=True)
     parallel.share(reads.prune.start.read_bytes())
     parallel.share(checkpoint.path.read_bytes() if checkpoint.path.exists() else b"")
-    folder = output.events / events.name_of(plan, reads.budget)
+    folder = output.events / events.name_of(plan, reads.budget_latency)
 
     def on_epoch(epoch: Epoch) -> None:
         events.epoch(folder, epoch)

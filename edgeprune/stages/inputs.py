@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,16 @@ from edgeprune import runtimes
 from edgeprune.frontends.sources import installed
 from edgeprune.pipeline.run import Run
 from edgeprune.pipeline.stage import Input
-from edgeprune.records import Device, Function, Groups, Target, Widths, digest
+from edgeprune.records import (
+    BudgetSection,
+    Device,
+    FinetuneSection,
+    Function,
+    Groups,
+    PruneSection,
+    Widths,
+    digest,
+)
 from edgeprune.runtimes.base import Runtime
 from edgeprune.stages import precision, survey
 from edgeprune.storage.profiles import ProfileFile
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from edgeprune.frontends.trial import Trial
 
 LIBRARIES = "edgeprune", "torch", "onnx", "onnxruntime", "numpy"
+SECTIONS = {"budget": BudgetSection, "prune": PruneSection, "finetune": FinetuneSection}  # whose keys stages read
 CALIBRATED = 300  # training samples that int8 ranges come from
 Settings = Callable[[Run], Mapping[str, object]]
 
@@ -155,28 +166,30 @@ def _trial(run: Run) -> Trial:
     return Trial(run.value("network"), run.request.project)
 
 
-def _setting(label: str, get: Callable[[Run], Any]) -> Input:
-    """A value of the project file."""
-    return Input(get, lambda run: {label: _plain(get(run))})
+def _settings() -> Iterator[tuple[str, Input]]:
+    """The keys of the project file's sections: SECTION_KEY is one of them, SECTION_section all of a section."""
+    for name, section in SECTIONS.items():
+        keys = tuple(field.name for field in fields(section))
+        yield f"{name}_section", _setting(name, keys, lambda section: section)
+        for key in keys:
+            yield f"{name}_{key}", _setting(name, (key,), attrgetter(key))
 
 
-def _section(name: str) -> Input:
-    """A section of the project file."""
-
-    def get(run: Run) -> Any:
+def _setting(name: str, keys: Sequence[str], pick: Callable[[Any], Any]) -> Input:
+    def section(run: Run) -> Any:
         return getattr(run.request.project, name)
 
-    return Input(get, lambda run: {f"[{name}] {key}": value for key, value in asdict(get(run)).items()})
+    return Input(
+        lambda run: pick(section(run)),
+        lambda run: {f"[{name}] {key}": _plain(getattr(section(run), key)) for key in keys},
+    )
 
 
 def _plain(value: Any) -> object:
-    return (
-        value
-        if isinstance(value, str | int | float | None)
-        else list(value)
-        if isinstance(value, Sequence)
-        else str(value)
-    )
+    """A setting as a JSON value."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 # ----------------------------------------------------------------------------------------------- device and runtime
@@ -218,16 +231,9 @@ def _identity(run: Run) -> str:
     return run.device.identity
 
 
-def _state(target: Target) -> dict[str, object]:
-    """The threads, and what the target asks of a Jetson, where it asks for anything."""
-    asked: dict[str, object] = {
-        "[runtime] dla": target.dla,
-        "[expect] power_mode": target.power_mode,
-        "[expect] clocks_pinned": target.clocks_pinned,
-        "[prepare]": asdict(target.prepare) if target.prepare else None,
-    }
-    threads: dict[str, object] = {"[runtime] threads": target.threads}
-    return {**threads, **{label: value for label, value in asked.items() if value is not None}}
+def _state(run: Run) -> dict[str, object]:
+    target = run.request.target
+    return {"[runtime] threads": target.threads, **({"device state": _plain(target.state)} if target.state else {})}
 
 
 def _precision(run: Run) -> str:
@@ -277,12 +283,7 @@ def _all(*parts: Settings) -> Settings:
 _TRAIN = _split("train")
 INPUTS: Mapping[str, Input] = {
     "network": Input(_network, _network_settings, _libraries),
-    "lock": _setting("[prune] lock", lambda run: run.request.project.prune.lock),
-    "importance": _setting("[prune] importance", lambda run: run.request.project.prune.importance),
-    "seed": _setting("[finetune] seed", lambda run: run.request.project.finetune.seed),
-    "budget": _setting("[budget] latency", lambda run: run.request.project.budget.latency),
-    "max_metric_drop": _setting("[budget] max_metric_drop", lambda run: run.request.project.budget.max_metric_drop),
-    "finetune_section": _section("finetune"),
+    **dict(_settings()),
     "train": _TRAIN,
     "augmented": _split("train", augmented=True),
     "valid": _split("valid"),
@@ -296,7 +297,7 @@ INPUTS: Mapping[str, Input] = {
     "calibration": Input(_calibration, _all(_TRAIN.settings, _seed)),
     "device": Input(
         _device,
-        lambda run: _state(run.request.target),
+        _state,
         lambda run: {"device": _identity(run)},
         of_target=True,
         leased=True,

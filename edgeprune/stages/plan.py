@@ -16,14 +16,14 @@ class Reads:
     survey: Groups
     scores: Scores
     profile: Profiled
-    budget: Budget
+    budget_latency: Budget
 
 
 def run(reads: Reads, output: Output) -> Plan:
     """The plan of least expected loss within the budget, with its proof."""
     from edgeprune.stages import confirm
 
-    loop = confirm.Loop(reads.survey, reads.scores, reads.budget)
+    loop = confirm.Loop(reads.survey, reads.scores, reads.budget_latency)
     return loop.plans(reads.profile.profile)[0]
 
 
@@ -31,7 +31,7 @@ def describe(plan: Plan, reads: Reads) -> str:
     """The channels that remain, the blocks that are removed, and the predicted latency."""
     groups = reads.survey
     if not plan.cuts(groups):
-        return f"the original network meets {reads.budget}: nothing to prune"
+        return f"the original network meets {reads.budget_latency}: nothing to prune"
     removed = ", ".join(block.name for block in groups.removed({**groups.full(), **plan.widths}))
     kept, total = sum(plan.widths.values()), sum(group.width for group in groups.free)
     channels = f"keeps {kept} of {total} channels" + (f", removes {removed}" if removed else "")

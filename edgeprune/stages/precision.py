@@ -33,8 +33,8 @@ class Reads:
     device: Bench
     valid: Split
     metric: Metric
-    max_metric_drop: float
-    seed: int
+    budget_max_metric_drop: float
+    finetune_seed: int
 
 
 def run(reads: Reads, output: Output) -> Choice:
@@ -43,8 +43,8 @@ def run(reads: Reads, output: Output) -> Choice:
     from edgeprune.stages.accuracy import Evaluation, Timer
 
     timer = Timer(reads.device, reads.network.files(output.scratch))
-    evaluation = Evaluation(reads.valid, reads.metric, reads.network.inputs, reads.seed)
-    return choice.fastest(timer, evaluation, reads.original, _candidates(reads, output), reads.max_metric_drop)
+    evaluation = Evaluation(reads.valid, reads.metric, reads.network.inputs, reads.finetune_seed)
+    return choice.fastest(timer, evaluation, reads.original, _candidates(reads, output), reads.budget_max_metric_drop)
 
 
 def _candidates(reads: Reads, output: Output) -> dict[str, Artifact]:

@@ -25,7 +25,7 @@ class Reads:
     survey: Groups
     confirm: Confirmed
     train: Split
-    seed: int
+    finetune_seed: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def run(reads: Reads, output: Output) -> Pruned:
     from edgeprune.network import weights
 
     original = reads.network.module
-    with reads.train.repeatable(reads.seed):
+    with reads.train.repeatable(reads.finetune_seed):
         found = prune(original, reads.survey, reads.confirm.plan, reads.network.inputs, reads.train)
     untrained, start = output.path("pruned.safetensors"), output.path("start.safetensors")
     weights.save(untrained, found.untrained, found.recipe)

@@ -23,8 +23,8 @@ class Reads:
     trial: Trial
     train: Split
     loss: Loss
-    importance: str
-    seed: int
+    prune_importance: str
+    finetune_seed: int
 
 
 def run(reads: Reads, output: Output) -> Scores:
@@ -32,10 +32,10 @@ def run(reads: Reads, output: Output) -> Scores:
     from edgeprune.network.importance import CRITERIA, DIFFERENTIATING
 
     reads.trial.data()
-    if reads.importance in DIFFERENTIATING:
+    if reads.prune_importance in DIFFERENTIATING:
         reads.trial.backward(training=False)
-    with reads.train.repeatable(reads.seed):
-        return CRITERIA[reads.importance](reads.network.module, reads.survey, reads.train, reads.loss)
+    with reads.train.repeatable(reads.finetune_seed):
+        return CRITERIA[reads.prune_importance](reads.network.module, reads.survey, reads.train, reads.loss)
 
 
 def describe(scores: Scores, reads: Reads) -> str:

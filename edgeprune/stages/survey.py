@@ -19,15 +19,15 @@ class Reads:
     """The network and the parameters that are locked."""
 
     network: Network
-    lock: tuple[str, ...]
+    prune_lock: tuple[str, ...]
 
 
 def run(reads: Reads, output: Output) -> Groups:
     """The network's channel groups, each proved on a trial cut."""
     from edgeprune.network.survey import survey
 
-    reads.network.require_locks(reads.lock)
-    return survey(reads.network.module, reads.network.inputs, reads.lock)
+    reads.network.require_locks(reads.prune_lock)
+    return survey(reads.network.module, reads.network.inputs, reads.prune_lock)
 
 
 def describe(groups: Groups, reads: Reads) -> str:

@@ -28,9 +28,9 @@ class Reads:
     device: Bench
     test: Split
     metric: Metric
-    budget: Budget
-    max_metric_drop: float
-    seed: int
+    budget_latency: Budget
+    budget_max_metric_drop: float
+    finetune_seed: int
 
 
 def run(reads: Reads, output: Output) -> Verdict:
@@ -42,10 +42,10 @@ def run(reads: Reads, output: Output) -> Verdict:
     groups, network = reads.survey, reads.network
     widths = {**groups.full(), **reads.confirm.plan.widths}
     timer = Timer(reads.device, network.files(output.scratch))
-    evaluation = Evaluation(reads.test, reads.metric, network.inputs, reads.seed)
+    evaluation = Evaluation(reads.test, reads.metric, network.inputs, reads.finetune_seed)
     original = Version(network.module, reads.original, groups.macs(groups.full()))
     pruned = Version(weights.load(reads.finetune.network, network.module), reads.compile, groups.macs(widths))
-    found = verify(timer, evaluation, original, pruned, reads.budget, reads.max_metric_drop)
+    found = verify(timer, evaluation, original, pruned, reads.budget_latency, reads.budget_max_metric_drop)
     events.front(output.events, found.pruned)
     return found
 

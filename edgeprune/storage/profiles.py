@@ -22,9 +22,7 @@ class ProfileFile:
     @staticmethod
     def of(folder: Path, model: str, target: Target, groups: Groups, device: Device, precision: str) -> ProfileFile:
         """The file in `folder` for a network on a device. Its name holds a digest of all that makes profiles differ."""
-        asked = [target.dla, target.power_mode, target.clocks_pinned, target.prepare]
-        state = asked if any(key is not None for key in asked) else []
-        key = digest([groups.network, device.identity, target.threads, precision, *state])[:8]
+        key = digest([groups.network, device.identity, target.threads, precision, *target.state])[:8]
         empty = Profile(target.name, model, groups.network, device, target.threads, precision, ())
         return ProfileFile(folder / f"{model}-{key}.json", empty)
 

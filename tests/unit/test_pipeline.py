@@ -54,7 +54,7 @@ def asked(tmp_path: Path) -> Request:
 
 @dataclass(frozen=True)
 class FirstReads:
-    seed: int
+    finetune_seed: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def rules(first: Work | None = None, second: Work | None = None) -> Rules:
         Stage("second", SecondReads, second or counted, Shift, describe),
     )
     inputs: Mapping[str, Input] = {
-        "seed": INPUTS["seed"],
+        "finetune_seed": INPUTS["finetune_seed"],
         "target": Input(
             lambda run: run.request.target.name, lambda run: {"target": run.request.target.name}, of_target=True
         ),
@@ -104,10 +104,10 @@ def seeded(asked: Request, seed: int) -> Request:
 def test_the_same_request_again_reuses_every_record(asked: Request) -> None:
     known = rules()
     assert made(asked, known) == [
-        ("first", "made FirstReads(seed=0)"),
+        ("first", "made FirstReads(finetune_seed=0)"),
         (
             "second",
-            "made SecondReads(first=Shift(operator='FirstReads(seed=0)', before_ns=1, after_ns=2), target='local')",
+            "made SecondReads(first=Shift(operator='FirstReads(finetune_seed=0)', before_ns=1, after_ns=2), target='local')",
         ),
     ]
     assert made(asked, known) == [("second", "reused")]
@@ -156,7 +156,7 @@ def test_a_stage_that_fails_leaves_nothing_and_is_made_by_the_next_run(asked: Re
 
 def test_a_stage_that_reads_an_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="stage second reads first"):
-        Rules({"second": rules().stages["second"]}, {"target": INPUTS["seed"]})
+        Rules({"second": rules().stages["second"]}, {"target": INPUTS["finetune_seed"]})
 
 
 def test_what_the_user_s_code_raises_in_a_stage_is_one_line_with_file_and_line(asked: Request) -> None:
