@@ -104,7 +104,7 @@ def test_the_bounds_of_a_quantile_hold_as_often_as_they_say() -> None:
     assert held >= 0.88 * 300  # 95 % on either side
 
 
-def test_whole_processes_that_differ_widen_the_bounds() -> None:
+def test_processes_that_differ_widen_the_bounds() -> None:
     alike = stats.quantile(samples(1e6, 30, 100), 0.9)
     apart = stats.quantile(Samples(samples(1e6, 20, 100).runs + samples(1.01e6, 10, 100).runs), 0.9)
     assert alike is not None and apart is not None
@@ -177,7 +177,7 @@ def test_one_outlier_is_no_new_level() -> None:
     assert changes(values, 0.03) == []
 
 
-def test_a_level_that_creeps_has_changed() -> None:
+def test_small_steps_add_up_to_a_change_of_level() -> None:
     assert changes([1.0] * 10 + [1.029] * 10 + [1.058] * 10 + [1.088] * 10, 0.03) == [10, 30]
     assert changes([1.0] * 10 + [1.02] * 10, 0.03) == []
 
@@ -246,7 +246,7 @@ def test_a_share_at_a_quantile_needs_as_many_times_as_the_quantile() -> None:
     assert found.outcome is Outcome.PASS
 
 
-def test_budgets_of_one_quantile_have_names_of_their_own() -> None:
+def test_budgets_of_one_quantile_have_different_names() -> None:
     budgets = [Budget.parse(text) for text in ("50%", "12 ms", "p90 20 ms")]
     found = verdict.budgets(budgets, Timed(samples(4e5), samples(1e6)))
     assert [check.name for check in found] == ["latency_p50_ms (50%)", "latency_p50_ms (12 ms)", "latency_p90_ms"]
@@ -317,7 +317,7 @@ def checked(project: Path, now: Measurement, kept: Kept | None) -> Report:
     return comparison.compare(timer, known, target, comparison.Measured(artifact, now, ()), kept)
 
 
-def test_another_artifact_whose_baseline_is_lost_is_not_called_as_fast(project: Path, tmp_path: Path) -> None:
+def test_another_artifact_without_the_baseline_s_is_inconclusive(project: Path, tmp_path: Path) -> None:
     then = measured(governor="schedutil")
     made = Baseline("p", "t", "first", "", 1, then, {})
     place = tmp_path / "p.baseline.json"
@@ -334,7 +334,7 @@ def test_another_artifact_whose_baseline_is_lost_is_not_called_as_fast(project: 
     assert kept.model is None and "git lfs pull" in kept.missing
 
 
-def test_another_board_or_a_hot_one_is_not_called_slower() -> None:
+def test_another_board_or_a_hot_one_is_inconclusive() -> None:
     other = replace(DEVICE, serial="other")
     found = verdict.slowdown_recorded(measured(1.1e6, other), measured(), 0.03)
     assert found.outcome is Outcome.INCONCLUSIVE and "another device" in found.note
@@ -375,7 +375,7 @@ def test_another_system_or_firmware_is_stale_unless_the_baseline_is_older_than_t
     assert comparable.stale(measured(), measured(**then))[0] == "os was Debian 12, is not reported"
 
 
-def test_the_agent_tells_the_system_and_the_firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agent_reports_the_system_and_the_firmware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release, jetson = tmp_path / "os-release", tmp_path / "nv_tegra_release"
     release.write_text('NAME="Debian"\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n')
     assert facts.os_name((str(tmp_path / "none"), str(release))) == "Debian GNU/Linux 13 (trixie)"
@@ -604,7 +604,7 @@ REPORT = Report(
 )
 
 
-def test_reports_for_machines_hold_what_a_device_says_as_text() -> None:
+def test_text_of_a_device_is_escaped_in_reports_for_machines() -> None:
     suite = ElementTree.fromstring(reporting.junit(REPORT).partition("\n")[2])
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
     commands = reporting.workflow_commands(REPORT)
@@ -652,7 +652,7 @@ def test_a_device_is_sent_an_artifact_s_own_files_only(tmp_path: Path) -> None:
             pytest_plugin._copied(tmp_path / model, runtime, tmp_path / "tflite")
 
 
-def test_a_marker_s_arguments_are_taken_or_refused() -> None:
+def test_a_marker_s_arguments_are_checked() -> None:
     assert pytest_plugin._marked(None) == ("local", False)
     assert pytest_plugin._marked(pytest.mark.latency("pi", strict=True).mark) == ("pi", True)
     for mark in (pytest.mark.latency("pi", stict=True), pytest.mark.latency("a", True, 3)):
@@ -660,7 +660,7 @@ def test_a_marker_s_arguments_are_taken_or_refused() -> None:
             pytest_plugin._marked(mark.mark)
 
 
-def test_a_report_as_json_says_its_schema_and_status() -> None:
+def test_a_report_as_json_has_a_schema_and_a_status() -> None:
     document = json.loads(answers._document(REPORT))
     assert list(document)[:2] == ["schema", "status"] and (document["schema"], document["status"]) == (1, "fail")
     assert document["checks"][0]["name"] == "latency_p50_ms"

@@ -1,0 +1,51 @@
+"""What doctor finds in the state of a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeprune.records import Prepare, Target
+from edgeprune.reports import doctor
+
+CALM = {"load": 0.1}
+
+
+def target(**more: Any) -> Target:
+    return Target(Path("t.toml"), "t", "local", "onnxruntime", **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "state", "level", "text"),
+    [
+        ({}, {"load": 0.1}, "ok", "load average 0.1 on 4 cores"),
+        ({}, {"load": 3.0}, "warn", "load average 3.0"),
+        ({}, {"governor": "performance"}, "ok", "governor performance"),
+        ({}, {"governor": "ondemand"}, "warn", "governor ondemand"),
+        ({}, {"temperature_mc": 50_000}, "ok", "50 °C"),
+        ({}, {"temperature_mc": 80_000}, "warn", "80 °C"),
+        ({}, {"power_mode": "15W"}, "ok", "power mode 15W"),
+        ({"power_mode": "MAXN"}, {"power_mode": "15W"}, "fail", "MAXN is expected"),
+        ({}, {"clocks_pinned": True}, "ok", "pinned"),
+        ({}, {"clocks_pinned": False}, "warn", "may vary"),
+        ({"clocks_pinned": True}, {"clocks_pinned": False}, "fail", "may vary"),
+        ({"prepare": Prepare(jetson_clocks=True)}, {"clocks_pinned": False}, "ok", "may vary"),
+        ({}, {"throttled": 0}, "ok", "0x0"),
+        ({}, {"throttled": 0x50000}, "warn", "0x50000"),
+        ({}, {"throttled": 0x1}, "fail", "0x1"),
+    ],
+)
+def test_each_condition_has_a_finding_and_each_problem_a_fix(
+    more: dict[str, Any], state: dict[str, Any], level: str, text: str
+) -> None:
+    found = list(doctor._state(target(**more), {**CALM, **state}, 4))
+    assert len(found) == len({**CALM, **state})
+    assert found[-1].level == level and text in found[-1].what
+    assert bool(found[-1].fix) == (level != "ok")
+
+
+def test_more_threads_than_cores_are_found() -> None:
+    found = list(doctor._state(target(threads=4), CALM, 2))
+    assert found[0].level == "warn" and found[0].fix == "set [runtime] threads = 2 in t.toml"
