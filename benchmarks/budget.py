@@ -81,7 +81,7 @@ def walk(path: Path, budget: str) -> dict[str, object]:
         "confirmed_ms": chosen.measured.mid / 1e6,
         "share": chosen.share,
         "high": chosen.measured.high / chosen.budget_ns,
-        "rounds": confirmed.turns,
+        "rounds": confirmed.rounds,
         "plans": len(confirmed.rounds),
         "gap": confirmed.plan.gap,
         "seconds": time.monotonic() - started,

@@ -138,7 +138,7 @@ def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
     profile = edgeprune.profile(project)
     assert {experiment.role for experiment in profile.experiments} >= {"baseline", "fit", "confirm"}
     confirmed, pruned = edgeprune.prune(project)
-    assert confirmed.turns == run.json["rounds"]
+    assert confirmed.rounds == run.json["rounds"]
     build = runpy.run_path(str(project.parent / "blobs.py"))["build"]
     small, tuned = edgeprune.load(pruned, build()), edgeprune.load(edgeprune.finetune(project), build())
     widths = confirmed.plan.widths

@@ -22,7 +22,7 @@ KILLS = 12
 CHILD = """
 import hashlib, itertools, json, sys, time
 from pathlib import Path
-from edgeprune.store import Store, write_atomic
+from edgeprune.storage.store import Store, write_atomic
 
 root = Path(sys.argv[1])
 
@@ -42,7 +42,7 @@ with Store(root / "runs") as store:
         store.save(checkpoint, lambda path: slowly(path, whole))
         write_atomic(root / "profiles" / "p.json", whole.encode())
         with store.create("stage", key) as draft:
-            draft.write_text("noun.json", whole)
+            draft.write_text("record.json", whole)
             draft.path("model/part.bin").write_bytes(whole.encode() * 3)
 """
 
@@ -63,7 +63,7 @@ def test_a_kill_leaves_whole_stages_or_none(tmp_path: Path, caplog: pytest.LogCa
                 entry = store.find("stage", hashlib.sha256(str(number).encode()).hexdigest())
                 if entry is not None:
                     found += 1
-                    whole = entry.path("noun.json").read_text()
+                    whole = entry.path("record.json").read_text()
                     assert json.loads(whole)["i"] % 7 == number
                     assert entry.path("model/part.bin").read_bytes() == whole.encode() * 3
             for file in (store.scratch("train", "a" * 64) / "checkpoint.json", tmp_path / "profiles" / "p.json"):

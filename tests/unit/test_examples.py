@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgeprune.frontends import toml
-from edgeprune.frontends import user_code as user
-from edgeprune.network import surgery as network
+from edgeprune.frontends.model import build_model, example_inputs
+from edgeprune.frontends.trial import check_data
+from edgeprune.network.survey import survey
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROJECTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.glob("*/*.toml"))
@@ -21,11 +22,11 @@ def test_an_example_is_complete_without_its_data(name: str, monkeypatch: pytest.
     pytest.importorskip("sklearn")
     monkeypatch.delenv("EDGEPRUNE_DATA", raising=False)
     project = toml.read_project(EXAMPLES / name)
-    model, inputs = user.build_model(project), user.example_inputs(project)
-    user.check_data(model, project)
-    survey = network.survey(model, inputs, project.lock)
-    assert not survey.unknown_operators
-    assert survey.macs(survey.least()) < 0.2 * survey.macs(survey.full())
+    model, inputs = build_model(project), example_inputs(project)
+    check_data(model, project)
+    groups = survey(model, inputs, project.prune.lock)
+    assert not groups.unknown_operators
+    assert groups.macs(groups.least()) < 0.2 * groups.macs(groups.full())
 
 
 def test_data_comes_from_where_it_was_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_the_teacher_is_left_alone(known: Project, tmp_path: Path) -> None:
 def test_more_processes_than_gpus_are_refused_with_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(parallel, "started_by_torchrun", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert parallel.device() == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -20,7 +20,6 @@ PUBLIC = {
     "groups",
     "history",
     "load",
-    "open_road",
     "plan",
     "profile",
     "prune",
