@@ -17,10 +17,10 @@ from edgeprune.frontends import functions
 from edgeprune.frontends.model import finite, kind, tensors
 from edgeprune.frontends.randomness import Generators, seeded
 from edgeprune.limits import LIMITS
-from edgeprune.records import Function, Project
+from edgeprune.records import Function, Project, SplitName
 
 Policy = Callable[..., np.ndarray]
-SPLITS = ("train", "valid", "test")
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 class _Made:
@@ -52,7 +52,7 @@ class Split:
         UsageError: here or while batches are read; the message names the split and the batch.
     """
 
-    def __init__(self, project: Project, name: str, augmented: bool = False) -> None:
+    def __init__(self, project: Project, name: SplitName, augmented: bool = False) -> None:
         function = project.data.split(name)
         if function is None:
             raise UsageError(f'{project.path}: [data] {name} is missing; add it: a function as "module:function"')
@@ -247,7 +247,7 @@ class Metric:
         """The metric of a whole split: outputs (samples, ...), targets (samples, ...)."""
         return self._number(self._project.data.metric, outputs, targets)
 
-    def of_policy(self, policy: Policy, split: str) -> float:
+    def of_policy(self, policy: Policy, split: SplitName) -> float:
         """The score of a policy in the episodes of a split, "valid" for choices and "test" for the verdict.
 
         `policy` takes what the model takes, as arrays of any number of samples, and returns the outputs. The user's function

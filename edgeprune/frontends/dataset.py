@@ -17,7 +17,7 @@ from edgeprune.frontends.model import build_model
 from edgeprune.frontends.trial import check_data
 from edgeprune.limits import LIMITS
 from edgeprune.network.importance.curves import SAMPLES
-from edgeprune.records import Finding, Preprocess, Project
+from edgeprune.records import Finding, Preprocess, Project, SplitName
 
 RARE = 0.1  # of the most frequent class, below which another is rare
 FAR = 3.0  # standard deviations that a mean may lie from zero
@@ -90,7 +90,7 @@ def examine(project: Project) -> Iterator[Finding]:
             yield from _together("train", splits["train"], name, split)
 
 
-def _read(project: Project, name: str) -> _Content:
+def _read(project: Project, name: SplitName) -> _Content:
     found = _Content()
     for inputs, targets in Split(project, name):
         found.samples += len(targets)

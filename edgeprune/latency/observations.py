@@ -42,7 +42,7 @@ def reference_ns(profile: Profile) -> float:
     Raises:
         InconclusiveError: The profile holds no measurement of it.
     """
-    times = [measured_ns(profile, e) for e in profile.experiments if e.role == profile.unpruned_role]
+    times = [measured_ns(profile, e) for e in profile.experiments if e.role == profile.original_role]
     if not times:
         raise InconclusiveError(
             f"the profile of {profile.model} on {profile.target} has no measurement of the original network;"

@@ -10,6 +10,7 @@ from edgeprune.records.network import (
     Group,
     Groups,
     Layer,
+    LayerKind,
     Recipe,
     Slot,
     Span,
@@ -19,7 +20,7 @@ from edgeprune.records.network import (
     output_dim,
 )
 from edgeprune.records.plan import Confirmed, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tuned
-from edgeprune.records.profile import Experiment, ExplainedGroup, ExplainedLayer, Explanation, Profile
+from edgeprune.records.profile import Experiment, ExplainedGroup, ExplainedLayer, Explanation, Profile, Role
 from edgeprune.records.project import (
     BudgetSection,
     CheckSection,
@@ -30,10 +31,11 @@ from edgeprune.records.project import (
     Preprocess,
     Project,
     PruneSection,
+    SplitName,
 )
-from edgeprune.records.release import Manifest, Release
+from edgeprune.records.release import Manifest, Release, ReleaseState
 from edgeprune.records.result import Result
-from edgeprune.records.target import Deployment, Host, Prepare, Target
+from edgeprune.records.target import Deployment, Host, Precision, Prepare, Target, TargetPrecision, TransportName
 from edgeprune.records.verdict import (
     Artifact,
     Baseline,
@@ -43,6 +45,7 @@ from edgeprune.records.verdict import (
     Figures,
     Finding,
     History,
+    Level,
     Measurement,
     Outcome,
     Record,
@@ -83,12 +86,15 @@ __all__ = [
     "Host",
     "Interval",
     "Layer",
+    "LayerKind",
+    "Level",
     "Manifest",
     "MeasuredPlan",
     "Measurement",
     "ModelSection",
     "Outcome",
     "Plan",
+    "Precision",
     "Prepare",
     "Preprocess",
     "Profile",
@@ -98,17 +104,22 @@ __all__ = [
     "Recipe",
     "Record",
     "Release",
+    "ReleaseState",
     "Report",
     "Result",
+    "Role",
     "Run",
     "Samples",
     "Scores",
     "Shift",
     "Slot",
     "Span",
+    "SplitName",
     "Survey",
     "SurveyedGroup",
     "Target",
+    "TargetPrecision",
+    "TransportName",
     "Tuned",
     "Verdict",
     "Widths",

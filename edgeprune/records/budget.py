@@ -11,9 +11,16 @@ from edgeprune.errors import UsageError
 
 @dataclass(frozen=True)
 class Budget:
-    """A latency budget: absolute (`ns`) or a share of the unpruned model on the same target (`fraction`).
+    """A latency budget: a time, or a share of the original network's latency on the same target.
 
-    It is of the median, or of another quantile of an artifact's times.
+    Attributes:
+        ns: the time in nanoseconds; None if it is a share.
+        fraction: the share, such as 0.5; None if it is a time.
+        quantile: the quantile of the artifact's times that must be within it: 0.5 is the median.
+
+    Example:
+        >>> Budget.parse("12 ms").ns
+        12000000
     """
 
     ns: int | None = None
@@ -22,14 +29,14 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.ns is None) == (self.fraction is None):
-            raise UsageError("a budget is either a time or a share of the baseline, not both or neither")
+            raise UsageError("a budget must be either a time or a share of the original network's latency")
         value = self.ns if self.ns is not None else self.fraction
         if value is None or not math.isfinite(value) or value <= 0:
             raise UsageError(f'a budget must be above zero, not {self}; write "12 ms" or "50%"')
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Read `"12 ms"`, `"800 us"`, `"1.5 s"`, `"50%"` or `"p99 12 ms"`; anything else is a `UsageError`."""
+        """Read "12 ms", "800 us", "1.5 s", "50%" or "p99 12 ms". Raises `UsageError` for anything else."""
         match = re.fullmatch(r"\s*(?:p(50|90|99)\s+)?(\d+(?:\.\d+)?)\s*(%|ns|us|µs|ms|s)\s*", text)
         if match is None:
             raise UsageError(f'cannot read the budget {text!r}; write a time such as "12 ms" or a share such as "50%"')
@@ -41,9 +48,9 @@ class Budget:
         scale = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}[unit]
         return Budget(max(1, round(value * scale)), quantile=quantile)
 
-    def resolve(self, baseline_ns: float) -> float:
-        """The budget in nanoseconds, given the baseline's latency in nanoseconds."""
-        return float(self.ns) if self.ns is not None else float(self.fraction or 0) * baseline_ns
+    def resolve(self, reference_ns: float) -> float:
+        """The budget in nanoseconds, given the original network's latency in nanoseconds."""
+        return float(self.ns) if self.ns is not None else float(self.fraction or 0) * reference_ns
 
     def __str__(self) -> str:
         text = f"{self.ns / 1e6:g} ms" if self.ns is not None else f"{100 * (self.fraction or 0):g}%"

@@ -10,7 +10,7 @@ from edgeprune.records.digests import digest
 
 @dataclass(frozen=True)
 class Device:
-    """Facts the machine answered. `identity` leaves out what changes at every boot."""
+    """Facts that a device reports about itself. See `identity` for those that make measurements comparable."""
 
     machine: str
     cpu: str
@@ -19,36 +19,38 @@ class Device:
     runtime: str
     runtime_version: str
     boot_id: str
-    serial: str = "unknown"  # a digest: tells two boards of one kind apart
+    serial: str = "unknown"  # a digest: two boards of the same kind differ in it
     emulated: bool = False
-    simulated: bool = False  # its runtime is a stand-in
+    simulated: bool = False  # the runtime is a stand-in
 
     @property
     def identity(self) -> str:
-        """Digest of what makes two measurements comparable: hardware, operating system and runtime."""
+        """A digest of the hardware, the operating system and the runtime: devices with the same one are comparable."""
         facts = asdict(self)
         del facts["boot_id"], facts["serial"]
-        if not self.simulated:  # as where the fact was not known yet: profiles are found by this
+        if not self.simulated:  # profiles from before this fact existed keep their digest
             del facts["simulated"]
         return digest(facts)
 
 
-Conditions = dict[str, int | float | str]  # the state of a device; a fact that it does not tell is left out
-
-
+Conditions = dict[str, int | float | str]  # the state of a device; facts that it does not report are left out
 THROTTLED_NOW = 0xF  # under-voltage, frequency capped, throttled, soft temperature limit (vcgencmd get_throttled)
-
-
-CROWDED = 0.2  # share of its time and of its runs in which a process may have waited for a processor that others had
+CROWDED = 0.2  # a process that waits for a processor in more than this share of its time and of its runs is disturbed
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fresh process: its raw times in the order taken, after warm-up, its peak memory and the conditions around them.
+    """The measurements of one fresh process.
 
-    `waited_ns` is how long it waited for a processor that other processes had, `waits` how often. On a GPU the
-    times are the GPU's own, and `copies_ns` is what the copies to it and back take beside one of them; `fallbacks` is how many
-    layers its deep-learning accelerator left to it.
+    Attributes:
+        times_ns: raw times in the order in which they were taken, after warm-up. On a GPU they are the GPU's own times.
+        peak_memory_bytes: the process's peak memory.
+        waited_ns: how long it waited for a processor that other processes used.
+        waits: how often it waited.
+        before: the state of the device before the first time.
+        after: the state of the device after the last time.
+        copies_ns: the copies to the GPU and back for one inference. They are not in `times_ns`.
+        fallbacks: layers that the GPU runs since the deep-learning accelerator cannot.
     """
 
     times_ns: tuple[int, ...]
@@ -62,44 +64,44 @@ class Run:
 
     def __post_init__(self) -> None:
         if not self.times_ns or any(t <= 0 for t in self.times_ns) or self.peak_memory_bytes <= 0:
-            raise ValueError("a run holds at least one time, all of them above zero, and a peak memory above zero")
+            raise ValueError("a run must hold at least one time; times_ns and peak_memory_bytes must be > 0")
         if min(self.waited_ns, self.waits, self.copies_ns, self.fallbacks) < 0:
-            raise ValueError("a process cannot wait less than not at all")
+            raise ValueError("waited_ns, waits, copies_ns and fallbacks must be ≥ 0")
 
     @property
     def disturbed(self) -> str | None:
-        """Why these times say nothing about the network, or None."""
+        """Why these times must be discarded; None if they are good."""
         if any(int(state.get("throttled", 0)) & THROTTLED_NOW for state in (self.before, self.after)):
             return "the processor was throttled"
         if self.before.get("boot_id") != self.after.get("boot_id"):
             return "the device was reset"
         if self.before.get("power_mode") != self.after.get("power_mode"):
             return "the power mode was changed"
-        # A few long waits among many runs leave the median alone.
+        # A few long waits among many runs do not change the median.
         if self.waited_ns > CROWDED * sum(self.times_ns) and self.waits > CROWDED * len(self.times_ns):
-            return "other processes had the processor"
+            return "other processes used the processor"
         return None
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw times of one artifact, a `Run` a fresh process: the only home of a time."""
+    """Raw times of one artifact: a `Run` for each fresh process. All latencies are computed from these."""
 
     runs: tuple[Run, ...]
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("samples hold at least one run")
+            raise ValueError("samples must hold at least one run")
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The median over processes."""
+        """The median of the processes' peak memory."""
         return int(median(run.peak_memory_bytes for run in self.runs))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval, all in nanoseconds."""
+    """An estimate and its interval: nanoseconds, or a ratio."""
 
     low: float
     mid: float

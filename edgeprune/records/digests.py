@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
-def digest(noun: Any) -> str:
-    """SHA-256, in hex, of a noun's canonical JSON: the same content has the same digest on every machine."""
+def digest(record: Any) -> str:
+    """SHA-256, in hex, of a record's canonical JSON. The same content has the same digest on every machine.
+
+    Args:
+        record: a data class, or anything that JSON can hold. Enums and paths count as text, bytes as their own digest.
+
+    Raises:
+        TypeError: it holds something else.
+        ValueError: it holds NaN or infinity.
+    """
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
@@ -22,5 +30,5 @@ def digest(noun: Any) -> str:
             return hashlib.sha256(value).hexdigest()
         raise TypeError(f"{type(value).__name__} has no canonical form")
 
-    text = json.dumps(noun, default=plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(record, default=plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

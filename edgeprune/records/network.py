@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-Widths = Mapping[str, int]  # group name -> units kept; none in the inner groups of a block that is removed
-
-
-Recipe = Mapping[
-    str, Mapping[int, tuple[int, ...]]
-]  # parameter -> dim -> indices kept, ascending; none of what is removed
+# {group: remaining units}. It is 0 for the inner groups of a removed block.
+Widths = Mapping[str, int]
+# {parameter: {dimension: remaining indices, ascending}}. The indices are empty if all of the parameter is removed.
+Recipe = Mapping[str, Mapping[int, tuple[int, ...]]]
+LayerKind = Literal["conv", "conv_transpose", "linear", "matmul"]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One dimension of one parameter that a group owns: `indices[unit]` are the indices that go with the unit."""
+    """A dimension of a parameter that a group owns. Removing a unit removes the indices `indices[unit]`."""
 
     parameter: str
     dim: int
@@ -25,9 +25,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that live or die together, in `width` interchangeable units.
+    """Channels that can only be removed together, in `width` interchangeable units.
 
-    Unit `u` owns `slot.indices[u]` of every slot. `locked` says why nothing may be removed, or is None.
+    Unit `u` owns `slot.indices[u]` of every slot. `locked` is the reason why no unit can be removed; None if units can be.
     """
 
     name: str
@@ -52,26 +52,34 @@ class Span:
         return frozenset(name for names, _ in self.terms for name in names)
 
     def size(self, widths: Widths) -> int:
-        """Channels at these widths (units kept a group)."""
+        """Channels at these widths."""
         return self.fixed + sum(channels * math.prod(widths[name] for name in names) for names, channels in self.terms)
 
 
-def output_dim(kind: str) -> int:
-    """The dimension of a layer's weight in which its outputs are."""
+def output_dim(kind: LayerKind) -> int:
+    """The dimension of a layer's weight that holds its output channels."""
     return 1 if kind in ("conv_transpose", "matmul") else 0
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer as the latency model sees it.
+    """A convolution, a linear layer or a matrix product, as the latency model sees it.
 
-    One forward pass computes `positions` output positions (batch and space), each from `kernel` taps. `per_group` is
-    None for a dense layer; for a grouped convolution it is the constant number of input channels a convolution group
-    reads, and inputs and outputs shrink together. `within` is an inner group of the block that the layer goes with.
+    Attributes:
+        name: the layer's name in the model.
+        kind: what it computes.
+        weight: the name of its weight.
+        inputs: its input channels.
+        outputs: its output channels.
+        positions: output positions of one forward pass, over batch and space.
+        kernel: taps that each output position is computed from.
+        per_group: input channels of each convolution group, which stay constant; inputs and outputs shrink together. None for
+            a dense layer.
+        within: an inner group of the block that holds the layer. None if no block that can be removed holds it.
     """
 
     name: str
-    kind: str
+    kind: LayerKind
     weight: str
     inputs: Span
     outputs: Span
@@ -81,7 +89,7 @@ class Layer:
     within: str | None = None
 
     def channels(self, widths: Widths) -> tuple[int, int]:
-        """Input and output channels at these widths; none where the layer is gone with its block."""
+        """Input and output channels at these widths; (0, 0) if the layer is in a removed block."""
         if self.within is not None and not widths[self.within]:
             return 0, 0
         return self.inputs.size(widths), self.outputs.size(widths)
@@ -94,9 +102,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Block:
-    """A module that hands its input through and adds to it: it may be removed, which is to keep no unit of its inner groups.
+    """A module that adds to its input, so that it can be removed. It is removed if its inner groups keep no unit.
 
-    `groups` are those whose channels begin and end in it, at least one; `parameters` are all that go with it.
+    Attributes:
+        name: the module's name.
+        groups: its inner groups, at least one. Their channels begin and end in the block.
+        parameters: all parameters that are removed with it.
     """
 
     name: str
@@ -106,37 +117,46 @@ class Block:
 
 @dataclass(frozen=True)
 class Groups:
-    """All channel groups, layers and removable blocks of a network. `network` is the digest of its structure (not of its
-    weights), `operators` how many its traced graph has."""
+    """All channel groups, layers and removable blocks of a network.
+
+    Attributes:
+        network: the digest of the network's structure. Weights do not change it.
+        groups: all groups, locked ones too.
+        layers: in the order of execution.
+        folds: (layer, the batch norm that can be folded into it).
+        unknown_operators: operators without a rule. They lock the channels that reach them.
+        blocks: the blocks that can be removed.
+        operators: how many the traced graph has.
+    """
 
     network: str
     groups: tuple[Group, ...]
     layers: tuple[Layer, ...]
-    folds: tuple[tuple[str, str], ...] = ()  # (convolution or linear, the batch-norm that folds into it)
+    folds: tuple[tuple[str, str], ...] = ()
     unknown_operators: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
     operators: int = field(kw_only=True)
 
     @property
     def block_of(self) -> dict[str, Block]:
-        """The inner groups of blocks: {group: its block}."""
+        """{inner group: its block}."""
         return {group: block for block in self.blocks for group in block.groups}
 
     def removed(self, widths: Widths) -> tuple[Block, ...]:
-        """The blocks of which nothing is left at these widths."""
+        """The blocks that are removed at these widths."""
         return tuple(block for block in self.blocks if not any(widths[group] for group in block.groups))
 
     @property
     def free(self) -> tuple[Group, ...]:
-        """The groups that may be cut."""
+        """The groups that can be cut."""
         return tuple(group for group in self.groups if group.locked is None)
 
     def full(self) -> dict[str, int]:
-        """The unpruned widths of all groups."""
+        """The widths of the original network."""
         return {group.name: group.width for group in self.groups}
 
     def least(self) -> dict[str, int]:
-        """The smallest widths there are: a unit a group, no block."""
+        """The smallest possible widths: one unit in each free group, and every block removed."""
         inner = self.block_of
         return {g.name: g.width if g.locked else 0 if g.name in inner else 1 for g in self.groups}
 
@@ -147,7 +167,15 @@ class Groups:
 
 @dataclass(frozen=True)
 class SurveyedGroup:
-    """A channel group: its units, the layers whose weights it cuts, their multiply-accumulates, and the reason of its lock."""
+    """A channel group in a survey.
+
+    Attributes:
+        name: the group.
+        width: how many units it has.
+        layers: the layers whose weights lose channels if the group is cut.
+        macs: multiply-accumulates of these layers.
+        locked: why no unit can be removed; None if units can be.
+    """
 
     name: str
     width: int
@@ -158,8 +186,16 @@ class SurveyedGroup:
 
 @dataclass(frozen=True)
 class Survey:
-    """What of a model can be cut: `macs` are all of its multiply-accumulates, `least_macs` those that a unit a group and no
-    block would leave; `blocks` can be removed; `unknown_operators` have no rule, and lock what reaches them."""
+    """The channels and blocks of a model that can be removed.
+
+    Attributes:
+        project: its name.
+        macs: multiply-accumulates of the model.
+        least_macs: multiply-accumulates at the smallest possible widths; see `Groups.least`.
+        groups: all groups, locked ones too.
+        blocks: the blocks that can be removed.
+        unknown_operators: operators without a rule. They lock the channels that reach them.
+    """
 
     project: str
     macs: int

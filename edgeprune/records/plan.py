@@ -12,10 +12,14 @@ from edgeprune.records.network import Groups
 
 @dataclass(frozen=True)
 class Scores:
-    """What a group's units are worth: `units[group][unit]` ≥ 0, the expected loss of removing that unit alone.
+    """Importance scores: the expected increase of the loss for each removed unit, at least 0.
 
-    `curves[group][k - 1]`, where it was measured, is the expected loss when the best k units are kept; where not, the
-    scores of those that go are added up. `blocks[block]` likewise is what is lost with a whole block.
+    Attributes:
+        criterion: its name, as in `[prune] importance`.
+        units: `units[group][unit]` is the score of removing only this unit.
+        curves: `curves[group][k - 1]` is the measured score of keeping the best k units. A group without a measured curve is
+            not in it: the scores of its removed units are added up.
+        blocks: `blocks[block]` is the measured score of removing the block. Others are added up likewise.
     """
 
     criterion: str
@@ -26,17 +30,25 @@ class Scores:
     def __post_init__(self) -> None:
         for name, values in [*self.units.items(), *self.curves.items(), ("the blocks", tuple(self.blocks.values()))]:
             if any(not math.isfinite(v) or v < 0 for v in values):
-                raise ValueError(f"the scores of {name} must be finite and not negative")
+                raise ValueError(f"the scores of {name} must be finite and at least 0")
         for group, curve in self.curves.items():
             if len(curve) != len(self.units[group]) or curve[-1] != 0 or sorted(curve, reverse=True) != list(curve):
-                raise ValueError(f"the loss curve of {group} must fall with every unit kept, to zero when all are")
+                raise ValueError(f"the loss curve of {group} must never rise with another unit, and must end at 0")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units each group keeps, what that should cost in time and loss, and the proof that nothing beats it.
+    """The units that each group keeps, with the predicted latency, the expected loss, and a proof that it is the least loss.
 
-    `gap` is (loss − bound) / max(|loss|, tiny): at most 1e-3 by contract.
+    Attributes:
+        keep: {free group: the units that it keeps, ascending}.
+        predicted: the predicted latency of the pruned network.
+        baseline: the predicted latency of the original network.
+        budget_ns: the latency budget in nanoseconds.
+        loss: the expected increase of the loss.
+        bound: no plan within the budget has a smaller expected loss than this.
+        gap: (loss − bound) / max(|loss|, tiny), at most 1e-3.
+        profile: the digest of the profile that the plan was made from.
     """
 
     keep: dict[str, tuple[int, ...]]
@@ -50,17 +62,20 @@ class Plan:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Units kept a group."""
+        """{free group: how many units it keeps}."""
         return {group: len(units) for group, units in self.keep.items()}
 
     def cuts(self, groups: Groups) -> bool:
-        """Whether anything goes."""
+        """Whether anything is removed."""
         return any(len(self.keep[group.name]) < group.width for group in groups.free)
 
 
 @dataclass(frozen=True)
 class MeasuredPlan:
-    """A plan whose network was measured, interleaved with the original network, in a confirm round (from 0)."""
+    """A plan as measured in a confirm round: its network was interleaved with the original network.
+
+    `round` counts from 0. `widths` are as in `Plan.widths`. Latencies and the budget are in nanoseconds.
+    """
 
     round: int
     widths: dict[str, int]
@@ -75,31 +90,38 @@ class MeasuredPlan:
 
     @property
     def safe(self) -> bool:
-        """Whether the whole interval is within the budget, so that another measurement is likely to agree."""
+        """Whether the whole interval is within the budget. Another measurement is then likely to be within it, too."""
         return self.measured.high <= self.budget_ns
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A plan whose latency was measured, and all plans that were measured on the way to it."""
+    """A plan whose latency was measured, and the measurements of all plans that were tried."""
 
     plan: Plan
     measured: tuple[MeasuredPlan, ...]
 
     @property
     def rounds(self) -> int:
-        """How many confirm rounds it took; 0 where nothing was cut."""
+        """How many confirm rounds it took; 0 if nothing was cut."""
         return max((1 + one.round for one in self.measured), default=0)
 
     @property
-    def own(self) -> MeasuredPlan | None:
-        """The measurement of the confirmed plan; None where nothing was cut."""
+    def measurement(self) -> MeasuredPlan | None:
+        """The measurement of the confirmed plan; None if nothing was cut."""
         return next((one for one in self.measured if one.widths == self.plan.widths), None)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training: mean loss, validation metric after it, last learning rate. Epoch 0 is before training."""
+    """One epoch of training. Epoch 0 is the network before training.
+
+    Attributes:
+        epoch: its number.
+        loss: the mean loss; None for epoch 0.
+        metric: the validation metric after the epoch.
+        learning_rate: the last one; None for epoch 0.
+    """
 
     epoch: int
     loss: float | None
@@ -109,9 +131,13 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Pruned:
-    """The pruned network, proved and refitted: `untrained` is best without training, training begins at `start`.
+    """The pruned network: the cut is proved, and the remaining weights are refitted.
 
-    Both are files that `edgeprune.load` reads. `parameters` are its parameters and the original network's.
+    Attributes:
+        untrained: the file of the network that is best without training. `edgeprune.load` reads it.
+        start: the file of the network that training starts from.
+        parameters: how many the pruned network and the original network have.
+        refitted: whether weights were refitted.
     """
 
     untrained: Path
@@ -122,9 +148,12 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The pruned network after fine-tuning, a file that `edgeprune.load` reads, and the history of all epochs.
+    """The pruned network after fine-tuning.
 
-    Without training the history is empty, and `reason` says why.
+    Attributes:
+        network: its file. `edgeprune.load` reads it.
+        history: all epochs; empty without training.
+        reason: why nothing was trained; empty after training.
     """
 
     network: Path
@@ -133,5 +162,5 @@ class Tuned:
 
     @property
     def best(self) -> Epoch:
-        """The epoch whose weights were kept: the best on the validation metric, the first of equals."""
+        """The epoch whose weights were kept: the one with the best validation metric. Of equal ones, it is the first."""
         return max(self.history, key=lambda epoch: (epoch.metric, -epoch.epoch))

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from edgeprune.records.device import Device, Samples
+from edgeprune.records.target import Precision
+
+Role = Literal["anchor", "baseline", "reference", "fit", "confirm"]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One variant measured: its widths, its whole-network samples, and what the runtime's profiler saw a layer.
+    """One variant of a network, measured.
 
-    Experiments with the same `batch` were timed in turns in the same processes, run i with run i; the one whose role is
-    "anchor" has the same widths in every batch of a profile, and takes the machine's drift out of the others; "reference" is
-    the unpruned network in fp32, where the profile's precision is another. `layer_ns`
-    ranks layers; only `samples` carry the scale of the network.
+    Attributes:
+        role: what the variant is for.
+            "anchor": it has the same widths in every batch of a profile, so that drift of the machine cancels out.
+            "baseline": the original network in the profile's precision.
+            "reference": the original network in fp32, if the profile's precision is another one.
+            "fit": the latency model is fitted to it.
+            "confirm": the network of a plan.
+        batch: experiments with the same number were interleaved in the same processes, run i with run i.
+        widths: {group: remaining channels}.
+        samples: times of the whole network.
+        layer_ns: {layer: nanoseconds} by the runtime's profiler. They rank layers; only `samples` are true times.
+        other_ns: nanoseconds by the profiler that belong to no layer.
     """
 
-    role: str  # "anchor", "baseline", "reference", "fit" or "confirm"
+    role: Role
     batch: int
     widths: dict[str, int]
     samples: Samples
@@ -28,20 +40,23 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Profile:
-    """All experiments with one network structure on one device, runtime, thread count and precision."""
+    """All experiments with one network structure on one device, runtime, thread count and precision.
+
+    `target` and `model` are names. `network` is the digest of the structure, as in `Groups`.
+    """
 
     target: str
     model: str
     network: str
     device: Device
     threads: int
-    precision: str
+    precision: Precision
     experiments: tuple[Experiment, ...]
 
     def __post_init__(self) -> None:
         anchored = {experiment.batch for experiment in self.experiments if experiment.role == "anchor"}
         if not {experiment.batch for experiment in self.experiments} <= anchored:
-            raise ValueError("every batch of a profile holds its anchor")
+            raise ValueError("every batch of a profile must hold an anchor")
 
     def with_experiments(self, more: Iterable[Experiment]) -> Profile:
         """A new profile with these experiments appended."""
@@ -53,22 +68,28 @@ class Profile:
         return tuple(experiment for experiment in self.experiments if experiment.role != "reference")
 
     @property
-    def unpruned_role(self) -> str:
-        """The role of the unpruned network in fp32, which shares of a budget refer to."""
+    def original_role(self) -> Role:
+        """The role of the original network in fp32. Budgets that are shares refer to its latency."""
         return "baseline" if self.precision == "fp32" else "reference"
 
     @property
     def next_batch(self) -> int:
-        """The number of a batch that is to be measured."""
+        """The number of the next batch to measure."""
         return 1 + max((experiment.batch for experiment in self.experiments), default=-1)
 
 
 @dataclass(frozen=True)
 class ExplainedLayer:
-    """What was measured of a layer, and what its latency model makes of it.
+    """A layer's measurements, and its latency model.
 
-    `share` is of the unpruned network's latency, `points` are (inputs, outputs, nanoseconds by the runtime's profiler); a step
-    is how many channels cost as much as one, None where they stay.
+    Attributes:
+        name: the layer.
+        share: the layer's share of the original network's latency.
+        inputs: its input channels in the original network.
+        outputs: its output channels in the original network.
+        points: (input channels, output channels, nanoseconds by the runtime's profiler) of each measurement.
+        input_step: so many input channels cost as much as one. None if the input channels cannot be cut.
+        output_step: the same of its output channels.
     """
 
     name: str
@@ -82,7 +103,14 @@ class ExplainedLayer:
 
 @dataclass(frozen=True)
 class ExplainedGroup:
-    """Which widths of a group pay: for each target its step, and how much dearer widths are that are no multiple of 4."""
+    """The widths of a group that a runtime computes efficiently.
+
+    Attributes:
+        name: the group.
+        width: its channels in the original network.
+        steps: {target: (step, penalty)}. So many channels cost as much as one. The penalty is the latency of widths that are
+            not multiples of 4, relative to those that are, minus 1.
+    """
 
     name: str
     width: int
@@ -91,7 +119,21 @@ class ExplainedGroup:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A latency model, explained. `overhead` is the share of the unpruned network's latency that is in no layer."""
+    """A latency model, explained.
+
+    Attributes:
+        target: its name.
+        runtime: its name.
+        emulated: whether the device is emulated.
+        simulated: whether the runtime is a stand-in.
+        experiments: how many the model is fitted to.
+        median_error: the median relative error on variants that the model was not fitted to.
+        error: 90 % of these errors are below it.
+        exponent: the network's latency is this power of the sum of its layers. It is above 1 if layers slow each other down.
+        overhead: share of the original network's latency that is in no layer.
+        layers: in the order of execution.
+        groups: the groups that can be cut.
+    """
 
     target: str
     runtime: str

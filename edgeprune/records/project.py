@@ -7,39 +7,41 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from edgeprune.errors import UsageError
 from edgeprune.records.budget import Budget
 
+SplitName = Literal["train", "valid", "test"]
+
 
 class Function(Protocol):
-    """A function of the user's, wherever it comes from.
+    """A function that the user wrote.
 
-    A TOML file names one as "module:function"; a program may hand over the object itself.
+    A TOML file names one as "module:function". A program may pass the object itself.
     """
 
     @property
     def where(self) -> str:
-        """How messages name it: the file, the key and the value."""
+        """The function's name in messages: the file, the key and the value."""
 
     @property
     def name(self) -> str:
-        """What identifies it in a stage's key."""
+        """The function's name in a stage's key."""
 
     def load(self) -> Callable[..., Any]:
-        """The callable. Raises `UsageError` where it cannot be had."""
+        """The callable. Raises `UsageError` if it cannot be imported."""
 
     def sources(self) -> Mapping[str, str]:
-        """Digests of the code it is made of: {file or package: digest or version}. Runs no user code."""
+        """Digests of its code: {file or package: digest or version}. Runs no user code."""
 
     def guarded(self, where: str = "") -> AbstractContextManager[None]:
-        """A context in which user code runs: what it raises becomes one `UsageError` that begins with `where`."""
+        """A context that user code runs in. An error of the code becomes a `UsageError` that begins with `where`."""
 
 
 @dataclass(frozen=True)
 class ModelSection:
-    """`[model]`: `factory` makes the network, `inputs` its example inputs; `weights` is a state dict's file."""
+    """`[model]`: `factory` makes the network, `inputs` makes example inputs, and `weights` is the file of a state dict."""
 
     factory: Function
     inputs: Function
@@ -48,7 +50,7 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """`[data]`: the splits, and the functions that judge outputs. See docs/project-file.md."""
+    """`[data]`: the splits, the loss and the metric. docs/project-file.md describes each function."""
 
     train: Function
     valid: Function
@@ -59,14 +61,14 @@ class DataSection:
     clean: Function | None = None
     augment: Function | None = None
 
-    def split(self, name: str) -> Function | None:
-        """The function of "train", "valid" or "test"."""
+    def split(self, name: SplitName) -> Function | None:
+        """The function that returns a split; None if the project has no such split."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
 class BudgetSection:
-    """`[budget]`: the latency to meet, and how much of the metric that may cost."""
+    """`[budget]`: the latency to meet, and how much lower the metric may be than the original network's."""
 
     latency: Budget
     max_metric_drop: float = 0.01
@@ -82,25 +84,25 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
-            raise UsageError(f"mean has {len(self.mean)} numbers, std {len(self.std)}; give one of each a channel")
+            raise UsageError(f"mean has {len(self.mean)} numbers, std {len(self.std)}; give one of each for a channel")
         numbers = (*self.mean, *self.std, self.scale)
         if not all(map(math.isfinite, numbers)) or min(self.std) <= 0 or self.scale == 0:
-            raise UsageError("mean, std and scale must be finite, std above zero, scale not zero")
+            raise UsageError("mean, std and scale must be finite, std above zero, and scale must not be zero")
 
     @property
     def factor(self) -> tuple[float, ...]:
-        """What each channel is multiplied by, before `shift` is added."""
+        """The factor of each channel: scale ÷ std."""
         return tuple(self.scale / std for std in self.std)
 
     @property
     def shift(self) -> tuple[float, ...]:
-        """What is added to each channel."""
+        """The number that is added to each channel after its factor: −mean ÷ std."""
         return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
 
 
 @dataclass(frozen=True)
 class PruneSection:
-    """`[prune]`: the importance criterion, and names or patterns of parameters whose channels are kept."""
+    """`[prune]`: the importance criterion, and names or patterns of parameters whose channels must not be removed."""
 
     importance: str = "loss-curves"
     lock: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ class PruneSection:
 
 @dataclass(frozen=True)
 class FinetuneSection:
-    """`[finetune]`: how the pruned network is trained. `ema` is the decay of the moving average of weights."""
+    """`[finetune]`: how the pruned network is trained. `ema` is the decay of the weights' moving average; None for none."""
 
     epochs: int = 20
     learning_rate: float = 0.01
@@ -118,9 +120,11 @@ class FinetuneSection:
 
 @dataclass(frozen=True)
 class CheckSection:
-    """`[check]`: the budgets that `check` decides, `[budget] latency` where there are none.
+    """`[check]`: the limits of `edgeprune check`.
 
-    `slowdown` is the share by which the artifact may be slower than its baseline. None takes the device's default.
+    Attributes:
+        budget: the latency budgets; if there are none, `[budget] latency`.
+        slowdown: the share by which the artifact may be slower than its baseline; None is the device's default.
     """
 
     budget: tuple[Budget, ...] = ()
@@ -129,7 +133,7 @@ class CheckSection:
 
 @dataclass(frozen=True)
 class Project:
-    """A project as read. `path` is its file, which messages name; `name` names profiles and services."""
+    """A project file. `path` is the file, and messages name it. `name` names profiles and services."""
 
     path: Path
     name: str
@@ -143,5 +147,5 @@ class Project:
 
     @property
     def folder(self) -> Path:
-        """The folder of the project file: runs and profiles are kept in it."""
+        """The folder of the project file. Runs and profiles are kept in it."""
         return self.path.parent

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from edgeprune.records.device import Device
+from edgeprune.records.target import Precision
 from edgeprune.records.verdict import Verdict
+
+ReleaseState = Literal["current", "previous", "kept"]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds and what it was verified on: the part of it that is signed.
+    """The signed part of a bundle: its files, and the verification that it passed.
 
-    `model` is the file to load, `relative_error` how far the kept output may be missed, of the largest one, `files` are {name:
-    (bytes, SHA-256)}.
+    Attributes:
+        schema: the version of this record.
+        service: the project's name; a host keeps its releases in a folder of this name.
+        target: the name of the target that it was verified on.
+        created_s: when, in seconds since 1970.
+        edgeprune: the version that made it.
+        runtime: the name of the runtime.
+        model: the file to load.
+        precision: the artifact's.
+        threads: CPU threads of an inference.
+        dla: the core of the deep-learning accelerator; None if it is not used.
+        artifact: the digest of the artifact.
+        relative_error: how far a host's outputs may be from the kept ones, relative to the largest one.
+        device: the device of the verification.
+        verdict: the outcome of the verification.
+        files: {name: (bytes, SHA-256)} of all other files of the bundle.
     """
 
     schema: int
@@ -23,7 +41,7 @@ class Manifest:
     edgeprune: str
     runtime: str
     model: str
-    precision: str
+    precision: Precision
     threads: int
     dla: int | None
     artifact: str
@@ -35,15 +53,22 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Release:
-    """A bundle on a device: "current" is in service and "previous" was before, each since then; others are "kept".
+    """A bundle on a host.
 
-    `damage` says why it would not be put into service, and then nothing is known of what it holds.
+    Attributes:
+        host: its name.
+        service: the project's name.
+        digest: the digest of the manifest's file.
+        state: "current" is deployed, "previous" was deployed before it, and others are "kept".
+        since_s: since when it has been in this state, in seconds since 1970; None if it is "kept".
+        manifest: its manifest; None if it is damaged.
+        damage: why it cannot be deployed; empty if it can be.
     """
 
     host: str
     service: str
     digest: str
-    state: str
+    state: ReleaseState
     since_s: int | None = None
     manifest: Manifest | None = None
     damage: str = ""

@@ -1,4 +1,4 @@
-"""The answer of a whole run."""
+"""The result of a whole run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprune.records.target import Precision
 from edgeprune.records.verdict import Check, Figures, Outcome
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a whole run answers; `--json` prints it. `schema` changes when a key changes its meaning."""
+    """The result of a whole run, as `--json` prints it. docs/json.md describes each key."""
 
     schema: int
     status: Outcome
     target: str
     runtime: str
-    precision: str
+    precision: Precision
     emulated: bool
     simulated: bool
     budget_ms: float

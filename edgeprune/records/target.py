@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]  # of an artifact
+TargetPrecision = Literal["fp32", "fp16", "int8", "auto"]  # a runtime may have several artifacts for one
+TransportName = Literal["local", "ssh"]
 
 
 @dataclass(frozen=True)
 class Host:
-    """How to reach a device over SSH; what is None comes from `~/.ssh/config` or ssh's defaults."""
+    """How to reach a device over SSH. A value that is None comes from `~/.ssh/config` or ssh's defaults."""
 
     name: str
     user: str | None = None
     port: int | None = None
     identity: Path | None = None
     known_hosts: Path | None = None
-    fingerprint: str | None = None  # pinned: SHA256:…
+    fingerprint: str | None = None  # of the only host key that is accepted: SHA256:…
     python: str = "python3"
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """How releases get into service: on which hosts (the target's own where none are named), signed with which Ed25519 key,
-    which command tells a server of a switch, and how many releases a device keeps."""
+    """How releases are deployed.
+
+    Attributes:
+        hosts: the hosts that releases go to; if there are none, the device that is measured.
+        key: the private Ed25519 key that signs releases.
+        reload: the command that notifies a server of a new release, in words.
+        keep: how many releases a host keeps.
+    """
 
     hosts: tuple[str, ...] = ()
     key: Path | None = None
@@ -32,7 +43,10 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Prepare:
-    """What is changed on a device while it measures, and put back after: nvpmodel's mode by name, and pinned clocks."""
+    """Settings of a device that are changed while it measures, and restored afterwards.
+
+    `power_mode` is a mode by nvpmodel's name. `jetson_clocks` pins the clocks.
+    """
 
     power_mode: str | None = None
     jetson_clocks: bool = False
@@ -40,20 +54,31 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Target:
-    """`targets/NAME.toml` as read: how to reach a device and what runs there.
+    """A target file: how to reach a device and what runs there. docs/target-file.md describes each key.
 
-    `precision` is "fp32", "fp16", "int8", or "auto": whatever is fastest and keeps the metric. `emulated` and `simulated` say
-    that an emulated device, or one whose runtime is a stand-in, is what the user wants: its figures are no measure of a real
-    one. `dla` is the core of the deep-learning accelerator to use, `power_mode` (nvpmodel's name) and `clocks_pinned` are what
-    a Jetson must be in, and `prepare` is what is done to it.
+    Attributes:
+        path: the file; error messages name it.
+        name: names the profiles and the run folder.
+        transport: how to reach the device.
+        runtime: the name of the runtime.
+        threads: CPU threads of an inference.
+        precision: of the artifact. "auto" is the fastest precision that keeps the metric.
+        host: the device; None if it is this machine.
+        emulated: whether the user wants an emulated device. Its times are not those of a board.
+        simulated: whether the user wants a stand-in for the runtime. Its times are not those of a board.
+        dla: the core of the deep-learning accelerator to use.
+        power_mode: the mode that a Jetson must be in, by nvpmodel's name.
+        clocks_pinned: whether a Jetson's clocks must be pinned.
+        prepare: settings that are changed while the device measures.
+        deploy: how releases are deployed.
     """
 
     path: Path
     name: str
-    transport: str
+    transport: TransportName
     runtime: str
     threads: int = 1
-    precision: str = "fp32"
+    precision: TargetPrecision = "fp32"
     host: Host | None = None
     emulated: bool = False
     simulated: bool = False
@@ -71,7 +96,7 @@ class Target:
 
     @property
     def each_host(self) -> list[tuple[str, Target]]:
-        """Every host that releases go to, by its name, as a target of its own."""
+        """The hosts that releases go to: pairs of a name and a target with only this host."""
         if self.host is None:
             return [("here", self)]
         if not self.deploy.hosts:
@@ -80,7 +105,7 @@ class Target:
 
     @property
     def all_hosts(self) -> list[tuple[str, Target]]:
-        """The host that is measured on, and every other that releases go to."""
+        """The device that is measured, then the other hosts that releases go to; pairs as in `each_host`."""
         if self.host is None:
             return self.each_host
         own = (self.host.name, self)

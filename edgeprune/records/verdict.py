@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Literal
 
 from edgeprune.records.device import Conditions, Device, Interval, Samples
+from edgeprune.records.target import Precision
 
 
 @dataclass(frozen=True)
 class Candidate:
     """The original network in one precision: its latency, interleaved with all candidates, and its metric."""
 
-    precision: str
+    precision: Precision
     latency: Interval
     metric: float
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision that was chosen, and all candidates that were measured."""
+    """The chosen precision, and all candidates that were measured."""
 
-    precision: str
+    precision: Precision
     candidates: tuple[Candidate, ...]
 
 
@@ -36,7 +37,7 @@ class Artifact:
         files: the first is the one to load.
         sha256: the digest of all files.
         format: the runtime that loads it.
-        precision: such as "fp16".
+        precision: of its weights and activations.
         source: the digest of what it was compiled from.
         operators: how many the simplified network has, before a runtime fuses or quantises them.
     """
@@ -44,7 +45,7 @@ class Artifact:
     files: tuple[Path, ...]
     sha256: str
     format: str
-    precision: str
+    precision: Precision
     source: str
     operators: int
 
@@ -120,7 +121,7 @@ class Measurement:
 
     artifact: str
     files: tuple[str, ...]
-    precision: str
+    precision: Precision
     threads: int
     dla: int | None
     device: Device

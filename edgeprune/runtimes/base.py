@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeprune.errors import RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
+from edgeprune.records import Precision, TargetPrecision
 from edgeprune.runtimes.timing import NodeTime
 
 NodeTimes = tuple[
@@ -37,9 +38,9 @@ class Runtime(ABC):
     separate_profile: bool = False  # `instrument` makes another file, about as large as the model
     slow_calls: bool = False  # a call may take far longer than an inference, for instance where it starts a process
     # A target's `precision` and the artifacts that it stands for. The fastest one that is accurate enough is used.
-    precisions: Mapping[str, tuple[str, ...]] = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",)}
+    precisions: Mapping[str, tuple[Precision, ...]] = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",)}
 
-    def candidates(self, precision: str) -> tuple[str, ...]:
+    def candidates(self, precision: TargetPrecision) -> tuple[Precision, ...]:
         """The precisions that a target's `precision` stands for; "auto" stands for all, fp32 first.
 
         Raises:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from edgeprune.errors import DeviceError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
-from edgeprune.records import Artifact, Candidate, Choice, Samples
+from edgeprune.records import Artifact, Candidate, Choice, Precision, Samples
 from edgeprune.stages import accuracy
 from edgeprune.stages.accuracy import Evaluation, Timer
 from edgeprune.stages.verdict import POLICY
@@ -20,7 +20,7 @@ def fastest(
     timer: Timer,
     evaluation: Evaluation,
     reference: Artifact,
-    candidates: Mapping[str, Artifact],
+    candidates: Mapping[Precision, Artifact],
     max_metric_drop: float,
 ) -> Choice:
     """The fastest candidate whose metric holds against the reference; see `best`.
@@ -52,9 +52,9 @@ def fastest(
     return Choice(best(found, metrics, metrics["fp32"] - max_metric_drop), measured)
 
 
-def _runnable(timer: Timer, candidates: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def _runnable(timer: Timer, candidates: Mapping[Precision, Artifact]) -> dict[Precision, Artifact]:
     """The candidates, but fp32, that the device can run."""
-    found: dict[str, Artifact] = {}
+    found: dict[Precision, Artifact] = {}
     for precision, artifact in candidates.items():
         if precision == "fp32":
             continue
@@ -69,7 +69,7 @@ def _runnable(timer: Timer, candidates: Mapping[str, Artifact]) -> dict[str, Art
     return found
 
 
-def best(times: Mapping[str, Samples], metrics: Mapping[str, float], least: float) -> str:
+def best(times: Mapping[Precision, Samples], metrics: Mapping[Precision, float], least: float) -> Precision:
     """The fastest candidate with a metric of at least `least`; if there is none, the one with the best metric.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Artifact, Groups, Tuned
+from edgeprune.records import Artifact, Groups, Precision, Tuned
 from edgeprune.runtimes.base import Calls, Runtime
 from edgeprune.storage.store import digest_of, file_sha256
 
@@ -41,7 +41,7 @@ class Reads:
     survey: Groups
     finetune: Tuned
     runtime: Runtime
-    chosen_precision: str
+    chosen_precision: Precision
     calibration: Calibration
     valid: Split
     finetune_seed: int
@@ -52,7 +52,7 @@ class Compiler:
     """Compiles networks for a runtime in a precision. `samples` are calls that int8 ranges come from."""
 
     runtime: Runtime
-    precision: str
+    precision: Precision
     samples: Calls = ()
 
     def compile(

@@ -87,7 +87,7 @@ def run(reads: Reads, output: Output) -> Confirmed:
 
 def describe(confirmed: Confirmed, reads: Reads) -> str:
     """The prediction and the measurement of the confirmed plan, as a share of the budget."""
-    own = confirmed.own
+    own = confirmed.measurement
     if own is None:
         return "nothing is cut, so nothing is measured"
     rounds = f"{confirmed.rounds} round{'s' * (confirmed.rounds != 1)}"
@@ -194,7 +194,7 @@ def measure(
     """
     groups = subject.groups
     full = groups.full()
-    wanted = [("anchor", experiments.anchor(groups)), (profile.unpruned_role, full)]
+    wanted: experiments.Batch = [("anchor", experiments.anchor(groups)), (profile.original_role, full)]
     wanted += [("confirm", {**full, **plan.widths}) for plan in plans]
     models = [subject.variants.file(widths, role == "reference") for role, widths in wanted]
     samples = subject.device.compare(models, subject.inputs, PROCESSES)

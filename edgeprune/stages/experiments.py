@@ -20,7 +20,7 @@ from edgeprune.latency import stats
 from edgeprune.latency.fit import draft, last_error
 from edgeprune.latency.observations import by_layer
 from edgeprune.limits import LIMITS
-from edgeprune.records import Experiment, Groups, Profile, Samples
+from edgeprune.records import Experiment, Groups, Profile, Role, Samples
 
 if TYPE_CHECKING:
     from edgeprune.stages.inputs import Variants
@@ -40,7 +40,7 @@ GOOD_ENOUGH = 0.01  # median relative error on configurations before they were m
 VARIANTS_PER_GROUP = 2, 7  # at least, and at most: after that, more of the same does not help
 
 log = logging.getLogger("edgeprune")
-Batch = list[tuple[str, dict[str, int]]]  # (role, widths) of the networks that share a process
+Batch = list[tuple[Role, dict[str, int]]]  # (role, widths) of the networks that share a process
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Subject:
     groups: Groups
     inputs: Sequence[Path]
 
-    def files(self, batch: Sequence[tuple[str, dict[str, int]]]) -> list[Path]:
+    def files(self, batch: Batch) -> list[Path]:
         """The files for the device of (role, widths) pairs; those with the role "reference" are in fp32."""
         return [self.variants.file(widths, role == "reference") for role, widths in batch]
 
@@ -179,7 +179,7 @@ def _batches(groups: Groups, chosen: Sequence[dict[str, int]], profile: Profile)
     """The networks that share a process: the anchor first, the original network in some, and the chosen variants."""
     batches: list[Batch] = []
     for start in range(0, max(1, len(chosen)), TOGETHER):  # one where nothing can be cut: the original network
-        batch = [("anchor", anchor(groups))] * ANCHORS
+        batch: Batch = [("anchor", anchor(groups))] * ANCHORS
         batch += [("fit", widths) for widths in chosen[start : start + TOGETHER]]
         if (profile.next_batch + len(batches)) % BASELINE_EVERY == 0:
             batch.append(("baseline", groups.full()))

@@ -20,7 +20,9 @@ from edgeprune.records import (
     FinetuneSection,
     Function,
     Groups,
+    Precision,
     PruneSection,
+    SplitName,
     Widths,
     digest,
 )
@@ -47,7 +49,13 @@ class Variants:
     """Files of the network at other widths, for the device: exported once with random weights, then sliced."""
 
     def __init__(
-        self, network: Network, groups: Groups, runtime: Runtime, precision: str, calibration: Calibration, folder: Path
+        self,
+        network: Network,
+        groups: Groups,
+        runtime: Runtime,
+        precision: Precision,
+        calibration: Calibration,
+        folder: Path,
     ) -> None:
         self._network, self._groups, self._runtime, self._precision = network, groups, runtime, precision
         self._calibration, self._folder = calibration, folder
@@ -127,7 +135,7 @@ def _seed(run: Run) -> dict[str, object]:
     return {"[finetune] seed": run.request.project.finetune.seed}
 
 
-def _split(name: str, augmented: bool = False) -> Input:
+def _split(name: SplitName, augmented: bool = False) -> Input:
     """A split of the data. The test split is the validation split where there is none."""
 
     def functions(run: Run) -> list[Function | None]:
@@ -236,7 +244,7 @@ def _state(run: Run) -> dict[str, object]:
     return {"[runtime] threads": target.threads, **({"device state": _plain(target.state)} if target.state else {})}
 
 
-def _precision(run: Run) -> str:
+def _precision(run: Run) -> Precision:
     """The target's precision, or the one that was measured to be best where it leaves a choice."""
     allowed = _allowed(run)
     return allowed[0] if len(allowed) == 1 else run.record(precision.STAGE).precision
@@ -246,7 +254,7 @@ def _precision_made(run: Run) -> dict[str, object]:
     return {} if len(_allowed(run)) == 1 else {"precision": run.key(precision.STAGE)}
 
 
-def _allowed(run: Run) -> tuple[str, ...]:
+def _allowed(run: Run) -> tuple[Precision, ...]:
     return _runtime(run).candidates(run.request.target.precision)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.errors import UsageError
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Artifact, Choice, Groups
+from edgeprune.records import Artifact, Choice, Groups, Precision
 from edgeprune.runtimes.base import Runtime
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Reads:
     survey: Groups
     original: Artifact
     runtime: Runtime
-    allowed: tuple[str, ...]
+    allowed: tuple[Precision, ...]
     calibration: Calibration
     device: Bench
     valid: Split
@@ -47,11 +47,11 @@ def run(reads: Reads, output: Output) -> Choice:
     return choice.fastest(timer, evaluation, reads.original, _candidates(reads, output), reads.budget_max_metric_drop)
 
 
-def _candidates(reads: Reads, output: Output) -> dict[str, Artifact]:
+def _candidates(reads: Reads, output: Output) -> dict[Precision, Artifact]:
     """The original network in each precision. One of several that cannot be compiled is left out with a warning."""
     from edgeprune.stages.compile import Compiler
 
-    made: dict[str, Artifact] = {}
+    made: dict[Precision, Artifact] = {}
     refused: UsageError | None = None
     for name in reads.allowed:
         if name == reads.original.precision:

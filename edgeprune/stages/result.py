@@ -14,7 +14,7 @@ def result(run: Run) -> Result:
     """The artifact that meets the budget, its figures and its checks. Runs every stage that is missing."""
     verdict = run.record(verify.STAGE)
     confirmed, groups = run.record(confirm.STAGE), run.record(survey.STAGE)
-    plan, own, full = confirmed.plan, confirmed.own, groups.full()
+    plan, own, full = confirmed.plan, confirmed.measurement, groups.full()
     target = run.request.target
     return Result(
         schema=SCHEMA,

@@ -6,13 +6,13 @@ The pytest plugin uses them too. Statistics are in `latency.stats`; docs/ci.md e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgeprune.latency import stats
-from edgeprune.records import Budget, Check, Interval, Measurement, Outcome, Samples
+from edgeprune.records import Budget, Check, Interval, Measurement, Outcome, Precision, Samples
 from edgeprune.stages import comparable
 
 
@@ -84,7 +84,7 @@ class Tolerance:
 
 
 # Rounding explains this much. What it costs in accuracy is decided by the metric.
-TOLERANCES = {
+TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(1e-3, 0.9999, 0.99),
     "fp16": Tolerance(2e-2, 0.999, 0.98),
     "int8": Tolerance(0.3, 0.98, 0.9),
@@ -285,7 +285,7 @@ def growth(name: str, now: int, before: int, factor: float) -> Check:
     return at_most(name, now, round(factor * before))
 
 
-def outputs(expected: np.ndarray, got: np.ndarray, precision: str) -> list[Check]:
+def outputs(expected: np.ndarray, got: np.ndarray, precision: Precision) -> list[Check]:
     """Compare an artifact's outputs with torch's.
 
     If torch's are all zero, no error is relative to them and they have no direction: the absolute error decides.

@@ -20,9 +20,9 @@ from edgeprune.storage.store import digest_of, read_capped, write_atomic
 
 @dataclass(frozen=True)
 class Kept:
-    """A baseline, and its artifact.
+    """A stored baseline, and its artifact.
 
-    `model` is the artifact's file to load; None if some files are missing or have changed, and `missing` is the reason.
+    `model` is the artifact's file to load. It is None if a file is missing or has changed; `missing` is then the reason.
     """
 
     baseline: Baseline
@@ -41,14 +41,14 @@ def history_path(folder: Path, project: str) -> Path:
 
 
 def place_of(path: Path) -> Path:
-    """The path, if a baseline can be kept there: its artifact's folder has the same name. Raises `UsageError` if not."""
+    """The path, if a baseline can be stored there: the artifact's folder gets the same name. Raises `UsageError` if not."""
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"{path}: a baseline is a file whose name ends in .json, such as NAME.baseline.json")
     return path
 
 
 def read(path: Path) -> Baseline:
-    """The baseline at `path`. Raises `UsageError` if there is none, or none that can be read."""
+    """The baseline at `path`. Raises `UsageError` if there is none, or if it cannot be read."""
     if not path.is_file():
         raise UsageError(f"{path}: no such baseline; make one: edgeprune check --update --reason …")
     return codec.loads_kept(Baseline, _text(path, LIMITS.json_bytes), str(path))
@@ -60,7 +60,7 @@ def kept(path: Path) -> Kept:
 
 
 def with_artifact(path: Path, baseline: Baseline) -> Kept:
-    """A baseline of the file `path`, and its artifact if all files are beside it, unchanged."""
+    """The baseline of the file `path`, with its artifact if all files are beside it and unchanged."""
     folder = path.with_suffix("")
     files = [folder / name for name in baseline.measured.files]
     for file in files:
@@ -72,13 +72,13 @@ def with_artifact(path: Path, baseline: Baseline) -> Kept:
 
 
 def declare(path: Path, made: Baseline, artifact: Artifact) -> None:
-    """Keep a baseline and its artifact, and remove those before.
+    """Store a baseline and its artifact, and remove the ones before.
 
-    The artifact is written first: after a kill in between, its digest does not fit the older baseline.
+    The artifact is written first. After a kill in between, its digest does not match the older baseline.
     """
     before: tuple[str, ...] = ()
     if path.is_file():
-        with suppress(UsageError):  # the older one is broken, and is replaced
+        with suppress(UsageError):  # a broken baseline is replaced, too
             before = read(path).measured.files
     for file in artifact.files:
         write_atomic(path.with_suffix("") / file.name, file.read_bytes())
@@ -96,7 +96,7 @@ def remember(path: Path, record: Record) -> None:
 def history(path: Path) -> list[Record]:
     """The last checks of a history, the oldest first. Raises `UsageError` if there are none.
 
-    They are sorted by time, since merged branches leave lines in any order.
+    They are sorted by time, since a merge of branches may leave lines in any order.
     """
     if not path.exists():
         raise UsageError(f"{path}: nothing was checked yet; run: edgeprune check")
@@ -106,4 +106,4 @@ def history(path: Path) -> list[Record]:
 
 
 def _text(path: Path, cap: int) -> str:
-    return read_capped(path, cap).decode(errors="replace")  # the codec then names the file as broken
+    return read_capped(path, cap).decode(errors="replace")  # the codec then reports the file as broken

@@ -1,13 +1,13 @@
 """The run folder: content-addressed, atomic, locked, resumable. No other module writes it.
 
-    runs/TARGET/               runs/shared/ for stages that read nothing of a target
-      lock                     held by the run that works here
+    runs/TARGET/               or runs/shared/ for stages that do not depend on the target
+      lock                     the run that works here holds it
       STAGE-KEY/               a finished stage: its files, and `entry.json` with their digests and what the stage read
-      partial/STAGE-KEY/       what an interrupted stage resumes from
+      partial/STAGE-KEY/       files that an interrupted stage resumes from
       aside/STAGE-KEY-N/       a finished stage that was found damaged
 
-A finished stage appears by one rename, after its files are on the disk. A kill or a power cut at any moment leaves the
-stage complete or absent.
+A finished stage appears by one rename, after its files are on the disk. So the stage is complete or absent, whenever the
+process is killed or the power fails.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from edgeprune.limits import LIMITS
 
 MANIFEST = "entry.json"
 KEY = re.compile(r"[0-9a-f]{12,}")
-POLL_S = 0.1  # between two looks at a lock that another run holds
-KEY_CHARS = 12  # of a key in a folder's name; the manifest holds all of it
+POLL_S = 0.1  # between two attempts to take a lock
+KEY_CHARS = 12  # of a key in a folder's name; the manifest holds the whole key
 FULL = "the disk is full: free some space and run the same command again"
 NO_PERMISSION = "no permission to write: make the folder writable or copy the project elsewhere"
 HINTS = {
@@ -55,30 +55,30 @@ log = logging.getLogger("edgeprune")
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished stage, every file of which was checked."""
+    """A finished stage. All its files were checked."""
 
     folder: Path
 
     def path(self, name: str | Path) -> Path:
-        """The path of one of its files."""
+        """The path of a file of the stage."""
         return self.folder / name
 
 
 class Draft:
-    """A stage in the making: files are written into `folder`; `entry` is there once it is finished."""
+    """A stage that is being made. Files are written into `folder`. `entry` exists once the stage is finished."""
 
     def __init__(self, folder: Path, final: Path) -> None:
         self.folder = folder
         self.entry = Entry(final)
 
     def path(self, name: str) -> Path:
-        """Where to write a file of this stage; the folders above it are made."""
+        """The path to write a file of this stage to. The folders above it are made."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def relative(self, path: Path) -> Path:
-        """A file's path as the stage's own: below its folder."""
+        """A file's path relative to the stage's folder."""
         return path.relative_to(self.folder)
 
     def write_text(self, name: str, text: str) -> None:
@@ -87,17 +87,17 @@ class Draft:
 
 
 class Store:
-    """A run folder, held by one process at a time for as long as the context lasts.
+    """A run folder. One process at a time holds it, until the context ends.
 
-    The lock is the kernel's: it ends with the process, however that ends.
+    The lock is the kernel's, so it ends with the process, also after a kill.
 
     Args:
-        folder: the run folder; it is made where it is missing.
+        folder: the run folder. It is made if it is missing.
         wait_s: how long to wait for another run that holds it, in seconds.
 
     Raises:
-        UsageError: on entering, for a folder that cannot be written.
-        BusyError: on entering, where another run still holds it after `wait_s`.
+        UsageError: on entering: the folder cannot be written.
+        BusyError: on entering: another run still holds it after `wait_s`.
     """
 
     def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
@@ -112,7 +112,7 @@ class Store:
         try:
             with _explained(self.folder):
                 self._acquire(self._lock)
-                for leftover in self.folder.glob(".draft-*"):  # of a run that was killed: the lock says none is alive
+                for leftover in self.folder.glob(".draft-*"):  # of a killed run: no other run holds the lock
                     shutil.rmtree(leftover)
         except BaseException:
             self._release()
@@ -148,9 +148,9 @@ class Store:
             self._lock = None
 
     def find(self, name: str, key: str) -> Entry | None:
-        """The finished stage, every file checked against its size and digest, or None.
+        """A finished stage with all its files checked by size and digest; None if there is none.
 
-        A damaged one is moved to `aside/`, with one warning, so that it is made again.
+        A damaged stage is moved to `aside/` with a warning. It is then made again.
         """
         folder = self._place(name, key)
         if not os.path.lexists(folder):
@@ -166,7 +166,7 @@ class Store:
                 number += 1
             os.replace(folder, aside / f"{folder.name}-{number}")
         log.warning(
-            "%s is damaged (%s): set aside as %s-%d, to be made again",
+            "%s is damaged (%s): it is set aside as %s-%d, and made again",
             folder,
             damage,
             aside / folder.name,
@@ -175,7 +175,7 @@ class Store:
         return None
 
     def newest(self, name: str, holds: Callable[[Mapping[str, Any]], bool]) -> Entry | None:
-        """The undamaged stage of this name that was finished last, of those whose manifest `holds`, whatever their keys."""
+        """The last finished, undamaged stage of this name. It may have any key, but `holds` must be true of its manifest."""
         for place, manifest in self._manifests(name):
             key = str(manifest.get("key"))
             if KEY.fullmatch(key) and self._place(name, key) == place and holds(manifest):
@@ -185,11 +185,11 @@ class Store:
         return None
 
     def last_read(self, name: str) -> Mapping[str, object] | None:
-        """What the stage of this name that was finished last had read, by label; None where there is none."""
+        """What the last finished stage of this name has read: {label: value}; None if there is none."""
         return next((reads for _, m in self._manifests(name) if isinstance(reads := m.get("reads"), dict)), None)
 
     def _manifests(self, name: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-        """The manifests of a stage's entries, the last one finished first; what cannot be read is passed over."""
+        """The manifests of a stage's entries, the last finished one first. Unreadable ones are skipped."""
         places = [path for path in self.folder.glob(f"{name}-*") if (path / MANIFEST).is_file()]
         for place in sorted(places, key=lambda path: (path / MANIFEST).stat().st_mtime_ns, reverse=True):
             try:
@@ -200,11 +200,18 @@ class Store:
                 yield place, manifest
 
     @contextmanager
-    def create(self, name: str, key: str, told: Mapping[str, object] | None = None) -> Iterator[Draft]:
-        """Make a stage, or make it again: it appears when the block ends well, and leaves nothing when it does not.
+    def create(self, name: str, key: str, facts: Mapping[str, object] | None = None) -> Iterator[Draft]:
+        """Make a stage, or make it again. It appears when the block ends. If the block raises, nothing is left.
 
-        `told` is added to its manifest. Its scratch folder is removed when it is finished. Raises `UsageError` for a full or
-        read-only disk.
+        The stage's scratch folder is removed when it is finished.
+
+        Args:
+            name: the stage.
+            key: the digest of what it reads.
+            facts: are added to its manifest.
+
+        Raises:
+            UsageError: the disk is full or read-only.
         """
         final = self._place(name, key)
         with _explained(self.folder):
@@ -212,10 +219,10 @@ class Store:
             try:
                 temporary.chmod(0o755)  # mkdtemp makes it private
                 yield Draft(temporary, final)
-                _write_manifest(temporary, {"key": key, **(told or {})})
+                _write_manifest(temporary, {"key": key, **(facts or {})})
                 former = temporary.with_name(f"{temporary.name}-former")
                 if final.exists():
-                    os.replace(final, former)  # out of the way in one step: never half deleted
+                    os.replace(final, former)  # in one step, so that it is never half deleted
                 os.replace(temporary, final)
                 _sync(self.folder)
             except BaseException:
@@ -225,23 +232,27 @@ class Store:
             shutil.rmtree(done_with, ignore_errors=True)
 
     def scratch(self, name: str, key: str) -> Path:
-        """A folder that outlives a killed stage; it goes when the stage is finished."""
+        """A folder that stays if the stage is killed. It is removed when the stage is finished."""
         folder = self._partial(name, key)
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def save(self, path: Path, write: Callable[[Path], None]) -> None:
-        """Replace one file in one step: `write` is given the path to write to, on the same file system.
+        """Replace a file in one step. After a failure or a kill, the earlier file is unchanged.
 
-        What was there stays whole when this fails or is killed. Raises `UsageError` for a full or read-only
-        disk.
+        Args:
+            path: the file.
+            write: writes the new content to the path that it is called with, on the same file system.
+
+        Raises:
+            UsageError: the disk is full or read-only.
         """
         _replace(path, write)
 
     def _place(self, name: str, key: str) -> Path:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not KEY.fullmatch(key):
-            raise ValueError(f"{name!r} and {key!r} are no stage and no digest")  # they name a folder
+            raise ValueError(f"{name!r} is not a stage, or {key!r} is not a digest")  # they name a folder
         return self.folder / f"{name}-{key[:KEY_CHARS]}"
 
     def _partial(self, name: str, key: str) -> Path:
@@ -249,9 +260,10 @@ class Store:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file in one step, making the folders above it; what was there stays whole when this fails.
+    """Replace a file in one step, and make the folders above it. After a failure, the earlier file is unchanged.
 
-    One writer at a time: the run folder's lock sees to that. Raises `UsageError` naming path and next step.
+    Only one process may write at a time; the lock of the run folder ensures it. Raises `UsageError` with the path and what
+    to do.
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +275,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def read_capped(path: Path, cap: int) -> bytes:
-    """A regular file's bytes. Raises `UsageError` where it cannot be read or is over `cap` bytes."""
+    """The bytes of a regular file. Raises `UsageError` if it cannot be read or is larger than `cap` bytes."""
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: is not a file; give the path of a file")
@@ -286,15 +298,15 @@ def file_sha256(path: Path) -> str:
 
 
 def digest_of(files: Sequence[Path]) -> str:
-    """SHA-256, in hex, over the files of an artifact in order."""
+    """SHA-256, in hex, of the content of all files in order."""
     sha = hashlib.sha256()
     for file in files:
         sha.update(file.read_bytes())
     return sha.hexdigest()
 
 
-def _write_manifest(folder: Path, told: Mapping[str, object]) -> None:
-    """Write `told` and the digests of all files into the manifest, and sync everything to the disk."""
+def _write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
+    """Write `facts` and the digests of all files into the manifest, and sync everything to the disk."""
     paths = sorted(folder.rglob("*"))
     files = {
         path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "size": path.stat().st_size}
@@ -302,13 +314,13 @@ def _write_manifest(folder: Path, told: Mapping[str, object]) -> None:
         if path.is_file()
     }
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({**told, "files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({**facts, "files": files}, indent=1), encoding="utf-8")
     for path in (*paths, manifest, folder):
         _sync(path)
 
 
 def _damage(folder: Path, key: str) -> str | None:
-    """What is wrong with a finished stage, or None."""
+    """The damage of a finished stage; None if it is undamaged."""
     name = MANIFEST
     try:
         manifest = json.loads(read_capped(folder / MANIFEST, LIMITS.json_bytes))
@@ -317,7 +329,7 @@ def _damage(folder: Path, key: str) -> str | None:
         for name, wanted in manifest["files"].items():
             path = folder / name
             if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
-                return f"{name} leads out of it"
+                return f"{name} is outside its folder"
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != wanted["size"] or file_sha256(path) != wanted["sha256"]:
@@ -328,7 +340,7 @@ def _damage(folder: Path, key: str) -> str | None:
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}.new")  # always the same: a kill leaves one at most
+    temporary = path.with_name(f".{path.name}.new")  # always the same name: kills leave one file at most
     with _explained(path):
         try:
             write(temporary)
@@ -350,18 +362,18 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses at `path` into an error that names it and the next step."""
+    """Turn an error of the file system at `path` into a `UsageError` with the path and what to do."""
     try:
         yield
     except OSError as error:
         refused = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
         near = refused.is_relative_to(path) or path.is_relative_to(refused) or refused.parent == path.parent
         hint = HINTS.get(error.errno or 0)
-        if hint is None or not near:  # not ours: somebody else's file, met while a stage was made
+        if hint is None or not near:  # another file that a stage opened: for instance, of the user's code
             raise
         raise UsageError(f"{path}: {hint}") from error
     except Exception as error:
-        # Native writers (safetensors) say that the disk is full in words only, and in errors of their own.
+        # Native writers (safetensors) raise their own errors, and report a full disk only in the message.
         if os.strerror(errno.ENOSPC) in str(error) and not isinstance(error, UsageError):
             raise UsageError(f"{path}: {FULL}") from error
         raise

@@ -95,7 +95,7 @@ class Simulated:
 def test_the_budget_is_met_and_used_in_three_rounds(bias: float, share: float) -> None:
     device = Simulated(Budget(fraction=share), bias, noise=0.005)
     confirmed = device.confirmed()
-    chosen = confirmed.own
+    chosen = confirmed.measurement
     assert chosen is not None and chosen.safe
     wider = [device.true_ns(widths) for widths in allocation.wider(device.groups, chosen.widths)]
     assert chosen.share >= 0.97 or all(ns * 1.01 > chosen.budget_ns for ns in wider)
@@ -109,7 +109,7 @@ def test_a_good_prediction_takes_one_round() -> None:
 def test_where_noise_hides_the_answer_the_fastest_plan_within_the_budget_is_taken() -> None:
     confirmed = Simulated(Budget(fraction=0.6), 1.0, noise=0.2).confirmed()
     assert confirmed.rounds == 3
-    chosen = confirmed.own
+    chosen = confirmed.measurement
     assert chosen is not None and chosen.share == min(one.share for one in confirmed.measured) <= 1
 
 

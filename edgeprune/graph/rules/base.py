@@ -11,6 +11,7 @@ from torch import fx
 
 from edgeprune.errors import UsageError
 from edgeprune.graph.labels import Axes, Axis, Labels, has_labels, none
+from edgeprune.records import LayerKind
 
 Value = Axes | list[Axes]
 
@@ -33,7 +34,7 @@ class TracedLayer:
     """A layer of the graph, with the labels of its channels. `weight` is the canonical name of its weight."""
 
     name: str
-    kind: str
+    kind: LayerKind
     weight: str
     inputs: Axis
     outputs: Axis
@@ -158,7 +159,7 @@ def broadcast(call: Call, tensors: Sequence[Axes]) -> Axes:
     return result
 
 
-def add_layer(call: Call, kind: str, inputs: Axis, outputs: Axis, geometry: Geometry, weight: Any = None) -> None:
+def add_layer(call: Call, kind: LayerKind, inputs: Axis, outputs: Axis, geometry: Geometry, weight: Any = None) -> None:
     """Add a layer of the graph. Its weight is the argument of that name, or the node `weight`.
 
     A computed weight, such as a normalised one, has no name. Its layer is left out: it counts neither in latency nor MACs.

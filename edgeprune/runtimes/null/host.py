@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgeprune.records import Precision
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime
 from edgeprune.runtimes.timing import NodeTime
 
@@ -17,7 +18,7 @@ class Null(Runtime):
     packages = ()
     converter = quantizer = "numpy"
     install = "nothing to install"
-    precisions: Mapping[str, tuple[str, ...]] = {"fp32": ("fp32",)}
+    precisions: Mapping[str, tuple[Precision, ...]] = {"fp32": ("fp32",)}
 
     def convert(
         self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import UsageError
+from edgeprune.records import Precision
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.tflite import flatbuffer
 from edgeprune.runtimes.timing import NodeTime
@@ -33,7 +34,7 @@ class TfLite(Runtime):
     quantizer = "ai-edge-quantizer"
     install = "pip install 'edgeprune[tflite]'"
     # Fixed ranges are faster for convolutions. Ranges of each run (dynamic) are faster for some transformers.
-    precisions: Mapping[str, tuple[str, ...]] = {
+    precisions: Mapping[str, tuple[Precision, ...]] = {
         "fp32": ("fp32",),
         "fp16": ("fp16",),
         "int8": ("int8", "int8-dynamic"),
