@@ -1,1 +1,1 @@
-"""From the user's files and code to records and callables."""
+"""Frontends: turn the user's files and code into records and callables."""

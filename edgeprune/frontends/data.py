@@ -1,4 +1,4 @@
-"""The user's data: splits that can be read again and again, the loss and the metric, all checked."""
+"""The user's data: splits that can be read repeatedly, the loss and the metric. All are checked as they are used."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 
 
 class _Made:
-    """What a split's function returned, once a process, with the random generators that it uses."""
+    """What a split's function returned, and the random generators that it uses. The function runs once in a process."""
 
     def __init__(self, function: Function) -> None:
         call = function.load()
         with seeded(0), function.guarded():
             self.data = call()
-        self.call = call  # kept: its id is its own only while it lives
+        self.call = call  # kept alive, so that no other function gets its id
         own = [value for value in getattr(call, "__globals__", {}).values() if not callable(value)]
         self.generators = Generators(self.data, own)
 
@@ -39,17 +39,20 @@ _made: dict[tuple[Function, int], _Made] = {}
 
 
 class Split:
-    """One split of the user's data, to be read again and again: pairs of (tuple of inputs, targets).
+    """One split of the user's data. Each iteration yields pairs of (tuple of inputs, targets), (batch, ...) each.
 
-    Batches are cleaned by `[data] clean`, checked as they are read, and augmented by `[data] augment` if `augmented`.
+    `[data] clean` is applied to each batch. Then the batch is checked.
 
     Args:
-        project: where the split's function and its helpers come from.
-        name: "train", "valid" or "test".
+        project: names the split's function and its helpers.
+        name: the split.
         augmented: whether `[data] augment` is applied to the inputs.
 
     Raises:
-        UsageError: here or while batches are read; the message names the split and the batch.
+        UsageError: the data is wrong. It is raised here, or later by the iteration; the message then names the batch.
+
+    Example:
+        >>> inputs, targets = next(iter(Split(project, "train")))
     """
 
     def __init__(self, project: Project, name: SplitName, augmented: bool = False) -> None:
@@ -67,7 +70,7 @@ class Split:
         self._augment = _made_by(self._augmenter) if self._augmenter else None
         if hasattr(self._data, "__next__"):
             raise UsageError(
-                f"{self._where} returns {kind(self._data)}, which can be read once only; "
+                f"{self._where} returns {kind(self._data)}, which can only be read once; "
                 "return a list, a DataLoader or an object with __iter__"
             )
         if not hasattr(self._data, "__iter__"):
@@ -75,10 +78,10 @@ class Split:
 
     @contextmanager
     def repeatable(self, seed: int, epoch: int = 0) -> Iterator[None]:
-        """A context in which this split is read in an order that follows from `seed` and `epoch` alone.
+        """A context in which the order of this split depends only on `seed` and `epoch`.
 
-        Global generators are seeded, and put back afterwards. Generators that the data holds are put back to their first
-        state; from epoch 1 on, to a state that follows from `seed` and `epoch`.
+        Global generators are seeded, and restored at the end. Generators that the data holds are reset to their first state;
+        from epoch 1 on, they are seeded by `seed` and `epoch`.
         """
         self._made.generators.restart(seed + epoch if epoch else None)
         self.set_epoch(epoch)
@@ -86,7 +89,7 @@ class Split:
             yield
 
     def set_epoch(self, epoch: int) -> None:
-        """Announce the epoch to data that is shuffled by epoch, or to its sampler (as `DistributedSampler`)."""
+        """Call `set_epoch` of the data or of its sampler, if there is one, as a `DistributedSampler` needs it."""
         for holder in (self._data, getattr(self._data, "sampler", None)):
             if hasattr(holder, "set_epoch"):
                 with self._function.guarded(f"{self._where}: set_epoch({epoch})"):
@@ -103,20 +106,24 @@ class Split:
             if batch is end:
                 break
             if count == LIMITS.data_batches:
-                raise UsageError(f"{self._where} gives over {count} batches; let an epoch end")
+                raise UsageError(f"{self._where} gives over {count} batches; return data whose iteration ends")
             inputs, targets = self._checked(self._cleaned(batch, count), count)
             count += 1
             if len(targets):
                 empty = False
                 yield self._augmented(inputs, count - 1), targets
         if not count:
-            raise UsageError(f"{self._where} is empty, or can be read once only; give at least one batch, every time")
+            raise UsageError(
+                f"{self._where} gives no batch: it is empty, or can only be read once; give at least one batch, every time"
+            )
         if empty:
             assert self._cleaner is not None
-            raise UsageError(f"{self._where}: [data] clean = {self._cleaner.name!r} leaves none of {count} batches")
+            raise UsageError(
+                f"{self._where}: [data] clean = {self._cleaner.name!r} removes all samples of {count} batches; keep some"
+            )
 
     def _cleaned(self, batch: Any, number: int) -> Any:
-        """The good samples of a batch, which may be none."""
+        """The batch with only its good samples, which may be none."""
         if self._cleaner is None or self._clean is None or not isinstance(batch, tuple | list) or len(batch) != 2:
             return batch
         with self._cleaner.guarded(f"{self._cleaner.where}: batch {number}"):
@@ -130,7 +137,7 @@ class Split:
             changed = tensors(self._augment(*inputs))
         shapes = [tuple(tensor.shape) for tensor in inputs]
         if changed is None or [tuple(tensor.shape) for tensor in changed] != shapes or not all(map(finite, changed)):
-            raise UsageError(f"{where} must return finite tensors of the shapes that it is given: {shapes}")
+            raise UsageError(f"{where} must return finite tensors of the same shapes as its inputs: {shapes}")
         return changed
 
     def _checked(self, batch: Any, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -140,12 +147,12 @@ class Split:
         inputs, targets = tensors(batch[0]), batch[1]
         if inputs is None or not isinstance(targets, Tensor):
             raise UsageError(
-                f"{where} holds {kind(batch[0])} and {kind(batch[1])}; give a tensor, or a tuple of them, and a tensor"
+                f"{where} holds {kind(batch[0])} and {kind(batch[1])}; give a tensor or a tuple of tensors, and a tensor"
             )
         sizes = [len(tensor) if tensor.ndim else 0 for tensor in (*inputs, targets)]
         if len(set(sizes)) > 1 or not (sizes[0] or self._cleaner):
             raise UsageError(
-                f"{where} has {sizes[:-1]} inputs and {sizes[-1]} targets; give as many of both, at least one"
+                f"{where} has {sizes[:-1]} inputs and {sizes[-1]} targets; give as many inputs as targets, at least one"
             )
         if not all(map(finite, inputs)):
             raise UsageError(f"{where} has NaN or infinity in its inputs; clean the data")
@@ -153,7 +160,7 @@ class Split:
 
 
 def _made_by(function: Function) -> Callable[..., Any]:
-    """The callable that a user's function returns."""
+    """Call a user's function; it must return a callable."""
     with function.guarded():
         found = function.load()()
     if not callable(found):
@@ -162,15 +169,19 @@ def _made_by(function: Function) -> Callable[..., Any]:
 
 
 def stacked(split: Split, inputs: tuple[Tensor, ...], most: int | None = None) -> tuple[list[np.ndarray], Tensor]:
-    """The samples of a split in calls of the example inputs' batch size.
+    """The samples of a split as calls with the example inputs' batch size.
 
     Args:
-        split: what to read.
+        split: is read.
         inputs: the example inputs, (batch, ...) each.
-        most: samples to read at most.
+        most: how many samples to read at most; None reads all.
 
     Returns:
-        Inputs (calls, batch, ...), targets (samples, ...). The last call is filled up with the first sample.
+        An array for each input, (calls, batch, ...), and the targets, (samples, ...). The last call is filled up with copies
+        of the first sample.
+
+    Raises:
+        UsageError: the samples do not have the shapes of the example inputs, or as `Split` does.
     """
     columns: list[list[Tensor]] = [[] for _ in inputs]
     targets = []
@@ -186,26 +197,26 @@ def stacked(split: Split, inputs: tuple[Tensor, ...], most: int | None = None) -
         if samples.shape[1:] != example.shape[1:]:
             raise UsageError(
                 f"{split.where} gives inputs of shape {tuple(samples.shape[1:])},"
-                f" [model] inputs of {tuple(example.shape[1:])}; they must be the same"
+                f" and [model] inputs gives {tuple(example.shape[1:])}; make them equal"
             )
         found.append(samples.numpy())
     return calls(found, inputs[0].shape[0]), torch.cat(targets)[:most]
 
 
 def calls(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Samples (samples, ...) as calls of a fixed batch size: (calls, batch, ...).
+    """Samples, (samples, ...) each, as calls with the batch size `size`, (calls, size, ...) each.
 
-    The last call is filled up with the first sample.
+    The last call is filled up with copies of the first sample.
     """
     missing = -len(arrays[0]) % size
-    whole = (np.concatenate([array, array[:1].repeat(missing, axis=0)]) for array in arrays)
-    return [np.ascontiguousarray(array).reshape(-1, size, *array.shape[1:]) for array in whole]
+    filled = (np.concatenate([array, array[:1].repeat(missing, axis=0)]) for array in arrays)
+    return [np.ascontiguousarray(array).reshape(-1, size, *array.shape[1:]) for array in filled]
 
 
 class Loss:
-    """The loss, (outputs, targets) -> a scalar tensor; cross-entropy where none is given.
+    """The project's loss: a function of (outputs, targets). It is cross-entropy if the project gives none.
 
-    Calling it raises `UsageError` where the function fails, or returns something else.
+    A call raises `UsageError` if the function fails, or does not return a scalar tensor.
     """
 
     def __init__(self, project: Project) -> None:
@@ -215,7 +226,7 @@ class Loss:
 
     @property
     def is_default(self) -> bool:
-        """Whether it is cross-entropy, so that outputs are logits."""
+        """Whether it is cross-entropy. The outputs are then logits."""
         return self._function is None
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -229,10 +240,10 @@ class Loss:
 
 
 class Metric:
-    """The project's metric: a finite number, larger is better; top-1 where none is given.
+    """The project's metric: a finite number; larger is better. It is the top-1 accuracy if the project gives none.
 
-    It judges outputs, or acts in the user's simulation where `[data] closed_loop` is given.
-    Calling it raises `UsageError` where the function fails, and `NotFinite` where the number is not finite.
+    With `[data] closed_loop`, the model acts in the user's simulation, and the metric is its score there.
+    A call raises `UsageError` if the function fails, and `NotFinite` if the number is not finite.
     """
 
     def __init__(self, project: Project) -> None:
@@ -240,18 +251,18 @@ class Metric:
 
     @property
     def in_closed_loop(self) -> bool:
-        """Whether the metric needs a policy that acts, and not outputs."""
+        """Whether the metric needs a policy that acts, instead of outputs."""
         return self._project.data.closed_loop is not None
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
-        """The metric of a whole split: outputs (samples, ...), targets (samples, ...)."""
+        """The metric of a whole split, from its outputs and targets, (samples, ...) both."""
         return self._number(self._project.data.metric, outputs, targets)
 
     def of_policy(self, policy: Policy, split: SplitName) -> float:
-        """The score of a policy in the episodes of a split, "valid" for choices and "test" for the verdict.
+        """The score of a policy in the episodes of a split: of "valid" for choices, of "test" for the verdict.
 
-        `policy` takes what the model takes, as arrays of any number of samples, and returns the outputs. The user's function
-        calls it at every step of a simulation, for many episodes at once.
+        The user's function calls `policy` at every step of a simulation, for many episodes at once. The policy takes the
+        model's inputs as arrays, (samples, ...) each, and returns the outputs, (samples, ...).
         """
         return self._number(self._project.data.closed_loop, policy, split)
 
@@ -266,7 +277,7 @@ class Metric:
 
 
 class NotFinite(UsageError):
-    """A metric, or outputs, that are no finite numbers: `count` of them."""
+    """A metric or outputs are not finite. `count` is how many numbers are not."""
 
     def __init__(self, message: str, count: int = 1) -> None:
         super().__init__(message)
@@ -274,14 +285,14 @@ class NotFinite(UsageError):
 
 
 def _guarded(project: Project, function: Function | None, where: str) -> AbstractContextManager[None]:
-    """Where the user gave no function, a default may still fail on the user's outputs and targets."""
+    """A context for the user's function, or for its default, which may fail on the user's outputs, too."""
     return function.guarded(where) if function else functions.guarded(project.folder, where)
 
 
 def _top1(outputs: Tensor, targets: Tensor) -> float:
-    """The share of samples, outputs (samples, classes, ...), whose largest output is the target's."""
+    """The share of correct samples. Outputs are (samples, classes, ...), targets (samples, ...)."""
     chosen = outputs.argmax(1)
-    if chosen.shape != targets.shape:  # torch would stretch one over the other
+    if chosen.shape != targets.shape:  # torch would broadcast them
         raise ValueError(
             f"outputs {tuple(outputs.shape)} do not fit targets {tuple(targets.shape)}; give [data] metric"
         )

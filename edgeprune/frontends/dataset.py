@@ -1,4 +1,4 @@
-"""What is wrong with a project's data, before anybody trains on it; only sums, digests and some labels are kept."""
+"""Find mistakes in a project's data before training. Only sums, digests and some labels are kept in memory."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from edgeprune.limits import LIMITS
 from edgeprune.network.importance.curves import SAMPLES
 from edgeprune.records import Finding, Preprocess, Project, SplitName
 
-RARE = 0.1  # of the most frequent class, below which another is rare
-FAR = 3.0  # standard deviations that a mean may lie from zero
-SCALES = 0.05, 20.0  # of the standard deviation, between which networks train well
-STILL = 1e-6  # of its mean: a channel that varies less does not, but for rounding
+RARE = 0.1  # a class with less than this share of the largest class's samples is rare
+FAR = 3.0  # standard deviations that a channel's mean may be from zero
+SCALES = 0.05, 20.0  # networks train well if a channel's standard deviation is in this range
+CONSTANT = 1e-6  # a channel whose standard deviation is below this share of its mean varies only by rounding
 SHIFT = 0.5  # standard deviations by which the means of two splits may differ
-FIRST = SAMPLES[1], LIMITS.reconstruction_samples  # that loss curves, and that fits are made from, at most
-SURE = 20.0  # of the order, in nats
-TOLD = 5  # names in one finding
+FIRST = SAMPLES[1], LIMITS.reconstruction_samples  # most samples that loss curves and refits are computed from
+SURE = 20.0  # data counts as sorted if its order would occur by chance with less than exp(-SURE)
+NAMES_SHOWN = 5  # in one finding
 
 
 @dataclass
 class _Moments:
-    """Of one input, by channel: dimension 1, (channels,); None where it holds whole numbers, such as tokens."""
+    """Sums over an input, by channel (dimension 1): (channels,) each. Inputs of integers, such as tokens, have none."""
 
     count: int = 0
     total: Tensor | None = None
@@ -58,27 +58,36 @@ class _Moments:
 
 @dataclass
 class _Content:
-    """What one pass over a split leaves."""
+    """What is kept of a split that was read once."""
 
     samples: int = 0
     classes: Counter[int] = field(default_factory=Counter)
-    first: list[int] = field(default_factory=list)  # the classes of as many samples as anything is computed from
+    first: list[int] = field(default_factory=list)  # the classes of the first samples, at most the largest of `FIRST`
     digests: set[bytes] = field(default_factory=set)
     repeated: int = 0
     moments: dict[int, _Moments] = field(default_factory=dict)
 
 
 def examine(project: Project) -> Iterator[Finding]:
-    """Read the splits, `LIMITS.checked_samples` of each at most, and tell what will hurt.
+    """Read at most `LIMITS.checked_samples` of each split, and report mistakes that make training worse or fail:
 
-    Labels and shapes that the model cannot take, NaN and infinity; channels that never change; rare and missing classes;
-    samples that are in two splits, or sorted by class; inputs that are not near zero mean and unit scale, or are in one
-    split and not in another.
+    - labels and shapes that the model cannot take, NaN and infinity
+    - channels that never change, or are far from zero mean and unit scale
+    - rare classes, and classes that a split lacks
+    - samples that occur twice or in two splits
+    - training data that is sorted by class
+    - splits with different means
+
+    Args:
+        project: names the model and the data.
+
+    Yields:
+        Findings, each as soon as it is known.
     """
     try:
-        check_data(build_model(project), project)  # labels, shapes, and what is not finite
+        check_data(build_model(project), project)  # labels, shapes, NaN and infinity
     except EdgepruneError as error:
-        yield Finding("fail", str(error), "mend the data")
+        yield Finding("fail", str(error), "fix the data")
         return
     splits = {name: _read(project, name) for name in SPLITS if project.data.split(name) is not None}
     for name, split in splits.items():
@@ -120,59 +129,62 @@ def _balance(split: _Content) -> str:
 def _inputs(name: str, split: _Content, preprocess: Preprocess | None) -> Iterator[Finding]:
     where = f"[data] {name}"
     if split.repeated:
-        fix = "remove them, unless they are meant to weigh more" if name == "train" else "remove them"
-        yield Finding("warn", f"{where}: {split.repeated} samples are there more than once", fix)
+        fix = "remove them, unless they shall count more" if name == "train" else "remove them"
+        yield Finding("warn", f"{where}: {split.repeated} samples occur more than once", fix)
     most = max(split.classes.values(), default=0)
     rare = [str(label) for label, count in sorted(split.classes.items()) if count < RARE * most]
     if rare:
-        what = f"{where}: less than a tenth as many samples as of the largest class: {_some(rare)}"
-        yield Finding("warn", what, "gather more of them, or weigh them in [data] loss")
+        what = f"{where}: classes with less than a tenth of the largest class's samples: {_some(rare)}"
+        yield Finding("warn", what, "collect more samples of them, or weight them in [data] loss")
     for place, moments in split.moments.items():
         mean, deviation = moments.mean, moments.deviation
         if place == 0 and preprocess is not None:  # as the network sees it
             factor = torch.tensor(preprocess.factor)
             mean, deviation = mean * factor + torch.tensor(preprocess.shift), deviation * factor.abs()
         which = f"{where}: input {place}" if len(split.moments) > 1 else where
-        still = deviation <= STILL * mean.abs()
-        if still.any():
-            names = [str(i) for i in still.nonzero().flatten().tolist()]
-            yield Finding("warn", f"{which}: channels that never change: {_some(names)}", "leave them out of the model")
-        moving = ~still
-        if not moving.any():
+        constant = deviation <= CONSTANT * mean.abs()
+        if constant.any():
+            names = [str(i) for i in constant.nonzero().flatten().tolist()]
+            yield Finding("warn", f"{which}: channels that never change: {_some(names)}", "remove them from the inputs")
+        varying = ~constant
+        if not varying.any():
             continue
-        off = (mean[moving].abs() > FAR * deviation[moving]).any()
-        low, high = float(deviation[moving].min()), float(deviation[moving].max())
+        off = (mean[varying].abs() > FAR * deviation[varying]).any()
+        low, high = float(deviation[varying].min()), float(deviation[varying].max())
         if off or low < SCALES[0] or high > SCALES[1]:
             text = (
                 f"mean {float(mean.min()):.3g} to {float(mean.max()):.3g}, standard deviation {low:.3g} to {high:.3g}"
             )
-            yield Finding("warn", f"{which}: {text}", "bring channels to zero mean and unit scale, by [preprocess] say")
+            fix = "normalise the channels to zero mean and unit scale, for instance by [preprocess]"
+            yield Finding("warn", f"{which}: {text}", fix)
 
 
 def _order(train: _Content) -> Iterator[Finding]:
-    """Whether the first samples, which scores and fits are made from, are like the others."""
+    """Whether the first samples are like the others. Scores and refits are computed from the first ones."""
     for most in FIRST:
         first = train.first[: min(most, train.samples // 2)]
         share = len(first) / train.samples
         expected = [share * count for label, count in train.classes.items() if label not in first]
-        # A set of classes is missing by chance with exp(-Σ expected), times the number of such sets.
+        # A set of classes is missing by chance with probability exp(-Σ expected), times the number of such sets.
         if sum(max(0.0, count - math.log(len(train.classes))) for count in expected) < SURE:
             continue
-        there = f"{len(set(first))} of {len(train.classes)} classes"
-        what = f"[data] train is sorted: its first {len(first)} samples have {there}"
-        yield Finding("warn", what, "shuffle it, with DataLoader(…, shuffle=True) say: scores are of the first samples")
+        found = f"{len(set(first))} of {len(train.classes)} classes"
+        what = f"[data] train is sorted: its first {len(first)} samples have {found}"
+        fix = "shuffle it, for instance by DataLoader(…, shuffle=True): scores are computed from the first samples"
+        yield Finding("warn", what, fix)
         return
 
 
 def _together(first: str, a: _Content, second: str, b: _Content) -> Iterator[Finding]:
-    """What only shows when two splits are held against each other."""
+    """Mistakes that show only when two splits are compared."""
     shared = len(a.digests & b.digests)
     if shared:
-        what = f"[data] {shared} samples are in both {first} and {second}: its metric would flatter"
-        yield Finding("warn", what, f"take them out of {first}")
+        what = f"[data] {shared} samples are in both {first} and {second}: the metric of {second} would be too high"
+        yield Finding("warn", what, f"remove them from {first}")
     unseen = [str(label) for label in sorted(b.classes.keys() - a.classes.keys())]
     if unseen:
-        yield Finding("warn", f"[data] {second} has classes that {first} lacks: {_some(unseen)}", "split the data anew")
+        what = f"[data] {second} has classes that {first} lacks: {_some(unseen)}"
+        yield Finding("warn", what, "split the data again, so that each split has all classes")
     for place in a.moments.keys() & b.moments.keys():
         one, other = a.moments[place], b.moments[place]
         if one.mean.shape != other.mean.shape:
@@ -181,9 +193,9 @@ def _together(first: str, a: _Content, second: str, b: _Content) -> Iterator[Fin
         shift = float(((one.mean - other.mean).abs() / scale).max())
         if shift > SHIFT:
             what = f"[data] {first} and {second} differ by {shift:.2g} standard deviations on average in input {place}"
-            yield Finding("warn", what, "normalise both by the same figures")
+            yield Finding("warn", what, "normalise both by the same mean and standard deviation")
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    return ", ".join(names[:TOLD]) + more
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

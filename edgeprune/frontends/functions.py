@@ -1,6 +1,6 @@
-"""The user's functions that a project file names: found, loaded, called, and their errors told in one line.
+"""The user's functions that a project file names: find them, load them, and report their errors in one line.
 
-torch is not imported here: a run that reuses everything needs none of the user's code.
+This module does not import torch: a run that reuses everything does not need the user's code.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from edgeprune.frontends import sources
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-# What runs when torch calls a module or differentiates: below it, an error is the model's.
-OF_MODELS = {"_call_impl", "_engine_run_backward"}
+# Functions of torch that call a module or differentiate. An error in code that they call comes from the model.
+CALLS_MODEL = {"_call_impl", "_engine_run_backward"}
 
 
 @dataclass(frozen=True)
 class FileFunction:
-    """A function that a project file names as "module:function", looked up beside that file first.
+    """A function that a project file names as "module:function"; see `records.Function`.
 
-    `path` is the project file, `key` the key that names it, such as "[data] loss". See `records.Function`.
+    It is looked up beside the project file first. `path` is this file. `key` names the function, such as "[data] loss".
     """
 
     path: Path
@@ -44,7 +44,7 @@ class FileFunction:
         return f"{self.path}: {self.key} = {self.name!r}"
 
     def load(self) -> Callable[..., Any]:
-        """The function. Raises `UsageError` where its module cannot be imported or does not have it."""
+        """The function. Raises `UsageError` if its module cannot be imported or does not have it."""
         module_name, _, attribute = self.name.partition(":")
         with self.guarded():
             function = getattr(_module(self.path.parent, module_name), attribute, None)
@@ -67,7 +67,7 @@ class FileFunction:
 
 @contextmanager
 def guarded(root: Path, where: str) -> Iterator[None]:
-    """Run user code with the project's folder importable. Raises `UsageError`, one line, for whatever it raises."""
+    """A context that user code runs in. It can import from the folder `root`; any error of it becomes a `UsageError`."""
     try:
         with _importable(root):
             yield
@@ -79,10 +79,10 @@ def guarded(root: Path, where: str) -> Iterator[None]:
 
 @contextmanager
 def of_user(path: Path, stage: str) -> Iterator[None]:
-    """A context in which a stage runs: an error that comes from the user's code becomes one `UsageError`.
+    """A context that a stage runs in: an error that comes from the user's code becomes a `UsageError`.
 
-    User code is the code in the folder of the project file `path`, and whatever torch runs when it calls or differentiates
-    the user's model. Any other error is ours, and passes.
+    User code is the code in the folder of the project file `path`, and the code that torch runs when it calls or
+    differentiates the user's model. Other errors are edgeprune's, and are raised unchanged.
     """
     try:
         yield
@@ -95,14 +95,14 @@ def of_user(path: Path, stage: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException, root: Path) -> str:
-    """An error in one line, with the last line of the user's code that it passed."""
+    """An error in one line, with the last line of the user's code in its traceback."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
     return text + users_line(error, root)
 
 
 def users_line(error: BaseException, root: Path) -> str:
-    """The last line of the user's code that an error passed, as " (net.py, line 4)"; empty where it passed none."""
+    """The last line of the user's code in an error's traceback, as " (net.py, line 4)"; empty if there is none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename, root)]
     if not frames:
         return ""
@@ -110,11 +110,11 @@ def users_line(error: BaseException, root: Path) -> str:
 
 
 def _is_users(error: Exception, root: Path) -> bool:
-    """Whether the innermost code that is no library's is the user's, or ours that called the user's model."""
+    """Whether the innermost frame outside libraries is the user's code, or code of edgeprune that called the user's model."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_users(frame.filename, root):
             return True
-        if frame.name in OF_MODELS and "torch" in Path(frame.filename).parts:
+        if frame.name in CALLS_MODEL and "torch" in Path(frame.filename).parts:
             return True
         if Path(frame.filename).is_relative_to(PACKAGE):
             return False
@@ -122,7 +122,7 @@ def _is_users(error: Exception, root: Path) -> bool:
 
 
 def is_users(filename: str, root: Path) -> bool:
-    """Whether a file is the user's: below the project's folder, and no library's or ours."""
+    """Whether a file is the user's: it is in the project's folder, and neither in a library nor in edgeprune."""
     path = Path(filename).resolve()
     if path.is_relative_to(PACKAGE) or any(path.is_relative_to(library) for library in LIBRARIES):
         return False
@@ -130,9 +130,9 @@ def is_users(filename: str, root: Path) -> bool:
 
 
 def _module(root: Path, name: str) -> ModuleType:
-    """Import by place, under a name made from path and text, so that modules of two projects do not meet."""
+    """Import a module of a project, under a name made from its path and text. So projects do not share modules."""
     file = next((f for f in (root / f"{name}.py", root / name / "__init__.py") if f.is_file()), None)
-    if file is None:  # inside a package, whose relative imports need its true name, or installed
+    if file is None:  # it is installed, or in a package, whose relative imports need its real name
         return importlib.import_module(name)
     source = file.read_bytes()
     unique = f"_edgeprune_{hashlib.sha256(str(file).encode() + source).hexdigest()[:16]}"
@@ -144,7 +144,7 @@ def _module(root: Path, name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[unique] = module
         try:
-            # Compiled here: Python's own cache takes a file for unchanged when it was edited within a second.
+            # Python's own cache would treat a file that was edited within the same second as unchanged.
             exec(compile(source, file, "exec"), module.__dict__)  # noqa: S102 - the user's own module
         except BaseException:
             del sys.modules[unique]
@@ -157,9 +157,9 @@ _siblings: dict[str, Path] = {}  # modules imported from a project's folder, by 
 
 @contextmanager
 def _importable(root: Path) -> Iterator[None]:
-    """Put a project's folder first in `sys.path`, and forget the modules of another project's folder."""
+    """Put a project's folder first in `sys.path`, and remove another project's modules from `sys.modules`."""
     for name in [name for name, home in _siblings.items() if home != root]:
-        del _siblings[name]  # the other project keeps what it has already imported
+        del _siblings[name]  # the other project keeps its references to them
         sys.modules.pop(name, None)
     before = set(sys.modules)
     sys.path.insert(0, str(root))

@@ -1,4 +1,4 @@
-"""The same random numbers for a stage, whatever ran before it in this process."""
+"""Random numbers that do not depend on what ran before in this process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-MOST_OBJECTS = 10_000  # looked at to find the generators that data holds
+MOST_OBJECTS = 10_000  # that are searched for the generators that data holds
 PLAIN = (str, bytes, int, float, bool, type(None), torch.Tensor, np.ndarray, type, type(random))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python; put their states back at the end."""
+    """Seed the global generators of torch, numpy and Python, and restore their states at the end."""
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -31,13 +31,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class Generators:
-    """The random generators that some objects hold, such as a DataLoader's, with the states they had at first."""
+    """The random generators that objects hold, such as a DataLoader's, with their first states."""
 
     def __init__(self, *roots: object) -> None:
         self._found = [(found, copy.deepcopy(_state(found))) for found in _generators(roots)]
 
     def restart(self, seed: int | None = None) -> None:
-        """Put every generator back to its first state; with a `seed`, to the state that follows from it."""
+        """Reset every generator to its first state, or seed it."""
         for generator, first in self._found:
             if seed is None:
                 _restore(generator, first)
@@ -46,7 +46,7 @@ class Generators:
 
 
 def _generators(roots: tuple[object, ...]) -> list[Any]:
-    """Generators reachable through attributes and containers, each once, in a fixed order."""
+    """The generators that can be reached through attributes and containers, each once, in a fixed order."""
     todo, seen, found = list(roots), set[int](), []
     while todo and len(seen) < MOST_OBJECTS:
         one = todo.pop()
@@ -89,4 +89,4 @@ def _fresh(generator: Any, seed: int) -> Any:
         return np.random.Generator(type(generator.bit_generator)(seed))
     if isinstance(generator, np.random.RandomState):
         return np.random.RandomState(seed % 2**32)
-    return random.Random(seed)  # noqa: S311 - data order, no secret
+    return random.Random(seed)  # noqa: S311 - for the order of data, not for secrets

@@ -1,8 +1,8 @@
-"""Which files a user's function is made of, as digests. Reads import statements; runs no user code.
+"""Digests of the source files that a user's function depends on. It reads import statements and runs no user code.
 
-A function follows from its module and from every module that this one imports from the project's folder, directly or not.
-Modules that are installed elsewhere count by the version of their package. Files that the code opens are not seen: after
-changing those, `--fresh` redoes what follows from them.
+A function depends on its module and on every module that this one imports from the project's folder, directly or indirectly.
+An installed module counts by the version of its package. Files that the code opens are not found: after changing them, pass
+`--fresh`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,17 @@ IMPORTERS = {"import_module", "__import__"}
 
 
 def of_module(root: Path, module: str) -> dict[str, str]:
-    """Digests of the files that `module`, looked up in `root` first, is made of: {path below root: SHA-256}.
+    """Digests of the files that a module depends on.
 
-    For a module that is installed elsewhere: {package: version}. Raises `UsageError` where `root` holds too many files.
+    Args:
+        root: the project's folder; the module is looked up there first.
+        module: its name, such as "package.module".
+
+    Returns:
+        {path relative to `root`: SHA-256}; for an installed module, {"package NAME": version}.
+
+    Raises:
+        UsageError: `root` holds too many Python files.
     """
     found = _files(root, module)
     if not found:
@@ -40,7 +48,7 @@ def of_module(root: Path, module: str) -> dict[str, str]:
 
 
 def installed(package: str) -> str:
-    """The version of a package, "none" where it is not installed."""
+    """The version of a package; "none" if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -53,10 +61,10 @@ def _distributions(module: str) -> list[str]:
 
 
 def _imported(root: Path, file: Path) -> Iterator[Path]:
-    """The files of `root` that a file imports, its own packages included."""
+    """The files of `root` that a file imports, and those of the packages around it."""
     try:
         tree = ast.parse(read_capped(file, LIMITS.source_bytes))
-    except (SyntaxError, ValueError):  # importing it will say so
+    except (SyntaxError, ValueError):  # the import of it will report this
         return
     for node in ast.walk(tree):
         for name in _names(node, _package(root, file)):
@@ -64,7 +72,7 @@ def _imported(root: Path, file: Path) -> Iterator[Path]:
 
 
 def _names(node: ast.AST, package: list[str]) -> Iterator[str | None]:
-    """The modules that a statement may import; None where only running the code could tell."""
+    """The modules that a statement may import; None if that is known only when it runs."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -87,7 +95,7 @@ def _package(root: Path, file: Path) -> list[str]:
 
 
 def _files(root: Path, module: str) -> list[Path]:
-    """The files of a module and of the packages around it; by its last names where the code extends `sys.path`."""
+    """The files of a module and of the packages around it. If the code extends `sys.path`, they may be in any folder."""
     parts = module.split(".")
     if parts[0] in sys.stdlib_module_names:
         return []
@@ -100,7 +108,7 @@ def _candidates(place: Path) -> Iterator[Path]:
 
 
 def _deeper(root: Path, file: Path, parts: list[str]) -> Iterator[Path]:
-    """Where `parts` would lie in the folders above `file`."""
+    """The files of the module `parts`, if one of the folders above `file` were in `sys.path`."""
     for folder in file.parents:
         if not folder.is_relative_to(root):
             return
@@ -109,7 +117,7 @@ def _deeper(root: Path, file: Path, parts: list[str]) -> Iterator[Path]:
 
 @cache
 def _beside(root: Path) -> tuple[Path, ...]:
-    """Every Python file of a project's folder, but for environments, runs and hidden folders."""
+    """Every Python file of a project's folder, except in environments, runs and hidden folders."""
     files = tuple(
         sorted(
             path
@@ -118,5 +126,7 @@ def _beside(root: Path) -> tuple[Path, ...]:
         )
     )
     if len(files) > LIMITS.source_files:
-        raise UsageError(f"{root}: over {LIMITS.source_files} Python files; keep edgeprune.toml in a folder of its own")
+        raise UsageError(
+            f"{root} holds over {LIMITS.source_files} Python files; keep edgeprune.toml in a folder with only its own code"
+        )
     return files

@@ -32,9 +32,9 @@ from edgeprune.records import (
 )
 from edgeprune.storage.store import read_capped
 
-PATH_CHARS = 1000  # of a path, whose end tells most: that of nearly all is shown
+PATH_CHARS = 1000  # of a path in a message; nearly all paths are shown whole, since the end matters most
 
-# A field's description completes the sentence "KEY must be ...".
+# A field's description completes the sentence "KEY must be …".
 Text = Annotated[str, StringConstraints(min_length=1)]
 Reference = Annotated[
     str,
@@ -48,7 +48,7 @@ Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole numb
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
 Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
 
-# Nothing that a tool could take for an option, or a shell for a command.
+# No tool reads such a name as an option, and no shell as a command.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:%@-]*$", max_length=255)]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
@@ -173,17 +173,20 @@ File = TypeVar("File", bound=BaseModel)
 
 
 def read_project(path: Path, budget: str | None = None) -> Project:
-    """Read an `edgeprune.toml`; `budget` ("12 ms", "50%") replaces the file's.
+    """Read an `edgeprune.toml`. The project is named after the file's folder, and its paths are absolute.
 
-    The project is named after the file's folder, and its paths are absolute.
+    Args:
+        path: the file.
+        budget: "12 ms" or "50%"; replaces the file's.
 
-    Raises `UsageError`, one line that names the file, the key and what to write instead.
+    Raises:
+        UsageError: the file is wrong. The message, of one line, names the file, the key and what to write.
     """
     path = Path(os.path.abspath(path))
     file = _read_toml(path, _ProjectFile)
     limit = _median(f"{path}: [budget] latency", file.budget.latency)
     if file.data.metric and file.data.closed_loop:
-        raise usage_error(f"{path}: [data] metric and closed_loop are two metrics; keep one of them")
+        raise usage_error(f"{path}: [data] metric and closed_loop exclude each other; keep one of them")
 
     def function(section: str, key: str, name: str | None) -> FileFunction | None:
         return FileFunction(path, f"[{section}] {key}", name) if name else None
@@ -222,9 +225,9 @@ def _preprocess(path: Path, section: _Preprocess) -> Preprocess:
 
 
 def read_target(path: Path) -> Target:
-    """Read a target file; the target is named after it. Raises `UsageError` naming the file and the key."""
+    """Read a target file. The target is named after it. Raises `UsageError` with the file and the key."""
     path = Path(os.path.abspath(path))
-    if not re.fullmatch(r"\w[\w.-]*", path.stem):  # it names folders, so it may not lead out of them
+    if not re.fullmatch(r"\w[\w.-]*", path.stem):  # the name becomes a folder's
         raise usage_error(f"{path}: a target's name may hold letters, digits, '_', '-' and '.'; rename the file")
     file = _read_toml(path, _TargetFile)
     jetsons = file.runtime.dla, file.prepare, file.expect.power_mode, file.expect.clocks_pinned
@@ -261,7 +264,7 @@ def _deployment(path: Path, file: _TargetFile) -> Deployment:
 
 
 def _host(path: Path, connect: _Connect) -> Host | None:
-    """The keys of `[connect]` that only SSH has."""
+    """The keys of `[connect]` that only SSH uses."""
     given = connect.model_dump(exclude={"transport"}, exclude_unset=True)
     if connect.transport != "ssh":
         if given:
@@ -285,9 +288,15 @@ def _host(path: Path, connect: _Connect) -> Host | None:
 
 
 def find_target(name: str, project_dir: Path) -> Path:
-    """The file of a target: a path, or `targets/NAME.toml` beside the project, here, or shipped with edgeprune.
+    """The file of a target.
 
-    Raises `UsageError` with the known names when there is none.
+    Args:
+        name: a path, or the NAME of a file `targets/NAME.toml`. It is looked up beside the project, in the working directory,
+            and in edgeprune itself.
+        project_dir: the project's folder.
+
+    Raises:
+        UsageError: there is no such file. The message lists the known names.
     """
     folders = [project_dir / "targets", Path.cwd() / "targets", _shipped_targets()]
     if "/" in name or os.sep in name or name.endswith(".toml"):
@@ -305,28 +314,29 @@ def find_target(name: str, project_dir: Path) -> Path:
 
 
 def _shipped_targets() -> Path:
-    """Beside this file where edgeprune is installed, at the top where it is a checkout."""
+    """The targets of edgeprune: in the package if it is installed, or at the top of a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "targets"
     return installed if installed.is_dir() else package.parent / "targets"
 
 
 def _median(where: str, text: str) -> Budget:
-    """The budget that a plan is made for."""
+    """The budget that plans are made for. It must be of the median."""
     limit = read_budget(where, text)
     if limit.quantile != 0.5:
         raise usage_error(
-            f"{where}: {quoted(text)} is no median, which plans are made for; for other quantiles: [check] budget"
+            f"{where}: {quoted(text)} is not of the median, and plans are made for the median;"
+            " give other quantiles in [check] budget"
         )
     return limit
 
 
 def read_budget(where: str, text: str) -> Budget:
-    """A budget from its text. Raises `UsageError` naming `where` it stands."""
+    """A budget from its text, such as "12 ms". Raises `UsageError` for another text; `where` begins the message."""
     try:
         return Budget.parse(text)
     except OverflowError:
-        raise usage_error(f'{where}: {quoted(text)} is too long a time; write one such as "12 ms"') from None
+        raise usage_error(f'{where}: {quoted(text)} is too long; write a time such as "12 ms"') from None
     except UsageError as error:
         raise usage_error(f"{where}: {error}") from None
 
@@ -335,8 +345,8 @@ def _read_toml(path: Path, shape: type[File]) -> File:
     data = read_capped(path, LIMITS.toml_bytes)
     try:
         content = tomllib.loads(data.decode("utf-8-sig"))  # editors on Windows put a byte-order mark
-    except (ValueError, RecursionError) as error:  # also what Python says to a number of thousands of digits
-        raise usage_error(f"{path}: is not TOML: {quoted(str(error), 200)}; mend the file") from error
+    except (ValueError, RecursionError) as error:  # Python also raises for numbers of thousands of digits
+        raise usage_error(f"{path}: is not TOML: {quoted(str(error), 200)}; fix the file") from error
     try:
         return shape.model_validate(content)
     except ValidationError as error:
@@ -344,9 +354,9 @@ def _read_toml(path: Path, shape: type[File]) -> File:
 
 
 def _explain(error: ValidationError, shape: type[BaseModel]) -> str:
-    """The first problem: the key, what is wrong and what to write; and how many more there are.
+    """The first problem, with the key, what is wrong and what to write; and how many more problems there are.
 
-    Unknown keys come first, since a misspelt key explains the missing one.
+    Unknown keys come first, since a misspelt key also makes another one missing.
     """
     problems = error.errors(include_url=False)
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
@@ -365,7 +375,7 @@ def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[Bas
     if kind == "extra_forbidden":
         if len(loc) == 1 and not isinstance(given, dict):
             place = _home(key, shape) or f"unknown key {quoted(key)}{_nearest(key, known)}"
-            return f"{place}; keys stand below their section"
+            return f"{place}; write keys below the header of their section"
         home = _home(key, shape) if len(loc) > 1 else ""
         place = f"[{loc[0]}] has no key {quoted(key)}" if len(loc) > 1 else f"unknown section {quoted(key)}"
         return f"{place}; {home}" if home else f"{place}{_nearest(key, known)}"
@@ -387,12 +397,12 @@ def _field(shape: type[BaseModel], loc: tuple[int | str, ...]) -> Any:
 
 def _fields(shape: type[BaseModel], section: str) -> dict[str, Any]:
     annotation: Any = shape.model_fields[section].annotation
-    one: type[BaseModel] = (get_args(annotation) or (annotation,))[0]  # one that may be left out is a union with None
+    one: type[BaseModel] = (get_args(annotation) or (annotation,))[0]  # an optional section is a union with None
     return dict(one.model_fields)
 
 
 def _wanted(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """What a key takes, in words."""
+    """The values of a key, in words."""
     field = _field(shape, loc)
     if field.description:
         return str(field.description)
@@ -401,14 +411,14 @@ def _wanted(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
 
 
 def _keys(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The known sections, or the known keys of one."""
+    """The known sections, or the known keys of a section."""
     if not loc:
         return list(shape.model_fields)
     return list(_fields(shape, str(loc[0])))
 
 
 def _home(key: str, shape: type[BaseModel]) -> str:
-    """Where a key that stands in the wrong place belongs."""
+    """The section that a misplaced key belongs to, in words; empty if there is none."""
     homes = [section for section in _keys(shape, ()) if key in _keys(shape, (section,))]
     return f"{key} belongs to [{homes[0]}]" if homes else ""
 

@@ -1,4 +1,4 @@
-"""The doctor sees what is wrong with data before anybody trains on it."""
+"""doctor reports mistakes in the data before training."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def test_good_data_gives_no_warning(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "level", "said"),
+    ("code", "level", "text"),
     [
         ("def train(): return [(x.index_fill(0, torch.tensor([3]), float('nan')), y) for x, y in _data(0, 64)]",
          "fail", "batch 0 has NaN or infinity in its inputs"),
         ("def train(): return [(x, y + 3) for x, y in _data(0, 64)]", "fail", "the model has 4 classes"),
         ("def train(): return [(0 * x + 7, y) for x, y in _data(0, 64)]", "warn", "channels that never change: 0"),
         ("def valid(): return _data(0, 256)[:1]", "warn", "32 samples are in both train and valid"),
-        ("def train(): return _data(0, 64) + _data(0, 64)[:1]", "warn", "32 samples are there more than once"),
+        ("def train(): return _data(0, 64) + _data(0, 64)[:1]", "warn", "32 samples occur more than once"),
         ("def train(): return [(255 * x, y) for x, y in _data(0, 256)]", "warn", "train: mean "),
         ("def test(): return [(x + 1, y) for x, y in _data(2, 96)]", "warn", "train and test differ by"),
         ("def train(): return [(x[y > 0], y[y > 0]) for x, y in _data(0, 256)]", "warn", "classes that train lacks: 0"),
         ("def train(): return _data(0, 256) + [(x[y > 0], y[y > 0]) for s in range(9, 25) for x, y in _data(s, 256)]",
-         "warn", "less than a tenth as many samples as of the largest class: 0"),
+         "warn", "classes with less than a tenth of the largest class's samples: 0"),
     ],
 )  # fmt: skip
-def test_each_fault_is_named(code: str, level: str, said: str, project: Path) -> None:
-    found = [finding for finding in examined(project, "\n\n" + code + "\n") if said in finding.what]
+def test_each_mistake_is_reported(code: str, level: str, text: str, project: Path) -> None:
+    found = [finding for finding in examined(project, "\n\n" + code + "\n") if text in finding.what]
     assert {finding.level for finding in found} == {level}
     assert all(finding.fix for finding in found)
 
@@ -54,11 +54,11 @@ def test_each_fault_is_named(code: str, level: str, said: str, project: Path) ->
         ("torch.arange(4).repeat_interleave(1000)", 4000, True),  # in one batch
         ("(torch.arange(4000) >= 1200).long()", 100, True),  # the rarer class first
         ("torch.arange(4).repeat(1000)", 50, False),
-        ("torch.arange(4)", 4, False),  # too few to tell
+        ("torch.arange(4)", 4, False),  # too few to decide
         ("(torch.arange(4000) == 3999).long()", 50, False),  # likewise
     ],
 )
-def test_samples_that_are_sorted_by_class_are_told(labels: str, batch: int, sorted_: bool, project: Path) -> None:
+def test_samples_that_are_sorted_by_class_are_reported(labels: str, batch: int, sorted_: bool, project: Path) -> None:
     code = f"""
 
 def train():
@@ -69,8 +69,8 @@ def train():
     assert any("train is sorted" in finding.what for finding in examined(project, code)) == sorted_
 
 
-def test_many_classes_in_order_are_told_together() -> None:
-    """Two hundred of five hundred samples, none of which is missed by itself."""
+def test_many_sorted_classes_are_reported_together() -> None:
+    """Two hundred classes of five hundred samples: each may be missing by chance, but not all of them."""
     split = dataset._Content(100_000, Counter(dict.fromkeys(range(200), 500)), [i // 500 for i in range(2048)])
     (finding,) = dataset._order(split)
     assert "have 5 of 200 classes" in finding.what

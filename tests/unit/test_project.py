@@ -72,7 +72,7 @@ def test_an_edited_module_is_read_again(tmp_path: Path) -> None:
 
 def test_a_mask_that_was_not_made_permanent_is_told(tmp_path: Path) -> None:
     code = "from torch.nn.utils import prune\ndef build():\n    return prune.l1_unstructured(nn.Linear(3, 1), 'weight', 0.5)\n"
-    with pytest.raises(UsageError, match=r"weight is computed.*prune\.remove"):
+    with pytest.raises(UsageError, match=r"weight is a computed tensor.*prune\.remove"):
         build_model(made(tmp_path / "a", code))
 
 
@@ -171,7 +171,7 @@ def test_data_that_runs_dry_is_told(tmp_path: Path) -> None:
     )
     batches = Split(made(tmp_path / "a", code), "train")
     assert len(list(batches)) == 1
-    with pytest.raises(UsageError, match="read once only"):
+    with pytest.raises(UsageError, match="only be read once"):
         list(batches)
 
 
@@ -196,7 +196,7 @@ def test_top_1_refuses_to_stretch() -> None:
 
 def test_preprocessing_must_fit_the_first_input(project: Path) -> None:
     known = replace(toml.read_project(project), preprocess=Preprocess((0.1, 0.2), (1.0, 1.0)))
-    with pytest.raises(UsageError, match=r"\[preprocess\] mean has 2 numbers, the first input 1 channels"):
+    with pytest.raises(UsageError, match=r"\[preprocess\] mean has 2 numbers, and the first input has 1 channels"):
         example_inputs(known)
 
 
@@ -222,7 +222,7 @@ def nothing(inputs, targets):
 def test_cleaning_leaves_the_good_samples_of_every_batch(tmp_path: Path) -> None:
     known = made(tmp_path, CLEANED, clean="m:clean")
     assert [targets.tolist() for _, targets in Split(known, "train")] == [[0, 1, 0], [0, 1], [0, 1]]
-    with pytest.raises(UsageError, match=r"\[data\] clean = 'm:nothing' leaves none of 3 batches"):
+    with pytest.raises(UsageError, match=r"\[data\] clean = 'm:nothing' removes all samples of 3 batches"):
         list(Split(changed(known, clean="m:nothing"), "train"))
 
 
@@ -315,5 +315,5 @@ def test_a_project_has_one_metric(tmp_path: Path) -> None:
         '[model]\nfactory = "m:b"\ninputs = "m:i"\n[data]\ntrain = "m:t"\nvalid = "m:v"\nmetric = "m:a"\n'
         'closed_loop = "m:c"\n[budget]\nlatency = "50%"\n'
     )
-    with pytest.raises(UsageError, match="two metrics; keep one"):
+    with pytest.raises(UsageError, match="exclude each other; keep one"):
         toml.read_project(path)

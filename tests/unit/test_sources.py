@@ -83,6 +83,6 @@ def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: py
     files(tmp_path, net="import nowhere\n", other="")
     monkeypatch.setattr(sources, "LIMITS", type("Few", (), {"source_files": 1, "source_bytes": 100})())
     sources._beside.cache_clear()
-    with pytest.raises(UsageError, match="a folder of its own"):
+    with pytest.raises(UsageError, match="a folder with only its own code"):
         sources.of_module(tmp_path, "net")
     sources._beside.cache_clear()
