@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback
 
 
 class Trial:
-    """Tries what a project brings. Nothing follows from it but an error, or none."""
+    """Tries a project's model and data. It raises an error or does nothing: no record depends on it."""
 
     def __init__(self, network: Network, project: Project) -> None:
         self._network, self._project = network, project
@@ -31,18 +33,31 @@ class Trial:
         """See `check_data`."""
         check_data(self._network.module, self._project)
 
-    def backward(self, training: bool) -> None:
-        """See `check_backward`."""
-        check_backward(self._network.module, self._project, training)
+    @contextmanager
+    def differentiating(self, training: bool) -> Iterator[None]:
+        """A context in which a stage differentiates the model. The first training batch is tried at its begin.
+
+        Args:
+            training: whether the model runs in training mode.
+
+        Raises:
+            UsageError: a backward pass fails. Where a later batch is the cause, all batches are tried to find the user's line.
+        """
+        check_backward(self._network.module, self._project, training, batches=1)
+        try:
+            yield
+        except RuntimeError:
+            check_backward(self._network.module, self._project, training)
+            raise
 
 
 def check_data(model: nn.Module, project: Project) -> None:
     """Run the model, the loss and the metric on a first batch, and read every split once.
 
-    Labels are checked for outputs (samples, classes) and integer targets (samples,) with the default loss or metric.
+    With the default loss or metric, labels are checked if outputs are (samples, classes) and targets integers, (samples,).
 
     Raises:
-        UsageError: the model does not take the data, or a label is not one of its classes. The message names the split, the
+        UsageError: the model cannot take the data, or a label is not one of its classes. The message names the split, the
             batch and the label.
     """
     classes = _first_batch(model, project)
@@ -61,44 +76,55 @@ def check_data(model: nn.Module, project: Project) -> None:
             wrong = targets[(targets < 0) | (targets >= classes)]
             if len(wrong):
                 raise UsageError(
-                    f"{where} has the label {wrong.flatten()[0].item()}, the model has {classes} classes; "
-                    f"labels run from 0 to {classes - 1}"
+                    f"{where} has the label {wrong.flatten()[0].item()}, and the model has {classes} classes; "
+                    f"give labels from 0 to {classes - 1}"
                 )
 
 
-def check_backward(model: nn.Module, project: Project, training: bool) -> None:
-    """Differentiate the loss of one training batch by the model's parameters.
+def check_backward(model: nn.Module, project: Project, training: bool, batches: int | None = None) -> None:
+    """Differentiate the loss of training batches by the model's parameters.
 
     Args:
         model: the original network; a copy of it is used.
         project: gives the training data and the loss.
         training: whether the model runs in training mode, as in fine-tuning.
+        batches: how many batches are tried; all where None.
 
     Raises:
         UsageError: a backward pass fails, as after an operation in place. The message names the user's file and line.
     """
-    inputs, targets = next(iter(Split(project, "train", augmented=training)))
     loss, tried = Loss(project), copy.deepcopy(model).train(training)
-    root = project.folder
+    split, root = Split(project, "train", augmented=training), project.folder
+    for number, batch in enumerate(islice(split, batches)):
+        where = f"{split.where}: batch {number}"
+        differentiate = partial(
+            _differentiate, tried, loss, batch, partial(functions.guarded, root, f"{where}: the model")
+        )
+        try:
+            differentiate()
+        except RuntimeError as error:
+            line = functions.one_line(error, root).partition(" Hint:")[0]  # autograd's hint is followed below
+            place = "" if functions.users_line(error, root) else _forward_line(differentiate, root)
+            raise UsageError(
+                f"{where}: a backward pass of the model raises {line}{place}; gradients are needed to train and to"
+                " score channels: do not change a tensor in place that a later step reads"
+            ) from error
 
-    def differentiate() -> None:
-        with functions.guarded(root, f"{project.path}: [data] train: batch 0: the model"):
-            outputs = tried(*inputs)
-        loss(outputs, targets).backward()  # type: ignore[no-untyped-call]
 
-    try:
-        differentiate()
-    except RuntimeError as error:
-        line = functions.one_line(error, root)
-        place = "" if functions.users_line(error, root) else _forward_line(differentiate, root)
-        raise UsageError(
-            f"{project.path}: [model] factory: a backward pass raises {line}{place}; gradients are needed to train and to"
-            " score channels: do not change a tensor in place that a later step reads"
-        ) from error
+def _differentiate(
+    model: nn.Module,
+    loss: Loss,
+    batch: tuple[tuple[Tensor, ...], Tensor],
+    guarded: Callable[[], AbstractContextManager[None]],
+) -> None:
+    inputs, targets = batch
+    with guarded():
+        outputs = model(*inputs)
+    loss(outputs, targets).backward()  # type: ignore[no-untyped-call]
 
 
 def _forward_line(differentiate: Callable[[], None], root: Path) -> str:
-    """Where in the user's code the forward step stands whose backward step fails, as autograd's anomaly mode finds it."""
+    """The user's line whose backward step fails, as " (net.py, line 4)". Autograd's anomaly mode finds it."""
     with warnings.catch_warnings(record=True) as caught, torch.autograd.set_detect_anomaly(True):
         warnings.simplefilter("always")
         with suppress(RuntimeError):
@@ -109,7 +135,7 @@ def _forward_line(differentiate: Callable[[], None], root: Path) -> str:
 
 
 def _first_batch(model: nn.Module, project: Project) -> int | None:
-    """Try the model, the loss and the metric; the number of classes where labels index them, else None."""
+    """Try the model, the loss and the metric. Returns the number of classes, or None if labels need no check."""
     split = Split(project, "valid")
     inputs, targets = next(iter(split))
     where = f"{split.where}: batch 0"
@@ -137,7 +163,7 @@ def _first_batch(model: nn.Module, project: Project) -> int | None:
 
 
 def _outputs(model: nn.Module, project: Project, where: str, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The one tensor that the model returns for a batch."""
+    """The model's outputs for a batch; they must be one tensor."""
     model.eval()
     with torch.no_grad(), functions.guarded(project.folder, f"{where}: the model"):
         outputs = model(*inputs)
