@@ -1,4 +1,4 @@
-"""What is asked of a pipeline: one project on one target."""
+"""Requests to a pipeline: one project on one target."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
 from edgeprune.records import Project, Target
 
-SHARED = "shared"  # the run folder of stages that read nothing of a target
+SHARED = "shared"  # the run folder of stages that do not depend on the target
 
 
 class Watch(Protocol):
-    """Follows the progress of a run."""
+    """Follows the progress of a run: its methods are called as the run proceeds."""
 
     def start(self, stage: str) -> None:
         """A stage begins."""
 
     def step(self, done: int, total: int, note: str) -> None:
-        """The stage in progress advances."""
+        """The stage in progress has done `done` of `total` steps."""
 
     def done(self, stage: str, note: str) -> None:
-        """A stage ended, or was reused; `note` describes its record."""
+        """A stage ended, or its record was reused. `note` describes the record."""
 
 
 class Quiet:
-    """Follows nothing."""
+    """A watch that does nothing."""
 
     def start(self, stage: str) -> None: ...
 
@@ -40,7 +40,15 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Request:
-    """One project on one target. `fresh` redoes what is kept; `wait_s` is how long to wait for a device in use, in seconds."""
+    """One project on one target.
+
+    Attributes:
+        project: the project.
+        target: the target.
+        fresh: redo everything, the measurements too.
+        wait_s: how long to wait for a device that somebody else holds, in seconds.
+        watch: follows the progress.
+    """
 
     project: Project
     target: Target
@@ -50,12 +58,12 @@ class Request:
 
     @property
     def runs(self) -> Path:
-        """The folder of all run folders of the project."""
+        """The folder that holds all run folders of the project."""
         return self.project.folder / "runs"
 
     @property
     def profiles(self) -> Path:
-        """The folder that keeps what the target's device answered."""
+        """The folder of the target's profiles, baselines and histories."""
         return self.project.folder / "profiles" / self.target.name
 
 
@@ -72,13 +80,13 @@ def request(
     Args:
         project: the path of an `edgeprune.toml`, or of its folder.
         target: a target's name, or the path of its file.
-        budget: "12 ms" or "50%"; replaces the file's.
-        fresh: redo what the run folder and the profile hold.
+        budget: "12 ms" or "50%"; replaces the project file's.
+        fresh: redo everything, the measurements too.
         wait: wait for a device that somebody else holds.
         watch: follows the progress.
 
     Raises:
-        UsageError: a file that cannot be read, or a precision that the target's runtime does not have.
+        UsageError: a file cannot be read or is wrong, or the target's runtime does not have its precision.
     """
     known = read_project(project, budget)
     to = toml.read_target(toml.find_target(target, known.folder))
@@ -92,6 +100,6 @@ def request(
 
 
 def read_project(project: Path | str, budget: str | None = None) -> Project:
-    """The project of an `edgeprune.toml`, or of the folder that holds one. Raises `UsageError` for a bad file."""
+    """Read a project file; `project` is its path, or its folder. Args and Raises as in `frontends.toml.read_project`."""
     path = Path(project)
     return toml.read_project(path / "edgeprune.toml" if path.is_dir() else path, budget)

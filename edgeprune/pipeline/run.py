@@ -1,8 +1,7 @@
 """Runs stages in order: keys, memo, lease and resume.
 
-A stage runs once for a key, which is the digest of what it reads. Records are kept in the run folder, so that the same
-command again reuses them, and a killed run resumes. torch is imported by the stages that need it: a run that reuses
-everything never does.
+The key of a stage is the digest of what it reads. A stage runs once for each key. The run folder keeps its record, so the same
+command reuses it, and a killed run resumes. Only the stages that need torch import it: a run that reuses everything does not.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from edgeprune.storage import codec
 from edgeprune.storage.store import Entry, Store
 
 SCHEMA = 2  # of the run folder
-EVENTS = "tensorboard"  # the folder beside the stages' own
-CHANGES_SHOWN = 3
+EVENTS = "tensorboard"  # the folder for events, beside the folders of stages
+CHANGES_SHOWN = 3  # labels in the reason why a stage is made again
 
 Record = TypeVar("Record")
 Value = TypeVar("Value")
@@ -33,9 +32,9 @@ Value = TypeVar("Value")
 
 @contextmanager
 def open_run(request: Request, rules: Rules) -> Iterator[Run]:
-    """A run of a request. Its run folder is locked, and its device leased, until the context ends.
+    """A run of a request. It holds its run folder, and the device once a stage needs it, until the context ends.
 
-    Raises `BusyError` where another run holds the folder or the device.
+    Raises `BusyError` if another run holds the folder or the device.
     """
     with ExitStack() as stack:
         store = stack.enter_context(Store(request.runs / request.target.name))
@@ -43,7 +42,7 @@ def open_run(request: Request, rules: Rules) -> Iterator[Run]:
 
 
 class Run:
-    """One request. Asking for a stage's record runs what is missing of the stages before it."""
+    """A run of one request. A call of `record` also runs the earlier stages that are missing."""
 
     def __init__(self, request: Request, rules: Rules, store: Store, stack: ExitStack) -> None:
         self.request, self.stack, self.folder = request, stack, store.folder
@@ -78,7 +77,7 @@ class Run:
         return self._keys[stage.name]
 
     def reads(self, stage: Stage[Any, Any]) -> dict[str, object]:
-        """What a stage reads, by label: settings, facts of machines, and the keys of earlier stages."""
+        """The content of a stage's key, {label: value}: settings, facts of machines, and the keys of earlier stages."""
         found: dict[str, object] = {}
         for name in stage.names:
             if name in self._stages:
@@ -88,7 +87,7 @@ class Run:
         return found
 
     def settings(self, stage: Stage[Any, Any]) -> str:
-        """The digest of the user's settings that a stage follows from, whatever the device and the installed packages are."""
+        """The digest of the user's settings that a stage depends on, without the device and the installed packages."""
         found: dict[str, object] = {}
         for name in self._rules.inputs_of(stage):
             found |= self._inputs[name].settings(self)
@@ -97,9 +96,9 @@ class Run:
     # --------------------------------------------------------------------------------------------- finding and making
 
     def last(self, stage: Stage[Any, Record]) -> tuple[Record, Path]:
-        """The record, and its folder, that was made last from the settings as they are now, on whatever device.
+        """The latest record made from the current settings, and its folder. It may have been made on another device.
 
-        Runs the stage where there is none.
+        If there is none, the stage runs.
         """
         settings = self.settings(stage)
         entry = self._store.newest(stage.name, lambda manifest: manifest.get("settings") == settings)
@@ -115,7 +114,7 @@ class Run:
         return self._found(stage, self._values_of(stage))  # type: ignore[return-value]
 
     def _found(self, stage: Stage[Any, Record], values: Mapping[str, Any] | None = None) -> Record | None:
-        """The record that a store keeps under the stage's key. Where there is none, one made from `values`, if given."""
+        """The record that a store keeps under the stage's key. If there is none, it is made from `values`, if given."""
         key = self.key(stage)
         with self._store_of(stage) as store:
             entry = None if self.request.fresh else store.find(stage.name, key)
@@ -123,8 +122,8 @@ class Run:
                 if values is None:
                     return None
                 why = self._why(stage, store)
-                told = {"reads": self.reads(stage), "settings": self.settings(stage)}
-                with store.create(stage.name, key, told) as draft:
+                facts = {"reads": self.reads(stage), "settings": self.settings(stage)}
+                with store.create(stage.name, key, facts) as draft:
                     made = self._made(stage, values, draft.folder, why)
                     draft.write_text(f"{stage.name}.json", codec.dumps(codec.with_paths(made, draft.relative)))
                 entry, found = draft.entry, _load(stage, draft.entry)
@@ -134,11 +133,11 @@ class Run:
         return found
 
     def _values_of(self, stage: Stage[Any, Any]) -> dict[str, Any]:
-        """What a stage reads. Earlier stages run here, before this one begins and before a store is held for it."""
+        """The values that a stage reads. Earlier stages run here, before this one begins and before it holds a store."""
         return {name: self.value(name) for name in stage.names}
 
     def _made(self, stage: Stage[Any, Record], values: Mapping[str, Any], folder: Path, why: str = "") -> Record:
-        """Run a stage. Raises `UsageError` for what the user's code raises in it."""
+        """Run a stage. An error of the user's code in it becomes a `UsageError`."""
         if stage.releases_device:
             self.release_device()
         watch, partial = self.request.watch, self._store.scratch
@@ -159,7 +158,7 @@ class Run:
         return found
 
     def _why(self, stage: Stage[Any, Any], store: Store) -> str:
-        """Why a stage is made again: what has changed of what it reads since it was last finished."""
+        """Why a stage is made again, as the begin of a progress line: the labels that changed since it last finished."""
         before, now = store.last_read(stage.name), self.reads(stage)
         if before is None or self.request.fresh:
             return ""
@@ -168,13 +167,13 @@ class Run:
         return f"redone, {shown} changed: " if changed else "redone: "
 
     def _store_of(self, stage: Stage[Any, Any]) -> AbstractContextManager[Store]:
-        """The target's store, or the one that all targets share; that one is held only while it is used."""
+        """The target's store, or the store that all targets share. The shared one is held only while it is used."""
         if self._rules.of_target(stage):
             return nullcontext(self._store)
         return Store(self.request.runs / SHARED, LIMITS.lease_wait_s)
 
     def lease(self, open_device: Callable[[ExitStack], tuple[Value, Device]]) -> Value:
-        """A device, given back at the end of the run or by `release_device`. Raises `DeviceError` if another one answers."""
+        """Open the device, until `release_device` or the end of the run. Raises `DeviceError` if it is not the first one."""
         opened, device = open_device(self._lease)
         if self.device is not None and self.device.identity != device.identity:
             raise DeviceError(f"{self.request.target.name}: another device answers than when this run began; run again")
@@ -182,7 +181,7 @@ class Run:
         return opened
 
     def release_device(self) -> None:
-        """Give the device back, so that others may use it while this machine trains."""
+        """End the lease of the device, so that others can use it while this machine trains."""
         self._values = {n: v for n, v in self._values.items() if n not in self._inputs or not self._inputs[n].leased}
         self._lease.close()
 

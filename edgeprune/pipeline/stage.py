@@ -1,4 +1,4 @@
-"""Declarations: a stage is a function of records, and an input is what stages read that no stage makes."""
+"""Declarations: a stage is a function of records. An input is a value that stages read and no stage makes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ def _settled(record: Any) -> bool:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a stage writes and what it reports to.
+    """The folders that a stage writes to, and the progress that it reports to.
 
-    Files in `folder` are kept with the stage. `scratch` is removed at the end of the run, and the folder that `partial` gives
-    outlives a killed stage. `save` replaces one file in one step. `events` is where TensorBoard looks. `fresh` asks a stage
-    that is not kept to redo everything.
+    Attributes:
+        folder: files in it are kept with the stage.
+        scratch: a folder that is removed at the end of the run.
+        partial: makes a folder that stays if the stage is killed.
+        save: replaces a file in one step; see `Store.save`.
+        events: the folder that TensorBoard reads.
+        watch: is called with the stage's progress.
+        fresh: whether a stage that is not kept must redo everything.
     """
 
     folder: Path
@@ -51,12 +56,12 @@ class Stage(Generic[Reads, Record]):
     Attributes:
         name: names the stage's folders.
         reads: a frozen data class. Each field is named after an input or an earlier stage, and holds its value.
-        run: makes the record from what it reads, and from nothing else. The stage's key is the digest of exactly that.
-        record: the class of the record; paths in it are files of the stage.
-        describe: what the progress line says of a record, and of what it was made from.
+        run: makes the record from what it reads, and from nothing else. The stage's key is the digest of what it reads.
+        record: the class of the record. Paths in it are files of the stage.
+        describe: the progress line of a finished stage, from its record and from what it read.
         kept: whether the run folder keeps the record. A stage that is not kept decides itself what is missing.
-        settled: whether a kept record is reused; an inconclusive verdict is made again.
-        releases_device: whether the device is given back first, as before training.
+        settled: whether a kept record is reused. For instance, an inconclusive verdict is made again.
+        releases_device: whether the lease of the device ends before the stage runs, for instance before training.
     """
 
     name: str
@@ -70,20 +75,20 @@ class Stage(Generic[Reads, Record]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The inputs and stages that it reads."""
+        """The names of the inputs and stages that it reads."""
         return tuple(field.name for field in fields(self.reads))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Input:
-    """What stages read and no stage makes: a part of the project or of the target, a device, a runtime.
+    """A value that stages read and no stage makes: a part of the project or the target, a device, a runtime.
 
     Attributes:
-        value: what a stage is given; called once a run, when a stage needs it.
-        settings: what of the user's files it follows from, {label: JSON value}. Part of every reader's key.
-        machine: what of devices and installed packages it follows from. Part of every reader's key, too.
-        of_target: whether it depends on the target. Stages that read no such input are shared by all targets.
-        leased: whether it holds the device, so that it is dropped with the lease.
+        value: makes the value. It is called at most once in a run, when a stage needs it.
+        settings: the user's settings that it depends on, {label: JSON value}. They are in the key of each reader.
+        machine: the facts of devices and installed packages that it depends on, likewise.
+        of_target: whether it depends on the target. All targets share the stages that read no such input.
+        leased: whether it holds the device. It is then dropped when the lease ends.
     """
 
     value: Callable[[Run], Any]
@@ -97,7 +102,8 @@ class Input:
 class Rules:
     """All stages and inputs of a pipeline, by name.
 
-    Raises `ValueError` for a name that is both, and for a stage that reads a name that is neither.
+    Raises:
+        ValueError: a name is a stage's and an input's, or a stage reads a name that is neither.
     """
 
     stages: Mapping[str, Stage[Any, Any]]
@@ -105,19 +111,19 @@ class Rules:
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.stages) & set(self.inputs)):
-            raise ValueError(f"{', '.join(both)}: names of stages, and of inputs, too")
+            raise ValueError(f"{', '.join(both)}: a name must not be both a stage's and an input's")
         for stage in self.stages.values():
             unknown = [name for name in stage.names if name not in self.stages and name not in self.inputs]
             if unknown:
                 raise ValueError(f"stage {stage.name} reads {', '.join(unknown)}: no stage and no input has that name")
 
     def inputs_of(self, stage: Stage[Any, Any]) -> tuple[str, ...]:
-        """The inputs that a stage follows from: those it reads, and those of the stages that it reads."""
+        """The names of the inputs that a stage depends on: its own, and those of the stages that it reads."""
         found: dict[str, None] = {}
         for name in stage.names:
             found |= dict.fromkeys(self.inputs_of(self.stages[name]) if name in self.stages else (name,))
         return tuple(found)
 
     def of_target(self, stage: Stage[Any, Any]) -> bool:
-        """Whether a stage depends on the target. Other stages are shared by all targets of a project."""
+        """Whether a stage depends on the target. All targets of a project share the other stages."""
         return any(self.inputs[name].of_target for name in self.inputs_of(stage))
