@@ -173,7 +173,7 @@ def check(
 
     wanted = [toml.read_budget("budget", text) for text in budgets]
     with opened(project, target, **options) as started:
-        return check.check(started, check.Asked(wanted, baseline, reason))
+        return check.check(started, check.Options(wanted, baseline, reason))
 
 
 def groups(project: Path | str) -> Survey:

@@ -146,7 +146,7 @@ def _in_parallel(name: str, options: OfRun) -> None:
             return
         with opened(options, budget=options.budget, fresh=options.fresh) as (run, answer):
             answer(VERBS["finetune"][1](run))
-            parallel.dismiss()
+            parallel.end_others()
 
 
 def _register(name: str, text: str) -> None:
@@ -200,7 +200,7 @@ def _check(options: OfCheck) -> None:
 
     budgets = [toml.read_budget("--budget", text) for text in options.budget or []]
     with opened(options) as (run, answer):
-        report = check.check(run, check.Asked(budgets, options.baseline, reason))
+        report = check.check(run, check.Options(budgets, options.baseline, reason))
         answer(report)
     if options.junit is not None:
         write_atomic(options.junit, ci.junit(report).encode())

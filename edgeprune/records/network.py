@@ -40,7 +40,7 @@ class Group:
 class Span:
     """The size of a channel dimension as a function of the widths: `fixed + Σ channels·Π width(group)`.
 
-    A term has one group, or several where the channels are seen as a product, such as heads × width.
+    A term has several groups if the channels are a product, such as heads × width.
     """
 
     fixed: int

@@ -90,7 +90,7 @@ class Target:
 
     @property
     def state(self) -> tuple[object, ...]:
-        """The state that the target asks of a device, which its latencies depend on; empty where it asks for none."""
+        """The settings that the device must have, since latencies depend on them; empty if the target names none."""
         asked = self.dla, self.power_mode, self.clocks_pinned, self.prepare
         return asked if any(key is not None for key in asked) else ()
 

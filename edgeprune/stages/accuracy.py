@@ -117,7 +117,7 @@ def metric(device: Bench, artifact: Artifact, evaluation: Evaluation, outputs: n
     """The project's metric of an artifact.
 
     Args:
-        device: runs the artifact where the metric is in closed loop: there the artifact acts in the split's episodes.
+        device: runs the artifact, if the metric is in closed loop. The artifact then acts in the split's episodes.
         artifact: what is evaluated.
         evaluation: the metric, and the batch size of calls in closed loop.
         outputs: what the artifact computed, (samples, ...).

@@ -369,7 +369,7 @@ class _Program:
         return _Sized(tuple(columns.values()), tuple(totals))
 
     def _pair(self, first: _Sized, second: _Sized, table: np.ndarray) -> np.ndarray:
-        """Columns t[i, j] ≥ 0 with row sums y_i and column sums y_j: 1 exactly where both are chosen."""
+        """Columns t[i, j] ≥ 0 with row sums y_i and column sums y_j: 1 if both choices are made, else 0."""
         grid = np.array([[self._column(time=float(ns)) for ns in row] for row in table])
         for column, members in [*zip(first.columns, grid, strict=True), *zip(second.columns, grid.T, strict=True)]:
             self.rows.append(([column, *members.tolist()], [-1.0, *[1.0] * len(members)], 0.0))

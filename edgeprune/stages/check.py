@@ -29,8 +29,8 @@ log = logging.getLogger("edgeprune")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The options of a check.
+class Options:
+    """Options of a check.
 
     Attributes:
         budgets: replace the project's.
@@ -43,7 +43,7 @@ class Asked:
     reason: str = ""
 
 
-def check(run: Run, asked: Asked) -> Report:
+def check(run: Run, options: Options) -> Report:
     """Check the artifact that was compiled last from the current project. If there is none, the stages run.
 
     With a reason, the artifact and its measurement become the baseline. Every check is added to the history.
@@ -54,22 +54,22 @@ def check(run: Run, asked: Asked) -> Report:
     """
     request, watch = run.request, run.request.watch
     project = request.project
-    place = baselines.place_of(asked.baseline or baselines.default_path(request.profiles, project.name))
-    kept = None if asked.reason else _kept(place, required=asked.baseline is not None)
-    measured, timer = _measured(run, asked, kept)
+    place = baselines.valid_path(options.baseline or baselines.default_path(request.profiles, project.name))
+    kept = None if options.reason else _kept(place, required=options.baseline is not None)
+    measured, timer = _measured(run, options, kept)
     with functions.of_user(project.path, "check"):
         from edgeprune.stages import comparison
 
         report = comparison.compare(timer, project, request.target, measured, kept)
     created_s, commit = int(time.time()), history.commit_of(project.folder)
-    if asked.reason and measured.now.metric is None:
+    if options.reason and measured.now.metric is None:
         report = replace(report, baseline="not made, since the metric is not a finite number; fix the artifact first")
-    elif asked.reason:
+    elif options.reason:
         (layer_ns,) = comparison.operators(timer, [measured.artifact.files[0]])
-        made = Baseline(project.name, request.target.name, asked.reason, commit, created_s, measured.now, layer_ns)
+        made = Baseline(project.name, request.target.name, options.reason, commit, created_s, measured.now, layer_ns)
         baselines.declare(place, made, measured.artifact)
-        report = replace(report, baseline=f"made now: {asked.reason}; {place}")
-    record = history.record(measured.now, report.outcome, commit, created_s, asked.reason)
+        report = replace(report, baseline=f"made now: {options.reason}; {place}")
+    record = history.record(measured.now, report.outcome, commit, created_s, options.reason)
     try:
         baselines.remember(baselines.history_path(request.profiles, project.name), record)
     except (UsageError, OSError) as error:  # the report stands without it
@@ -89,11 +89,11 @@ def _kept(place: Path, required: bool) -> Kept | None:
     return baselines.kept(place) if required or place.is_file() else None
 
 
-def _measured(run: Run, asked: Asked, kept: Kept | None) -> tuple[Measured, Timer]:
+def _measured(run: Run, options: Options, kept: Kept | None) -> tuple[Measured, Timer]:
     """Measure the artifact on the device; with a baseline, on the same samples."""
     request = run.request
     section = request.project.check
-    budgets = tuple(dict.fromkeys(asked.budgets or section.budget or (request.project.budget.latency,)))
+    budgets = tuple(dict.fromkeys(options.budgets or section.budget or (request.project.budget.latency,)))
     artifact, folder = run.last(compiling.STAGE)
     original = run.record(compiling.ORIGINAL) if any(one.fraction is not None for one in budgets) else None
     request.watch.start("check")

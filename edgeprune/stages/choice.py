@@ -1,4 +1,4 @@
-"""Choose a precision: the fastest artifact whose metric holds."""
+"""Choose a precision: the fastest artifact that keeps the metric."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def fastest(
     candidates: Mapping[Precision, Artifact],
     max_metric_drop: float,
 ) -> Choice:
-    """The fastest candidate whose metric holds against the reference; see `best`.
+    """The fastest candidate that keeps the reference's metric; see `best`.
 
-    All are timed interleaved in the same processes. The metric is computed through the artifacts.
+    All candidates are interleaved in the same processes. Their metrics are computed through the artifacts.
 
     Args:
         timer: the device.
         evaluation: the metric, on the validation set.
         reference: the original network in fp32.
-        candidates: {precision: the original network in it}, in the order in which the first of equals is chosen.
+        candidates: {precision: the original network in it}. Of equally fast ones, the first is chosen.
         max_metric_drop: how much lower than the reference's a metric may be.
 
     Raises:
-        DeviceError: the device can run no candidate. One of several that it cannot run is left out with a warning.
+        DeviceError: the device can run no candidate. If it cannot run one of several, that one is left out with a warning.
     """
     runnable = {"fp32": reference, **_runnable(timer, candidates)}
     taken = timer.compare([artifact.files[0] for artifact in runnable.values()], POLICY.verify.processes)
@@ -53,7 +53,7 @@ def fastest(
 
 
 def _runnable(timer: Timer, candidates: Mapping[Precision, Artifact]) -> dict[Precision, Artifact]:
-    """The candidates, but fp32, that the device can run."""
+    """The candidates that the device can run, without fp32."""
     found: dict[Precision, Artifact] = {}
     for precision, artifact in candidates.items():
         if precision == "fp32":
@@ -73,16 +73,16 @@ def best(times: Mapping[Precision, Samples], metrics: Mapping[Precision, float],
     """The fastest candidate with a metric of at least `least`; if there is none, the one with the best metric.
 
     Args:
-        times: {precision: samples}, process i of each being the same process. A candidate replaces those before it only if
+        times: {precision: samples}. Process i is the same process for all. A candidate replaces the ones before it only if
             its whole interval is faster.
         metrics: {precision: metric}.
-        least: the least metric that holds.
+        least: the lowest metric that is accepted.
     """
-    holds = [name for name in times if metrics[name] >= least - POLICY.rounding]
-    if not holds:
+    accurate = [name for name in times if metrics[name] >= least - POLICY.rounding]
+    if not accurate:
         return max(times, key=metrics.__getitem__)
-    chosen = holds[0]
-    for name in holds[1:]:
+    chosen = accurate[0]
+    for name in accurate[1:]:
         if stats.ratio(times[name], times[chosen]).high < 1:
             chosen = name
     return chosen

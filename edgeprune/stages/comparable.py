@@ -1,4 +1,4 @@
-"""Whether times of two sessions can be compared: what has changed on the device, and how well it repeats its times. Pure."""
+"""Whether times of two sessions can be compared: what changed on the device, and how well it repeats its times. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from edgeprune.records import Measurement
 DEVICE = ("machine", "cpu", "cores", "system", "runtime", "runtime_version", "emulated", "simulated")
 CLOCKS = ("governor", "power_mode", "clocks_pinned")  # likewise, among its conditions
 SYSTEM = ("os", "firmware")  # among its conditions too; baselines of older versions do not have them
-FREQUENCY = 0.02  # relative difference of a pinned clock that is another setting, not the reading's error
-WARMER_MC = 15_000  # thousandths of a degree; so much heat may lower a clock
+FREQUENCY = 0.02  # a larger relative difference of a pinned clock is another setting, and not an error of the reading
+WARMER_MC = 15_000  # thousandths of a degree; such a rise of temperature may lower the clock
 
 
 def repeats(measured: Measurement) -> bool:
-    """Whether the device repeats its times in another session: its clock is pinned, or counts instructions."""
+    """Whether the device repeats its times in another session. It does if its clock is pinned, or counts instructions."""
     state = measured.conditions
     pinned = state.get("governor") == "performance" or bool(state.get("clocks_pinned"))
     return measured.device.emulated or pinned
 
 
 def stale(now: Measurement, then: Measurement) -> tuple[str, ...]:
-    """What has changed since the baseline, so that times cannot be compared: a sentence each."""
+    """The changes since the baseline that make times incomparable, a sentence for each; empty if there are none."""
     facts = [(name, getattr(then.device, name), getattr(now.device, name)) for name in DEVICE]
     facts += [(name, getattr(then, name), getattr(now, name)) for name in ("threads", "dla", "precision")]
     known = [name for name in SYSTEM if name in then.conditions]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from edgeprune.frontends.model import Network
     from edgeprune.stages.inputs import Calibration
 
-KEPT_SAMPLES = 32  # validation samples, with the network's outputs on them, that are kept beside an artifact
-CALLS = "calls"  # their folder
+KEPT_SAMPLES = 32  # validation samples that are kept beside an artifact, with the network's outputs
+CALLS = "calls"  # the folder of these samples
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class OriginalReads:
 
 @dataclass(frozen=True)
 class Reads:
-    """The fine-tuned network, the runtime and its precision, and the data that it is calibrated and checked with."""
+    """The fine-tuned network, the runtime, the precision, and the data for calibration and for checks."""
 
     network: Network
     survey: Groups
@@ -49,7 +49,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Compiler:
-    """Compiles networks for a runtime in a precision. `samples` are calls that int8 ranges come from."""
+    """Compiles networks for a runtime in a precision. The ranges of int8 artifacts come from the calls in `samples`."""
 
     runtime: Runtime
     precision: Precision
@@ -83,7 +83,7 @@ class Compiler:
 
 
 def run_original(reads: OriginalReads, output: Output) -> Artifact:
-    """The original network in fp32: shares of a budget and drops of the metric refer to it."""
+    """Compile the original network in fp32. Budgets that are shares, and drops of the metric, refer to this artifact."""
     folder = output.path("model")
     folder.mkdir()
     network = reads.network
@@ -92,7 +92,7 @@ def run_original(reads: OriginalReads, output: Output) -> Artifact:
 
 
 def run(reads: Reads, output: Output) -> Artifact:
-    """The fine-tuned network, and calls to check its artifact by."""
+    """Compile the fine-tuned network, and keep calls that the artifact can be checked by."""
     from edgeprune.network.weights import load
 
     folder = output.path("model")
@@ -119,7 +119,7 @@ STAGE = Stage("compile", Reads, run, Artifact, describe)
 
 
 def _keep_calls(folder: Path, model: nn.Module, inputs: tuple[Tensor, ...], valid: Split) -> None:
-    """Keep validation samples and the network's outputs on them: a check of the artifact then needs no torch."""
+    """Keep validation samples and the network's outputs on them. A check of the artifact then needs no torch."""
     import numpy as np
 
     from edgeprune.frontends import data
@@ -133,7 +133,11 @@ def _keep_calls(folder: Path, model: nn.Module, inputs: tuple[Tensor, ...], vali
 
 
 def kept_calls(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """The calls kept in a compile stage's folder: inputs (calls, batch, ...), outputs (samples, ...)."""
+    """The calls that the compile stage keeps in its folder.
+
+    Returns:
+        An array for each input, (calls, batch, ...), and the network's outputs, (samples, ...).
+    """
     import numpy as np
 
     paths = sorted((folder / CALLS).glob("input_*.npy"), key=lambda path: int(path.stem.rpartition("_")[2]))

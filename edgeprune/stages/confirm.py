@@ -1,4 +1,4 @@
-"""The confirm stage: plan, measure, learn from what was not as predicted, and plan again, until a plan uses the budget."""
+"""The confirm stage: plan, measure, correct the prediction, and plan again, until a measured plan uses the budget."""
 
 from __future__ import annotations
 
@@ -35,20 +35,19 @@ if TYPE_CHECKING:
     from edgeprune.frontends.model import Network
     from edgeprune.stages.inputs import Variants
 
-LEAST = 0.97  # share of the budget that a plan must use: a plan below it loses accuracy for nothing
-STRIDE = 0.022  # share of the budget between plans of one round, less than the width of what is accepted
-PROCESSES = 6  # in each of which the anchor, the original and the pruned networks are interleaved
-PLANS = 4  # of one round, at most
+LEAST = 0.97  # share of the budget that a plan must use; a plan below it removes more than is needed
+STRIDE = 0.022  # share of the budget between the plans of a round; less than the accepted range, 1 − LEAST
+PROCESSES = 6  # each interleaves the anchor, the original network and the pruned networks
+PLANS = 4  # most plans of a round
 
 log = logging.getLogger("edgeprune")
-Measure = Callable[
-    [int, Sequence[Plan]], tuple[Profile, list[MeasuredPlan]]
-]  # a round's plans -> what is known after it
+# (number of the round, its plans) -> the profile with the new measurements, and each plan as measured
+Measure = Callable[[int, Sequence[Plan]], tuple[Profile, list[MeasuredPlan]]]
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The first plan and what it was made from, the device, and the profile's file, which learns what is measured."""
+    """The first plan, the records that it was made from, the device, and the profile's file, which new measurements go to."""
 
     network: Network
     survey: Groups
@@ -62,10 +61,7 @@ class Reads:
 
 
 def run(reads: Reads, output: Output) -> Confirmed:
-    """A plan whose latency was measured on the device. What is measured goes into the profile.
-
-    Raises `InconclusiveError` where no plan is confirmed in `LIMITS.confirm_rounds` rounds.
-    """
+    """Find a plan whose latency is confirmed on the device. All measurements go into the profile. Raises as `Loop.confirm`."""
     if not reads.plan.cuts(reads.survey):
         return Confirmed(reads.plan, ())  # there is nothing to confirm
     profile = reads.profile.profile
@@ -87,11 +83,11 @@ def run(reads: Reads, output: Output) -> Confirmed:
 
 def describe(confirmed: Confirmed, reads: Reads) -> str:
     """The prediction and the measurement of the confirmed plan, as a share of the budget."""
-    own = confirmed.measurement
-    if own is None:
+    found = confirmed.measurement
+    if found is None:
         return "nothing is cut, so nothing is measured"
     rounds = f"{confirmed.rounds} round{'s' * (confirmed.rounds != 1)}"
-    return f"{_figures(own)} of the budget, in {rounds}"
+    return f"{_figures(found)} of the budget, in {rounds}"
 
 
 STAGE = Stage("confirm", Reads, run, Confirmed, describe)
@@ -104,13 +100,13 @@ def _figures(one: MeasuredPlan) -> str:
 
 
 @dataclass(frozen=True)
-class Surprise:
-    """What a confirm round taught.
+class Feedback:
+    """The errors of a confirm round's predictions. The next round's plans take them into account.
 
     Attributes:
         round: the number of the next round, from 0.
-        correction: measured over predicted latency, as the model sees it after the round.
-        error: how far the round's predictions were off, relative.
+        correction: measured latency over the latency that the model predicts after the round.
+        error: the largest relative error of the round's predictions.
     """
 
     round: int = 0
@@ -120,36 +116,49 @@ class Surprise:
 
 @dataclass(frozen=True)
 class Loop:
-    """Plans for a latency budget until one is confirmed."""
+    """Makes and measures plans for a latency budget, until one is confirmed."""
 
     groups: Groups
     scores: Scores
     budget: Budget
 
-    def plans(self, profile: Profile, learnt: Surprise | None = None) -> list[Plan]:
-        """Exact plans on a profile, for the next confirm round.
+    def plans(self, profile: Profile, feedback: Feedback | None = None) -> list[Plan]:
+        """The plans of the next confirm round, exact on a profile.
 
-        There are as many as it takes for one of them to be accepted. A model with a small error gives one plan, whose upper
-        prediction meets the budget. Another gives several, `STRIDE` apart. The expected error shrinks with every round.
+        If the latency model has a small error, there is one plan, and its prediction plus the error meets the budget. Else
+        there are several, `STRIDE` apart, so that one of them is likely to be accepted. The expected error shrinks with every
+        round.
 
-        Raises `InfeasibleError` where no plan is predicted to meet the budget.
+        Args:
+            profile: all measurements so far.
+            feedback: of the round before; None for the first round.
+
+        Raises:
+            InfeasibleError: no plan is predicted to meet the budget.
         """
-        learnt = learnt or Surprise()
+        feedback = feedback or Feedback()
         model = fit(self.groups, profile)
         budget_ns = self.budget.resolve(reference_ns(profile))
-        error = max(model.error, learnt.error) / (1 + learnt.round)
+        error = max(model.error, feedback.error) / (1 + feedback.round)
         count = min(PLANS, max(1, math.ceil(2 * error / STRIDE)))
         aims = [(1 + LEAST) / 2 * (1 + STRIDE * (i - (count - 1) / 2)) for i in range(count)]
         if count == 1:
             aims = [1 / (1 + error)]
-        aims = [aim / learnt.correction for aim in aims]
+        aims = [aim / feedback.correction for aim in aims]
         return allocation.plans(self.groups, model, self.scores, budget_ns, digest(profile), aims)
 
     def confirm(self, profile: Profile, measure: Measure) -> Confirmed:
-        """The plan whose measured latency uses most of the budget and is safely within it.
+        """The plan that uses most of the budget, of those whose whole interval is within it.
 
-        Where noise leaves no plan safe, the fastest plan within the budget. Raises `InconclusiveError` where no plan is within
-        the budget after `LIMITS.confirm_rounds` rounds, and `InfeasibleError` where no plan is predicted to be.
+        If noise leaves no such plan, it is the fastest plan within the budget.
+
+        Args:
+            profile: all measurements so far.
+            measure: measures the plans of a round.
+
+        Raises:
+            InconclusiveError: no plan is within the budget after `LIMITS.confirm_rounds` rounds.
+            InfeasibleError: no plan is predicted to meet the budget.
         """
         planned = self.plans(profile)
         tried: list[tuple[Plan, MeasuredPlan]] = []
@@ -163,12 +172,12 @@ class Loop:
             ratios = sorted(one.measured.mid / model.ns(plan.widths) for plan, one in now)
             correction = ratios[len(ratios) // 2]
             wider = allocation.wider(self.groups, plan.widths)
-            full_up = all(model.ns(widths) * correction > found.budget_ns for widths in wider)
-            if found.safe and (found.share >= LEAST or full_up):
+            widest = all(model.ns(widths) * correction > found.budget_ns for widths in wider)
+            if found.safe and (found.share >= LEAST or widest):
                 break
             if number + 1 < LIMITS.confirm_rounds:
                 error = max(abs(one.measured.mid / one.predicted_ns - 1) for one in measured)
-                planned = self.plans(profile, Surprise(number + 1, correction, error))
+                planned = self.plans(profile, Feedback(number + 1, correction, error))
         met = [(plan, found) for plan, found in tried if found.share <= 1]
         if not met:
             shares = ", ".join(f"{100 * found.share:.1f}%" for _, found in tried)
@@ -176,11 +185,12 @@ class Loop:
                 f"no plan was confirmed in {number + 1} rounds: measured {shares} of the budget; the device may be too busy"
                 " to measure: run again when it is quiet, or raise the budget"
             )
-        if not safe:  # the fastest is the one most likely to meet the budget when it is measured again
+        if not safe:  # the fastest plan is the most likely to meet the budget in another measurement
             plan, found = min(met, key=lambda pair: pair[1].share)
-        if found.share < LEAST and not full_up:
+        if found.share < LEAST and not widest:
             log.warning(
-                "the confirmed plan uses only %.1f%% of the budget; more would keep more accuracy", 100 * found.share
+                "the confirmed plan uses only %.1f%% of the budget; a plan that uses more may keep more accuracy",
+                100 * found.share,
             )
         return Confirmed(plan, tuple(found for _, found in tried))
 
@@ -190,7 +200,15 @@ def measure(
 ) -> tuple[Profile, list[MeasuredPlan]]:
     """Measure the networks of plans, interleaved with the anchor and the original network.
 
-    Returns the profile with the new experiments, and each plan as measured.
+    Args:
+        subject: the network's variants and the device.
+        profile: all measurements so far.
+        budget: the latency budget.
+        number: the number of the confirm round, from 0.
+        plans: the plans of the round.
+
+    Returns:
+        The profile with the new experiments, and each plan as measured.
     """
     groups = subject.groups
     full = groups.full()
@@ -201,7 +219,7 @@ def measure(
     baseline_ns = reference_ns(profile)
     measured = []
     for plan, taken in zip(plans, samples[2:], strict=True):
-        # The ratio of interleaved runs is free of the machine's drift; the profile's original latency gives it its size.
+        # Drift cancels out in the ratio of interleaved runs. The profile's original latency turns it into nanoseconds.
         ratio = stats.ratio(taken, samples[1], FIT_QUANTILE)
         scaled = Interval(ratio.low * baseline_ns, ratio.mid * baseline_ns, ratio.high * baseline_ns)
         latency_ns = scaled if budget.ns is None else stats.latency(taken)

@@ -26,7 +26,7 @@ def name_of(plan: Plan, budget: Budget) -> str:
 
 @contextmanager
 def _writer(folder: Path, first_step: int | None = None) -> Iterator[SummaryWriter | None]:
-    """A writer. Events from `first_step` on that a killed run left are dropped."""
+    """A writer; None if tensorboard is not installed. Events from `first_step` on, of a killed run, are dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -40,7 +40,7 @@ def _writer(folder: Path, first_step: int | None = None) -> Iterator[SummaryWrit
 
 
 def epoch(folder: Path, done: Epoch) -> None:
-    """One more epoch of training."""
+    """Write an epoch of training."""
     with _writer(folder, done.epoch) as writer:
         if writer is not None:
             for name in ("loss", "metric", "learning_rate"):
@@ -50,7 +50,7 @@ def epoch(folder: Path, done: Epoch) -> None:
 
 
 def layers(folder: Path, groups: Groups, model: LatencyModel, widths: Widths) -> None:
-    """Each layer's output channels and predicted share of the latency, before and after the cut; a step is a layer."""
+    """Write each layer's output channels and predicted share of the latency, before and after the cut. A step is a layer."""
     full = groups.full()
     before, after = model.layer_ns(full), model.layer_ns(widths)
     totals = {"before": model.sum_ns(model.ns(full)), "after": model.sum_ns(model.ns(widths))}
@@ -74,7 +74,7 @@ def layers(folder: Path, groups: Groups, model: LatencyModel, widths: Widths) ->
 
 
 def front(folder: Path, figures: Figures) -> None:
-    """One more point: the metric at a p50 latency, which is the step in microseconds."""
+    """Write a point: the metric at a p50 latency. The step is the latency in microseconds."""
     with _writer(folder / FRONT) as writer:
         if writer is not None:
             step = round(1000 * figures.p50_ms)

@@ -25,19 +25,19 @@ from edgeprune.records import Experiment, Groups, Profile, Role, Samples
 if TYPE_CHECKING:
     from edgeprune.stages.inputs import Variants
 
-TOGETHER = 6  # variants that are interleaved in one process, with the anchors
-ANCHORS = 2  # copies of the anchor in a process: its place in memory alone changes its latency by 1 %
-PROCESSES = 2  # between two fits
+TOGETHER = 6  # variants that are interleaved in one process, besides the anchors
+ANCHORS = 2  # copies of the anchor in a process: the place in memory changes its latency by 1 %
+PROCESSES = 2  # that are measured between two fits
 STEP = PROCESSES * TOGETHER
-TIMED_S = 0.3  # of each variant, interleaved
-PROFILED_S = 0.4  # of each variant, after that: it is loaded again, and timed by operator
-BASELINE_EVERY = 3  # one process in so many holds the original network, too
-DRIFT = 0.15  # of the anchor: a process that much slower than the others is measured again
-MOST_CONFIGURATIONS = 4096  # of the endless sequence
-POOL = 96  # configurations among which the next to measure are chosen
-TINY = 1e-12  # a variance that is as good as none
-GOOD_ENOUGH = 0.01  # median relative error on configurations before they were measured, at which measuring stops
-VARIANTS_PER_GROUP = 2, 7  # at least, and at most: after that, more of the same does not help
+TIMED_S = 0.3  # time of each variant, interleaved
+PROFILED_S = 0.4  # then, time of each variant with times by operator; it is loaded again for this
+BASELINE_EVERY = 3  # one process in so many also holds the original network
+DRIFT = 0.15  # a process whose anchor is slower than usual by this share is measured again
+MOST_CONFIGURATIONS = 4096  # length of the sequence
+POOL = 96  # configurations that the next ones to measure are chosen from
+TINY = 1e-12  # keeps divisions by a variance of zero finite
+GOOD_ENOUGH = 0.01  # measuring stops at this median relative error on configurations that were not measured yet
+VARIANTS_PER_GROUP = 2, 7  # fewest and most; with more, the error does not fall any further
 
 log = logging.getLogger("edgeprune")
 Batch = list[tuple[Role, dict[str, int]]]  # (role, widths) of the networks that share a process
@@ -45,7 +45,10 @@ Batch = list[tuple[Role, dict[str, int]]]  # (role, widths) of the networks that
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: variants of a network with these groups, on a device, with these example input files."""
+    """The subject of measurements: variants of a network, on a device.
+
+    `groups` are the network's. `inputs` are the files of the example inputs.
+    """
 
     device: Bench
     variants: Variants
@@ -53,21 +56,24 @@ class Subject:
     inputs: Sequence[Path]
 
     def files(self, batch: Batch) -> list[Path]:
-        """The files for the device of (role, widths) pairs; those with the role "reference" are in fp32."""
+        """The files for the device of (role, widths) pairs. Those with the role "reference" are in fp32."""
         return [self.variants.file(widths, role == "reference") for role, widths in batch]
 
 
 def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str], None]) -> Iterator[Profile]:
-    """Measure more variants and yield the grown profile after every step, until it predicts well enough.
+    """Measure more variants, until the latency model predicts well enough.
 
-    It stops when a step's variants were predicted, before they were measured, to a median error of `GOOD_ENOUGH`, or after
-    `LIMITS.profile_variants` variants. It yields nothing when `profile` is good enough already. When the device fails in the
-    middle of a step, what it had answered is yielded before the error is raised.
+    It stops when the variants of a step were predicted to a median error of `GOOD_ENOUGH` before they were measured, or after
+    `LIMITS.profile_variants` variants.
 
     Args:
         subject: the network's variants and the device.
-        profile: what is known.
+        profile: all measurements so far.
         on_step: called with (variants measured, variants at most, text).
+
+    Yields:
+        The profile with the new measurements, after every step. Nothing, if `profile` is good enough already. If the device
+        fails during a step, the measurements before the failure are yielded, and then the error is raised.
     """
     groups, begun = subject.groups, profile
     most = _most(groups)
@@ -76,7 +82,7 @@ def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str
         error = last_error(groups, profile, STEP)
         if error is not None and profile is not begun:
             on_step(known, most, f"median error on unseen widths {100 * error:.1f}%")
-        enough = known >= VARIANTS_PER_GROUP[0] * len(groups.free)  # with fewer, a small error is luck
+        enough = known >= VARIANTS_PER_GROUP[0] * len(groups.free)  # with fewer, the error may be small by chance
         if known >= most or (enough and error is not None and error <= GOOD_ENOUGH):
             return
         chosen = choose(groups, profile, min(STEP, most - known))
@@ -95,7 +101,7 @@ def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str
 
 
 def _run(subject: Subject, profile: Profile, batches: Sequence[Batch], measured: dict[int, list[Measured]]) -> None:
-    """Fill `measured` with the answers by place in `batches`; a process whose anchor was slow is measured again."""
+    """Fill `measured` with the measurements, by index in `batches`. A process whose anchor was slow is measured again."""
     models = [subject.files(batch) for batch in batches]
     subject.device.measure(models, subject.inputs, TIMED_S, profiled=True, on_done=measured.__setitem__)
     for place in _drifted(profile, measured):
@@ -109,7 +115,7 @@ def _most(groups: Groups) -> int:
 
 
 def processes(groups: Groups) -> tuple[int, int]:
-    """The fewest and the most processes that a profile of this network takes, of `TOGETHER` variants each."""
+    """The fewest and the most processes that a profile of this network needs, with `TOGETHER` variants each."""
     least = max(2 * STEP, VARIANTS_PER_GROUP[0] * len(groups.free))
     return -(-least // TOGETHER), -(-_most(groups) // TOGETHER)
 
@@ -121,10 +127,14 @@ def anchor(groups: Groups) -> dict[str, int]:
 
 
 def configurations(groups: Groups) -> Iterator[dict[str, int]]:
-    """An endless, fixed sequence of different configurations that cover the widths evenly (Sobol 1967).
+    """A fixed sequence of different configurations that cover the widths evenly (Sobol 1967).
 
-    Four kinds alternate: candidate widths; any widths; either of them for each group; and wide ones, which most plans are
-    like. Any width occurs, so that kernels for unaligned channels are measured, too.
+    Four kinds alternate:
+
+    - candidate widths
+    - any widths, so that kernels for unaligned channels are measured, too
+    - for each group, either of these
+    - wide configurations, since most plans are wide
     """
     free = groups.free
     kinds = [qmc.Sobol(2 * len(free) + 1, seed=kind) for kind in range(4)]
@@ -149,8 +159,8 @@ def configurations(groups: Groups) -> Iterator[dict[str, int]]:
 def choose(groups: Groups, profile: Profile, count: int) -> list[dict[str, int]]:
     """The next `count` configurations to measure.
 
-    Half of them are the next of the sequence: their errors show how well any other configuration is predicted. The others
-    reduce the variance of the relative error most, over the whole pool, chosen greedily (Cohn, Ghahramani & Jordan 1996).
+    Half of them are the next ones of the sequence. Their errors show how well any other configuration is predicted. The others
+    are chosen greedily to reduce the variance of the relative error over the pool most (Cohn, Ghahramani & Jordan 1996).
     """
     known = [e.widths for e in profile.experiments]
     pool = list(islice((w for w in configurations(groups) if w not in known), POOL))
@@ -169,16 +179,16 @@ def choose(groups: Groups, profile: Profile, count: int) -> list[dict[str, int]]
 
 
 def _given(covariance: np.ndarray, pivot: int) -> np.ndarray:
-    """The covariance after entry `pivot` has been measured."""
+    """The covariance after the configuration `pivot` has been measured."""
     column = covariance[:, pivot]
-    left: np.ndarray = covariance - np.outer(column, column) / (column[pivot] + TINY)
-    return left
+    reduced: np.ndarray = covariance - np.outer(column, column) / (column[pivot] + TINY)
+    return reduced
 
 
 def _batches(groups: Groups, chosen: Sequence[dict[str, int]], profile: Profile) -> list[Batch]:
-    """The networks that share a process: the anchor first, the original network in some, and the chosen variants."""
+    """The networks of each process: the anchor first, then the chosen variants, and the original network in some."""
     batches: list[Batch] = []
-    for start in range(0, max(1, len(chosen)), TOGETHER):  # one where nothing can be cut: the original network
+    for start in range(0, max(1, len(chosen)), TOGETHER):  # if nothing can be cut, one process for the original network
         batch: Batch = [("anchor", anchor(groups))] * ANCHORS
         batch += [("fit", widths) for widths in chosen[start : start + TOGETHER]]
         if (profile.next_batch + len(batches)) % BASELINE_EVERY == 0:
@@ -190,7 +200,7 @@ def _batches(groups: Groups, chosen: Sequence[dict[str, int]], profile: Profile)
 
 
 def _drifted(profile: Profile, measured: Mapping[int, list[Measured]]) -> list[int]:
-    """The places of processes whose anchor took much longer than usual."""
+    """The indices of processes whose anchor was much slower than usual."""
     now = {place: _anchor_ns(found) for place, found in measured.items()}
     usual = np.median(
         [*(stats.latency(e.samples).mid for e in profile.experiments if e.role == "anchor"), *now.values()]
@@ -199,7 +209,7 @@ def _drifted(profile: Profile, measured: Mapping[int, list[Measured]]) -> list[i
 
 
 def _anchor_ns(found: Sequence[Measured]) -> float:
-    """The anchor's latency in a process, where it comes first, in nanoseconds."""
+    """The anchor's latency in a process, in nanoseconds. The anchor comes first in each process."""
     return float(np.mean([np.median(measured.run.times_ns) for measured in found[:ANCHORS]]))
 
 
@@ -209,7 +219,7 @@ def _with(
     measured: Mapping[int, list[Measured]],
     owners: Mapping[str, str],
 ) -> Profile:
-    """The profile with the new measurements, one batch for each process."""
+    """The profile with the new measurements: one batch for each process."""
     first = profile.next_batch
     return profile.with_experiments(
         Experiment(role, first + place, widths, Samples((found.run,)), *by_layer(found.nodes, owners))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,26 +48,31 @@ def run(reads: Reads, output: Output) -> Tuned:
     tuned = output.path("tuned.safetensors")
     cuts = plan.cuts(reads.survey)
     if not cuts or not reads.finetune_section.epochs:
-        parallel.share()  # other processes of torchrun need not wait
+        parallel.broadcast()  # other processes of torchrun need not wait
         weights.save(tuned, untrained, recipe)
         return Tuned(tuned, (), "[finetune] epochs = 0" if cuts else "nothing was cut, so nothing is trained")
-    reads.trial.backward(training=True)
-    checkpoint = training.Checkpoint(output.partial() / "checkpoint.safetensors", output.save)
-    if output.fresh:
-        checkpoint.path.unlink(missing_ok=True)
-    parallel.share(reads.prune.start.read_bytes())
-    parallel.share(checkpoint.path.read_bytes() if checkpoint.path.exists() else b"")
-    folder = output.events / events.name_of(plan, reads.budget_latency)
+    course = training.Course(reads.augmented, reads.valid, reads.loss, reads.metric, reads.finetune_section)
+    networks = training.Networks(weights.load(reads.prune.start, original), original, untrained)
+    with reads.trial.differentiating(training=True):
+        checkpoint = training.Checkpoint(output.partial() / "checkpoint.safetensors", output.save)
+        if output.fresh:
+            checkpoint.path.unlink(missing_ok=True)
+        parallel.broadcast(reads.prune.start.read_bytes())
+        parallel.broadcast(checkpoint.path.read_bytes() if checkpoint.path.exists() else b"")
+        model, history = training.train(course, networks, checkpoint, _on_epoch(reads, output))
+    weights.save(tuned, model, recipe)
+    return Tuned(tuned, history)
+
+
+def _on_epoch(reads: Reads, output: Output) -> Callable[[Epoch], None]:
+    """Reports an epoch to TensorBoard and to the progress."""
+    folder = output.events / events.name_of(reads.confirm.plan, reads.budget_latency)
 
     def on_epoch(epoch: Epoch) -> None:
         events.epoch(folder, epoch)
         output.watch.step(epoch.epoch, reads.finetune_section.epochs, f"validation metric {epoch.metric:.4f}")
 
-    course = training.Course(reads.augmented, reads.valid, reads.loss, reads.metric, reads.finetune_section)
-    start = weights.load(reads.prune.start, original)
-    model, history = training.train(course, training.Networks(start, original, untrained), checkpoint, on_epoch)
-    weights.save(tuned, model, recipe)
-    return Tuned(tuned, history)
+    return on_epoch
 
 
 def describe(tuned: Tuned, reads: Reads) -> str:
@@ -89,11 +95,11 @@ def follow(project: Project) -> None:
 
     with TemporaryDirectory(prefix="edgeprune-") as name:
         start, checkpoint = Path(name) / "start.safetensors", Path(name) / "checkpoint.safetensors"
-        content = parallel.share()
+        content = parallel.broadcast()
         if not content:  # there is nothing to train
             return
         start.write_bytes(content)
-        content = parallel.share()
+        content = parallel.broadcast()
         if content:
             checkpoint.write_bytes(content)
         original = build_model(project)

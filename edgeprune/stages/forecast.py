@@ -1,4 +1,4 @@
-"""What a run would send to a device and run there, without asking it: for `--dry-run`."""
+"""The forecast of a run for `--dry-run`: what it would send to the device and run there. It does not connect."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from edgeprune.runtimes.formats import FORMATS
 from edgeprune.stages import confirm, experiments
 from edgeprune.stages.verdict import POLICY
 
-PREPARED_S = LIMITS.warmup_s / 4  # warming up is over when the times are level, which is soon as a rule
+PREPARED_S = LIMITS.warmup_s / 4  # warm-up ends when the times are stable, mostly long before its limit
 ROUND_S = PREPARED_S + LIMITS.timed_s
 
 
 def forecast(project: Project, target: Target, whole: bool) -> list[str]:
-    """Lines on what a run, or its profile alone (not `whole`), sends and runs at most, and the minutes it takes."""
+    """What a run sends to the device and runs there at most, and how many minutes that takes.
+
+    Args:
+        project: the project.
+        target: the target.
+        whole: whether all stages run, or only `profile`.
+
+    Returns:
+        Lines of text.
+    """
     network, runtime = Network(project), runtimes.host(target.runtime)
     network.require_locks(project.prune.lock)
     model, inputs = network.module, network.inputs
@@ -51,16 +60,16 @@ def forecast(project: Project, target: Target, whole: bool) -> list[str]:
         spent = [seconds + POLICY.verify.processes * each for seconds in spent]
         spent[1] += outputs
     if whole:
-        turns = LIMITS.start_s + (2 + confirm.PLANS) * ROUND_S
+        confirming = LIMITS.start_s + (2 + confirm.PLANS) * ROUND_S
         to_confirm = confirm.PROCESSES * LIMITS.confirm_rounds
         each = LIMITS.start_s + ROUND_S
         least, final = 2 * bench.SETTLED, 2 * POLICY.verify.processes * POLICY.verify.rounds
         lines += [
-            f"  agent: time, to confirm plans: {bench.SETTLED} to {to_confirm} processes of about {turns:.1f} s",
-            f"  sftp put the unpruned and the pruned artifact: at most {8 * weights.count_parameters(model):,} bytes",
+            f"  agent: time, to confirm plans: {bench.SETTLED} to {to_confirm} processes of about {confirming:.1f} s",
+            f"  sftp put the original and the pruned artifact: at most {8 * weights.count_parameters(model):,} bytes",
             f"  agent: time, for the verdict: {least} to {final} processes of about {each:.1f} s",
             f"  agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
         ]
-        spent[0] += bench.SETTLED * turns + least * each
-        spent[1] += to_confirm * turns + final * each + 2 * LIMITS.metric_s
+        spent[0] += bench.SETTLED * confirming + least * each
+        spent[1] += to_confirm * confirming + final * each + 2 * LIMITS.metric_s
     return [*lines, f"expected: {spent[0] / 60:.1f} to {spent[1] / 60:.1f} minutes of the device's time"]

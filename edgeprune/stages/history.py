@@ -1,4 +1,4 @@
-"""The history of checks: one record a check, and where a figure changes its level."""
+"""The history of checks: one record for each check, and the checks at which a figure changed its level."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def record(measured: Measurement, outcome: Outcome, commit: str, created_s: int,
 
 
 def history(project: str, target: Target, records: Sequence[Record], figure: str) -> History:
-    """A figure of the records that have it, and where it changes its level. A device of another kind begins a new level.
+    """A figure of the records that have it, and the indices at which its level changes. Another kind of device begins a level.
 
     Args:
         project: its name.
-        target: where the checks ran; an emulated one reports smaller changes.
+        target: the target of the checks. On an emulated one, smaller changes are found.
         records: the oldest first.
         figure: a field of `Record`.
     """

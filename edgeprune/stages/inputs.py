@@ -1,4 +1,4 @@
-"""What stages read besides each other: parts of the project and the target, the device, the runtime."""
+"""The inputs of stages: parts of the project and the target, the device, the runtime."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from edgeprune.frontends.trial import Trial
 
 LIBRARIES = "edgeprune", "torch", "onnx", "onnxruntime", "numpy"
-SECTIONS = {"budget": BudgetSection, "prune": PruneSection, "finetune": FinetuneSection}  # whose keys stages read
+SECTIONS = {"budget": BudgetSection, "prune": PruneSection, "finetune": FinetuneSection}  # that stages read
 CALIBRATED = 300  # training samples that int8 ranges come from
 Settings = Callable[[Run], Mapping[str, object]]
 
 
 class Variants:
-    """Files of the network at other widths, for the device: exported once with random weights, then sliced."""
+    """Files of the network at other widths, for measuring. The network is exported once and then sliced."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class Variants:
 
     @property
     def owners(self) -> Mapping[str, str]:
-        """The layer that each node of an artifact belongs to."""
+        """{node of an artifact: the layer that it belongs to}."""
         owners: Mapping[str, str] = self._template.owners(self._groups.layers)
         return owners
 
     def file(self, widths: Widths, reference: bool = False) -> Path:
-        """The network at these widths (units kept a group); the `reference` is in fp32 whatever the target's precision is."""
+        """The file to load of the network at these widths. The `reference` is in fp32 at any precision of the target."""
         name = "fp32" if reference else self._precision
         key = digest([dict(widths), name])
         if key not in self._files:
@@ -88,7 +88,7 @@ class Variants:
 
 
 class Calibration:
-    """Calls with training samples: the ranges of an int8 artifact come from them. Read when first asked for."""
+    """Calls with training samples, which the ranges of an int8 artifact come from. They are read at their first use."""
 
     def __init__(self, train: Split, network: Network, seed: int) -> None:
         self._train, self._network, self._seed = train, network, seed
@@ -107,7 +107,7 @@ class Calibration:
 
 
 def _code(key: str, *functions: Function | None) -> dict[str, object]:
-    """What a part of the project follows from: its functions' names, and the files that they are made of."""
+    """The settings of a part of the project: the names of its functions, and digests of their source files."""
     given = [function for function in functions if function is not None]
     found: dict[str, object] = {key: [function.name for function in given]}
     for function in given:
@@ -136,7 +136,7 @@ def _seed(run: Run) -> dict[str, object]:
 
 
 def _split(name: SplitName, augmented: bool = False) -> Input:
-    """A split of the data. The test split is the validation split where there is none."""
+    """A split of the data. If there is no test split, it is the validation split."""
 
     def functions(run: Run) -> list[Function | None]:
         data = run.request.project.data
@@ -175,7 +175,7 @@ def _trial(run: Run) -> Trial:
 
 
 def _settings() -> Iterator[tuple[str, Input]]:
-    """The keys of the project file's sections: SECTION_KEY is one of them, SECTION_section all of a section."""
+    """An input for each key of `SECTIONS`, by the name SECTION_KEY, and for each section, by SECTION_section."""
     for name, section in SECTIONS.items():
         keys = tuple(field.name for field in fields(section))
         yield f"{name}_section", _setting(name, keys, lambda section: section)
@@ -245,7 +245,7 @@ def _state(run: Run) -> dict[str, object]:
 
 
 def _precision(run: Run) -> Precision:
-    """The target's precision, or the one that was measured to be best where it leaves a choice."""
+    """The target's precision. If it stands for several, it is the one that the precision stage chose."""
     allowed = _allowed(run)
     return allowed[0] if len(allowed) == 1 else run.record(precision.STAGE).precision
 
@@ -298,7 +298,7 @@ INPUTS: Mapping[str, Input] = {
     "test": _split("test"),
     "loss": Input(_loss, lambda run: _code("[data] loss", run.request.project.data.loss)),
     "metric": Input(_metric, _metric_settings),
-    "trial": Input(_trial, lambda run: {}),  # it raises or does not: no record follows from it
+    "trial": Input(_trial, lambda run: {}),  # it raises an error or does nothing: no record depends on it
     "runtime": Input(_runtime, _runtime_settings, _packages, of_target=True),
     "allowed": Input(_allowed, _precision_settings, of_target=True),
     "chosen_precision": Input(_precision, _precision_settings, _precision_made, of_target=True),
@@ -316,7 +316,6 @@ INPUTS: Mapping[str, Input] = {
         _all(_libraries, _packages, _precision_made),
         of_target=True,
     ),
-    "profile_file": Input(
-        _profile_file, lambda run: {}, of_target=True
-    ),  # a place: what it holds is the profile stage's
+    # Only a path, so it is not in keys: the profile stage makes the content.
+    "profile_file": Input(_profile_file, lambda run: {}, of_target=True),
 }

@@ -1,8 +1,8 @@
-"""Training in several processes: PyTorch's own data parallelism, started by torchrun.
+"""Training in several processes: PyTorch's distributed data parallelism, started by torchrun.
 
-Process 0 runs the pipeline and holds the device, the run folder and the checkpoint. The others wait until it trains, and
-receive what it trains. Every process reads all batches and works on its share of each, so that a step uses the same samples
-as in one process.
+Process 0 runs the pipeline, and holds the device, the run folder and the checkpoint. The others wait until it trains, and
+receive its network. Every process reads all batches and works on its shard of each. So a step uses the same samples as in one
+process.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from torch.nn.parallel import DistributedDataParallel
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 
-_shared = False  # whether process 0 has sent anything
+_sent = False  # whether process 0 has sent anything
 
 
 @cache
 def started_by_torchrun() -> bool:
-    """Whether torchrun started this very process.
+    """Whether torchrun started this process.
 
-    Its variables alone do not say so: schedulers set `RANK`, too, and a shell inside a job inherits all of them. The parent of
-    a process that torchrun started is torchrun.
+    Environment variables do not prove it: schedulers set `RANK`, too, and a shell inside a job inherits all variables. But if
+    torchrun started a process, it is the parent.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
     try:
         parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:  # not Linux: the variable is all that there is
+    except OSError:  # without /proc, only the variable is known
         return True
     return b"torchrun" in parent or b"torch.distributed" in parent
 
 
 def rank() -> int:
-    """Which of torchrun's processes this is; 0 without torchrun."""
+    """The number of this process among torchrun's, from 0; 0 without torchrun."""
     return int(os.environ.get("RANK", "0")) if started_by_torchrun() else 0
 
 
@@ -51,23 +51,24 @@ def count() -> int:
 
 
 def device() -> torch.device:
-    """The GPU that this process trains on, or the CPU.
+    """The GPU that this process trains on, or the CPU if there is no GPU.
 
-    Raises `UsageError` where torchrun started more processes here than there are GPUs: NCCL does not share one.
+    Raises:
+        UsageError: torchrun started more processes on this machine than it has GPUs. NCCL cannot share a GPU.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     own, there = int(os.environ.get("LOCAL_RANK", "0")) if started_by_torchrun() else 0, torch.cuda.device_count()
     if own >= there:
         raise UsageError(
-            f"torchrun: a process for every GPU, of which this machine has {there}; --nproc-per-node {there}"
+            f"torchrun started more processes than this machine has GPUs; pass torchrun --nproc-per-node {there}"
         )
     return torch.device("cuda", own)
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connect all processes. The others wait for process 0 as long as measuring may take."""
+    """Connect all processes. The others wait for process 0 as long as its measurements may take."""
     if count() == 1:
         yield
         return
@@ -79,10 +80,10 @@ def joined() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def share(content: bytes = b"") -> bytes:
-    """Send `content` of process 0 to all processes, and return it. As bytes, so that nothing is unpickled."""
-    global _shared
-    _shared = True
+def broadcast(content: bytes = b"") -> bytes:
+    """Send `content` of process 0 to all processes, and return it in each. It is bytes, so that nothing is unpickled."""
+    global _sent
+    _sent = True
     if not _several():
         return content
     size = torch.tensor([len(content)], device=device())
@@ -94,21 +95,30 @@ def share(content: bytes = b"") -> bytes:
     return data.cpu().numpy().tobytes()
 
 
-def dismiss() -> None:
-    """Have the other processes end, where process 0 had nothing to train and sent nothing."""
-    if not _shared:
-        share()
+def end_others() -> None:
+    """End the other processes, if process 0 had nothing to train and sent nothing."""
+    if not _sent:
+        broadcast()
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """The module to call in training: its gradients are averaged over the processes."""
+    """The module to call in training. Its gradients are averaged over the processes."""
     return DistributedDataParallel(model) if _several() else model
 
 
-def own(inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float]:
-    """This process's share of a batch, and its weight: with it, the average over processes is the mean of the batch."""
+def shard(inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[tuple[Tensor, ...], Tensor, float]:
+    """This process's shard of a batch.
+
+    Args:
+        inputs: (batch, ...) each.
+        targets: (batch, ...).
+
+    Returns:
+        The shard's inputs and targets, and the weight of its mean loss. The average of weighted losses over the processes is
+        the mean loss of the batch.
+    """
     samples, processes = len(targets), count() if _several() else 1
-    if samples < processes:  # too few to share: every process takes all of them
+    if samples < processes:  # too few samples: every process takes all of them
         return inputs, targets, 1.0
     place = slice(rank() if processes > 1 else 0, None, processes)
     part = targets[place]

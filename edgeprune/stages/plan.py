@@ -1,4 +1,4 @@
-"""The plan stage: which channels each group keeps, exact on the profile as it is, not yet confirmed on the device."""
+"""The plan stage: which channels each group keeps. The plan is exact on the profile, and not yet confirmed on the device."""
 
 from __future__ import annotations
 

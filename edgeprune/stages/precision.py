@@ -1,4 +1,4 @@
-"""The precision stage: of the precisions that the target allows, the fastest whose metric holds."""
+"""The precision stage: choose the fastest of the target's precisions that keeps the metric."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("edgeprune")
 
 @dataclass(frozen=True)
 class Reads:
-    """The original network, compiled in fp32, the precisions to choose from, and what decides between them."""
+    """The original network, its artifact in fp32, the precisions to choose from, and the data that decides."""
 
     network: Network
     survey: Groups
@@ -38,7 +38,7 @@ class Reads:
 
 
 def run(reads: Reads, output: Output) -> Choice:
-    """The fastest precision of the original network whose metric holds, measured on the device."""
+    """Measure the original network in each precision, and choose the fastest one that keeps the metric."""
     from edgeprune.stages import choice
     from edgeprune.stages.accuracy import Evaluation, Timer
 
@@ -48,7 +48,7 @@ def run(reads: Reads, output: Output) -> Choice:
 
 
 def _candidates(reads: Reads, output: Output) -> dict[Precision, Artifact]:
-    """The original network in each precision. One of several that cannot be compiled is left out with a warning."""
+    """The original network in each precision. If one of several cannot be compiled, it is left out with a warning."""
     from edgeprune.stages.compile import Compiler
 
     made: dict[Precision, Artifact] = {}

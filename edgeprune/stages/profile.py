@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reads:
-    """The network's groups and variants, the device, and what is known of it."""
+    """The network's groups and variants, the device, and the profile's file with earlier measurements."""
 
     network: Network
     survey: Groups
@@ -31,7 +31,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Profiled:
-    """A profile, the file that keeps it, and how many of its experiments and batches were known before."""
+    """A profile, and its file. `known` experiments, and the batches before `first_batch`, are from earlier runs."""
 
     profile: Profile
     path: Path
@@ -40,7 +40,7 @@ class Profiled:
 
 
 def run(reads: Reads, output: Output) -> Profiled:
-    """Measure variants until the latency model predicts well enough; what is measured is kept at once."""
+    """Measure variants until the latency model predicts well enough. The file is updated after every step."""
     from edgeprune.stages import experiments
 
     profile = reads.profile_file.empty if output.fresh else reads.profile_file.read()
@@ -53,7 +53,7 @@ def run(reads: Reads, output: Output) -> Profiled:
 
 
 def describe(profiled: Profiled, reads: Reads) -> str:
-    """How many experiments were reused and measured, and where they are kept."""
+    """How many experiments were reused and measured, and the profile's file."""
     new = len(profiled.profile.experiments) - profiled.known
     processes = profiled.profile.next_batch - profiled.first_batch
     return f"{profiled.known} experiments reused, {new} measured in {processes} processes; {profiled.path}"
@@ -63,7 +63,7 @@ STAGE = Stage("profile", Reads, run, Profiled, describe, kept=False)
 
 
 def explanation(run: Run) -> Explanation:
-    """The latency model of the profile, explained; beside it, other targets' profiles of the same network."""
+    """The latency model of the profile, explained, and compared with other targets' profiles of the same network."""
     from edgeprune.latency import explain
 
     profile = run.record(STAGE).profile

@@ -30,7 +30,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Networks:
-    """A pruned network, twice: `untrained` is best without training, training begins at `start`."""
+    """A pruned network with two sets of weights: `untrained` is best without training, and training starts from `start`."""
 
     untrained: nn.Module
     start: nn.Module
@@ -39,7 +39,7 @@ class Networks:
 
 
 def run(reads: Reads, output: Output) -> Pruned:
-    """The pruned network in two files. Raises `CutError` where the cut disagrees with the masked original."""
+    """Cut and refit the network, and save it in two files. Raises `CutError` as `prune` does."""
     from edgeprune.network import weights
 
     original = reads.network.module
@@ -68,9 +68,17 @@ def prune(
     inputs: tuple[Tensor, ...],
     batches: Iterable[tuple[tuple[Tensor, ...], Tensor]],
 ) -> Networks:
-    """The network that `plan` describes, refitted on training `batches` (see `edgeprune.network.refit`).
+    """Cut a network to a plan, prove the cut, and refit the remaining weights (see `edgeprune.network.refit`).
 
-    The cut is proved against the masked original on `inputs` first. Raises `CutError` where they disagree.
+    Args:
+        model: the original network; it stays unchanged.
+        groups: its channel groups.
+        plan: the channels to keep.
+        inputs: example inputs, (batch, ...) each, that the cut is proved on.
+        batches: training data that weights are refitted on: pairs of (inputs, targets), (batch, ...) each.
+
+    Raises:
+        CutError: the outputs of the cut network differ from those of the masked original.
     """
     from edgeprune.graph.groups import make_recipe
     from edgeprune.network.cut import cut
@@ -84,7 +92,14 @@ def prune(
 
 
 def refitted(model: nn.Module, pruned: nn.Module, recipe: Recipe, reference: Reference) -> Networks:
-    """`pruned`, which `recipe` cuts from `model`, refitted both ways to what the original layers read."""
+    """Refit a pruned network to the original layers' outputs, in both ways of `edgeprune.network.refit`.
+
+    Args:
+        model: the original network.
+        pruned: the network that `recipe` cuts from it.
+        recipe: the indices that are kept.
+        reference: observations of the original network.
+    """
     from edgeprune.network.refit import refit_separately, refit_sequentially
 
     untrained = refit_sequentially(model, pruned, recipe, reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,9 @@ def run(reads: Reads, output: Output) -> Scores:
     from edgeprune.network.importance import CRITERIA, DIFFERENTIATING
 
     reads.trial.data()
-    if reads.prune_importance in DIFFERENTIATING:
-        reads.trial.backward(training=False)
-    with reads.train.repeatable(reads.finetune_seed):
+    differentiating = reads.prune_importance in DIFFERENTIATING
+    trial = reads.trial.differentiating(training=False) if differentiating else nullcontext()
+    with trial, reads.train.repeatable(reads.finetune_seed):
         return CRITERIA[reads.prune_importance](reads.network.module, reads.survey, reads.train, reads.loss)
 
 

@@ -25,7 +25,7 @@ from edgeprune.records import Epoch, FinetuneSection
 from edgeprune.stages import parallel
 
 TEMPERATURE = 2.0  # of the softened outputs
-DISTILLED = 0.5  # share of the distillation in the loss
+DISTILLED = 0.5  # share of the divergence from the original network in the loss
 MOMENTUM = 0.9
 CLIP = 5.0  # largest gradient norm
 WARM_UP_EPOCHS = 1
@@ -46,9 +46,13 @@ class Course:
 
 @dataclass(frozen=True)
 class Networks:
-    """`start` is trained in place, by distillation from `original`.
+    """The networks of a training.
 
-    `untrained` has the same shapes and is epoch 0: the best network known without training, which need not be the best start.
+    Attributes:
+        start: is trained in place.
+        original: `start` is distilled from it.
+        untrained: epoch 0: the best known network without training, with the shapes of `start`. None in processes that only
+            help.
     """
 
     start: nn.Module
@@ -58,7 +62,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file that a killed training resumes from; `save` replaces a file in one step."""
+    """The file that a killed training resumes from. `save` replaces a file in one step; see `Store.save`."""
 
     path: Path
     save: Callable[[Path, Callable[[Path], None]], None]
@@ -67,19 +71,28 @@ class Checkpoint:
 def train(
     course: Course, networks: Networks, checkpoint: Checkpoint, on_epoch: Callable[[Epoch], None]
 ) -> tuple[nn.Module, tuple[Epoch, ...]]:
-    """Train for `course.settings.epochs` epochs.
+    """Train a network by distillation.
 
-    Stochastic gradient descent with Nesterov momentum, one epoch of warm-up, then a cosine to zero. With the default loss
-    (cross-entropy), half of the loss is the divergence from the original network's softened outputs. Everything needed to
-    resume is saved after every epoch; a resumed training gives the same weights as an uninterrupted one. On a GPU it trains
-    in mixed precision. With `ema`, the moving average of the weights is measured and kept. Under torchrun the processes
-    share every batch; only batch norm differs from one process, since it sees each share separately.
+    - The optimiser is stochastic gradient descent with Nesterov momentum. The learning rate rises in one epoch of warm-up,
+      and then falls to zero along a cosine.
+    - With the default loss (cross-entropy), half of the loss is the divergence from the original network's softened outputs.
+    - After every epoch, a checkpoint is saved. A resumed training gives the same weights as an uninterrupted one.
+    - On a GPU, it trains in mixed precision.
+    - With `ema`, the moving average of the weights is evaluated and kept.
+    - Under torchrun, each process works on its shard of every batch. Only batch norm differs from one process, since its
+      statistics are of a shard.
+
+    Args:
+        course: the data, the loss, the metric and the settings.
+        networks: the network to train, and the one to distil from.
+        checkpoint: the file to resume from, if it exists.
+        on_epoch: called after every epoch.
 
     Returns:
         The network with the weights of the best epoch on the validation metric, in eval mode, and the history.
 
     Raises:
-        UsageError: the first epoch's loss is not finite. A later one ends the training with a warning.
+        UsageError: the loss is not finite in the first epoch. In a later one, training stops with a warning.
     """
     device = parallel.device()
     trainer = _Trainer(course, networks, device)
@@ -103,7 +116,7 @@ def train(
 
 
 def evaluate(model: nn.Module, metric: Metric, split: Split) -> float:
-    """The metric of a network over one split of the data, or in closed loop in the split's episodes."""
+    """The metric of a network on a split of the data; in closed loop, in the split's episodes."""
     model.eval()
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     if metric.in_closed_loop:
@@ -124,13 +137,13 @@ def _acted(model: nn.Module, device: torch.device, *inputs: np.ndarray) -> np.nd
 
 
 class _Trainer:
-    """The whole state of a training: a checkpoint holds it, and nothing else."""
+    """The state of a training. A checkpoint holds all of it."""
 
     def __init__(self, course: Course, networks: Networks, device: torch.device) -> None:
         self.course, self.settings, self.device = course, course.settings, device
         with course.train.repeatable(self.settings.seed):
             batches = iter(course.train)
-            first = tuple(tensor.to(device) for tensor in parallel.own(*next(batches))[0])
+            first = tuple(tensor.to(device) for tensor in parallel.shard(*next(batches))[0])
             self.steps = 1 + sum(1 for _ in batches)
         model = layout.channels_last(networks.start.to(device), first)
         self.original = layout.channels_last(networks.original.to(device), first).eval()
@@ -139,7 +152,7 @@ class _Trainer:
         self.averaged = AveragedModel(model, multi_avg_fn=_moving(ema), use_buffers=True) if ema else None
         gpu = device.type == "cuda"
         self.half = torch.bfloat16 if not gpu or torch.cuda.is_bf16_supported() else torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # which underflows
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # its gradients underflow
         self.optimiser = torch.optim.SGD(
             model.parameters(), lr=self.settings.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4
         )
@@ -147,7 +160,7 @@ class _Trainer:
         self.best_state: dict[str, Tensor] = {}
 
     def record(self, loss: float | None, untrained: nn.Module | None = None) -> None:
-        """Measure the epoch that just ended, or `untrained` before the first. Keep the weights if none was better."""
+        """Evaluate the epoch that just ended, or `untrained` as epoch 0. Keep its weights if it is the best so far."""
         model = self.averaged.module if self.averaged else self.model
         if untrained is not None:
             model = untrained.to(self.device)
@@ -158,15 +171,15 @@ class _Trainer:
         self.history.append(Epoch(len(self.history), loss, metric, rate))
 
     def train(self, epoch: int) -> float | None:
-        """One epoch; its mean loss. None where a batch's loss is not finite, and training must stop."""
-        with self.course.train.repeatable(self.settings.seed, epoch):  # so that a resumed epoch is the same epoch
+        """Train one epoch. Returns its mean loss, or None if a batch's loss is not finite and training must stop."""
+        with self.course.train.repeatable(self.settings.seed, epoch):  # so that a resumed epoch is the same
             return self._epoch(epoch)
 
     def _epoch(self, epoch: int) -> float | None:
         self.model.train()
         total, count = 0.0, 0
         for step, (inputs, targets) in enumerate(self.course.train):
-            inputs, targets, weight = parallel.own(inputs, targets)
+            inputs, targets, weight = parallel.shard(inputs, targets)
             with torch.autocast(self.device.type, self.half, enabled=self.device.type == "cuda"):
                 value = weight * self._loss(tuple(x.to(self.device) for x in inputs), targets.to(self.device))
             loss = parallel.mean(value)
@@ -212,12 +225,12 @@ class _Trainer:
         where = f"the loss is {value} in epoch {epoch}, batch {step}"
         if epoch == 1:
             raise UsageError(f"{self.course.train.where}: {where}; lower [finetune] learning_rate or check the data")
-        log.warning("%s: training stopped, the best of the %d epochs before is kept", where, epoch - 1)
+        log.warning("%s: training stops, and the best of the %d epochs before is kept", where, epoch - 1)
 
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def write(self, path: Path) -> None:
-        """Save everything that the next epoch depends on, as safetensors: reading those runs no code."""
+        """Save everything that the next epoch depends on. The file is safetensors, so reading it runs no code."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_state.items()}
         if self.averaged:
@@ -231,7 +244,7 @@ class _Trainer:
         save_file({k: t.detach().clone().contiguous() for k, t in tensors.items()}, path, metadata)
 
     def restore(self, path: Path) -> None:
-        """Resume from what `write` saved."""
+        """Restore the state that `write` saved."""
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             self.history = [Epoch(*entry) for entry in json.loads(file.metadata()["history"])]
@@ -246,7 +259,7 @@ class _Trainer:
 
 
 def _moving(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """The exponential moving average; faster in the first steps, so that the start is forgotten."""
+    """An exponential moving average. Its decay is smaller in the first steps, so that the first weights count less."""
 
     def average(kept: Sequence[Tensor], new: Sequence[Tensor], count: Tensor | int) -> None:
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))

@@ -63,7 +63,7 @@ class Policy:
         return 1 - self.error / self.check.rounds
 
     def allowed_slowdown(self, asked: float | None, emulated: bool) -> float:
-        """The slowdown that passes: the project's where it gives one, else the device's default."""
+        """The slowdown that passes: the project's if it gives one, else the device's default."""
         return asked or (self.emulated_floor if emulated else self.floor)
 
 

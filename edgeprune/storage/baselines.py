@@ -40,7 +40,7 @@ def history_path(folder: Path, project: str) -> Path:
     return folder / f"{project}.history.jsonl"
 
 
-def place_of(path: Path) -> Path:
+def valid_path(path: Path) -> Path:
     """The path, if a baseline can be stored there: the artifact's folder gets the same name. Raises `UsageError` if not."""
     if path.suffix != ".json" or path.is_dir():
         raise UsageError(f"{path}: a baseline is a file whose name ends in .json, such as NAME.baseline.json")

@@ -44,8 +44,8 @@ HINTS = {
     errno.EROFS: "the file system is read-only: copy the project to a folder you can write",
     errno.EACCES: NO_PERMISSION,
     errno.EPERM: NO_PERMISSION,
-    errno.ENOTDIR: "a file stands where a folder must be: move it away",
-    errno.EEXIST: "a file stands where a folder must be: move it away",
+    errno.ENOTDIR: "there is a file in place of a folder: move it away",
+    errno.EEXIST: "there is a file in place of a folder: move it away",
     errno.ENOLCK: "the file system has no locks: copy the project to a local disk",
     errno.ENOTSUP: "the file system has no locks: copy the project to a local disk",
 }

@@ -114,6 +114,6 @@ def test_another_s_error_is_not_taken_for_the_folder_s(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "profiles").write_text("in the way")
-    with pytest.raises(UsageError, match="a file stands"):
+    with pytest.raises(UsageError, match="in place of a folder"):
         write_atomic(tmp_path / "profiles" / "p.json", b"{}")
     assert (tmp_path / "profiles").read_text() == "in the way"

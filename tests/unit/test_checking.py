@@ -538,8 +538,8 @@ def test_a_broken_baseline_reports_the_fix_and_is_replaced(tmp_path: Path) -> No
 def test_a_place_that_cannot_hold_a_baseline_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(UsageError, match=r"ends in \.json"):
-        baselines.place_of(tmp_path / name)
-    assert baselines.place_of(tmp_path / "good.json") == tmp_path / "good.json"
+        baselines.valid_path(tmp_path / name)
+    assert baselines.valid_path(tmp_path / "good.json") == tmp_path / "good.json"
 
 
 def test_a_history_that_was_merged_is_in_order_and_a_bad_line_is_named(tmp_path: Path) -> None:
