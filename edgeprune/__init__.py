@@ -1,7 +1,11 @@
 """Latency-driven structured pruning for edge devices: from a PyTorch model to a verified, faster artifact.
 
-This module holds the public names and nothing else. Python loads each name when it is first used. So `import edgeprune`
-is instant and imports no torch. The version stands in pyproject.toml alone.
+    import edgeprune
+
+    result = edgeprune.run("edgeprune.toml", target="local", budget="50%")
+
+This module only holds the public names. Python loads each name at its first use. So `import edgeprune` is fast and does not
+import torch. The version is defined in pyproject.toml.
 """
 
 from __future__ import annotations

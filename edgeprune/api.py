@@ -1,7 +1,7 @@
-"""The verbs as functions, for notebooks and programs. The command line does nothing else.
+"""The stages as functions, for notebooks and programs. The command line calls the same code.
 
-Every function takes the path of an `edgeprune.toml` and a target, runs the stages that are missing, and returns a record.
-All raise the errors of `edgeprune.errors`.
+A function of a stage takes the path of an `edgeprune.toml` and a target, runs the stages that are missing, and returns a
+record. All functions raise the errors of `edgeprune.errors`.
 
     import edgeprune
 
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """Options that every verb takes.
+    """Options of every stage.
 
     Attributes:
         budget: a time ("12 ms") or a share of the original network's latency ("50%"); replaces the project file's.
         fresh: redo everything, the measurements too.
-        watch: follows the progress; see `edgeprune.pipeline.request.Watch`.
+        watch: its methods are called with the progress; see `edgeprune.pipeline.request.Watch`.
         wait: wait for a device that somebody else holds.
     """
 
@@ -57,7 +57,13 @@ class Options(TypedDict, total=False):
 
 @contextmanager
 def opened(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Iterator[Run]:
-    """A run of a project on a target, from which the record of any stage can be read."""
+    """A context with a run of a project on a target. `run.record(STAGE)` gives the record of any stage.
+
+    Args:
+        project: the path of an `edgeprune.toml`, or of its folder.
+        target: a target's name, or the path of its file.
+        **options: see `Options`.
+    """
     from edgeprune.stages.registry import RULES
 
     with open_run(request(project, target, **options), RULES) as run:
@@ -65,7 +71,7 @@ def opened(project: Path | str, target: str = "local", **options: Unpack[Options
 
 
 def run(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Result:
-    """Run the whole pipeline: profile, plan, prune, fine-tune, compile, verify.
+    """Run the whole pipeline: profile, plan, prune, finetune, compile, verify.
 
     Args:
         project: the path of an `edgeprune.toml`, or of its folder.
@@ -73,7 +79,14 @@ def run(project: Path | str, target: str = "local", **options: Unpack[Options]) 
         **options: see `Options`.
 
     Returns:
-        The artifact that meets the budget, its figures (milliseconds, bytes) and its checks.
+        The artifact, its figures (milliseconds, bytes) and its checks. `status` is "pass" if it meets the budget and all other
+        checks pass.
+
+    Raises:
+        InfeasibleError: no plan meets the budget.
+        InconclusiveError: the device is too busy to measure.
+        UsageError: a file, the user's code or its data is wrong.
+        DeviceError: the device fails.
 
     Example:
         >>> result = edgeprune.run("examples/digits", target="local", budget="50%")
@@ -87,7 +100,10 @@ def run(project: Path | str, target: str = "local", **options: Unpack[Options]) 
 
 
 def profile(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Profile:
-    """Measure the network's variants on the device, in integer nanoseconds. The profile is kept beside the project."""
+    """Measure the network's variants on the device. Times are integer nanoseconds. Args as in `run`.
+
+    The profile is kept in `profiles/TARGET/` of the project, and later runs reuse it.
+    """
     from edgeprune.stages import profile
 
     with opened(project, target, **options) as started:
@@ -95,7 +111,10 @@ def profile(project: Path | str, target: str = "local", **options: Unpack[Option
 
 
 def plan(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Plan:
-    """The exact plan for the budget, with its proof; not yet confirmed on the device."""
+    """Plan which channels to keep: the least expected loss within the budget, with a proof. Args as in `run`.
+
+    The plan is not yet confirmed on the device.
+    """
     from edgeprune.stages import plan
 
     with opened(project, target, **options) as started:
@@ -103,7 +122,11 @@ def plan(project: Path | str, target: str = "local", **options: Unpack[Options])
 
 
 def prune(project: Path | str, target: str = "local", **options: Unpack[Options]) -> tuple[Confirmed, Path]:
-    """The plan as confirmed on the device, and the file of the pruned network (see `load`), not yet fine-tuned."""
+    """Confirm the plan on the device, and cut the network. Args as in `run`.
+
+    Returns:
+        The confirmed plan, and the file of the pruned network before fine-tuning (see `load`).
+    """
     from edgeprune.stages import confirm, prune
 
     with opened(project, target, **options) as started:
@@ -111,7 +134,11 @@ def prune(project: Path | str, target: str = "local", **options: Unpack[Options]
 
 
 def finetune(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Path:
-    """The file of the pruned network after fine-tuning (see `load`)."""
+    """Fine-tune the pruned network by distillation from the original. Args as in `run`.
+
+    Returns:
+        The file of the fine-tuned network (see `load`).
+    """
     from edgeprune.stages import finetune
 
     with opened(project, target, **options) as started:
@@ -119,7 +146,7 @@ def finetune(project: Path | str, target: str = "local", **options: Unpack[Optio
 
 
 def compile(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Artifact:  # noqa: A001
-    """The fine-tuned network as the target's runtime loads it."""
+    """Compile the fine-tuned network for the target's runtime. Args as in `run`."""
     from edgeprune.stages import compile as compiling
 
     with opened(project, target, **options) as started:
@@ -127,7 +154,7 @@ def compile(project: Path | str, target: str = "local", **options: Unpack[Option
 
 
 def verify(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Verdict:
-    """All checks of the artifact on the device: numerics, metric, latency, size, memory."""
+    """Check the artifact on the device: numerics, metric, latency, size, memory. Args as in `run`."""
     from edgeprune.stages import verify
 
     with opened(project, target, **options) as started:
@@ -135,13 +162,13 @@ def verify(project: Path | str, target: str = "local", **options: Unpack[Options
 
 
 def deploy(project: Path | str, target: str = "local", **options: Unpack[Options]) -> list[Release]:
-    """Deploy the artifact on the target's hosts.
+    """Deploy the artifact on the target's hosts. Args as in `run`.
 
     Returns:
-        What runs on each host now.
+        The deployed release of each host.
 
     Raises:
-        VerdictError: verification failed, or the release does not run on a host, which then runs what it ran before.
+        VerdictError: verification failed, or the release does not run on a host. That host returns to the release before.
         InconclusiveError: verification was inconclusive.
         SecurityError: a host refuses the release.
     """
@@ -165,9 +192,17 @@ def check(
         project: the path of an `edgeprune.toml`, or of its folder.
         target: a target's name, or the path of its file.
         budgets: such as "12 ms", "p99 20 ms" or "50%"; they replace the project's.
-        baseline: the baseline's file; by default the one in the target's profiles.
+        baseline: the baseline's file; by default it is in `profiles/TARGET/` of the project.
         reason: with a reason, the measurement becomes the baseline.
         **options: see `Options`.
+
+    Returns:
+        The checks, and their outcome.
+
+    Example:
+        >>> report = edgeprune.check("edgeprune.toml", target="raspberrypi", budgets=["p99 20 ms"])
+        >>> report.outcome
+        <Outcome.PASS: 'pass'>
     """
     from edgeprune.stages import check
 
@@ -177,42 +212,71 @@ def check(
 
 
 def groups(project: Path | str) -> Survey:
-    """What of the project's model can be cut: its channel groups and blocks. Asks no device."""
+    """The channel groups and blocks of the project's model that can be removed. It contacts no device."""
     from edgeprune.stages import survey
 
     return survey.of_project(read_project(project))
 
 
 def history(project: Path | str, target: str = "local", figure: str = "p50_ns") -> History:
-    """A figure over all checks of the project on the target, and where its level changed."""
+    """A figure over all checks of a project on a target, and the checks at which its level changed.
+
+    Args:
+        project: the path of an `edgeprune.toml`, or of its folder.
+        target: a target's name, or the path of its file.
+        figure: "p50_ns", "p90_ns", "peak_memory_bytes", "size_bytes" or "metric".
+
+    Raises:
+        UsageError: nothing was checked yet.
+    """
     from edgeprune.stages.history import of_request
 
     return of_request(request(project, target), figure)
 
 
 def rollback(
-    project: Path | str, target: str = "local", say: Callable[[str], None] = print, wait: bool = False
+    project: Path | str, target: str = "local", report: Callable[[str], None] = print, wait: bool = False
 ) -> list[Release]:
-    """Deploy the project's previous release again on the target's hosts, and return what runs on each of them now.
+    """Deploy the project's previous release again on the target's hosts.
 
-    Raises `UsageError` where there is no previous release, and `SecurityError` where it was changed since.
+    Args:
+        project: the path of an `edgeprune.toml`, or of its folder.
+        target: a target's name, or the path of its file.
+        report: is called with a line for each step.
+        wait: wait for a host that somebody else holds.
+
+    Returns:
+        The deployed release of each host.
+
+    Raises:
+        UsageError: a host has no previous release.
+        SecurityError: the previous release was changed since it was deployed.
     """
     from edgeprune.stages import deploy
 
     asked = request(project, target, wait=wait)
-    return deploy.rollback(asked.target, asked.project.name, say, asked.wait_s)
+    return deploy.rollback(asked.target, asked.project.name, report, asked.wait_s)
 
 
 def releases(target: str = "local", wait: bool = False) -> list[Release]:
-    """Every release of every service on the target's hosts."""
+    """All releases of all services on the target's hosts. `wait` waits for a host that somebody else holds."""
     from edgeprune.stages import deploy
 
     return deploy.releases(_target(target), LIMITS.lease_wait_s if wait else 0.0)
 
 
-def setup(target: str, say: Callable[[str], None] = print, wait: bool = False) -> str:
-    """Install the agent and the target's runtime on its hosts, without root, and return the runtime's version there."""
-    found = [install.setup(one, say, LIMITS.lease_wait_s if wait else 0.0) for _, one in _target(target).all_hosts]
+def setup(target: str, report: Callable[[str], None] = print, wait: bool = False) -> str:
+    """Install the agent and the target's runtime on the target's hosts, without root.
+
+    Args:
+        target: a target's name, or the path of its file.
+        report: is called with a line for each step.
+        wait: wait for a host that somebody else holds.
+
+    Returns:
+        The runtime's version on the first host.
+    """
+    found = [install.setup(one, report, LIMITS.lease_wait_s if wait else 0.0) for _, one in _target(target).all_hosts]
     return found[0]
 
 
@@ -227,10 +291,11 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
         A pruned copy of `model` with the saved weights, in eval mode.
 
     Raises:
-        UsageError: the file and the model do not belong together.
+        UsageError: the file is not of this model.
 
     Example:
-        >>> network = edgeprune.load(edgeprune.finetune("edgeprune.toml", budget="50%"), build())
+        >>> path = edgeprune.finetune("edgeprune.toml", budget="50%")
+        >>> network = edgeprune.load(path, build())
     """
     from edgeprune.network import weights
 

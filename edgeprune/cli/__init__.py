@@ -1,4 +1,4 @@
-"""The command line: options in, one table or one JSON document out, errors as one line and an exit code."""
+"""The command line. It prints one table or one JSON document. An error is one line and an exit code."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ def _record(name: str) -> Callable[[Run], Any]:
 
 
 VERBS: Mapping[str, tuple[str, Callable[[Run], Any]]] = {
-    "run": ("Run the whole pipeline: profile, plan, prune, finetune, compile, verify.", _result),
-    "plan": ("Choose the channels to keep: exact, with a proof.", _record("plan")),
+    "run": ("Run all stages. They are profile, plan, prune, finetune, compile and verify.", _result),
+    "plan": ("Choose the channels to keep, with a proof.", _record("plan")),
     "prune": (
         "Confirm the plan on the device, and cut the network.",
         lambda run: (run.value("prune"), run.value("confirm"))[1],
     ),
     "finetune": (
-        "Fine-tune the pruned network by distillation from the original.",
+        "Fine-tune the pruned network. It is distilled from the original network.",
         lambda run: run.value("finetune").network,
     ),
     "compile": ("Compile the network for the target's runtime.", _record("compile")),
@@ -118,7 +118,7 @@ def _verb(name: str, options: OfRun) -> None:
     if options.dry_run:
         _print_forecast(options.project, options.target, whole=True, deploy=name == "deploy")
         return
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's, here or above: only then is torch worth importing for it
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # only then torchrun may have started this process; the import loads torch
         from edgeprune.stages import parallel
 
         if parallel.started_by_torchrun():
@@ -132,10 +132,10 @@ def _verb(name: str, options: OfRun) -> None:
 
 
 def _in_parallel(name: str, options: OfRun) -> None:
-    """One of torchrun's processes: the first runs the pipeline, the others train with it."""
+    """Work as one of torchrun's processes. The first one runs the pipeline, and the others train with it."""
     if name != "finetune":
         raise errors.UsageError(
-            f"torchrun is for edgeprune finetune; run {name} without it, and it uses the trained network"
+            f"torchrun is for edgeprune finetune; run edgeprune {name} without torchrun: it uses the trained network"
         )
     from edgeprune.pipeline.request import request
     from edgeprune.stages import finetune, parallel
@@ -187,12 +187,12 @@ def _print_forecast(project: Path, target: str, whole: bool, deploy: bool = Fals
 
 @command(app, "check", OfCheck)
 def _check(options: OfCheck) -> None:
-    """Is the artifact within its budgets, and no slower than its baseline?"""
+    """Compare the artifact with its budgets. If there is a baseline, compare it with that, too."""
     if options.junit is not None:
         _clear(options.junit)
     reason = one_line(options.reason.strip())
     if options.update != bool(reason):
-        raise errors.UsageError('a new baseline needs both: --update --reason "why it is good"')
+        raise errors.UsageError('--update and --reason need each other; write: --update --reason "why it is good"')
     from edgeprune.frontends import toml
     from edgeprune.reports import ci
     from edgeprune.stages import check
@@ -210,7 +210,7 @@ def _check(options: OfCheck) -> None:
 
 
 def _clear(junit: Path) -> None:
-    """Remove an old report, so that it is not taken for today's, and see that a new one can be written."""
+    """Remove an old report, so that it cannot be mistaken for the new one. Raises `UsageError` if it cannot be removed."""
     if junit.is_dir():
         raise errors.UsageError(f"--junit {str(junit)!r} is a folder; give the path of a file")
     try:
@@ -221,7 +221,7 @@ def _clear(junit: Path) -> None:
 
 @app.command("groups")
 def _groups(project: ProjectOption = HERE, as_json: JsonOption = False) -> None:
-    """Show the channel groups that can be cut, with their layers, and why others are locked. Asks no device."""
+    """List the channel groups. It shows their layers, and why some are locked. It contacts no device."""
     from edgeprune import api
     from edgeprune.reports import console
 
@@ -256,7 +256,7 @@ def _rollback(options: OfDevice) -> None:
 
 @app.command("releases")
 def _releases(target: TargetOption = "local", as_json: JsonOption = False, wait: WaitOption = False) -> None:
-    """Show what runs on the target's hosts, since when, and by which verdict; and what a rollback returns to."""
+    """List the releases on the target's hosts. It shows which one is deployed, and which one a rollback returns to."""
     from edgeprune import api
 
     _put_releases(api.releases(target, wait), as_json)
@@ -266,17 +266,17 @@ def _put_releases(found: list[Release], as_json: bool) -> None:
     from edgeprune.reports import console
 
     if not found and not as_json:
-        print("nothing was deployed there yet; see edgeprune deploy")
+        print("nothing was deployed yet; run: edgeprune deploy")
         return
     put(found, as_json, lambda releases, screen: screen.print(console.releases_table(releases)))
 
 
-# ----------------------------------------------------------------------------------------------------- surroundings
+# ------------------------------------------------------------------------------------------------- other commands
 
 
 @app.command("demo")
 def _demo(target: TargetOption = "local", as_json: JsonOption = False, fresh: FreshOption = False) -> None:
-    """Run the digits example: a residual network on handwritten digits, at half its latency."""
+    """Run the digits example. It halves the latency of a residual network for handwritten digits."""
     _verb("run", OfRun(project=_digits(), target=target, as_json=as_json, fresh=fresh))
 
 
@@ -285,7 +285,7 @@ def _doctor(
     target: TargetArgument = "local",
     project: Annotated[Path | None, typer.Option("--project", "-p", help="Examine this project file, too.")] = None,
 ) -> None:
-    """Is everything in place, here and on the device? Each finding comes with its fix."""
+    """Examine this machine and the device. Each finding comes with its fix."""
     from edgeprune.reports.doctor import examine
 
     failed = False
@@ -300,16 +300,14 @@ def _tensorboard(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/local.")],
     port: Annotated[int, typer.Option(help="The port to listen on, on this machine only.")] = 6006,
 ) -> None:
-    """Show runs: training curves, layers before and after the cut, metric by latency. Ctrl-C ends it."""
+    """Show a run in TensorBoard. It shows training curves, layers, and the metric by latency. Ctrl-C ends it."""
     from edgeprune.pipeline.run import EVENTS
 
     folder = run / EVENTS
     if not folder.is_dir():
-        raise errors.UsageError(
-            f"{folder} does not exist; give the folder of a run that trained with tensorboard installed"
-        )
+        raise errors.UsageError(f"{folder} does not exist; install tensorboard, train again, and give the run's folder")
     if importlib.util.find_spec("tensorboard") is None:
-        raise errors.RuntimeMissing("tensorboard is not installed; pip install 'edgeprune[tensorboard]'")
+        raise errors.RuntimeMissing("tensorboard is not installed; run: pip install 'edgeprune[tensorboard]'")
     argv = [
         sys.executable,
         "-m",
@@ -326,7 +324,7 @@ def _tensorboard(
 
 @app.command("setup")
 def _setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOption = False) -> None:
-    """Install the agent and the runtime in a private folder on the device, without root."""
+    """Install the agent on the device. The agent and the runtime go into a private folder, without root."""
     from edgeprune import api
     from edgeprune.devices import install
     from edgeprune.frontends import toml
@@ -339,8 +337,8 @@ def _setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOpti
 
 
 @app.command("board")
-def _board(action: Annotated[BoardAction, typer.Argument(help="Start it, end it, or print its state.")]) -> None:
-    """The virtual board, an aarch64 machine under qemu. Its target is virtual-pi."""
+def _board(action: Annotated[BoardAction, typer.Argument(help="Start it, stop it, or print its state.")]) -> None:
+    """Start or stop the virtual board. It is an aarch64 machine under qemu, and its target is virtual-pi."""
     from edgeprune.devices.virtual import board
 
     if action is BoardAction.status:
@@ -350,7 +348,7 @@ def _board(action: Annotated[BoardAction, typer.Argument(help="Start it, end it,
 
 
 def _digits() -> Path:
-    """The example's project file: the checkout's own, or a copy of the installed one in the working directory."""
+    """The example's project file: in the checkout, or in a copy of the installed example in the working directory."""
     checkout = Path(__file__).parents[2] / "examples" / "digits"
     if checkout.is_dir():
         return checkout / "edgeprune.toml"
@@ -371,7 +369,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         code = errors.EXIT_INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last line of defence: reported as ours, shown whole
+    except Exception:  # noqa: BLE001 - any other error is a bug, and is shown with its traceback
         traceback.print_exc()
         print("error: this is a bug in edgeprune; please report it with the lines above", file=sys.stderr)
         code = errors.EXIT_BUG

@@ -1,4 +1,4 @@
-"""Answers of the command line: a table or one JSON document, once a run has ended."""
+"""Print the answer of a command, as a table or one JSON document, after the run has ended."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any], None]]]:
-    """A run with its progress shown, and a function that prints the answer at the end."""
+    """A context with a run and a function. Progress is shown. Values that the function gets are printed at the end."""
     from rich.console import Console
 
     from edgeprune import api
     from edgeprune.reports import console
     from edgeprune.stages.result import SCHEMA
 
-    with _stdout_keptone_line(options.as_json) as stdout:
+    with _only_answer_on_stdout(options.as_json) as stdout:
         screen = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
         answers: list[Any] = []
         try:
@@ -52,7 +52,7 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
 
 
 def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
-    """Print an answer: as JSON, or as `show` does on a screen."""
+    """Print an answer as JSON, or let `show` print it on a screen."""
     from rich.console import Console
 
     if as_json:
@@ -62,7 +62,7 @@ def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
 
 
 def _document(value: object) -> str:
-    """An answer as JSON. A report has a schema and a status, as a result does."""
+    """An answer as JSON. A report also has a schema and a status, like a result."""
     from edgeprune.records import Report
     from edgeprune.stages.result import SCHEMA
     from edgeprune.storage import codec
@@ -75,8 +75,8 @@ def _document(value: object) -> str:
 
 
 @contextmanager
-def _stdout_keptone_line(as_json: bool) -> Iterator[Any]:
-    """With `--json`, what the user's code and the runtimes print goes to stderr; only the answer reaches stdout."""
+def _only_answer_on_stdout(as_json: bool) -> Iterator[Any]:
+    """With `--json`, only the answer goes to stdout. All output of the user's code and the runtimes goes to stderr."""
     if not as_json:
         yield sys.stdout
         return
@@ -93,6 +93,6 @@ def _stdout_keptone_line(as_json: bool) -> Iterator[Any]:
 
 
 def one_line(text: str) -> str:
-    """One line without control characters, of bounded length: it may quote a device or a file."""
+    """The text as one line of bounded length, without control characters. It may quote a device or a file."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text) <= LIMITS.message_chars else text[: LIMITS.message_chars] + "…"

@@ -1,4 +1,4 @@
-"""Options of the command line: data classes, so that commands share them."""
+"""Options of the command line. They are data classes, so that commands can share them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HERE = Path("edgeprune.toml")
 ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project file, edgeprune.toml.")]
 TargetOption = Annotated[str, typer.Option("--target", "-t", help="A target's name, or the path of its file.")]
 TargetArgument = Annotated[str, typer.Argument(help="A target's name, or the path of its file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print nothing but JSON on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a device that somebody else holds.")]
 DryRunOption = Annotated[
     bool,
-    typer.Option("--dry-run", help="Touch no device. Print what would be sent and run there, and how long it takes."),
+    typer.Option("--dry-run", help="Contact no device. Print what would be sent and run there, and how long it takes."),
 ]
 
 
@@ -39,18 +39,20 @@ class OfTarget:
 
 @dataclass(frozen=True)
 class OfDevice(OfTarget):
-    """A project on a target whose device is used."""
+    """A project on a target, with a device that is used."""
 
     wait: WaitOption = False
 
 
 @dataclass(frozen=True)
 class OfRun(OfDevice):
-    """Stages of the pipeline."""
+    """Options of the pipeline's stages."""
 
     budget: Annotated[
         str | None,
-        typer.Option("--budget", "-b", help='Replaces the file\'s: "12 ms", or "50%" of the original latency.'),
+        typer.Option(
+            "--budget", "-b", help='Replaces the file\'s: "12 ms", or "50%" of the original network\'s latency.'
+        ),
     ] = None
     fresh: FreshOption = False
     dry_run: DryRunOption = False
@@ -104,7 +106,7 @@ class Figure(StrEnum):
 def command(
     app: typer.Typer, name: str, options: type[Given], text: str | None = None
 ) -> Callable[[Callable[[Given], None]], None]:
-    """Register a command whose options are the fields of a data class, so that commands share them."""
+    """Register a command. The fields of the data class `options` are its options; `text` or the docstring is its help."""
     hints = get_type_hints(options, include_extras=True)
 
     def register(function: Callable[[Given], None]) -> None:

@@ -23,7 +23,7 @@ from edgeprune.runtimes.base import Runtime
 
 LEAST_PYTHON = (3, 8)
 LEAST_MANYLINUX = 17  # the minor version of glibc of manylinux2014; older wheels are not requested
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 Version = tuple[int, int]
 
 
@@ -36,7 +36,7 @@ class WheelPlatform:
     glibc: Version
 
 
-def setup(target: Target, say: Say, wait_s: float = 0.0) -> str:
+def setup(target: Target, report: Reporter, wait_s: float = 0.0) -> str:
     """Install a target's runtime on its device, unless it is there already.
 
     The device's own pip is tried first. It may be missing, or fail without internet. Then this machine's pip fetches wheels
@@ -44,7 +44,7 @@ def setup(target: Target, say: Say, wait_s: float = 0.0) -> str:
 
     Args:
         target: a target with a host.
-        say: is called with a line for each step.
+        report: is called with a line for each step.
         wait_s: how long to wait for a device that another host holds.
 
     Returns:
@@ -61,21 +61,21 @@ def setup(target: Target, say: Say, wait_s: float = 0.0) -> str:
         facts = ask(transport, target.name, wire.Examine(LIMITS.identify_s))
         platform = platform_of(target, facts)
         versions = f"Python {dotted(platform.python)}, glibc {dotted(platform.glibc)}"
-        say(f"{target.name} answers: {platform.machine}, {versions}")
+        report(f"{target.name} answers: {platform.machine}, {versions}")
         present = installed_version(transport, target)
         if present is not None:
-            say(f"{runtime.name} {present} is installed already")
+            report(f"{runtime.name} {present} is installed already")
             return present
         if not runtime.packages:
             raise UsageError(f"{target.name} has no {runtime.name}, and pip has no package for it. {runtime.install}")
-        if not facts.pip or not _by_pip(transport, target, runtime, say):
-            _by_wheels(transport, target, platform, say)
+        if not facts.pip or not _by_pip(transport, target, runtime, report):
+            _by_wheels(transport, target, platform, report)
         version = installed_version(transport, target)
     if version is None:
         raise DeviceError(
             f"{target.name}: {runtime.name} was installed but cannot be imported. Run: edgeprune doctor {target.name}"
         )
-    say(f"{runtime.name} {version} is ready")
+    report(f"{runtime.name} {version} is ready")
     return version
 
 
@@ -105,28 +105,28 @@ def installed_version(transport: Transport, target: Target) -> str | None:
     return printable(device.runtime_version, 40) + (" (a stand-in)" if device.simulated else "")
 
 
-def _by_pip(transport: Transport, target: Target, runtime: Runtime, say: Say) -> bool:
+def _by_pip(transport: Transport, target: Target, runtime: Runtime, report: Reporter) -> bool:
     """Install by the device's own pip. Returns whether the runtime can be imported then."""
-    say(f"the device's pip installs {' '.join(runtime.packages)}")
+    report(f"the device's pip installs {' '.join(runtime.packages)}")
     try:
         ask(transport, target.name, wire.Install(LIMITS.install_s, runtime.name, requirements=runtime.packages))
     except Refusal as error:
         if error.kind != "pip":
             raise
-        say(f"the device's pip: {printable(error.message, 200)}")
-        say("the device's pip fails; this machine fetches the wheels")
+        report(f"the device's pip: {printable(error.message, 200)}")
+        report("the device's pip fails; this machine fetches the wheels")
         return False
     return installed_version(transport, target) is not None
 
 
-def _by_wheels(transport: Transport, target: Target, platform: WheelPlatform, say: Say) -> None:
+def _by_wheels(transport: Transport, target: Target, platform: WheelPlatform, report: Reporter) -> None:
     runtime = runtimes.host(target.runtime)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         wheels = fetch(runtime.packages, platform, Path(folder))
         size = sum(wheel.stat().st_size for wheel in wheels)
-        say(f"sending {len(wheels)} wheels, {size / 1e6:.1f} MB")
+        report(f"sending {len(wheels)} wheels, {size / 1e6:.1f} MB")
         places = tuple(transport.put([wheel]) for wheel in wheels)
-        say("unpacking them on the device")
+        report("unpacking them on the device")
         ask(transport, target.name, wire.Install(LIMITS.install_s, runtime.name, wheels=places))
 
 

@@ -1,4 +1,4 @@
-"""The user's data: splits that can be read repeatedly, the loss and the metric. All are checked as they are used."""
+"""The user's data: splits that can be read repeatedly, the loss and the metric. Each use is checked."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def guarded(root: Path, where: str) -> Iterator[None]:
 def of_user(path: Path, stage: str) -> Iterator[None]:
     """A context that a stage runs in: an error that comes from the user's code becomes a `UsageError`.
 
-    User code is the code in the folder of the project file `path`, and the code that torch runs when it calls or
+    User code is the code in the folder of the project file `path`. It is also the code that torch runs when it calls or
     differentiates the user's model. Other errors are edgeprune's, and are raised unchanged.
     """
     try:

@@ -35,13 +35,13 @@ class Trial:
 
     @contextmanager
     def differentiating(self, training: bool) -> Iterator[None]:
-        """A context in which a stage differentiates the model. The first training batch is tried at its begin.
+        """A context in which a stage differentiates the model. It tries the first training batch before.
 
         Args:
             training: whether the model runs in training mode.
 
         Raises:
-            UsageError: a backward pass fails. Where a later batch is the cause, all batches are tried to find the user's line.
+            UsageError: a backward pass fails. If it is not the first one, all batches are tried, to find the user's line.
         """
         check_backward(self._network.module, self._project, training, batches=1)
         try:
@@ -86,12 +86,13 @@ def check_backward(model: nn.Module, project: Project, training: bool, batches: 
 
     Args:
         model: the original network; a copy of it is used.
-        project: gives the training data and the loss.
+        project: names the training data and the loss.
         training: whether the model runs in training mode, as in fine-tuning.
-        batches: how many batches are tried; all where None.
+        batches: how many batches are tried; None tries all.
 
     Raises:
-        UsageError: a backward pass fails, as after an operation in place. The message names the user's file and line.
+        UsageError: a backward pass fails, for instance after an operation in place. The message names the user's file and
+            line.
     """
     loss, tried = Loss(project), copy.deepcopy(model).train(training)
     split, root = Split(project, "train", augmented=training), project.folder
@@ -103,11 +104,11 @@ def check_backward(model: nn.Module, project: Project, training: bool, batches: 
         try:
             differentiate()
         except RuntimeError as error:
-            line = functions.one_line(error, root).partition(" Hint:")[0]  # autograd's hint is followed below
+            line = functions.one_line(error, root).partition(" Hint:")[0]  # the next line does what it hints at
             place = "" if functions.users_line(error, root) else _forward_line(differentiate, root)
             raise UsageError(
-                f"{where}: a backward pass of the model raises {line}{place}; gradients are needed to train and to"
-                " score channels: do not change a tensor in place that a later step reads"
+                f"{where}: a backward pass of the model raises {line}{place}; training and importance scores need"
+                " gradients: do not change a tensor in place if a later step reads it"
             ) from error
 
 

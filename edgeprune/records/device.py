@@ -10,7 +10,7 @@ from edgeprune.records.digests import digest
 
 @dataclass(frozen=True)
 class Device:
-    """Facts that a device reports about itself. See `identity` for those that make measurements comparable."""
+    """Facts that a device reports about itself. `identity` is the digest of the facts that make measurements comparable."""
 
     machine: str
     cpu: str

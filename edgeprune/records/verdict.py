@@ -103,7 +103,7 @@ class Verdict:
     pruned: Figures
     checks: tuple[Check, ...]
     emulated: bool = False  # the device: its times are not those of a board
-    simulated: bool = False  # the runtime is a stand-in: likewise
+    simulated: bool = False  # the runtime is a stand-in: its times are not those of a board
 
     @property
     def outcome(self) -> Outcome:

@@ -72,7 +72,7 @@ def check(run: Run, options: Options) -> Report:
     record = history.record(measured.now, report.outcome, commit, created_s, options.reason)
     try:
         baselines.remember(baselines.history_path(request.profiles, project.name), record)
-    except (UsageError, OSError) as error:  # the report stands without it
+    except (UsageError, OSError) as error:  # the check does not need it
         log.warning("this check is missing in the history: %s", error)
     watch.done("check", describe(report))
     return report

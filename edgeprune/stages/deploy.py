@@ -39,7 +39,7 @@ RELATIVE_ERROR = 1e-3  # of the kept output's largest value: the file and the ki
 DIGEST_CHARS = 12  # of a digest in messages
 IDENTITY = ("machine", "cpu", "cores", "system", "runtime_version", "emulated", "simulated")  # facts of a device
 
-Say = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def deployed(run: Run) -> list[Release]:
     made = bundle(request.project.name, request.target, _verified(run), folder)
     run.release_device()  # each host is leased by itself
     restored_s = LIMITS.heal_s if request.target.prepare else 0.0  # the agent that ends restores the device first
-    say = partial(request.watch.done, "deploy")
-    return deploy(request.target, made, say, max(request.wait_s, restored_s))
+    report = partial(request.watch.done, "deploy")
+    return deploy(request.target, made, report, max(request.wait_s, restored_s))
 
 
 def _verified(run: Run) -> Verified:
@@ -213,7 +213,7 @@ def _write_runner(runtime: str, folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- hosts
 
 
-def deploy(target: Target, bundle: Bundle, say: Say, wait_s: float = 0.0) -> list[Release]:
+def deploy(target: Target, bundle: Bundle, report: Reporter, wait_s: float = 0.0) -> list[Release]:
     """Deploy a bundle on one host of the target after another. A failure ends it.
 
     A host that runs the same artifact already is only checked.
@@ -221,7 +221,7 @@ def deploy(target: Target, bundle: Bundle, say: Say, wait_s: float = 0.0) -> lis
     Args:
         target: names the hosts.
         bundle: the bundle.
-        say: is called with a line for each step.
+        report: is called with a line for each step.
         wait_s: how long to wait for a host that another process holds.
 
     Returns:
@@ -232,10 +232,10 @@ def deploy(target: Target, bundle: Bundle, say: Say, wait_s: float = 0.0) -> lis
         VerdictError: the release does not run on a host, which then returns to the one before.
         DeviceError: a host or its link fails. As for the others, the message lists what each host runs.
     """
-    return _on_each(target, wait_s, lambda host: _deploy_on(host, bundle, say))
+    return _on_each(target, wait_s, lambda host: _deploy_on(host, bundle, report))
 
 
-def rollback(target: Target, service: str, say: Say, wait_s: float = 0.0) -> list[Release]:
+def rollback(target: Target, service: str, report: Reporter, wait_s: float = 0.0) -> list[Release]:
     """Deploy the previous release of a service again, on one host of the target after another. A failure ends it.
 
     Returns:
@@ -248,7 +248,7 @@ def rollback(target: Target, service: str, say: Say, wait_s: float = 0.0) -> lis
         DeviceError: a host or its link fails.
     """
     _require_name(service)
-    return _on_each(target, wait_s, lambda host: _roll_back_on(host, service, say))
+    return _on_each(target, wait_s, lambda host: _roll_back_on(host, service, report))
 
 
 def releases(target: Target, wait_s: float = 0.0) -> list[Release]:
@@ -300,17 +300,17 @@ def _on_each(target: Target, wait_s: float, work: Callable[[ReleaseHost], Releas
     return done
 
 
-def _deploy_on(host: ReleaseHost, bundle: Bundle, say: Say) -> Release:
+def _deploy_on(host: ReleaseHost, bundle: Bundle, report: Reporter) -> Release:
     _require_same(host.device(), bundle.manifest.device)
     current = next((release for release in host.releases() if _same(release, bundle.manifest)), None)
-    if current is not None and _still_runs(host, current, say):
+    if current is not None and _still_runs(host, current, report):
         return current
     service, digest = bundle.manifest.service, bundle.digest
     if host.publish(service, bundle.files, digest, bundle.signer):
-        say(f"{host.name} accepts bundles that this key signs from now on: {bundle.signer}")
-    say(f"{host.name} has {_short(digest)}, and it runs there")
+        report(f"{host.name} accepts bundles that this key signs from now on: {bundle.signer}")
+    report(f"{host.name} has {_short(digest)}, and it runs there")
     before = host.activate(service, digest)
-    say(f"{host.name} runs {_short(digest)}" + (f", and ran {_short(before)} before" if before else ""))
+    report(f"{host.name} runs {_short(digest)}" + (f", and ran {_short(before)} before" if before else ""))
     return host.current(service)
 
 
@@ -334,27 +334,27 @@ def _same(release: Release, wanted: Manifest) -> bool:
     return release.state == "current" and release.manifest is not None and essence(release.manifest) == essence(wanted)
 
 
-def _still_runs(host: ReleaseHost, current: Release, say: Say) -> bool:
+def _still_runs(host: ReleaseHost, current: Release, report: Reporter) -> bool:
     """Whether the deployed release runs. It may not: for instance, an engine that was built there may be damaged."""
     try:
         host.activate(current.service, current.digest)
     except VerdictError as error:
-        say(f"{host.name}: {_short(current.digest)} is deployed and does not run: {error}")
+        report(f"{host.name}: {_short(current.digest)} is deployed and does not run: {error}")
         return False
-    say(f"{host.name} runs {_short(current.digest)} already, and it passes its check")
+    report(f"{host.name} runs {_short(current.digest)} already, and it passes its check")
     return True
 
 
-def _roll_back_on(host: ReleaseHost, service: str, say: Say) -> Release:
+def _roll_back_on(host: ReleaseHost, service: str, report: Reporter) -> Release:
     known = {release.state: release for release in host.releases() if release.service == service}
     if "previous" not in known:
         raise UsageError(f"there is no release of {service} before the deployed one, so there is nothing to go back to")
     if _younger(known["previous"], known.get("current")):  # a rollback that failed on a later host can be continued
-        say(f"{host.name} was rolled back already. To deploy the newer release again: edgeprune deploy")
+        report(f"{host.name} was rolled back already. To deploy the newer release again: edgeprune deploy")
         return known["current"]
-    digest = known["previous"].digest  # named, so that asking again after a lost answer does no harm
+    digest = known["previous"].digest  # explicit, so that the request can be repeated after a lost reply
     host.activate(service, digest)
-    say(f"{host.name} runs {_short(digest)} again")
+    report(f"{host.name} runs {_short(digest)} again")
     return host.current(service)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reads:
-    """The original and the pruned network, the data, and how to train."""
+    """The original and the pruned network, the data, and the settings of the training."""
 
     network: Network
     survey: Groups
@@ -36,7 +36,7 @@ class Reads:
 
 
 def run(reads: Reads, output: Output) -> Tuned:
-    """The best epoch's network. A killed run resumes after its last epoch, and gives the same weights."""
+    """Train, and keep the best epoch's network. A killed run resumes after its last epoch, and gives the same weights."""
     from edgeprune.graph.groups import make_recipe
     from edgeprune.network import weights
     from edgeprune.stages import parallel, training
@@ -65,7 +65,7 @@ def run(reads: Reads, output: Output) -> Tuned:
 
 
 def _on_epoch(reads: Reads, output: Output) -> Callable[[Epoch], None]:
-    """Reports an epoch to TensorBoard and to the progress."""
+    """A function that reports an epoch to TensorBoard and to the run's progress."""
     folder = output.events / events.name_of(reads.confirm.plan, reads.budget_latency)
 
     def on_epoch(epoch: Epoch) -> None:
@@ -87,7 +87,7 @@ STAGE = Stage("finetune", Reads, run, Tuned, describe, releases_device=True)
 
 
 def follow(project: Project) -> None:
-    """Train with process 0 of torchrun: wait until it trains, receive its network, and work on a share of every batch."""
+    """Train with process 0 of torchrun: wait until it trains, receive its network, and work on a shard of every batch."""
     from edgeprune.frontends.data import Loss, Metric, Split
     from edgeprune.frontends.model import build_model
     from edgeprune.network import weights

@@ -20,7 +20,7 @@ class Reads:
 
 
 def run(reads: Reads, output: Output) -> Plan:
-    """The plan of least expected loss within the budget, with its proof."""
+    """Plan the channels to keep with the least expected loss within the budget, with a proof."""
     from edgeprune.stages import confirm
 
     loop = confirm.Loop(reads.survey, reads.scores, reads.budget_latency)

@@ -29,7 +29,7 @@ class Reads:
 
 
 def run(reads: Reads, output: Output) -> Scores:
-    """Importance scores of every channel. The project's data is tried first."""
+    """Compute importance scores of all channels. The project's data is tried first."""
     from edgeprune.network.importance import CRITERIA, DIFFERENTIATING
 
     reads.trial.data()

@@ -16,7 +16,7 @@ from edgeprune.records import Target
 ED25519 = (
     "ssh-ed25519",
     "sk-ssh-ed25519@openssh.com",
-)  # the second kind is on a stick, which the user may have to touch
+)  # the second kind is on a hardware token, which the user may have to touch
 MAKE = "make a key: ssh-keygen -t ed25519"
 
 

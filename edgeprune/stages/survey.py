@@ -11,7 +11,7 @@ from edgeprune.records import Groups, Project, Survey
 if TYPE_CHECKING:
     from edgeprune.frontends.model import Network
 
-LOCKED_SHOWN = 3  # locked groups that the line names; the plan's table names all
+LOCKED_SHOWN = 3  # locked groups in the progress line; the table of the plan shows all
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Reads:
 
 
 def run(reads: Reads, output: Output) -> Groups:
-    """The network's channel groups, each proved on a trial cut."""
+    """Find the network's channel groups, and prove each with a trial cut."""
     from edgeprune.network.survey import survey
 
     reads.network.require_locks(reads.prune_lock)
@@ -31,10 +31,10 @@ def run(reads: Reads, output: Output) -> Groups:
 
 
 def describe(groups: Groups, reads: Reads) -> str:
-    """How many groups can be cut, how many blocks removed, and which groups are locked."""
+    """How many groups can be cut, how many blocks can be removed, and which groups are locked."""
     locked = [f"{g.name} ({g.locked.partition(':')[0]})" for g in groups.groups if g.locked and g.width > 1]
     more = f" and {len(locked) - LOCKED_SHOWN} more" if len(locked) > LOCKED_SHOWN else ""
-    blocks = f", {len(groups.blocks)} blocks removed" if groups.blocks else ""
+    blocks = f", {len(groups.blocks)} blocks can be removed" if groups.blocks else ""
     shown = f"locked: {', '.join(locked[:LOCKED_SHOWN]) or 'none'}{more}"
     return f"{len(groups.free)} channel groups can be cut{blocks}; {shown}"
 
@@ -43,7 +43,7 @@ STAGE = Stage("survey", Reads, run, Groups, describe)
 
 
 def of_project(project: Project) -> Survey:
-    """What of a project's model can be cut. Asks no device and keeps nothing."""
+    """The channel groups and blocks of a project's model that can be removed. It contacts no device and keeps nothing."""
     from edgeprune.frontends.model import Network
     from edgeprune.graph.groups import summarise
     from edgeprune.network.survey import survey

@@ -38,11 +38,11 @@ class Policy:
     profiled: int = 3
     # The error of all rounds of a check together. Each round's bounds have a share of it (Bonferroni): see `sure`.
     error: float = 0.05
-    # If a decision needs more processes, the note advises to quiet the device.
+    # If a decision needs more processes than these, the note advises to quiet the device.
     most_processes: int = 1000
     # A slowdown of this share passes. Equal artifacts were measured to differ by 0.2 % (benchmarks/README.md).
     floor: float = 0.03
-    # Likewise if the device's clock counts instructions: there equal artifacts differ by 0.07 %.
+    # The same on a device whose clock counts instructions. Equal artifacts were measured to differ by 0.07 % there.
     emulated_floor: float = 0.005
     # If the clock is not pinned, a difference of this share between sessions may be drift. More is inconclusive.
     free_clock: float = 0.25
@@ -74,8 +74,10 @@ POLICY = Policy()
 class Tolerance:
     """How far an artifact's outputs may be from the fp32 network's.
 
-    `relative` is the largest error relative to the largest output, `cosine` the least similarity of all outputs, and
-    `agreement` the least share of samples with the same class.
+    Attributes:
+        relative: the largest error, relative to the largest output.
+        cosine: the least cosine similarity of all outputs together.
+        agreement: the least share of samples with the same class.
     """
 
     relative: float
@@ -83,7 +85,7 @@ class Tolerance:
     agreement: float
 
 
-# Rounding explains this much. What it costs in accuracy is decided by the metric.
+# Rounding explains errors up to these. The metric decides what they cost in accuracy.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(1e-3, 0.9999, 0.99),
     "fp16": Tolerance(2e-2, 0.999, 0.98),

@@ -97,11 +97,11 @@ Subsystem sftp internal-sftp
 """
 
 
-def up(say: Callable[[str], None] = print) -> None:
+def up(report: Callable[[str], None] = print) -> None:
     """Boot the board, and wait until it answers. Its image is built first where there is none.
 
     Args:
-        say: is called with a line for each step.
+        report: is called with a line for each step.
 
     Raises:
         UsageError: packages of this machine are missing; the message names them.
@@ -111,23 +111,23 @@ def up(say: Callable[[str], None] = print) -> None:
     home = _home()
     with _locked(home):
         if _pid() is not None:
-            say(f"the virtual board runs already, at {HOST}:{PORT}")
+            report(f"the virtual board runs already, at {HOST}:{PORT}")
             return
         _require_tools()
-        image = _image(home, say)
+        image = _image(home, report)
         _boot(home, image)
-        say(f"the virtual board answers at {HOST}:{PORT}. Try: edgeprune doctor virtual-pi")
+        report(f"the virtual board answers at {HOST}:{PORT}. Try: edgeprune doctor virtual-pi")
 
 
-def down(say: Callable[[str], None] = print) -> None:
+def down(report: Callable[[str], None] = print) -> None:
     """Power the board off. Files that were written on it are lost."""
     pid = _pid()
     if pid is None:
-        say("the virtual board does not run")
+        report("the virtual board does not run")
         return
     os.kill(pid, signal.SIGTERM)
     _wait_until(lambda: _pid() is None, LIMITS.end_s, f"the virtual board does not end within {LIMITS.end_s:g} s")
-    say("the virtual board is off")
+    report("the virtual board is off")
 
 
 def status() -> str:
@@ -245,13 +245,13 @@ def _wait_until(true: Callable[[], bool], deadline_s: float, error: str) -> None
 # ------------------------------------------------------------------------------------------------------- image
 
 
-def _image(home: Path, say: Callable[[str], None]) -> Path:
+def _image(home: Path, report: Callable[[str], None]) -> Path:
     """The folder of the image, built where there is none. A killed build leaves no image."""
     recipe = hashlib.sha256(Path(__file__).read_bytes() + STAND_IN.read_bytes()).hexdigest()[:12]
     image = home / f"image-{recipe}"
     if image.is_dir():
         return image
-    say("building the virtual board's image (once; about half a minute)")
+    report("building the virtual board's image (once; about half a minute)")
     _keys(home)
     work = home / "building"
     shutil.rmtree(work, ignore_errors=True)
