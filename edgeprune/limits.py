@@ -41,7 +41,7 @@ class Limits:
     reload_s: float = 30.0  # for the target's command that notifies a server
     lease_wait_s: float = 24 * 3600.0  # with --wait
     metric_s: float = 120.0  # time of the device for the outputs of one metric
-    emulated_metric_s: float = 20.0  # the same on an emulated device; one of its seconds takes 4 to 20 s of this machine
+    emulated_metric_s: float = 20.0  # the same on an emulated device; its second takes 4 to 20 s of this machine
     check_metric_s: float = 15.0  # the same in a check
     check_timed_s: float = 20.0  # time of the device for the quantiles of a check, each round
     pytest_lease_s: float = 600.0  # to wait for a device that another test holds
