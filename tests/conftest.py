@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are small, and sev
 
 import pytest
 from inconclusive import Inconclusive
-from small import FILE, MODULE, Finished, command
+from small import FILE, FORKS, MODULE, Finished, command
 from sshd import SSHD, Sshd, start
 
 from edgeprune.devices.virtual import trtexec as trtexec_standin
@@ -34,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Count inconclusive contract tests."""
     config.pluginmanager.register(Inconclusive())
+
+
+def pytest_sessionfinish() -> None:
+    """End the process that commands are forks of."""
+    FORKS.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from forks import Forks
 
 MODULE = '''
 """Blobs in one of four corners; a network of two convolutions."""
@@ -87,14 +90,37 @@ class Finished:
 
 
 Command = Callable[..., Finished]
+FORKS = Forks()
 
 
 def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 180) -> Finished:
-    """Run `edgeprune` as a user does."""
-    environment = {**os.environ, "COLUMNS": "200"}
-    line = [sys.executable, "-m", "edgeprune.cli", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment)
-    return Finished(done.returncode, done.stdout, done.stderr)
+    """Run `edgeprune` in a process of its own, as a user does."""
+    return Finished(*FORKS.run([*map(str, arguments)], {**os.environ, "COLUMNS": "200"}, cwd, timeout))
+
+
+# A shell that runs the tests in the background makes them, and all that they start, ignore SIGINT.
+HEEDING_SIGINT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from edgeprune.cli import main
+main()
+"""
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    line = [sys.executable, "-u", "-c", HEEDING_SIGINT, *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def kill_after(process: subprocess.Popen[str], words: str) -> None:
+    """SIGKILL as soon as a line with these words was printed; its workers go with its standard input."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stderr.close()
+    assert process.wait(60) == -signal.SIGKILL
 
 
 def settled(run: Finished) -> str:

@@ -6,7 +6,7 @@ command reuses it, and a killed run resumes. Only the stages that need torch imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -108,35 +108,40 @@ class Run:
 
     def _recorded(self, stage: Stage[Any, Record]) -> Record:
         if not stage.kept:
-            return self._made(stage, self._values_of(stage), self.scratch)
+            reads = self._reads_of(stage)
+            made = self._made(stage, reads, self.scratch)
+            self.request.watch.done(stage.name, stage.describe(made, reads))
+            return made
         if (found := self._found(stage)) is not None:
             return found
-        return self._found(stage, self._values_of(stage))  # type: ignore[return-value]
+        return self._found(stage, self._reads_of(stage))  # type: ignore[return-value]
 
-    def _found(self, stage: Stage[Any, Record], values: Mapping[str, Any] | None = None) -> Record | None:
-        """The record that a store keeps under the stage's key. If there is none, it is made from `values`, if given."""
+    def _found(self, stage: Stage[Any, Record], reads: Any = None) -> Record | None:
+        """The record that a store keeps under the stage's key. If there is none, it is made from `reads`, if given."""
         key = self.key(stage)
         with self._store_of(stage) as store:
             entry = None if self.request.fresh else store.find(stage.name, key)
-            if entry is None or not stage.settled(found := _load(stage, entry)):
-                if values is None:
-                    return None
+            if entry is not None and stage.settled(found := _load(stage, entry)):
+                note = "reused"
+            elif reads is None:
+                return None
+            else:
                 why = self._why(stage, store)
                 facts = {"reads": self.reads(stage), "settings": self.settings(stage)}
                 with store.create(stage.name, key, facts) as draft:
-                    made = self._made(stage, values, draft.folder, why)
+                    made = self._made(stage, reads, draft.folder)
                     draft.write_text(f"{stage.name}.json", codec.dumps(codec.with_paths(made, draft.relative)))
                 entry, found = draft.entry, _load(stage, draft.entry)
-            else:
-                self.request.watch.done(stage.name, "reused")
+                note = why + stage.describe(found, reads)
+        self.request.watch.done(stage.name, note)  # after the store keeps it: a run that is killed now reuses it
         self._entries[stage.name] = entry
         return found
 
-    def _values_of(self, stage: Stage[Any, Any]) -> dict[str, Any]:
-        """The values that a stage reads. Earlier stages run here, before this one begins and before it holds a store."""
-        return {name: self.value(name) for name in stage.names}
+    def _reads_of(self, stage: Stage[Any, Any]) -> Any:
+        """What a stage reads. Earlier stages run here, before this one begins and before it holds a store."""
+        return stage.reads(**{name: self.value(name) for name in stage.names})
 
-    def _made(self, stage: Stage[Any, Record], values: Mapping[str, Any], folder: Path, why: str = "") -> Record:
+    def _made(self, stage: Stage[Any, Record], reads: Any, folder: Path) -> Record:
         """Run a stage. An error of the user's code in it becomes a `UsageError`."""
         if stage.releases_device:
             self.release_device()
@@ -151,11 +156,8 @@ class Run:
             fresh=self.request.fresh,
         )
         watch.start(stage.name)
-        reads = stage.reads(**values)
         with functions.of_user(self.request.project.path, stage.name):
-            found = stage.run(reads, output)
-        watch.done(stage.name, why + stage.describe(found, reads))
-        return found
+            return stage.run(reads, output)
 
     def _why(self, stage: Stage[Any, Any], store: Store) -> str:
         """Why a stage is made again, as the begin of a progress line: the labels that changed since it last finished."""

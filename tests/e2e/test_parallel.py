@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import Finished
+from small import Finished, command
 
 from edgeprune.records import Tuned
 from edgeprune.storage import codec
@@ -93,3 +93,17 @@ def test_the_verb_trains_under_torchrun_and_lets_the_others_go_when_all_is_done(
         env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert "torchrun is for edgeprune finetune" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "3"}], ids=["RANK", "torchrun's"]
+)
+def test_variables_of_a_job_around_it_do_not_matter(
+    variables: dict[str, str], walked: tuple[Path, Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler sets RANK, and a shell that torchrun started passes its variables on. Its parent is not torchrun."""
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", **variables}.items():
+        monkeypatch.setenv(name, value)
+    for verb in ("plan", "finetune"):
+        done = command(verb, "--project", walked[0], "--json")
+        assert done.code == 0 and done.json, done.err

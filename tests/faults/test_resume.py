@@ -11,31 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small import Finished, command, settled
-
-# A shell that runs the tests in the background makes them, and all that they start, ignore SIGINT.
-HEEDING_SIGINT = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from edgeprune.cli import main
-main()
-"""
-
-
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    line = [sys.executable, "-u", "-c", HEEDING_SIGINT, *map(str, arguments)]
-    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def kill_after(process: subprocess.Popen[str], words: str) -> None:
-    """SIGKILL as soon as a line with these words was printed; its workers go with its standard input."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if words in line:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.stderr.close()
-    assert process.wait(60) == -signal.SIGKILL
+from small import Finished, command, kill_after, settled, start
 
 
 @pytest.mark.slow

@@ -14,7 +14,10 @@ from edgeprune.frontends import toml
 from edgeprune.frontends.data import Loss, Metric, Split
 from edgeprune.frontends.model import build_model
 from edgeprune.frontends.trial import check_data
+from edgeprune.pipeline.request import request
+from edgeprune.pipeline.run import open_run
 from edgeprune.records import Project
+from edgeprune.stages.registry import RULES
 from edgeprune.stages.training import Checkpoint, Course, Networks, evaluate, train
 
 
@@ -151,3 +154,66 @@ def test_a_metric_that_is_no_number(project: Path) -> None:
     known = read(project, 'test = "blobs:test"', 'metric = "blobs:metric"')
     with pytest.raises(UsageError, match="metric"):
         evaluate(build_model(known), Metric(known), Split(known, "valid"))
+
+
+# The backward pass of a sigmoid reads its result. The line after it changes that result.
+IN_PLACE = """
+class Broken(Net):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        x = torch.sigmoid(x * self.scale)  # HERE
+        if {condition}:
+            x.mul_(2)
+        return super().forward(x)
+"""
+FUNCTION = """
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise {error}("no gradient")  # HERE
+
+class Broken(Net):
+    def forward(self, x):
+        return super().forward(x) + Straight.apply(self.fc.bias)
+"""
+BUILT = """
+def build():
+    return Broken()
+
+def train():
+    return _data(0, 80)  # the last of three batches has 16 samples
+"""
+FAILING = {
+    "in place": (IN_PLACE.format(condition="len(x) > 1"), "batch 0"),
+    "in place, in a later batch": (IN_PLACE.format(condition="len(x) == 16"), "batch 2"),
+    "function": (FUNCTION.format(error="ValueError"), "ValueError: no gradient"),
+    "function, as torch raises": (FUNCTION.format(error="RuntimeError"), "RuntimeError: no gradient"),
+}
+
+
+def failing(project: Path, code: str) -> str:
+    """Make the project's model fail in its backward pass. The place that an error must name."""
+    add(project, code + BUILT)
+    lines = project.with_name("blobs.py").read_text().splitlines()
+    (number,) = (number for number, line in enumerate(lines, 1) if line.endswith("# HERE"))
+    return f"(blobs.py, line {number})"
+
+
+@pytest.mark.parametrize(("code", "named"), FAILING.values(), ids=list(FAILING))
+def test_a_backward_pass_that_fails_names_the_user_s_line_when_channels_are_scored(
+    code: str, named: str, project: Path
+) -> None:
+    place = failing(project, code)
+    read(project, 'weights = "blobs.safetensors"\n', "")
+    project.write_text(project.read_text() + '[prune]\nimportance = "taylor"\n')
+    with open_run(request(project), RULES) as run, pytest.raises(UsageError) as caught:
+        run.record(RULES.stages["scores"])
+    assert caught.value.exit_code == 2
+    assert place in str(caught.value) and named in str(caught.value), str(caught.value)
