@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small import command
 
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError
 from edgeprune.frontends import toml
@@ -217,3 +218,17 @@ def test_a_backward_pass_that_fails_names_the_user_s_line_when_channels_are_scor
         run.record(RULES.stages["scores"])
     assert caught.value.exit_code == 2
     assert place in str(caught.value) and named in str(caught.value), str(caught.value)
+
+
+def test_a_backward_pass_that_fails_names_the_user_s_line_in_training(project: Path) -> None:
+    """On the null runtime, which needs no device. No gradient is needed before training."""
+    module = project.with_name("blobs.py")
+    module.write_text(module.read_text().replace("48", "16").replace("64", "24"))
+    place = failing(project, FAILING["in place, in a later batch"][0])
+    read(project, 'weights = "blobs.safetensors"\n', "")
+    project.write_text(project.read_text() + '[prune]\nimportance = "magnitude-l2"\n')
+    target = project.with_name("null.toml")
+    target.write_text('[connect]\ntransport = "local"\n[runtime]\nname = "null"\n')
+    done = command("finetune", "--project", project, "--target", target, "--json")
+    assert done.code == 2 and "prune " in done.err, done.err
+    assert place in done.err and "batch 2" in done.err and "Traceback" not in done.err, done.err
