@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for the tests that import it themselves
@@ -72,17 +75,40 @@ def project(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def walked(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
-    """The small project after one run, and what the command printed. Tests must not change it."""
-    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("walked") / "blobs"))
-    return folder / "edgeprune.toml", command("run", "--project", folder / "edgeprune.toml", "--json")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share, and no other run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """The small project after one run, and what the command printed. Tests must not change it.
+
+    One process runs it. Every process has a copy, since a run locks its folder.
+    """
+    original, answer = shared / "finished" / "blobs", shared / "finished.json"
+    with locked(shared / "finished.lock"):
+        if not answer.exists():
+            shutil.copytree(trained, original)
+            answer.write_text(json.dumps(asdict(command("run", "--project", original / "edgeprune.toml", "--json"))))
+    folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("finished") / "blobs"))
+    printed = json.loads(answer.read_text().replace(str(original), str(folder)))
+    return folder / "edgeprune.toml", Finished(**printed)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process at a time is in this context."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One process at a time uses this machine as a board, which has one lease."""
-    with open(tmp_path_factory.getbasetemp().parent / "board.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(tmp_path_factory.getbasetemp().parent / "board.lock"):
         yield
 
 

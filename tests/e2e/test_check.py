@@ -21,8 +21,8 @@ from edgeprune.stages import inputs, training
 
 
 @pytest.fixture(scope="module")
-def with_baseline(walked: tuple[Path, Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path_factory.mktemp("baseline") / "blobs"))
+def with_baseline(finished_run: tuple[Path, Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path_factory.mktemp("baseline") / "blobs"))
     settled(command("check", "--project", folder, "--update", "--reason", "as released", "--json"))
     return folder
 

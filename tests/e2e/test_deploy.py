@@ -36,9 +36,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def known(walked: tuple[Path, Finished], tmp_path: Path) -> Path:
+def known(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
     """A copy of the small project whose profile is there."""
-    return Path(shutil.copytree(walked[0].parent, tmp_path / "blobs")) / "edgeprune.toml"
+    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs")) / "edgeprune.toml"
 
 
 @pytest.mark.slow

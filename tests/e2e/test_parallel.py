@@ -76,9 +76,9 @@ def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_the_verb_trains_under_torchrun_and_lets_the_others_go_when_all_is_done(
-    walked: tuple[Path, Finished], tmp_path: Path
+    finished_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     toml = folder / "edgeprune.toml"
     text = toml.read_text()
     assert "epochs = 2" in text
@@ -99,11 +99,11 @@ def test_the_verb_trains_under_torchrun_and_lets_the_others_go_when_all_is_done(
     "variables", [{}, {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "3"}], ids=["RANK", "torchrun's"]
 )
 def test_variables_of_a_job_around_it_do_not_matter(
-    variables: dict[str, str], walked: tuple[Path, Finished], monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], finished_run: tuple[Path, Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scheduler sets RANK, and a shell that torchrun started passes its variables on. Its parent is not torchrun."""
     for name, value in {"RANK": "3", "WORLD_SIZE": "8", **variables}.items():
         monkeypatch.setenv(name, value)
     for verb in ("plan", "finetune"):
-        done = command(verb, "--project", walked[0], "--json")
+        done = command(verb, "--project", finished_run[0], "--json")
         assert done.code == 0 and done.json, done.err

@@ -18,8 +18,8 @@ from torch import nn
 from edgeprune.records import Plan
 
 
-def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Finished]) -> None:
-    _, run = walked
+def test_the_whole_road_answers_with_the_documented_json(finished_run: tuple[Path, Finished]) -> None:
+    _, run = finished_run
     settled(run)
     result = run.json
     assert list(result) == [
@@ -49,18 +49,18 @@ def test_the_whole_road_answers_with_the_documented_json(walked: tuple[Path, Fin
     assert session.get_inputs()[0].shape == [1, 1, 24, 24]
 
 
-def test_the_same_command_again_reuses_everything(walked: tuple[Path, Finished]) -> None:
-    project, first = walked
+def test_the_same_command_again_reuses_everything(finished_run: tuple[Path, Finished]) -> None:
+    project, first = finished_run
     again = command("run", "--project", project, "--json")
     assert again.json == first.json
     assert "reused" in again.err and again.err.count("reused") == len(again.err.strip().splitlines())
 
 
-def test_what_is_reused_needs_no_torch(walked: tuple[Path, Finished]) -> None:
+def test_what_is_reused_needs_no_torch(finished_run: tuple[Path, Finished]) -> None:
     """Importing torch takes longer than all the rest; how long a repeated run takes is in benchmarks/README.md."""
     code = (
         "import sys\n"
-        f"sys.argv = ['edgeprune', 'run', '--project', {str(walked[0])!r}, '--json']\n"
+        f"sys.argv = ['edgeprune', 'run', '--project', {str(finished_run[0])!r}, '--json']\n"
         "from edgeprune.cli import main\n"
         "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
@@ -68,8 +68,8 @@ def test_what_is_reused_needs_no_torch(walked: tuple[Path, Finished]) -> None:
     settled(Finished(done.returncode, done.stdout, done.stderr))
 
 
-def test_another_budget_measures_no_profile_again(walked: tuple[Path, Finished], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+def test_another_budget_measures_no_profile_again(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     plan = command("plan", "--project", folder / "edgeprune.toml", "--budget", "80%", "--json")
     assert plan.code == 0, plan.err
     assert "0 measured" in plan.err
@@ -77,9 +77,9 @@ def test_another_budget_measures_no_profile_again(walked: tuple[Path, Finished],
 
 
 def test_a_budget_above_the_baseline_prunes_nothing_and_still_verifies(
-    walked: tuple[Path, Finished], tmp_path: Path
+    finished_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 s", "--json")
     assert run.code == 0, run.err
     assert "nothing was cut" in run.err
@@ -87,17 +87,17 @@ def test_a_budget_above_the_baseline_prunes_nothing_and_still_verifies(
 
 
 def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(
-    walked: tuple[Path, Finished], tmp_path: Path
+    finished_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 us", "--json")
     assert run.code == 3
     assert "fastest" in run.err and "ms" in run.err
     assert run.json == {"schema": 1, "status": "error", "exit_code": 3, "error": run.json["error"]}
 
 
-def test_the_groups_of_a_model_are_shown_with_what_is_locked(walked: tuple[Path, Finished]) -> None:
-    project, _ = walked
+def test_the_groups_of_a_model_are_shown_with_what_is_locked(finished_run: tuple[Path, Finished]) -> None:
+    project, _ = finished_run
     shown = command("groups", "--project", project)
     assert shown.code == 0 and "2 of 4 groups can be cut" in shown.out and "output of the model" in shown.out
     found = command("groups", "--project", project, "--json").json
@@ -120,21 +120,21 @@ def test_a_model_of_which_all_is_locked_is_compiled_as_it_is(project: Path) -> N
     assert wrong.code == 2 and "'head.*' matches no parameter" in wrong.err
 
 
-def test_a_prediction_can_be_explained(walked: tuple[Path, Finished]) -> None:
-    shown = command("profile", "--explain", "--project", walked[0])
+def test_a_prediction_can_be_explained(finished_run: tuple[Path, Finished]) -> None:
+    shown = command("profile", "--explain", "--project", finished_run[0])
     assert shown.code == 0, shown.err
     assert "steps in, out" in shown.out and "median error" in shown.out
-    document = command("profile", "--explain", "--project", walked[0], "--json").json
+    document = command("profile", "--explain", "--project", finished_run[0], "--json").json
     assert document["target"] == "local" and {layer["name"] for layer in document["layers"]} >= {"a", "b"}
     assert all(group["steps"]["local"][0] >= 1 for group in document["groups"])
 
 
-def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
+def test_verbs_alone_and_as_functions(finished_run: tuple[Path, Finished]) -> None:
     import runpy
 
     import edgeprune
 
-    project, run = walked
+    project, run = finished_run
     profile = edgeprune.profile(project)
     assert {experiment.role for experiment in profile.experiments} >= {"baseline", "fit", "confirm"}
     confirmed, pruned = edgeprune.prune(project)
@@ -154,7 +154,7 @@ def test_verbs_alone_and_as_functions(walked: tuple[Path, Finished]) -> None:
 
 
 def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_needs_none(
-    walked: tuple[Path, Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: tuple[Path, Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import edgeprune
     from edgeprune.frontends import toml
@@ -162,7 +162,7 @@ def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_need
     from edgeprune.frontends.model import build_model
     from edgeprune.stages import training
 
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     (trained,) = folder.glob("runs/local/finetune-*")
     history = json.loads((trained / "finetune.json").read_text())["history"]
     shutil.rmtree(trained)
@@ -204,8 +204,8 @@ def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
 
 
 @pytest.mark.parametrize("verb", ["profile", "plan", "prune", "finetune", "compile", "verify"])
-def test_every_verb_prints_only_json_with_json(verb: str, walked: tuple[Path, Finished]) -> None:
-    answer = command(verb, "--project", walked[0], "--json")
+def test_every_verb_prints_only_json_with_json(verb: str, finished_run: tuple[Path, Finished]) -> None:
+    answer = command(verb, "--project", finished_run[0], "--json")
     if verb == "verify":
         settled(answer)
     assert verb == "verify" or answer.code == 0, answer.err

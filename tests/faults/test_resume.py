@@ -35,8 +35,8 @@ def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> Non
 
 
 @pytest.mark.slow
-def test_damaged_files_are_set_aside_and_made_again(walked: tuple[Path, Finished], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+def test_damaged_files_are_set_aside_and_made_again(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     (tuned,) = folder.glob("runs/local/finetune-*/tuned.safetensors")
     tuned.write_bytes(tuned.read_bytes()[:-10])
     (verdict,) = folder.glob("runs/local/verify-*/verify.json")
@@ -64,9 +64,9 @@ def test_two_runs_in_one_folder_exit_with_7(project: Path) -> None:
         first.stderr.close()
 
 
-def test_a_full_disk_says_so_and_loses_nothing(walked: tuple[Path, Finished], tmp_path: Path) -> None:
+def test_a_full_disk_says_so_and_loses_nothing(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
     """A limit on file size stands in for the disk: the kernel refuses the write as it would on a full one."""
-    folder = Path(shutil.copytree(walked[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     code = (
         "import errno, os, sys\n"
