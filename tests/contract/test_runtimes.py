@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from edgeprune.devices.bench import Bench, interleaved, open_bench
 from edgeprune.errors import DeviceError, UsageError
 from edgeprune.network.preprocessing import preprocessed
 from edgeprune.network.survey import randomised, survey
-from edgeprune.records import Preprocess, Target
+from edgeprune.records import Artifact, Groups, Preprocess, Target
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.runtimes.openvino.device import without_first
 from edgeprune.stages.compile import Compiler
@@ -68,30 +70,39 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, stand_in: Callable[[st
         yield opened
 
 
-def built(bench: Bench, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    runtime = runtimes.host(bench.device.runtime)
-    exported = tmp_path / f"exported.{runtime.format}"
-    if runtime.format == "onnx":
-        pointwise(exported)
-    else:
-        exported.write_bytes(FORMATS[runtime.format].export(Pointwise(), (torch.zeros(1, 3, 64, 64),), ()))
-    files = runtime.convert(exported, folder)
-    assert all(file.parent == folder and file.stat().st_size for file in files)
-    return files[0]
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Bench], Path]:
+    """Makes the convolution's artifact for a bench's runtime, once a runtime. Tests must not change it."""
+
+    @cache
+    def of(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        runtime = runtimes.host(name)
+        exported = folder / f"exported.{runtime.format}"
+        if runtime.format == "onnx":
+            pointwise(exported)
+        else:
+            exported.write_bytes(FORMATS[runtime.format].export(Pointwise(), (torch.zeros(1, 3, 64, 64),), ()))
+        (folder / "model").mkdir()
+        files = runtime.convert(exported, folder / "model")
+        assert all(file.parent == folder / "model" and file.stat().st_size for file in files)
+        return files[0]
+
+    return lambda bench: of(bench.device.runtime)
 
 
-def test_outputs_agree_with_numpy_in_full_precision(bench: Bench, tmp_path: Path) -> None:
+def test_outputs_agree_with_numpy_in_full_precision(
+    bench: Bench, built: Callable[[Bench], Path], tmp_path: Path
+) -> None:
     """1e-5 is far below what bf16 or tf32 would leave."""
     inputs = RANDOM.standard_normal((5, 1, 3, 64, 64)).astype("float32")
-    (got,) = bench.outputs(built(bench, tmp_path), [inputs])
+    (got,) = bench.outputs(built(bench), [inputs])
     expected = np.maximum(np.einsum("oi,nbihw->nbohw", WEIGHT[:, :, 0, 0], inputs), 0)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)  # trtexec writes six digits
 
 
-def test_times_and_nodes(bench: Bench, tmp_path: Path) -> None:
-    model = built(bench, tmp_path)
+def test_times_and_nodes(bench: Bench, built: Callable[[Bench], Path], tmp_path: Path) -> None:
+    model = built(bench)
     inputs = bench.save_inputs([np.zeros((1, 3, 64, 64), "float32")], tmp_path)
     first, second = bench.time([model, model], inputs, 2)
     assert len(first.runs) == len(second.runs) == 2
@@ -102,8 +113,8 @@ def test_times_and_nodes(bench: Bench, tmp_path: Path) -> None:
     assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D"} & names, names
 
 
-def test_models_are_interleaved_in_one_process(bench: Bench, tmp_path: Path) -> None:
-    model = built(bench, tmp_path)
+def test_models_are_interleaved_in_one_process(bench: Bench, built: Callable[[Bench], Path], tmp_path: Path) -> None:
+    model = built(bench)
     inputs = bench.save_inputs([np.zeros((1, 3, 64, 64), "float32")], tmp_path)
     ((first, second),) = bench.measure([[model, model]], inputs, timed_s=0.05)
     assert min(len(first.run.times_ns), len(second.run.times_ns)) >= 5
@@ -112,8 +123,8 @@ def test_models_are_interleaved_in_one_process(bench: Bench, tmp_path: Path) -> 
     assert [len(samples.runs) for samples in both] in ([3, 3], [4, 4])  # three where the machine repeats itself
 
 
-def test_a_model_that_cannot_be_loaded_is_named(bench: Bench, tmp_path: Path) -> None:
-    bad = tmp_path / ("bad" + built(bench, tmp_path).suffix)
+def test_a_model_that_cannot_be_loaded_is_named(bench: Bench, built: Callable[[Bench], Path], tmp_path: Path) -> None:
+    bad = tmp_path / ("bad" + built(bench).suffix)
     bad.write_bytes(b"not a model")
     with pytest.raises(DeviceError, match="load"):
         bench.time([bad], bench.save_inputs([np.zeros((1, 3, 64, 64), "float32")], tmp_path), 1)
@@ -141,9 +152,11 @@ def test_what_openvino_cannot_convert_is_our_error(tmp_path: Path) -> None:
         runtimes.host("openvino").convert(bad, tmp_path)
 
 
-def test_samples_that_are_run_in_parts_give_the_same_outputs(bench: Bench, tmp_path: Path) -> None:
-    inputs = RANDOM.standard_normal((7, 1, 3, 64, 64)).astype("float32")
-    model = built(bench, tmp_path)
+def test_samples_that_are_run_in_parts_give_the_same_outputs(
+    bench: Bench, built: Callable[[Bench], Path], tmp_path: Path
+) -> None:
+    inputs = RANDOM.standard_normal((3, 1, 3, 64, 64)).astype("float32")
+    model = built(bench)
     (whole,), (parts,) = bench.outputs(model, [inputs]), bench.outputs(model, [inputs], seconds=0.0)
     np.testing.assert_array_equal(parts, whole)
 
@@ -193,6 +206,38 @@ class Residual(nn.Module):
         return self.head((x + torch.relu(self.depthwise(x))).mean((2, 3)))
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A network, inputs for it, and what is made from it, once each. Tests must not change the files."""
+
+    model: nn.Module
+    inputs: torch.Tensor  # (calls, batch, channels, height, width)
+    groups: Groups
+    compiled: Callable[[str, str], Artifact]  # by runtime and precision
+    owners: Callable[[str], Mapping[str, str]]  # by format
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    torch.manual_seed(0)
+    example = (torch.randn(1, 16, 32, 32),)
+    model = randomised(Residual())
+    groups = survey(model, example)
+    inputs = torch.randn(8, 1, 16, 32, 32)
+
+    @cache
+    def compiled(name: str, precision: str) -> Artifact:
+        samples = [] if precision == "fp32" else [(sample,) for sample in inputs.numpy()]
+        compiler = Compiler(runtimes.host(name), precision, samples)
+        return compiler.compile(model, example, groups.folds, tmp_path_factory.mktemp(f"{name}-{precision}"), "s")
+
+    @cache
+    def owners(kind: str) -> Mapping[str, str]:
+        return FORMATS[kind](model, example, groups).owners(groups.layers)
+
+    return Subject(model, inputs, groups, compiled, owners)
+
+
 LOWER = {
     "onnxruntime": ("fp16", "int8"),
     "openvino": ("fp16", "int8"),
@@ -203,37 +248,25 @@ LOWER = {
 
 @pytest.mark.parametrize(("name", "precision"), [(name, p) for name, all_ in LOWER.items() for p in all_])
 def test_lower_precisions_agree_and_their_nodes_are_known(
-    name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
+    name: str, precision: str, residual: Subject, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
     """Inputs and outputs stay fp32, the file shrinks, outputs agree, and the profiler's names lead to the layers."""
     if name == "tensorrt":
         stand_in("8.5.2")  # which takes no type that no flag allows
     runtime = runtimes.host(name)
     assert precision in runtime.candidates("auto") and precision in runtime.candidates(precision.partition("-")[0])
-    torch.manual_seed(0)
-    example = (torch.randn(1, 16, 32, 32),)
-    model = randomised(Residual())
-    groups = survey(model, example)
-    raw = torch.randn(8, 1, 16, 32, 32)
+    whole, lower = residual.compiled(name, "fp32"), residual.compiled(name, precision)
+    owners = residual.owners(runtime.format)
+    raw = residual.inputs
     target = Target(tmp_path / "t.toml", "t", "local", name, simulated=name == "tensorrt")
-    sizes, files = {}, {}
-    for kind in ("fp32", precision):
-        folder = tmp_path / kind
-        folder.mkdir()
-        samples = [] if kind == "fp32" else [(sample,) for sample in raw.numpy()]
-        artifact = Compiler(runtime, kind, samples).compile(model, example, groups.folds, folder, "s")
-        sizes[kind], files[kind] = artifact.size_bytes, artifact.files[0]
-    owners = FORMATS[runtime.format](model, example, groups).owners(groups.layers)
     with open_bench(target, tmp_path) as bench:
-        (got,) = bench.outputs(files[precision], [raw.numpy()])
-        ((measured,),) = bench.measure(
-            [[files[precision]]], bench.save_inputs([raw[0].numpy()], tmp_path), profiled=True
-        )
+        (got,) = bench.outputs(lower.files[0], [raw.numpy()])
+        ((measured,),) = bench.measure([[lower.files[0]]], bench.save_inputs([raw[0].numpy()], tmp_path), profiled=True)
     with torch.no_grad():
-        wanted = np.stack([model(x).numpy() for x in raw])
+        wanted = np.stack([residual.model(x).numpy() for x in raw])
     assert got.dtype == np.float32
     # TensorRT wants the weights in fp32 before a pair of their own: they shrink in the engine.
-    assert sizes[precision] < sizes["fp32"] * (1.1 if (name, precision) == ("tensorrt", "int8") else 1)
+    assert lower.size_bytes < whole.size_bytes * (1.1 if (name, precision) == ("tensorrt", "int8") else 1)
     assert np.abs(got - wanted).max() <= (0.1 if "int8" in precision else 0.01) * np.abs(wanted).max()
     assert {"first", "depthwise", "head"} <= {owners[node] for node, _ in measured.nodes if node in owners}
 

@@ -51,7 +51,7 @@ def test_each_mistake_is_reported(code: str, level: str, text: str, project: Pat
     ("labels", "batch", "sorted_"),
     [
         ("torch.arange(4).repeat_interleave(64)", 32, True),
-        ("torch.arange(4).repeat_interleave(1000)", 4000, True),  # in one batch
+        ("torch.arange(4).repeat_interleave(250)", 1000, True),  # in one batch
         ("(torch.arange(4000) >= 1200).long()", 100, True),  # the rarer class first
         ("torch.arange(4).repeat(1000)", 50, False),
         ("torch.arange(4)", 4, False),  # too few to decide
