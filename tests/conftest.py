@@ -8,6 +8,7 @@ import os
 import runpy
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -106,9 +107,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One process at a time uses this machine as a board, which has one lease."""
-    with locked(tmp_path_factory.getbasetemp().parent / "board.lock"):
+    with locked(Path(tempfile.gettempdir()) / f"edgeprune-tests-{os.getuid()}.lock"):
         yield
 
 

@@ -174,6 +174,7 @@ def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]]
     assert not (servers[0].home / ".edgeprune" / "services").exists()
 
 
+@pytest.mark.slow
 def test_a_link_that_breaks_during_a_switch_leaves_a_whole_release(
     fleet: tuple[Target, list[Sshd]], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from edgeprune.graph import rules
 from edgeprune.graph.groups import make_recipe
 from edgeprune.network.cut import cut
 from edgeprune.network.survey import randomised, survey
+from edgeprune.records import Groups
 
 Op = Callable[[Tensor], Tensor]
 
@@ -140,10 +142,16 @@ def made(names: list[str]) -> nn.Module:
     return model
 
 
+@cache
+def surveyed(name: str) -> tuple[nn.Module, Groups]:
+    """A network with an operator between its layers, and its groups. Tests must not change them."""
+    model = made([name])
+    return model, survey(model, image())
+
+
 @pytest.mark.parametrize("name", BETWEEN)
 def test_groups_that_pass_an_operator_can_be_cut(name: str) -> None:
-    model = made([name])
-    groups = survey(model, image())
+    model, groups = surveyed(name)
     assert not groups.unknown_operators
     for group in groups.free:
         for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
@@ -156,9 +164,7 @@ SPATIAL = [name for name in BETWEEN if not any(name.endswith(word) for word in L
 
 
 def test_most_operators_do_not_lock_the_channels_before_them() -> None:
-    locked = [
-        name for name in SPATIAL if not any(g.name.startswith("stem") for g in survey(made([name]), image()).free)
-    ]
+    locked = [name for name in SPATIAL if not any(g.name.startswith("stem") for g in surveyed(name)[1].free)]
     assert set(locked) <= {"baddbmm", "t", "split", "attention of grouped queries", "addmm", "_weight_norm", "prod"}, (
         locked
     )
