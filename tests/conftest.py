@@ -86,7 +86,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(shared: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
     """The small project after one run, and what the command printed. Tests must not change it.
 
-    One process runs it. Every process has a copy, since a run locks its folder.
+    One process of this test run makes it. Every process has a copy, since a run locks its folder.
     """
     original, answer = shared / "finished" / "blobs", shared / "finished.json"
     with locked(shared / "finished.lock"):

@@ -94,7 +94,7 @@ FORKS = Forks()
 
 
 def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 180) -> Finished:
-    """Run `edgeprune` in a process of its own, as a user does."""
+    """Run `edgeprune` in a separate process, as a user does."""
     return Finished(*FORKS.run([*map(str, arguments)], {**os.environ, "COLUMNS": "200"}, cwd, timeout))
 
 
@@ -113,7 +113,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def kill_after(process: subprocess.Popen[str], words: str) -> None:
-    """SIGKILL as soon as a line with these words was printed; its workers go with its standard input."""
+    """SIGKILL as soon as a line with these words is printed. The workers end with the process's standard input."""
     assert process.stderr is not None
     for line in process.stderr:
         if words in line:

@@ -115,7 +115,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self) -> None:
-        """The link goes silent: no byte passes, and no connection closes."""
+        """Silence the link: no byte passes, and no connection closes."""
         self._flowing.clear()
 
     def flow(self) -> None:

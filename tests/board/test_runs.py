@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 TARGET = "virtual-pi-onnxruntime"
 
 
-def test_the_recorded_profile_holds_on_this_boot(tmp_path: Path) -> None:
+def test_the_recorded_profile_predicts_on_this_boot(tmp_path: Path) -> None:
     """Experiments that are measured again agree with the record within 1 %."""
     pytest.importorskip("litert_torch")
     pytest.importorskip("sklearn")

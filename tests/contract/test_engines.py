@@ -1,4 +1,4 @@
-"""TensorRT on a stand-in for trtexec: engines, the DLA, a Jetson's state and releases. And how strict the stand-in is."""
+"""TensorRT on a stand-in for trtexec: engines, the DLA, a Jetson's state and releases."""
 
 from __future__ import annotations
 
@@ -149,9 +149,9 @@ def test_a_release_holds_the_engine_that_was_built_there(
     time.sleep(1.1)  # a bundle's age is in whole seconds
     (tmp_path / "again").mkdir()
     again = deploying.bundle("eyes", target, verified, tmp_path / "again")
-    told: list[str] = []
-    (mended,) = deploying.deploy(target, again, told.append)
-    assert mended.digest == again.digest and "does not run" in told[0]
+    notes: list[str] = []
+    (fixed,) = deploying.deploy(target, again, notes.append)
+    assert fixed.digest == again.digest and "does not run" in notes[0]
     assert not list((tmp_path / "bundle").glob("*.plan"))  # none was sent there
     assert (folder / "load.cpp").read_text().startswith("// Loads this release's engine")
 

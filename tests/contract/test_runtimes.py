@@ -1,4 +1,4 @@
-"""Every runtime keeps the same contract, on its real software."""
+"""Every runtime fulfils the same contract, with its real software."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from edgeprune.stages.compile import Compiler
 
 RANDOM = np.random.default_rng(0)
 WEIGHT = RANDOM.standard_normal((16, 3, 1, 1)).astype("float32")
-# OpenVINO tells whole microseconds a node, so the network takes more than a few of them.
+# OpenVINO reports the time of a node in microseconds, so the network must take several.
 
 
 def pointwise(path: Path) -> Path:
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_be_loaded_is_named(bench: Bench, built: Callable[[B
         bench.time([bad], bench.save_inputs([np.zeros((1, 3, 64, 64), "float32")], tmp_path), 1)
 
 
-def test_the_device_says_what_it_is(bench: Bench) -> None:
+def test_the_device_identifies_itself(bench: Bench) -> None:
     device = bench.device
     assert device.cores >= 1 and device.cpu and not device.emulated
     assert device.simulated == (device.runtime == "tensorrt")
@@ -331,7 +331,7 @@ class Mlp(torch.nn.Sequential):
 @pytest.mark.parametrize(
     ("name", "net"),
     [
-        ("openvino", "Mlp"),  # it tells whole microseconds, which the nodes of the small encoder do not take
+        ("openvino", "Mlp"),  # it counts microseconds, and a node of the small encoder takes less than one
         *(("onnxruntime", net) for net in ("Mlp", "Encoder")),
         ("tflite", "Mlp"),
         pytest.param("tflite", "Encoder", marks=pytest.mark.slow),

@@ -63,7 +63,7 @@ def test_jobs_are_answered_in_order(transport: Transport, tmp_path: Path) -> Non
     assert replies[2]["models"][0]["nodes"] == [{"name": "null", "ns": 100_000, "fused": []}]
 
 
-def test_a_job_that_fails_is_one_reply_and_the_next_goes_on(transport: Transport, tmp_path: Path) -> None:
+def test_a_job_that_fails_is_one_reply_and_the_next_job_runs(transport: Transport, tmp_path: Path) -> None:
     model = tmp_path / "model.json"
     model.write_text('{"ns": 1000}')
     jobs = [job(0, str(tmp_path / "missing.json")), job(1, transport.put([model]))]
@@ -72,7 +72,7 @@ def test_a_job_that_fails_is_one_reply_and_the_next_goes_on(transport: Transport
     assert times(fine)
 
 
-def test_files_come_back(transport: Transport, tmp_path: Path) -> None:
+def test_uploaded_files_can_be_downloaded(transport: Transport, tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.write_bytes(b"content")
     transport.get(str(there), tmp_path / "here")

@@ -1,4 +1,4 @@
-"""The check of a compiled network, as a user and as a CI job calls it; and the plugin in a project's own tests."""
+"""The check of a compiled network, called by a user and by a CI job, and the plugin in a project's tests."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]]
 
 
 @pytest.mark.slow
-def test_a_link_that_breaks_during_a_switch_leaves_a_whole_release(
+def test_a_link_that_breaks_during_a_switch_leaves_a_complete_release(
     fleet: tuple[Target, list[Sshd]], tmp_path: Path
 ) -> None:
     """The device ends the switch without its host. Its server refuses the new release, so it returns to the old one."""

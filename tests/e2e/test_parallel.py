@@ -1,4 +1,4 @@
-"""Two processes train what one would."""
+"""Training in two processes gives the same network as in one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: Path) -> None:
-    """Without batch-norm, which sees each process's share by itself; batches of 31, so that shares are uneven."""
+    """Batches have 31 samples, so that shares are uneven. Batch-norm would see each share separately, so there is none."""
     module = project.with_name("blobs.py")
     text = module.read_text()
     module.write_text(
@@ -75,7 +75,7 @@ def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_verb_trains_under_torchrun_and_lets_the_others_go_when_all_is_done(
+def test_finetune_trains_under_torchrun_and_all_its_processes_end(
     finished_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))

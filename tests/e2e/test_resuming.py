@@ -1,4 +1,4 @@
-"""A resumed run equals one that was never interrupted, and targets share the stages that read nothing of a target.
+"""A resumed run equals an uninterrupted one, and all targets share the stages that do not depend on a target.
 
 The targets have the null runtime, whose latencies follow from the sizes of files. The network is small.
 """

@@ -18,7 +18,7 @@ from torch import nn
 from edgeprune.records import Plan
 
 
-def test_the_whole_road_answers_with_the_documented_json(finished_run: tuple[Path, Finished]) -> None:
+def test_a_run_prints_the_documented_json(finished_run: tuple[Path, Finished]) -> None:
     _, run = finished_run
     settled(run)
     result = run.json
@@ -57,7 +57,7 @@ def test_the_same_command_again_reuses_everything(finished_run: tuple[Path, Fini
 
 
 def test_what_is_reused_needs_no_torch(finished_run: tuple[Path, Finished]) -> None:
-    """Importing torch takes longer than all the rest; how long a repeated run takes is in benchmarks/README.md."""
+    """Importing torch takes longer than the rest of a repeated run (figures: benchmarks/README.md)."""
     code = (
         "import sys\n"
         f"sys.argv = ['edgeprune', 'run', '--project', {str(finished_run[0])!r}, '--json']\n"
@@ -107,7 +107,7 @@ def test_the_groups_of_a_model_are_shown_with_what_is_locked(finished_run: tuple
 
 
 @pytest.mark.slow
-def test_a_model_of_which_all_is_locked_is_compiled_as_it_is(project: Path) -> None:
+def test_a_model_whose_groups_are_all_locked_is_compiled_uncut(project: Path) -> None:
     text = project.read_text().replace("[finetune]", '[prune]\nlock = ["a", "b*"]\n\n[finetune]')
     project.write_text(text)
     here = "--project", project
@@ -153,7 +153,7 @@ def test_verbs_alone_and_as_functions(finished_run: tuple[Path, Finished]) -> No
     }
 
 
-def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_needs_none(
+def test_training_starts_at_the_separate_refit_and_epoch_0_is_the_sequential_one(
     finished_run: tuple[Path, Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import edgeprune
@@ -186,7 +186,7 @@ def test_training_starts_at_layers_fitted_by_themselves_and_epoch_0_is_what_need
 
 
 def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
-    """How far a network's outputs are from the whole one's, relative to one that was only cut."""
+    """The distance of a network's outputs from the original's, relative to that of a network without a refit."""
     from edgeprune.frontends import toml
     from edgeprune.frontends.data import Split
     from edgeprune.frontends.model import build_model, example_inputs
@@ -195,11 +195,11 @@ def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
     from edgeprune.network.survey import survey
 
     known = toml.read_project(project)
-    whole, inputs = build_model(known), example_inputs(known)
-    cut = sliced(whole, make_recipe(survey(whole, inputs), plan.keep))
+    original, inputs = build_model(known), example_inputs(known)
+    cut = sliced(original, make_recipe(survey(original, inputs), plan.keep))
     images = next(iter(Split(known, "test")))[0]
     with torch.no_grad():
-        expected, *found = (net.eval()(*images) for net in (whole, small, cut))
+        expected, *found = (net.eval()(*images) for net in (original, small, cut))
     return float(found[0].dist(expected) / found[1].dist(expected))
 
 
@@ -213,7 +213,7 @@ def test_every_verb_prints_only_json_with_json(verb: str, finished_run: tuple[Pa
 
 
 @pytest.mark.slow
-def test_openvino_walks_the_same_road(project: Path) -> None:
+def test_openvino_runs_the_same_pipeline(project: Path) -> None:
     pytest.importorskip("openvino")
     run = command("run", "--project", project, "--target", "local-openvino", "--json")
     settled(run)
@@ -231,8 +231,10 @@ precision = "auto"
 
 
 @pytest.mark.slow
-def test_auto_takes_the_fastest_precision_that_holds_and_cuts_by_its_profile(trained: Path, tmp_path: Path) -> None:
-    """Half of what is already int8: the share is of the unpruned network in fp32, as is the metric."""
+def test_auto_chooses_the_fastest_precision_within_the_metric_drop_and_uses_its_profile(
+    trained: Path, tmp_path: Path
+) -> None:
+    """The budget is a share of the original network's latency in fp32. It is half of the latency in int8."""
     folder = Path(shutil.copytree(trained, tmp_path / "blobs"))
     (folder / "targets").mkdir()
     (folder / "targets" / "small.toml").write_text(TARGET)

@@ -69,7 +69,7 @@ def test_a_silent_device_is_an_error_at_the_deadline(tmp_path: Path) -> None:
         done([job({"ns": 1000, "hangs": 600}, tmp_path)], 1.0)
 
 
-def test_agent_and_worker_end_when_the_host_has_gone(tmp_path: Path) -> None:
+def test_agent_and_worker_end_after_the_connection_ends(tmp_path: Path) -> None:
     """The agent notices that its standard input closed, as it does when an SSH session drops."""
     file = tmp_path / "agent.py"
     file.write_bytes(bundle.agent())

@@ -1,4 +1,4 @@
-"""A device that goes away or slows down in the middle of a profile: what is good is kept, and the rest is measured again."""
+"""A device disconnects or slows down during a profile. Good measurements are kept, the others are repeated."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FACTS = {
 
 
 class Machine:
-    """A device of the test's own, and the profile that grows on it."""
+    """A simulated device, and the profile that is measured on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.groups = folder, survey(NETS["Residual"](), image())
-        self.left = 10_000  # answers until it is gone
+        self.left = 10_000  # answers until it disconnects
         self.slowness: list[float] = []  # of the next processes; 1 after that
         self.asked: list[list[dict[str, int]]] = []  # widths, a list a process
         self.bench = Bench(Target(folder / "t.toml", "t", "local", "onnxruntime"), Fake(self.answer), folder)

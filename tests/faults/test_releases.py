@@ -200,9 +200,7 @@ def test_a_refused_bundle_leaves_no_trace(
     assert caught.value.kind == ("unhealthy" if spoil is that_does_not_run else "refused")
     assert list(listed()) == [first.digest] * served
     assert len(list(service().glob("releases/*"))) == served and not (tmp_path / "evil").exists()
-    assert (
-        Path(machine.root()) / "allowed_signers"
-    ).exists() == served  # nobody is trusted for a bundle that was refused
+    assert (Path(machine.root()) / "allowed_signers").exists() == served  # a refused bundle adds no trusted key
 
 
 def test_an_altered_release_is_not_activated_again(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,10 +220,10 @@ def test_a_server_that_fails_to_reload_gets_the_old_release_back(
     key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock(monkeypatch)
-    told = tmp_path / "told"
+    noted = tmp_path / "noted"
     first, second = bundle(tmp_path / "1", key, 1000), bundle(tmp_path / "2", key, 2000)
-    note = ("sh", "-c", f"readlink current >> {told}")
-    refuse = ("sh", "-c", f"readlink current >> {told}; ! grep -q 2000 current/model.json")
+    note = ("sh", "-c", f"readlink current >> {noted}")
+    refuse = ("sh", "-c", f"readlink current >> {noted}; ! grep -q 2000 current/model.json")
     with pytest.raises(Failed, match="ended with 1"):
         serve(first, reload=("false",))
     assert pointed("current") is None  # the first one has nothing to go back to
@@ -233,7 +231,11 @@ def test_a_server_that_fails_to_reload_gets_the_old_release_back(
     with pytest.raises(Failed, match=f"ended with 1.*back to {first.digest[:12]}"):
         serve(second, reload=refuse)
     assert pointed("current") == first.digest
-    assert [line.rpartition("/")[2] for line in told.read_text().split()] == [first.digest, second.digest, first.digest]
+    assert [line.rpartition("/")[2] for line in noted.read_text().split()] == [
+        first.digest,
+        second.digest,
+        first.digest,
+    ]
 
 
 def test_old_releases_are_dropped_unless_in_use(key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Kill it anywhere, run it again: it finishes, and repeats at most the stage that was interrupted."""
+"""A run that is killed anywhere resumes, and repeats at most the stage that was interrupted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from small import Finished, command, kill_after, settled, start
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_goes_on_where_it_was(project: Path) -> None:
+def test_a_run_killed_several_times_resumes_after_its_last_finished_stage(project: Path) -> None:
     made: set[str] = set()
     for words in (
         "median error",
@@ -64,8 +64,8 @@ def test_two_runs_in_one_folder_exit_with_7(project: Path) -> None:
         first.stderr.close()
 
 
-def test_a_full_disk_says_so_and_loses_nothing(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
-    """A limit on file size stands in for the disk: the kernel refuses the write as it would on a full one."""
+def test_a_full_disk_is_an_error_and_loses_nothing(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
+    """A write that fails as on a full disk."""
     folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     code = (

@@ -1,4 +1,4 @@
-"""A real sshd behind a proxy that fails: which faults recover, what is refused, and what the errors say."""
+"""A real sshd behind a proxy that fails: which faults recover, what is refused, and the texts of errors."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ def test_a_killed_host_loses_the_board(sshd: Sshd, hasty: None) -> None:
 
 
 def impostor(sshd: Sshd, body: str) -> str:
-    """A "python" on the device that sends what `body` says. `frame(document)` writes a correct frame."""
+    """A "python" on the device that runs `body`. `frame(document)` writes a correct frame."""
     path = sshd.folder / "python"
     path.write_text(
         f"#!{sys.executable}\n"

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment of writing the run folder: what is found afterwards is whole, or not there."""
+"""SIGKILL at any moment while the run folder is written. Every file is complete afterwards, or absent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeprune.errors import UsageError
 from edgeprune.storage.store import Store, write_atomic
 
 KILLS = 12
-# Makes stages in turn, some of them anew, saving a checkpoint and a file outside between them; never ends by itself.
+# Makes stages without end, some of them again. Between them it saves a checkpoint and a file outside the run folder.
 CHILD = """
 import hashlib, itertools, json, sys, time
 from pathlib import Path
@@ -47,7 +47,7 @@ with Store(root / "runs") as store:
 """
 
 
-def test_a_kill_leaves_whole_stages_or_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kill_leaves_complete_stages_or_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chance = random.Random(0)
     reached, found = 0, 0
     for _ in range(KILLS):
@@ -88,7 +88,7 @@ def test_a_killed_holder_s_lock_is_free_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [True, False], ids=["native", "python"])
 def test_a_disk_that_fills_up_in_a_writer_is_named(words: bool, tmp_path: Path) -> None:
-    """Native writers, safetensors for one, tell of a full disk in an error of their own."""
+    """Native writers, such as safetensors, report a full disk with another class of error."""
 
     def write(path: Path) -> None:
         path.write_text("half")
@@ -105,14 +105,14 @@ def test_a_disk_that_fills_up_in_a_writer_is_named(words: bool, tmp_path: Path) 
         assert store.find("stage", "b" * 64) is None and not list(store.folder.glob(".draft-*"))
 
 
-def test_another_s_error_is_not_taken_for_the_folder_s(tmp_path: Path) -> None:
+def test_an_error_about_another_folder_is_not_attributed_to_the_run_folder(tmp_path: Path) -> None:
     with Store(tmp_path / "runs") as store:
         with pytest.raises(PermissionError), store.create("stage", "b" * 64):
             raise PermissionError(errno.EACCES, "no", "/somewhere/else/data.bin")
         assert [path.name for path in store.folder.iterdir()] == ["lock"]
 
 
-def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "profiles").write_text("in the way")
     with pytest.raises(UsageError, match="in place of a folder"):
         write_atomic(tmp_path / "profiles" / "p.json", b"{}")

@@ -1,4 +1,4 @@
-"""A bad file is one clear line that names the file and the key and says the next step."""
+"""A bad file gives one clear line with the file, the key and what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def changed(text: str, old: str, new: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "named"),
     [
         ("", ["[model]", "missing"]),
         (changed(GOOD, 'factory = "m:build"\n', ""), ["[model] factory", "missing"]),
@@ -61,18 +61,18 @@ def changed(text: str, old: str, new: str) -> str:
         ("\x00\x01", ["TOML"]),
     ],
 )
-def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
+def test_a_bad_project_file_names_the_file_and_the_key(text: str, named: list[str], tmp_path: Path) -> None:
     path = tmp_path / "edgeprune.toml"
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
         toml.read_project(path)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
-    assert all(part in message for part in told), message
+    assert all(part in message for part in named), message
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "named"),
     [
         (changed(TARGET, "local", "shh"), ["[connect] transport", "shh", "ssh"]),
         (changed(TARGET, "local", "ssh"), ["[connect] host", "raspberrypi.local"]),
@@ -85,8 +85,8 @@ def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
         (TARGET + "[expect]\nclocks_pinned = true\n", ["clocks_pinned", 'name = "tensorrt"']),
         (TARGET + "[expect]\nclocks_pinned = false\n", ["[expect] clocks_pinned", "False"]),
         *(
-            (changed(TARGET, '"local"', f'"ssh"\nhost = "a"\n{pinned}') + f"[deploy]\nhosts = {hosts}\n", told)
-            for pinned, hosts, told in (
+            (changed(TARGET, '"local"', f'"ssh"\nhost = "a"\n{pinned}') + f"[deploy]\nhosts = {hosts}\n", named)
+            for pinned, hosts, named in (
                 ("", '["b", "b"]', ["[deploy] hosts", "twice"]),
                 (f'fingerprint = "SHA256:{"a" * 43}"', '["b"]', ["[connect] fingerprint", "known_hosts"]),
             )
@@ -108,13 +108,13 @@ def test_project_files(text: str, told: list[str], tmp_path: Path) -> None:
         (TARGET + "cores = 2\n", ["cores"]),
     ],
 )
-def test_target_files(text: str, told: list[str], tmp_path: Path) -> None:
+def test_a_bad_target_file_names_the_file_and_the_key(text: str, named: list[str], tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_text(text)
     with pytest.raises(UsageError) as caught:
         toml.read_target(path)
     message = str(caught.value)
-    assert str(path) in message and all(part in message for part in told), message
+    assert str(path) in message and all(part in message for part in named), message
 
 
 def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_
         request(tmp_path, str(target))
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"missing\.toml"):
         toml.read_project(tmp_path / "missing.toml")
     with pytest.raises(UsageError, match=r"lcoal.*local"):

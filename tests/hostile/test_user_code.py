@@ -1,4 +1,4 @@
-"""What the user's model, weights and data can do wrong, each with its file, its key and the next step."""
+"""Errors of the user's model, weights and data name the file, the key and what to do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add(path: Path, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "code", "told"),
+    ("reference", "code", "reason"),
     [
         ("nowhere:build", "", "No module named 'nowhere'"),
         ("blobs:bild", "", "bild"),
@@ -45,14 +45,14 @@ def add(path: Path, code: str) -> None:
         ("blobs:leaves", "\ndef leaves():\n    raise SystemExit(0)\n", "SystemExit"),
     ],
 )
-def test_factories(reference: str, code: str, told: str, project: Path) -> None:
+def test_a_factory_that_fails_is_named(reference: str, code: str, reason: str, project: Path) -> None:
     add(project, code)
     with pytest.raises(UsageError) as caught:
         build_model(read(project, "blobs:build", reference))
-    assert str(project) in str(caught.value) and "factory" in str(caught.value) and told in str(caught.value)
+    assert str(project) in str(caught.value) and "factory" in str(caught.value) and reason in str(caught.value)
 
 
-def test_a_module_that_does_not_import(project: Path) -> None:
+def test_a_module_that_cannot_be_imported_is_named(project: Path) -> None:
     add(project, "\nimport not_a_package\n")
     with pytest.raises(UsageError, match="not_a_package"):
         build_model(read(project))
@@ -67,7 +67,7 @@ def weights(project: Path, change: object) -> Project:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         (lambda s: s.pop("a.weight"), "a.weight"),
         (lambda s: s.update(extra=torch.zeros(1)), "extra"),
@@ -76,10 +76,10 @@ def weights(project: Path, change: object) -> Project:
         (lambda s: s["bn.running_var"].fill_(float("inf")), "bn.running_var"),
     ],
 )
-def test_weights_that_do_not_fit(change: object, told: str, project: Path) -> None:
+def test_weights_that_do_not_fit_are_named(change: object, reason: str, project: Path) -> None:
     with pytest.raises(UsageError) as caught:
         build_model(weights(project, change))
-    assert told in str(caught.value) and "blobs.safetensors" in str(caught.value)
+    assert reason in str(caught.value) and "blobs.safetensors" in str(caught.value)
 
 
 class Evil:
@@ -108,7 +108,7 @@ def test_a_state_dict_saved_by_torch_is_fine(project: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\x80\x04."])
-def test_weights_that_cannot_be_read(data: bytes, project: Path) -> None:
+def test_weights_that_cannot_be_read_are_named(data: bytes, project: Path) -> None:
     for name in ("x.safetensors", "x.pt"):
         project.with_name(name).write_bytes(data)
         known = read(project, "blobs.safetensors", name)
@@ -118,7 +118,7 @@ def test_weights_that_cannot_be_read(data: bytes, project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "reason"),
     [
         ("def train():\n    return []\n", "empty"),
         ("def train():\n    return (b for b in _data(0, 32))\n", "read once"),
@@ -132,12 +132,12 @@ def test_weights_that_cannot_be_read(data: bytes, project: Path) -> None:
         ("def train():\n    raise OSError('no such data')\n", "no such data"),
     ],
 )
-def test_data(code: str, told: str, project: Path) -> None:
+def test_data_that_cannot_be_used_is_named(code: str, reason: str, project: Path) -> None:
     add(project, "\n" + code)
     known = read(project)
     with pytest.raises(UsageError) as caught:
         check_data(build_model(known), known)
-    assert str(project) in str(caught.value) and told in str(caught.value), str(caught.value)
+    assert str(project) in str(caught.value) and reason in str(caught.value), str(caught.value)
 
 
 def test_a_loss_that_turns_nan_names_the_batch(project: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_loss_that_turns_nan_names_the_batch(project: Path) -> None:
         train(course, Networks(model, model), checkpoint, lambda epoch: None)
 
 
-def test_a_metric_that_is_no_number(project: Path) -> None:
+def test_a_metric_that_is_not_a_number_is_an_error(project: Path) -> None:
     add(project, "\ndef metric(outputs, targets):\n    return float('nan')\n")
     known = read(project, 'test = "blobs:test"', 'metric = "blobs:metric"')
     with pytest.raises(UsageError, match="metric"):

@@ -93,7 +93,7 @@ def fits(kind: Any, value: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-def test_every_message_survives_the_wire(kind: Any) -> None:
+def test_every_message_is_read_back_as_it_was_sent(kind: Any) -> None:
     content = sample(kind)
     assert json.loads(json.dumps(wire.document(read(kind, content)))) == content
 

@@ -85,7 +85,7 @@ def measured(level: float = 1e6, device: Device = DEVICE, **state: Any) -> Measu
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
-def test_a_quantile_needs_as_many_times_as_bound_it_at_all() -> None:
+def test_a_quantile_needs_enough_times_for_both_bounds() -> None:
     assert (stats.needed(0.5), stats.needed(0.9), stats.needed(0.99)) == (5, 29, 299)
     assert stats.needed(0.9, POLICY.sure) == 39 and stats.needed(0.99, POLICY.sure) == 408
     assert stats.quantile(samples(1e6, 1, 28), 0.9) is None
@@ -93,7 +93,7 @@ def test_a_quantile_needs_as_many_times_as_bound_it_at_all() -> None:
     assert found is not None and found.high == max(samples(1e6, 1, 29).runs[0].times_ns)
 
 
-def test_the_bounds_of_a_quantile_hold_as_often_as_they_say() -> None:
+def test_the_bounds_of_a_quantile_hold_as_often_as_claimed() -> None:
     random = np.random.default_rng(1)
     held = 0
     for _ in range(300):
@@ -192,7 +192,7 @@ def test_small_steps_add_up_to_a_change_of_level() -> None:
         ("0.9 ms", "fail"),
         ("p90 1.1 ms", "pass"),
         ("p90 0.9 ms", "fail"),
-        ("p99 1.1 ms", "inconclusive"),  # 180 times say nothing of a p99, however far below they are
+        ("p99 1.1 ms", "inconclusive"),  # 180 times cannot decide a p99, however low they are
         ("1 ms", "inconclusive"),
     ],
 )
@@ -507,7 +507,7 @@ def test_numerics_of_outputs_that_are_all_zero_or_huge_are_numbers() -> None:
 # ------------------------------------------------------------------------------------------------- files and reports
 
 
-def test_a_baseline_comes_back_as_it_was_and_may_not_lead_elsewhere() -> None:
+def test_a_baseline_is_read_back_as_it_was_written_and_has_no_path_outside_its_folder() -> None:
     made = Baseline("p", "t", "first", "abc", 1, measured(), {"a": 600})
     text = codec.dumps_kept(made)
     assert codec.loads_kept(Baseline, text, "file") == made
@@ -535,7 +535,7 @@ def test_a_broken_baseline_reports_the_fix_and_is_replaced(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["good", ".json", "folder.json"])
-def test_a_place_that_cannot_hold_a_baseline_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_baseline_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(UsageError, match=r"ends in \.json"):
         baselines.valid_path(tmp_path / name)

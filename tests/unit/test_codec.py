@@ -1,4 +1,4 @@
-"""Records survive their files, and people can read a profile."""
+"""Records are read back as they were written, and people can read a profile."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ FIGURES = Figures(1.0, 1.1, 0.9, 10, 100, 1000, 3)
 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(profiles)
-def test_a_profile_survives_its_file(profile: Profile) -> None:
+def test_a_profile_is_read_back_as_it_was_written(profile: Profile) -> None:
     text = codec.dumps_kept(profile)
     assert codec.loads_kept(Profile, text, "file") == profile
     assert codec.dumps_kept(codec.loads_kept(Profile, text, "file")) == text
@@ -101,7 +101,7 @@ def test_the_times_of_a_process_are_on_one_line() -> None:
     ],
     ids=lambda record: type(record).__name__,
 )
-def test_every_record_survives_its_file(record: object) -> None:
+def test_every_record_is_read_back_as_it_was_written(record: object) -> None:
     again = codec.loads(type(record), codec.dumps(record), "file")
     assert again == record and digest(again) == digest(record)
 

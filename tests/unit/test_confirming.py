@@ -1,4 +1,4 @@
-"""The loop that closes on the budget, on a simulated device that is not what the profile says."""
+"""Confirm rounds reach the budget on a simulated device whose latencies differ from the profile's."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_good_prediction_takes_one_round() -> None:
     assert Simulated(Budget(fraction=0.6), 1.0, noise=0.005).confirmed().rounds == 1
 
 
-def test_where_noise_hides_the_answer_the_fastest_plan_within_the_budget_is_taken() -> None:
+def test_if_noise_decides_nothing_the_fastest_plan_within_the_budget_is_chosen() -> None:
     confirmed = Simulated(Budget(fraction=0.6), 1.0, noise=0.2).confirmed()
     assert confirmed.rounds == 3
     chosen = confirmed.measurement

@@ -1,4 +1,4 @@
-"""The SSH transport without its extra, and what `~/.ssh/config` says about a device."""
+"""The SSH transport without its extra, and the settings of `~/.ssh/config` for a device."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_an_example_is_complete_without_its_data(name: str, monkeypatch: pytest.
     assert groups.macs(groups.least()) < 0.2 * groups.macs(groups.full())
 
 
-def test_data_comes_from_where_it_was_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_is_read_from_the_given_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sources = runpy.run_path(str(EXAMPLES / "sources.py"))
     monkeypatch.delenv("EDGEPRUNE_DATA", raising=False)
     assert sources["found"]("x.npz") is None and sources["downloaded"]("nowhere", "0") is None

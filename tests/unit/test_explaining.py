@@ -57,12 +57,12 @@ def test_layers_have_points_steps_and_shares(groups: Groups, explanation: Explan
 
 
 @pytest.mark.parametrize("block", [8, 16, 32, 64])
-def test_steps_of_a_staircase(block: int) -> None:
+def test_steps_of_a_staircase_are_found(block: int) -> None:
     widths = np.arange(1, 257)
     assert steps(np.ceil(widths / block) * block * 10.0 + 500) == (block, 0.0)
 
 
-def test_steps_of_a_slope_of_unaligned_widths_and_of_few_channels() -> None:
+def test_steps_are_found_on_a_slope_with_unaligned_widths_and_with_few_channels() -> None:
     widths = np.arange(1, 129)
     assert steps(widths * 7.0) == (1, pytest.approx(0.0))
     step, extra = steps(widths * np.where(widths % 4 == 0, 1.0, 3.0))

@@ -1,4 +1,4 @@
-"""Training is repeatable, goes on exactly where it stopped, and keeps the best epoch."""
+"""Training is repeatable, resumes exactly where it stopped, and keeps the best epoch."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("last", "ema"), [(1, None), (2, None), (2, 0.9)])
-def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(
+def test_a_training_killed_after_an_epoch_ends_with_the_same_weights(
     last: int, ema: float | None, known: Project, tmp_path: Path
 ) -> None:
     known = with_settings(known, ema=ema)
@@ -102,7 +102,7 @@ def test_a_run_killed_after_an_epoch_ends_as_if_it_had_not_been(
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.model.state_dict().items())
 
 
-def test_with_a_moving_average_that_is_what_is_measured_and_kept(known: Project) -> None:
+def test_with_a_moving_average_the_average_is_measured_and_kept(known: Project) -> None:
     trainer = training._Trainer(course(with_settings(known, ema=0.9)), Networks(*pruned(known)), torch.device("cpu"))
     trainer.train(1)
     trainer.record(1.0)
@@ -112,7 +112,7 @@ def test_with_a_moving_average_that_is_what_is_measured_and_kept(known: Project)
     assert not torch.equal(average["fc.weight"], trainer.model.state_dict()["fc.weight"])
 
 
-def test_a_moving_average_forgets_where_it_began() -> None:
+def test_a_moving_average_forgets_its_first_weights() -> None:
     kept, new = [torch.tensor([100.0]), torch.tensor([7])], [torch.tensor([1.0]), torch.tensor([9])]
     for count in range(1, 60):
         training._moving(0.999)(kept, new, count)
@@ -126,7 +126,7 @@ def test_the_best_epoch_is_kept(known: Project, tmp_path: Path) -> None:
     assert [epoch.epoch for epoch in found.history] == [0, 1, 2, 3]
 
 
-def test_epoch_0_is_the_best_that_is_known_without_training(known: Project, tmp_path: Path) -> None:
+def test_epoch_0_is_the_best_network_without_training(known: Project, tmp_path: Path) -> None:
     small, teacher = pruned(known)
     with torch.no_grad():
         small.fc.weight.zero_()
@@ -154,7 +154,7 @@ def test_a_loss_that_turns_nan_later_keeps_the_epochs_before(
     assert all(torch.isfinite(parameter).all() for parameter in found.model.parameters())
 
 
-def test_the_teacher_is_left_alone(known: Project, tmp_path: Path) -> None:
+def test_the_original_network_is_not_trained(known: Project, tmp_path: Path) -> None:
     small, teacher = pruned(known)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     train(known, tmp_path / "c", networks=Networks(small, teacher))

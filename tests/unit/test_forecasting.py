@@ -1,4 +1,4 @@
-"""What a run would do is said before it is done."""
+"""`--dry-run` forecasts what a run sends and how long it takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def minutes(lines: list[str]) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", ["local", "raspberrypi"])
-def test_a_forecast_says_what_is_sent_and_how_long_it_takes(name: str, project: Path) -> None:
+def test_a_forecast_lists_what_is_sent_and_how_long_it_takes(name: str, project: Path) -> None:
     known, target = toml.read_project(project), toml.read_target(toml.find_target(name, project.parent))
     profile, whole = (forecasting.forecast(known, target, whole) for whole in (False, True))
     assert profile[:-1] == whole[: len(profile) - 1]
@@ -32,7 +32,7 @@ def test_a_forecast_says_what_is_sent_and_how_long_it_takes(name: str, project: 
     assert f"at most {2 * weights:,} bytes" in sent
 
 
-def test_several_precisions_take_their_time(project: Path) -> None:
+def test_several_precisions_take_longer(project: Path) -> None:
     known, one = toml.read_project(project), Target(project, "t", "local", "onnxruntime")
     several = forecasting.forecast(known, replace(one, precision="auto"), False)
     assert any("to choose from fp32, fp16, int8" in line for line in several)

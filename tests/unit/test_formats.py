@@ -164,7 +164,7 @@ def test_logging_handlers_of_a_converter_are_removed() -> None:
     assert logging.root.handlers == before
 
 
-def test_a_tflite_file_survives_reading_and_writing() -> None:
+def test_a_tflite_file_is_written_as_it_was_read() -> None:
     pytest.importorskip("litert_torch")
     model = NETS["Plain"]()
     groups = survey(model, image())

@@ -523,7 +523,7 @@ def test_a_survey_handles_unusual_models(forward: object) -> None:
     survey(Net(), (torch.randn(2, 8),))
 
 
-def test_a_decoder_shares_units_with_the_encoder_whose_state_it_takes() -> None:
+def test_a_decoder_shares_units_with_the_encoder_whose_state_it_reads() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()

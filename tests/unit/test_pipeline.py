@@ -1,4 +1,4 @@
-"""The runner: a stage's key is the digest of what it reads, records are reused, and a redone stage says why."""
+"""The runner: keys are digests of what stages read, records are reused, and a redone stage reports why."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_same_request_again_reuses_every_record(asked: Request) -> None:
     assert made(asked, known) == [("second", "reused")]
 
 
-def test_a_redone_stage_says_what_changed(asked: Request) -> None:
+def test_a_redone_stage_reports_what_changed(asked: Request) -> None:
     known = rules()
     made(asked, known)
     (first, second) = made(seeded(asked, 1), known)
@@ -159,7 +159,7 @@ def test_a_stage_that_reads_an_unknown_name_is_refused() -> None:
         Rules({"second": rules().stages["second"]}, {"target": INPUTS["finetune_seed"]})
 
 
-def test_what_the_user_s_code_raises_in_a_stage_is_one_line_with_file_and_line(asked: Request) -> None:
+def test_an_error_of_the_user_s_code_in_a_stage_is_one_line_with_file_and_line(asked: Request) -> None:
     module = asked.project.folder / "m.py"
     module.write_text("def broken():\n    raise KeyError('the reason')\n")
 
@@ -228,7 +228,7 @@ def test_scores_read_nothing_of_the_target() -> None:
     assert [name for name in RULES.stages if not RULES.of_target(RULES.stages[name])] == ["survey", "scores"]
 
 
-def test_what_stages_read_is_in_their_keys(project: Path) -> None:
+def test_every_setting_is_in_the_key_of_a_stage(project: Path) -> None:
     """Changing any setting of the file changes the key of a stage."""
     text = project.read_text()
     assert "[finetune]" in text

@@ -49,7 +49,7 @@ def changed(project: Project, **names: str) -> Project:
     return replace(project, data=replace(project.data, **functions))
 
 
-def test_like_named_modules_of_two_projects_do_not_meet(tmp_path: Path) -> None:
+def test_modules_of_one_name_in_two_projects_are_separate(tmp_path: Path) -> None:
     code = "import helper\ndef build():\n    from late import NAME\n    return helper.NAME + NAME\n"
     projects = [made(tmp_path / name, code) for name in "ab"]
     for project in projects:
@@ -70,7 +70,7 @@ def test_an_edited_module_is_read_again(tmp_path: Path) -> None:
         assert isinstance(model, nn.Linear) and model.in_features == width
 
 
-def test_a_mask_that_was_not_made_permanent_is_told(tmp_path: Path) -> None:
+def test_a_mask_that_was_not_made_permanent_is_reported(tmp_path: Path) -> None:
     code = "from torch.nn.utils import prune\ndef build():\n    return prune.l1_unstructured(nn.Linear(3, 1), 'weight', 0.5)\n"
     with pytest.raises(UsageError, match=r"weight is a computed tensor.*prune\.remove"):
         build_model(made(tmp_path / "a", code))
@@ -101,7 +101,7 @@ def test_a_model_without_weights_is_the_same_every_time_and_leaves_the_random_nu
     assert torch.equal(first, second) and torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_infinite_mask_is_no_spoilt_weight(tmp_path: Path) -> None:
+def test_an_infinite_mask_is_a_valid_buffer(tmp_path: Path) -> None:
     code = (
         "class Masked(nn.Linear):\n"
         "    def __init__(self):\n"
@@ -113,7 +113,7 @@ def test_an_infinite_mask_is_no_spoilt_weight(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "reason"),
     [
         ("()", "tuple of tensors"),
         ("(1,)", "tuple of tensors"),
@@ -123,12 +123,12 @@ def test_an_infinite_mask_is_no_spoilt_weight(tmp_path: Path) -> None:
         ("(torch.full((1, 3), float('nan')),)", "NaN"),
     ],
 )
-def test_example_inputs(answer: str, told: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"\[model\] inputs.*" + told):
+def test_example_inputs(answer: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\[model\] inputs.*" + reason):
         example_inputs(made(tmp_path / "a", f"def inputs():\n    return {answer}\n"))
 
 
-def test_batches_are_made_once_read_again_and_told_the_epoch(tmp_path: Path) -> None:
+def test_batches_are_made_once_read_again_and_receive_the_epoch(tmp_path: Path) -> None:
     code = (
         "class Data:\n"
         "    made, epoch = 0, 0\n"
@@ -160,7 +160,7 @@ def test_a_missing_batch_does_not_end_the_data_unseen(tmp_path: Path) -> None:
         list(Split(project, "train"))
 
 
-def test_data_that_runs_dry_is_told(tmp_path: Path) -> None:
+def test_data_that_ends_early_is_reported(tmp_path: Path) -> None:
     code = (
         "class Once:\n"
         "    def __init__(self):\n"
@@ -175,7 +175,7 @@ def test_data_that_runs_dry_is_told(tmp_path: Path) -> None:
         list(batches)
 
 
-def test_targets_of_another_loss_and_metric_are_the_user_s_business(tmp_path: Path) -> None:
+def test_targets_of_another_loss_and_metric_are_not_checked(tmp_path: Path) -> None:
     code = (
         "def train():\n    return [(torch.zeros(2, 3), torch.tensor([0, 500]))]\n"
         "valid = train\n"
@@ -187,7 +187,7 @@ def test_targets_of_another_loss_and_metric_are_the_user_s_business(tmp_path: Pa
     check_data(model, made(tmp_path / "b", code, loss="m:near", metric="m:near"))
 
 
-def test_top_1_refuses_to_stretch() -> None:
+def test_top_1_refuses_targets_of_another_shape() -> None:
     assert _top1(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])) == 0.5
     one_hot: Tensor = torch.eye(2, dtype=torch.long)
     with pytest.raises(ValueError, match="do not fit"):
@@ -253,11 +253,11 @@ def test_augmentation_changes_training_batches_alone_and_by_the_seed(tmp_path: P
         and not torch.equal(augmented(), plain)
         and augmented().shape == plain.shape
     )
-    for name, told in (
+    for name, reason in (
         ("no_function", "returns a int; return a function"),
         ("smaller", r"must return finite tensors of the"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=reason):
             next(iter(Split(changed(known, augment=f"m:{name}"), "train", augmented=True)))
 
 

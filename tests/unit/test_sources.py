@@ -62,7 +62,7 @@ def test_a_file_with_a_syntax_error_counts_by_its_content(tmp_path: Path) -> Non
     assert set(before) == {"net.py"} and sources.of_module(tmp_path, "net") != before
 
 
-def test_circles_end(tmp_path: Path) -> None:
+def test_circular_imports_end(tmp_path: Path) -> None:
     files(tmp_path, a="import b\n", b="import a\n")
     assert found(tmp_path, "a") == {"a.py", "b.py"}
 

@@ -1,4 +1,4 @@
-"""The run folder holds whole stages or none."""
+"""The run folder holds complete stages or none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEY = "a" * 64
 
 def make(opened: Store, text: str = "hello") -> store.Entry:
     with opened.create("stage", KEY) as draft:
-        draft.write_text("noun.json", text)
+        draft.write_text("record.json", text)
     return draft.entry
 
 
@@ -28,14 +28,14 @@ def test_a_finished_stage_is_found_again(tmp_path: Path) -> None:
         make(opened)
     with Store(tmp_path / "runs") as opened:
         entry = opened.find("stage", KEY)
-        assert entry is not None and entry.path("noun.json").read_text() == "hello"
+        assert entry is not None and entry.path("record.json").read_text() == "hello"
         assert opened.find("stage", "b" * 64) is None
 
 
 def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with Store(tmp_path) as opened:
         with pytest.raises(ZeroDivisionError), opened.create("stage", KEY) as draft:
-            draft.write_text("noun.json", str(1 / 0))
+            draft.write_text("record.json", str(1 / 0))
         assert opened.find("stage", KEY) is None
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
@@ -43,7 +43,7 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_a_stage_made_anew_replaces_the_old_one(tmp_path: Path) -> None:
     with Store(tmp_path) as opened:
         make(opened, "old")
-        assert make(opened, "new").path("noun.json").read_text() == "new"
+        assert make(opened, "new").path("record.json").read_text() == "new"
         assert opened.find("stage", KEY) is not None
 
 
@@ -53,7 +53,7 @@ def test_a_damaged_stage_is_set_aside_with_one_warning(
 ) -> None:
     with Store(tmp_path) as opened:
         entry = make(opened)
-        file, manifest = entry.path("noun.json"), entry.path(store.MANIFEST)
+        file, manifest = entry.path("record.json"), entry.path(store.MANIFEST)
         if damage == "change":
             file.write_text("hallo")
         elif damage == "cut":
@@ -120,4 +120,4 @@ def test_a_failing_save_keeps_the_checkpoint_before(tmp_path: Path) -> None:
 def test_the_manifest_can_be_read_by_a_person(tmp_path: Path) -> None:
     with Store(tmp_path) as opened:
         content = json.loads(make(opened).path(store.MANIFEST).read_text())
-    assert content["key"] == KEY and list(content["files"]) == ["noun.json"]
+    assert content["key"] == KEY and list(content["files"]) == ["record.json"]

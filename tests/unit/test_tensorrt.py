@@ -65,7 +65,7 @@ def test_precision_is_in_the_model_and_in_flags_only_where_needed() -> None:
 
 
 def test_a_profile_is_a_separate_run() -> None:
-    """A profiler slows the network down, so whole-network times come from a run without one."""
+    """A profiler slows the network down, so the network's time comes from a run without one."""
     assert not any("rofile" in argument for argument in trt.time_argv("t", 10))
     assert "--separateProfileRun" in trt.profile_argv((10, 3, 0), "p", "l")
     assert "--separateProfileRun" not in trt.profile_argv((11, 1, 0), "p", "l")  # it does nothing else
@@ -104,9 +104,9 @@ FAILED = """&&&& RUNNING TensorRT.trtexec [TensorRT v8601] # trtexec --onnx=m.on
 
 def test_a_failure_reports_its_errors() -> None:
     assert not trt.passed(FAILED, 1) and not trt.passed(FAILED, 0)
-    told = trt.errors_of(FAILED)
-    assert told.startswith("[TRT] ModelImporter.cpp:771: While parsing node number 3")
-    assert told.endswith("; Failed to parse onnx file; Parsing model failed")
+    text = trt.errors_of(FAILED)
+    assert text.startswith("[TRT] ModelImporter.cpp:771: While parsing node number 3")
+    assert text.endswith("; Failed to parse onnx file; Parsing model failed")
     good = FAILED.replace("FAILED", "PASSED")
     assert trt.passed(good, 0) and not trt.passed(good, 139) and not trt.passed("", 0)
     assert trt.errors_of("Segmentation fault\n") == "it printed no error"
@@ -169,7 +169,7 @@ def test_layers_are_named_after_the_node_that_does_most_work() -> None:
     rows = trt.layers_of(PROFILE, DETAILED)
     assert (rows[2].name, rows[2].ns) == ("__myl_MulAddMatMul_myl0_1", 100000)
     assert runtime.node_times(rows) == (("/a/Conv", 100000), ("/a/Conv", 750000), ("/head/MatMul", 100000))
-    old = trt.layers_of(PROFILE, NAMES)  # up to 8.5 nothing but names is told
+    old = trt.layers_of(PROFILE, NAMES)  # up to 8.5 only names are reported
     assert runtime.node_times(old)[2] == ("__myl_MulAddMatMul_myl0_1", 100000)
 
 
@@ -332,7 +332,7 @@ def test_the_next_agent_restores_what_a_killed_agent_changed(board: Path, monkey
     assert (board / "mode").read_text() == "1"
 
 
-def test_the_changes_of_a_living_agent_stay(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_changes_of_a_running_agent_are_kept(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getppid", lambda: 1)
     jetson.prepare("MAXN", False, undo.record)
     undo.restore()
