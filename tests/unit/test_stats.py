@@ -90,5 +90,5 @@ def test_the_same_samples_give_the_same_interval() -> None:
 
 @pytest.mark.parametrize("times", [(), (0,), (-5, 3)])
 def test_invalid_times_are_refused(times: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="above zero"):
+    with pytest.raises(ValueError, match="must be > 0"):
         Run(times, 1)
