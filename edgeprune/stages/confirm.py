@@ -214,8 +214,7 @@ def measure(
     full = groups.full()
     wanted: experiments.Batch = [("anchor", experiments.anchor(groups)), (profile.original_role, full)]
     wanted += [("confirm", {**full, **plan.widths}) for plan in plans]
-    models = [subject.variants.file(widths, role == "reference") for role, widths in wanted]
-    samples = subject.device.compare(models, subject.inputs, PROCESSES)
+    samples = subject.device.compare(subject.files(wanted), subject.inputs, PROCESSES)
     baseline_ns = reference_ns(profile)
     measured = []
     for plan, taken in zip(plans, samples[2:], strict=True):

@@ -232,11 +232,11 @@ def _device(run: Run) -> Bench:
     return run.lease(opened)
 
 
-def _identity(run: Run) -> str:
+def _identified(run: Run) -> Device:
     if run.device is None:
         run.value("device")
     assert run.device is not None
-    return run.device.identity
+    return run.device
 
 
 def _state(run: Run) -> dict[str, object]:
@@ -279,9 +279,8 @@ def _variants(run: Run) -> Variants:
 
 def _profile_file(run: Run) -> ProfileFile:
     request, groups = run.request, run.record(survey.STAGE)
-    run.value("device")
-    assert run.device is not None
-    return ProfileFile.of(request.profiles, request.project.name, request.target, groups, run.device, _precision(run))
+    name, device = request.project.name, _identified(run)
+    return ProfileFile.of(request.profiles, name, request.target, groups, device, _precision(run))
 
 
 def _all(*parts: Settings) -> Settings:
@@ -306,7 +305,7 @@ INPUTS: Mapping[str, Input] = {
     "device": Input(
         _device,
         _state,
-        lambda run: {"device": _identity(run)},
+        lambda run: {"device": _identified(run).identity},
         of_target=True,
         leased=True,
     ),
