@@ -54,6 +54,7 @@ def plans(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / ".edgeprune" / "engines").glob("*.plan"))
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_once_and_again_for_another_version(
     target: Target, artifact: Artifact, tmp_path: Path, stand_in: StandIn
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_device_in_an_unexpected_state_is_an_error(
             bench.measure([[artifact.files[0]]], image(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_release_holds_the_engine_that_was_built_there(
     target: Target, artifact: Artifact, tmp_path: Path, stand_in: StandIn
 ) -> None:

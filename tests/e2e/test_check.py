@@ -163,6 +163,7 @@ def test_other_libraries_are_checked_and_nothing_is_trained_again(
     assert "slowdown" in {check.name for check in report.checks}
 
 
+@pytest.mark.slow
 def test_the_actions_script_gates(checked: Path, tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
     action = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())
@@ -213,6 +214,7 @@ def test_misspelt(latency):
 """
 
 
+@pytest.mark.slow
 def test_the_plugin_decides_and_shows_the_distribution(tmp_path: Path) -> None:
     (tmp_path / "test_net.py").write_text(TESTS)
 

@@ -138,6 +138,7 @@ def states(found: list[Release]) -> list[tuple[str, str, str]]:
     return [(release.host, release.digest, release.state) for release in found]
 
 
+@pytest.mark.slow
 def test_hosts_are_deployed_in_order_up_to_the_first_that_fails(
     fleet: tuple[Target, list[Sshd]], home: Path, tmp_path: Path
 ) -> None:

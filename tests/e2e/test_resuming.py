@@ -49,6 +49,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", SHUFFLED)
 def test_a_resumed_run_equals_an_uninterrupted_one(order: str, profiled: Path, tmp_path: Path) -> None:
     uninterrupted, resumed = (Path(shutil.copytree(profiled, tmp_path / name / "blobs")) for name in ("one", "two"))

@@ -92,6 +92,7 @@ def test_an_unwritable_run_folder_is_named(project: Path) -> None:
     assert run.code == 2 and "runs" in run.err
 
 
+@pytest.mark.slow
 def test_interrupt_exits_with_130_and_leaves_no_worker(project: Path) -> None:
     process = start("run", "--project", project, "--json")
     assert process.stderr is not None

@@ -385,8 +385,8 @@ GREETED = """frame('{"pid": 1, "boot_id": "x"}')\nsys.stdin.readline()\n"""
     ("body", "reason"),
     [
         ("print('\\x1b[31mhello\\x07'); sys.exit('\\x1b]0;title\\x07gone')", "gone"),
-        ("sys.stdin.read()", "sent nothing"),
-        (GREETED + "sys.stdin.read()", "sent nothing"),
+        pytest.param("sys.stdin.read()", "sent nothing", marks=pytest.mark.slow),
+        pytest.param(GREETED + "sys.stdin.read()", "sent nothing", marks=pytest.mark.slow),
         (GREETED + """frame('{"id": 0, "load": NaN}')""", "NaN"),
         (GREETED + """frame('{"id": 0, "a": [1e999]}')""", "1e999"),
         (GREETED + "frame('[' * 100000)", "JSON"),
@@ -402,6 +402,7 @@ def test_an_error_about_a_hostile_device_is_one_printable_line(body: str, reason
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 def test_an_endless_reply_is_cut_off(sshd: Sshd, hasty: None) -> None:
     """The device would send 10 GB. The host keeps far less than 64 MB of it."""
     body = GREETED + "block = '\\x1b[2J' * 250000\nfor _ in range(10000): sys.stdout.write(block)\n"

@@ -25,7 +25,7 @@ from edgeprune.runtimes.formats.onnx import OnnxTemplate
 from edgeprune.runtimes.tflite import flatbuffer
 
 SLICED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised"]
-TFLITE = ["Plain", "Residual", "Depthwise", "Encoder"]  # a conversion takes seconds
+TFLITE = ["Plain", "Residual", "Depthwise"]  # a conversion takes seconds
 
 
 def run_onnx(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
@@ -48,7 +48,14 @@ def run_tflite(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
 RUN = {"onnx": run_onnx, "tflite": run_tflite}
 
 
-@pytest.mark.parametrize(("kind", "name"), [*(("onnx", n) for n in NETS), *(("tflite", n) for n in TFLITE)])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("onnx", n) for n in NETS),
+        *(("tflite", n) for n in TFLITE),
+        pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
+    ],
+)
 def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(kind: str, name: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")

@@ -51,7 +51,9 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=folder, env=environment, check=False)
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["one process", "xdist"]
+)
 def test_a_tenth_may_be_inconclusive_and_more_fail_the_run(tmp_path: Path, options: tuple[str, ...]) -> None:
     write(tmp_path, 20, 2)
     found = run(tmp_path, *options)

@@ -201,6 +201,7 @@ ALIKE = set(
 )
 
 
+@pytest.mark.slow
 def test_every_rule_is_tested() -> None:
     """Each operator with a rule is in some network of the tests, or in `ALIKE`: it then shares a tested rule."""
     met: set[str] = set()
