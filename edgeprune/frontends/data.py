@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends import functions
 from edgeprune.frontends.model import finite, kind, tensors
 from edgeprune.frontends.randomness import Generators, seeded
 from edgeprune.limits import LIMITS
@@ -58,8 +57,8 @@ class Split:
     def __init__(self, project: Project, name: SplitName, augmented: bool = False) -> None:
         function = project.data.split(name)
         if function is None:
-            raise UsageError(f'{project.path}: [data] {name} is missing; add it: a function as "module:function"')
-        self.name, self.where = name, f"{project.path}: [data] {name}"
+            raise UsageError(f"{project.where('data', name)} is missing; give a function that returns the batches")
+        self.name, self.where = name, project.where("data", name)
         self._function, self._where = function, function.where
         key = (function, id(function.load()))
         if key not in _made:
@@ -221,7 +220,7 @@ class Loss:
 
     def __init__(self, project: Project) -> None:
         self._project, self._function = project, project.data.loss
-        self._where = self._function.where if self._function else f"{project.path}: [data] loss (cross-entropy)"
+        self._where = self._function.where if self._function else f"{project.where('data', 'loss')} (cross-entropy)"
         self._call = self._function.load() if self._function else F.cross_entropy
 
     @property
@@ -267,7 +266,7 @@ class Metric:
         return self._number(self._project.data.closed_loop, policy, split)
 
     def _number(self, function: Function | None, *arguments: Any) -> float:
-        where = function.where if function else f"{self._project.path}: [data] metric (top-1)"
+        where = function.where if function else f"{self._project.where('data', 'metric')} (top-1)"
         call = function.load() if function else _top1
         with _guarded(self._project, function, where):
             value = float(call(*arguments))
@@ -286,7 +285,7 @@ class NotFinite(UsageError):
 
 def _guarded(project: Project, function: Function | None, where: str) -> AbstractContextManager[None]:
     """A context for the user's function, or for its default, which may fail on the user's outputs, too."""
-    return function.guarded(where) if function else functions.guarded(project.folder, where)
+    return (function or project.model.factory).guarded(where)
 
 
 def _top1(outputs: Tensor, targets: Tensor) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.frontends import sources
+from edgeprune.records import Project
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -78,20 +79,22 @@ def guarded(root: Path, where: str) -> Iterator[None]:
 
 
 @contextmanager
-def of_user(path: Path, stage: str) -> Iterator[None]:
+def of_user(project: Project, stage: str) -> Iterator[None]:
     """A context that a stage runs in: an error that comes from the user's code becomes a `UsageError`.
 
-    User code is the code in the folder of the project file `path`. It is also the code that torch runs when it calls or
-    differentiates the user's model. Other errors are edgeprune's, and are raised unchanged.
+    User code is the code in the folder `project.code`. It is also the code that torch runs when it calls or differentiates
+    the user's model. Other errors are edgeprune's, and are raised unchanged.
     """
     try:
         yield
     except EdgepruneError:
         raise
     except Exception as error:
-        if not _is_users(error, path.parent):
+        if not _is_users(error, project.code):
             raise
-        raise UsageError(f"{path}: {stage}: the project's code raises {one_line(error, path.parent)}") from error
+        raise UsageError(
+            f"{project.path}: {stage}: the project's code raises {one_line(error, project.code)}"
+        ) from error
 
 
 def one_line(error: BaseException, root: Path) -> str:
@@ -106,7 +109,13 @@ def users_line(error: BaseException, root: Path) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename, root)]
     if not frames:
         return ""
-    return f" ({Path(frames[-1].filename).resolve().relative_to(root.resolve())}, line {frames[-1].lineno})"
+    return f" ({shown(Path(frames[-1].filename), root)}, line {frames[-1].lineno})"
+
+
+def shown(file: Path, root: Path) -> Path:
+    """A file of the user in a message: relative to the project's folder, or else to the working directory."""
+    file, folder = file.resolve(), Path.cwd() if root == Path(root.anchor) else root.resolve()
+    return file.relative_to(folder) if file.is_relative_to(folder) else file
 
 
 def _is_users(error: Exception, root: Path) -> bool:
@@ -123,6 +132,8 @@ def _is_users(error: Exception, root: Path) -> bool:
 
 def is_users(filename: str, root: Path) -> bool:
     """Whether a file is the user's: it is in the project's folder, and neither in a library nor in edgeprune."""
+    if filename.startswith("<frozen "):  # a module of Python itself
+        return False
     path = Path(filename).resolve()
     if path.is_relative_to(PACKAGE) or any(path.is_relative_to(library) for library in LIBRARIES):
         return False

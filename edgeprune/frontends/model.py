@@ -57,7 +57,7 @@ class Network:
         for pattern in lock:
             if not any(matches(name, pattern) for name, _ in self.module.named_parameters()):
                 raise UsageError(
-                    f"{self._project.path}: [prune] lock: {pattern!r} matches no parameter and no layer;"
+                    f"{self._project.where('prune', 'lock')}: {pattern!r} matches no parameter and no layer;"
                     " edgeprune groups prints them"
                 )
 
@@ -99,12 +99,12 @@ def _require_finite(project: Project, model: nn.Module) -> None:
         strict = name in parameters or "running_" in name
         if not finite(tensor) and (strict or bool(tensor.isnan().any())):
             weights = project.model.weights
-            source = f"{project.path}: [model] weights {weights}" if weights else project.model.factory.where
+            source = f"{project.where('model', 'weights')} {weights}" if weights else project.model.factory.where
             raise UsageError(f"{source}: tensor {name} holds NaN or infinity; give a finite checkpoint")
 
 
 def _load_weights(project: Project, model: nn.Module, path: Path) -> None:
-    where = f"{project.path}: [model] weights {path}"
+    where = f"{project.where('model', 'weights')} {path}"
     if not path.is_file():
         raise UsageError(f"{where} does not exist; make it, or give a path relative to the project file's folder")
     if path.stat().st_size > LIMITS.weights_bytes:
@@ -128,7 +128,7 @@ def _load_weights(project: Project, model: nn.Module, path: Path) -> None:
         AttributeError,
     ) as error:
         # torch raises the last three for a file that is cut short or is not a checkpoint.
-        raise UsageError(f"{where} cannot be read: {one_line(error, project.folder)}; save it again") from error
+        raise UsageError(f"{where} cannot be read: {one_line(error, project.code)}; save it again") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -173,7 +173,7 @@ def example_inputs(project: Project) -> tuple[Tensor, ...]:
     if project.preprocess and len(project.preprocess.mean) not in (1, channels):
         count = len(project.preprocess.mean)
         raise UsageError(
-            f"{project.path}: [preprocess] mean has {count} numbers, and the first input has {channels} channels;"
+            f"{project.where('preprocess', 'mean')} has {count} numbers, and the first input has {channels} channels;"
             " give one number for each channel"
         )
     return inputs

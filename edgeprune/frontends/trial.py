@@ -95,11 +95,11 @@ def check_backward(model: nn.Module, project: Project, training: bool, batches: 
             line.
     """
     loss, tried = Loss(project), copy.deepcopy(model).train(training)
-    split, root = Split(project, "train", augmented=training), project.folder
+    split, root = Split(project, "train", augmented=training), project.code
     for number, batch in enumerate(islice(split, batches)):
         where = f"{split.where}: batch {number}"
         differentiate = partial(
-            _differentiate, tried, loss, batch, partial(functions.guarded, root, f"{where}: the model")
+            _differentiate, tried, loss, batch, partial(project.model.factory.guarded, f"{where}: the model")
         )
         try:
             differentiate()
@@ -132,7 +132,7 @@ def _forward_line(differentiate: Callable[[], None], root: Path) -> str:
             differentiate()
     frames = [frame for warning in caught for frame in FRAME.findall(str(warning.message))]
     users = [(Path(name), number) for name, number in frames if functions.is_users(name, root)]
-    return f" ({users[-1][0].resolve().relative_to(root.resolve())}, line {users[-1][1]})" if users else ""
+    return f" ({functions.shown(users[-1][0], root)}, line {users[-1][1]})" if users else ""
 
 
 def _first_batch(model: nn.Module, project: Project) -> int | None:
@@ -166,7 +166,7 @@ def _first_batch(model: nn.Module, project: Project) -> int | None:
 def _outputs(model: nn.Module, project: Project, where: str, inputs: tuple[Tensor, ...]) -> Tensor:
     """The model's outputs for a batch; they must be one tensor."""
     model.eval()
-    with torch.no_grad(), functions.guarded(project.folder, f"{where}: the model"):
+    with torch.no_grad(), project.model.factory.guarded(f"{where}: the model"):
         outputs = model(*inputs)
     if not isinstance(outputs, Tensor):
         raise UsageError(f"{where}: the model returns {kind(outputs)}; wrap it in a module that returns one tensor")

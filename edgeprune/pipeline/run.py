@@ -156,7 +156,7 @@ class Run:
             fresh=self.request.fresh,
         )
         watch.start(stage.name)
-        with functions.of_user(self.request.project.path, stage.name):
+        with functions.of_user(self.request.project, stage.name):
             return stage.run(reads, output)
 
     def _why(self, stage: Stage[Any, Any], store: Store) -> str:

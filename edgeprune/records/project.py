@@ -5,16 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from edgeprune.errors import UsageError
 from edgeprune.records.budget import Budget
 
 SplitName = Literal["train", "valid", "test"]
+Optimizer = Literal["sgd", "adamw"]
+OPTIMIZERS: Mapping[Optimizer, tuple[float, float]] = {  # default learning rate and weight decay
+    "sgd": (0.01, 1e-4),
+    "adamw": (1e-3, 1e-2),
+}
+Optimizer = Literal["sgd", "adamw"]
+OPTIMIZERS: Mapping[Optimizer, tuple[float, float]] = {  # default learning rate and weight decay
+    "sgd": (0.01, 1e-4),
+    "adamw": (1e-3, 1e-2),
+}
+# The keywords of `edgeprune.Project` that are not named as their keys in the file are.
+KEYWORDS = {
+    ("model", "factory"): "model",
+    ("model", "inputs"): "example_inputs",
+    ("budget", "latency"): "budget",
+    ("check", "budget"): "check_budget",
+}
 
 
+def keyword(section: str, key: str) -> str:
+    """The keyword of `edgeprune.Project` that stands for a key of the project file."""
+    return KEYWORDS.get((section, key), key)
+
+
+@runtime_checkable
 class Function(Protocol):
     """A function that the user wrote.
 
@@ -110,12 +133,42 @@ class PruneSection:
 
 @dataclass(frozen=True)
 class FinetuneSection:
-    """`[finetune]`: how the pruned network is trained. `ema` is the decay of the weights' moving average; None for none."""
+    """`[finetune]`: how the pruned network is trained.
+
+    Attributes:
+        epochs: of the built-in training, as all other keys but `seed` and `trainer`.
+        optimizer: its algorithm; see `OPTIMIZERS`.
+        learning_rate: the highest one; None is the optimiser's default.
+        weight_decay: of all parameters; None is the optimiser's default.
+        ema: the decay of the weights' moving average; None for none.
+        seed: of everything that is random.
+        trainer: the user's function that trains instead.
+    """
 
     epochs: int = 20
-    learning_rate: float = 0.01
+    optimizer: Optimizer = "sgd"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
     ema: float | None = None
     seed: int = 0
+    trainer: Function | None = None
+
+    def __post_init__(self) -> None:
+        if self.trainer is None:
+            return
+        unused = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        if unused := [name for name in unused if name not in ("seed", "trainer")]:
+            raise UsageError(f"trainer excludes {' and '.join(unused)}, which belong to the built-in training")
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate."""
+        return OPTIMIZERS[self.optimizer][0] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def decay(self) -> float:
+        """The weight decay."""
+        return OPTIMIZERS[self.optimizer][1] if self.weight_decay is None else self.weight_decay
 
 
 @dataclass(frozen=True)
@@ -133,7 +186,13 @@ class CheckSection:
 
 @dataclass(frozen=True)
 class Project:
-    """A project file. `path` is the file, and messages name it. `name` names profiles and services."""
+    """A project: a file, or Python objects.
+
+    Attributes:
+        path: the project file; the folder of a project that is made of objects.
+        name: names profiles and services.
+        objects: whether it is made of objects. Messages then name keywords instead of keys of a file.
+    """
 
     path: Path
     name: str
@@ -144,8 +203,18 @@ class Project:
     prune: PruneSection = field(default_factory=PruneSection)
     finetune: FinetuneSection = field(default_factory=FinetuneSection)
     check: CheckSection = field(default_factory=CheckSection)
+    objects: bool = False
 
     @property
     def folder(self) -> Path:
-        """The folder of the project file. Runs and profiles are kept in it."""
-        return self.path.parent
+        """The folder that runs and profiles are kept in: for a project file, the folder of the file."""
+        return self.path if self.objects else self.path.parent
+
+    @property
+    def code(self) -> Path:
+        """The folder of the user's code. The code of objects may be anywhere."""
+        return Path(self.path.anchor) if self.objects else self.path.parent
+
+    def where(self, section: str, key: str) -> str:
+        """A key in messages: "edgeprune.toml: [data] train", or the keyword: "Project(train=...)"."""
+        return f"Project({keyword(section, key)}=...)" if self.objects else f"{self.path}: [{section}] {key}"

@@ -57,7 +57,7 @@ def check(run: Run, options: Options) -> Report:
     place = baselines.valid_path(options.baseline or baselines.default_path(request.profiles, project.name))
     kept = None if options.reason else _kept(place, required=options.baseline is not None)
     measured, timer = _measured(run, options, kept)
-    with functions.of_user(project.path, "check"):
+    with functions.of_user(project, "check"):
         from edgeprune.stages import comparison
 
         report = comparison.compare(timer, project, request.target, measured, kept)
@@ -97,7 +97,7 @@ def _measured(run: Run, options: Options, kept: Kept | None) -> tuple[Measured, 
     artifact, folder = run.last(compiling.STAGE)
     original = run.record(compiling.ORIGINAL) if any(one.fraction is not None for one in budgets) else None
     request.watch.start("check")
-    with functions.of_user(request.project.path, "check"):
+    with functions.of_user(request.project, "check"):
         from edgeprune.stages import comparison
         from edgeprune.stages.accuracy import Evaluation, Timer
 

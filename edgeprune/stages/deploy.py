@@ -106,7 +106,7 @@ def deployed(run: Run) -> list[Release]:
 def _verified(run: Run) -> Verified:
     """The verified artifact of a run, and its output for the first validation sample."""
     artifact, bench = run.record(compiling.STAGE), run.value("device")
-    with functions.of_user(run.request.project.path, "deploy"):
+    with functions.of_user(run.request.project, "deploy"):
         from edgeprune.frontends import data
 
         calls, _ = data.stacked(run.value("valid"), run.value("network").inputs, 1)
