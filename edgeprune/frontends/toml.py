@@ -42,7 +42,7 @@ Reference = Annotated[
     Field(description='a function as "module:function"'),
 ]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.01")]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
+Rate = Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
 Numbers = Annotated[list[float], Field(description="a list of numbers, one a channel, such as [0.485, 0.456, 0.406]")]
 Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole number from 0 to {LIMITS.epochs}")]
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
@@ -94,11 +94,16 @@ class _Prune(_Section):
 
 class _Finetune(_Section):
     epochs: Epochs = 20
-    learning_rate: Rate = 0.01
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Rate = None
+    weight_decay: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.0001")
+    ] = None
     ema: Annotated[
         float | None, Field(gt=0, lt=1, description="the decay of the moving average of weights, such as 0.999")
     ] = None
     seed: Seed = 0
+    trainer: Reference | None = None
 
 
 class _Check(_Section):
@@ -207,7 +212,7 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         ),
         preprocess=_preprocess(path, file.preprocess) if file.preprocess else None,
         prune=PruneSection(**_frozen(file.prune)),
-        finetune=FinetuneSection(**_frozen(file.finetune)),
+        finetune=_finetune(path, file.finetune),
         check=CheckSection(**{**_frozen(file.check), "budget": budgets}),
     )
 
@@ -222,6 +227,14 @@ def _preprocess(path: Path, section: _Preprocess) -> Preprocess:
         return Preprocess(tuple(section.mean), tuple(section.std), section.scale)
     except UsageError as error:
         raise usage_error(f"{path}: [preprocess] {error}") from error
+
+
+def _finetune(path: Path, section: _Finetune) -> FinetuneSection:
+    trainer = FileFunction(path, "[finetune] trainer", section.trainer) if section.trainer else None
+    try:
+        return FinetuneSection(**{**section.model_dump(), "trainer": trainer})
+    except UsageError as error:
+        raise usage_error(f"{path}: [finetune] {error}; remove one or the other") from error
 
 
 def read_target(path: Path) -> Target:

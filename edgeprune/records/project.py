@@ -18,11 +18,6 @@ OPTIMIZERS: Mapping[Optimizer, tuple[float, float]] = {  # default learning rate
     "sgd": (0.01, 1e-4),
     "adamw": (1e-3, 1e-2),
 }
-Optimizer = Literal["sgd", "adamw"]
-OPTIMIZERS: Mapping[Optimizer, tuple[float, float]] = {  # default learning rate and weight decay
-    "sgd": (0.01, 1e-4),
-    "adamw": (1e-3, 1e-2),
-}
 # The keywords of `edgeprune.Project` that are not named as their keys in the file are.
 KEYWORDS = {
     ("model", "factory"): "model",

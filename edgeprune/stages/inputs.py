@@ -187,10 +187,14 @@ def _setting(name: str, keys: Sequence[str], pick: Callable[[Any], Any]) -> Inpu
     def section(run: Run) -> Any:
         return getattr(run.request.project, name)
 
-    return Input(
-        lambda run: pick(section(run)),
-        lambda run: {f"[{name}] {key}": _plain(getattr(section(run), key)) for key in keys},
-    )
+    def settings(run: Run) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key in keys:
+            label, value = f"[{name}] {key}", getattr(section(run), key)
+            found |= _code(label, value) if isinstance(value, Function) else {label: _plain(value)}
+        return found
+
+    return Input(lambda run: pick(section(run)), settings)
 
 
 def _plain(value: Any) -> object:

@@ -73,8 +73,8 @@ def train(
 ) -> tuple[nn.Module, tuple[Epoch, ...]]:
     """Train a network by distillation.
 
-    - The optimiser is stochastic gradient descent with Nesterov momentum. The learning rate rises in one epoch of warm-up,
-      and then falls to zero along a cosine.
+    - The optimiser is stochastic gradient descent with Nesterov momentum, or AdamW. The learning rate rises in one epoch of
+      warm-up, and then falls to zero along a cosine.
     - With the default loss (cross-entropy), half of the loss is the divergence from the original network's softened outputs.
     - After every epoch, a checkpoint is saved. A resumed training gives the same weights as an uninterrupted one.
     - On a GPU, it trains in mixed precision.
@@ -153,9 +153,7 @@ class _Trainer:
         gpu = device.type == "cuda"
         self.half = torch.bfloat16 if not gpu or torch.cuda.is_bf16_supported() else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)  # its gradients underflow
-        self.optimiser = torch.optim.SGD(
-            model.parameters(), lr=self.settings.learning_rate, momentum=MOMENTUM, nesterov=True, weight_decay=1e-4
-        )
+        self.optimiser = _optimiser(model, self.settings)
         self.history: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
 
@@ -217,9 +215,9 @@ class _Trainer:
     def _rate(self, step: int) -> float:
         warm = WARM_UP_EPOCHS * self.steps
         if step < warm:
-            return self.settings.learning_rate * (step + 1) / warm
+            return self.settings.rate * (step + 1) / warm
         progress = (step - warm) / max(1, self.settings.epochs * self.steps - warm)
-        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.settings.rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _not_finite(self, epoch: int, step: int, value: float) -> None:
         where = f"the loss is {value} in epoch {epoch}, batch {step}"
@@ -235,10 +233,8 @@ class _Trainer:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_state.items()}
         if self.averaged:
             tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-        for i, parameter in enumerate(self.model.parameters()):
-            momentum = self.optimiser.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{i}"] = momentum
+        for i, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{name}": tensor for name, tensor in state.items() if tensor is not None}
         kept = {"history": [astuple(epoch) for epoch in self.history], "scaler": self.scaler.state_dict()}
         metadata = {name: json.dumps(value) for name, value in kept.items()}
         save_file({k: t.detach().clone().contiguous() for k, t in tensors.items()}, path, metadata)
@@ -253,9 +249,20 @@ class _Trainer:
             self.averaged.load_state_dict(dict(_under(tensors, "averaged.")))
         self.model.load_state_dict(dict(_under(tensors, "model.")))
         self.best_state = dict(_under(tensors, "best."))
-        parameters = list(self.model.parameters())
-        for name, momentum in _under(tensors, "momentum."):
-            self.optimiser.state[parameters[int(name)]]["momentum_buffer"] = momentum.to(self.device)
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under(tensors, "optimiser."):
+            parameter, _, key = name.partition(".")
+            states.setdefault(int(parameter), {})[key] = tensor
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
+
+
+def _optimiser(model: nn.Module, settings: FinetuneSection) -> torch.optim.Optimizer:
+    """The optimiser of a model's parameters, as the project chooses it."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=settings.decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=settings.rate, momentum=MOMENTUM, nesterov=True, weight_decay=settings.decay
+    )
 
 
 def _moving(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:

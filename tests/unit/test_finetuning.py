@@ -17,7 +17,7 @@ from edgeprune.frontends.model import build_model, example_inputs
 from edgeprune.graph.groups import make_recipe
 from edgeprune.network.cut import cut
 from edgeprune.network.survey import survey
-from edgeprune.records import Epoch, Project, Tuned
+from edgeprune.records import Epoch, FinetuneSection, Project, Tuned
 from edgeprune.stages import parallel, training
 from edgeprune.stages.training import Checkpoint, Course, Networks
 
@@ -81,11 +81,13 @@ def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("last", "ema"), [(1, None), (2, None), (2, 0.9)])
+@pytest.mark.parametrize(
+    ("last", "ema", "optimizer"), [(1, None, "sgd"), (2, None, "sgd"), (2, 0.9, "sgd"), (2, None, "adamw")]
+)
 def test_a_training_killed_after_an_epoch_ends_with_the_same_weights(
-    last: int, ema: float | None, known: Project, tmp_path: Path
+    last: int, ema: float | None, optimizer: str, known: Project, tmp_path: Path
 ) -> None:
-    known = with_settings(known, ema=ema)
+    known = with_settings(known, ema=ema, optimizer=optimizer)
 
     def kill(epoch: Epoch) -> None:
         if epoch.epoch == last:
@@ -170,3 +172,21 @@ def test_more_processes_than_gpus_are_refused_with_how_many_there_are(monkeypatc
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UsageError, match="--nproc-per-node 1"):
         parallel.device()
+
+
+def test_an_optimiser_has_its_own_defaults_and_the_keys_replace_them() -> None:
+    assert (FinetuneSection().rate, FinetuneSection().decay) == (0.01, 1e-4)
+    adamw = FinetuneSection(optimizer="adamw")
+    assert (adamw.rate, adamw.decay) == (0.001, 0.01)
+    given = FinetuneSection(optimizer="adamw", learning_rate=0.5, weight_decay=0.0)
+    assert (given.rate, given.decay) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_the_project_chooses_the_optimiser_and_its_weight_decay(
+    name: str, kind: type[torch.optim.Optimizer], known: Project
+) -> None:
+    chosen = with_settings(known, optimizer=name, learning_rate=0.003, weight_decay=0.02)
+    trainer = training._Trainer(course(chosen), Networks(*pruned(known)), torch.device("cpu"))
+    (group,) = trainer.optimiser.param_groups
+    assert type(trainer.optimiser) is kind and (group["lr"], group["weight_decay"]) == (0.003, 0.02)
