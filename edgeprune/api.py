@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from edgeprune.devices import install
 from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
-from edgeprune.pipeline.request import Watch, read_project, request
+from edgeprune.pipeline.request import Options, read_project, request
 from edgeprune.pipeline.run import Run, open_run
 from edgeprune.records import (
     Artifact,
@@ -37,22 +37,6 @@ from edgeprune.records import (
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-class Options(TypedDict, total=False):
-    """Options of every stage.
-
-    Attributes:
-        budget: a time ("12 ms") or a share of the original network's latency ("50%"); replaces the project file's.
-        fresh: redo everything, the measurements too.
-        watch: its methods are called with the progress; see `edgeprune.pipeline.request.Watch`.
-        wait: wait for a device that somebody else holds.
-    """
-
-    budget: str | None
-    fresh: bool
-    watch: Watch | None
-    wait: bool
 
 
 @contextmanager

@@ -40,6 +40,8 @@ class Limits:
     check_s: float = 60.0  # of this time, for one run of a release
     reload_s: float = 30.0  # for the target's command that notifies a server
     lease_wait_s: float = 24 * 3600.0  # with --wait
+    patience_s: float = 600.0  # of a run, for measurements that are disturbed; --patience replaces it
+    pause_s: float = 15.0  # before disturbed measurements are repeated
     metric_s: float = 120.0  # time of the device for the outputs of one metric
     emulated_metric_s: float = 20.0  # the same on an emulated device; its second takes 4 to 20 s of this machine
     check_metric_s: float = 15.0  # the same in a check

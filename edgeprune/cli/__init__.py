@@ -142,7 +142,7 @@ def _in_parallel(name: str, options: OfRun) -> None:
 
     with parallel.joined():
         if parallel.rank():
-            finetune.follow(request(options.project, options.target, options.budget).project)
+            finetune.follow(request(options.project, options.target, budget=options.budget).project)
             return
         with opened(options, budget=options.budget, fresh=options.fresh) as (run, answer):
             answer(VERBS["finetune"][1](run))

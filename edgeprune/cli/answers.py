@@ -34,7 +34,9 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
         try:
             with (
                 console.Watcher(screen) as watch,
-                api.opened(options.project, options.target, wait=options.wait, watch=watch, **more) as run,
+                api.opened(
+                    options.project, options.target, wait=options.wait, patience=options.patience, watch=watch, **more
+                ) as run,
             ):
                 yield run, answers.append
                 groups = run.value("survey")

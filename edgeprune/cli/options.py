@@ -42,6 +42,10 @@ class OfDevice(OfTarget):
     """A project on a target, with a device that is used."""
 
     wait: WaitOption = False
+    patience: Annotated[
+        str | None,
+        typer.Option(help="How long to repeat measurements that other programs disturb: 90s, 15m, 2h."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,9 +15,10 @@ import numpy as np
 
 from edgeprune import runtimes
 from edgeprune.devices import transports, wire
+from edgeprune.devices.patience import Disturbances, Patience
 from edgeprune.devices.transports.base import Refusal, Transport, ask, ask_all
 from edgeprune.devices.validate import printable
-from edgeprune.errors import DeviceError, InconclusiveError, RuntimeMissing, UsageError
+from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.records import Device, Run, Samples, Target
@@ -24,7 +27,6 @@ from edgeprune.runtimes.base import NodeTimes
 PROFILED_S = 0.1  # of profiled runs in a process: times by node only rank the nodes
 SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
 REPEATS = 0.002  # spread of their medians, relative, below which a device repeats itself
-RETRIES = 3  # of a disturbed process
 RESETS = 1  # of the device that a bench accepts
 
 REMEDIES = {
@@ -54,12 +56,14 @@ class _Effort:
 
 
 @contextmanager
-def open_bench(target: Target, scratch: Path, wait_s: float = 0.0) -> Iterator[Bench]:
+def open_bench(target: Target, scratch: Path, wait_s: float = 0.0, patience: Patience | None = None) -> Iterator[Bench]:
     """The device of a target, identified.
 
     Args:
+        target: names the device.
         scratch: a folder on this machine for temporary files.
         wait_s: how long to wait for a device that another host holds.
+        patience: how long to repeat disturbed measurements; by default a few attempts.
 
     Raises:
         RuntimeMissing: the device does not have the target's runtime.
@@ -73,7 +77,7 @@ def open_bench(target: Target, scratch: Path, wait_s: float = 0.0) -> Iterator[B
     """
     transport = transports.connect(target, wait_s)
     try:
-        yield Bench(target, transport, scratch)
+        yield Bench(target, transport, scratch, patience or Patience())
     finally:
         transport.close()
 
@@ -95,13 +99,24 @@ def identified(transport: Transport, target: Target) -> Device:
 class Bench:
     """A device that runs models in fresh processes and returns raw samples."""
 
-    def __init__(self, target: Target, transport: Transport, scratch: Path) -> None:
+    def __init__(
+        self,
+        target: Target,
+        transport: Transport,
+        scratch: Path,
+        patience: Patience = Patience(),  # noqa: B008 - frozen
+    ) -> None:
         self._target, self._transport, self._scratch = target, transport, scratch
         self._runtime = runtimes.host(target.runtime)
-        self.discarded = 0  # processes whose times were discarded as disturbed
+        self._disturbances = Disturbances(target.name, patience)
         self.device = identified(transport, target)
         self._boots = {self.device.boot_id}
         self._require_real()
+
+    @property
+    def discarded(self) -> int:
+        """Processes whose times were discarded as disturbed."""
+        return self._disturbances.discarded
 
     def _require_real(self) -> None:
         if self.device.emulated and not self._target.emulated:
@@ -191,35 +206,31 @@ class Bench:
             on_done: gets every good result as it arrives, with its place in `batches`.
 
         Raises:
-            InconclusiveError: processes stay disturbed.
+            InconclusiveError: processes stay disturbed for longer than the bench's patience.
         """
         effort = _Effort(timed_s, runs_min, profiled)
         results: dict[int, list[Measured]] = {}
         todo = list(range(len(batches)))
-        for _ in range(1 + RETRIES):
-            known_boots = len(self._boots)
-            asked = [batches[i] for i in todo]
-            again: dict[int, str] = {}
-            for i, reply in zip(todo, self._timed(asked, inputs, effort), strict=True):
+        for number in itertools.count():
+            known_boots, began = len(self._boots), time.monotonic()
+            bad: dict[int, Run] = {}
+            for i, reply in zip(todo, self._timed([batches[i] for i in todo], inputs, effort), strict=True):
                 measured = self._measured(reply, len(batches[i]), profiled)
                 self._count_reset(measured[0].run)
-                reason = next((m.run.disturbed for m in measured if m.run.disturbed), None)
-                if reason is None:
+                disturbed = next((m.run for m in measured if m.run.disturbed), None)
+                if disturbed is None:
                     results[i] = measured
                     on_done(i, measured)
                 else:
-                    again[i] = reason
+                    bad[i] = disturbed
             if len(self._boots) > known_boots:
                 self._identify_again()
-            todo, reasons = list(again), ", ".join(sorted(set(again.values())))
-            if not todo:
-                return [results[i] for i in range(len(batches))]
-            self.discarded += len(todo)
-            log.warning("%s: discarded %d of %d measurements: %s", self._target.name, len(todo), len(asked), reasons)
-        raise InconclusiveError(
-            f"{self._target.name}: too disturbed to measure: {reasons}; cool and power the device well, stop other work on it,"
-            " and run again"
-        )
+            if not bad:
+                break
+            spent_s = time.monotonic() - began
+            self._disturbances.attempt(number, list(bad.values()), len(todo) - len(bad), spent_s)
+            todo = list(bad)
+        return [results[i] for i in range(len(batches))]
 
     def outputs(
         self, model: Path, stacked: Sequence[np.ndarray], count: int = 1, seconds: float = LIMITS.job_s / 4

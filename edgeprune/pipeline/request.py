@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from edgeprune import runtimes
+from edgeprune.devices.patience import parse
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
@@ -24,6 +25,9 @@ class Watch(Protocol):
     def step(self, done: int, total: int, note: str) -> None:
         """The stage in progress has done `done` of `total` steps."""
 
+    def note(self, text: str) -> None:
+        """What the stage in progress waits for."""
+
     def done(self, stage: str, note: str) -> None:
         """A stage ended, or its record was reused. `note` describes the record."""
 
@@ -35,7 +39,27 @@ class Quiet:
 
     def step(self, done: int, total: int, note: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def done(self, stage: str, note: str) -> None: ...
+
+
+class Options(TypedDict, total=False):
+    """Options of every stage.
+
+    Attributes:
+        budget: a time ("12 ms") or a share of the original network's latency ("50%"); replaces the project file's.
+        fresh: redo everything, the measurements too.
+        watch: its methods are called with the progress; see `Watch`.
+        wait: wait for a device that somebody else holds.
+        patience: how long to repeat measurements that other programs disturb: "90s", "15m" or "2h".
+    """
+
+    budget: str | None
+    fresh: bool
+    watch: Watch | None
+    wait: bool
+    patience: str | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,7 @@ class Request:
         target: the target.
         fresh: redo everything, the measurements too.
         wait_s: how long to wait for a device that somebody else holds, in seconds.
+        patience_s: how long to repeat measurements that other programs disturb, in seconds.
         watch: follows the progress.
     """
 
@@ -54,6 +79,7 @@ class Request:
     target: Target
     fresh: bool = False
     wait_s: float = 0.0
+    patience_s: float = LIMITS.patience_s
     watch: Watch = field(default_factory=Quiet)
 
     @property
@@ -67,28 +93,18 @@ class Request:
         return self.project.folder / "profiles" / self.target.name
 
 
-def request(
-    project: Path | str,
-    target: str = "local",
-    budget: str | None = None,
-    fresh: bool = False,
-    wait: bool = False,
-    watch: Watch | None = None,
-) -> Request:
+def request(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Request:
     """Read a project file and a target file.
 
     Args:
         project: the path of an `edgeprune.toml`, or of its folder.
         target: a target's name, or the path of its file.
-        budget: "12 ms" or "50%"; replaces the project file's.
-        fresh: redo everything, the measurements too.
-        wait: wait for a device that somebody else holds.
-        watch: follows the progress.
+        **options: see `Options`.
 
     Raises:
         UsageError: a file cannot be read or is wrong, or the target's runtime does not have its precision.
     """
-    known = read_project(project, budget)
+    known = read_project(project, options.get("budget"))
     to = toml.read_target(toml.find_target(target, known.folder))
     if to.name == SHARED:
         raise UsageError(f'{to.path}: "{SHARED}" names the run folder that all targets share; rename the target file')
@@ -96,7 +112,15 @@ def request(
         runtimes.host(to.runtime).candidates(to.precision)
     except UsageError as error:
         raise UsageError(f"{to.path}: [runtime] precision = {to.precision!r}: {error}") from error
-    return Request(known, to, fresh, LIMITS.lease_wait_s if wait else 0.0, watch or Quiet())
+    patience = options.get("patience")
+    return Request(
+        known,
+        to,
+        fresh=options.get("fresh", False),
+        wait_s=LIMITS.lease_wait_s if options.get("wait") else 0.0,
+        patience_s=LIMITS.patience_s if patience is None else parse(patience),
+        watch=options.get("watch") or Quiet(),
+    )
 
 
 def read_project(project: Path | str, budget: str | None = None) -> Project:

@@ -79,8 +79,27 @@ class Run:
             return "the power mode was changed"
         # A few long waits among many runs do not change the median.
         if self.waited_ns > CROWDED * sum(self.times_ns) and self.waits > CROWDED * len(self.times_ns):
-            return "other processes used the processor"
+            stopped = float(self.after.get("stopped", 0)) > CROWDED
+            return "a quota stopped the process" if stopped else "other processes used the processor"
         return None
+
+    @property
+    def competition(self) -> tuple[str, ...]:
+        """What competed for the processor, as far as the device reports it."""
+        state, found = self.after, []
+        if "others" in state:
+            most = f", the most by {state['busiest']}" if "busiest" in state else ""
+            found.append(f"other processes used {state['others']} processors{most}")
+        if "load" in state:
+            found.append(f"load {float(state['load']):.1f}")
+        if "quota" in state:
+            stopped = (
+                f", which stopped it for {100 * float(state['stopped']):.0f}% of the time" if "stopped" in state else ""
+            )
+            found.append(f"quota {state['quota']} processors{stopped}")
+        if "capped" in state:
+            found.append(f"the clock is capped at {100 * float(state['capped']):.0f}%")
+        return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,12 @@ class Watcher:
         if note and not self._console.is_terminal:
             self._console.print(f"{'':<10} {done}/{total}  {note}", markup=False, highlight=False, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """The stage in progress waits for something."""
+        self._progress.update(self._task, note=escape(text))
+        if not self._console.is_terminal:
+            self._console.print(f"{'':<10} {text}", markup=False, highlight=False, soft_wrap=True)
+
     def done(self, stage: str, note: str) -> None:
         """A stage ended; `note` describes its record."""
         self._progress.update(self._task, visible=False)

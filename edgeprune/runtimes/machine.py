@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import resource
 import shutil
@@ -81,6 +82,15 @@ def first_line(path: str) -> str:
             return file.readline(1000).strip("\0\n ")
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def lines(path: str, most: int = 1000) -> list[str]:
+    """The first lines of a small file; none where it cannot be read."""
+    try:
+        with open(path) as file:
+            return [line.strip("\0\n ") for line in itertools.islice(file, most)]
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def boot_id() -> str:

@@ -226,11 +226,13 @@ def _packages(run: Run) -> dict[str, object]:
 
 def _device(run: Run) -> Bench:
     from edgeprune.devices.bench import open_bench
+    from edgeprune.devices.patience import Patience
 
     request = run.request
 
     def opened(stack: ExitStack) -> tuple[Bench, Device]:
-        bench = stack.enter_context(open_bench(request.target, run.scratch, request.wait_s))
+        patience = Patience(request.patience_s, request.watch.note)
+        bench = stack.enter_context(open_bench(request.target, run.scratch, request.wait_s, patience))
         return bench, bench.device
 
     return run.lease(opened)

@@ -41,6 +41,8 @@ class Watch:
 
     def step(self, done: int, total: int, note: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def done(self, stage: str, note: str) -> None:
         self.notes.append((stage, note))
 

@@ -16,6 +16,7 @@ from ...runtimes import machine
 from ...runtimes.device import Conditions, Runtime, find
 from ..validate import printable
 from ..wire import Examine, GetState, Identify, Identity, Platform, State
+from . import contention
 
 FACT_BYTES = 1 << 16  # that are read of a file or a program
 FACT_CHARS = 100  # of a fact that is text
@@ -30,7 +31,7 @@ def examine(job: Examine) -> Platform:
         glibc=platform.libc_ver()[1] or "unknown",
         free_bytes=machine.free_bytes(),
         clock_s=time.time(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=contention.cores(),
         pip=importlib.util.find_spec("pip") is not None,
     )
 
@@ -42,7 +43,7 @@ def identify(job: Identify) -> Identity:
     return Identity(
         machine=platform.machine(),
         cpu=printable(cpu_name(), IDENTITY_CHARS),
-        cores=len(os.sched_getaffinity(0)),
+        cores=contention.cores(),
         # Major and minor: a patch release of the kernel does not make another device.
         system=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         runtime=job.runtime,
@@ -98,6 +99,7 @@ def conditions(runtime: Runtime) -> Conditions:
     for name, value in (("os", os_name()), ("firmware", firmware()), ("throttled", throttled())):
         if value is not None:
             found[name] = value
+    found.update(contention.limits())
     found.update(runtime.conditions())
     return {name: printable(fact, FACT_CHARS) if isinstance(fact, str) else fact for name, fact in found.items()}
 

@@ -12,7 +12,7 @@ from ...runtimes.device import Array, Options, find
 from ...runtimes.timing import NodeTime, Timing
 from ..validate import printable
 from ..wire import GetOutputs, Measurement, Outputs, Time
-from . import undo
+from . import contention, undo
 from .facts import conditions
 
 PROFILED_RUNS = 100  # at most: times by node only rank the nodes
@@ -26,9 +26,9 @@ def time_models(job: Time) -> Measurement:
     if job.prepare:
         runtime.prepare(job.prepare.power_mode, job.prepare.jetson_clocks, undo.record)
     inputs = _loaded(job.inputs)
-    before = conditions(runtime)
+    before, begun = conditions(runtime), contention.snapshot()
     found, peak = runtime.measure(job.models, options, inputs, timing)
-    after = conditions(runtime)
+    after = {**conditions(runtime), **contention.between(begun, contention.snapshot(), os.getpid())}
     profiling = replace(timing, timed_s=job.profiled_s, runs_max=PROFILED_RUNS)
     for i, path in enumerate(job.profiled):
         nodes = runtime.profile(path, options, inputs, profiling)

@@ -1,0 +1,80 @@
+"""How long a bench repeats disturbed measurements, and what it reports meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgeprune.errors import InconclusiveError, UsageError
+from edgeprune.limits import LIMITS
+from edgeprune.records import Run
+
+ATTEMPTS = 4  # at a measurement, at least
+REMEDY = "stop other work on the device, cool and power it well, or wait longer: --patience 30m"
+
+log = logging.getLogger("edgeprune")
+Notice = Callable[[str], None]
+
+
+def parse(text: str) -> float:
+    """A duration in seconds, from a text such as "90s", "15m" or "2h". Raises `UsageError` for another text."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h)\s*", text)
+    if found is None:
+        raise UsageError(f"--patience {text!r} is not a duration; write 90s, 15m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "45 s", "10 min"."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long disturbed measurements are repeated, in seconds of a run. `notice` gets what disturbs, meanwhile."""
+
+    seconds: float = 0.0
+    notice: Notice = log.warning
+
+
+class Disturbances:
+    """The disturbed processes of a bench: how many there were, and how much of the patience they took."""
+
+    def __init__(self, target: str, patience: Patience) -> None:
+        self._target, self._patience = target, patience
+        self.discarded = self.kept = 0  # processes
+        self._spent_s = 0.0
+
+    def attempt(self, number: int, bad: Sequence[Run], good: int, seconds: float) -> None:
+        """Count an attempt, and pause before the next one if all its processes were disturbed.
+
+        Args:
+            number: the number of the attempt at this measurement, from 0.
+            bad: its disturbed runs, at least one; one for each process.
+            good: how many processes were not disturbed.
+            seconds: how long it took.
+
+        Raises:
+            InconclusiveError: the patience is used up.
+        """
+        self.discarded += len(bad)
+        self.kept += good
+        self._spent_s += seconds * len(bad) / (len(bad) + good)
+        reasons = ", ".join(sorted({run.disturbed for run in bad if run.disturbed}))
+        facts = "; ".join(bad[-1].competition)
+        text = f"{reasons}" + (f" ({facts})" if facts else "")
+        lost = f"{self.discarded} of {self.discarded + self.kept} processes discarded"
+        if number + 1 >= ATTEMPTS and self._spent_s >= self._patience.seconds:
+            raise InconclusiveError(
+                f"{self._target}: too disturbed to measure: {text}; {lost}, {duration(self._spent_s)} lost; {REMEDY};"
+                " the same command again goes on from what was measured"
+            )
+        left = max(0.0, self._patience.seconds - self._spent_s)
+        self._patience.notice(f"{self._target}: {lost}: {text}; waits up to {duration(left)} more")
+        if not good and number + 1 >= ATTEMPTS:
+            pause = min(LIMITS.pause_s, 2.0**number, left)
+            time.sleep(pause)
+            self._spent_s += pause
