@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from edgeprune.devices import install
-from edgeprune.frontends import toml
+from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import Options, read_project, request
 from edgeprune.pipeline.run import Run, open_run
@@ -190,7 +190,7 @@ def check(
     """
     from edgeprune.stages import check
 
-    wanted = [toml.read_budget("budget", text) for text in budgets]
+    wanted = [sections.read_budget("budget", text) for text in budgets]
     with opened(project, target, **options) as started:
         return check.check(started, check.Options(wanted, baseline, reason))
 

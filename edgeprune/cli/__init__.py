@@ -193,12 +193,12 @@ def _check(options: OfCheck) -> None:
     reason = one_line(options.reason.strip())
     if options.update != bool(reason):
         raise errors.UsageError('--update and --reason need each other; write: --update --reason "why it is good"')
-    from edgeprune.frontends import toml
+    from edgeprune.frontends import sections
     from edgeprune.reports import ci
     from edgeprune.stages import check
     from edgeprune.storage.store import write_atomic
 
-    budgets = [toml.read_budget("--budget", text) for text in options.budget or []]
+    budgets = [sections.read_budget("--budget", text) for text in options.budget or []]
     with opened(options) as (run, answer):
         report = check.check(run, check.Options(budgets, options.baseline, reason))
         answer(report)

@@ -9,43 +9,24 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from edgeprune import runtimes
-from edgeprune.errors import QUOTED_CHARS, UsageError, quoted, usage_error
+from edgeprune.errors import QUOTED_CHARS, quoted, usage_error
 from edgeprune.frontends.functions import FileFunction
+from edgeprune.frontends.sections import ProjectFile, Section, Source, Text, project_of
 from edgeprune.limits import LIMITS
 from edgeprune.records import (
-    Budget,
-    BudgetSection,
-    CheckSection,
-    DataSection,
     Deployment,
-    FinetuneSection,
     Host,
-    ModelSection,
     Prepare,
-    Preprocess,
     Project,
-    PruneSection,
     Target,
 )
 from edgeprune.storage.store import read_capped
 
 PATH_CHARS = 1000  # of a path in a message; nearly all paths are shown whole, since the end matters most
 
-# A field's description completes the sentence "KEY must be …".
-Text = Annotated[str, StringConstraints(min_length=1)]
-Reference = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"),
-    Field(description='a function as "module:function"'),
-]
-Share = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.01")]
-Rate = Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
-Numbers = Annotated[list[float], Field(description="a list of numbers, one a channel, such as [0.485, 0.456, 0.406]")]
-Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole number from 0 to {LIMITS.epochs}")]
-Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
 Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")]
 
 # No tool reads such a name as an option, and no shell as a command.
@@ -53,79 +34,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:%@-]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Model(_Section):
-    factory: Reference
-    inputs: Reference
-    weights: Annotated[Text | None, Field(description="the path of a file")] = None
-
-
-class _Data(_Section):
-    train: Reference
-    valid: Reference
-    test: Reference | None = None
-    loss: Reference | None = None
-    metric: Reference | None = None
-    closed_loop: Reference | None = None
-    clean: Reference | None = None
-    augment: Reference | None = None
-
-
-class _Budget(_Section):
-    latency: Annotated[Text, Field(description='a time such as "12 ms" or a share such as "50%", in quotes')]
-    max_metric_drop: Share = 0.01
-
-
-class _Preprocess(_Section):
-    mean: Numbers
-    std: Numbers
-    scale: Annotated[float, Field(description="a number, such as 0.00392")] = 1.0
-
-
-class _Prune(_Section):
-    importance: Literal[
-        "loss-curves", "taylor", "fisher", "magnitude-l1", "magnitude-l2", "bn-scale", "fpgm", "random"
-    ] = "loss-curves"
-    lock: Annotated[list[Text], Field(description='a list of names or patterns, such as ["head.*"]')] = []
-
-
-class _Finetune(_Section):
-    epochs: Epochs = 20
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Rate = None
-    weight_decay: Annotated[
-        float | None, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.0001")
-    ] = None
-    ema: Annotated[
-        float | None, Field(gt=0, lt=1, description="the decay of the moving average of weights, such as 0.999")
-    ] = None
-    seed: Seed = 0
-    trainer: Reference | None = None
-
-
-class _Check(_Section):
-    budget: Annotated[
-        list[Text], Field(description='a list of times or shares, such as ["p50 12 ms", "p99 20 ms"]')
-    ] = []
-    slowdown: Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a share above 0, such as 0.03")] = (
-        None
-    )
-
-
-class _ProjectFile(_Section):
-    model: _Model
-    data: _Data
-    budget: _Budget
-    preprocess: _Preprocess | None = None
-    prune: _Prune = _Prune()
-    finetune: _Finetune = _Finetune()
-    check: _Check = _Check()
-
-
-class _Connect(_Section):
+class _Connect(Section):
     transport: Literal["local", "ssh"]
     host: Annotated[Name | None, Field(description="a host name, an address, or a Host of ~/.ssh/config")] = None
     user: Annotated[Name | None, Field(description="a user name")] = None
@@ -138,35 +47,35 @@ class _Connect(_Section):
     python: Annotated[Text, Field(description="the Python on the device, 3.8 or newer")] = "python3"
 
 
-class _Runtime(_Section):
+class _Runtime(Section):
     name: Literal[runtimes.names()]  # type: ignore[valid-type] # mypy wants a list of names here
     dla: Annotated[int | None, Field(ge=0, le=7, description="the number of a DLA core, such as 0")] = None
     threads: Threads = 1
     precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
 
 
-class _Expect(_Section):
+class _Expect(Section):
     emulated: Annotated[bool, Field(description="true or false")] = False
     simulated: Annotated[bool, Field(description="true or false")] = False
     power_mode: Annotated[Name | None, Field(description='a power mode as nvpmodel names it, such as "MAXN"')] = None
     clocks_pinned: Annotated[Literal[True] | None, Field(description="true, or left out")] = None
 
 
-class _Prepare(_Section):
+class _Prepare(Section):
     power_mode: Annotated[Name | None, Field(description='a power mode as nvpmodel names it, such as "MAXN"')] = None
     jetson_clocks: Annotated[bool, Field(description="true or false")] = False
 
 
-class _Deploy(_Section):
-    hosts: Annotated[list[Name], Field(description='a list of host names, such as ["pi-1", "pi-2"]')] = []
+class _Deploy(Section):
+    hosts: Annotated[list[Name], Field(description='a list of host names, such as ["pi-1", "pi-2"]')] = []  # noqa: RUF012 - pydantic copies it
     key: Annotated[Text | None, Field(description="the path of a private Ed25519 key")] = None
     reload: Annotated[
         list[Text], Field(description='a command in words, such as ["systemctl", "--user", "reload", "vision"]')
-    ] = []
+    ] = []  # noqa: RUF012 - pydantic copies it
     keep: Annotated[int, Field(ge=2, le=100, description="a whole number from 2 to 100")] = 5
 
 
-class _TargetFile(_Section):
+class _TargetFile(Section):
     connect: _Connect
     runtime: _Runtime
     expect: _Expect = _Expect()
@@ -188,53 +97,12 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         UsageError: the file is wrong. The message, of one line, names the file, the key and what to write.
     """
     path = Path(os.path.abspath(path))
-    file = _read_toml(path, _ProjectFile)
-    limit = _median(f"{path}: [budget] latency", file.budget.latency)
-    if file.data.metric and file.data.closed_loop:
-        raise usage_error(f"{path}: [data] metric and closed_loop exclude each other; keep one of them")
 
-    def function(section: str, key: str, name: str | None) -> FileFunction | None:
-        return FileFunction(path, f"[{section}] {key}", name) if name else None
+    def function(section: str, key: str, name: str) -> FileFunction:
+        return FileFunction(path, f"[{section}] {key}", name)
 
-    names = {key: function("data", key, name) for key, name in file.data.model_dump().items()}
-    budgets = tuple(read_budget(f"{path}: [check] budget", text) for text in file.check.budget)
-    return Project(
-        path=path,
-        name=path.parent.name or "project",
-        model=ModelSection(
-            FileFunction(path, "[model] factory", file.model.factory),
-            FileFunction(path, "[model] inputs", file.model.inputs),
-            path.parent / file.model.weights if file.model.weights else None,
-        ),
-        data=DataSection(**names),  # type: ignore[arg-type]
-        budget=BudgetSection(
-            limit if budget is None else _median("--budget", budget), **file.budget.model_dump(exclude={"latency"})
-        ),
-        preprocess=_preprocess(path, file.preprocess) if file.preprocess else None,
-        prune=PruneSection(**_frozen(file.prune)),
-        finetune=_finetune(path, file.finetune),
-        check=CheckSection(**{**_frozen(file.check), "budget": budgets}),
-    )
-
-
-def _frozen(section: BaseModel) -> dict[str, Any]:
-    """The keys of a section, lists as tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.model_dump().items()}
-
-
-def _preprocess(path: Path, section: _Preprocess) -> Preprocess:
-    try:
-        return Preprocess(tuple(section.mean), tuple(section.std), section.scale)
-    except UsageError as error:
-        raise usage_error(f"{path}: [preprocess] {error}") from error
-
-
-def _finetune(path: Path, section: _Finetune) -> FinetuneSection:
-    trainer = FileFunction(path, "[finetune] trainer", section.trainer) if section.trainer else None
-    try:
-        return FinetuneSection(**{**section.model_dump(), "trainer": trainer})
-    except UsageError as error:
-        raise usage_error(f"{path}: [finetune] {error}; remove one or the other") from error
+    source = Source(path, path.parent.name or "project", function)
+    return project_of(source, _read_toml(path, ProjectFile), budget)
 
 
 def read_target(path: Path) -> Target:
@@ -331,27 +199,6 @@ def _shipped_targets() -> Path:
     package = Path(__file__).parents[1]
     installed = package / "targets"
     return installed if installed.is_dir() else package.parent / "targets"
-
-
-def _median(where: str, text: str) -> Budget:
-    """The budget that plans are made for. It must be of the median."""
-    limit = read_budget(where, text)
-    if limit.quantile != 0.5:
-        raise usage_error(
-            f"{where}: {quoted(text)} is not of the median, and plans are made for the median;"
-            " give other quantiles in [check] budget"
-        )
-    return limit
-
-
-def read_budget(where: str, text: str) -> Budget:
-    """A budget from its text, such as "12 ms". Raises `UsageError` for another text; `where` begins the message."""
-    try:
-        return Budget.parse(text)
-    except OverflowError:
-        raise usage_error(f'{where}: {quoted(text)} is too long; write a time such as "12 ms"') from None
-    except UsageError as error:
-        raise usage_error(f"{where}: {error}") from None
 
 
 def _read_toml(path: Path, shape: type[File]) -> File:

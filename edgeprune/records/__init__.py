@@ -32,6 +32,8 @@ from edgeprune.records.project import (
     Project,
     PruneSection,
     SplitName,
+    keyword,
+    where,
 )
 from edgeprune.records.release import Manifest, Release, ReleaseState
 from edgeprune.records.result import Result
@@ -124,5 +126,7 @@ __all__ = [
     "Verdict",
     "Widths",
     "digest",
+    "keyword",
     "output_dim",
+    "where",
 ]

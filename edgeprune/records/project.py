@@ -32,6 +32,20 @@ def keyword(section: str, key: str) -> str:
     return KEYWORDS.get((section, key), key)
 
 
+def where(path: Path, objects: bool, section: str, key: str = "") -> str:
+    """A key in messages: "edgeprune.toml: [data] train", or the keyword: "Project(train=...)".
+
+    Args:
+        path: the project file.
+        objects: whether the project is made of objects.
+        section: the key's section.
+        key: its name; empty for the whole section.
+    """
+    if objects:
+        return f"Project({keyword(section, key)}=...)" if key else "Project(...):"
+    return f"{path}: [{section}] {key}".rstrip()
+
+
 @runtime_checkable
 class Function(Protocol):
     """A function that the user wrote.
@@ -153,7 +167,9 @@ class FinetuneSection:
             return
         unused = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
         if unused := [name for name in unused if name not in ("seed", "trainer")]:
-            raise UsageError(f"trainer excludes {' and '.join(unused)}, which belong to the built-in training")
+            raise UsageError(
+                f"trainer excludes {' and '.join(unused)}, which belong to the built-in training; remove one or the other"
+            )
 
     @property
     def rate(self) -> float:
@@ -211,5 +227,5 @@ class Project:
         return Path(self.path.anchor) if self.objects else self.path.parent
 
     def where(self, section: str, key: str) -> str:
-        """A key in messages: "edgeprune.toml: [data] train", or the keyword: "Project(train=...)"."""
-        return f"Project({keyword(section, key)}=...)" if self.objects else f"{self.path}: [{section}] {key}"
+        """A key in messages; see `where`."""
+        return where(self.path, self.objects, section, key)

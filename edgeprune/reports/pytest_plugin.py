@@ -58,11 +58,11 @@ class Latency:
         An inconclusive comparison skips the test. If the marker is strict, it raises `InconclusiveError`.
         """
         from edgeprune.errors import InconclusiveError, UsageError
-        from edgeprune.frontends import toml
+        from edgeprune.frontends import sections
         from edgeprune.records import Outcome
         from edgeprune.stages import comparison, verdict
 
-        budget = toml.read_budget("latency", limit)
+        budget = sections.read_budget("latency", limit)
         if budget.fraction is not None:
             raise UsageError(f"latency: {limit!r} is a share; compare with a time, such as '5 ms'")
         timed = comparison.time_budgets(self._timer, [self._model], [budget])

@@ -1,0 +1,227 @@
+"""The sections of a project, with the values that each key may have. A file and keywords are checked by the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from edgeprune.errors import UsageError, quoted, usage_error
+from edgeprune.limits import LIMITS
+from edgeprune.records import (
+    Budget,
+    BudgetSection,
+    CheckSection,
+    DataSection,
+    FinetuneSection,
+    Function,
+    ModelSection,
+    Preprocess,
+    Project,
+    PruneSection,
+    where,
+)
+
+Made = TypeVar("Made")  # the record of a section
+
+
+class FunctionName(str):
+    """The value of a key that names a function."""
+
+
+# A field's description completes the sentence "KEY must be …".
+Text = Annotated[str, StringConstraints(min_length=1)]
+Reference = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"),
+    AfterValidator(FunctionName),
+    Field(description='a function as "module:function"'),
+]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.01")]
+Rate = Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
+Numbers = Annotated[list[float], Field(description="a list of numbers, one a channel, such as [0.485, 0.456, 0.406]")]
+Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole number from 0 to {LIMITS.epochs}")]
+Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
+
+
+class Section(BaseModel):
+    """A section: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Model(Section):
+    factory: Reference
+    inputs: Reference
+    weights: Annotated[Text | None, Field(description="the path of a file")] = None
+
+
+class _Data(Section):
+    train: Reference
+    valid: Reference
+    test: Reference | None = None
+    loss: Reference | None = None
+    metric: Reference | None = None
+    closed_loop: Reference | None = None
+    clean: Reference | None = None
+    augment: Reference | None = None
+
+
+class _Budget(Section):
+    latency: Annotated[Text, Field(description='a time such as "12 ms" or a share such as "50%", in quotes')]
+    max_metric_drop: Share = 0.01
+
+
+class _Preprocess(Section):
+    mean: Numbers
+    std: Numbers
+    scale: Annotated[float, Field(description="a number, such as 0.00392")] = 1.0
+
+
+class _Prune(Section):
+    importance: Literal[
+        "loss-curves", "taylor", "fisher", "magnitude-l1", "magnitude-l2", "bn-scale", "fpgm", "random"
+    ] = "loss-curves"
+    lock: Annotated[list[Text], Field(description='a list of names or patterns, such as ["head.*"]')] = []
+
+
+class _Finetune(Section):
+    epochs: Epochs = 20
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Rate = None
+    weight_decay: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.0001")
+    ] = None
+    ema: Annotated[
+        float | None, Field(gt=0, lt=1, description="the decay of the moving average of weights, such as 0.999")
+    ] = None
+    seed: Seed = 0
+    trainer: Reference | None = None
+
+
+class _Check(Section):
+    budget: Annotated[
+        list[Text], Field(description='a list of times or shares, such as ["p50 12 ms", "p99 20 ms"]')
+    ] = []
+    slowdown: Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a share above 0, such as 0.03")] = (
+        None
+    )
+
+
+class ProjectFile(Section):
+    """All sections of a project."""
+
+    model: _Model
+    data: _Data
+    budget: _Budget
+    preprocess: _Preprocess | None = None
+    prune: _Prune = _Prune()
+    finetune: _Finetune = _Finetune()
+    check: _Check = _Check()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a project comes from.
+
+    Attributes:
+        path: the project file; the folder of a project that is made of objects.
+        name: the project's name.
+        function: the user's function of a section and a key, by the name that the key holds.
+        objects: whether it is made of objects.
+    """
+
+    path: Path
+    name: str
+    function: Callable[[str, str, str], Function]
+    objects: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder that paths in the project are relative to."""
+        return Path.cwd() if self.objects else self.path.parent
+
+    def where(self, section: str, key: str = "") -> str:
+        """See `records.where`."""
+        return where(self.path, self.objects, section, key)
+
+
+def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> Project:
+    """The project of these sections.
+
+    Args:
+        source: where they come from.
+        file: the sections.
+        budget: "12 ms" or "50%"; replaces `[budget] latency`.
+
+    Raises:
+        UsageError: values do not fit together. The message names the file and the key, or the keyword.
+    """
+    limit = _median(source.where("budget", "latency"), file.budget.latency)
+    if file.data.metric and file.data.closed_loop:
+        raise usage_error(f"{source.where('data')} metric and closed_loop exclude each other; keep one of them")
+
+    def read(section: str, record: Callable[..., Made], **values: Any) -> Made:
+        """The record of a section. `values` replace those of its keys."""
+        try:
+            return record(**{**_values(source, section, getattr(file, section)), **values})
+        except UsageError as error:
+            raise usage_error(f"{source.where(section)} {error}") from error
+
+    weights = file.model.weights
+    return Project(
+        path=source.path,
+        name=source.name,
+        model=read("model", ModelSection, weights=source.folder / weights if weights else None),
+        data=read("data", DataSection),
+        budget=read("budget", BudgetSection, latency=limit if budget is None else _median("--budget", budget)),
+        preprocess=read("preprocess", Preprocess) if file.preprocess else None,
+        prune=read("prune", PruneSection),
+        finetune=read("finetune", FinetuneSection),
+        check=read("check", CheckSection, budget=_budgets(source, file.check.budget)),
+        objects=source.objects,
+    )
+
+
+def _values(source: Source, section: str, given: Section) -> dict[str, Any]:
+    """The keys of a section: functions instead of their names, and tuples instead of lists."""
+    found: dict[str, Any] = {}
+    for key, value in given:
+        if isinstance(value, FunctionName):
+            found[key] = source.function(section, key, value)
+        else:
+            found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _budgets(source: Source, texts: list[str]) -> tuple[Budget, ...]:
+    return tuple(read_budget(source.where("check", "budget"), text) for text in texts)
+
+
+def replaced(project: Project, budget: str) -> Project:
+    """The project with another budget: "12 ms" or "50%"."""
+    return replace(project, budget=replace(project.budget, latency=_median("--budget", budget)))
+
+
+def _median(where: str, text: str) -> Budget:
+    """The budget that plans are made for. It must be of the median."""
+    limit = read_budget(where, text)
+    if limit.quantile != 0.5:
+        raise usage_error(
+            f"{where}: {quoted(text)} is not of the median, and plans are made for the median;"
+            " give other quantiles in [check] budget"
+        )
+    return limit
+
+
+def read_budget(where: str, text: str) -> Budget:
+    """A budget from its text, such as "12 ms". Raises `UsageError` for another text; `where` begins the message."""
+    try:
+        return Budget.parse(text)
+    except OverflowError:
+        raise usage_error(f'{where}: {quoted(text)} is too long; write a time such as "12 ms"') from None
+    except UsageError as error:
+        raise usage_error(f"{where}: {error}") from None
