@@ -2,7 +2,8 @@
 
     import edgeprune
 
-    result = edgeprune.run("edgeprune.toml", target="local", budget="50%")
+    project = edgeprune.Project(model, example_inputs, train=train_loader, valid=valid_loader, metric=accuracy)
+    result = project.compress(target="raspberrypi", budget="12 ms")
 
 This module only holds the public names. Python loads each name at its first use. So `import edgeprune` is fast and does not
 import torch. The version is defined in pyproject.toml.
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
         setup,
         verify,
     )
+    from edgeprune.project import Project
 
     __version__: str
 
 __all__ = [
+    "Project",
     "check",
     "compile",
     "deploy",
@@ -58,7 +61,7 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("edgeprune")
     if name not in __all__:
         raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
-    return getattr(import_module("edgeprune.api"), name)
+    return getattr(import_module("edgeprune.project" if name == "Project" else "edgeprune.api"), name)
 
 
 def __dir__() -> list[str]:

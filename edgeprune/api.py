@@ -1,7 +1,7 @@
 """The stages as functions, for notebooks and programs. The command line calls the same code.
 
-A function of a stage takes the path of an `edgeprune.toml` and a target, runs the stages that are missing, and returns a
-record. All functions raise the errors of `edgeprune.errors`.
+A function of a stage takes a project and a target, runs the stages that are missing, and returns a record. The project is the
+path of an `edgeprune.toml`, or of its folder, or an `edgeprune.Project`. All functions raise the errors of `edgeprune.errors`.
 
     import edgeprune
 
@@ -11,25 +11,26 @@ record. All functions raise the errors of `edgeprune.errors`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from edgeprune.devices import install
 from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
-from edgeprune.pipeline.request import Options, read_project, request
+from edgeprune.networks import Compressed, PrunedNetwork
+from edgeprune.pipeline import request
+from edgeprune.pipeline.request import Given, read_project
 from edgeprune.pipeline.run import Run, open_run
 from edgeprune.records import (
     Artifact,
-    Confirmed,
     History,
     Plan,
     Profile,
     Release,
     Report,
-    Result,
     Survey,
     Target,
     Verdict,
@@ -39,32 +40,51 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class Options(request.Options, total=False):
+    """Options of every stage: those of `edgeprune.pipeline.request.Options`, and one more.
+
+    Attributes:
+        progress: show the progress; by default only in a notebook or another interactive session. A `watch` replaces it.
+    """
+
+    progress: bool | None
+
+
 @contextmanager
-def opened(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Iterator[Run]:
+def opened(
+    project: Given, target: str = "local", progress: bool | None = None, **options: Unpack[request.Options]
+) -> Iterator[Run]:
     """A context with a run of a project on a target. `run.record(STAGE)` gives the record of any stage.
 
     Args:
-        project: the path of an `edgeprune.toml`, or of its folder.
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
         target: a target's name, or the path of its file.
+        progress: see `Options`.
         **options: see `Options`.
     """
+    from rich.console import Console
+
+    from edgeprune.reports import console
     from edgeprune.stages.registry import RULES
 
-    with open_run(request(project, target, **options), RULES) as run:
-        yield run
+    shown = hasattr(sys, "ps1") if progress is None else progress  # an interactive session has the prompt ps1
+    with ExitStack() as stack:
+        if shown and options.get("watch") is None:
+            options["watch"] = stack.enter_context(console.Watcher(Console()))
+        yield stack.enter_context(open_run(request.request(project, target, **options), RULES))
 
 
-def run(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Result:
+def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Compressed:
     """Run the whole pipeline: profile, plan, prune, finetune, compile, verify.
 
     Args:
-        project: the path of an `edgeprune.toml`, or of its folder.
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
         target: a target's name, or the path of its file.
         **options: see `Options`.
 
     Returns:
         The artifact, its figures (milliseconds, bytes) and its checks. `status` is "pass" if it meets the budget and all other
-        checks pass.
+        checks pass. `model` is the pruned, fine-tuned network.
 
     Raises:
         InfeasibleError: no plan meets the budget.
@@ -77,13 +97,17 @@ def run(project: Path | str, target: str = "local", **options: Unpack[Options]) 
         >>> result.pruned.p50_ms <= result.budget_ms
         True
     """
+    from edgeprune.stages import finetune
     from edgeprune.stages.result import result
 
     with opened(project, target, **options) as started:
-        return result(started)
+        found = result(started)
+        return Compressed(
+            **vars(found), network=started.record(finetune.STAGE).network, project=started.request.project
+        )
 
 
-def profile(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Profile:
+def profile(project: Given, target: str = "local", **options: Unpack[Options]) -> Profile:
     """Measure the network's variants on the device. Times are integer nanoseconds. Args as in `run`.
 
     The profile is kept in `profiles/TARGET/` of the project, and later runs reuse it.
@@ -94,7 +118,7 @@ def profile(project: Path | str, target: str = "local", **options: Unpack[Option
         return started.record(profile.STAGE).profile
 
 
-def plan(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Plan:
+def plan(project: Given, target: str = "local", **options: Unpack[Options]) -> Plan:
     """Plan which channels to keep: the least expected loss within the budget, with a proof. Args as in `run`.
 
     The plan is not yet confirmed on the device.
@@ -105,19 +129,20 @@ def plan(project: Path | str, target: str = "local", **options: Unpack[Options])
         return started.record(plan.STAGE)
 
 
-def prune(project: Path | str, target: str = "local", **options: Unpack[Options]) -> tuple[Confirmed, Path]:
+def prune(project: Given, target: str = "local", **options: Unpack[Options]) -> PrunedNetwork:
     """Confirm the plan on the device, and cut the network. Args as in `run`.
 
     Returns:
-        The confirmed plan, and the file of the pruned network before fine-tuning (see `load`).
+        The pruned network before fine-tuning. Train its `model` as you like.
     """
     from edgeprune.stages import confirm, prune
 
     with opened(project, target, **options) as started:
-        return started.record(confirm.STAGE), started.record(prune.STAGE).untrained
+        confirmed, network = started.record(confirm.STAGE), started.record(prune.STAGE).untrained
+        return PrunedNetwork(started.request.project, target, confirmed, network)
 
 
-def finetune(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Path:
+def finetune(project: Given, target: str = "local", **options: Unpack[Options]) -> Path:
     """Fine-tune the pruned network by distillation from the original. Args as in `run`.
 
     Returns:
@@ -129,7 +154,7 @@ def finetune(project: Path | str, target: str = "local", **options: Unpack[Optio
         return started.record(finetune.STAGE).network
 
 
-def compile(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Artifact:  # noqa: A001
+def compile(project: Given, target: str = "local", **options: Unpack[Options]) -> Artifact:  # noqa: A001
     """Compile the fine-tuned network for the target's runtime. Args as in `run`."""
     from edgeprune.stages import compile as compiling
 
@@ -137,7 +162,7 @@ def compile(project: Path | str, target: str = "local", **options: Unpack[Option
         return started.record(compiling.STAGE)
 
 
-def verify(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Verdict:
+def verify(project: Given, target: str = "local", **options: Unpack[Options]) -> Verdict:
     """Check the artifact on the device: numerics, metric, latency, size, memory. Args as in `run`."""
     from edgeprune.stages import verify
 
@@ -145,7 +170,7 @@ def verify(project: Path | str, target: str = "local", **options: Unpack[Options
         return started.record(verify.STAGE)
 
 
-def deploy(project: Path | str, target: str = "local", **options: Unpack[Options]) -> list[Release]:
+def deploy(project: Given, target: str = "local", **options: Unpack[Options]) -> list[Release]:
     """Deploy the artifact on the target's hosts. Args as in `run`.
 
     Returns:
@@ -163,7 +188,7 @@ def deploy(project: Path | str, target: str = "local", **options: Unpack[Options
 
 
 def check(
-    project: Path | str,
+    project: Given,
     target: str = "local",
     budgets: Sequence[str] = (),
     baseline: Path | None = None,
@@ -173,7 +198,7 @@ def check(
     """Compare the artifact with its budgets and its baseline.
 
     Args:
-        project: the path of an `edgeprune.toml`, or of its folder.
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
         target: a target's name, or the path of its file.
         budgets: such as "12 ms", "p99 20 ms" or "50%"; they replace the project's.
         baseline: the baseline's file; by default it is in `profiles/TARGET/` of the project.
@@ -195,18 +220,18 @@ def check(
         return check.check(started, check.Options(wanted, baseline, reason))
 
 
-def groups(project: Path | str) -> Survey:
+def groups(project: Given) -> Survey:
     """The channel groups and blocks of the project's model that can be removed. It contacts no device."""
     from edgeprune.stages import survey
 
     return survey.of_project(read_project(project))
 
 
-def history(project: Path | str, target: str = "local", figure: str = "p50_ns") -> History:
+def history(project: Given, target: str = "local", figure: str = "p50_ns") -> History:
     """A figure over all checks of a project on a target, and the checks at which its level changed.
 
     Args:
-        project: the path of an `edgeprune.toml`, or of its folder.
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
         target: a target's name, or the path of its file.
         figure: "p50_ns", "p90_ns", "peak_memory_bytes", "size_bytes" or "metric".
 
@@ -215,16 +240,16 @@ def history(project: Path | str, target: str = "local", figure: str = "p50_ns") 
     """
     from edgeprune.stages.history import of_request
 
-    return of_request(request(project, target), figure)
+    return of_request(request.request(project, target), figure)
 
 
 def rollback(
-    project: Path | str, target: str = "local", report: Callable[[str], None] = print, wait: bool = False
+    project: Given, target: str = "local", report: Callable[[str], None] = print, wait: bool = False
 ) -> list[Release]:
     """Deploy the project's previous release again on the target's hosts.
 
     Args:
-        project: the path of an `edgeprune.toml`, or of its folder.
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
         target: a target's name, or the path of its file.
         report: is called with a line for each step.
         wait: wait for a host that somebody else holds.
@@ -238,7 +263,7 @@ def rollback(
     """
     from edgeprune.stages import deploy
 
-    asked = request(project, target, wait=wait)
+    asked = request.request(project, target, wait=wait)
     return deploy.rollback(asked.target, asked.project.name, report, asked.wait_s)
 
 

@@ -13,6 +13,7 @@ class Limits:
     toml_bytes: int = 1 << 20
     source_files: int = 5_000  # Python files beside a project file
     source_bytes: int = 4 << 20  # one of these files
+    covered_objects: int = 100_000  # that a function of the user refers to, in the key of a project of objects
     json_bytes: int = 256 << 20
     weights_bytes: int = 8 << 30
     # the device
@@ -64,6 +65,10 @@ class Limits:
     solver_s: float = 60.0
     group_widths: int = 16  # candidate widths of a group
     profile_variants: int = 180
+    # the trial before everything else
+    trial_samples: int = 1024  # of the validation split, for the original network's metric
+    trial_metric_s: float = 3.0  # to compute their outputs
+    trial_read_s: float = 120.0  # to read a split once
     # training
     importance_batches: int = 64  # for a data-driven importance score
     fisher_samples: int = 512

@@ -190,7 +190,7 @@ def find_target(name: str, project_dir: Path) -> Path:
     known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
     stem = name.replace(os.sep, "/").rpartition("/")[2].removesuffix(".toml")
     raise usage_error(
-        f"no target {quoted(name, PATH_CHARS)}{_nearest(stem, known)}; give a known one or the path of a target file"
+        f"no target {quoted(name, PATH_CHARS)}{nearest(stem, known)}; give a known one or the path of a target file"
     )
 
 
@@ -220,7 +220,7 @@ def _explain(error: ValidationError, shape: type[BaseModel]) -> str:
     """
     problems = error.errors(include_url=False)
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-    meant = {(*p["loc"][:-1], _match(str(p["loc"][-1]), _keys(shape, p["loc"][:-1]))) for p in unknown}
+    meant = {(*p["loc"][:-1], _match(str(p["loc"][-1]), keys_of(shape, p["loc"][:-1]))) for p in unknown}
     others = [
         p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
     ]
@@ -230,25 +230,25 @@ def _explain(error: ValidationError, shape: type[BaseModel]) -> str:
 
 
 def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[BaseModel]) -> str:
-    known, key = _keys(shape, loc[:-1]), str(loc[-1])
+    known, key = keys_of(shape, loc[:-1]), str(loc[-1])
     what = f"[{loc[0]}] {key}" if len(loc) > 1 else f"[{key}]"
     if kind == "extra_forbidden":
         if len(loc) == 1 and not isinstance(given, dict):
-            place = _home(key, shape) or f"unknown key {quoted(key)}{_nearest(key, known)}"
+            place = _home(key, shape) or f"unknown key {quoted(key)}{nearest(key, known)}"
             return f"{place}; write keys below the header of their section"
         home = _home(key, shape) if len(loc) > 1 else ""
         place = f"[{loc[0]}] has no key {quoted(key)}" if len(loc) > 1 else f"unknown section {quoted(key)}"
-        return f"{place}; {home}" if home else f"{place}{_nearest(key, known)}"
+        return f"{place}; {home}" if home else f"{place}{nearest(key, known)}"
     if kind == "missing":
-        wanted = "" if len(loc) == 1 else f": {_wanted(shape, loc)}"
+        wanted = "" if len(loc) == 1 else f": {wanted_of(shape, loc)}"
         return f"{what} is missing; add it{wanted}"
     if len(loc) == 1:
         return f"{what} must be a section of keys, not {quoted(given)}"
     field = _field(shape, loc)
     if get_args(field.annotation) and kind == "literal_error":
         choices = [str(value) for value in get_args(field.annotation)]
-        return f"{what} = {quoted(given)} is unknown{_nearest(str(given), choices)}"
-    return f"{what} must be {_wanted(shape, loc)}, not {quoted(given)}"
+        return f"{what} = {quoted(given)} is unknown{nearest(str(given), choices)}"
+    return f"{what} must be {wanted_of(shape, loc)}, not {quoted(given)}"
 
 
 def _field(shape: type[BaseModel], loc: tuple[int | str, ...]) -> Any:
@@ -261,7 +261,7 @@ def _fields(shape: type[BaseModel], section: str) -> dict[str, Any]:
     return dict(one.model_fields)
 
 
-def _wanted(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+def wanted_of(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """The values of a key, in words."""
     field = _field(shape, loc)
     if field.description:
@@ -270,7 +270,7 @@ def _wanted(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     return " or ".join(f'"{value}"' for value in choices) or 'a function as "module:function"'
 
 
-def _keys(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+def keys_of(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The known sections, or the known keys of a section."""
     if not loc:
         return list(shape.model_fields)
@@ -279,7 +279,7 @@ def _keys(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
 
 def _home(key: str, shape: type[BaseModel]) -> str:
     """The section that a misplaced key belongs to, in words; empty if there is none."""
-    homes = [section for section in _keys(shape, ()) if key in _keys(shape, (section,))]
+    homes = [section for section in keys_of(shape, ()) if key in keys_of(shape, (section,))]
     return f"{key} belongs to [{homes[0]}]" if homes else ""
 
 
@@ -287,6 +287,6 @@ def _match(name: str, known: list[str]) -> str:
     return next(iter(difflib.get_close_matches(name[:QUOTED_CHARS], known, 1)), "")
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
     match = _match(name, known)
     return (f"; did you mean {match}?" if match else "") + f"; known: {', '.join(known) or 'none'}"

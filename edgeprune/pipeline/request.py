@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypedDict, Unpack
+from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
 from edgeprune import runtimes
 from edgeprune.devices.patience import parse
 from edgeprune.errors import UsageError
-from edgeprune.frontends import toml
+from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
 from edgeprune.records import Project, Target
 
 SHARED = "shared"  # the run folder of stages that do not depend on the target
+
+
+@runtime_checkable
+class Described(Protocol):
+    """An object that describes a project, such as an `edgeprune.Project`."""
+
+    record: Project
+
+
+Given = Path | str | Described  # a project, as a user names it: the path of its file, or of its folder, or an object
 
 
 class Watch(Protocol):
@@ -93,11 +103,11 @@ class Request:
         return self.project.folder / "profiles" / self.target.name
 
 
-def request(project: Path | str, target: str = "local", **options: Unpack[Options]) -> Request:
+def request(project: Given, target: str = "local", **options: Unpack[Options]) -> Request:
     """Read a project file and a target file.
 
     Args:
-        project: the path of an `edgeprune.toml`, or of its folder.
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
         target: a target's name, or the path of its file.
         **options: see `Options`.
 
@@ -123,7 +133,9 @@ def request(project: Path | str, target: str = "local", **options: Unpack[Option
     )
 
 
-def read_project(project: Path | str, budget: str | None = None) -> Project:
-    """Read a project file; `project` is its path, or its folder. Args and Raises as in `frontends.toml.read_project`."""
+def read_project(project: Given, budget: str | None = None) -> Project:
+    """The record of a project. Args and Raises as in `frontends.toml.read_project`."""
+    if isinstance(project, Described):
+        return project.record if budget is None else sections.replaced(project.record, budget)
     path = Path(project)
     return toml.read_project(path / "edgeprune.toml" if path.is_dir() else path, budget)

@@ -13,6 +13,7 @@ import edgeprune
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
+    "Project",
     "check",
     "compile",
     "deploy",

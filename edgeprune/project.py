@@ -1,0 +1,55 @@
+"""A project of Python objects, or of a file, with the verbs as methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from edgeprune import api
+from edgeprune.frontends import objects
+from edgeprune.pipeline.request import read_project
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Project:
+    """What to compress, on what data, to which budget.
+
+    Args:
+        model: the trained network. It is copied, and stays unchanged.
+        example_inputs: a tensor, or a tuple of tensors, (batch, ...) each. The artifact is made for these shapes.
+        **options: each stands for a key of the project file; see `edgeprune.frontends.objects.Options`.
+
+    Raises:
+        UsageError: a keyword is unknown or wrong. The message names it.
+
+    Example:
+        >>> project = edgeprune.Project(model, example_inputs, train=train_loader, valid=valid_loader, metric=accuracy)
+        >>> result = project.compress(target="raspberrypi", budget="12 ms")
+        >>> result.model
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, **options: Unpack[objects.Options]) -> None:
+        self.record = objects.project(model, example_inputs, options)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Project:
+        """The project of an `edgeprune.toml`; `path` is the file, or its folder."""
+        project = cls.__new__(cls)
+        project.record = read_project(path)
+        return project
+
+    compress = api.run
+    profile = api.profile
+    plan = api.plan
+    prune = api.prune
+    compile = api.compile
+    verify = api.verify
+    check = api.check
+    deploy = api.deploy
+    groups = api.groups
+    history = api.history
+
+    def __repr__(self) -> str:
+        return f"Project({self.record.name!r}, runs in {str(self.record.folder)!r})"
