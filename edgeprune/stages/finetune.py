@@ -1,21 +1,26 @@
-"""The finetune stage: train the pruned network by distillation from the original, and keep the best epoch."""
+"""The finetune stage: train the pruned network. It is distilled from the original, or the user's function trains it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from edgeprune.errors import UsageError
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import Budget, Confirmed, Epoch, FinetuneSection, Groups, Project, Pruned, Tuned
 from edgeprune.stages import events
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeprune.frontends.data import Loss, Metric, Split
     from edgeprune.frontends.model import Network
     from edgeprune.frontends.trial import Trial
+    from edgeprune.stages.training import Networks
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,11 @@ class Reads:
 
 
 def run(reads: Reads, output: Output) -> Tuned:
-    """Train, and keep the best epoch's network. A killed run resumes after its last epoch, and gives the same weights."""
+    """Train, and keep the best network."""
     from edgeprune.graph.groups import make_recipe
     from edgeprune.network import weights
-    from edgeprune.stages import parallel, training
+    from edgeprune.stages import parallel
+    from edgeprune.stages.training import Networks
 
     original = reads.network.module
     plan = reads.confirm.plan
@@ -51,17 +57,46 @@ def run(reads: Reads, output: Output) -> Tuned:
         parallel.broadcast()  # other processes of torchrun need not wait
         weights.save(tuned, untrained, recipe)
         return Tuned(tuned, (), "[finetune] epochs = 0" if cuts else "nothing was cut, so nothing is trained")
+    networks = Networks(weights.load(reads.prune.start, original), original, untrained)
+    train = _distil if reads.finetune_section.trainer is None else _by_user
+    model, history = train(reads, networks, output)
+    weights.save(tuned, model, recipe)
+    return Tuned(tuned, history)
+
+
+def _distil(reads: Reads, networks: Networks, output: Output) -> tuple[nn.Module, tuple[Epoch, ...]]:
+    """The built-in training. A killed run resumes after its last epoch, and gives the same weights."""
+    from edgeprune.stages import parallel, training
+
     course = training.Course(reads.augmented, reads.valid, reads.loss, reads.metric, reads.finetune_section)
-    networks = training.Networks(weights.load(reads.prune.start, original), original, untrained)
     with reads.trial.differentiating(training=True):
         checkpoint = training.Checkpoint(output.partial() / "checkpoint.safetensors", output.save)
         if output.fresh:
             checkpoint.path.unlink(missing_ok=True)
         parallel.broadcast(reads.prune.start.read_bytes())
         parallel.broadcast(checkpoint.path.read_bytes() if checkpoint.path.exists() else b"")
-        model, history = training.train(course, networks, checkpoint, _on_epoch(reads, output))
-    weights.save(tuned, model, recipe)
-    return Tuned(tuned, history)
+        return training.train(course, networks, checkpoint, _on_epoch(reads, output))
+
+
+def _by_user(reads: Reads, networks: Networks, output: Output) -> tuple[nn.Module, tuple[Epoch, ...]]:
+    """Training by `[finetune] trainer`. What the function keeps in its folder stays if the run is killed."""
+    from edgeprune.stages import trainer
+
+    section, folder = reads.finetune_section, output.partial() / "trainer"
+    assert section.trainer is not None
+    if output.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    data = trainer.Data(
+        trainer.Batches(reads.augmented),
+        trainer.Batches(reads.valid),
+        reads.loss,
+        reads.metric,
+        section.seed,
+        folder,
+        output.watch.step,
+    )
+    return trainer.train(section.trainer, networks, data)
 
 
 def _on_epoch(reads: Reads, output: Output) -> Callable[[Epoch], None]:
@@ -79,7 +114,10 @@ def describe(tuned: Tuned, reads: Reads) -> str:
     """The best epoch and its metric."""
     if not tuned.history:
         return tuned.reason
-    best = tuned.best
+    best, trainer = tuned.best, reads.finetune_section.trainer
+    if trainer is not None:
+        before, after = (f"{epoch.metric:.4f}" for epoch in tuned.history)
+        return f"{trainer.name}: validation metric {after}, untrained {before}"
     return f"best of {reads.finetune_section.epochs} epochs is {best.epoch}: validation metric {best.metric:.4f}"
 
 
@@ -87,12 +125,18 @@ STAGE = Stage("finetune", Reads, run, Tuned, describe, releases_device=True)
 
 
 def follow(project: Project) -> None:
-    """Train with process 0 of torchrun: wait until it trains, receive its network, and work on a shard of every batch."""
+    """Train with process 0 of torchrun: wait until it trains, receive its network, and work on a shard of every batch.
+
+    Raises:
+        UsageError: the user's function trains.
+    """
     from edgeprune.frontends.data import Loss, Metric, Split
     from edgeprune.frontends.model import build_model
     from edgeprune.network import weights
     from edgeprune.stages import parallel, training
 
+    if project.finetune.trainer is not None:
+        raise UsageError(f"{project.finetune.trainer.where} starts its own processes; run edgeprune without torchrun")
     with TemporaryDirectory(prefix="edgeprune-") as name:
         start, checkpoint = Path(name) / "start.safetensors", Path(name) / "checkpoint.safetensors"
         content = parallel.broadcast()
