@@ -41,6 +41,7 @@ class Limits:
     check_s: float = 60.0  # of this time, for one run of a release
     reload_s: float = 30.0  # for the target's command that notifies a server
     lease_wait_s: float = 24 * 3600.0  # with --wait
+    verify_s: float = 600.0  # to time both artifacts of a verdict; no further round begins after it
     patience_s: float = 600.0  # of a run, for measurements that are disturbed; --patience replaces it
     pause_s: float = 15.0  # before disturbed measurements are repeated
     metric_s: float = 120.0  # time of the device for the outputs of one metric

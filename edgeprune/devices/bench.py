@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -400,25 +401,33 @@ def _portions(batches: Sequence[Sequence[Path]]) -> Iterator[list[Sequence[Path]
 
 
 def until(
-    take: Callable[[list[Samples]], list[Samples]], decided: Callable[[list[Samples]], bool], rounds: int
+    take: Callable[[list[Samples]], list[Samples]],
+    decided: Callable[[list[Samples]], bool],
+    rounds: int,
+    taken: Sequence[Samples] = (),
+    seconds: float = math.inf,
 ) -> list[Samples]:
     """Measure in rounds until the samples have decided a question.
 
     Args:
         take: measures once more, given the samples so far (none in the first round): a `Samples` a model.
-        decided: whether the samples are enough.
+        decided: whether the samples are enough. It is asked after each round, and first if there are samples already.
         rounds: at most so many rounds.
+        taken: the samples of an earlier measurement, by model.
+        seconds: no round begins after this time.
 
     Returns:
-        The samples of all rounds, by model.
+        All samples, by model.
     """
-    taken: list[Samples] = []
+    so_far, began = list(taken), time.monotonic()
+    if so_far and decided(so_far):
+        return so_far
     for _ in range(rounds):
-        found = take(taken)
-        taken = [Samples(a.runs + b.runs) for a, b in zip(taken, found, strict=True)] if taken else found
-        if decided(taken):
+        found = take(so_far)
+        so_far = [Samples(a.runs + b.runs) for a, b in zip(so_far, found, strict=True)] if so_far else found
+        if decided(so_far) or time.monotonic() > began + seconds:
             break
-    return taken
+    return so_far
 
 
 def interleaved(models: int, rounds: int) -> list[int]:

@@ -130,6 +130,7 @@ class Run:
                 facts = {"reads": self.reads(stage), "settings": self.settings(stage)}
                 with store.create(stage.name, key, facts) as draft:
                     made = self._made(stage, reads, draft.folder)
+                    draft.settled = stage.settled(made)
                     draft.write_text(f"{stage.name}.json", codec.dumps(codec.with_paths(made, draft.relative)))
                 entry, found = draft.entry, _load(stage, draft.entry)
                 note = why + stage.describe(found, reads)

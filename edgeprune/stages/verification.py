@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from edgeprune.devices.bench import until
+from edgeprune.devices.bench import Bench, until
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.network import weights
@@ -25,19 +27,59 @@ class Version:
     macs: int
 
 
-def verify(
-    timer: Timer, evaluation: Evaluation, original: Version, pruned: Version, budget: Budget, max_metric_drop: float
-) -> Verdict:
-    """All checks of the pruned artifact.
+Round = Callable[[int, list[Samples], Sequence[Check]], None]
 
-    Latencies come from fresh processes of both artifacts, interleaved; more are started while the budget is inconclusive. The
-    metric is computed through the artifacts, on as many samples as the slower one computes in `LIMITS.metric_s`.
+
+def timed(
+    timer: Timer,
+    budget: Budget,
+    versions: tuple[Version, Version],
+    on_round: Round = lambda number, taken, checks: None,
+    taken: Sequence[Samples] = (),
+) -> Timed:
+    """Latencies of both artifacts from fresh processes, interleaved. More are started while the budget is inconclusive.
 
     Args:
         timer: the device.
+        budget: the latency to meet.
+        versions: the original and the pruned network.
+        on_round: gets the number of each round, from 1, with all samples so far and what they decide.
+        taken: samples of an earlier measurement of the same artifacts on this device: the original's and the pruned one's.
+    """
+    artifacts = [version.artifact for version in versions]
+    same = artifacts[0].sha256 == artifacts[1].sha256
+    numbers = itertools.count(0 if taken else 1)
+
+    def found(so_far: Sequence[Samples]) -> Timed:
+        return Timed(so_far[1], so_far[0], same, timer.device.discarded, POLICY.verify.confidence)
+
+    def decided(so_far: list[Samples]) -> bool:
+        checks = latency(budget, found(so_far))
+        on_round(next(numbers), so_far, checks)
+        return all(check.outcome is not Outcome.INCONCLUSIVE for check in checks)
+
+    models = [artifact.files[0] for artifact in artifacts]
+    rounds, processes = POLICY.verify.rounds, POLICY.verify.processes
+    return found(until(lambda _: timer.time(models, processes), decided, rounds, taken, LIMITS.verify_s))
+
+
+def verify(
+    timed: Timed,
+    evaluation: Evaluation,
+    device: Bench,
+    versions: tuple[Version, Version],
+    budget: Budget,
+    max_metric_drop: float,
+) -> Verdict:
+    """All checks of the pruned artifact.
+
+    The metric is computed through the artifacts, on as many samples as the slower one computes in `LIMITS.metric_s`.
+
+    Args:
+        timed: the latencies of both artifacts.
         evaluation: the metric, on the test set, or on the validation set if there is no test set.
-        original: the original network.
-        pruned: the pruned network.
+        device: computes the outputs.
+        versions: the original and the pruned network.
         budget: the latency to meet.
         max_metric_drop: how much lower than the original's the metric may be.
 
@@ -45,12 +87,14 @@ def verify(
         NotFinite: an output or a metric is not a finite number.
         DeviceError: the device fails.
     """
-    device, versions = timer.device, (original, pruned)
-    before, after = _time(timer, budget, original.artifact, pruned.artifact)
-    timed = Timed(after, before, _same(original.artifact, pruned.artifact), device.discarded)
+    original, pruned = versions
+    assert timed.original is not None
+    before, after = timed.original, timed.samples
     slowest_ns = max(stats.latency(samples).mid for samples in (before, after))
     calls = accuracy.affordable(device, original.artifact, evaluation.read(), slowest_ns, LIMITS.metric_s)
-    outputs = [accuracy.outputs_of(device, one.artifact, calls.inputs, calls.count) for one in versions]
+    outputs = [
+        accuracy.outputs_of(device, one.artifact, calls.inputs, calls.count, evaluation.outputs) for one in versions
+    ]
     metrics = [
         accuracy.metric(device, one.artifact, evaluation, found, calls.targets)
         for one, found in zip(versions, outputs, strict=True)
@@ -61,9 +105,9 @@ def verify(
     note = f"the original network's minus the pruned one's, both through their artifacts, {where}"
     expected = accuracy.computed(pruned.network, calls.inputs, calls.count)
     checks = (
-        *verdict.outputs(expected, outputs[1], pruned.artifact.precision),
+        *accuracy.compared(expected, outputs[1], pruned.artifact.precision),
         verdict.metric_drop(metrics[0], metrics[1], max_metric_drop, note),
-        *_latency(budget, timed, before),
+        *latency(budget, timed),
         verdict.at_most("size_bytes", pruned.artifact.size_bytes, original.artifact.size_bytes),
         verdict.growth("peak_memory_bytes", after.peak_memory_bytes, before.peak_memory_bytes, POLICY.memory),
     )
@@ -78,25 +122,11 @@ def verify(
     )
 
 
-def _time(timer: Timer, budget: Budget, original: Artifact, pruned: Artifact) -> tuple[Samples, Samples]:
-    """Samples of both artifacts, as many as decide the budget."""
-    models, same = [original.files[0], pruned.files[0]], _same(original, pruned)
-    before, after = until(
-        lambda _: timer.time(models, POLICY.verify.processes),
-        lambda taken: verdict.budget(budget, Timed(taken[1], taken[0], same)).outcome is not Outcome.INCONCLUSIVE,
-        POLICY.verify.rounds,
-    )
-    return before, after
-
-
-def _same(original: Artifact, pruned: Artifact) -> bool:
-    return original.sha256 == pruned.sha256
-
-
-def _latency(budget: Budget, timed: Timed, original: Samples) -> list[Check]:
+def latency(budget: Budget, timed: Timed) -> list[Check]:
+    """The checks of the latencies: the budget, and the tail."""
     checks = [verdict.budget(budget, timed)]
-    if not timed.same:  # against itself, a tail can only be inconclusive
-        checks.append(verdict.tail(timed.samples, original))
+    if timed.original is not None and not timed.same:  # against itself, a tail can only be inconclusive
+        checks.append(verdict.tail(timed.samples, timed.original, timed.confidence))
     return checks
 
 

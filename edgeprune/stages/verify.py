@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Artifact, Budget, Confirmed, Groups, Outcome, Tuned, Verdict
+from edgeprune.records import Artifact, Budget, Check, Confirmed, Groups, Outcome, Samples, Tuned, Verdict
 from edgeprune.stages import events
+from edgeprune.storage import codec
+from edgeprune.storage.store import write_atomic
 
 if TYPE_CHECKING:
     from edgeprune.devices.bench import Bench
     from edgeprune.frontends.data import Metric, Split
     from edgeprune.frontends.model import Network
+
+TIMES = "times.json"  # samples that an inconclusive or interrupted verdict keeps for the next run
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,19 @@ class Reads:
     finetune_seed: int
 
 
+@dataclass(frozen=True)
+class Times:
+    """The samples of both artifacts so far."""
+
+    original: Samples
+    pruned: Samples
+
+
 def run(reads: Reads, output: Output) -> Verdict:
     """All checks of the pruned artifact, with the original network's beside it."""
     from edgeprune.network import weights
     from edgeprune.stages.accuracy import Evaluation, Timer
-    from edgeprune.stages.verification import Version, verify
+    from edgeprune.stages.verification import Version, timed, verify
 
     groups, network = reads.survey, reads.network
     widths = {**groups.full(), **reads.confirm.plan.widths}
@@ -45,9 +59,35 @@ def run(reads: Reads, output: Output) -> Verdict:
     evaluation = Evaluation(reads.test, reads.metric, network.inputs, reads.finetune_seed)
     original = Version(network.module, reads.original, groups.macs(groups.full()))
     pruned = Version(weights.load(reads.finetune.network, network.module), reads.compile, groups.macs(widths))
-    found = verify(timer, evaluation, original, pruned, reads.budget_latency, reads.budget_max_metric_drop)
+    versions, budget = (original, pruned), reads.budget_latency
+    kept = output.partial() / TIMES
+    times = timed(timer, budget, versions, _on_round(output, kept), () if output.fresh else _read(kept))
+    found = verify(times, evaluation, reads.device, versions, budget, reads.budget_max_metric_drop)
     events.front(output.events, found.pruned)
     return found
+
+
+def _on_round(output: Output, path: Path) -> Callable[[int, list[Samples], Sequence[Check]], None]:
+    """A function that keeps all samples so far, and reports what is not yet decided."""
+    from edgeprune.stages.verdict import POLICY
+
+    def on_round(number: int, taken: list[Samples], checks: Sequence[Check]) -> None:
+        write_atomic(path, codec.dumps(Times(*taken)).encode())
+        open_ = [check for check in checks if check.outcome is Outcome.INCONCLUSIVE]
+        waits = (
+            "; ".join(f"{check.name} is not yet decided: {check.note}" for check in open_) or "the latency is decided"
+        )
+        output.watch.step(number, POLICY.verify.rounds, waits)
+
+    return on_round
+
+
+def _read(path: Path) -> tuple[Samples, ...]:
+    """The samples that an earlier run kept; none if there are none."""
+    if not path.is_file():
+        return ()
+    times = codec.loads(Times, path.read_text(encoding="utf-8"), str(path))
+    return times.original, times.pruned
 
 
 def describe(verdict: Verdict, reads: Reads) -> str:

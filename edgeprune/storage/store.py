@@ -65,10 +65,13 @@ class Entry:
 
 
 class Draft:
-    """A stage that is being made. Files are written into `folder`. `entry` exists once the stage is finished."""
+    """A stage that is being made. Files are written into `folder`. `entry` exists once the stage is finished.
+
+    If `settled` is set to false, the stage will be made again, and its scratch folder stays.
+    """
 
     def __init__(self, folder: Path, final: Path) -> None:
-        self.folder = folder
+        self.folder, self.settled = folder, True
         self.entry = Entry(final)
 
     def path(self, name: str) -> Path:
@@ -218,7 +221,8 @@ class Store:
             temporary = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder))
             try:
                 temporary.chmod(0o755)  # mkdtemp makes it private
-                yield Draft(temporary, final)
+                draft = Draft(temporary, final)
+                yield draft
                 _write_manifest(temporary, {"key": key, **(facts or {})})
                 former = temporary.with_name(f"{temporary.name}-former")
                 if final.exists():
@@ -228,7 +232,7 @@ class Store:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        for done_with in (former, self._partial(name, key)):
+        for done_with in (former, *([self._partial(name, key)] if draft.settled else [])):
             shutil.rmtree(done_with, ignore_errors=True)
 
     def scratch(self, name: str, key: str) -> Path:

@@ -15,11 +15,12 @@ from edgeprune.frontends import toml
 from edgeprune.frontends.data import Metric, Split
 from edgeprune.frontends.model import build_model, example_inputs
 from edgeprune.limits import LIMITS
-from edgeprune.records import Artifact, Budget, Choice, Device, Outcome, Project, Run, Samples, Verdict
+from edgeprune.records import Artifact, Budget, Check, Choice, Device, Outcome, Project, Run, Samples, Verdict
 from edgeprune.stages import accuracy, choice
+from edgeprune.stages import verdict as verdict_rules
 from edgeprune.stages.accuracy import Evaluation, Timer
 from edgeprune.stages.verdict import POLICY
-from edgeprune.stages.verification import Version, verify
+from edgeprune.stages.verification import Version, timed, verify
 
 
 class Board:
@@ -45,7 +46,7 @@ class Board:
     def call_ns(self, model: Path, stacked: list[np.ndarray], latency_ns: float) -> float:
         return latency_ns
 
-    def outputs(self, model: Path, stacked: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def outputs(self, model: Path, stacked: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
         with torch.no_grad():
             rows = [self._models[model](torch.from_numpy(sample)).numpy() for sample in stacked[0]]
         return [np.stack(rows) * (1 + self._error)]
@@ -112,9 +113,13 @@ def verdict(
         Version(network, artifact, macs)
         for network, artifact, macs in zip((model, small), artifacts, (100, 50), strict=True)
     )
-    budget_, drop = known.budget.latency, known.budget.max_metric_drop
-    found = verify(Timer(board, []), evaluation(known, "test"), original, changed, budget_, drop)  # type: ignore[arg-type]
-    return found, board
+    return verified(board, known, (original, changed)), board
+
+
+def verified(board: Board, project: Project, versions: tuple[Version, Version]) -> Verdict:
+    budget, drop = project.budget.latency, project.budget.max_metric_drop
+    times = timed(Timer(board, []), budget, versions)  # type: ignore[arg-type]
+    return verify(times, evaluation(project, "test"), board, versions, budget, drop)  # type: ignore[arg-type]
 
 
 class Choosing(Board):
@@ -190,13 +195,40 @@ def test_noise_across_the_limit_is_inconclusive_after_more_rounds(project: Path,
     assert board.rounds == POLICY.verify.rounds
 
 
+def test_rounds_report_what_is_open_and_samples_of_an_earlier_run_count(project: Path, tmp_path: Path) -> None:
+    known = toml.read_project(project, "60%")
+    model = build_model(known)
+    files = (tmp_path / "big", tmp_path / "small")
+    versions = tuple(Version(model, Artifact((file,), file.name, "fake", "fp32", "source", 1), 1) for file in files)
+    board = Board(dict.fromkeys(files, model), {files[0]: [1000.0], files[1]: [400.0, 800.0]}, 0.0, 1000)
+    log: list[tuple[int, list[Samples], list[Outcome]]] = []
+
+    def on_round(number: int, taken: list[Samples], checks: Sequence[Check]) -> None:
+        log.append((number, taken, [check.outcome for check in checks]))
+
+    timed(Timer(board, []), known.budget.latency, versions, on_round)  # type: ignore[arg-type]
+    assert [number for number, _, _ in log] == list(range(1, POLICY.verify.rounds + 1))
+    assert all(outcomes[0] is Outcome.INCONCLUSIVE for _, _, outcomes in log)
+    kept = log[-1][1]
+    quiet = Board(dict.fromkeys(files, model), {files[0]: [1000.0], files[1]: [400.0]}, 0.0, 1000)
+    found = timed(Timer(quiet, []), known.budget.latency, versions, on_round, kept)  # type: ignore[arg-type]
+    assert len(found.samples.runs) == len(kept[1].runs) + POLICY.verify.processes * quiet.rounds
+    assert (
+        quiet.rounds < POLICY.verify.rounds
+        and verdict_rules.budget(known.budget.latency, found).outcome is Outcome.PASS
+    )
+    again = Board({}, {}, 0.0, 1000)
+    timed(Timer(again, []), known.budget.latency, versions, on_round, [found.original, found.samples])  # type: ignore[arg-type, list-item]
+    assert again.rounds == 0  # the samples that are kept decide
+
+
 def test_the_same_artifact_is_decided_in_one_round(project: Path, tmp_path: Path) -> None:
     known = toml.read_project(project, "100%")
     model, file = build_model(known), tmp_path / "big"
     file.write_bytes(b"x")
     board = Board({file: model}, {file: [900.0, 1100.0]}, 0.0, 1000)
     one = Version(model, Artifact((file,), "a", "fake", "fp32", "source", 1), 100)
-    found = verify(Timer(board, []), evaluation(known, "test"), one, one, known.budget.latency, 0.01)  # type: ignore[arg-type]
+    found = verified(board, known, (one, one))
     assert found.outcome is Outcome.PASS and "latency_p90_ms" not in outcomes(found) and board.rounds == 1
 
 
