@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.records import Confirmed, Project, Result
+from edgeprune.records.answer import Answer, plain
+from edgeprune.reports.html import html
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,14 +27,26 @@ class Compressed(Result):
     network: Path
     project: Project
 
+    def to_dict(self) -> dict[str, Any]:
+        """The result as `--json` prints it."""
+        return {field.name: plain(getattr(self, field.name)) for field in fields(Result)}
+
+    def summary(self) -> dict[str, Any]:
+        """See `Answer.summary`."""
+        names = ("status", "target", "runtime", "precision", "budget_ms")
+        return {name: getattr(self, name) for name in names} | {"p50_ms": self.pruned.p50_ms, "artifact": self.artifact}
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
     @cached_property
     def model(self) -> nn.Module:
         """The pruned, fine-tuned network, in eval mode. It is called as the original network is."""
         return _loaded(self.network, self.project)
 
 
-@dataclass(frozen=True, eq=False)
-class PrunedNetwork:
+@dataclass(frozen=True, eq=False, repr=False)
+class PrunedNetwork(Answer):
     """A pruned network before fine-tuning.
 
     Attributes:
@@ -46,6 +60,19 @@ class PrunedNetwork:
     target: str
     confirmed: Confirmed
     network: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """The confirmed plan as `--json` prints it, and the network's file."""
+        return {**self.confirmed.to_dict(), "network": self.network.as_posix()}
+
+    def summary(self) -> dict[str, Any]:
+        """See `Answer.summary`."""
+        return {
+            "project": self.project.name,
+            "target": self.target,
+            "network": self.network,
+            "plan": self.confirmed.plan,
+        }
 
     @cached_property
     def model(self) -> nn.Module:

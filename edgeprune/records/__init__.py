@@ -19,7 +19,7 @@ from edgeprune.records.network import (
     Widths,
     output_dim,
 )
-from edgeprune.records.plan import Confirmed, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tuned
+from edgeprune.records.plan import Confirmed, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tried, Tuned
 from edgeprune.records.profile import Experiment, ExplainedGroup, ExplainedLayer, Explanation, Profile, Role
 from edgeprune.records.project import (
     BudgetSection,
@@ -122,6 +122,7 @@ __all__ = [
     "Target",
     "TargetPrecision",
     "TransportName",
+    "Tried",
     "Tuned",
     "Verdict",
     "Widths",

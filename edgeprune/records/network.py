@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeprune.records.answer import Answer
+
 # {group: remaining units}. It is 0 for the inner groups of a removed block.
 Widths = Mapping[str, int]
 # {parameter: {dimension: remaining indices, ascending}}. The indices are empty if all of the parameter is removed.
@@ -184,8 +186,8 @@ class SurveyedGroup:
     locked: str | None
 
 
-@dataclass(frozen=True)
-class Survey:
+@dataclass(frozen=True, repr=False)
+class Survey(Answer):
     """The channels and blocks of a model that can be removed.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Scores, plans and their confirmation."""
+"""The trial, scores, plans and their confirmation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeprune.records.answer import Answer
 from edgeprune.records.device import Interval
 from edgeprune.records.network import Groups
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the trial found before anything was measured.
+
+    Attributes:
+        outputs: the names of the tensors that the model returns.
+        metric: the original network's, of the first validation samples; None in closed loop.
+        samples: how many samples that were.
+    """
+
+    outputs: tuple[str, ...]
+    metric: float | None
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,8 @@ class Scores:
                 raise ValueError(f"the loss curve of {group} must never rise with another unit, and must end at 0")
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Answer):
     """The units that each group keeps, with the predicted latency, the expected loss, and a proof that it is the least loss.
 
     Attributes:
@@ -94,8 +110,8 @@ class MeasuredPlan:
         return self.measured.high <= self.budget_ns
 
 
-@dataclass(frozen=True)
-class Confirmed:
+@dataclass(frozen=True, repr=False)
+class Confirmed(Answer):
     """A plan whose latency was measured, and the measurements of all plans that were tried."""
 
     plan: Plan
@@ -153,7 +169,7 @@ class Tuned:
     Attributes:
         network: its file. `edgeprune.load` reads it.
         history: all epochs; empty without training.
-        reason: why nothing was trained; empty after training.
+        reason: why nothing was trained, or whose weights they are; empty after training.
     """
 
     network: Path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Literal
 
+from edgeprune.records.answer import Answer
 from edgeprune.records.device import Device, Samples
 from edgeprune.records.target import Precision
 
@@ -38,8 +40,8 @@ class Experiment:
     other_ns: int = 0
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(Answer):
     """All experiments with one network structure on one device, runtime, thread count and precision.
 
     `target` and `model` are names. `network` is the digest of the structure, as in `Groups`.
@@ -57,6 +59,19 @@ class Profile:
         anchored = {experiment.batch for experiment in self.experiments if experiment.role == "anchor"}
         if not {experiment.batch for experiment in self.experiments} <= anchored:
             raise ValueError("every batch of a profile must hold an anchor")
+
+    def summary(self) -> dict[str, object]:
+        """See `Answer.summary`."""
+        return {**super().summary(), "device": f"{self.device.cpu}, {self.device.runtime_version}"}
+
+    def rows(self) -> Mapping[str, Sequence[Mapping[str, object]]]:
+        """See `Answer.rows`: a row for each experiment."""
+        return {"experiments": [self._row(one) for one in self.experiments]}
+
+    def _row(self, one: Experiment) -> dict[str, object]:
+        times = [ns for run in one.samples.runs for ns in run.times_ns]
+        channels = sum(one.widths.values())
+        return {"role": one.role, "batch": one.batch, "channels": channels, "median, ms": median(times) / 1e6}
 
     def with_experiments(self, more: Iterable[Experiment]) -> Profile:
         """A new profile with these experiments appended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeprune.records.answer import Answer
 from edgeprune.records.device import Device
 from edgeprune.records.target import Precision
 from edgeprune.records.verdict import Verdict
@@ -51,8 +52,8 @@ class Manifest:
     files: dict[str, tuple[int, str]]
 
 
-@dataclass(frozen=True)
-class Release:
+@dataclass(frozen=True, repr=False)
+class Release(Answer):
     """A bundle on a host.
 
     Attributes:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprune.records.answer import Answer
 from edgeprune.records.target import Precision
 from edgeprune.records.verdict import Check, Figures, Outcome
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Answer):
     """The result of a whole run, as `--json` prints it. docs/json.md describes each key."""
 
     schema: int

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from edgeprune.records.answer import Answer
 from edgeprune.records.device import Conditions, Device, Interval, Samples
 from edgeprune.records.target import Precision
 
@@ -29,8 +30,8 @@ class Choice:
     candidates: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True)
-class Artifact:
+@dataclass(frozen=True, repr=False)
+class Artifact(Answer):
     """A compiled model.
 
     Attributes:
@@ -93,8 +94,8 @@ class Figures:
     operators: int
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Answer):
     """All checks of one artifact on one device, with figures of the original (`baseline`) and the pruned network."""
 
     artifact: str
@@ -109,6 +110,10 @@ class Verdict:
     def outcome(self) -> Outcome:
         """The outcome of all checks together."""
         return Outcome.of(self.checks)
+
+    def summary(self) -> dict[str, object]:
+        """See `Answer.summary`."""
+        return {"outcome": self.outcome, **super().summary()}
 
 
 @dataclass(frozen=True)
@@ -177,8 +182,8 @@ class Shift:
     after_ns: int
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Answer):
     """The report of a check.
 
     Attributes:
@@ -208,6 +213,10 @@ class Report:
         """The outcome of all checks together."""
         return Outcome.of(self.checks)
 
+    def summary(self) -> dict[str, object]:
+        """See `Answer.summary`."""
+        return {"outcome": self.outcome, **super().summary()}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -226,8 +235,8 @@ class Record:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class History:
+@dataclass(frozen=True, repr=False)
+class History(Answer):
     """A figure over the checks of a project on a target, oldest first. A new level begins at each index in `changes`."""
 
     project: str
