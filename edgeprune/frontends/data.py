@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.model import finite, kind, tensors
+from edgeprune.frontends.model import finite, input_names, kind, tensors
 from edgeprune.frontends.randomness import Generators, seeded
 from edgeprune.limits import LIMITS
+from edgeprune.network.outputs import ONE_TENSOR, Flat, Structure, main_of
+from edgeprune.network.outputs import tensors as tensors_of
 from edgeprune.records import Function, Project, SplitName
 
-Policy = Callable[..., np.ndarray]
+Policy = Callable[..., Sequence[np.ndarray]]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+TARGETS = "labels", "label", "targets", "target", "y"  # keys of a batch that hold its targets
 
 
 class _Made:
@@ -42,6 +46,9 @@ class Split:
 
     `[data] clean` is applied to each batch. Then the batch is checked.
 
+    A batch of the user's is a pair of (inputs, targets), or a mapping that holds the targets under one of `TARGETS`. Inputs
+    may be a mapping, too. They are then put in the order of `[model] inputs`.
+
     Args:
         project: names the split's function and its helpers.
         name: the split.
@@ -59,7 +66,7 @@ class Split:
         if function is None:
             raise UsageError(f"{project.where('data', name)} is missing; give a function that returns the batches")
         self.name, self.where = name, project.where("data", name)
-        self._function, self._where = function, function.where
+        self._project, self._function, self._where = project, function, function.where
         key = (function, id(function.load()))
         if key not in _made:
             _made[key] = _Made(function)
@@ -74,6 +81,14 @@ class Split:
             )
         if not hasattr(self._data, "__iter__"):
             raise UsageError(f"{self._where} returns {kind(self._data)}; return an iterable of (inputs, targets)")
+
+    @property
+    def length(self) -> int | None:
+        """How many batches the data claims to have; None if it has no `len()`."""
+        try:
+            return len(self._data)
+        except TypeError:
+            return None
 
     @contextmanager
     def repeatable(self, seed: int, epoch: int = 0) -> Iterator[None]:
@@ -123,10 +138,49 @@ class Split:
 
     def _cleaned(self, batch: Any, number: int) -> Any:
         """The batch with only its good samples, which may be none."""
-        if self._cleaner is None or self._clean is None or not isinstance(batch, tuple | list) or len(batch) != 2:
-            return batch
+        pair = self._pair(batch, number)
+        if self._cleaner is None or self._clean is None:
+            return pair
         with self._cleaner.guarded(f"{self._cleaner.where}: batch {number}"):
-            return self._clean(*batch)
+            return self._clean(*pair)
+
+    def _pair(self, batch: Any, number: int) -> tuple[Any, Any]:
+        """The inputs and the targets of a batch, as the user gives them."""
+        where = f"{self._where}: batch {number}"
+        if isinstance(batch, Mapping):
+            keys = [key for key in TARGETS if key in batch and key not in self._names]
+            if len(keys) != 1:
+                has = f"the keys {', '.join(map(str, batch))}" if not keys else f"both {' and '.join(keys)}"
+                raise UsageError(f"{where} has {has}; give the targets under one of {', '.join(TARGETS)}")
+            return {name: value for name, value in batch.items() if name != keys[0]}, batch[keys[0]]
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise UsageError(f"{where} is {kind(batch)}; give pairs of (inputs, targets), or dicts with the key labels")
+        return batch[0], batch[1]
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return input_names(self._project)
+
+    def _by_position(self, given: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+        """Inputs that are given by name, in the order of `[model] inputs`. What is no tensor, such as text, is left out."""
+        if not self._names:
+            names = ", ".join(map(str, given))
+            raise UsageError(
+                f"{where} gives inputs by name ({names}), and {self._project.model.inputs.where} returns a tuple;"
+                " return a dict with these names"
+            )
+        missing = [name for name in self._names if name not in given]
+        if missing:
+            raise UsageError(
+                f"{where} lacks the input {', '.join(missing)}, which {self._project.model.inputs.where} has"
+            )
+        more = [str(name) for name, value in given.items() if isinstance(value, Tensor) and name not in self._names]
+        if more:
+            raise UsageError(
+                f"{where} has the tensor {', '.join(more)}, which {self._project.model.inputs.where} lacks;"
+                " add it there, or leave it out of the batches"
+            )
+        return tuple(given[name] for name in self._names)
 
     def _augmented(self, inputs: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
         if self._augmenter is None or self._augment is None:
@@ -141,12 +195,11 @@ class Split:
 
     def _checked(self, batch: Any, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
         where = f"{self._where}: batch {number}"
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise UsageError(f"{where} is {kind(batch)}; give pairs of (inputs, targets)")
-        inputs, targets = tensors(batch[0]), batch[1]
+        given, targets = self._pair(batch, number)  # again, since [data] clean may return anything
+        inputs = tensors(self._by_position(given, where) if isinstance(given, Mapping) else given)
         if inputs is None or not isinstance(targets, Tensor):
             raise UsageError(
-                f"{where} holds {kind(batch[0])} and {kind(batch[1])}; give a tensor or a tuple of tensors, and a tensor"
+                f"{where} holds {kind(given)} and {kind(targets)}; give a tensor, a tuple or a dict of tensors, and a tensor"
             )
         sizes = [len(tensor) if tensor.ndim else 0 for tensor in (*inputs, targets)]
         if len(set(sizes)) > 1 or not (sizes[0] or self._cleaner):
@@ -213,12 +266,15 @@ def calls(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
 
 
 class Loss:
-    """The project's loss: a function of (outputs, targets). It is cross-entropy if the project gives none.
+    """The project's loss: a function of (outputs, targets). It is cross-entropy of the main output if the project gives none.
+
+    The user's function gets outputs with the structure that the user's model returns.
 
     A call raises `UsageError` if the function fails, or does not return a scalar tensor.
     """
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, structure: Structure = ONE_TENSOR) -> None:
+        self.structure = structure
         self._project, self._function = project, project.data.loss
         self._where = self._function.where if self._function else f"{project.where('data', 'loss')} (cross-entropy)"
         self._call = self._function.load() if self._function else F.cross_entropy
@@ -228,10 +284,16 @@ class Loss:
         """Whether it is cross-entropy. The outputs are then logits."""
         return self._function is None
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch: a scalar tensor."""
+    def __call__(self, outputs: Flat, targets: Tensor) -> Tensor:
+        """The loss of a batch, from what the adapted model returns in eval mode: a scalar tensor."""
+        flat = tensors_of(outputs)
+        return self.of_training(flat[self.structure.main] if self.is_default else self.structure.rebuilt(flat), targets)
+
+    def of_training(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of a batch, from what the user's model returns in training mode: a scalar tensor."""
+        given = main_of(outputs) if self.is_default else outputs
         with _guarded(self._project, self._function, self._where):
-            value = self._call(outputs, targets)
+            value = self._call(given, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind(value)
             raise UsageError(f"{self._where} returns {shown}; return a scalar tensor")
@@ -239,31 +301,47 @@ class Loss:
 
 
 class Metric:
-    """The project's metric: a finite number; larger is better. It is the top-1 accuracy if the project gives none.
+    """The project's metric: a finite number; larger is better. If the project gives none, it is the main output's top-1 accuracy.
+
+    The user's function gets outputs with the structure that the user's model returns.
 
     With `[data] closed_loop`, the model acts in the user's simulation, and the metric is its score there.
     A call raises `UsageError` if the function fails, and `NotFinite` if the number is not finite.
     """
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, structure: Structure = ONE_TENSOR) -> None:
+        self.structure = structure
         self._project = project
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the top-1 accuracy."""
+        return self._project.data.metric is None and not self.in_closed_loop
 
     @property
     def in_closed_loop(self) -> bool:
         """Whether the metric needs a policy that acts, instead of outputs."""
         return self._project.data.closed_loop is not None
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
-        """The metric of a whole split, from its outputs and targets, (samples, ...) both."""
-        return self._number(self._project.data.metric, outputs, targets)
+    def __call__(self, outputs: Flat, targets: Tensor) -> float:
+        """The metric of a whole split, from its outputs and targets, (samples, ...) all."""
+        flat = tensors_of(outputs)
+        given = flat[self.structure.main] if self.is_default else self.structure.rebuilt(flat)
+        return self._number(self._project.data.metric, given, targets)
 
     def of_policy(self, policy: Policy, split: SplitName) -> float:
         """The score of a policy in the episodes of a split: of "valid" for choices, of "test" for the verdict.
 
-        The user's function calls `policy` at every step of a simulation, for many episodes at once. The policy takes the
-        model's inputs as arrays, (samples, ...) each, and returns the outputs, (samples, ...).
+        The user's function calls the policy at every step of a simulation, for many episodes at once. It gives the model's
+        inputs as arrays, (samples, ...) each. It gets the outputs as arrays, with the structure that the user's model returns.
+
+        Args:
+            policy: from arrays of inputs to a list of arrays of outputs, (samples, ...) each.
+            split: names the episodes.
         """
-        return self._number(self._project.data.closed_loop, policy, split)
+        return self._number(
+            self._project.data.closed_loop, lambda *inputs: self.structure.rebuilt(policy(*inputs)), split
+        )
 
     def _number(self, function: Function | None, *arguments: Any) -> float:
         where = function.where if function else f"{self._project.where('data', 'metric')} (top-1)"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.frontends.data import SPLITS, Split
-from edgeprune.frontends.model import build_model
+from edgeprune.frontends.model import Network
 from edgeprune.frontends.trial import check_data
 from edgeprune.limits import LIMITS
 from edgeprune.network.importance.curves import SAMPLES
@@ -85,7 +85,7 @@ def examine(project: Project) -> Iterator[Finding]:
         Findings, each as soon as it is known.
     """
     try:
-        check_data(build_model(project), project)  # labels, shapes, NaN and infinity
+        check_data(Network(project).module, project)  # labels, shapes, NaN and infinity
     except EdgepruneError as error:
         yield Finding("fail", str(error), "fix the data")
         return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -15,23 +17,62 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends import functions
+from edgeprune.frontends import functions, plausible
 from edgeprune.frontends.data import SPLITS, Loss, Metric, Split
 from edgeprune.frontends.model import Network, finite, kind
+from edgeprune.limits import LIMITS
+from edgeprune.network.adapter import structure_of
+from edgeprune.network.outputs import Structure, tensors
 from edgeprune.records import Project
 
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback
+SHOWN_S = 0.25  # between two steps of the progress
+REMARKED_S = 5.0  # of reading, after which data without an end is remarked on
+
+Step = Callable[[int, int, str], None]  # of (done, total, note); see `Watch.step`
+Batch = tuple[tuple[Tensor, ...], Tensor]
+
+log = logging.getLogger("edgeprune")
 
 
-class Trial:
-    """Tries a project's model and data. It raises an error or does nothing: no record depends on it."""
+class Checker:
+    """Checks a project's model and data. It raises an error or does nothing: no record depends on it."""
 
     def __init__(self, network: Network, project: Project) -> None:
         self._network, self._project = network, project
+        self._read = False
 
-    def data(self) -> None:
-        """See `check_data`."""
-        check_data(self._network.module, self._project)
+    def first(self, scored: bool, trained: bool) -> None:
+        """Try the first batch of every split, and start to read each split again.
+
+        Args:
+            scored: whether importance scores differentiate the model.
+            trained: whether the model is trained.
+
+        Raises:
+            UsageError: the model, the data, the loss, the metric or a backward pass fails, or a split can only be read once.
+        """
+        model, project = self._network.module, self._project
+        structure, _ = check_first_batches(model, project)
+        if not structure.is_certain and (project.data.loss is None or project.data.metric is None):
+            name, default = structure.names[structure.main], "loss" if project.data.loss is None else "metric"
+            log.warning(
+                "%s is missing, so the default reads output %r of %s; give one, or return that output as logits",
+                *(project.where("data", default), name, ", ".join(structure.names)),
+            )
+        for split in _splits(project):
+            check_readable_again(split)
+        for training in [False] * scored + [True] * trained:
+            check_backward(model, project, training, batches=1)
+
+    def remarks(self, metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor) -> Iterator[str]:
+        """See `frontends.plausible.remarks`."""
+        return plausible.remarks(self._project, metric, value, outputs, targets)
+
+    def data(self, step: Step | None = None) -> None:
+        """See `check_data`. With `step`, reading is bounded in time. What one process has read is not read again."""
+        if not self._read:
+            self._read = check_data(self._network.module, self._project, step)
 
     @contextmanager
     def differentiating(self, training: bool) -> Iterator[None]:
@@ -51,34 +92,168 @@ class Trial:
             raise
 
 
-def check_data(model: nn.Module, project: Project) -> None:
-    """Run the model, the loss and the metric on a first batch, and read every split once.
+# --------------------------------------------------------------------------------------------------- first batches
 
-    With the default loss or metric, labels are checked if outputs are (samples, classes) and targets integers, (samples,).
+
+def check_first_batches(model: nn.Module, project: Project) -> tuple[Structure, int | None]:
+    """Run the model on the first batch of every split, and the loss and the metric on one of the validation split.
+
+    Returns:
+        The structure of the model's outputs, and the number of classes, or None if labels need no check. With the default loss
+        or metric, they are checked if the main output is (samples, classes) and targets are integers, (samples,).
 
     Raises:
-        UsageError: the model cannot take the data, or a label is not one of its classes. The message names the split, the
-            batch and the label.
+        UsageError: one of them fails or gives NaN or infinity, or an output is not (samples, ...).
     """
-    classes = _first_batch(model, project)
-    for name in SPLITS:
-        if project.data.split(name) is None:
-            continue
-        split = Split(project, name)
-        for number, (inputs, targets) in enumerate(split):
-            where = f"{split.where}: batch {number}"
-            if number == 0:
-                _outputs(model, project, where, inputs)
-            if not finite(targets):
-                raise UsageError(f"{where} has NaN or infinity in its targets; clean the data")
-            if classes is None:
-                continue
-            wrong = targets[(targets < 0) | (targets >= classes)]
-            if len(wrong):
-                raise UsageError(
-                    f"{where} has the label {wrong.flatten()[0].item()}, and the model has {classes} classes; "
-                    f"give labels from 0 to {classes - 1}"
-                )
+    split = Split(project, "valid")
+    inputs, targets = next(iter(split))
+    where = f"{split.where}: batch 0"
+    with project.model.factory.guarded(f"{where}: the model"):
+        structure = structure_of(model, inputs)
+    if structure is None:
+        raise UsageError(
+            f"{where}: the model returns no tensor; return a tensor, or a tuple, dict or data class of them"
+        )
+    outputs = _outputs(model, project, where, inputs)
+    for name, tensor in zip(structure.names, outputs, strict=True):
+        shown = f"output {name} of shape {tuple(tensor.shape)}" if name else str(tuple(tensor.shape))
+        if not tensor.ndim or len(tensor) != len(targets):
+            fix = "leave it out in a wrapper" if len(outputs) > 1 else "return (samples, ...)"
+            raise UsageError(f"{where}: the model returns {shown} for {len(targets)} targets; {fix}")
+        if not finite(tensor):
+            raise UsageError(
+                f"{where}: the model returns NaN or infinity; check its weights and the range of the inputs"
+            )
+    main = outputs[structure.main]
+    index = main.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    defaults = project.data.loss is None or project.data.metric is None
+    classes = main.shape[1] if index and defaults else None
+    if classes is None or bool(((targets >= 0) & (targets < classes)).all()):
+        _loss_and_metric(project, structure, outputs, targets, where)
+    for other in _splits(project):
+        if other.name != "valid":
+            _outputs(model, project, f"{other.where}: batch 0", next(iter(other))[0])
+    if project.data.augment:
+        next(iter(Split(project, "train", augmented=True)))
+    return structure, classes
+
+
+def _loss_and_metric(
+    project: Project, structure: Structure, outputs: list[Tensor], targets: Tensor, where: str
+) -> None:
+    with torch.no_grad():
+        loss = Loss(project, structure)(outputs, targets)
+    if not finite(loss):
+        raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
+    metric = Metric(project, structure)
+    if not metric.in_closed_loop:
+        metric(outputs, targets)
+
+
+def _splits(project: Project) -> list[Split]:
+    return [Split(project, name) for name in SPLITS if project.data.split(name) is not None]
+
+
+def _outputs(model: nn.Module, project: Project, where: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The tensors that a model returns for a batch."""
+    model.eval()
+    with torch.no_grad(), project.model.factory.guarded(f"{where}: the model"):
+        outputs = model(*inputs)
+    found = tensors(outputs)
+    if not found:
+        raise UsageError(f"{where}: the model returns {kind(outputs)}; return at least one tensor")
+    return found
+
+
+def check_readable_again(split: Split) -> None:
+    """Read two batches of a split, and the first one again.
+
+    Raises:
+        UsageError: the second reading gives nothing, or goes on where the first one ended.
+    """
+    with split.repeatable(0):
+        first = list(islice(split, 2))
+    with split.repeatable(0):
+        again = next(iter(split))
+    if len(first) == 2 and not _same(first[0], again) and _same(first[1], again):
+        raise UsageError(
+            f"{split.where}: a second reading goes on where the first one ended, so the data can only be read once;"
+            " return an object whose __iter__ starts again, such as a list or a DataLoader"
+        )
+
+
+def _same(a: Batch, b: Batch) -> bool:
+    pairs = zip((*a[0], a[1]), (*b[0], b[1]), strict=True)
+    return all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
+
+
+# ----------------------------------------------------------------------------------------------------- all batches
+
+
+def check_data(model: nn.Module, project: Project, step: Step | None = None) -> bool:
+    """Try the first batches (see `check_first_batches`), and read every split once.
+
+    Args:
+        model: the network.
+        project: names the data, the loss and the metric.
+        step: is called with the progress. A split of known length is then read for at most `LIMITS.trial_read_s`.
+
+    Returns:
+        Whether everything was read.
+
+    Raises:
+        UsageError: the model cannot take the data, a target is not finite, or a label is not one of the classes. The message
+            names the split, the batch and the label. Or a split without a length has no end within `LIMITS.trial_read_s`.
+    """
+    _, classes = check_first_batches(model, project)
+    complete = [_check_split(split, classes, step) for split in _splits(project)]
+    return all(complete)
+
+
+def _check_split(split: Split, classes: int | None, step: Step | None) -> bool:
+    """Read a split. Returns whether it was read to its end."""
+    began = shown = time.monotonic()
+    total, remarked = split.length or 0, False
+    for number, (_, targets) in enumerate(split):
+        _check_targets(f"{split.where}: batch {number}", targets, classes)
+        now = time.monotonic()
+        if step is not None and now - shown > SHOWN_S:
+            step(number + 1, max(total, number + 1), "")
+            shown = now
+        endless = number >= total
+        if endless and not remarked and now - began > REMARKED_S:
+            remarked = True
+            log.warning("%s gave %s batches in %.0f s, and has no end yet%s", *_so_far(split, number, now - began))
+        if now - began > LIMITS.trial_read_s and (endless or step is not None):
+            if not endless:
+                return False
+            where, count, spent_s, why = _so_far(split, number, now - began)
+            raise UsageError(
+                f"{where} gave {count} batches in {spent_s:.0f} s without an end{why}; end the iteration after an epoch,"
+                " or give the object a __len__: its number of batches"
+            )
+    return True
+
+
+def _so_far(split: Split, number: int, spent_s: float) -> tuple[str, str, float, str]:
+    why = ": it has no len()" if split.length is None else f": its len() is {split.length}"
+    return split.where, f"{number + 1:,}", spent_s, why
+
+
+def _check_targets(where: str, targets: Tensor, classes: int | None) -> None:
+    if not finite(targets):
+        raise UsageError(f"{where} has NaN or infinity in its targets; clean the data")
+    if classes is None:
+        return
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong):
+        raise UsageError(
+            f"{where} has the label {wrong.flatten()[0].item()}, and the model has {classes} classes; "
+            f"give labels from 0 to {classes - 1}"
+        )
+
+
+# --------------------------------------------------------------------------------------------------- backward passes
 
 
 def check_backward(model: nn.Module, project: Project, training: bool, batches: int | None = None) -> None:
@@ -94,8 +269,13 @@ def check_backward(model: nn.Module, project: Project, training: bool, batches: 
         UsageError: a backward pass fails, for instance after an operation in place. The message names the user's file and
             line.
     """
-    loss, tried = Loss(project), copy.deepcopy(model).train(training)
+    tried = copy.deepcopy(model).train(training)
     split, root = Split(project, "train", augmented=training), project.code
+    loss: Callable[..., Tensor] = Loss(project).of_training
+    if not training:
+        structure = structure_of(model, next(iter(split))[0])
+        assert structure is not None  # the first batches have been tried
+        loss = Loss(project, structure)
     for number, batch in enumerate(islice(split, batches)):
         where = f"{split.where}: batch {number}"
         differentiate = partial(
@@ -113,10 +293,7 @@ def check_backward(model: nn.Module, project: Project, training: bool, batches: 
 
 
 def _differentiate(
-    model: nn.Module,
-    loss: Loss,
-    batch: tuple[tuple[Tensor, ...], Tensor],
-    guarded: Callable[[], AbstractContextManager[None]],
+    model: nn.Module, loss: Callable[..., Tensor], batch: Batch, guarded: Callable[[], AbstractContextManager[None]]
 ) -> None:
     inputs, targets = batch
     with guarded():
@@ -132,42 +309,4 @@ def _forward_line(differentiate: Callable[[], None], root: Path) -> str:
             differentiate()
     frames = [frame for warning in caught for frame in FRAME.findall(str(warning.message))]
     users = [(Path(name), number) for name, number in frames if functions.is_users(name, root)]
-    return f" ({functions.shown(users[-1][0], root)}, line {users[-1][1]})" if users else ""
-
-
-def _first_batch(model: nn.Module, project: Project) -> int | None:
-    """Try the model, the loss and the metric. Returns the number of classes, or None if labels need no check."""
-    split = Split(project, "valid")
-    inputs, targets = next(iter(split))
-    where = f"{split.where}: batch 0"
-    outputs = _outputs(model, project, where, inputs)
-    if not outputs.ndim or len(outputs) != len(targets):
-        raise UsageError(
-            f"{where}: the model returns {tuple(outputs.shape)} for {len(targets)} targets; return (samples, ...)"
-        )
-    if not finite(outputs):
-        raise UsageError(f"{where}: the model returns NaN or infinity; check its weights and the range of the inputs")
-    index = outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-    defaults = project.data.loss is None or project.data.metric is None
-    classes = outputs.shape[1] if index and defaults else None
-    if classes is None or bool(((targets >= 0) & (targets < classes)).all()):
-        with torch.no_grad():
-            loss = Loss(project)(outputs, targets)
-        if not finite(loss):
-            raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
-        metric = Metric(project)
-        if not metric.in_closed_loop:
-            metric(outputs, targets)
-    if project.data.augment:
-        next(iter(Split(project, "train", augmented=True)))
-    return classes
-
-
-def _outputs(model: nn.Module, project: Project, where: str, inputs: tuple[Tensor, ...]) -> Tensor:
-    """The model's outputs for a batch; they must be one tensor."""
-    model.eval()
-    with torch.no_grad(), project.model.factory.guarded(f"{where}: the model"):
-        outputs = model(*inputs)
-    if not isinstance(outputs, Tensor):
-        raise UsageError(f"{where}: the model returns {kind(outputs)}; wrap it in a module that returns one tensor")
-    return outputs
+    return f" ({users[-1][0].resolve().relative_to(root.resolve())}, line {users[-1][1]})" if users else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from edgeprune.devices.bench import Bench
 from edgeprune.frontends import data
 from edgeprune.frontends.data import Metric, NotFinite, Split
 from edgeprune.limits import LIMITS
-from edgeprune.records import Artifact, Samples
+from edgeprune.network.outputs import tensors
+from edgeprune.records import Artifact, Check, Outcome, Precision, Samples
+from edgeprune.stages import verdict
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Evaluation:
     inputs: tuple[Tensor, ...]
     seed: int
     most: int | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many tensors the model returns."""
+        return len(self.metric.structure.names)
 
     def read(self) -> Calls:
         """The split's samples, at most `most`."""
@@ -109,18 +116,20 @@ def affordable(device: Bench, artifact: Artifact, calls: Calls, latency_ns: floa
 
 def metric_of(device: Bench, artifact: Artifact, evaluation: Evaluation, calls: Calls) -> float:
     """The project's metric of an artifact on these calls. Raises as `outputs_of` and `metric` do."""
-    outputs = outputs_of(device, artifact, calls.inputs, calls.count)
+    outputs = outputs_of(device, artifact, calls.inputs, calls.count, evaluation.outputs)
     return metric(device, artifact, evaluation, outputs, calls.targets)
 
 
-def metric(device: Bench, artifact: Artifact, evaluation: Evaluation, outputs: np.ndarray, targets: Tensor) -> float:
+def metric(
+    device: Bench, artifact: Artifact, evaluation: Evaluation, outputs: Sequence[np.ndarray], targets: Tensor
+) -> float:
     """The project's metric of an artifact.
 
     Args:
         device: runs the artifact, if the metric is in closed loop. The artifact then acts in the split's episodes.
         artifact: what is evaluated.
         evaluation: the metric, and the batch size of calls in closed loop.
-        outputs: what the artifact computed, (samples, ...).
+        outputs: what the artifact computed, (samples, ...) each.
         targets: (samples, ...).
 
     Raises:
@@ -128,42 +137,62 @@ def metric(device: Bench, artifact: Artifact, evaluation: Evaluation, outputs: n
         UsageError: the user's function fails.
     """
 
-    def policy(*inputs: np.ndarray) -> np.ndarray:
+    def policy(*inputs: np.ndarray) -> list[np.ndarray]:
         calls = data.calls(inputs, len(evaluation.inputs[0]))
-        return outputs_of(device, artifact, calls, len(inputs[0]))
+        return outputs_of(device, artifact, calls, len(inputs[0]), evaluation.outputs)
 
     if evaluation.metric.in_closed_loop:
         return evaluation.metric.of_policy(policy, evaluation.split.name)
-    return evaluation.metric(torch.from_numpy(outputs), targets)
+    return evaluation.metric([torch.from_numpy(array) for array in outputs], targets)
 
 
-def outputs_of(device: Bench, artifact: Artifact, inputs: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """The artifact's first output on the first `count` samples of the calls.
+def outputs_of(
+    device: Bench, artifact: Artifact, inputs: Sequence[np.ndarray], count: int, outputs: int
+) -> list[np.ndarray]:
+    """The artifact's first outputs on the first `count` samples of the calls.
 
     Args:
         device: runs the artifact.
         artifact: what computes.
         inputs: an array for each input, (calls, batch, ...).
         count: how many samples are real; the last call may be filled up.
+        outputs: how many outputs to return.
 
     Returns:
-        (samples, ...).
+        (samples, ...) each.
 
     Raises:
         NotFinite: some outputs are not finite.
     """
-    found = device.outputs(artifact.files[0], inputs)[0]
-    flat: np.ndarray = found.reshape(-1, *found.shape[2:])[:count]
-    bad = int((~np.isfinite(flat.reshape(len(flat), -1))).any(1).sum())
+    found = device.outputs(artifact.files[0], inputs, outputs)
+    flat = [array.reshape(-1, *array.shape[2:])[:count] for array in found]
+    bad = int(sum((~np.isfinite(array.reshape(count, -1))).any(1) for array in flat).astype(bool).sum())
     if bad:
-        what = f"{artifact.files[0].name} gives outputs that are not finite on {bad} of {len(flat)} real samples"
+        what = f"{artifact.files[0].name} gives outputs that are not finite on {bad} of {count} real samples"
         raise NotFinite(f"{what}; check the model's ranges", bad)
     return flat
 
 
-def computed(network: nn.Module, inputs: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """What torch computes on the first `count` samples of the same calls: (samples, ...)."""
+def computed(network: nn.Module, inputs: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """What torch computes on the first `count` samples of the same calls: (samples, ...) each."""
     with torch.no_grad():
-        calls = [network.eval()(*(torch.from_numpy(column[i]) for column in inputs)) for i in range(len(inputs[0]))]
-    found: np.ndarray = torch.cat(calls).numpy()[:count]
-    return found
+        calls = [
+            tensors(network.eval()(*(torch.from_numpy(column[i]) for column in inputs))) for i in range(len(inputs[0]))
+        ]
+    return [torch.cat(column).numpy()[:count] for column in zip(*calls, strict=True)]
+
+
+def compared(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], precision: Precision) -> list[Check]:
+    """Compare an artifact's outputs with torch's, (samples, ...) each. Of each check, an output that fails it counts.
+
+    Only outputs with real numbers are compared, if there are any: a tie may move an index.
+    """
+    real = [i for i, array in enumerate(expected) if array.dtype.kind == "f"] or list(range(len(expected)))
+    found: dict[str, Check] = {}
+    for i in real:
+        for check in verdict.outputs(expected[i], got[i], precision):
+            if len(real) > 1:
+                check = replace(check, note=f"output {i}" + (f", {check.note}" if check.note else ""))
+            if check.name not in found or found[check.name].outcome is Outcome.PASS is not check.outcome:
+                found[check.name] = check
+    return list(found.values())

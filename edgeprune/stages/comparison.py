@@ -44,12 +44,12 @@ class Compiled:
     Attributes:
         artifact: what is checked.
         inputs: an array for each input, (calls, batch, ...).
-        expected: torch's outputs, (samples, ...).
+        expected: torch's outputs, (samples, ...) each.
     """
 
     artifact: Artifact
     inputs: Sequence[np.ndarray]
-    expected: np.ndarray
+    expected: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ def _outputs(timer: Timer, compiled: Compiled) -> list[Check]:
     """Compare the artifact's outputs on the kept calls with torch's."""
     artifact, expected = compiled.artifact, compiled.expected
     try:
-        got = accuracy.outputs_of(timer.device, artifact, compiled.inputs, len(expected))
+        got = accuracy.outputs_of(timer.device, artifact, compiled.inputs, len(expected[0]), len(expected))
     except NotFinite as error:
         return [verdict.not_finite("output_not_finite", error.count, str(error))]
-    return verdict.outputs(expected, got, artifact.precision)
+    return accuracy.compared(expected, got, artifact.precision)
 
 
 def _measurement(

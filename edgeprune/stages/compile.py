@@ -129,17 +129,20 @@ def _keep_calls(folder: Path, model: nn.Module, inputs: tuple[Tensor, ...], vali
     stacked, targets = data.stacked(valid, inputs, KEPT_SAMPLES)
     for i, column in enumerate(stacked):
         np.save(folder / f"input_{i}.npy", column, allow_pickle=False)
-    np.save(folder / "expected.npy", accuracy.computed(model, stacked, len(targets)), allow_pickle=False)
+    for i, array in enumerate(accuracy.computed(model, stacked, len(targets))):
+        np.save(folder / f"output_{i}.npy", array, allow_pickle=False)
 
 
-def kept_calls(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+def kept_calls(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The calls that the compile stage keeps in its folder.
 
     Returns:
-        An array for each input, (calls, batch, ...), and the network's outputs, (samples, ...).
+        An array for each input, (calls, batch, ...), and one for each output of the network, (samples, ...).
     """
     import numpy as np
 
-    paths = sorted((folder / CALLS).glob("input_*.npy"), key=lambda path: int(path.stem.rpartition("_")[2]))
-    inputs = [np.load(path, allow_pickle=False) for path in paths]
-    return inputs, np.load(folder / CALLS / "expected.npy", allow_pickle=False)
+    def arrays(name: str) -> list[np.ndarray]:
+        paths = sorted((folder / CALLS).glob(f"{name}_*.npy"), key=lambda path: int(path.stem.rpartition("_")[2]))
+        return [np.load(path, allow_pickle=False) for path in paths]
+
+    return arrays("input"), arrays("output")

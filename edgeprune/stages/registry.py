@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from edgeprune.pipeline.stage import Rules
 from edgeprune.stages import compile as compiling
-from edgeprune.stages import confirm, finetune, plan, precision, profile, prune, scores, survey, verify
+from edgeprune.stages import confirm, finetune, plan, precision, profile, prune, scores, survey, trial, verify
 from edgeprune.stages.inputs import INPUTS
 
 STAGES = (
+    trial.STAGE,
     survey.STAGE,
     compiling.ORIGINAL,
     precision.STAGE,

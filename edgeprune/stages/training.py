@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from edgeprune.errors import UsageError
 from edgeprune.frontends.data import Loss, Metric, Split
 from edgeprune.network import layout
+from edgeprune.network.outputs import Flat, Structure, main_of, tensors
 from edgeprune.records import Epoch, FinetuneSection
 from edgeprune.stages import parallel
 
@@ -124,16 +126,17 @@ def evaluate(model: nn.Module, metric: Metric, split: Split) -> float:
     outputs, targets = [], []
     with torch.no_grad():
         for inputs, target in split:
-            outputs.append(model(*(tensor.to(device) for tensor in inputs)).cpu())
+            found = model(*(tensor.to(device) for tensor in inputs))
+            outputs.append([tensor.cpu() for tensor in tensors(found)])
             targets.append(target)
-    return metric(torch.cat(outputs), torch.cat(targets))
+    return metric([torch.cat(column) for column in zip(*outputs, strict=True)], torch.cat(targets))
 
 
-def _acted(model: nn.Module, device: torch.device, *inputs: np.ndarray) -> np.ndarray:
-    """The model as a policy: (samples, ...) -> (samples, ...)."""
+def _acted(model: nn.Module, device: torch.device, *inputs: np.ndarray) -> list[np.ndarray]:
+    """The model as a policy: its outputs, (samples, ...) each."""
     with torch.no_grad():
-        result: np.ndarray = model(*(torch.as_tensor(array).to(device) for array in inputs)).cpu().numpy()
-    return result
+        found = model(*(torch.as_tensor(array).to(device) for array in inputs))
+    return [tensor.cpu().numpy() for tensor in tensors(found)]
 
 
 class _Trainer:
@@ -199,17 +202,13 @@ class _Trainer:
 
     def _loss(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         outputs = self.parallel(*inputs)
-        task = self.course.loss(outputs, targets)
+        task = self.course.loss.of_training(outputs, targets)
         if not self.course.loss.is_default:
             return task
         with torch.no_grad():
             original = self.original(*inputs)
-        divergence = F.kl_div(
-            F.log_softmax(outputs / TEMPERATURE, 1),
-            F.log_softmax(original / TEMPERATURE, 1),
-            log_target=True,
-            reduction="batchmean",
-        )
+        pairs = _distilled(outputs, original, self.course.loss.structure)
+        divergence = torch.stack([_divergence(*pair) for pair in pairs]).mean()
         return (1 - DISTILLED) * task + DISTILLED * TEMPERATURE**2 * divergence
 
     def _rate(self, step: int) -> float:
@@ -262,6 +261,28 @@ def _optimiser(model: nn.Module, settings: FinetuneSection) -> torch.optim.Optim
         return torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=settings.decay)
     return torch.optim.SGD(
         model.parameters(), lr=settings.rate, momentum=MOMENTUM, nesterov=True, weight_decay=settings.decay
+    )
+
+
+def _distilled(outputs: Any, original: Flat, structure: Structure) -> list[tuple[Tensor, Tensor]]:
+    """The outputs to distil, each with the original network's: the main one or, if that is not certain, all with real numbers.
+
+    `structure` is that of `original`. In training, a model may return more than in eval mode.
+    """
+    wanted, found = tensors(original), tensors(outputs)
+    if structure.is_certain or len(found) != len(wanted):
+        return [(main_of(outputs), wanted[structure.main])]
+    pairs = zip(found, wanted, strict=True)
+    return [(a, b) for a, b in pairs if b.is_floating_point() and b.ndim > 1 and a.shape == b.shape]
+
+
+def _divergence(outputs: Tensor, original: Tensor) -> Tensor:
+    """The divergence of softened outputs, (samples, classes, ...) both."""
+    return F.kl_div(
+        F.log_softmax(outputs / TEMPERATURE, 1),
+        F.log_softmax(original / TEMPERATURE, 1),
+        log_target=True,
+        reduction="batchmean",
     )
 
 

@@ -304,7 +304,7 @@ class Bench:
     def call_ns(self, model: Path, stacked: Any, latency_ns: float) -> float:
         return latency_ns
 
-    def outputs(self, model: Path, stacked: list[np.ndarray]) -> list[np.ndarray]:
+    def outputs(self, model: Path, stacked: list[np.ndarray], count: int) -> list[np.ndarray]:
         calls = stacked[0]
         return [np.zeros((*calls.shape[:2], 4), np.float32) if self._outputs is None else self._outputs]
 
@@ -446,7 +446,7 @@ def measured_by(bench: Bench, path: Path, known: Measurement | None = None) -> t
     model = path.parent / "model.onnx"
     model.write_bytes(b"model")
     artifact = Artifact((model,), "a" * 64, "onnxruntime", "fp32", "", 1)
-    compiled = comparison.Compiled(artifact, [np.zeros((1, 1, 1, 24, 24), np.float32)], np.zeros((1, 4), np.float32))
+    compiled = comparison.Compiled(artifact, [np.zeros((1, 1, 1, 24, 24), np.float32)], [np.zeros((1, 4), np.float32)])
     inputs = (torch.zeros(1, 1, 24, 24),)
     most = known.count if known else None
     evaluation = Evaluation(Split(project, "test"), Metric(project), inputs, project.finetune.seed, most)

@@ -285,7 +285,7 @@ class OneAtATime:
     def __init__(self, weight: np.ndarray) -> None:
         self.weight, self.calls = weight, list[tuple[int, ...]]()
 
-    def outputs(self, model: Path, stacked: list[np.ndarray]) -> list[np.ndarray]:
+    def outputs(self, model: Path, stacked: list[np.ndarray], count: int) -> list[np.ndarray]:
         self.calls.append(stacked[0].shape)
         return [stacked[0] @ self.weight.T]
 
@@ -302,11 +302,11 @@ def test_the_metric_may_be_what_the_network_does_in_closed_loop(tmp_path: Path) 
     bench = OneAtATime(weight)
     artifact = Artifact((tmp_path / "model.onnx",), "d", "onnxruntime", "fp32", "s", 1)
     evaluation = accuracy.Evaluation(Split(project, "valid"), Metric(project), (torch.zeros(2, 2),), 0)
-    on_device = accuracy.metric(bench, artifact, evaluation, np.zeros((0,)), torch.zeros(0))  # type: ignore[arg-type]
+    on_device = accuracy.metric(bench, artifact, evaluation, [np.zeros((0,))], torch.zeros(0))  # type: ignore[arg-type]
     assert on_device == pytest.approx(in_torch, rel=1e-6)
     assert bench.calls == [(2, 2, 2)] * 4  # three samples in calls of two
     with pytest.raises(UsageError, match=r"\[data\] closed_loop.* gives nan"):
-        Metric(changed(project, closed_loop="m:broken")).of_policy(lambda x: x, "test")
+        Metric(changed(project, closed_loop="m:broken")).of_policy(lambda x: [x], "test")
 
 
 def test_a_project_has_one_metric(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Is the original network's metric plausible? It may be at chance, or in percent. This is remarked on, and never an error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from statistics import fmean, pstdev
+
+import torch
+from torch import Tensor
+
+from edgeprune.errors import UsageError
+from edgeprune.frontends.data import Metric
+from edgeprune.records import Project
+
+SHUFFLES = 10  # of the outputs, that give the metric by chance
+SHUFFLES_S = 2.0
+FEWEST = 3
+SURE = 2.0  # standard deviations above chance
+PERCENT = 100.0  # the largest metric that may be in percent
+SMALL = 1e-3  # a smaller share of the metric is hardly a drop
+
+
+def remarks(
+    project: Project, metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor
+) -> Iterator[str]:
+    """Lines for the user on a metric that is at chance, in percent, or out of scale with `[budget] max_metric_drop`.
+
+    Args:
+        project: names the weights and the limit.
+        metric: the project's metric.
+        value: the original network's, from these outputs.
+        outputs: (samples, ...) each.
+        targets: (samples, ...).
+    """
+    drop, key = project.budget.max_metric_drop, project.where("budget", "max_metric_drop")
+    if 1 < value <= PERCENT and 0 < drop < SMALL * value:
+        yield (
+            f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}. If the metric is in percent, write"
+            f" {PERCENT * drop:g} for {drop:.0%}, or divide [data] metric by 100"
+        )
+    elif 0 < drop < SMALL * abs(value):
+        yield f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}: give it in the metric's unit"
+    chance = by_chance(metric, value, outputs, targets)
+    if chance is not None:
+        given = project.model.weights
+        weights = f"{project.where('model', 'weights')} {given.name if given else 'is missing'}"
+        advice = "check the weights, the labels and the preprocessing" if given else "give the trained weights"
+        yield (
+            f"{weights}: the original network's metric is at chance, {value:.4g} on {len(targets)} validation samples,"
+            f" and {chance:.4g} if its outputs are shuffled; {advice}"
+        )
+    elif value and drop >= abs(value):
+        yield f"{key} = {drop:g} allows any drop of the original network's metric, {value:.4g}; write 0.01 for one percent"
+
+
+def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor) -> float | None:
+    """The metric of shuffled outputs, if `value` is not surely better; else None.
+
+    A metric that does not depend on the targets cannot be judged.
+    """
+    random = torch.Generator().manual_seed(0)
+    found: list[float] = []
+    until = time.monotonic() + SHUFFLES_S
+    with suppress(UsageError):  # some metrics need samples of all kinds, in their order
+        while len(found) < SHUFFLES and (len(found) < FEWEST or time.monotonic() < until):
+            order = torch.randperm(len(targets), generator=random)
+            found.append(metric([tensor[order] for tensor in outputs], targets))
+    if len(found) < FEWEST or value > fmean(found) + SURE * pstdev(found):
+        return None
+    with suppress(UsageError):
+        if not pstdev(found) and metric(outputs, targets[:1].expand_as(targets)) == value:
+            return None
+    return fmean(found)

@@ -1,0 +1,67 @@
+"""The adapter around the user's model: tensors go in by position, and tensors come out.
+
+Export, cuts, proofs, refits and runtimes need no other form. The module stays the same object. So parameters keep their names,
+and copies and cuts of the model keep the adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.network.outputs import Structure, tensors
+
+
+def adapted(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
+    """Make a model take tensors by position, and return tensors in eval mode, in place.
+
+    It then returns one tensor, or a tuple of several. In training mode it returns what the user's code returns, since that
+    may be something else, such as auxiliary outputs.
+
+    Args:
+        model: any module.
+        names: the arguments of its forward that the inputs are given as; empty if they are given by position.
+    """
+    if names:
+        model.__class__ = _by_position(type(model), names)
+    model.register_forward_hook(_Flatten())
+    return model
+
+
+def structure_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Structure | None:
+    """The structure of what the user's model returns in eval mode; None if it returns no tensor."""
+    hooks = {key: hook for key, hook in model._forward_hooks.items() if isinstance(hook, _Flatten)}
+    for key in hooks:
+        del model._forward_hooks[key]
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(*inputs)
+    finally:
+        model._forward_hooks.update(hooks)
+    return Structure.of(outputs) if tensors(outputs) else None
+
+
+def _by_position(known: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """A subclass whose forward takes these arguments by position. Exporters read its signature."""
+
+    class ByPosition(known):  # type: ignore[valid-type, misc]
+        def forward(self, *inputs: Any, **named: Any) -> Any:
+            given = dict(zip(names, inputs, strict=True)) if inputs else {}  # the user's code may give names
+            return super().forward(**given, **named)
+
+    ByPosition.__name__ = known.__name__
+    return ByPosition
+
+
+@dataclass(frozen=True)
+class _Flatten:
+    """A hook after the model's forward."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        if module.training or isinstance(outputs, Tensor):
+            return outputs
+        found = tensors(outputs)
+        return tuple(found) if len(found) > 1 else found[0] if found else outputs
