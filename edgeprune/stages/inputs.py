@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import runtimes
+from edgeprune.frontends import checkpoint
 from edgeprune.frontends.sources import installed
 from edgeprune.pipeline.run import Run
 from edgeprune.pipeline.stage import Input
@@ -27,7 +28,7 @@ from edgeprune.records import (
     digest,
 )
 from edgeprune.runtimes.base import Runtime
-from edgeprune.stages import precision, survey
+from edgeprune.stages import precision, survey, trial
 from edgeprune.storage.profiles import ProfileFile
 from edgeprune.storage.store import file_sha256
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from edgeprune.devices.bench import Bench
     from edgeprune.frontends.data import Loss, Metric, Split
     from edgeprune.frontends.model import Network
-    from edgeprune.frontends.trial import Trial
+    from edgeprune.frontends.trial import Checker
 
 LIBRARIES = "edgeprune", "torch", "onnx", "onnxruntime", "numpy"
 SECTIONS = {"budget": BudgetSection, "prune": PruneSection, "finetune": FinetuneSection}  # that stages read
@@ -119,8 +120,8 @@ def _network_settings(run: Run) -> dict[str, object]:
     project = run.request.project
     found = _code("[model]", project.model.factory, project.model.inputs)
     weights = project.model.weights
-    if weights is not None:
-        found[f"weights {weights.name}"] = file_sha256(weights) if weights.is_file() else "missing"
+    for file in checkpoint.files(weights) if weights else ():
+        found[f"weights {file.name}"] = file_sha256(file) if file.is_file() else "missing"
     found["[preprocess]"] = asdict(project.preprocess) if project.preprocess else None
     return {**found, **_seed(run)}
 
@@ -133,6 +134,11 @@ def _network(run: Run) -> Network:
 
 def _seed(run: Run) -> dict[str, object]:
     return {"[finetune] seed": run.request.project.finetune.seed}
+
+
+def _given_weights(run: Run) -> dict[str, object]:
+    given = run.request.weights
+    return {} if given is None else {"--weights": file_sha256(given)}
 
 
 def _split(name: SplitName, augmented: bool = False) -> Input:
@@ -154,13 +160,13 @@ def _split(name: SplitName, augmented: bool = False) -> Input:
 def _loss(run: Run) -> Loss:
     from edgeprune.frontends.data import Loss
 
-    return Loss(run.request.project)
+    return Loss(run.request.project, run.value("network").structure)
 
 
 def _metric(run: Run) -> Metric:
     from edgeprune.frontends.data import Metric
 
-    return Metric(run.request.project)
+    return Metric(run.request.project, run.value("network").structure)
 
 
 def _metric_settings(run: Run) -> dict[str, object]:
@@ -168,10 +174,10 @@ def _metric_settings(run: Run) -> dict[str, object]:
     return {**_code("[data] metric", data.metric), **_code("[data] closed_loop", data.closed_loop)}
 
 
-def _trial(run: Run) -> Trial:
-    from edgeprune.frontends.trial import Trial
+def _checker(run: Run) -> Checker:
+    from edgeprune.frontends.trial import Checker
 
-    return Trial(run.value("network"), run.request.project)
+    return Checker(run.value("network"), run.request.project)
 
 
 def _settings() -> Iterator[tuple[str, Input]]:
@@ -228,6 +234,8 @@ def _device(run: Run) -> Bench:
     from edgeprune.devices.bench import open_bench
     from edgeprune.devices.patience import Patience
 
+    _require_converter(run)
+    run.record(trial.STAGE)  # nothing is measured with a model or data that later stages cannot use
     request = run.request
 
     def opened(stack: ExitStack) -> tuple[Bench, Device]:
@@ -236,6 +244,11 @@ def _device(run: Run) -> Bench:
         return bench, bench.device
 
     return run.lease(opened)
+
+
+def _require_converter(run: Run) -> None:
+    """Raises `RuntimeMissing` if the host lacks a package that every artifact of the target needs."""
+    _runtime(run).require(_allowed(run)[0])
 
 
 def _identified(run: Run) -> Device:
@@ -296,6 +309,7 @@ def _all(*parts: Settings) -> Settings:
 _TRAIN = _split("train")
 INPUTS: Mapping[str, Input] = {
     "network": Input(_network, _network_settings, _libraries),
+    "given_weights": Input(lambda run: run.request.weights, _given_weights),
     **dict(_settings()),
     "train": _TRAIN,
     "augmented": _split("train", augmented=True),
@@ -303,7 +317,7 @@ INPUTS: Mapping[str, Input] = {
     "test": _split("test"),
     "loss": Input(_loss, lambda run: _code("[data] loss", run.request.project.data.loss)),
     "metric": Input(_metric, _metric_settings),
-    "trial": Input(_trial, lambda run: {}),  # it raises an error or does nothing: no record depends on it
+    "checker": Input(_checker, lambda run: {}),  # it raises an error or does nothing: no record depends on it
     "runtime": Input(_runtime, _runtime_settings, _packages, of_target=True),
     "allowed": Input(_allowed, _precision_settings, of_target=True),
     "chosen_precision": Input(_precision, _precision_settings, _precision_made, of_target=True),

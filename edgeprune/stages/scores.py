@@ -12,7 +12,7 @@ from edgeprune.records import Groups, Scores
 if TYPE_CHECKING:
     from edgeprune.frontends.data import Loss, Split
     from edgeprune.frontends.model import Network
-    from edgeprune.frontends.trial import Trial
+    from edgeprune.frontends.trial import Checker
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Reads:
 
     network: Network
     survey: Groups
-    trial: Trial
+    checker: Checker
     train: Split
     loss: Loss
     prune_importance: str
@@ -32,9 +32,9 @@ def run(reads: Reads, output: Output) -> Scores:
     """Compute importance scores of all channels. The project's data is tried first."""
     from edgeprune.network.importance import CRITERIA, DIFFERENTIATING
 
-    reads.trial.data()
+    reads.checker.data()
     differentiating = reads.prune_importance in DIFFERENTIATING
-    trial = reads.trial.differentiating(training=False) if differentiating else nullcontext()
+    trial = reads.checker.differentiating(training=False) if differentiating else nullcontext()
     with trial, reads.train.repeatable(reads.finetune_seed):
         return CRITERIA[reads.prune_importance](reads.network.module, reads.survey, reads.train, reads.loss)
 
