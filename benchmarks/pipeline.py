@@ -19,7 +19,7 @@ import edgeprune
 from edgeprune.errors import EdgepruneError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits"
-FILES = ("digits.py", "digits.safetensors", "edgeprune.toml")
+FILES = ("digits.py", "digits.npz", "digits.safetensors", "edgeprune.toml")
 
 
 def walk(target: str, budget: str) -> dict[str, object]:

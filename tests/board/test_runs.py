@@ -27,7 +27,6 @@ TARGET = "virtual-pi-onnxruntime"
 def test_the_recorded_profile_predicts_on_this_boot(tmp_path: Path) -> None:
     """Experiments that are measured again agree with the record within 1 %."""
     pytest.importorskip("litert_torch")
-    pytest.importorskip("sklearn")
     sys.path.insert(0, str(ROOT / "examples" / "digits"))
     try:
         import digits

@@ -24,7 +24,6 @@ RECORDED = sorted((ROOT / "profiles").glob("*/digits-*.json"))
 
 @pytest.fixture(scope="module")
 def groups() -> Groups:
-    pytest.importorskip("sklearn")
     sys.path.insert(0, str(ROOT / "examples" / "digits"))
     try:
         import digits
