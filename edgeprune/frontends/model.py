@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from edgeprune.errors import SecurityError, UsageError
+from edgeprune.errors import UsageError
+from edgeprune.frontends import checkpoint
+from edgeprune.frontends.fitting import fitted
 from edgeprune.frontends.functions import one_line
 from edgeprune.graph.groups import matches
-from edgeprune.limits import LIMITS
+from edgeprune.network.adapter import adapted, structure_of
 from edgeprune.network.attention import opened
+from edgeprune.network.outputs import Structure
 from edgeprune.network.preprocessing import preprocessed
+from edgeprune.network.wrappers import unwrapped
 from edgeprune.records import Project
 
-CONVERT = "if you trust it, load it and save its tensors: safetensors.torch.save_file(model.state_dict(), FILE)"
+log = logging.getLogger("edgeprune")
 
 
 class Network:
@@ -36,14 +39,33 @@ class Network:
         self._project = project
 
     @cached_property
+    def _built(self) -> Built:
+        return built(self._project)
+
+    @cached_property
     def module(self) -> nn.Module:
-        """The original network, on the CPU, in eval mode; see `build_model`."""
-        return build_model(self._project)
+        """The original network, on the CPU, in eval mode; see `built`. It takes and returns tensors by position."""
+        return adapted(self._built.module, input_names(self._project))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the user's model and its weights were adapted, a line for each."""
+        return self._built.notes
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
         """Example inputs, (batch, ...) each; see `example_inputs`."""
         return example_inputs(self._project)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """How the user's model returns its tensors. Raises `UsageError` if it fails or returns none."""
+        where = f"{self._project.model.factory.where}: the model, called with [model] inputs,"
+        with self._project.model.factory.guarded(where):
+            found = structure_of(self.module, self.inputs)
+        if found is None:
+            raise UsageError(f"{where} returns no tensor; return a tensor, or a tuple, dict or data class of tensors")
+        return found
 
     def files(self, folder: Path) -> list[Path]:
         """Write the example inputs into `folder`, and return their paths, one for each input."""
@@ -62,7 +84,20 @@ class Network:
                 )
 
 
+@dataclass(frozen=True)
+class Built:
+    """The user's model, and how it and its weights were adapted, a line for each."""
+
+    module: nn.Module
+    notes: tuple[str, ...]
+
+
 def build_model(project: Project) -> nn.Module:
+    """The module of `built`."""
+    return built(project).module
+
+
+def built(project: Project) -> Built:
     """The user's model with its weights and its preprocessing, on the CPU, in eval mode.
 
     Raises:
@@ -73,11 +108,60 @@ def build_model(project: Project) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(project.finetune.seed)  # so that a model without weights is the same in every process
         with section.factory.guarded():
-            model = section.factory.load()()
+            made = section.factory.load()()
     where = section.factory.where
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{where} returns {kind(model)}; return a torch.nn.Module")
-    model = model.cpu().eval()
+    _require_module(where, made)
+    for path, module in made.named_modules():
+        _require_module(where, module, path)
+    bare = unwrapped(made)
+    for module in bare.modules():
+        module._compiled_call_impl = None  # of module.compile()
+    _require_plain(where, bare)
+    with section.factory.guarded():
+        model = bare.cpu().eval()
+    notes = [f"model: taken out of {kind(made)}"] if type(made) is not type(bare) else []
+    if section.weights is not None:
+        how = _load_weights(project, model, section.weights)
+        notes += [f"weights: {', '.join(how)}"] if how else []
+    _require_finite(project, model)
+    for note in notes:
+        log.info("%s", note)
+    model = opened(model)
+    return Built(preprocessed(model, project.preprocess) if project.preprocess else model, tuple(notes))
+
+
+def _require_module(where: str, module: object, path: str = "") -> None:
+    """The model, or a module inside it at `path`, must be Python code, which can be cut and exported."""
+    what = f"{where}: {path} is" if path else f"{where} returns"
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(f"{what} TorchScript, which cannot be cut; return the torch.nn.Module that it was made from")
+    exported = isinstance(module, torch.export.ExportedProgram)
+    if exported or (isinstance(module, torch.fx.GraphModule) and _is_exported(module)):
+        raise UsageError(
+            f"{what} an exported program, which cannot be cut; return the torch.nn.Module that was exported"
+        )
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{what} {kind(module)}; return a torch.nn.Module")
+
+
+def _is_exported(module: torch.fx.GraphModule) -> bool:
+    """Whether `torch.export` made a graph: it consists of operators instead of modules, and has no eval mode."""
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)
+
+
+def _require_plain(where: str, model: nn.Module) -> None:
+    """The parameters must be ordinary tensors in single precision, and copies of the model must be possible."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta:
+            lacks = "no shape yet" if is_lazy(parameter) else "no values (device meta)"
+            fix = "call the model once before you return it" if is_lazy(parameter) else "build the model on the CPU"
+            raise UsageError(f"{where}: parameter {name} has {lacks}; {fix}")
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"{where}: parameter {name} is {dtype}; return model.float(), and inputs in float32:"
+                " [runtime] precision of the target sets the precision of the artifact"
+            )
     for path, module in model.named_modules():
         for name, tensor in vars(module).items():
             if isinstance(tensor, Tensor) and not tensor.is_leaf:
@@ -85,11 +169,6 @@ def build_model(project: Project) -> nn.Module:
                     f"{where}: {path}.{name} is a computed tensor, and torch cannot copy such a model;"
                     " make it a parameter (torch.nn.utils.prune.remove), or use a parametrization"
                 )
-    if section.weights is not None:
-        _load_weights(project, model, section.weights)
-    _require_finite(project, model)
-    model = opened(model)
-    return preprocessed(model, project.preprocess) if project.preprocess else model
 
 
 def _require_finite(project: Project, model: nn.Module) -> None:
@@ -103,53 +182,26 @@ def _require_finite(project: Project, model: nn.Module) -> None:
             raise UsageError(f"{source}: tensor {name} holds NaN or infinity; give a finite checkpoint")
 
 
-def _load_weights(project: Project, model: nn.Module, path: Path) -> None:
+def _load_weights(project: Project, model: nn.Module, path: Path) -> tuple[str, ...]:
+    """Load a checkpoint into a model. Returns how it was adapted."""
     where = f"{project.where('model', 'weights')} {path}"
-    if not path.is_file():
-        raise UsageError(f"{where} does not exist; make it, or give a path relative to the project file's folder")
-    if path.stat().st_size > LIMITS.weights_bytes:
-        raise UsageError(f"{where} is over {LIMITS.weights_bytes} bytes; is it the right file?")
+    found = fitted(where, model, checkpoint.read(where, path, project.code))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of a pickle protocol, and then refuses it
-            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SecurityError(
-            f"{where} is refused: it is a pickle that runs code when it is loaded; {CONVERT}"
-        ) from error
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        # torch raises the last three for a file that is cut short or is not a checkpoint.
-        raise UsageError(f"{where} cannot be read: {one_line(error, project.code)}; save it again") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{where} holds no state dict; save model.state_dict()")
-    own = model.state_dict()
-    for name in own:
-        if name not in state:
-            raise UsageError(f"{where} has no tensor {name}, which the model needs; give a checkpoint of this model")
-    for name, tensor in state.items():
-        if name not in own:
-            raise UsageError(
-                f"{where} has a tensor {name}, which the model does not have; give a checkpoint of this model"
-            )
-        if own[name].shape != tensor.shape:
-            shapes = f"{tuple(tensor.shape)}, and the model needs {tuple(own[name].shape)}"
-            raise UsageError(f"{where}: tensor {name} has the shape {shapes}; give a checkpoint of this model")
-    model.load_state_dict(state)
+        model.load_state_dict(found.state, strict=False)  # all names fit; a module may also have a state of its own
+    except RuntimeError as error:
+        raise UsageError(f"{where} cannot be loaded: {one_line(error, project.code)}") from error
+    return found.notes
+
+
+def input_names(project: Project) -> tuple[str, ...]:
+    """The arguments of the model's forward that its inputs are, if `[model] inputs` returns them by name; else ()."""
+    with project.model.inputs.guarded():
+        given = project.model.inputs.load()()
+    return tuple(map(str, given)) if isinstance(given, Mapping) else ()
 
 
 def example_inputs(project: Project) -> tuple[Tensor, ...]:
-    """The user's example inputs, on the CPU.
+    """The user's example inputs, on the CPU. If they have names, these are `input_names`, in the same order.
 
     Returns:
         (batch, ...) each. All have the same batch size; the artifact is made for it.
@@ -162,7 +214,9 @@ def example_inputs(project: Project) -> tuple[Tensor, ...]:
     with section.inputs.guarded():
         inputs = tensors(section.inputs.load()())
     if inputs is None:
-        raise UsageError(f"{where} must return a tuple of tensors, such as (torch.zeros(1, 3, 224, 224),)")
+        raise UsageError(
+            f"{where} must return a tuple of tensors, such as (torch.zeros(1, 3, 224, 224),), or a dict of tensors by name"
+        )
     if any(tensor.ndim == 0 or tensor.numel() == 0 for tensor in inputs):
         raise UsageError(f"{where} returns an empty tensor or one without a batch dimension; return (batch, ...)")
     if len({len(tensor) for tensor in inputs}) > 1:
@@ -180,7 +234,8 @@ def example_inputs(project: Project) -> tuple[Tensor, ...]:
 
 
 def tensors(value: Any) -> tuple[Tensor, ...] | None:
-    """A tensor, or a sequence of tensors, as a tuple on the CPU; None for anything else."""
+    """A tensor, or a sequence or mapping of tensors, as a tuple on the CPU; None for anything else."""
+    value = tuple(value.values()) if isinstance(value, Mapping) else value
     given = (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, tuple | list) else ()
     return tuple(t.detach().cpu() for t in given) if given and all(isinstance(t, Tensor) for t in given) else None
 

@@ -13,6 +13,7 @@ from torch import nn
 from edgeprune.errors import UsageError, first_line
 from edgeprune.network.cut import sliced
 from edgeprune.network.preprocessing import preprocess_of, preprocessed
+from edgeprune.network.wrappers import unwrapped
 from edgeprune.records import Preprocess, Recipe
 
 
@@ -61,7 +62,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
             name: {int(dim): tuple(indices) for dim, indices in dims.items()}
             for name, dims in json.loads(metadata["recipe"]).items()
         }
-        pruned = sliced(model, kept)
+        pruned = sliced(unwrapped(model), kept)
         if "preprocess" in metadata and preprocess_of(pruned) is None:
             known = json.loads(metadata["preprocess"])
             preprocessed(pruned, Preprocess(tuple(known["mean"]), tuple(known["std"]), known["scale"]))

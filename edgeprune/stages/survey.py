@@ -31,12 +31,13 @@ def run(reads: Reads, output: Output) -> Groups:
 
 
 def describe(groups: Groups, reads: Reads) -> str:
-    """How many groups can be cut, how many blocks can be removed, and which groups are locked."""
+    """How many groups can be cut, how many blocks can be removed, which groups are locked, and how the model was adapted."""
     locked = [f"{g.name} ({g.locked.partition(':')[0]})" for g in groups.groups if g.locked and g.width > 1]
     more = f" and {len(locked) - LOCKED_SHOWN} more" if len(locked) > LOCKED_SHOWN else ""
     blocks = f", {len(groups.blocks)} blocks can be removed" if groups.blocks else ""
     shown = f"locked: {', '.join(locked[:LOCKED_SHOWN]) or 'none'}{more}"
-    return f"{len(groups.free)} channel groups can be cut{blocks}; {shown}"
+    adapted = "".join(f"; {note}" for note in reads.network.notes)
+    return f"{len(groups.free)} channel groups can be cut{blocks}; {shown}{adapted}"
 
 
 STAGE = Stage("survey", Reads, run, Groups, describe)
