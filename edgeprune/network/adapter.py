@@ -31,17 +31,26 @@ def adapted(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
     return model
 
 
+def with_own_outputs(model: nn.Module) -> nn.Module:
+    """Make an adapted model return what the user's code returns in eval mode, too; in place."""
+    for key in _flattening(model):
+        del model._forward_hooks[key]
+    return model
+
+
 def structure_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Structure | None:
     """The structure of what the user's model returns in eval mode; None if it returns no tensor."""
-    hooks = {key: hook for key, hook in model._forward_hooks.items() if isinstance(hook, _Flatten)}
-    for key in hooks:
-        del model._forward_hooks[key]
+    hooks = _flattening(model)
     try:
         with torch.no_grad():
-            outputs = model.eval()(*inputs)
+            outputs = with_own_outputs(model).eval()(*inputs)
     finally:
         model._forward_hooks.update(hooks)
     return Structure.of(outputs) if tensors(outputs) else None
+
+
+def _flattening(model: nn.Module) -> dict[int, _Flatten]:
+    return {key: hook for key, hook in model._forward_hooks.items() if isinstance(hook, _Flatten)}
 
 
 def _by_position(known: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
