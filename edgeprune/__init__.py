@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         compile,  # noqa: A004
         deploy,
         finetune,
+        finish,
         groups,
         history,
         load,
@@ -42,6 +43,7 @@ __all__ = [
     "compile",
     "deploy",
     "finetune",
+    "finish",
     "groups",
     "history",
     "load",

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Unpack
 
 from edgeprune.devices import install
@@ -133,13 +134,44 @@ def prune(project: Given, target: str = "local", **options: Unpack[Options]) -> 
     """Confirm the plan on the device, and cut the network. Args as in `run`.
 
     Returns:
-        The pruned network before fine-tuning. Train its `model` as you like.
+        The pruned network that training starts from. Train its `model` as you like, and continue with `finish`.
     """
     from edgeprune.stages import confirm, prune
 
     with opened(project, target, **options) as started:
-        confirmed, network = started.record(confirm.STAGE), started.record(prune.STAGE).untrained
-        return PrunedNetwork(started.request.project, target, confirmed, network)
+        confirmed, start = started.record(confirm.STAGE), started.record(prune.STAGE).start
+        return PrunedNetwork(started.request.project, target, options.get("budget"), confirmed, start)
+
+
+def finish(
+    project: Given, pruned: PrunedNetwork, model: nn.Module | None = None, **options: Unpack[Options]
+) -> Compressed:
+    """Continue after your own training: compile the network, verify it on the device, and compare it with the original.
+
+    Args:
+        project: as in `run`.
+        pruned: what `prune` returned. Its target and its budget are used.
+        model: the trained network, if it is another object than `pruned.model`. Its tensors have the same names and shapes.
+        **options: see `Options`.
+
+    Returns:
+        As `run`.
+
+    Raises:
+        UsageError: the network does not fit the plan.
+
+    Example:
+        >>> pruned = edgeprune.prune("edgeprune.toml", budget="50%")
+        >>> train(pruned.model)
+        >>> result = edgeprune.finish("edgeprune.toml", pruned)
+    """
+    from edgeprune.network import weights
+
+    with TemporaryDirectory(prefix="edgeprune-") as folder:
+        file = Path(folder) / "trained.safetensors"
+        weights.save(file, pruned.model if model is None else model, {})
+        options["budget"], options["weights"] = pruned.budget, file
+        return run(project, pruned.target, **options)
 
 
 def finetune(project: Given, target: str = "local", **options: Unpack[Options]) -> Path:
@@ -316,6 +348,6 @@ def _target(name: str) -> Target:
 
 
 __all__ = [
-    "check", "compile", "deploy", "finetune", "groups", "history", "load", "plan", "profile", "prune", "releases",
-    "rollback", "run", "setup", "verify",
+    "check", "compile", "deploy", "finetune", "finish", "groups", "history", "load", "plan", "profile", "prune",
+    "releases", "rollback", "run", "setup", "verify",
 ]  # fmt: skip

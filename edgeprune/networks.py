@@ -47,17 +47,19 @@ class Compressed(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PrunedNetwork(Answer):
-    """A pruned network before fine-tuning.
+    """A pruned network that was refitted and not yet trained.
 
     Attributes:
         project: the project that it is made from.
         target: the target that it is made for.
+        budget: the budget that replaces the project's; None for the project's.
         confirmed: the plan that was confirmed on the device.
         network: its file; see `edgeprune.load`.
     """
 
     project: Project
     target: str
+    budget: str | None
     confirmed: Confirmed
     network: Path
 

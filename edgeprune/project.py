@@ -44,6 +44,7 @@ class Project:
     profile = api.profile
     plan = api.plan
     prune = api.prune
+    finish = api.finish
     compile = api.compile
     verify = api.verify
     check = api.check

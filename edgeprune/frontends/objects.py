@@ -186,7 +186,7 @@ def _plain(value: Any) -> Any:
 
 def _copy(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise usage_error(f"Project(model=...) must be a torch.nn.Module, not a {type(model).__name__}")
+        raise usage_error(f"Project(model=...) must be a torch.nn.Module, and is of type {type(model).__name__}")
     with _guarded("Project(model=...): copy.deepcopy(model)"):
         return copy.deepcopy(model)
 
@@ -203,7 +203,7 @@ def _function(key: str, value: Any) -> ObjectFunction:
     if key in SPLITS and not (callable(value) and not hasattr(value, "__iter__")):
         return ObjectFunction(where, name, lambda: value, lambda: {where: callables.of_class(value, where)})
     if not callable(value):
-        raise usage_error(f"{where} must be a function, not a {type(value).__name__}")
+        raise usage_error(f"{where} must be a function, and is of type {type(value).__name__}")
     call = (lambda: value) if key == "augment" else value
     return ObjectFunction(where, name, call, lambda: {where: callables.of_value(value, where)})
 

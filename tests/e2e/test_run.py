@@ -137,10 +137,11 @@ def test_verbs_alone_and_as_functions(finished_run: tuple[Path, Finished]) -> No
     project, run = finished_run
     profile = edgeprune.profile(project)
     assert {experiment.role for experiment in profile.experiments} >= {"baseline", "fit", "confirm"}
-    confirmed, pruned = edgeprune.prune(project)
+    pruned = edgeprune.prune(project)
+    confirmed = pruned.confirmed
     assert confirmed.rounds == run.json["rounds"]
     build = runpy.run_path(str(project.parent / "blobs.py"))["build"]
-    small, tuned = edgeprune.load(pruned, build()), edgeprune.load(edgeprune.finetune(project), build())
+    small, tuned = edgeprune.load(pruned.network, build()), edgeprune.load(edgeprune.finetune(project), build())
     widths = confirmed.plan.widths
     assert small.a.out_channels == tuned.a.out_channels == widths["a"]
     assert tuned(torch.zeros(2, 1, 24, 24)).shape == (2, 4)

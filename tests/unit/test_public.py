@@ -18,6 +18,7 @@ PUBLIC = {
     "compile",
     "deploy",
     "finetune",
+    "finish",
     "groups",
     "history",
     "load",

@@ -1,0 +1,198 @@
+"""A project that is made of Python objects: its keywords, what it copies, and what its errors name."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgeprune
+from edgeprune.errors import UsageError
+from edgeprune.frontends import objects
+from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.frontends.model import build_model, example_inputs
+from edgeprune.frontends.sections import ProjectFile
+from edgeprune.frontends.toml import keys_of
+from edgeprune.records import Budget, keyword
+from edgeprune.records import Project as Record
+
+BATCHES = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def record(model: nn.Module | None = None, **options: Any) -> Record:
+    given = {"train": BATCHES, "valid": BATCHES, **options}
+    return edgeprune.Project(model or nn.Linear(3, 2), torch.zeros(1, 3), **given).record
+
+
+def test_every_key_of_the_file_is_a_keyword_and_the_reverse() -> None:
+    keys = {
+        keyword(section, key) for section in keys_of(ProjectFile, ()) for key in keys_of(ProjectFile, (section, ""))
+    }
+    assert keys == {"model", "example_inputs", *objects.Options.__annotations__} - {"name", "folder"}
+
+
+def test_every_keyword_arrives(tmp_path: Path) -> None:
+    found = record(
+        test=lambda: BATCHES,
+        weights=tmp_path / "w.safetensors",
+        budget="12 ms",
+        max_metric_drop=0.5,
+        mean=(0.0,),
+        std=[1.0],
+        scale=2,
+        importance="taylor",
+        lock=["head.*"],
+        epochs=3,
+        optimizer="adamw",
+        learning_rate=0.1,
+        weight_decay=0.0,
+        ema=0.9,
+        seed=7,
+        check_budget=["p99 20 ms"],
+        slowdown=0.1,
+        name="small",
+        folder=tmp_path / "here",
+    )
+    assert found.budget.latency == Budget.parse("12 ms") and found.budget.max_metric_drop == 0.5
+    assert found.preprocess is not None and found.preprocess.factor == (2.0,)
+    assert (found.prune.importance, found.prune.lock) == ("taylor", ("head.*",))
+    tuned = found.finetune
+    assert (tuned.epochs, tuned.optimizer, tuned.rate, tuned.decay, tuned.ema, tuned.seed) == (
+        3,
+        "adamw",
+        0.1,
+        0.0,
+        0.9,
+        7,
+    )
+    assert found.check.budget == (Budget.parse("p99 20 ms"),) and found.check.slowdown == 0.1
+    assert (found.name, found.folder, found.model.weights) == ("small", tmp_path / "here", tmp_path / "w.safetensors")
+
+
+def test_runs_are_kept_in_the_working_directory_under_the_model_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), train=BATCHES, valid=BATCHES)
+    assert project.record.folder == tmp_path / "edgeprune-runs" / "linear"
+    assert repr(project) == f"Project('linear', runs in {str(project.record.folder)!r})"
+    assert not project.record.folder.exists()
+
+
+def test_a_file_and_objects_are_two_ways_to_one_project(project: Path) -> None:
+    read = edgeprune.Project.read(project)
+    assert read.record == edgeprune.Project.read(project.parent).record
+    assert edgeprune.groups(read) == edgeprune.groups(project)
+
+
+def test_the_user_s_model_and_inputs_stay_and_later_changes_of_them_do_not_count() -> None:
+    model, inputs = nn.Sequential(nn.Linear(3, 2), nn.Dropout()), torch.zeros(1, 3)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    known = edgeprune.Project(model, inputs, train=BATCHES, valid=BATCHES).record
+    sources = known.model.factory.sources()
+    built = build_model(known)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.zero_()
+    assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)  # type: ignore[operator, union-attr]
+    inputs += 1
+    assert known.model.factory.sources() == sources
+    assert torch.equal(build_model(known).state_dict()["0.weight"], before["0.weight"])
+    assert not example_inputs(known)[0].any()
+
+
+def test_loaders_or_functions_that_return_them_are_read() -> None:
+    for train in (BATCHES, lambda: BATCHES, torch.utils.data.DataLoader([(torch.ones(3), 1)] * 4, batch_size=2)):  # type: ignore[arg-type, var-annotated]
+        assert sum(len(targets) for _, targets in Split(record(train=train), "train")) == 4
+
+
+def test_augment_is_a_function_of_the_inputs() -> None:
+    ((inputs, _),) = Split(record(augment=nn.ReLU()), "train", augmented=True)
+    assert torch.equal(inputs[0], BATCHES[0][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trian": BATCHES}, r"Project has no keyword 'trian'; did you mean train\?"),
+        ({"train": None}, r"Project\(train=\.\.\.\) is missing"),
+        ({"epochs": "many"}, r"Project\(epochs=\.\.\.\) must be a whole number from 0 to 10000, not 'many'"),
+        ({"optimizer": "lion"}, r'Project\(optimizer=\.\.\.\) must be "sgd" or "adamw", not \'lion\''),
+        ({"budget": "5 apples"}, r"Project\(budget=\.\.\.\): cannot read the budget '5 apples'"),
+        ({"check_budget": ["soon"]}, r"Project\(check_budget=\.\.\.\): cannot read the budget 'soon'"),
+        ({"metric": 3}, r"Project\(metric=\.\.\.\) must be a function, and is of type int"),
+        ({"mean": [0.0], "std": [1.0, 2.0]}, r"Project\(\.\.\.\): mean has 1 numbers, std 2"),
+        ({"metric": accuracy, "closed_loop": accuracy}, r"Project\(\.\.\.\): metric and closed_loop exclude"),
+        ({"name": "a b"}, r"Project\(name=\.\.\.\) must be of letters"),
+    ],
+)
+def test_a_wrong_keyword_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        record(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_that_is_none_or_cannot_be_copied_is_named() -> None:
+    with pytest.raises(UsageError, match=r"Project\(model=\.\.\.\) must be a torch\.nn\.Module, and is of type str"):
+        edgeprune.Project("resnet18", torch.zeros(1, 3), train=BATCHES, valid=BATCHES)  # type: ignore[arg-type]
+    model = nn.Linear(3, 2)
+    model.cache = model.weight * 2  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=r"Project\(model=\.\.\.\): copy\.deepcopy\(model\) raises RuntimeError"):
+        record(model)
+
+
+def test_errors_of_the_user_s_objects_name_the_keyword_and_the_line() -> None:
+    def failing(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise KeyError("no such label")
+
+    known = record(loss=failing, metric=lambda outputs, targets: float("nan"), train=iter(BATCHES))
+    with pytest.raises(UsageError, match=r"Project\(loss=\.\.\.\) raises KeyError: .*\(.*test_objects\.py, line \d+\)"):
+        Loss(known)(torch.zeros(2, 2), torch.zeros(2))
+    with pytest.raises(UsageError, match=r"Project\(metric=\.\.\.\) gives nan"):
+        Metric(known)(torch.zeros(2, 2), torch.zeros(2))
+    with pytest.raises(UsageError, match=r"Project\(train=\.\.\.\).*read once"):
+        Split(known, "train")
+    with pytest.raises(UsageError, match=r"Project\(test=\.\.\.\) is missing"):
+        Split(known, "test")
+
+
+def test_the_key_follows_the_functions_and_the_weights() -> None:
+    def sources(**options: Any) -> list[object]:
+        torch.manual_seed(0)
+        known = record(**options)
+        functions = [known.model.factory, known.model.inputs, known.data.train, known.data.metric, known.data.loss]
+        return [function and (function.name, dict(function.sources())) for function in functions]
+
+    def other(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs.argmax(1) != targets).float().mean())
+
+    assert sources(metric=accuracy) == sources(metric=accuracy)
+    assert sources(metric=accuracy) != sources(metric=other)
+    assert sources() != sources(model=nn.Linear(3, 2, bias=False))
+    model = nn.Linear(3, 2)
+    before = sources(model=model)
+    with torch.no_grad():
+        model.bias.zero_()
+    assert sources(model=model) != before
+
+
+def test_another_budget_replaces_the_project_s(tmp_path: Path) -> None:
+    from edgeprune.pipeline.request import read_project
+
+    project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), train=BATCHES, valid=BATCHES, budget="3 ms")
+    assert read_project(project) is project.record
+    assert read_project(project, "50%") == replace(
+        project.record, budget=replace(project.record.budget, latency=Budget.parse("50%"))
+    )
