@@ -71,6 +71,19 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Whether the original network meets the budget, in the target's precision. All latencies are in nanoseconds.
+
+    `latency` is the one in that precision, `before` the one in fp32.
+    """
+
+    outcome: Outcome
+    latency: Interval
+    before: Interval
+    budget_ns: float
+
+
+@dataclass(frozen=True)
 class Check:
     """A figure of the artifact, its limit, and the outcome. `note` holds the interval and how it was measured."""
 

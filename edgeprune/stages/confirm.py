@@ -24,18 +24,18 @@ from edgeprune.records import (
     MeasuredPlan,
     Plan,
     Profile,
+    Reference,
     Samples,
     Scores,
     digest,
 )
 from edgeprune.stages import allocation, events, experiments
-from edgeprune.stages.profile import Profiled
 from edgeprune.storage.profiles import ProfileFile
 
 if TYPE_CHECKING:
     from edgeprune.devices.bench import Bench
     from edgeprune.frontends.model import Network
-    from edgeprune.stages.inputs import Variants
+    from edgeprune.stages.inputs import Evidence, Variants
 
 LEAST = 0.96  # share of the budget that a plan must use; a plan below it removes more than is needed
 # The share that it may use at most. In the verdict each network has processes of its own, and the ratio was measured to
@@ -57,9 +57,8 @@ class Reads:
 
     network: Network
     survey: Groups
-    scores: Scores
+    evidence: Evidence | Reference
     plan: Plan
-    profile: Profiled
     budget_latency: Budget
     device: Bench
     variants: Variants
@@ -68,9 +67,10 @@ class Reads:
 
 def run(reads: Reads, output: Output) -> Confirmed:
     """Find a plan whose latency is confirmed on the device. All measurements go into the profile. Raises as `Loop.confirm`."""
-    if not reads.plan.cuts(reads.survey):
+    evidence = reads.evidence
+    if isinstance(evidence, Reference) or not reads.plan.cuts(reads.survey):
         return Confirmed(reads.plan, ())  # there is nothing to confirm
-    profile = reads.profile.profile
+    profile = evidence.profile
     subject = experiments.Subject(reads.device, reads.variants, reads.survey, reads.network.files(output.scratch))
 
     def measured(number: int, plans: Sequence[Plan]) -> tuple[Profile, list[MeasuredPlan]]:
@@ -80,7 +80,7 @@ def run(reads: Reads, output: Output) -> Confirmed:
         output.watch.step(number + 1, LIMITS.confirm_rounds, "; ".join(map(_figures, found)))
         return profile, found
 
-    confirmed = Loop(reads.survey, reads.scores, reads.budget_latency).confirm(profile, measured)
+    confirmed = Loop(reads.survey, evidence.scores, reads.budget_latency).confirm(profile, measured)
     widths = {**reads.survey.full(), **confirmed.plan.widths}
     folder = output.events / events.name_of(confirmed.plan, reads.budget_latency)
     events.layers(folder, reads.survey, draft(reads.survey, profile), widths)

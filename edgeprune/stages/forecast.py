@@ -61,7 +61,7 @@ def forecast(project: Project, target: Target, whole: bool) -> list[str]:
         spent[1] += outputs
     if whole:
         confirming = LIMITS.start_s + (2 + confirm.PLANS) * ROUND_S
-        to_confirm = confirm.PROCESSES * LIMITS.confirm_rounds
+        to_confirm = confirm.PROCESSES * confirm.REPEATS * LIMITS.confirm_rounds
         each = LIMITS.start_s + ROUND_S
         least, final = 2 * bench.SETTLED, 2 * POLICY.verify.processes * POLICY.verify.rounds
         lines += [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -21,14 +21,18 @@ from edgeprune.records import (
     FinetuneSection,
     Function,
     Groups,
+    Outcome,
     Precision,
+    Profile,
     PruneSection,
+    Reference,
+    Scores,
     SplitName,
     Widths,
     digest,
 )
 from edgeprune.runtimes.base import Runtime
-from edgeprune.stages import precision, survey, trial
+from edgeprune.stages import precision, profile, reference, scores, survey, trial
 from edgeprune.storage.profiles import ProfileFile
 from edgeprune.storage.store import file_sha256
 
@@ -138,7 +142,7 @@ def _seed(run: Run) -> dict[str, object]:
 
 def _given_weights(run: Run) -> dict[str, object]:
     given = run.request.weights
-    return {} if given is None else {"--weights": file_sha256(given)}
+    return {} if given is None else {"--weights": [file_sha256(file) for file in checkpoint.files(given)]}
 
 
 def _split(name: SplitName, augmented: bool = False) -> Input:
@@ -302,6 +306,41 @@ def _profile_file(run: Run) -> ProfileFile:
     return ProfileFile.of(request.profiles, name, request.target, groups, device, _precision(run))
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a plan is made from: the scores of all channels, and the profile."""
+
+    scores: Scores
+    profile: Profile
+
+
+def _meets(run: Run) -> Reference | None:
+    """The measurement of the original network, if it surely meets the budget. Then nothing is profiled and scored."""
+    if not reference.needed(run.request.project.budget.latency, _precision(run)):
+        return None
+    found = run.record(reference.STAGE)
+    return found if found.outcome is Outcome.PASS else None
+
+
+def _evidence(run: Run) -> Evidence | Reference:
+    met = _meets(run)
+    if met is not None:
+        return met
+    measured = run.record(profile.STAGE).profile
+    return Evidence(run.record(scores.STAGE), measured)
+
+
+def _evidence_settings(run: Run) -> dict[str, object]:
+    budget = {"[budget] latency": str(run.request.project.budget.latency)}
+    return {**budget, "scores": run.settings(scores.STAGE), "profile": run.settings(profile.STAGE)}
+
+
+def _evidence_made(run: Run) -> dict[str, object]:
+    if _meets(run) is not None:
+        return {"reference": run.key(reference.STAGE)}
+    return {"scores": run.key(scores.STAGE), "profile": run.key(profile.STAGE)}
+
+
 def _all(*parts: Settings) -> Settings:
     return lambda run: {label: value for part in parts for label, value in part(run).items()}
 
@@ -335,6 +374,7 @@ INPUTS: Mapping[str, Input] = {
         _all(_libraries, _packages, _precision_made),
         of_target=True,
     ),
+    "evidence": Input(_evidence, _evidence_settings, _evidence_made, of_target=True),
     # Only a path, so it is not in keys: the profile stage makes the content.
     "profile_file": Input(_profile_file, lambda run: {}, of_target=True),
 }

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Budget, Groups, Plan, Scores
-from edgeprune.stages.profile import Profiled
+from edgeprune.records import Budget, Groups, Plan, Reference, digest
+
+if TYPE_CHECKING:
+    from edgeprune.stages.inputs import Evidence
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The groups, their scores, the profile and the latency budget."""
+    """The groups, the scores and the profile, or the original network's latency if it meets the budget."""
 
     survey: Groups
-    scores: Scores
-    profile: Profiled
+    evidence: Evidence | Reference
     budget_latency: Budget
 
 
@@ -23,8 +25,16 @@ def run(reads: Reads, output: Output) -> Plan:
     """Plan the channels to keep with the least expected loss within the budget, with a proof."""
     from edgeprune.stages import confirm
 
-    loop = confirm.Loop(reads.survey, reads.scores, reads.budget_latency)
-    return loop.plans(reads.profile.profile)[0]
+    evidence = reads.evidence
+    if isinstance(evidence, Reference):
+        return whole(reads.survey, evidence)
+    return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency).plans(evidence.profile)[0]
+
+
+def whole(groups: Groups, met: Reference) -> Plan:
+    """The plan that keeps everything."""
+    keep = {group.name: tuple(range(group.width)) for group in groups.free}
+    return Plan(keep, met.latency, met.before, met.budget_ns, 0.0, 0.0, 0.0, digest(asdict(met)))
 
 
 def describe(plan: Plan, reads: Reads) -> str:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from edgeprune.pipeline.stage import Rules
 from edgeprune.stages import compile as compiling
-from edgeprune.stages import confirm, finetune, plan, precision, profile, prune, scores, survey, trial, verify
+from edgeprune.stages import (
+    confirm,
+    finetune,
+    plan,
+    precision,
+    profile,
+    prune,
+    reference,
+    scores,
+    survey,
+    trial,
+    verify,
+)
 from edgeprune.stages.inputs import INPUTS
 
 STAGES = (
@@ -12,6 +24,7 @@ STAGES = (
     survey.STAGE,
     compiling.ORIGINAL,
     precision.STAGE,
+    reference.STAGE,
     profile.STAGE,
     scores.STAGE,
     plan.STAGE,

@@ -76,13 +76,12 @@ def test_another_budget_measures_no_profile_again(finished_run: tuple[Path, Fini
     assert plan.json["budget_ns"] == pytest.approx(0.8 * plan.json["baseline"]["mid"], rel=0.1)
 
 
-def test_a_budget_above_the_baseline_prunes_nothing_and_still_verifies(
-    finished_run: tuple[Path, Finished], tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
-    run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 s", "--json")
+def test_an_original_network_that_meets_the_budget_is_only_verified(project: Path) -> None:
+    """Nothing is profiled, scored, pruned or trained."""
+    run = command("run", "--project", project, "--budget", "1 s", "--json")
     assert run.code == 0, run.err
-    assert "nothing was cut" in run.err
+    assert "nothing was cut" in run.err and "it meets 1000 ms" in run.err
+    assert not list(project.parent.glob("profiles/*")) and not list(project.parent.glob("runs/*/scores-*"))
     assert run.json["rounds"] == 0 and run.json["pruned"]["parameters"] == run.json["baseline"]["parameters"]
 
 
