@@ -71,7 +71,7 @@ def opened(
     shown = hasattr(sys, "ps1") if progress is None else progress  # an interactive session has the prompt ps1
     with ExitStack() as stack:
         if shown and options.get("watch") is None:
-            options["watch"] = stack.enter_context(console.Watcher(Console()))
+            options["watch"] = stack.enter_context(shows.Watcher(Console(emoji=False)))
         yield stack.enter_context(open_run(request.request(project, target, **options), RULES))
 
 

@@ -28,6 +28,7 @@ from edgeprune.cli.options import (
     OfDevice,
     OfProfile,
     OfRun,
+    OfTrained,
     ProjectOption,
     TargetArgument,
     TargetOption,
@@ -112,6 +113,7 @@ VERBS: Mapping[str, tuple[str, Callable[[Run], Any]]] = {
     "verify": ("Check the artifact on the device.", _record("verify")),
     "deploy": ("Deploy the verified artifact on the target's hosts.", _deployed),
 }
+TRAINED = "run", "compile", "verify", "deploy"  # verbs that use the trained network
 
 
 def _verb(name: str, options: OfRun) -> None:
@@ -124,7 +126,8 @@ def _verb(name: str, options: OfRun) -> None:
         if parallel.started_by_torchrun():
             _in_parallel(name, options)
             return
-    with opened(options, budget=options.budget, fresh=options.fresh) as (run, answer):
+    weights = options.weights if isinstance(options, OfTrained) else None
+    with opened(options, budget=options.budget, fresh=options.fresh, weights=weights) as (run, answer):
         value = VERBS[name][1](run)
         answer(value)
     outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
@@ -150,7 +153,8 @@ def _in_parallel(name: str, options: OfRun) -> None:
 
 
 def _register(name: str, text: str) -> None:
-    command(app, name, OfRun, text)(lambda options: _verb(name, options))
+    options = OfTrained if name in TRAINED else OfRun
+    command(app, name, options, text)(lambda options: _verb(name, options))
 
 
 for _name, (_text, _) in VERBS.items():
@@ -199,7 +203,7 @@ def _check(options: OfCheck) -> None:
     from edgeprune.storage.store import write_atomic
 
     budgets = [sections.read_budget("--budget", text) for text in options.budget or []]
-    with opened(options) as (run, answer):
+    with opened(options, weights=options.weights) as (run, answer):
         report = check.check(run, check.Options(budgets, options.baseline, reason))
         answer(report)
     if options.junit is not None:

@@ -52,6 +52,11 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
             else:
                 console.show(value, groups, screen)
 
+    return Console(emoji=False, stderr=stream is sys.stderr, width=None if stream.isatty() else width)
+
+
+def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
+    """Print an answer as JSON, or let `show` print it on a screen."""
 
 def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
     """Print an answer as JSON, or let `show` print it on a screen."""

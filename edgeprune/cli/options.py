@@ -26,6 +26,12 @@ DryRunOption = Annotated[
     bool,
     typer.Option("--dry-run", help="Contact no device. Print what would be sent and run there, and how long it takes."),
 ]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", help="The weights of the pruned network that you trained yourself. They replace fine-tuning."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,13 @@ class OfRun(OfDevice):
 
 
 @dataclass(frozen=True)
+class OfTrained(OfRun):
+    """Options of the stages that use the trained network."""
+
+    weights: WeightsOption = None
+
+
+@dataclass(frozen=True)
 class OfProfile(OfDevice):
     """Options of `profile`."""
 
@@ -87,6 +100,7 @@ class OfCheck(OfDevice):
         str, typer.Option("--reason", help="Reason, stored with the baseline (required with --update).")
     ] = ""
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the checks as JUnit XML.")] = None
+    weights: WeightsOption = None
 
 
 class BoardAction(StrEnum):

@@ -63,6 +63,7 @@ class Options(TypedDict, total=False):
         watch: its methods are called with the progress; see `Watch`.
         wait: wait for a device that somebody else holds.
         patience: how long to repeat measurements that other programs disturb: "90s", "15m" or "2h".
+        weights: the file of weights of the pruned network that the user trained. They replace fine-tuning.
     """
 
     budget: str | None
@@ -70,6 +71,7 @@ class Options(TypedDict, total=False):
     watch: Watch | None
     wait: bool
     patience: str | None
+    weights: Path | str | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Request:
         wait_s: how long to wait for a device that somebody else holds, in seconds.
         patience_s: how long to repeat measurements that other programs disturb, in seconds.
         watch: follows the progress.
+        weights: the file of weights of the pruned network, instead of fine-tuning; None to train.
     """
 
     project: Project
@@ -91,6 +94,7 @@ class Request:
     wait_s: float = 0.0
     patience_s: float = LIMITS.patience_s
     watch: Watch = field(default_factory=Quiet)
+    weights: Path | None = None
 
     @property
     def runs(self) -> Path:
@@ -122,7 +126,7 @@ def request(project: Given, target: str = "local", **options: Unpack[Options]) -
         runtimes.host(to.runtime).candidates(to.precision)
     except UsageError as error:
         raise UsageError(f"{to.path}: [runtime] precision = {to.precision!r}: {error}") from error
-    patience = options.get("patience")
+    patience, weights = options.get("patience"), options.get("weights")
     return Request(
         known,
         to,
@@ -130,7 +134,14 @@ def request(project: Given, target: str = "local", **options: Unpack[Options]) -
         wait_s=LIMITS.lease_wait_s if options.get("wait") else 0.0,
         patience_s=LIMITS.patience_s if patience is None else parse(patience),
         watch=options.get("watch") or Quiet(),
+        weights=None if weights is None else _existing(Path(weights)),
     )
+
+
+def _existing(weights: Path) -> Path:
+    if not weights.is_file():
+        raise UsageError(f"--weights {weights} is not a file; give the weights of the pruned network that you trained")
+    return weights
 
 
 def read_project(project: Given, budget: str | None = None) -> Project:

@@ -15,7 +15,7 @@ FORMAT = "<pre style=\"line-height:normal;font-family:Menlo,'DejaVu Sans Mono',c
 
 def html(result: Result) -> str:
     """The table of a result, its checks, and the verdict."""
-    screen = Console(record=True, file=StringIO(), width=WIDTH, force_jupyter=False)
+    screen = Console(emoji=False, record=True, file=StringIO(), width=WIDTH, force_jupyter=False)
     screen.print(table(result))
     for text in (*map(line, result.checks), f"verdict   {result.status}{mark(result)}"):
         screen.print(text, markup=False, highlight=False, soft_wrap=True)

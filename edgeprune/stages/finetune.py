@@ -1,4 +1,4 @@
-"""The finetune stage: train the pruned network. It is distilled from the original, or the user's function trains it."""
+"""The finetune stage: train the pruned network. It is distilled from the original, or the user trains it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgeprune.frontends.data import Loss, Metric, Split
     from edgeprune.frontends.model import Network
-    from edgeprune.frontends.trial import Trial
+    from edgeprune.frontends.trial import Checker
     from edgeprune.stages.training import Networks
 
 
@@ -31,12 +31,13 @@ class Reads:
     survey: Groups
     confirm: Confirmed
     prune: Pruned
-    trial: Trial
+    checker: Checker
     augmented: Split
     valid: Split
     loss: Loss
     metric: Metric
     finetune_section: FinetuneSection
+    given_weights: Path | None
     budget_latency: Budget
 
 
@@ -53,6 +54,11 @@ def run(reads: Reads, output: Output) -> Tuned:
     untrained = weights.load(reads.prune.untrained, original)
     tuned = output.path("tuned.safetensors")
     cuts = plan.cuts(reads.survey)
+    if reads.given_weights is not None:
+        parallel.broadcast()  # other processes of torchrun need not wait
+        model, history, notes = _given(reads, reads.given_weights, untrained)
+        weights.save(tuned, model, recipe)
+        return Tuned(tuned, history, notes)
     if not cuts or not reads.finetune_section.epochs:
         parallel.broadcast()  # other processes of torchrun need not wait
         weights.save(tuned, untrained, recipe)
@@ -69,7 +75,7 @@ def _distil(reads: Reads, networks: Networks, output: Output) -> tuple[nn.Module
     from edgeprune.stages import parallel, training
 
     course = training.Course(reads.augmented, reads.valid, reads.loss, reads.metric, reads.finetune_section)
-    with reads.trial.differentiating(training=True):
+    with reads.checker.differentiating(training=True):
         checkpoint = training.Checkpoint(output.partial() / "checkpoint.safetensors", output.save)
         if output.fresh:
             checkpoint.path.unlink(missing_ok=True)
@@ -90,13 +96,27 @@ def _by_user(reads: Reads, networks: Networks, output: Output) -> tuple[nn.Modul
     data = trainer.Data(
         trainer.Batches(reads.augmented),
         trainer.Batches(reads.valid),
-        reads.loss,
+        reads.loss.of_training,
         reads.metric,
         section.seed,
         folder,
         output.watch.step,
     )
     return trainer.train(section.trainer, networks, data)
+
+
+def _given(reads: Reads, path: Path, untrained: nn.Module) -> tuple[nn.Module, tuple[Epoch, ...], str]:
+    """The pruned network with the weights that the user trained. Epoch 1 is this network, epoch 0 the untrained one."""
+    from edgeprune.frontends import checkpoint
+    from edgeprune.network import weights
+    from edgeprune.stages import trainer, training
+
+    where, start = f"--weights {path}", reads.prune.start
+    model = weights.load(start, reads.network.module)
+    fix = f"train the network that edgeprune.load({str(start)!r}, model) gives"
+    notes = trainer.take_over(model, checkpoint.read(where, path, path.parent), where, fix)
+    before, after = (training.evaluate(one, reads.metric, reads.valid) for one in (untrained, model))
+    return model.eval(), (Epoch(0, None, before), Epoch(1, None, after)), ", ".join((path.name, *notes))
 
 
 def _on_epoch(reads: Reads, output: Output) -> Callable[[Epoch], None]:
@@ -115,9 +135,10 @@ def describe(tuned: Tuned, reads: Reads) -> str:
     if not tuned.history:
         return tuned.reason
     best, trainer = tuned.best, reads.finetune_section.trainer
-    if trainer is not None:
+    by_user = tuned.reason or (trainer.name if trainer else "")
+    if by_user:
         before, after = (f"{epoch.metric:.4f}" for epoch in tuned.history)
-        return f"{trainer.name}: validation metric {after}, untrained {before}"
+        return f"{by_user}: validation metric {after}, untrained {before}"
     return f"best of {reads.finetune_section.epochs} epochs is {best.epoch}: validation metric {best.metric:.4f}"
 
 
@@ -131,7 +152,7 @@ def follow(project: Project) -> None:
         UsageError: the user's function trains.
     """
     from edgeprune.frontends.data import Loss, Metric, Split
-    from edgeprune.frontends.model import build_model
+    from edgeprune.frontends.model import Network
     from edgeprune.network import weights
     from edgeprune.stages import parallel, training
 
@@ -146,12 +167,13 @@ def follow(project: Project) -> None:
         content = parallel.broadcast()
         if content:
             checkpoint.write_bytes(content)
-        original = build_model(project)
+        network = Network(project)
+        original = network.module
         course = training.Course(
             Split(project, "train", augmented=True),
             Split(project, "valid"),
-            Loss(project),
-            Metric(project),
+            Loss(project, network.structure),
+            Metric(project, network.structure),
             project.finetune,
         )
         networks = training.Networks(weights.load(start, original), original)

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.frontends.data import Metric, Split
+from edgeprune.frontends.fitting import fitted
 from edgeprune.frontends.model import finite, kind
+from edgeprune.network.adapter import with_own_outputs
 from edgeprune.records import Epoch, Function
 from edgeprune.stages import training
-
-SHOWN = 3  # tensors that a message names
 
 log = logging.getLogger("edgeprune")
 
@@ -50,8 +51,9 @@ class Data:
     Attributes:
         train: the training batches, cleaned and augmented.
         valid: the validation batches.
-        loss: the project's loss: (outputs, targets) to a scalar tensor.
-        metric: the project's metric: (outputs, targets) to a number; larger is better.
+        loss: the project's loss: (outputs, targets) to a scalar tensor. The outputs are the model's in training mode.
+        metric: the project's metric: (outputs, targets) to a number; larger is better. The outputs are the model's in eval
+            mode.
         seed: `[finetune] seed`. Global random generators are seeded with it before the trainer is called.
         folder: stays if training is killed, and is empty at first. A trainer that saves its state here can resume.
         progress: see `report`.
@@ -59,7 +61,7 @@ class Data:
 
     train: Batches
     valid: Batches
-    loss: Loss
+    loss: Callable[[Any, Tensor], Tensor]
     metric: Metric
     seed: int
     folder: Path
@@ -97,9 +99,11 @@ def train(trainer: Function, networks: training.Networks, data: Data) -> tuple[n
     assert untrained is not None
     found = copy.deepcopy(networks.start)  # so that only tensors are taken over
     with data.train._split.repeatable(data.seed), trainer.guarded():
-        original = copy.deepcopy(networks.original).requires_grad_(False).eval()
-        trained = trainer.load()(networks.start.train(), original, data)
-    take_over(found, _state(trainer, trained), trainer.where)
+        original = with_own_outputs(copy.deepcopy(networks.original)).requires_grad_(False).eval()
+        trained = trainer.load()(with_own_outputs(networks.start).train(), original, data)
+    take_over(
+        found, _state(trainer, trained), f"{trainer.where}: the returned model", "return the model that was given"
+    )
     before, after = (training.evaluate(one, data.metric, data.valid._split) for one in (untrained, found))
     history = (Epoch(0, None, before), Epoch(1, None, after))
     if after > before:
@@ -120,29 +124,29 @@ def _state(trainer: Function, trained: object) -> Mapping[str, Tensor]:
     return trained.state_dict()
 
 
-def take_over(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Give a model the tensors of a state dict, in place.
+def take_over(model: nn.Module, stored: Mapping[str, Tensor], where: str, fix: str) -> tuple[str, ...]:
+    """Give the pruned network other weights, in place. They may have the names of wrappers; see `frontends.fitting`.
+
+    Args:
+        model: the pruned network.
+        stored: the tensors.
+        where: names them in messages.
+        fix: what to do if they do not fit.
+
+    Returns:
+        How they were adapted.
 
     Raises:
-        UsageError: the names or the shapes differ, or a tensor is not finite. The message names the first three tensors.
+        UsageError: the names or the shapes differ, or a tensor is not finite.
     """
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is not in the pruned network" for name in state if name not in own]
-    wrong += [
-        f"{name} has the shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise UsageError(
-            f"{where} gives tensors that do not fit the pruned network: {'; '.join(wrong[:SHOWN])}{more};"
-            " train the network that edgeprune prune writes, and keep its layers"
-        )
+    try:
+        found = fitted(where, model, stored)
+    except UsageError as error:
+        raise UsageError(f"{error}; {fix}") from error
     parameters = {name for name, _ in model.named_parameters()}
-    for name, tensor in state.items():
+    for name, tensor in found.state.items():
         if bool(tensor.isnan().any()) or (name in parameters and not finite(tensor)):
-            raise UsageError(f"{where} gives NaN or infinity in tensor {name}; lower the learning rate")
+            raise UsageError(f"{where}: tensor {name} holds NaN or infinity; lower the learning rate")
     with torch.no_grad():
-        model.load_state_dict(state)
+        model.load_state_dict(found.state)
+    return found.notes

@@ -63,7 +63,7 @@ def call(
     """Train with `train` of mine.py."""
     function = FileFunction(project.path, "[finetune] trainer", "mine:train")
     splits = (trainer.Batches(Split(project, name)) for name in ("train", "valid"))
-    data = trainer.Data(*splits, Loss(project), Metric(project), 0, folder, steps)
+    data = trainer.Data(*splits, Loss(project).of_training, Metric(project), 0, folder, steps)
     return trainer.train(function, given, data)
 
 
@@ -120,6 +120,12 @@ def test_the_function_gets_a_model_to_train_a_frozen_original_and_data_of_known_
     assert all(parameter.requires_grad for parameter in given.original.parameters())
 
 
+def test_a_wrapper_of_the_model_may_be_returned(known: Project, tmp_path: Path) -> None:
+    wrapped = TRAINED.replace("return model", "return torch.nn.Sequential(torch.nn.DataParallel(model))")
+    model, (before, after) = trained(known, wrapped, tmp_path)
+    assert after.metric > before.metric + 0.3 and type(model).__name__ == "Net"
+
+
 def test_random_numbers_of_the_function_follow_from_the_seed(known: Project, tmp_path: Path) -> None:
     drawn = []
     for _ in range(2):
@@ -134,11 +140,11 @@ def test_random_numbers_of_the_function_follow_from_the_seed(known: Project, tmp
         ("\n    return None\n", r"trainer = 'mine:train' returns None; return the trained model"),
         (
             "\n    return original\n",
-            r"do not fit.*a\.weight has the shape \(48, 1, 3, 3\), not \(8, 1, 3, 3\).* and 3 more",
+            r"the returned model: tensor a\.weight has the shape \(48, 1, 3, 3\).*\(8, 1, 3, 3\).*the model that was given",
         ),
-        ("\n    return torch.nn.Sequential(model)\n", r"a\.weight is missing; bn\.weight is missing; .* more"),
-        ("\n    model.x = torch.nn.Linear(1, 1)\n    return model\n", r"x\.weight is not in the pruned network"),
-        ("\n    model.fc.bias.data[0] = float('nan')\n    return model\n", r"NaN or infinity in tensor fc\.bias"),
+        ("\n    model.bn = torch.nn.Identity()\n    return model\n", r"lacks bn\.weight, bn\.bias, bn\.running_mean"),
+        ("\n    model.x = torch.nn.Linear(1, 1)\n    return model\n", r"has x\.weight, x\.bias, which the model lacks"),
+        ("\n    model.fc.bias.data[0] = float('nan')\n    return model\n", r"tensor fc\.bias holds NaN or infinity"),
         ("\n    x = 1\n    raise KeyError('batch')\n", r"mine:train' raises KeyError: 'batch' \(mine\.py, line 4\)"),
     ],
 )
