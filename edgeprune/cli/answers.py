@@ -29,7 +29,7 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
     from edgeprune.stages.result import SCHEMA
 
     with _only_answer_on_stdout(options.as_json) as stdout:
-        screen = Console(stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
+        screen = Console(emoji=False, stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
         answers: list[Any] = []
         try:
             with (
@@ -52,11 +52,6 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
             else:
                 console.show(value, groups, screen)
 
-    return Console(emoji=False, stderr=stream is sys.stderr, width=None if stream.isatty() else width)
-
-
-def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
-    """Print an answer as JSON, or let `show` print it on a screen."""
 
 def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
     """Print an answer as JSON, or let `show` print it on a screen."""
@@ -65,7 +60,7 @@ def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
     if as_json:
         print(_document(value))
     else:
-        show(value, Console(width=None if sys.stdout.isatty() else 160))
+        show(value, Console(emoji=False, width=None if sys.stdout.isatty() else 160))
 
 
 def _document(value: object) -> str:
