@@ -65,7 +65,7 @@ def opened(
     """
     from rich.console import Console
 
-    from edgeprune.reports import console
+    from edgeprune.reports import progress as shows
     from edgeprune.stages.registry import RULES
 
     shown = hasattr(sys, "ps1") if progress is None else progress  # an interactive session has the prompt ps1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,24 +14,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeprune import errors
+from edgeprune.cli import logs
 from edgeprune.cli.answers import one_line, opened, put
+from edgeprune.cli.commands import command
 from edgeprune.cli.options import (
     HERE,
     BoardAction,
-    DryRunOption,
     Figure,
-    FreshOption,
-    JsonOption,
+    OfBoard,
     OfCheck,
+    OfDemo,
     OfDevice,
+    OfDoctor,
+    OfHistory,
     OfProfile,
+    OfProject,
+    OfReleases,
     OfRun,
+    OfSetup,
+    OfTensorboard,
     OfTrained,
-    ProjectOption,
-    TargetArgument,
-    TargetOption,
-    WaitOption,
-    command,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ app = typer.Typer(
     name="edgeprune",
     help="From a PyTorch model, a device and a latency budget to a verified, faster artifact.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -223,28 +222,23 @@ def _clear(junit: Path) -> None:
         raise errors.UsageError(f"--junit {str(junit)!r}: {error.strerror}; give the path of a file") from error
 
 
-@app.command("groups")
-def _groups(project: ProjectOption = HERE, as_json: JsonOption = False) -> None:
+@command(app, "groups", OfProject)
+def _groups(options: OfProject) -> None:
     """List the channel groups. It shows their layers, and why some are locked. It contacts no device."""
     from edgeprune import api
     from edgeprune.reports import console
 
-    put(api.groups(project), as_json, console.show_survey)
+    put(api.groups(options.project), options.as_json, console.show_survey)
 
 
-@app.command("history")
-def _history(
-    project: ProjectOption = HERE,
-    target: TargetOption = "local",
-    figure: Annotated[Figure, typer.Option("--figure", help="The figure.")] = Figure.p50,
-    as_json: JsonOption = False,
-) -> None:
+@command(app, "history", OfHistory)
+def _history(options: OfHistory) -> None:
     """Show one figure across past checks, and mark where its level changed."""
     from edgeprune import api
     from edgeprune.reports import console
 
-    found = api.history(project, target, FIGURES[figure])
-    put(found, as_json, lambda history, screen: screen.print(console.history_table(history)))
+    found = api.history(options.project, options.target, FIGURES[options.figure])
+    put(found, options.as_json, lambda history, screen: screen.print(console.history_table(history)))
 
 
 @command(app, "rollback", OfDevice)
@@ -252,18 +246,20 @@ def _rollback(options: OfDevice) -> None:
     """Deploy the previous release again."""
     from edgeprune import api
 
-    found = api.rollback(
-        options.project, options.target, lambda text: print(one_line(text), file=sys.stderr), options.wait
-    )
+    def report(text: str) -> None:
+        if not options.quiet:
+            print(one_line(text), file=sys.stderr)
+
+    found = api.rollback(options.project, options.target, report, options.wait)
     _put_releases(found, options.as_json)
 
 
-@app.command("releases")
-def _releases(target: TargetOption = "local", as_json: JsonOption = False, wait: WaitOption = False) -> None:
+@command(app, "releases", OfReleases)
+def _releases(options: OfReleases) -> None:
     """List the releases on the target's hosts. It shows which one is deployed, and which one a rollback returns to."""
     from edgeprune import api
 
-    _put_releases(api.releases(target, wait), as_json)
+    _put_releases(api.releases(options.target, options.wait), options.as_json)
 
 
 def _put_releases(found: list[Release], as_json: bool) -> None:
@@ -278,77 +274,71 @@ def _put_releases(found: list[Release], as_json: bool) -> None:
 # ------------------------------------------------------------------------------------------------- other commands
 
 
-@app.command("demo")
-def _demo(target: TargetOption = "local", as_json: JsonOption = False, fresh: FreshOption = False) -> None:
+@command(app, "demo", OfDemo)
+def _demo(options: OfDemo) -> None:
     """Run the digits example. It halves the latency of a residual network for handwritten digits."""
-    _verb("run", OfRun(project=_digits(), target=target, as_json=as_json, fresh=fresh))
+    _verb("run", OfRun(project=_digits(), **vars(options)))
 
 
-@app.command("doctor")
-def _doctor(
-    target: TargetArgument = "local",
-    project: Annotated[Path | None, typer.Option("--project", "-p", help="Examine this project file, too.")] = None,
-) -> None:
-    """Examine this machine and the device. Each finding comes with its fix."""
+@command(app, "doctor", OfDoctor)
+def _doctor(options: OfDoctor) -> None:
+    """Examine this machine, the device and the project. Each finding comes with its fix."""
     from edgeprune.reports.doctor import examine
 
+    if None not in (options.named, options.target) and options.named != options.target:
+        raise errors.UsageError(f"doctor takes one target; give {options.named} or --target {options.target}")
+    project = options.project or (HERE if HERE.is_file() else None)
     failed = False
-    for finding in examine(target, project):
+    for finding in examine(options.target or options.named or "local", project):
         failed |= finding.level == "fail"
-        print(f"{finding.level:<5} {one_line(finding.what)}" + (f"; fix: {finding.fix}" if finding.fix else ""))
+        if not options.quiet or finding.level != "ok":
+            print(f"{finding.level:<5} {one_line(finding.what)}" + (f"; fix: {finding.fix}" if finding.fix else ""))
     raise typer.Exit(errors.EXIT_FAIL if failed else errors.EXIT_PASS)
 
 
-@app.command("tensorboard")
-def _tensorboard(
-    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/local.")],
-    port: Annotated[int, typer.Option(help="The port to listen on, on this machine only.")] = 6006,
-) -> None:
+@command(app, "tensorboard", OfTensorboard)
+def _tensorboard(options: OfTensorboard) -> None:
     """Show a run in TensorBoard. It shows training curves, layers, and the metric by latency. Ctrl-C ends it."""
     from edgeprune.pipeline.run import EVENTS
 
-    folder = run / EVENTS
+    folder = options.run / EVENTS
     if not folder.is_dir():
         raise errors.UsageError(f"{folder} does not exist; install tensorboard, train again, and give the run's folder")
     if importlib.util.find_spec("tensorboard") is None:
         raise errors.RuntimeMissing("tensorboard is not installed; run: pip install 'edgeprune[tensorboard]'")
-    argv = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(folder),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    raise typer.Exit(subprocess.run(argv).returncode)
+    where = "--logdir", str(folder), "--host", "127.0.0.1", "--port", str(options.port)
+    # This process becomes TensorBoard, so that a signal to it reaches TensorBoard.
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *where])  # noqa: S606 - the argv is ours
 
 
-@app.command("setup")
-def _setup(target: TargetArgument, wait: WaitOption = False, dry_run: DryRunOption = False) -> None:
+@command(app, "setup", OfSetup)
+def _setup(options: OfSetup) -> None:
     """Install the agent on the device. The agent and the runtime go into a private folder, without root."""
     from edgeprune import api
     from edgeprune.devices import install
     from edgeprune.frontends import toml
 
-    if dry_run:
-        known = toml.read_target(toml.find_target(target, Path.cwd()))
+    if options.dry_run:
+        known = toml.read_target(toml.find_target(options.target, Path.cwd()))
         print("\n".join(line for _, one in known.all_hosts for line in install.forecast(one)))
         return
-    api.setup(target, lambda text: print(one_line(text), flush=True), wait)
+
+    def report(text: str) -> None:
+        if not options.quiet:
+            print(one_line(text), flush=True)
+
+    api.setup(options.target, report, options.wait)
 
 
-@app.command("board")
-def _board(action: Annotated[BoardAction, typer.Argument(help="Start it, stop it, or print its state.")]) -> None:
+@command(app, "board", OfBoard)
+def _board(options: OfBoard) -> None:
     """Start or stop the virtual board. It is an aarch64 machine under qemu, and its target is virtual-pi."""
     from edgeprune.devices.virtual import board
 
-    if action is BoardAction.status:
+    if options.action is BoardAction.status:
         print(board.status())
     else:
-        {BoardAction.up: board.up, BoardAction.down: board.down}[action]()
+        {BoardAction.up: board.up, BoardAction.down: board.down}[options.action]()
 
 
 def _digits() -> Path:
@@ -364,7 +354,7 @@ def _digits() -> Path:
 
 def main() -> None:
     """The entry point. Errors become one line on stderr and the exit codes of `edgeprune.errors`."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logs.listen()
     try:
         app()
     except errors.EdgepruneError as error:

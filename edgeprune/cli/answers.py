@@ -6,46 +6,41 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgeprune.cli.options import OfDevice
-from edgeprune.errors import EdgepruneError
 from edgeprune.limits import LIMITS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgeprune.pipeline.run import Run
+
+LINE_WIDTH, TABLE_WIDTH = 120, 160  # characters, where the output is no terminal
 
 
 @contextmanager
 def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any], None]]]:
     """A context with a run and a function. Progress is shown. Values that the function gets are printed at the end."""
-    from rich.console import Console
-
     from edgeprune import api
+    from edgeprune.pipeline.request import Quiet
     from edgeprune.reports import console
-    from edgeprune.stages.result import SCHEMA
+    from edgeprune.reports.progress import Watcher
 
     with _only_answer_on_stdout(options.as_json) as stdout:
-        screen = Console(emoji=False, stderr=options.as_json, width=None if sys.stdout.isatty() else 120)
+        screen = _screen(sys.stderr if options.as_json else sys.stdout, LINE_WIDTH)
         answers: list[Any] = []
-        try:
-            with (
-                console.Watcher(screen) as watch,
-                api.opened(
-                    options.project, options.target, wait=options.wait, patience=options.patience, watch=watch, **more
-                ) as run,
-            ):
-                yield run, answers.append
-                groups = run.value("survey")
-        except EdgepruneError as error:
-            if options.as_json:
-                text = one_line(str(error))
-                document = {"schema": SCHEMA, "status": "error", "exit_code": error.exit_code, "error": text}
-                stdout.write(json.dumps(document) + "\n")
-            raise
+        with (
+            nullcontext(Quiet()) if options.quiet else Watcher(screen) as watch,
+            api.opened(
+                options.project, options.target, wait=options.wait, patience=options.patience, watch=watch, **more
+            ) as run,
+        ):
+            yield run, answers.append
+            groups = run.value("groups")
         for value in answers:  # when the progress bars are gone
             if options.as_json:
                 stdout.write(_document(value) + "\n")
@@ -53,14 +48,19 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
                 console.show(value, groups, screen)
 
 
-def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
-    """Print an answer as JSON, or let `show` print it on a screen."""
+def _screen(stream: TextIO, width: int) -> Console:
+    """A console on stdout or stderr. `width` is that of its tables where they go to a file."""
     from rich.console import Console
 
+    return Console(emoji=False, stderr=stream is sys.stderr, width=None if stream.isatty() else width)
+
+
+def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
+    """Print an answer as JSON, or let `show` print it on a screen."""
     if as_json:
         print(_document(value))
     else:
-        show(value, Console(emoji=False, width=None if sys.stdout.isatty() else 160))
+        show(value, _screen(sys.stdout, TABLE_WIDTH))
 
 
 def _document(value: object) -> str:

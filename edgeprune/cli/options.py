@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated
 
 import typer
-
-Given = TypeVar("Given")
 
 # -------------------------------------------------------------------------------------------------------- options
 
 HERE = Path("edgeprune.toml")
 ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project file, edgeprune.toml.")]
-TargetOption = Annotated[str, typer.Option("--target", "-t", help="A target's name, or the path of its file.")]
-TargetArgument = Annotated[str, typer.Argument(help="A target's name, or the path of its file.")]
+TARGET_HELP = "A target's name, or the path of its file."
+TargetOption = Annotated[str, typer.Option("--target", "-t", help=TARGET_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a device that somebody else holds.")]
+PatienceOption = Annotated[
+    str | None, typer.Option(help="How long to repeat measurements that other programs disturb: 90s, 15m, 2h.")
+]
 DryRunOption = Annotated[
     bool,
     typer.Option("--dry-run", help="Contact no device. Print what would be sent and run there, and how long it takes."),
@@ -34,13 +33,45 @@ WeightsOption = Annotated[
 ]
 
 
+class BoardAction(StrEnum):
+    """Actions on the virtual board."""
+
+    up = "up"
+    down = "down"
+    status = "status"
+
+
+class Figure(StrEnum):
+    """Figures that the history shows."""
+
+    p50 = "p50"
+    p90 = "p90"
+    memory = "memory"
+    size = "size"
+    metric = "metric"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of every command."""
+
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no warnings.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print also what libraries log.")] = False
+
+
 @dataclass(frozen=True)
-class OfTarget:
-    """A project on a target."""
+class OfProject(Options):
+    """A project."""
 
     project: ProjectOption = HERE
-    target: TargetOption = "local"
     as_json: JsonOption = False
+
+
+@dataclass(frozen=True)
+class OfTarget(OfProject):
+    """A project on a target."""
+
+    target: TargetOption = "local"
 
 
 @dataclass(frozen=True)
@@ -48,10 +79,7 @@ class OfDevice(OfTarget):
     """A project on a target, with a device that is used."""
 
     wait: WaitOption = False
-    patience: Annotated[
-        str | None,
-        typer.Option(help="How long to repeat measurements that other programs disturb: 90s, 15m, 2h."),
-    ] = None
+    patience: PatienceOption = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,69 @@ class OfProfile(OfDevice):
 
 
 @dataclass(frozen=True)
+class OfDemo(Options):
+    """Options of `demo`."""
+
+    target: TargetOption = "local"
+    as_json: JsonOption = False
+    fresh: FreshOption = False
+    wait: WaitOption = False
+    patience: PatienceOption = None
+
+
+@dataclass(frozen=True)
+class OfHistory(OfTarget):
+    """Options of `history`."""
+
+    figure: Annotated[Figure, typer.Option("--figure", help="The figure.")] = Figure.p50
+
+
+@dataclass(frozen=True)
+class OfReleases(Options):
+    """Options of `releases`."""
+
+    target: TargetOption = "local"
+    as_json: JsonOption = False
+    wait: WaitOption = False
+
+
+@dataclass(frozen=True)
+class OfDoctor(Options):
+    """Options of `doctor`."""
+
+    named: Annotated[str | None, typer.Argument(metavar="TARGET", help="The target; the same as --target.")] = None
+    target: Annotated[str | None, typer.Option("--target", "-t", help=TARGET_HELP)] = None
+    project: Annotated[
+        Path | None,
+        typer.Option("--project", "-p", help="The project file; by default edgeprune.toml, if there is one."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfSetup(Options):
+    """Options of `setup`."""
+
+    target: Annotated[str, typer.Argument(help=TARGET_HELP)]
+    wait: WaitOption = False
+    dry_run: DryRunOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfBoard(Options):
+    """Options of `board`."""
+
+    action: Annotated[BoardAction, typer.Argument(help="Start it, stop it, or print its state.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTensorboard(Options):
+    """Options of `tensorboard`."""
+
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/local.")]
+    port: Annotated[int, typer.Option(help="The port to listen on, on this machine only.")] = 6006
+
+
+@dataclass(frozen=True)
 class OfCheck(OfDevice):
     """Options of `check`."""
 
@@ -101,47 +192,3 @@ class OfCheck(OfDevice):
     ] = ""
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the checks as JUnit XML.")] = None
     weights: WeightsOption = None
-
-
-class BoardAction(StrEnum):
-    """Actions on the virtual board."""
-
-    up = "up"
-    down = "down"
-    status = "status"
-
-
-class Figure(StrEnum):
-    """Figures that the history shows."""
-
-    p50 = "p50"
-    p90 = "p90"
-    memory = "memory"
-    size = "size"
-    metric = "metric"
-
-
-def command(
-    app: typer.Typer, name: str, options: type[Given], text: str | None = None
-) -> Callable[[Callable[[Given], None]], None]:
-    """Register a command. The fields of the data class `options` are its options; `text` or the docstring is its help."""
-    hints = get_type_hints(options, include_extras=True)
-
-    def register(function: Callable[[Given], None]) -> None:
-        def called(**given: Any) -> None:
-            function(options(**given))
-
-        parameters = [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is MISSING else field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(options)  # type: ignore[arg-type]
-        ]
-        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        called.__annotations__ = hints
-        app.command(name, help=text or inspect.getdoc(function))(called)
-
-    return register

@@ -55,3 +55,11 @@ class Budget:
     def __str__(self) -> str:
         text = f"{self.ns / 1e6:g} ms" if self.ns is not None else f"{100 * (self.fraction or 0):g}%"
         return text if self.quantile == 0.5 else f"p{100 * self.quantile:.0f} {text}"
+
+
+FINE_NS = 1e5  # a shorter latency is shown in microseconds
+
+
+def time_text(ns: float, like_ns: float | None = None) -> str:
+    """A latency as text: "1.449 ms" or "45.12 µs". `like_ns` chooses the unit, so that several latencies have the same."""
+    return f"{ns / 1e6:.3f} ms" if (ns if like_ns is None else like_ns) >= FINE_NS else f"{ns / 1e3:.2f} µs"

@@ -1,18 +1,17 @@
-"""The terminal: progress during a run, and one table at the end."""
+"""The terminal: the answer of a command, as tables and lines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from edgeprune.devices.validate import printable
 from edgeprune.records import (
@@ -23,6 +22,7 @@ from edgeprune.records import (
     Figures,
     Groups,
     History,
+    Outcome,
     Plan,
     Release,
     Report,
@@ -30,8 +30,10 @@ from edgeprune.records import (
     Survey,
     Verdict,
 )
+from edgeprune.records.budget import time_text
 
 SHOWN_LAYERS = 3  # of a group
+COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
 NO_BASELINE = "none, so nothing is compared with earlier measurements; make one: edgeprune check --update --reason …"
 
 
@@ -45,57 +47,6 @@ def mark(figures: Result | Verdict | Explanation | Report) -> str:
     return f" ({' and '.join(kinds(figures))}: not the figures of a physical device)" if kinds(figures) else ""
 
 
-class Watcher:
-    """Shows progress: bars on a terminal, elsewhere one line for each finished stage. A context manager."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._progress = Progress(
-            *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-        )
-        self._task = self._progress.add_task("", total=None, note="", visible=False)
-        self._began = time.monotonic()
-
-    def __enter__(self) -> Watcher:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def start(self, stage: str) -> None:
-        """A stage begins."""
-        self._began = time.monotonic()
-        self._progress.reset(self._task, description=stage, total=None, note="", visible=True)
-
-    def step(self, done: int, total: int, note: str) -> None:
-        """The stage in progress advances. Without a note only the bar moves."""
-        shown = {"note": escape(note)} if note else {}
-        self._progress.update(self._task, completed=done, total=total, **shown)  # type: ignore[arg-type]
-        if note and not self._console.is_terminal:
-            self._console.print(f"{'':<10} {done}/{total}  {note}", markup=False, highlight=False, soft_wrap=True)
-
-    def note(self, text: str) -> None:
-        """The stage in progress waits for something."""
-        self._progress.update(self._task, note=escape(text))
-        if not self._console.is_terminal:
-            self._console.print(f"{'':<10} {text}", markup=False, highlight=False, soft_wrap=True)
-
-    def done(self, stage: str, note: str) -> None:
-        """A stage ended; `note` describes its record."""
-        self._progress.update(self._task, visible=False)
-        spent = "" if note == "reused" else f" ({time.monotonic() - self._began:.1f} s)"
-        self._console.print(f"{stage:<10} {note}{spent}", markup=False, highlight=False, soft_wrap=True)
-
-
 def show(answer: object, groups: Groups, console: Console) -> None:
     """Print an answer: a table for a run or a plan, one line for each check of a verdict, else the path of the file.
 
@@ -105,7 +56,7 @@ def show(answer: object, groups: Groups, console: Console) -> None:
         console: where to print.
     """
 
-    def put(text: str) -> None:
+    def put(text: str | Text) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     console.print()
@@ -113,17 +64,19 @@ def show(answer: object, groups: Groups, console: Console) -> None:
         case Result():
             console.print(table(answer))
             _put_checks(answer.checks, put)
-            put(f"\nverdict   {answer.status}{mark(answer)}")
+            console.print()
+            put(_verdict(answer.status, answer))
             put(f"artifact  {answer.artifact}")
         case Verdict():
             _put_checks(answer.checks, put)
-            put(f"\nverdict   {answer.outcome}{mark(answer)}")
+            console.print()
+            put(_verdict(answer.outcome, answer))
         case Report():
             _put_checks(answer.checks, put)
             for shift in answer.slower:
                 put(f"slower    {shift.operator}: {shift.before_ns / 1e3:,.1f} → {shift.after_ns / 1e3:,.1f} µs")
             put(f"\nbaseline  {answer.baseline or NO_BASELINE}")
-            put(f"verdict   {answer.outcome}{mark(answer)}")
+            put(_verdict(answer.outcome, answer))
         case Explanation():
             for part in explanation_tables(answer):
                 console.print(part)
@@ -140,9 +93,21 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             put(f"network   {answer}")
 
 
-def _put_checks(checks: Sequence[Check], put: Callable[[str], None]) -> None:
+def _put_checks(checks: Sequence[Check], put: Callable[[Text], None]) -> None:
     for check in checks:
-        put(line(check))
+        put(_coloured(line(check), check.outcome, 0))
+
+
+def _verdict(outcome: Outcome, answer: Result | Verdict | Report) -> Text:
+    label = "verdict   "
+    return _coloured(f"{label}{outcome}{mark(answer)}", outcome, len(label))
+
+
+def _coloured(text: str, outcome: Outcome, at: int) -> Text:
+    """A line with the outcome, which stands at `at`, in its colour."""
+    shown = Text(text)
+    shown.stylize(f"bold {COLOURS[outcome]}", at, at + len(outcome))
+    return shown
 
 
 def releases_table(releases: Sequence[Release]) -> Table:
@@ -155,12 +120,12 @@ def releases_table(releases: Sequence[Release]) -> Table:
         "state",
         "since",
         "runtime",
-        "p50, ms",
-        "budget, ms",
+        "p50",
+        "budget",
         "metric",
         "verdict",
     ):
-        numeric, unbroken = heading in ("p50, ms", "budget, ms", "metric"), heading in ("host", "release", "since")
+        numeric, unbroken = heading in ("p50", "budget", "metric"), heading in ("host", "release", "since")
         shown.add_column(heading, justify="right" if numeric else "left", no_wrap=unbroken)
     for release in releases:
         since = "" if release.since_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(release.since_s))
@@ -170,7 +135,8 @@ def releases_table(releases: Sequence[Release]) -> Table:
             continue
         known, verdict = release.manifest, release.manifest.verdict
         runtime = f"{known.runtime} {known.device.runtime_version}, {known.precision}"
-        figures = (f"{verdict.pruned.p50_ms:.3f}", f"{verdict.budget_ms:.3f}", f"{verdict.pruned.metric:.4f}")
+        times = ("" if ms is None else time_text(1e6 * ms) for ms in (verdict.pruned.p50_ms, verdict.budget_ms))
+        figures = (*times, f"{verdict.pruned.metric:.4f}")
         outcome = ", ".join([verdict.outcome, *kinds(verdict)])
         shown.add_row(*(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, outcome)))
     return shown
@@ -178,8 +144,7 @@ def releases_table(releases: Sequence[Release]) -> Table:
 
 def history_table(found: History) -> Table:
     """One row for each check, the oldest first, with the change where a new level begins."""
-    unit, scale = ("ms", 1e6) if found.figure.endswith("_ns") else ("", 1.0)
-    name = found.figure.removesuffix("_ns") + (f", {unit}" if unit else "")
+    timed, name = found.figure.endswith("_ns"), found.figure.removesuffix("_ns")
     shown = Table(box=box.SIMPLE_HEAD, title=f"{found.project} on {found.target}", title_justify="left")
     for heading in ("when", "commit", "artifact", name, "outcome", "change", "note"):
         shown.add_column(heading, justify="right" if heading == name else "left", no_wrap=heading != "note")
@@ -189,7 +154,7 @@ def history_table(found: History) -> Table:
             day,
             record.commit,
             record.artifact[:12],
-            f"{value / scale:,.4g}",
+            time_text(value) if timed else f"{value:,.4g}",
             record.outcome,
             _change(found, i),
             record.note,
@@ -303,18 +268,31 @@ def table(result: Result) -> Table:
     before_in = "before" if result.precision == "fp32" else "before, fp32"
     for heading in ("", before_in, "after", "after / before"):
         shown.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+
+    def time(ms: float) -> str:
+        return time_text(1e6 * ms, 1e6 * before.p50_ms)
+
     rows: list[tuple[str, str, str, str]] = [
-        ("latency p50, ms", f"{before.p50_ms:.3f}", f"{after.p50_ms:.3f}", _share(after.p50_ms, before.p50_ms)),
-        ("latency p90, ms", f"{before.p90_ms:.3f}", f"{after.p90_ms:.3f}", _share(after.p90_ms, before.p90_ms)),
-        ("budget, ms", "", f"{result.budget_ms:.3f}", _share(min(result.budget_ms, before.p50_ms), before.p50_ms)),
-        ("predicted, ms", "", f"{result.predicted_ms:.3f}", ""),
-        ("confirmed, ms", "", f"{result.confirmed_ms:.3f}", f"{result.rounds} round{'s' * (result.rounds != 1)}"),
+        ("latency p50", time(before.p50_ms), time(after.p50_ms), _share(after.p50_ms, before.p50_ms)),
+        ("latency p90", time(before.p90_ms), time(after.p90_ms), _share(after.p90_ms, before.p90_ms)),
+        *_planned(result, time),
         ("metric", f"{before.metric:.4f}", f"{after.metric:.4f}", f"{after.metric - before.metric:+.4f}"),
         *(_count(name, key, before, after) for name, key in COUNTS),
     ]
     for row in rows:
         shown.add_row(*row)
     return shown
+
+
+def _planned(result: Result, time: Callable[[float], str]) -> Iterator[tuple[str, str, str, str]]:
+    """The rows of the budget and of the plan. A network that was not pruned has none."""
+    before = result.baseline.p50_ms
+    if result.budget_ms is not None:
+        yield "budget", "", time(result.budget_ms), _share(min(result.budget_ms, before), before)
+    if result.predicted_ms is not None:
+        yield "predicted", "", time(result.predicted_ms), ""
+    if result.confirmed_ms is not None:
+        yield "confirmed", "", time(result.confirmed_ms), f"{result.rounds} round{'s' * (result.rounds != 1)}"
 
 
 COUNTS = (("parameters", "parameters"), ("MACs", "macs"), ("size, bytes", "size_bytes"), ("operators", "operators"))
@@ -332,5 +310,9 @@ def _share(new: float, old: float) -> str:
 def line(check: Check) -> str:
     """One check in one line: outcome, name, value, limit and note."""
     note = f"  ({check.note})" if check.note else ""
-    shape = ",.0f" if check.name.endswith("bytes") else ".4g"
-    return f"{check.outcome.value:<12} {check.name:<26} {check.value:{shape}}, limit {check.limit:{shape}}{note}"
+    if check.name.partition(" ")[0].endswith("_ms"):
+        value, limit = (time_text(1e6 * ms, 1e6 * check.limit) for ms in (check.value, check.limit))
+    else:
+        shape = ",.0f" if check.name.endswith("bytes") else ".4g"
+        value, limit = f"{check.value:{shape}}", f"{check.limit:{shape}}"
+    return f"{check.outcome.value:<12} {check.name:<26} {value}, limit {limit}{note}"

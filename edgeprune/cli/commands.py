@@ -1,0 +1,85 @@
+"""Commands of the command line: a function of a data class of options becomes a command."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from edgeprune.cli import logs
+from edgeprune.cli.answers import one_line
+from edgeprune.cli.options import Options
+from edgeprune.errors import EdgepruneError, UsageError
+
+COMMON = {field.name for field in fields(Options)}  # stand last in the help
+Given = TypeVar("Given", bound=Options)
+
+
+class _Command(TyperCommand):
+    """A command that refuses an option that is given twice. The parser would use the last one without a word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        with _reported("--json" in args):
+            for parameter, times in Counter(order).items():
+                single = isinstance(parameter, TyperOption) and not (parameter.multiple or parameter.is_flag)
+                if times > 1 and single:
+                    raise UsageError(
+                        f"{parameter.opts[0]} is given {times} times, and {self.name} takes one;"
+                        f" give one, or run {self.name} once for each"
+                    )
+        return super().parse_args(ctx, args)
+
+
+def command(
+    app: typer.Typer, name: str, options: type[Given], text: str | None = None
+) -> Callable[[Callable[[Given], None]], None]:
+    """Register a command. The fields of the data class `options` are its options; `text` or the docstring is its help.
+
+    With `--json`, an error is also printed as a JSON document.
+    """
+    hints = get_type_hints(options, include_extras=True)
+
+    def register(function: Callable[[Given], None]) -> None:
+        def called(**given: Any) -> None:
+            asked = options(**given)
+            logs.listen(asked.verbose, asked.quiet)
+            with _reported(getattr(asked, "as_json", False)):
+                function(asked)
+
+        parameters = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in sorted(fields(options), key=lambda field: field.name in COMMON)
+        ]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = hints
+        app.command(name, cls=_Command, help=text or inspect.getdoc(function))(called)
+
+    return register
+
+
+@contextmanager
+def _reported(as_json: bool) -> Iterator[None]:
+    """With `--json`, an error is also a JSON document on stdout."""
+    try:
+        yield
+    except EdgepruneError as error:
+        if as_json:
+            from edgeprune.stages.result import SCHEMA
+
+            text = one_line(str(error))
+            document = {"schema": SCHEMA, "status": "error", "exit_code": error.exit_code, "error": text}
+            print(json.dumps(document), flush=True)
+        raise

@@ -1,0 +1,135 @@
+"""What the command line refuses, prints and keeps silent about."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeprune import errors
+from edgeprune.cli import app, logs, main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts back what a command changes for its whole process: log handlers, the printing of warnings, TORCH_LOGS."""
+    handlers, level, shown = logging.root.handlers[:], logging.root.level, warnings.showwarning
+    monkeypatch.setenv("TORCH_LOGS", os.environ.get("TORCH_LOGS", "-all"))
+    logging.root.handlers = []  # pytest's, which must not be closed
+    yield
+    logging.root.handlers, warnings.showwarning = handlers, shown
+    logging.root.setLevel(level)
+    logging.getLogger("edgeprune").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def edgeprune(screen: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line in this process and in an empty folder: its exit code, its output and its error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeprune", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("plan", "-b", "80%", "-b", "90%"), "--budget"),
+        (("run", "--target", "local", "-t", "pi"), "--target"),
+        (("history", "-p", "a.toml", "-p", "b.toml"), "--project"),
+        (("demo", "--target", "a", "--target", "b"), "--target"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_an_error(arguments: tuple[str, ...], option: str, edgeprune: Run) -> None:
+    code, out, err = edgeprune(*arguments)
+    assert (code, out) == (2, "") and err.startswith(f"error: {option} is given 2 times") and err.count("\n") == 1
+    code, out, _ = edgeprune(*arguments, "--json")
+    assert code == 2 and json.loads(out)["status"] == "error"
+
+
+def test_check_takes_several_budgets(edgeprune: Run) -> None:
+    assert "edgeprune.toml" in edgeprune("check", "-b", "80%", "-b", "p99 20 ms")[2]
+
+
+@pytest.mark.parametrize("command", ["run", "history", "groups", "rollback", "check", "plan"])
+def test_an_error_is_json_with_json(command: str, edgeprune: Run) -> None:
+    code, out, err = edgeprune(command, "--json")
+    assert json.loads(out) == {"schema": 1, "status": "error", "exit_code": code, "error": err[len("error: ") : -1]}
+    assert code == errors.UsageError.exit_code
+
+
+def test_every_command_has_quiet_and_verbose() -> None:
+    from typer.main import get_command
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name, one in commands.items():
+        assert {"--quiet", "-q", "--verbose", "-v"} <= {option for p in one.params for option in p.opts}, name
+
+
+LIBRARY = "/opt/venv/lib/python3.12/site-packages/torchao/ops.py"
+USERS = "/home/me/project/net.py"
+
+
+def emit(file: str, level: int = logging.WARNING) -> None:
+    log = logging.getLogger("anything")
+    log.handle(log.makeRecord(log.name, level, file, 1, "text of %s", (file,), None))
+
+
+def test_warnings_of_libraries_are_shown_only_with_v(screen: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for verbose in (False, True):
+        logs.listen(verbose)
+        emit(LIBRARY)
+        warnings.showwarning("no triton", UserWarning, LIBRARY, 1)
+        err = capsys.readouterr().err
+        assert ("text of" in err, "no triton" in err) == (verbose, verbose)
+
+
+def test_warnings_of_the_users_code_and_errors_of_libraries_are_shown(
+    screen: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.listen()
+    emit(USERS)
+    warnings.showwarning("odd labels", UserWarning, USERS, 7)
+    emit(LIBRARY, logging.ERROR)
+    logging.getLogger("edgeprune").warning("set aside")
+    assert capsys.readouterr().err.splitlines() == [
+        f"WARNING: text of {USERS}",
+        "WARNING: UserWarning: odd labels (net.py, line 7)",
+        f"ERROR: text of {LIBRARY}",
+        "WARNING: set aside",
+    ]
+
+
+def test_q_prints_no_warning(screen: None, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.listen(quiet=True)
+    emit(USERS)
+    emit(USERS, logging.ERROR)
+    assert capsys.readouterr().err == f"ERROR: text of {USERS}\n"
+
+
+def test_doctor_takes_the_target_in_two_ways_and_finds_the_project(
+    edgeprune: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeprune.reports import doctor
+
+    asked: list[tuple[str, Path | None]] = []
+    monkeypatch.setattr(doctor, "examine", lambda target, project: asked.append((target, project)) or [])
+    assert edgeprune("doctor")[0] == edgeprune("doctor", "pi")[0] == edgeprune("doctor", "--target", "pi")[0] == 0
+    Path("edgeprune.toml").touch()
+    assert edgeprune("doctor", "pi", "-t", "pi")[0] == 0
+    here = Path("edgeprune.toml")
+    assert asked == [("local", None), ("pi", None), ("pi", None), ("pi", here)]
+    assert edgeprune("doctor", "pi", "-t", "other")[0] == 2

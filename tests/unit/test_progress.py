@@ -1,0 +1,124 @@
+"""Progress on a terminal, in a pipe and in a notebook; colours; units."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from releases import FIGURES
+from rich.console import Console
+
+from edgeprune.cli import logs
+from edgeprune.records import Check, Figures, Outcome, Result, Verdict
+from edgeprune.records.budget import time_text
+from edgeprune.reports import console, progress
+
+NOTE = "loss curves of all groups were measured on the training data, in batches of samples"
+
+
+def terminal(width: int = 60, **more: object) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, **more)  # type: ignore[arg-type]
+
+
+def text(screen: Console) -> str:
+    return screen.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_a_bar_shows_percent_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, now = terminal(120), [0.0]
+    with progress.Watcher(screen) as watch:
+        monkeypatch.setattr(watch._progress, "get_time", lambda: now[0])
+        watch.start("scores")
+        for done in range(1, 4):
+            now[0] += 10.0
+            watch.step(done, 10, "layer one")
+        watch._progress.refresh()
+    assert "30%" in text(screen) and "1:10 left" in text(screen) and "layer one" in text(screen)
+
+
+def test_a_stage_without_a_total_shows_its_elapsed_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, now = terminal(120), [0.0]
+    with progress.Watcher(screen) as watch:
+        monkeypatch.setattr(watch._progress, "get_time", lambda: now[0])
+        watch.start("scores")
+        watch.step(9, 10, "")
+        watch.start("survey")
+        now[0] += 75.0
+        watch._progress.refresh()
+    last = text(screen).rpartition("survey")[2]
+    assert "1:15" in last and "%" not in last and "left" not in last
+
+
+def test_notes_wrap_at_words_on_a_terminal_and_stay_one_line_in_a_pipe() -> None:
+    screen, pipe = terminal(40), Console(file=io.StringIO(), width=40)
+    for one in (screen, pipe):
+        with progress.Watcher(one) as watch:
+            watch.start("scores")
+            watch.done("scores", NOTE)
+    lines = [line.strip() for line in text(screen).splitlines() if any(word in line for word in NOTE.split())]
+    assert len(lines) > 2 and " ".join(lines).split()[1:] == NOTE.split()
+    assert text(pipe).splitlines() == [f"scores     {NOTE} (0.0 s)"]
+
+
+def test_a_warning_is_a_line_of_its_own_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shared = Terminal()
+    monkeypatch.setattr(sys, "stderr", shared)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    screen = Console(file=shared, force_terminal=True, width=80)
+    with progress.Watcher(screen) as watch:
+        logs.listen()
+        watch.start("profile")
+        watch._progress.refresh()
+        logging.getLogger("edgeprune").warning("the device is busy")
+    before, _, after = shared.getvalue().partition("WARNING: the device is busy")
+    assert after.startswith("\n") and before.endswith(("\x1b[2K", "\r"))  # the bar's line was erased first
+
+
+def test_a_notebook_shows_bars_only_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, live in ((object(), True), (None, False)):
+        monkeypatch.setattr(progress, "find_spec", lambda name, found=found: found)
+        assert progress.Watcher(Console(file=io.StringIO(), force_jupyter=True))._live is live
+
+
+CHECKS = tuple(Check(f"check_{outcome}", outcome, 1.0, 2.0) for outcome in Outcome)
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("pass", "32"), ("fail", "31"), ("inconclusive", "33")])
+def test_outcomes_have_colours_on_a_terminal_only(outcome: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    answer = Verdict("a", 1.0, FIGURES, FIGURES, tuple(c for c in CHECKS if c.outcome == outcome))
+    coloured, pipe = terminal(color_system="standard"), Console(file=io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = terminal(color_system="standard")
+    for screen in (coloured, plain, pipe):
+        console.show(answer, None, screen)  # type: ignore[arg-type]
+    assert text(coloured).count(f";{code}m{outcome}\x1b[0m") == 2
+    assert f"{code}m" not in text(plain) and "\x1b" not in text(pipe)
+    assert f"verdict   {outcome}" in text(pipe)
+
+
+def test_a_network_of_microseconds_is_shown_in_microseconds() -> None:
+    def figures(ms: float) -> Figures:
+        return Figures(ms, 1.1 * ms, 0.9, 1, 1, 1, 1)
+
+    def shown(ms: float) -> str:
+        check = Check("latency_p50_ms", Outcome.PASS, ms / 2, 0.6 * ms)
+        result = Result(
+            *(1, Outcome.PASS, "local", "onnxruntime", "fp32", False, False, 0.6 * ms, ms / 2, ms / 2, 1),
+            *(figures(ms), figures(ms / 2), {}, (check,), Path("model.onnx"), Path("runs")),
+        )
+        screen = Console(file=io.StringIO(), width=120)
+        console.show(result, None, screen)  # type: ignore[arg-type]
+        return text(screen)
+
+    fast, slow = shown(0.0423), shown(1.449)
+    assert "42.30 µs" in fast and "21.15 µs, limit 25.38 µs" in fast and " ms" not in fast
+    assert "1.449 ms" in slow and "0.725 ms, limit 0.869 ms" in slow and "µs" not in slow
+    assert time_text(99_000, 120_000) == "0.099 ms" and time_text(99_000) == "99.00 µs"
