@@ -24,6 +24,7 @@ from edgeprune.storage.store import Entry, Store
 
 SCHEMA = 2  # of the run folder
 EVENTS = "tensorboard"  # the folder for events, beside the folders of stages
+LATEST = "latest"  # the link to the files of the artifact that was compiled or reused last
 CHANGES_SHOWN = 3  # labels in the reason why a stage is made again
 
 Record = TypeVar("Record")
@@ -57,6 +58,8 @@ class Run:
         """The record of a stage: made in this run, kept by an earlier one, or made now."""
         if stage.name not in self._values:
             self._values[stage.name] = self._recorded(stage)
+            if stage.published is not None:
+                self._store.link(LATEST, stage.published(self._values[stage.name]))
         found: Record = self._values[stage.name]
         return found
 

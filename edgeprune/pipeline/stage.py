@@ -61,6 +61,7 @@ class Stage(Generic[Reads, Record]):
         describe: the progress line of a finished stage, from its record and from what it read.
         kept: whether the run folder keeps the record. A stage that is not kept decides itself what is missing.
         settled: whether a kept record is reused. For instance, an inconclusive verdict is made again.
+        published: the folder of the record's files that `latest` in the run folder leads to; None if it does not.
         releases_device: whether the lease of the device ends before the stage runs, for instance before training.
     """
 
@@ -71,6 +72,7 @@ class Stage(Generic[Reads, Record]):
     describe: Callable[[Record, Reads], str]
     kept: bool = True
     settled: Callable[[Record], bool] = _settled
+    published: Callable[[Record], Path] | None = None
     releases_device: bool = False
 
     @property

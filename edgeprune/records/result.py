@@ -31,4 +31,5 @@ class Result(Answer):
     plan: dict[str, Any]
     checks: tuple[Check, ...]
     artifact: Path
+    latest: Path
     run: Path

@@ -66,7 +66,7 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             _put_checks(answer.checks, put)
             console.print()
             put(_verdict(answer.status, answer))
-            put(f"artifact  {answer.artifact}")
+            put(f"artifact  {answer.latest}")
         case Verdict():
             _put_checks(answer.checks, put)
             console.print()

@@ -115,7 +115,7 @@ def describe(artifact: Artifact, reads: Reads | OriginalReads) -> str:
 
 
 ORIGINAL = Stage("original", OriginalReads, run_original, Artifact, describe)
-STAGE = Stage("compile", Reads, run, Artifact, describe)
+STAGE = Stage("compile", Reads, run, Artifact, describe, published=lambda artifact: artifact.files[0].parent)
 
 
 def _keep_calls(folder: Path, model: nn.Module, inputs: tuple[Tensor, ...], valid: Split) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprune.pipeline.run import Run
+from edgeprune.pipeline.run import LATEST, Run
 from edgeprune.records import Result
 from edgeprune.stages import compile as compiling
 from edgeprune.stages import confirm, survey, verify
@@ -16,6 +16,7 @@ def result(run: Run) -> Result:
     confirmed, groups = run.record(confirm.STAGE), run.record(survey.STAGE)
     plan, own, full = confirmed.plan, confirmed.measurement, groups.full()
     target = run.request.target
+    artifact = run.record(compiling.STAGE).files[0]
     return Result(
         schema=SCHEMA,
         status=verdict.outcome,
@@ -32,6 +33,7 @@ def result(run: Run) -> Result:
         pruned=verdict.pruned,
         plan={"gap": plan.gap, "widths": {name: [width, full[name]] for name, width in plan.widths.items()}},
         checks=verdict.checks,
-        artifact=run.record(compiling.STAGE).files[0],
+        artifact=artifact,
+        latest=run.folder / LATEST / artifact.name,
         run=run.folder,
     )

@@ -45,6 +45,7 @@ HINTS = {
     errno.EACCES: NO_PERMISSION,
     errno.EPERM: NO_PERMISSION,
     errno.ENOTDIR: "there is a file in place of a folder: move it away",
+    errno.EISDIR: "there is a folder in place of a link: move it away",
     errno.EEXIST: "there is a file in place of a folder: move it away",
     errno.ENOLCK: "the file system has no locks: copy the project to a local disk",
     errno.ENOTSUP: "the file system has no locks: copy the project to a local disk",
@@ -253,6 +254,22 @@ class Store:
             UsageError: the disk is full or read-only.
         """
         _replace(path, write)
+
+    def link(self, name: str, folder: Path) -> None:
+        """Let the link `name` of the run folder lead to `folder`, which is in the run folder, too. It changes in one step.
+
+        Raises:
+            UsageError: the disk is full or read-only, or something else has the name.
+        """
+        link, there = self.folder / name, str(folder.relative_to(self.folder))
+        with _explained(link):
+            if link.is_symlink() and os.readlink(link) == there:
+                return
+            new = self.folder / f".{name}.new"
+            new.unlink(missing_ok=True)  # of a killed run
+            new.symlink_to(there, target_is_directory=True)
+            os.replace(new, link)
+            _sync(self.folder)
 
     def _place(self, name: str, key: str) -> Path:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not KEY.fullmatch(key):

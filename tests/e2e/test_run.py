@@ -35,7 +35,7 @@ def test_a_run_prints_the_documented_json(finished_run: tuple[Path, Finished]) -
             "predicted_ms",
             "confirmed_ms",
         ),
-        *("rounds", "baseline", "pruned", "plan", "checks", "artifact", "run"),
+        *("rounds", "baseline", "pruned", "plan", "checks", "artifact", "latest", "run"),
     ]
     figures = {"p50_ms", "p90_ms", "metric", "parameters", "macs", "size_bytes", "operators"}
     assert set(result["baseline"]) == set(result["pruned"]) == figures
@@ -45,6 +45,8 @@ def test_a_run_prints_the_documented_json(finished_run: tuple[Path, Finished]) -
     for name in ("parameters", "macs", "size_bytes"):
         assert result["pruned"][name] < result["baseline"][name]
     assert result["pruned"]["metric"] >= result["baseline"]["metric"] - 0.02
+    latest = Path(result["latest"])
+    assert latest.samefile(result["artifact"]) and latest.parts[-2:] == ("latest", "model.onnx")
     session = onnxruntime.InferenceSession(result["artifact"], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 1, 24, 24]
 

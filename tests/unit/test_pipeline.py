@@ -15,7 +15,7 @@ from edgeprune.frontends import toml
 from edgeprune.pipeline.request import Request, request
 from edgeprune.pipeline.run import open_run
 from edgeprune.pipeline.stage import Input, Output, Rules, Stage
-from edgeprune.records import Shift
+from edgeprune.records import Artifact, Shift
 from edgeprune.stages.inputs import INPUTS
 from edgeprune.stages.registry import RULES
 
@@ -127,6 +127,32 @@ def test_fresh_redoes_what_is_kept(asked: Request) -> None:
     known = rules()
     made(asked, known)
     assert all(note.startswith("made ") for _, note in made(replace(asked, fresh=True), known))
+
+
+@dataclass(frozen=True)
+class CompileReads:
+    finetune_seed: int
+    target: str
+
+
+def test_latest_leads_to_the_files_that_were_made_or_reused_last(asked: Request) -> None:
+    def compiled(reads: CompileReads, output: Output) -> Artifact:
+        files = output.path("model/model.xml"), output.path("model/model.bin")
+        for file in files:
+            file.write_text(str(reads.finetune_seed))
+        return Artifact(files, "a" * 64, "openvino", "fp32", "s", 1)
+
+    stage = Stage(
+        "compile", CompileReads, compiled, Artifact, lambda *_: "made", published=lambda made: made.files[0].parent
+    )
+    known = Rules({"compile": stage}, rules().inputs)
+    latest = asked.runs / "local" / "latest"
+    for seed in (0, 1, 0):
+        with open_run(seeded(asked, seed), known) as run:
+            artifact = run.record(stage)
+        assert {file.name for file in latest.iterdir()} == {"model.xml", "model.bin"}
+        assert (latest / "model.bin").read_text() == str(seed) and (latest / "model.xml").samefile(artifact.files[0])
+    assert not latest.readlink().is_absolute()  # so that the run folder can be moved
 
 
 def test_stages_that_read_nothing_of_the_target_are_shared_by_all_targets(asked: Request) -> None:

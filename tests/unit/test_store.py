@@ -47,6 +47,20 @@ def test_a_stage_made_anew_replaces_the_old_one(tmp_path: Path) -> None:
         assert opened.find("stage", KEY) is not None
 
 
+def test_a_link_changes_in_one_step_and_never_replaces_the_users_folder(tmp_path: Path) -> None:
+    with Store(tmp_path) as opened:
+        entry = make(opened)
+        (tmp_path / ".latest.new").symlink_to("nowhere")  # of a killed run
+        opened.link("latest", tmp_path)
+        opened.link("latest", entry.folder)
+        assert (tmp_path / "latest" / "record.json").read_text() == "hello"
+        (tmp_path / "latest").unlink()
+        (tmp_path / "latest" / "own").mkdir(parents=True)
+        with pytest.raises(UsageError, match="latest: there is a folder in place of a link"):
+            opened.link("latest", entry.folder)
+        assert (tmp_path / "latest" / "own").is_dir()
+
+
 @pytest.mark.parametrize("damage", ["change", "cut", "remove", "manifest", "garble"])
 def test_a_damaged_stage_is_set_aside_with_one_warning(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
