@@ -73,11 +73,15 @@ class Limits:
     # training
     importance_batches: int = 64  # for a data-driven importance score
     fisher_samples: int = 512
-    curve_macs: int = 40 * 10**12  # multiply-accumulates to measure loss curves
+    curve_macs: int = 4 * 10**12  # multiply-accumulates to measure loss curves
+    curve_bytes: int = 512 << 20  # results of operations, and inputs of layers, that are kept meanwhile
     reconstruction_bytes: int = 2 << 30  # inputs of layers that a refit keeps, and those of a forward pass
     reconstruction_samples: int = 2048
     reconstruction_channels: int = 4096  # of a layer; larger matrix products take too long
     data_batches: int = 1_000_000  # of a split in one pass
+    samples_s: float = 2.0  # to read a split for the digest of its samples; the same batches are read later
+    samples_bytes: int = 1 << 30  # of these samples
+    traced_files: int = 20_000  # that data is made from; with more, it is read in every run
     epochs: int = 10_000
     checked_samples: int = 100_000  # of each split, in doctor
     # the command line

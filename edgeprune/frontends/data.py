@@ -41,6 +41,12 @@ class _Made:
 _made: dict[tuple[Function, int], _Made] = {}
 
 
+def forget(project: Project, name: SplitName) -> None:
+    """Let the next `Split` call the split's function again."""
+    for key in [key for key in _made if key[0] == project.data.split(name)]:
+        del _made[key]
+
+
 class Split:
     """One split of the user's data. Each iteration yields pairs of (tuple of inputs, targets), (batch, ...) each.
 
@@ -90,6 +96,12 @@ class Split:
         except TypeError:
             return None
 
+    @property
+    def is_one_iterator(self) -> bool:
+        """Whether the data returns the same iterator every time. Some loaders reset theirs."""
+        with self._function.guarded():
+            return iter(self._data) is iter(self._data)
+
     @contextmanager
     def repeatable(self, seed: int, epoch: int = 0) -> Iterator[None]:
         """A context in which the order of this split depends only on `seed` and `epoch`.
@@ -101,6 +113,20 @@ class Split:
         self.set_epoch(epoch)
         with seeded(seed + epoch):
             yield
+
+    @contextmanager
+    def in_one_process(self) -> Iterator[None]:
+        """A context in which a DataLoader starts no workers, so that the files that it opens are seen in this process."""
+        loader = self._data
+        if not isinstance(loader, torch.utils.data.DataLoader):
+            yield
+            return
+        kept = loader.num_workers, loader.timeout
+        loader.num_workers, loader.timeout = 0, 0
+        try:
+            yield
+        finally:
+            loader.num_workers, loader.timeout = kept
 
     def set_epoch(self, epoch: int) -> None:
         """Call `set_epoch` of the data or of its sampler, if there is one, as a `DistributedSampler` needs it."""

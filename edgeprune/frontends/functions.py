@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from edgeprune.errors import EdgepruneError, UsageError
-from edgeprune.frontends import sources
+from edgeprune.frontends import sources, tracing
 from edgeprune.records import Project
 
 PACKAGE = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ class FileFunction:
 def guarded(root: Path, where: str) -> Iterator[None]:
     """A context that user code runs in. It can import from the folder `root`; any error of it becomes a `UsageError`."""
     try:
-        with _importable(root):
+        with _importable(root), tracing.traced(root):
             yield
     except EdgepruneError:
         raise

@@ -1,15 +1,16 @@
 """Digests of the source files that a user's function depends on. It reads import statements and runs no user code.
 
 A function depends on its module and on every module that this one imports from the project's folder, directly or indirectly.
-An installed module counts by the version of its package. Files that the code opens are not found: after changing them, pass
-`--fresh`.
+An installed module counts by the version of its package. Files that the code opens are not found here. Of those that data is
+made from, `tracing` keeps record.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeprune.storage.store import file_sha256, read_capped
 
 SKIPPED = {"runs", "profiles", "__pycache__", "venv", "node_modules", "site-packages"}
 IMPORTERS = {"import_module", "__import__"}
+VARIABLE = re.compile(r"[A-Z][A-Z0-9_]+")  # the usual name of a variable of the environment
 
 
 def of_module(root: Path, module: str) -> dict[str, str]:
@@ -55,6 +57,26 @@ def installed(package: str) -> str:
         return "none"
 
 
+def variables(root: Path, files: Iterable[str]) -> set[str]:
+    """The variables of the environment that source files may read: all texts in them that look like a name of one."""
+    found = set()
+    for file in files:
+        path = root / file
+        tree = _parsed(path) if path.is_file() else None
+        for node in ast.walk(tree) if tree else ():
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and VARIABLE.fullmatch(node.value):
+                found.add(node.value)
+    return found
+
+
+def _parsed(file: Path) -> ast.Module | None:
+    """A source file's syntax; None if it has errors, which its import will report."""
+    try:
+        return ast.parse(read_capped(file, LIMITS.source_bytes))
+    except (SyntaxError, ValueError):
+        return None
+
+
 def _distributions(module: str) -> list[str]:
     top = module.partition(".")[0]
     return [] if top in sys.stdlib_module_names else packages_distributions().get(top, [])
@@ -62,9 +84,8 @@ def _distributions(module: str) -> list[str]:
 
 def _imported(root: Path, file: Path) -> Iterator[Path]:
     """The files of `root` that a file imports, and those of the packages around it."""
-    try:
-        tree = ast.parse(read_capped(file, LIMITS.source_bytes))
-    except (SyntaxError, ValueError):  # the import of it will report this
+    tree = _parsed(file)
+    if tree is None:
         return
     for node in ast.walk(tree):
         for name in _names(node, _package(root, file)):
