@@ -166,20 +166,22 @@ def _outputs(model: nn.Module, project: Project, where: str, inputs: tuple[Tenso
 
 
 def check_readable_again(split: Split) -> None:
-    """Read two batches of a split, and the first one again.
+    """Read the first batch of a split twice.
 
     Raises:
-        UsageError: the second reading gives nothing, or goes on where the first one ended.
+        UsageError: the second reading gives nothing, or goes on with the same iterator.
     """
-    with split.repeatable(0):
-        first = list(islice(split, 2))
-    with split.repeatable(0):
-        again = next(iter(split))
-    if len(first) == 2 and not _same(first[0], again) and _same(first[1], again):
+    first, again = _first(split), _first(split)
+    if not _same(first, again) and split.is_one_iterator:
         raise UsageError(
             f"{split.where}: a second reading goes on where the first one ended, so the data can only be read once;"
             " return an object whose __iter__ starts again, such as a list or a DataLoader"
         )
+
+
+def _first(split: Split) -> Batch:
+    with split.repeatable(0):
+        return next(iter(split))
 
 
 def _same(a: Batch, b: Batch) -> bool:
@@ -232,6 +234,7 @@ def _check_split(split: Split, classes: int | None, step: Step | None) -> bool:
                 f"{where} gave {count} batches in {spent_s:.0f} s without an end{why}; end the iteration after an epoch,"
                 " or give the object a __len__: its number of batches"
             )
+    _first(split)  # data that can only be read once has no batch now
     return True
 
 

@@ -42,7 +42,9 @@ class Attributes(dict):  # type: ignore[type-arg]
 
 
 A, B, INDEX = torch.ones(2, 3), torch.full((2, 4), 2.0), torch.tensor([1, 0])
-FORMS: dict[str, tuple[Any, tuple[str, ...], int]] = {  # outputs, the names of the tensors, and the place of the main one
+FORMS: dict[
+    str, tuple[Any, tuple[str, ...], int]
+] = {  # outputs, the names of the tensors, and the place of the main one
     "tensor": (A, ("",), 0),
     "tuple": ((INDEX, A, None), ("0", "1"), 1),
     "list": ([A, [B]], ("0", "1.0"), 0),
