@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune import runtimes
 from edgeprune.frontends import checkpoint
+from edgeprune.frontends.samples import Samples
 from edgeprune.frontends.sources import installed
+from edgeprune.pipeline.request import SHARED
 from edgeprune.pipeline.run import Run
 from edgeprune.pipeline.stage import Input
 from edgeprune.records import (
@@ -158,7 +160,16 @@ def _split(name: SplitName, augmented: bool = False) -> Input:
         project = run.request.project
         return Split(project, name if project.data.split(name) else "valid", augmented)
 
-    return Input(value, lambda run: _code(f"[data] {name}", *functions(run)))
+    def settings(run: Run) -> dict[str, object]:
+        given: SplitName = name if run.request.project.data.split(name) else "valid"
+        samples: Samples = run.value("samples")
+        return {**_code(f"[data] {name}", *functions(run)), f"[data] {name} samples": samples.digest(given)}
+
+    return Input(value, settings)
+
+
+def _samples(run: Run) -> Samples:
+    return Samples(run.request.project, run.request.runs / SHARED, run.request.fresh)
 
 
 def _loss(run: Run) -> Loss:
@@ -350,6 +361,7 @@ INPUTS: Mapping[str, Input] = {
     "network": Input(_network, _network_settings, _libraries),
     "given_weights": Input(lambda run: run.request.weights, _given_weights),
     **dict(_settings()),
+    "samples": Input(_samples, lambda run: {}),  # the splits have its digests in their settings
     "train": _TRAIN,
     "augmented": _split("train", augmented=True),
     "valid": _split("valid"),
