@@ -5,6 +5,7 @@ They are written during a run, where tensorboard is installed. edgeprune does no
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from edgeprune.records import Budget, Epoch, Figures, Groups, Plan, Widths, dige
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FRONT = "front"  # the run that all budgets of a target share
+FRONT = "front"  # holds a run for each budget of a target
 
 
 def name_of(plan: Plan, budget: Budget) -> str:
@@ -73,9 +74,14 @@ def layers(folder: Path, groups: Groups, model: LatencyModel, widths: Widths) ->
         writer.add_text("layers", "\n".join(rows))
 
 
-def front(folder: Path, figures: Figures) -> None:
-    """Write a point: the metric at a p50 latency. The step is the latency in microseconds."""
-    with _writer(folder / FRONT) as writer:
+def front(folder: Path, budget: Budget | None, figures: Figures) -> None:
+    """Write the point of a budget: the metric at a p50 latency. The step is the latency in microseconds.
+
+    Each budget is a run of TensorBoard, which drops what a run wrote at larger steps. A new verdict replaces the old point.
+    """
+    own = folder / FRONT / ("no budget" if budget is None else str(budget).replace(" ", ""))
+    shutil.rmtree(own, ignore_errors=True)
+    with _writer(own) as writer:
         if writer is not None:
             step = round(1000 * figures.p50_ms)
             writer.add_scalar("front/metric_by_p50_us", figures.metric, step)

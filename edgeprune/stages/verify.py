@@ -63,7 +63,7 @@ def run(reads: Reads, output: Output) -> Verdict:
     kept = output.partial() / TIMES
     times = timed(timer, budget, versions, _on_round(output, kept), () if output.fresh else _read(kept))
     found = verify(times, evaluation, reads.device, versions, budget, reads.budget_max_metric_drop)
-    events.front(output.events, found.pruned)
+    events.front(output.events, budget, found.pruned)
     return found
 
 

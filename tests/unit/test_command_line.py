@@ -133,3 +133,15 @@ def test_doctor_takes_the_target_in_two_ways_and_finds_the_project(
     here = Path("edgeprune.toml")
     assert asked == [("local", None), ("pi", None), ("pi", None), ("pi", here)]
     assert edgeprune("doctor", "pi", "-t", "other")[0] == 2
+
+
+def test_tensorboard_replaces_the_process_so_that_signals_reach_it(
+    edgeprune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    argv: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda program, given: argv.extend([program, *given]))
+    assert edgeprune("tensorboard", "runs/local")[0] == 2
+    (tmp_path / "runs" / "local" / "tensorboard").mkdir(parents=True)
+    assert edgeprune("tensorboard", "runs/local", "--port", "7007")[0] == 0
+    assert argv[:2] == [sys.executable] * 2 and argv[-1] == "7007" and "127.0.0.1" in argv

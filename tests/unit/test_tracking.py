@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_planning import CHAINS, network, stepped
 
-from edgeprune.records import Epoch, Figures
+from edgeprune.records import Budget, Epoch, Figures
 from edgeprune.stages import events as tracking
 
 
@@ -43,8 +43,10 @@ def test_layers_are_shown_before_and_after(tmp_path: Path) -> None:
     assert b"| 0 | l0 | 8 | 4 |" in text.tensor_proto.string_val[0]
 
 
-def test_verdicts_add_up_to_a_front(tmp_path: Path) -> None:
-    for ms, metric in ((1.5, 0.75), (3.0, 1.0)):
-        tracking.front(tmp_path, Figures(ms, 2 * ms, metric, 1, 1, 1, 1))
-    found = scalars(tmp_path / tracking.FRONT, "front/metric_by_p50_us")
-    assert sorted(found) == [(1500, 0.75), (3000, 1.0)]
+def test_the_front_shows_every_budget_in_any_order_and_its_last_verdict(tmp_path: Path) -> None:
+    for budget, ms, metric in (("80%", 3.0, 1.0), ("1.5 ms", 1.5, 0.75), ("80%", 2.5, 0.5), ("60%", 2.0, 0.25)):
+        tracking.front(tmp_path, Budget.parse(budget), Figures(ms, 2 * ms, metric, 1, 1, 1, 1))
+    runs = sorted(path.name for path in (tmp_path / tracking.FRONT).iterdir())
+    assert runs == ["1.5ms", "60%", "80%"]
+    points = [scalars(tmp_path / tracking.FRONT / run, "front/metric_by_p50_us") for run in runs]
+    assert points == [[(1500, 0.75)], [(2000, 0.25)], [(2500, 0.5)]]
