@@ -20,11 +20,13 @@ from torch import nn
 from edgeprune import runtimes
 from edgeprune.devices.bench import Bench, interleaved, open_bench
 from edgeprune.errors import DeviceError, UsageError
+from edgeprune.network.adapter import adapted
 from edgeprune.network.preprocessing import preprocessed
 from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Artifact, Groups, Preprocess, Target
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.runtimes.openvino.device import without_first
+from edgeprune.stages import accuracy
 from edgeprune.stages.compile import Compiler
 
 RANDOM = np.random.default_rng(0)
@@ -190,6 +192,39 @@ def test_token_ids_and_several_inputs(
     with torch.no_grad():
         wanted = np.stack([model(*call).numpy() for call in zip(ids, masks, strict=True)])
     assert np.abs(got - wanted).max() <= (0.3 if precision == "int8" else 1e-4) * np.abs(wanted).max()
+
+
+class Many(nn.Module):
+    """Outputs by name, more than one digit can count, and one of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(6, 2 + i) for i in range(11))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
+        found = [torch.tanh(head(x)) for head in self.heads]
+        return {"last": found[-1], "all": tuple(found), "best": found[0].argmax(1)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "tensorrt"])
+def test_several_outputs_keep_their_order(
+    name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
+) -> None:
+    pytest.importorskip({"tflite": "litert_torch", "tensorrt": "onnx"}.get(name, name))
+    if name == "tensorrt":
+        stand_in("10.3.0")
+    torch.manual_seed(0)
+    model, x = adapted(Many().eval()), torch.randn(5, 2, 6)
+    artifact = Compiler(runtimes.host(name), precision, [(call.numpy(),) for call in x]).compile(
+        model, (x[0],), (), tmp_path, "s"
+    )
+    with open_bench(Target(tmp_path / "t.toml", "t", "local", name, simulated=name == "tensorrt"), tmp_path) as bench:
+        got = accuracy.outputs_of(bench, artifact, [x.numpy()], 9, 13)
+    wanted = accuracy.computed(model, [x.numpy()], 9)
+    assert [array.shape for array in got] == [array.shape for array in wanted] and len(got[0]) == 9
+    for one, other in list(zip(got, wanted, strict=True))[:12]:  # the last one is an index
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > (0.9 if precision == "int8" else 0.99999)
 
 
 class Residual(nn.Module):
