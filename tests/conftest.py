@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import runpy
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are small, and sev
 
 import pytest
 from inconclusive import Inconclusive
-from small import FILE, FORKS, MODULE, Finished, command
+from small import FILE, FORKS, MODULE, Finished, InProcess, command
 from sshd import SSHD, Sshd, start
 
 from edgeprune.devices.virtual import trtexec as trtexec_standin
@@ -143,6 +145,36 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         monkeypatch.setenv("HOME", str(tmp_path))
 
     return put
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts back what a command changes for its whole process: log handlers, the printing of warnings, TORCH_LOGS."""
+    handlers, level, shown = logging.root.handlers[:], logging.root.level, warnings.showwarning
+    monkeypatch.setenv("TORCH_LOGS", os.environ.get("TORCH_LOGS", "-all"))
+    logging.root.handlers = []  # pytest's, which must not be closed
+    yield
+    logging.root.handlers, warnings.showwarning = handlers, shown
+    logging.root.setLevel(level)
+    logging.getLogger("edgeprune").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def edgeprune(
+    screen: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> InProcess:
+    """The command line in this process and in an empty folder: its exit code, its output and its error output."""
+    from edgeprune.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeprune", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ class Finished:
 
 
 Command = Callable[..., Finished]
+InProcess = Callable[..., tuple[int, str, str]]  # a command in the test's own process: exit code, output, error output
 FORKS = Forks()
 
 

@@ -27,6 +27,7 @@ from edgeprune.cli.options import (
     OfDevice,
     OfDoctor,
     OfHistory,
+    OfInit,
     OfProfile,
     OfProject,
     OfReleases,
@@ -272,6 +273,25 @@ def _put_releases(found: list[Release], as_json: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- other commands
+
+
+@command(app, "init", OfInit)
+def _init(options: OfInit) -> None:
+    """Write an edgeprune.toml with what the Python files of a folder define. It runs none of them."""
+    from edgeprune.cli import scaffold
+
+    found = scaffold.find(options.file, Path.cwd())
+    path = scaffold.write(found)
+    if not options.quiet:
+        print("\n".join(map(one_line, scaffold.report(found, path))))
+
+
+@command(app, "targets", OfProject)
+def _list_targets(options: OfProject) -> None:
+    """List the known targets: those of edgeprune, those beside the project, and those of this folder."""
+    from edgeprune.cli import targets
+
+    put(targets.known(options.project.parent), options.as_json, targets.show)
 
 
 @command(app, "demo", OfDemo)

@@ -13,8 +13,17 @@ import typer
 
 HERE = Path("edgeprune.toml")
 ProjectOption = Annotated[Path, typer.Option("--project", "-p", help="The project file, edgeprune.toml.")]
+
+
+def _targets(incomplete: str) -> list[str]:
+    """Names of targets, for the completion of a shell."""
+    from edgeprune.frontends import toml
+
+    return [name for name in sorted(toml.target_files(Path.cwd())) if name.startswith(incomplete)]
+
+
 TARGET_HELP = "A target's name, or the path of its file."
-TargetOption = Annotated[str, typer.Option("--target", "-t", help=TARGET_HELP)]
+TargetOption = Annotated[str, typer.Option("--target", "-t", help=TARGET_HELP, autocompletion=_targets)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a device that somebody else holds.")]
@@ -112,6 +121,15 @@ class OfProfile(OfDevice):
     ] = False
     fresh: FreshOption = False
     dry_run: DryRunOption = False
+
+
+@dataclass(frozen=True)
+class OfInit(Options):
+    """Options of `init`."""
+
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The Python file of the model; by default it is looked for.")
+    ] = None
 
 
 @dataclass(frozen=True)

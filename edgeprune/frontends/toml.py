@@ -179,7 +179,7 @@ def find_target(name: str, project_dir: Path) -> Path:
     Raises:
         UsageError: there is no such file. The message lists the known names.
     """
-    folders = [project_dir / "targets", Path.cwd() / "targets", _shipped_targets()]
+    folders = _target_folders(project_dir)
     if "/" in name or os.sep in name or name.endswith(".toml"):
         places = [Path(name)]
     else:
@@ -187,11 +187,21 @@ def find_target(name: str, project_dir: Path) -> Path:
     for place in places:
         if os.path.isfile(place):
             return Path(os.path.abspath(place))
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
+    known = sorted(target_files(project_dir))
     stem = name.replace(os.sep, "/").rpartition("/")[2].removesuffix(".toml")
     raise usage_error(
         f"no target {quoted(name, PATH_CHARS)}{nearest(stem, known)}; give a known one or the path of a target file"
     )
+
+
+def target_files(project_dir: Path) -> dict[str, Path]:
+    """The known targets, {name: file}: those that `find_target` finds by name."""
+    folders = reversed(_target_folders(project_dir))
+    return {path.stem: Path(os.path.abspath(path)) for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def _target_folders(project_dir: Path) -> list[Path]:
+    return [project_dir / "targets", Path.cwd() / "targets", _shipped_targets()]
 
 
 def _shipped_targets() -> Path:

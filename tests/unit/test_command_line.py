@@ -7,41 +7,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from small import InProcess
 
 from edgeprune import errors
-from edgeprune.cli import app, logs, main
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Puts back what a command changes for its whole process: log handlers, the printing of warnings, TORCH_LOGS."""
-    handlers, level, shown = logging.root.handlers[:], logging.root.level, warnings.showwarning
-    monkeypatch.setenv("TORCH_LOGS", os.environ.get("TORCH_LOGS", "-all"))
-    logging.root.handlers = []  # pytest's, which must not be closed
-    yield
-    logging.root.handlers, warnings.showwarning = handlers, shown
-    logging.root.setLevel(level)
-    logging.getLogger("edgeprune").setLevel(logging.NOTSET)
-
-
-@pytest.fixture
-def edgeprune(screen: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command line in this process and in an empty folder: its exit code, its output and its error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["edgeprune", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()  # type: ignore[return-value]
-
-    return run
+from edgeprune.cli import app, logs
 
 
 @pytest.mark.parametrize(
@@ -53,19 +25,21 @@ def edgeprune(screen: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cap
         (("demo", "--target", "a", "--target", "b"), "--target"),
     ],
 )
-def test_an_option_that_is_given_twice_is_an_error(arguments: tuple[str, ...], option: str, edgeprune: Run) -> None:
+def test_an_option_that_is_given_twice_is_an_error(
+    arguments: tuple[str, ...], option: str, edgeprune: InProcess
+) -> None:
     code, out, err = edgeprune(*arguments)
     assert (code, out) == (2, "") and err.startswith(f"error: {option} is given 2 times") and err.count("\n") == 1
     code, out, _ = edgeprune(*arguments, "--json")
     assert code == 2 and json.loads(out)["status"] == "error"
 
 
-def test_check_takes_several_budgets(edgeprune: Run) -> None:
+def test_check_takes_several_budgets(edgeprune: InProcess) -> None:
     assert "edgeprune.toml" in edgeprune("check", "-b", "80%", "-b", "p99 20 ms")[2]
 
 
 @pytest.mark.parametrize("command", ["run", "history", "groups", "rollback", "check", "plan"])
-def test_an_error_is_json_with_json(command: str, edgeprune: Run) -> None:
+def test_an_error_is_json_with_json(command: str, edgeprune: InProcess) -> None:
     code, out, err = edgeprune(command, "--json")
     assert json.loads(out) == {"schema": 1, "status": "error", "exit_code": code, "error": err[len("error: ") : -1]}
     assert code == errors.UsageError.exit_code
@@ -121,7 +95,7 @@ def test_q_prints_no_warning(screen: None, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_doctor_takes_the_target_in_two_ways_and_finds_the_project(
-    edgeprune: Run, monkeypatch: pytest.MonkeyPatch
+    edgeprune: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeprune.reports import doctor
 
@@ -136,7 +110,7 @@ def test_doctor_takes_the_target_in_two_ways_and_finds_the_project(
 
 
 def test_tensorboard_replaces_the_process_so_that_signals_reach_it(
-    edgeprune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    edgeprune: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
     argv: list[str] = []
