@@ -85,7 +85,7 @@ def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Co
 
     Returns:
         The artifact, its figures (milliseconds, bytes) and its checks. `status` is "pass" if it meets the budget and all other
-        checks pass. `model` is the pruned, fine-tuned network.
+        checks pass. `model` is the pruned, fine-tuned network. Without a budget, it is the original network.
 
     Raises:
         InfeasibleError: no plan meets the budget.
@@ -98,14 +98,11 @@ def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Co
         >>> result.pruned.p50_ms <= result.budget_ms
         True
     """
-    from edgeprune.stages import finetune
     from edgeprune.stages.result import result
 
     with opened(project, target, **options) as started:
         found = result(started)
-        return Compressed(
-            **vars(found), network=started.record(finetune.STAGE).network, project=started.request.project
-        )
+        return Compressed(**vars(found), network=started.value("final").tuned, project=started.request.project)
 
 
 def profile(project: Given, target: str = "local", **options: Unpack[Options]) -> Profile:

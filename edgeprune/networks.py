@@ -20,11 +20,11 @@ class Compressed(Result):
     """The result of a whole run, with the network.
 
     Attributes:
-        network: the file of the pruned, fine-tuned network; see `edgeprune.load`.
+        network: the file of the pruned, fine-tuned network; see `edgeprune.load`. None if nothing was pruned.
         project: the project.
     """
 
-    network: Path
+    network: Path | None
     project: Project
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,8 +82,9 @@ class PrunedNetwork(Answer):
         return _loaded(self.network, self.project)
 
 
-def _loaded(path: Path, project: Project) -> nn.Module:
+def _loaded(path: Path | None, project: Project) -> nn.Module:
     from edgeprune.frontends.model import build_model
     from edgeprune.network import weights
 
-    return weights.load(path, build_model(project))
+    original = build_model(project)
+    return original if path is None else weights.load(path, original)

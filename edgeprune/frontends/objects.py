@@ -148,7 +148,6 @@ def project(model: nn.Module, example_inputs: Any, options: Options) -> Project:
     for key, value in {**given, **functions}.items():
         section, name_of_key = places[key]
         content.setdefault(section, {})[name_of_key] = f"keyword:{key}" if key in functions else _plain(value)
-    content.setdefault("budget", {}).setdefault("latency", "100%")
     place = Path(os.path.abspath(folder if folder is not None else Path(RUNS) / name))
     made = {key: _function(key, value) for key, value in functions.items()}
     source = Source(place, name, lambda section, key, _: made[keyword(section, key)], objects=True)

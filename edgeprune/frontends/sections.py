@@ -71,7 +71,9 @@ class _Data(Section):
 
 
 class _Budget(Section):
-    latency: Annotated[Text, Field(description='a time such as "12 ms" or a share such as "50%", in quotes')]
+    latency: Annotated[Text | None, Field(description='a time such as "12 ms" or a share such as "50%", in quotes')] = (
+        None
+    )
     max_metric_drop: Share = 0.01
 
 
@@ -116,7 +118,7 @@ class ProjectFile(Section):
 
     model: _Model
     data: _Data
-    budget: _Budget
+    budget: _Budget = _Budget()
     preprocess: _Preprocess | None = None
     prune: _Prune = _Prune()
     finetune: _Finetune = _Finetune()
@@ -160,7 +162,8 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
     Raises:
         UsageError: values do not fit together. The message names the file and the key, or the keyword.
     """
-    limit = _median(source.where("budget", "latency"), file.budget.latency)
+    given = file.budget.latency
+    limit = None if given is None else _median(source.where("budget", "latency"), given)
     if file.data.metric and file.data.closed_loop:
         raise usage_error(f"{source.where('data')} metric and closed_loop exclude each other; keep one of them")
 

@@ -127,6 +127,11 @@ def request(project: Given, target: str = "local", **options: Unpack[Options]) -
     except UsageError as error:
         raise UsageError(f"{to.path}: [runtime] precision = {to.precision!r}: {error}") from error
     patience, weights = options.get("patience"), options.get("weights")
+    if weights is not None and known.budget.latency is None:
+        raise UsageError(
+            f"{known.where('budget', 'latency')} is missing, so nothing is pruned, and --weights is for the pruned network;"
+            f" give the weights as {known.where('model', 'weights')}"
+        )
     return Request(
         known,
         to,

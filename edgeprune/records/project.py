@@ -100,9 +100,12 @@ class DataSection:
 
 @dataclass(frozen=True)
 class BudgetSection:
-    """`[budget]`: the latency to meet, and how much lower the metric may be than the original network's."""
+    """`[budget]`: the latency to meet, and how much lower the metric may be than the original network's.
 
-    latency: Budget
+    Without a latency nothing is pruned: the network is compiled and verified.
+    """
+
+    latency: Budget | None = None
     max_metric_drop: float = 0.01
 
 

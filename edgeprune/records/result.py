@@ -22,13 +22,13 @@ class Result(Answer):
     precision: Precision
     emulated: bool
     simulated: bool
-    budget_ms: float
-    predicted_ms: float
-    confirmed_ms: float
+    budget_ms: float | None
+    predicted_ms: float | None
+    confirmed_ms: float | None
     rounds: int
     baseline: Figures
     pruned: Figures
-    plan: dict[str, Any]
+    plan: dict[str, Any] | None
     checks: tuple[Check, ...]
     artifact: Path
     latest: Path

@@ -109,10 +109,13 @@ class Figures:
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Answer):
-    """All checks of one artifact on one device, with figures of the original (`baseline`) and the pruned network."""
+    """All checks of one artifact on one device, with figures of the original (`baseline`) and the pruned network.
+
+    Without a budget nothing is pruned: `budget_ms` is None, and `pruned` is the artifact of the same network.
+    """
 
     artifact: str
-    budget_ms: float
+    budget_ms: float | None
     baseline: Figures
     pruned: Figures
     checks: tuple[Check, ...]

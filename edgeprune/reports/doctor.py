@@ -69,7 +69,9 @@ def _package(name: str) -> Finding:
 def _project(path: Path) -> Iterator[Finding]:
     try:
         known = toml.read_project(path)
-        yield Finding("ok", f"project {known.name}: budget {known.budget.latency}")
+        limit = known.budget.latency
+        shown = f"budget {limit}" if limit else "no latency budget, so nothing is pruned"
+        yield Finding("ok", f"project {known.name}: {shown}")
         from edgeprune.frontends import dataset
 
         yield from dataset.examine(known)

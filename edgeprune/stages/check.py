@@ -93,7 +93,8 @@ def _measured(run: Run, options: Options, kept: Kept | None) -> tuple[Measured, 
     """Measure the artifact on the device; with a baseline, on the same samples."""
     request = run.request
     section = request.project.check
-    budgets = tuple(dict.fromkeys(options.budgets or section.budget or (request.project.budget.latency,)))
+    own = request.project.budget.latency
+    budgets = tuple(dict.fromkeys(options.budgets or section.budget or ((own,) if own else ())))
     artifact, folder = run.last(compiling.STAGE)
     original = run.record(compiling.ORIGINAL) if any(one.fraction is not None for one in budgets) else None
     request.watch.start("check")

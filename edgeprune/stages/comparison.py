@@ -125,7 +125,7 @@ def time_budgets(timer: Timer, models: Sequence[Path], budgets: Sequence[Budget]
 
 def _runs(budgets: Sequence[Budget], so_far: Samples) -> int:
     """Timings a process: twice what the budgets' quantiles need at least, within the time allowed."""
-    needed = max(2 * stats.needed(budget.quantile, POLICY.sure) for budget in budgets) / POLICY.check.processes
+    needed = max((2 * stats.needed(one.quantile, POLICY.sure) for one in budgets), default=0) / POLICY.check.processes
     affordable = LIMITS.check_timed_s / POLICY.check.processes / (stats.latency(so_far).mid / 1e9)
     return max(LIMITS.timed_runs_min, min(math.ceil(needed), int(affordable), LIMITS.timed_runs_max))
 

@@ -1,4 +1,4 @@
-"""The compile stages: the original network, and the fine-tuned one, as the target's runtime loads them."""
+"""The compile stages: the original network, and the final one, as the target's runtime loads them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Artifact, Groups, Precision, Tuned
+from edgeprune.records import Artifact, Groups, Precision
 from edgeprune.runtimes.base import Calls, Runtime
-from edgeprune.storage.store import digest_of, file_sha256
+from edgeprune.storage.store import digest_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgeprune.frontends.data import Split
     from edgeprune.frontends.model import Network
+    from edgeprune.stages.final import Final
     from edgeprune.stages.inputs import Calibration
 
 KEPT_SAMPLES = 32  # validation samples that are kept beside an artifact, with the network's outputs
@@ -29,17 +30,17 @@ class OriginalReads:
     """The network and the runtime."""
 
     network: Network
-    survey: Groups
+    groups: Groups
     runtime: Runtime
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The fine-tuned network, the runtime, the precision, and the data for calibration and for checks."""
+    """The network to compile, the runtime, the precision, and the data for calibration and for checks."""
 
     network: Network
-    survey: Groups
-    finetune: Tuned
+    groups: Groups
+    final: Final
     runtime: Runtime
     chosen_precision: Precision
     calibration: Calibration
@@ -88,21 +89,17 @@ def run_original(reads: OriginalReads, output: Output) -> Artifact:
     folder.mkdir()
     network = reads.network
     compiler = Compiler(reads.runtime, "fp32")
-    return compiler.compile(network.module, network.inputs, reads.survey.folds, folder, reads.survey.network)
+    return compiler.compile(network.module, network.inputs, reads.groups.folds, folder, reads.groups.network)
 
 
 def run(reads: Reads, output: Output) -> Artifact:
-    """Compile the fine-tuned network, and keep calls that the artifact can be checked by."""
-    from edgeprune.network.weights import load
-
+    """Compile the network, and keep calls that the artifact can be checked by."""
     folder = output.path("model")
     folder.mkdir()
-    network = reads.network
-    model = load(reads.finetune.network, network.module)
+    network, model = reads.network, reads.final.module
     samples = reads.calibration.samples if reads.chosen_precision.startswith("int8") else []
     compiler = Compiler(reads.runtime, reads.chosen_precision, samples)
-    source = file_sha256(reads.finetune.network)
-    made = compiler.compile(model, network.inputs, reads.survey.folds, folder, source)
+    made = compiler.compile(model, network.inputs, reads.groups.folds, folder, reads.final.source)
     with reads.valid.repeatable(reads.finetune_seed):
         _keep_calls(output.path(CALLS), model, network.inputs, reads.valid)
     return made
@@ -110,7 +107,7 @@ def run(reads: Reads, output: Output) -> Artifact:
 
 def describe(artifact: Artifact, reads: Reads | OriginalReads) -> str:
     """The runtime, the precision, the size and the operators."""
-    operators = f"{artifact.operators} operators, of {reads.survey.operators} in torch's graph"
+    operators = f"{artifact.operators} operators, of {reads.groups.operators} in torch's graph"
     return f"{reads.runtime.name} {artifact.precision}, {artifact.size_bytes / 1e3:.1f} kB, {operators}"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgeprune import runtimes
 from edgeprune.devices import bench, transports
@@ -10,7 +12,8 @@ from edgeprune.frontends.model import Network
 from edgeprune.limits import LIMITS
 from edgeprune.network import weights
 from edgeprune.network.survey import survey
-from edgeprune.records import Project, Target
+from edgeprune.records import Precision, Project, Target
+from edgeprune.runtimes.base import Runtime
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.stages import confirm, experiments
 from edgeprune.stages.verdict import POLICY
@@ -19,11 +22,20 @@ PREPARED_S = LIMITS.warmup_s / 4  # warm-up ends when the times are stable, most
 ROUND_S = PREPARED_S + LIMITS.timed_s
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a stage does on the device, and how many seconds of its time that takes."""
+
+    lines: tuple[str, ...]
+    least_s: float
+    most_s: float
+
+
 def forecast(project: Project, target: Target, whole: bool) -> list[str]:
     """What a run sends to the device and runs there at most, and how many minutes that takes.
 
     Args:
-        project: the project.
+        project: the project. Without a latency budget, a whole run only compiles and verifies.
         target: the target.
         whole: whether all stages run, or only `profile`.
 
@@ -32,44 +44,69 @@ def forecast(project: Project, target: Target, whole: bool) -> list[str]:
     """
     network, runtime = Network(project), runtimes.host(target.runtime)
     network.require_locks(project.prune.lock)
-    model, inputs = network.module, network.inputs
-    groups = survey(model, inputs, project.prune.lock)
-    file = FORMATS[runtime.format](model, inputs, groups).variant(groups.full())
-    sent = len(zlib.compress(file, 1))
-    if runtime.separate_profile:
-        sent *= 2
-    at_least, most = experiments.processes(groups)
-    variants = experiments.TIMED_S + experiments.PROFILED_S + PREPARED_S
-    seconds = LIMITS.start_s + (experiments.ANCHORS + experiments.TOGETHER) * variants
-    lines = [
+    pruned = project.budget.latency is not None
+    candidates = runtime.candidates(target.precision)
+    parts = []
+    if pruned or not whole:
+        parts.append(_profile(project, network, runtime))
+    if len(candidates) > 1:
+        parts.append(_choice(candidates))
+    if whole and pruned:
+        parts.append(_confirm())
+    if whole:
+        parts.append(_verify(network))
+    least_s, most_s = sum(part.least_s for part in parts), sum(part.most_s for part in parts)
+    return [
         *transports.commands(target),
         "  agent: identify",
-        f"  sftp put {at_least * experiments.TOGETHER} to {most * experiments.TOGETHER} variants, at most {sent:,} bytes each"
-        f" ({len(file):,} unpacked), {most * experiments.TOGETHER * sent / 1e6:.1f} MB in all",
-        f"  agent: time, with times by operator: {at_least} to {most} processes of about {seconds:.0f} s",
+        *(f"  {line}" for part in parts for line in part.lines),
+        f"expected: {least_s / 60:.1f} to {most_s / 60:.1f} minutes of the device's time",
     ]
-    spent = [at_least * seconds, most * seconds]
-    candidates = runtime.candidates(target.precision)
-    if len(candidates) > 1:
-        each = LIMITS.start_s + len(candidates) * ROUND_S
-        outputs = len(candidates) * LIMITS.metric_s
-        lines.append(
-            f"  agent: time and outputs, to choose from {', '.join(candidates)}: {POLICY.verify.processes} processes of about"
-            f" {each:.1f} s and at most {outputs:.0f} s of outputs"
-        )
-        spent = [seconds + POLICY.verify.processes * each for seconds in spent]
-        spent[1] += outputs
-    if whole:
-        confirming = LIMITS.start_s + (2 + confirm.PLANS) * ROUND_S
-        to_confirm = confirm.PROCESSES * confirm.REPEATS * LIMITS.confirm_rounds
-        each = LIMITS.start_s + ROUND_S
-        least, final = 2 * bench.SETTLED, 2 * POLICY.verify.processes * POLICY.verify.rounds
-        lines += [
-            f"  agent: time, to confirm plans: {bench.SETTLED} to {to_confirm} processes of about {confirming:.1f} s",
-            f"  sftp put the original and the pruned artifact: at most {8 * weights.count_parameters(model):,} bytes",
-            f"  agent: time, for the verdict: {least} to {final} processes of about {each:.1f} s",
-            f"  agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
-        ]
-        spent[0] += bench.SETTLED * confirming + least * each
-        spent[1] += to_confirm * confirming + final * each + 2 * LIMITS.metric_s
-    return [*lines, f"expected: {spent[0] / 60:.1f} to {spent[1] / 60:.1f} minutes of the device's time"]
+
+
+def _profile(project: Project, network: Network, runtime: Runtime) -> Part:
+    groups = survey(network.module, network.inputs, project.prune.lock)
+    file = FORMATS[runtime.format](network.module, network.inputs, groups).variant(groups.full())
+    sent = len(zlib.compress(file, 1)) * (2 if runtime.separate_profile else 1)
+    least, most = experiments.processes(groups)
+    together = experiments.TOGETHER
+    variants = experiments.TIMED_S + experiments.PROFILED_S + PREPARED_S
+    seconds = LIMITS.start_s + (experiments.ANCHORS + together) * variants
+    lines = (
+        f"sftp put {least * together} to {most * together} variants, at most {sent:,} bytes each"
+        f" ({len(file):,} unpacked), {most * together * sent / 1e6:.1f} MB in all",
+        f"agent: time, with times by operator: {least} to {most} processes of about {seconds:.0f} s",
+    )
+    return Part(lines, least * seconds, most * seconds)
+
+
+def _choice(candidates: Sequence[Precision]) -> Part:
+    each = LIMITS.start_s + len(candidates) * ROUND_S
+    outputs = len(candidates) * LIMITS.metric_s
+    processes = POLICY.verify.processes
+    line = (
+        f"agent: time and outputs, to choose from {', '.join(candidates)}: {processes} processes of about"
+        f" {each:.1f} s and at most {outputs:.0f} s of outputs"
+    )
+    return Part((line,), processes * each, processes * each + outputs)
+
+
+def _confirm() -> Part:
+    each = LIMITS.start_s + (2 + confirm.PLANS) * ROUND_S
+    least, most = bench.SETTLED, confirm.PROCESSES * confirm.REPEATS * LIMITS.confirm_rounds
+    return Part(
+        (f"agent: time, to confirm plans: {least} to {most} processes of about {each:.1f} s",),
+        least * each,
+        most * each,
+    )
+
+
+def _verify(network: Network) -> Part:
+    each = LIMITS.start_s + ROUND_S
+    least, most = 2 * bench.SETTLED, 2 * POLICY.verify.processes * POLICY.verify.rounds
+    lines = (
+        f"sftp put the original and the final artifact: at most {8 * weights.count_parameters(network.module):,} bytes",
+        f"agent: time, for the verdict: {least} to {most} processes of about {each:.1f} s",
+        f"agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
+    )
+    return Part(lines, least * each, most * each + 2 * LIMITS.metric_s)

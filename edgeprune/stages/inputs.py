@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import runtimes
+from edgeprune.errors import UsageError
 from edgeprune.frontends import checkpoint
 from edgeprune.frontends.samples import Samples
 from edgeprune.frontends.sources import installed
 from edgeprune.pipeline.request import SHARED
 from edgeprune.pipeline.run import Run
-from edgeprune.pipeline.stage import Input
+from edgeprune.pipeline.stage import Input, Stage
 from edgeprune.records import (
+    Budget,
     BudgetSection,
     Device,
     FinetuneSection,
@@ -34,7 +36,8 @@ from edgeprune.records import (
     digest,
 )
 from edgeprune.runtimes.base import Runtime
-from edgeprune.stages import precision, profile, reference, scores, survey, trial
+from edgeprune.stages import confirm, finetune, precision, profile, reference, scores, survey, trial
+from edgeprune.stages.final import Final
 from edgeprune.storage.profiles import ProfileFile
 from edgeprune.storage.store import file_sha256
 
@@ -325,9 +328,44 @@ class Evidence:
     profile: Profile
 
 
+def _limit(run: Run) -> Budget:
+    """The latency budget. Raises `UsageError` if the project has none."""
+    project = run.request.project
+    if project.budget.latency is None:
+        where = project.where("budget", "latency")
+        raise UsageError(f'{where} is missing, so nothing is pruned; give it, such as "50%", or --budget')
+    return project.budget.latency
+
+
+def _pruned(run: Run) -> bool:
+    """Whether the network is pruned: the project has a latency budget."""
+    return run.request.project.budget.latency is not None
+
+
+def _traced(run: Run) -> Stage[Any, Groups]:
+    """The stage that gives the channel groups. No group needs to be proved if nothing is pruned."""
+    return survey.STAGE if _pruned(run) else survey.TRACE
+
+
+def _final(run: Run) -> Final:
+    network, groups = run.value("network"), run.value("groups")
+    if not _pruned(run):
+        return Final(network, None, groups.network, groups.full())
+    tuned, plan = run.record(finetune.STAGE).network, run.record(confirm.STAGE).plan
+    return Final(network, tuned, file_sha256(tuned), {**groups.full(), **plan.widths})
+
+
+def _final_settings(run: Run) -> Mapping[str, object]:
+    return {"finetune": run.settings(finetune.STAGE)} if _pruned(run) else _network_settings(run)
+
+
+def _final_made(run: Run) -> Mapping[str, object]:
+    return {"finetune": run.key(finetune.STAGE)} if _pruned(run) else {}
+
+
 def _meets(run: Run) -> Reference | None:
     """The measurement of the original network, if it surely meets the budget. Then nothing is profiled and scored."""
-    if not reference.needed(run.request.project.budget.latency, _precision(run)):
+    if not reference.needed(_limit(run), _precision(run)):
         return None
     found = run.record(reference.STAGE)
     return found if found.outcome is Outcome.PASS else None
@@ -342,7 +380,7 @@ def _evidence(run: Run) -> Evidence | Reference:
 
 
 def _evidence_settings(run: Run) -> dict[str, object]:
-    budget = {"[budget] latency": str(run.request.project.budget.latency)}
+    budget = {"[budget] latency": str(_limit(run))}
     return {**budget, "scores": run.settings(scores.STAGE), "profile": run.settings(profile.STAGE)}
 
 
@@ -386,6 +424,14 @@ INPUTS: Mapping[str, Input] = {
         _all(_libraries, _packages, _precision_made),
         of_target=True,
     ),
+    "budget_latency": Input(_limit, lambda run: {"[budget] latency": str(_limit(run))}),
+    "is_pruned": Input(_pruned, lambda run: {"[budget] latency is given": _pruned(run)}),
+    "groups": Input(
+        lambda run: run.record(_traced(run)),
+        lambda run: {"groups": run.settings(_traced(run))},
+        lambda run: {_traced(run).name: run.key(_traced(run))},
+    ),
+    "final": Input(_final, _final_settings, _final_made, of_target=True),
     "evidence": Input(_evidence, _evidence_settings, _evidence_made, of_target=True),
     # Only a path, so it is not in keys: the profile stage makes the content.
     "profile_file": Input(_profile_file, lambda run: {}, of_target=True),

@@ -25,7 +25,7 @@ class Reads:
     """The original network, its artifact in fp32, the precisions to choose from, and the data that decides."""
 
     network: Network
-    survey: Groups
+    groups: Groups
     original: Artifact
     runtime: Runtime
     allowed: tuple[Precision, ...]
@@ -63,7 +63,7 @@ def _candidates(reads: Reads, output: Output) -> dict[Precision, Artifact]:
             samples = reads.calibration.samples if name.startswith("int8") else []
             compiler, network = Compiler(reads.runtime, name, samples), reads.network
             made[name] = compiler.compile(
-                network.module, network.inputs, reads.survey.folds, folder, reads.survey.network
+                network.module, network.inputs, reads.groups.folds, folder, reads.groups.network
             )
         except UsageError as error:
             log.warning("%s is left out: %s", name, error)

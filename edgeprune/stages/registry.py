@@ -22,6 +22,7 @@ from edgeprune.stages.inputs import INPUTS
 STAGES = (
     trial.STAGE,
     survey.STAGE,
+    survey.TRACE,
     compiling.ORIGINAL,
     precision.STAGE,
     reference.STAGE,

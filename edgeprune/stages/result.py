@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeprune.pipeline.run import LATEST, Run
 from edgeprune.records import Result
 from edgeprune.stages import compile as compiling
@@ -11,11 +13,10 @@ SCHEMA = 1  # of the JSON result; changes when a key changes its meaning
 
 
 def result(run: Run) -> Result:
-    """The artifact that meets the budget, its figures and its checks. Runs every stage that is missing."""
-    verdict = run.record(verify.STAGE)
-    confirmed, groups = run.record(confirm.STAGE), run.record(survey.STAGE)
-    plan, own, full = confirmed.plan, confirmed.measurement, groups.full()
-    target = run.request.target
+    """The artifact, its figures and its checks. Runs every stage that is missing. Without a budget there is no plan."""
+    verdict, target = run.record(verify.STAGE), run.request.target
+    planned = run.value("is_pruned")
+    predicted_ns, confirmed_ns, rounds, plan = _planned(run) if planned else (None, None, 0, None)
     artifact = run.record(compiling.STAGE).files[0]
     return Result(
         schema=SCHEMA,
@@ -26,14 +27,23 @@ def result(run: Run) -> Result:
         emulated=verdict.emulated,
         simulated=verdict.simulated,
         budget_ms=verdict.budget_ms,
-        predicted_ms=(own.predicted_ns if own else plan.predicted.mid) / 1e6,
-        confirmed_ms=(own.measured.mid if own else plan.predicted.mid) / 1e6,
-        rounds=confirmed.rounds,
+        predicted_ms=None if predicted_ns is None else predicted_ns / 1e6,
+        confirmed_ms=None if confirmed_ns is None else confirmed_ns / 1e6,
+        rounds=rounds,
         baseline=verdict.baseline,
         pruned=verdict.pruned,
-        plan={"gap": plan.gap, "widths": {name: [width, full[name]] for name, width in plan.widths.items()}},
+        plan=plan,
         checks=verdict.checks,
         artifact=artifact,
         latest=run.folder / LATEST / artifact.name,
         run=run.folder,
     )
+
+
+def _planned(run: Run) -> tuple[float, float, int, dict[str, Any]]:
+    """The latency as predicted and as confirmed, in nanoseconds, the confirm rounds, and the plan."""
+    confirmed, full = run.record(confirm.STAGE), run.record(survey.STAGE).full()
+    plan, own = confirmed.plan, confirmed.measurement
+    latency = (own.predicted_ns, own.measured.mid) if own else (plan.predicted.mid, plan.predicted.mid)
+    widths = {name: [width, full[name]] for name, width in plan.widths.items()}
+    return *latency, confirmed.rounds, {"gap": plan.gap, "widths": widths}

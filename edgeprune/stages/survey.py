@@ -43,6 +43,29 @@ def describe(groups: Groups, reads: Reads) -> str:
 STAGE = Stage("survey", Reads, run, Groups, describe)
 
 
+@dataclass(frozen=True)
+class TraceReads:
+    """The network."""
+
+    network: Network
+
+
+def trace(reads: TraceReads, output: Output) -> Groups:
+    """Export the network, and lock all its groups: nothing is pruned, so nothing needs to be proved."""
+    from edgeprune.graph.trace import trace
+    from edgeprune.network.attention import opened
+
+    return trace(opened(reads.network.module), reads.network.inputs, ("*",))
+
+
+def describe_trace(groups: Groups, reads: TraceReads) -> str:
+    """That nothing is pruned, and why."""
+    return f"{groups.operators} operators; nothing is pruned, since there is no latency budget"
+
+
+TRACE = Stage("trace", TraceReads, trace, Groups, describe_trace)
+
+
 def of_project(project: Project) -> Survey:
     """The channel groups and blocks of a project's model that can be removed. It contacts no device and keeps nothing."""
     from edgeprune.frontends.model import Network

@@ -36,6 +36,7 @@ class Reads:
     test: Split
     loss: Loss
     metric: Metric
+    is_pruned: bool
     prune_importance: str
     finetune_epochs: int
     finetune_seed: int
@@ -50,7 +51,8 @@ def run(reads: Reads, output: Output) -> Tried:
     """
     from edgeprune.network.importance import DIFFERENTIATING
 
-    reads.checker.first(reads.prune_importance in DIFFERENTIATING, reads.finetune_epochs > 0)
+    scored = reads.is_pruned and reads.prune_importance in DIFFERENTIATING
+    reads.checker.first(scored, reads.is_pruned and reads.finetune_epochs > 0)
     names = reads.metric.structure.names
     tried = Tried(names, None, 0)
     if not reads.metric.in_closed_loop:

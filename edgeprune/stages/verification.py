@@ -32,7 +32,7 @@ Round = Callable[[int, list[Samples], Sequence[Check]], None]
 
 def timed(
     timer: Timer,
-    budget: Budget,
+    budget: Budget | None,
     versions: tuple[Version, Version],
     on_round: Round = lambda number, taken, checks: None,
     taken: Sequence[Samples] = (),
@@ -41,7 +41,7 @@ def timed(
 
     Args:
         timer: the device.
-        budget: the latency to meet.
+        budget: the latency to meet; None to measure one round.
         versions: the original and the pruned network.
         on_round: gets the number of each round, from 1, with all samples so far and what they decide.
         taken: samples of an earlier measurement of the same artifacts on this device: the original's and the pruned one's.
@@ -68,7 +68,7 @@ def verify(
     evaluation: Evaluation,
     device: Bench,
     versions: tuple[Version, Version],
-    budget: Budget,
+    budget: Budget | None,
     max_metric_drop: float,
 ) -> Verdict:
     """All checks of the pruned artifact.
@@ -80,7 +80,7 @@ def verify(
         evaluation: the metric, on the test set, or on the validation set if there is no test set.
         device: computes the outputs.
         versions: the original and the pruned network.
-        budget: the latency to meet.
+        budget: the latency to meet; None if nothing was pruned. Only outputs and the metric are then checked.
         max_metric_drop: how much lower than the original's the metric may be.
 
     Raises:
@@ -102,18 +102,18 @@ def verify(
     where = (
         "in closed loop" if evaluation.metric.in_closed_loop else f"on {calls.share} {evaluation.split.name} samples"
     )
-    note = f"the original network's minus the pruned one's, both through their artifacts, {where}"
+    of = "the pruned one" if budget else "the artifact"
+    note = f"the original network's minus {of}'s, both through their artifacts, {where}"
     expected = accuracy.computed(pruned.network, calls.inputs, calls.count)
     checks = (
         *accuracy.compared(expected, outputs[1], pruned.artifact.precision),
         verdict.metric_drop(metrics[0], metrics[1], max_metric_drop, note),
         *latency(budget, timed),
-        verdict.at_most("size_bytes", pruned.artifact.size_bytes, original.artifact.size_bytes),
-        verdict.growth("peak_memory_bytes", after.peak_memory_bytes, before.peak_memory_bytes, POLICY.memory),
+        *(_size(versions, timed) if budget else ()),
     )
     return Verdict(
         pruned.artifact.sha256,
-        budget.resolve(stats.latency(before).mid) / 1e6,
+        budget.resolve(stats.latency(before).mid) / 1e6 if budget else None,
         _figures(original, before, metrics[0]),
         _figures(pruned, after, metrics[1]),
         checks,
@@ -122,8 +122,20 @@ def verify(
     )
 
 
-def latency(budget: Budget, timed: Timed) -> list[Check]:
-    """The checks of the latencies: the budget, and the tail."""
+def _size(versions: tuple[Version, Version], timed: Timed) -> list[Check]:
+    original, pruned = (version.artifact for version in versions)
+    assert timed.original is not None
+    after, before = timed.samples.peak_memory_bytes, timed.original.peak_memory_bytes
+    return [
+        verdict.at_most("size_bytes", pruned.size_bytes, original.size_bytes),
+        verdict.growth("peak_memory_bytes", after, before, POLICY.memory),
+    ]
+
+
+def latency(budget: Budget | None, timed: Timed) -> list[Check]:
+    """The checks of the latencies: the budget, and the tail. Without a budget there are none."""
+    if budget is None:
+        return []
     checks = [verdict.budget(budget, timed)]
     if timed.original is not None and not timed.same:  # against itself, a tail can only be inconclusive
         checks.append(verdict.tail(timed.samples, timed.original, timed.confidence))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Artifact, Budget, Check, Confirmed, Groups, Outcome, Samples, Tuned, Verdict
+from edgeprune.records import Artifact, BudgetSection, Check, Groups, Outcome, Samples, Verdict
 from edgeprune.stages import events
 from edgeprune.storage import codec
 from edgeprune.storage.store import write_atomic
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeprune.devices.bench import Bench
     from edgeprune.frontends.data import Metric, Split
     from edgeprune.frontends.model import Network
+    from edgeprune.stages.final import Final
 
 TIMES = "times.json"  # samples that an inconclusive or interrupted verdict keeps for the next run
 
@@ -26,16 +27,14 @@ class Reads:
     """Both networks, their artifacts, the device, the test data, and the limits."""
 
     network: Network
-    survey: Groups
+    groups: Groups
     original: Artifact
-    confirm: Confirmed
-    finetune: Tuned
+    final: Final
     compile: Artifact
     device: Bench
     test: Split
     metric: Metric
-    budget_latency: Budget
-    budget_max_metric_drop: float
+    budget_section: BudgetSection
     finetune_seed: int
 
 
@@ -49,20 +48,18 @@ class Times:
 
 def run(reads: Reads, output: Output) -> Verdict:
     """All checks of the pruned artifact, with the original network's beside it."""
-    from edgeprune.network import weights
     from edgeprune.stages.accuracy import Evaluation, Timer
     from edgeprune.stages.verification import Version, timed, verify
 
-    groups, network = reads.survey, reads.network
-    widths = {**groups.full(), **reads.confirm.plan.widths}
+    groups, network, final = reads.groups, reads.network, reads.final
     timer = Timer(reads.device, network.files(output.scratch))
     evaluation = Evaluation(reads.test, reads.metric, network.inputs, reads.finetune_seed)
     original = Version(network.module, reads.original, groups.macs(groups.full()))
-    pruned = Version(weights.load(reads.finetune.network, network.module), reads.compile, groups.macs(widths))
-    versions, budget = (original, pruned), reads.budget_latency
+    pruned = Version(final.module, reads.compile, groups.macs(final.widths))
+    versions, budget = (original, pruned), reads.budget_section.latency
     kept = output.partial() / TIMES
     times = timed(timer, budget, versions, _on_round(output, kept), () if output.fresh else _read(kept))
-    found = verify(times, evaluation, reads.device, versions, budget, reads.budget_max_metric_drop)
+    found = verify(times, evaluation, reads.device, versions, budget, reads.budget_section.max_metric_drop)
     events.front(output.events, budget, found.pruned)
     return found
 
@@ -75,7 +72,7 @@ def _on_round(output: Output, path: Path) -> Callable[[int, list[Samples], Seque
         write_atomic(path, codec.dumps(Times(*taken)).encode())
         open_ = [check for check in checks if check.outcome is Outcome.INCONCLUSIVE]
         waits = (
-            "; ".join(f"{check.name} is not yet decided: {check.note}" for check in open_) or "the latency is decided"
+            "; ".join(f"{check.name} is not yet decided: {check.note}" for check in open_) or "the latency is measured"
         )
         output.watch.step(number, POLICY.verify.rounds, waits)
 

@@ -69,3 +69,51 @@ def test_the_user_s_function_trains_in_the_pipeline(folder: Path) -> None:
     failed = command("finetune", "--project", project)
     assert failed.code == 2 and "(mine.py, line 7)" in failed.err
     assert next(folder.glob("runs/local/partial/finetune-*/trainer/state")).read_text() == "saved"
+
+
+def test_without_a_budget_the_network_is_compiled_and_verified_and_nothing_is_pruned(project: Path) -> None:
+    project.write_text(project.read_text().replace('latency = "60%"\n', ""))
+    here = "--project", project
+    done = command("run", *here, "--json")
+    assert done.code == 0, done.err
+    stages = [line.split()[0] for line in done.err.splitlines() if line and not line.startswith(" ")]
+    assert set(stages) == {"trial", "trace", "original", "compile", "verify"}, done.err
+    assert "nothing is pruned, since there is no latency budget" in done.err
+    result = done.json
+    assert (result["status"], result["rounds"]) == ("pass", 0)
+    assert [result[key] for key in ("budget_ms", "predicted_ms", "confirmed_ms", "plan")] == [None] * 4
+    assert result["pruned"]["parameters"] == result["baseline"]["parameters"] and result["pruned"]["p50_ms"] > 0
+    names = {check["name"] for check in result["checks"]}
+    assert "metric_drop" in names and "output_cosine" in names
+    assert not any(name.startswith("latency") for name in names)
+    shown = command("run", *here)
+    assert shown.code == 0 and "budget" not in shown.out.partition("verdict")[0].replace("no latency budget", "")
+    again = command("run", *here, "--json")
+    assert again.json == result and again.err.count("reused") == len(again.err.strip().splitlines())
+
+    for verb in ("plan", "finetune"):
+        refused = command(verb, *here)
+        assert refused.code == 2 and "[budget] latency is missing, so nothing is pruned" in refused.err
+    weights = command("verify", *here, "--weights", project.with_name("blobs.safetensors"))
+    assert weights.code == 2 and "[model] weights" in weights.err
+    with_budget = command("plan", *here, "--budget", "1 us")
+    assert with_budget.code == 3, with_budget.err  # it is planned: no plan is that fast
+    checked = command("check", *here, "--json")
+    assert checked.code == 0 and {check["name"] for check in checked.json["checks"]} == names - {"metric_drop"}, (
+        checked.out
+    )
+    forecast = command("run", *here, "--dry-run")
+    assert forecast.code == 0 and "for the verdict" in forecast.out and "confirm" not in forecast.out
+
+
+@pytest.mark.slow
+def test_an_unpruned_network_in_another_precision_is_compared_with_fp32(project: Path) -> None:
+    project.write_text(project.read_text().replace('latency = "60%"\n', ""))
+    targets = project.parent / "targets"
+    targets.mkdir()
+    (targets / "small.toml").write_text(
+        '[connect]\ntransport = "local"\n[runtime]\nname = "onnxruntime"\nprecision = "int8"\n'
+    )
+    done = command("run", "--project", project, "--target", "small", "--json")
+    assert done.code == 0, done.err
+    assert done.json["precision"] == "int8" and done.json["pruned"]["size_bytes"] < done.json["baseline"]["size_bytes"]
