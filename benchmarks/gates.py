@@ -83,6 +83,11 @@ def neighbour(core: int | None) -> Iterator[None]:
         process.join()
 
 
+def last_core() -> int:
+    """The last core of this machine."""
+    return max(os.sched_getaffinity(0))
+
+
 def _spin(core: int) -> None:
     os.sched_setaffinity(0, {core})
     a = np.random.default_rng(0).random((256, 256))

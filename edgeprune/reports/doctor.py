@@ -112,6 +112,12 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
         what = f"{target.threads} threads on {cores} core{'s' * (cores != 1)}"
         yield Finding("warn", what, f"set [runtime] threads = {cores} in {target.path}")
     yield _load(float(state["load"]), cores)
+    if "quota" in state:
+        fix = "give the container more processors, such as docker run --cpus 2"
+        yield Finding("warn", f"a quota limits this device to {float(state['quota']):g} processors", fix)
+    if "capped" in state:
+        fix = "sudo cpupower frequency-set --max with the highest frequency that cpupower frequency-info prints"
+        yield Finding("warn", f"the clock is capped at {100 * float(state['capped']):.0f}%", fix)
     if "governor" in state:
         yield _governor(printable(str(state["governor"]), 40))
     if "temperature_mc" in state:

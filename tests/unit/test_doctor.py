@@ -22,6 +22,8 @@ def target(**more: Any) -> Target:
     [
         ({}, {"load": 0.1}, "ok", "load average 0.1 on 4 cores"),
         ({}, {"load": 3.0}, "warn", "load average 3.0"),
+        ({}, {"quota": 0.5}, "warn", "limits this device to 0.5 processors"),
+        ({}, {"capped": 0.6}, "warn", "capped at 60%"),
         ({}, {"governor": "performance"}, "ok", "governor performance"),
         ({}, {"governor": "ondemand"}, "warn", "governor ondemand"),
         ({}, {"temperature_mc": 50_000}, "ok", "50 °C"),

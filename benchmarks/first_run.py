@@ -1,0 +1,216 @@
+"""Measures how a first run ends: whether its verdict settles, the used share of the budget, and the seconds.
+
+    python benchmarks/first_run.py [--nets ...] [--runtimes ...] [--budgets 70% 50% 40%] [--again 10] [--idle] [--out FILE]
+
+Each run begins with nothing: no profile, no scores. A neighbour keeps the last core busy, except with --idle. The networks
+learn the digits of examples/digits: its residual network, an inverted-residual network and a transformer. A passed verdict is
+measured again with `--again` times its processes. It is a false pass if that measurement is above the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from gates import last_core, neighbour
+from nets import Encoder, digits, inverted_residuals, layer, local
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import edgeprune
+from edgeprune.devices.bench import open_bench
+from edgeprune.devices.patience import Patience
+from edgeprune.errors import EdgepruneError
+from edgeprune.latency import stats
+from edgeprune.stages.verdict import POLICY
+
+EXAMPLE = Path(digits.__file__).parent
+LEAST = 0.95  # of the budget, in the goal
+PROJECT = """
+[model]
+factory = "subject:build"
+inputs = "digits:example_inputs"
+weights = "subject.safetensors"
+[data]
+train = "digits:train_batches"
+valid = "digits:valid_batches"
+test = "digits:test_batches"
+metric = "digits:accuracy"
+[budget]
+latency = "50%"
+max_metric_drop = 0.5
+[finetune]
+epochs = 2
+"""
+SUBJECT = "from first_run import NETS\n\nbuild = NETS[{net!r}]\n"
+
+
+class Inverted(nn.Module):
+    """Inverted residuals (Sandler et al. 2018) on 16×16 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        settings = ((4, 32, 2, 1), (4, 64, 3, 2), (4, 96, 2, 1))
+        self.features = nn.Sequential(layer(1, 32, 3, 1, act=nn.ReLU6()), *inverted_residuals(32, settings))
+        self.fc = nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    """A small vision transformer with patches of 2×2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 128, 2, 2)
+        self.positions = nn.Parameter(torch.zeros(1, 64, 128))
+        self.layers = nn.Sequential(*(Encoder(128, 4) for _ in range(4)))
+        self.norm, self.fc = nn.LayerNorm(128), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.fc(self.norm(self.layers(x)).mean(1))
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "residual": digits.build,
+    "inverted": Inverted,
+    "transformer": Transformer,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One first run. `share` is the pruned network's p50 in the verdict over the budget; `again` in the new measurement."""
+
+    net: str
+    runtime: str
+    budget: str
+    status: str
+    share: float
+    seconds: float
+    again: float = math.nan
+    again_high: float = math.nan
+    why: str = ""
+
+    @property
+    def settled(self) -> bool:
+        return self.status in ("pass", "fail")
+
+
+def trained(net: str, epochs: int = 15) -> nn.Module:
+    """The network after a short training."""
+    torch.manual_seed(0)
+    model = NETS[net]()
+    data, optimiser = digits.train_batches(), torch.optim.AdamW(model.parameters(), 2e-3)
+    for epoch in range(epochs):
+        data.set_epoch(epoch)
+        for images, labels in data:
+            optimiser.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+    return model.eval()
+
+
+def folder_of(net: str, runtime: str, model: nn.Module, root: Path) -> Path:
+    """A new project."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{net}-{runtime}-", dir=root))
+    (folder / "edgeprune.toml").write_text(PROJECT)
+    (folder / "subject.py").write_text(SUBJECT.format(net=net))
+    for name in ("digits.py", "digits.npz"):
+        shutil.copy(EXAMPLE / name, folder)
+    save_file(model.state_dict(), folder / "subject.safetensors")
+    (folder / "targets").mkdir()
+    (folder / "targets" / "bench.toml").write_text(f'[connect]\ntransport = "local"\n[runtime]\nname = "{runtime}"\n')
+    return folder
+
+
+def first(net: str, runtime: str, budget: str, folder: Path, again: int) -> Row:
+    """Run once, from nothing to the verdict."""
+    started = time.monotonic()
+    try:
+        result = edgeprune.run(folder, "bench", budget=budget)
+    except EdgepruneError as error:
+        return Row(net, runtime, budget, type(error).__name__, math.nan, time.monotonic() - started, why=str(error))
+    latency = [check for check in result.checks if check.name.startswith("latency")]
+    spent, share = time.monotonic() - started, result.pruned.p50_ms / result.budget_ms
+    why = "; ".join(f"{check.name}: {check.note}" for check in result.checks if str(check.outcome) != "pass")
+    row = Row(net, runtime, budget, str(result.status), share, spent, why=why)
+    if again and row.status == "pass" and all(str(check.outcome) == "pass" for check in latency):
+        found = repeated(runtime, folder, result.artifact, again)
+        limit = float(budget.rstrip("%")) / 100
+        return Row(*list(vars(row).values())[:6], found.mid / limit, found.high / limit, why)
+    return row
+
+
+def repeated(runtime: str, folder: Path, pruned: Path, again: int) -> SimpleNamespace:
+    """The ratio of the pruned to the original network's latency, from separate processes."""
+    original = next((folder / "runs" / "bench").glob(f"original-*/model/{pruned.name}"))
+    with tempfile.TemporaryDirectory() as name, open_bench(local(runtime), Path(name), 0.0, Patience(1800)) as bench:
+        inputs = bench.save_inputs([tensor.numpy() for tensor in digits.example_inputs()], Path(name))
+        samples = bench.time([original, pruned], inputs, again * POLICY.verify.processes)
+    return stats.ratio(samples[1], samples[0])  # type: ignore[return-value]
+
+
+def show(rows: list[Row]) -> None:
+    """The totals."""
+    settled = [row for row in rows if row.settled]
+    met = [row for row in rows if row.status == "pass"]
+    within = [row for row in met if LEAST <= row.share <= 1]
+    measured = [row for row in met if not math.isnan(row.again)]
+    print(f"\n{len(settled)} of {len(rows)} settled ({len(settled) / len(rows):.0%}), {len(met)} passed")
+    print(f"{len(within)} of {len(met)} that passed use {LEAST:.0%} to 100% of the budget")
+    print(f"{sum(row.again > 1 for row in measured)} false passes of {len(measured)} that were measured again")
+    seconds = sorted(row.seconds for row in rows)
+    print(f"seconds: median {seconds[len(seconds) // 2]:.0f}, most {seconds[-1]:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "tflite"])
+    parser.add_argument("--budgets", nargs="+", default=["70%", "50%", "40%"])
+    parser.add_argument("--again", type=int, default=10)
+    parser.add_argument("--idle", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    models = {net: trained(net) for net in options.nets}
+    rows: list[Row] = []
+    print(
+        "| network | runtime | budget | verdict | of budget | again | seconds |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    busy = nullcontext() if options.idle else neighbour(last_core())
+    with busy, tempfile.TemporaryDirectory() as name:
+        for budget in options.budgets:
+            for net, model in models.items():
+                for runtime in options.runtimes:
+                    folder = folder_of(net, runtime, model, Path(name))
+                    row = first(net, runtime, budget, folder, options.again)
+                    rows.append(row)
+                    again = "" if math.isnan(row.again) else f"{row.again:.1%}"
+                    print(
+                        f"| {net} | {runtime} | {budget} | {row.status} | {row.share:.1%} | {again} | {row.seconds:.0f} |"
+                        + (f" <!-- {row.why} -->" if row.why else ""),
+                        flush=True,
+                    )
+                    if options.out:
+                        options.out.write_text(json.dumps([vars(one) for one in rows], indent=1))
+                    shutil.rmtree(folder)
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
