@@ -95,7 +95,7 @@ def finished_run(shared: Path, trained: Path, tmp_path_factory: pytest.TempPathF
         if not answer.exists():
             shutil.copytree(trained, original)
             answer.write_text(json.dumps(asdict(command("run", "--project", original / "edgeprune.toml", "--json"))))
-    folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("finished") / "blobs"))
+    folder = Path(shutil.copytree(original, tmp_path_factory.mktemp("finished") / "blobs", symlinks=True))
     printed = json.loads(answer.read_text().replace(str(original), str(folder)))
     return folder / "edgeprune.toml", Finished(**printed)
 

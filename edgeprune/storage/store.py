@@ -268,9 +268,6 @@ class Store:
             new = self.folder / f".{name}.new"
             new.unlink(missing_ok=True)  # of a killed run
             new.symlink_to(there, target_is_directory=True)
-            if link.is_dir() and not link.is_symlink():  # the run folder was copied without its links
-                os.replace(link, former := self.folder / f".draft-{name}")
-                shutil.rmtree(former)
             os.replace(new, link)
             _sync(self.folder)
 

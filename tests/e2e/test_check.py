@@ -22,7 +22,7 @@ from edgeprune.stages import inputs, training
 
 @pytest.fixture(scope="module")
 def with_baseline(finished_run: tuple[Path, Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path_factory.mktemp("baseline") / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path_factory.mktemp("baseline") / "blobs", symlinks=True))
     settled(command("check", "--project", folder, "--update", "--reason", "as released", "--json"))
     return folder
 
@@ -30,7 +30,7 @@ def with_baseline(finished_run: tuple[Path, Finished], tmp_path_factory: pytest.
 @pytest.fixture
 def checked(with_baseline: Path, tmp_path: Path) -> Path:
     """The small project after a run, with a baseline, which a test may change."""
-    return Path(shutil.copytree(with_baseline, tmp_path / "blobs"))
+    return Path(shutil.copytree(with_baseline, tmp_path / "blobs", symlinks=True))
 
 
 def outcomes(found: Finished) -> dict[str, str]:

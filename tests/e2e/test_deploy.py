@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def known(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
     """A copy of the small project whose profile is there."""
-    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs")) / "edgeprune.toml"
+    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True)) / "edgeprune.toml"
 
 
 @pytest.mark.slow

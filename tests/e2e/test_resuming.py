@@ -52,7 +52,9 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", SHUFFLED)
 def test_a_resumed_run_equals_an_uninterrupted_one(order: str, profiled: Path, tmp_path: Path) -> None:
-    uninterrupted, resumed = (Path(shutil.copytree(profiled, tmp_path / name / "blobs")) for name in ("one", "two"))
+    uninterrupted, resumed = (
+        Path(shutil.copytree(profiled, tmp_path / name / "blobs", symlinks=True)) for name in ("one", "two")
+    )
     for folder in (uninterrupted, resumed):
         (folder / "blobs.py").write_text((folder / "blobs.py").read_text() + SHUFFLED[order])
 
@@ -82,7 +84,7 @@ def kept(path: Path) -> str:
 
 
 def test_scores_are_computed_once_for_two_targets(profiled: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(profiled, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(profiled, tmp_path / "blobs", symlinks=True))
     first, second = (command("plan", "--project", folder, "--target", name, "--json") for name in ("one", "two"))
     assert first.code == second.code == 0, first.err + second.err
     assert "scores     loss-curves" in first.err and "0 measured" in first.err

@@ -71,7 +71,7 @@ def test_what_is_reused_needs_no_torch(finished_run: tuple[Path, Finished]) -> N
 
 
 def test_another_budget_measures_no_profile_again(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
     plan = command("plan", "--project", folder / "edgeprune.toml", "--budget", "80%", "--json")
     assert plan.code == 0, plan.err
     assert "0 measured" in plan.err
@@ -90,7 +90,7 @@ def test_an_original_network_that_meets_the_budget_is_only_verified(project: Pat
 def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(
     finished_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
     run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 us", "--json")
     assert run.code == 3
     assert "fastest" in run.err and "ms" in run.err
@@ -164,7 +164,7 @@ def test_training_starts_at_the_separate_refit_and_epoch_0_is_the_sequential_one
     from edgeprune.frontends.model import build_model
     from edgeprune.stages import training
 
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
+    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
     (trained,) = folder.glob("runs/local/finetune-*")
     history = json.loads((trained / "finetune.json").read_text())["history"]
     shutil.rmtree(trained)
