@@ -17,7 +17,7 @@ from edgeprune.devices.validate import printable
 from edgeprune.records import (
     Artifact,
     Check,
-    Confirmed,
+    Cut,
     Explanation,
     Figures,
     Groups,
@@ -67,10 +67,12 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             console.print()
             put(_verdict(answer.status, answer))
             put(f"artifact  {answer.latest}")
+            _put_next(Outcome(answer.status), put)
         case Verdict():
             _put_checks(answer.checks, put)
             console.print()
             put(_verdict(answer.outcome, answer))
+            _put_next(answer.outcome, put)
         case Report():
             _put_checks(answer.checks, put)
             for shift in answer.slower:
@@ -83,8 +85,13 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             put(explanation_line(answer))
         case Plan():
             console.print(plan_table(answer, groups))
-        case Confirmed():
-            console.print(plan_table(answer.plan, groups))
+        case Cut():
+            console.print(plan_table(answer.confirmed.plan, groups))
+            put(f"network   {answer.network}")
+            put(
+                f"to train it yourself: edgeprune.load({str(answer.network)!r}, MODEL); then: edgeprune verify --weights FILE,"
+                " with the options of this command"
+            )
         case Artifact():
             put(f"artifact  {answer.files[0]}")
         case list():
@@ -96,6 +103,11 @@ def show(answer: object, groups: Groups, console: Console) -> None:
 def _put_checks(checks: Sequence[Check], put: Callable[[Text], None]) -> None:
     for check in checks:
         put(_coloured(line(check), check.outcome, 0))
+
+
+def _put_next(outcome: Outcome, put: Callable[[str], None]) -> None:
+    if outcome is Outcome.INCONCLUSIVE:
+        put("next      run the same command again: it keeps these measurements and takes only more of them")
 
 
 def _verdict(outcome: Outcome, answer: Result | Verdict | Report) -> Text:

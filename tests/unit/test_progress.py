@@ -102,6 +102,7 @@ def test_outcomes_have_colours_on_a_terminal_only(outcome: str, code: str, monke
     assert text(coloured).count(f";{code}m{outcome}\x1b[0m") == 2
     assert f"{code}m" not in text(plain) and "\x1b" not in text(pipe)
     assert f"verdict   {outcome}" in text(pipe)
+    assert ("run the same command again" in text(pipe)) is (outcome == "inconclusive")
 
 
 def test_a_network_of_microseconds_is_shown_in_microseconds() -> None:
