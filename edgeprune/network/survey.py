@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,12 @@ from edgeprune.records import Block, Group, Groups, Layer
 TRIAL_SHARES = (0.5, 0.25, 0.375)  # shares of their units that the groups of a trial keep, assigned round-robin
 
 
-def survey(model: nn.Module, inputs: tuple[Tensor, ...], patterns: Sequence[str] = ()) -> Groups:
+def survey(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    patterns: Sequence[str] = (),
+    step: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> Groups:
     """Find the channel groups that can be cut and the blocks that can be removed.
 
     Every group and block is proved on a trial cut before it is offered. A group whose trial fails comes back locked, with
@@ -36,6 +41,7 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], patterns: Sequence[str]
         model: The network. It stays unchanged.
         inputs: Example inputs of fixed shape.
         patterns: Shell patterns of parameter or layer names to lock.
+        step: Is called as the trials proceed, with (done, total, note).
 
     Returns:
         All groups, layers and blocks.
@@ -50,8 +56,9 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], patterns: Sequence[str]
     model = opened(model)
     groups = trace(model, inputs, patterns)
     generic = _with_scaled_statistics(randomised(model), inputs)
-    groups = _lock_failing(generic, groups, inputs)
-    groups = _lock_invisible(generic, groups, inputs)
+    trials = 2 * len(groups.free)  # each group is cut, and then masked
+    groups = _lock_failing(generic, groups, inputs, lambda done: step(done, trials, ""))
+    groups = _lock_invisible(generic, groups, inputs, lambda left: step(trials - left, trials, ""))
     blocks = _blocks(generic, groups, inputs)
     inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
     layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
@@ -105,7 +112,9 @@ def _with_scaled_statistics(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.
 # ------------------------------------------------------------------------------------------------------ trials
 
 
-def _lock_failing(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> Groups:
+def _lock_failing(
+    model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], on_trial: Callable[[int], None]
+) -> Groups:
     """Lock the groups whose trial cut fails."""
     # These separately: two cuts of one dimension, or of one attention, may hide each other's errors.
     for name in dict.fromkeys([*factors(groups), *_attending(model, groups)]):
@@ -115,7 +124,8 @@ def _lock_failing(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) 
     if _trial(model, groups, inputs, [group.name for group in groups.free]) is None:
         return groups
     passed: list[str] = []
-    for group in groups.free:
+    for number, group in enumerate(groups.free):
+        on_trial(number)
         reason = _trial(model, groups, inputs, [*passed, group.name])
         if reason is None:
             passed.append(group.name)
@@ -148,12 +158,15 @@ def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: 
     return None
 
 
-def _lock_invisible(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> Groups:
+def _lock_invisible(
+    model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], on_left: Callable[[int], None]
+) -> Groups:
     """Lock the groups that no output depends on."""
     inputs = probe(model, inputs)
     with torch.no_grad():
         outputs = tensors(model(*inputs))
-    for group in groups.free:
+    for number, group in enumerate(groups.free):
+        on_left(len(groups.free) - number)
         if not _visible(model, groups, group, inputs, outputs):
             groups = lock(groups, group.name, "no output depends on it, so no cut can be proved")
     return groups

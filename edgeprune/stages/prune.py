@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from edgeprune.frontends.data import Split
     from edgeprune.frontends.model import Network
     from edgeprune.network.observe import Reference
+
+PARTS = 3  # of pruning: the cut and its proof, observing the original network, the refits
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def run(reads: Reads, output: Output) -> Pruned:
 
     original = reads.network.module
     with reads.train.repeatable(reads.finetune_seed):
-        found = prune(original, reads.survey, reads.confirm.plan, reads.network.inputs, reads.train)
+        found = prune(original, reads.survey, reads.confirm.plan, reads.network.inputs, reads.train, output.watch.step)
     untrained, start = output.path("pruned.safetensors"), output.path("start.safetensors")
     weights.save(untrained, found.untrained, found.recipe)
     weights.save(start, found.start, found.recipe)
@@ -67,6 +69,7 @@ def prune(
     plan: Plan,
     inputs: tuple[Tensor, ...],
     batches: Iterable[tuple[tuple[Tensor, ...], Tensor]],
+    step: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Networks:
     """Cut a network to a plan, prove the cut, and refit the remaining weights (see `edgeprune.network.refit`).
 
@@ -76,6 +79,7 @@ def prune(
         plan: the channels to keep.
         inputs: example inputs, (batch, ...) each, that the cut is proved on.
         batches: training data that weights are refitted on: pairs of (inputs, targets), (batch, ...) each.
+        step: is called as the work proceeds, with (done, total, note).
 
     Raises:
         CutError: the outputs of the cut network differ from those of the masked original.
@@ -88,7 +92,10 @@ def prune(
     pruned = cut(model, recipe, inputs)
     if not recipe:
         return Networks(pruned, pruned, recipe, False)
-    return refitted(model, pruned, recipe, observe(model, batches))
+    step(1, PARTS, "")
+    reference = observe(model, batches)
+    step(2, PARTS, "")
+    return refitted(model, pruned, recipe, reference)
 
 
 def refitted(model: nn.Module, pruned: nn.Module, recipe: Recipe, reference: Reference) -> Networks:

@@ -27,7 +27,7 @@ def run(reads: Reads, output: Output) -> Groups:
     from edgeprune.network.survey import survey
 
     reads.network.require_locks(reads.prune_lock)
-    return survey(reads.network.module, reads.network.inputs, reads.prune_lock)
+    return survey(reads.network.module, reads.network.inputs, reads.prune_lock, output.watch.step)
 
 
 def describe(groups: Groups, reads: Reads) -> str:

@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from nets import Plain, image
 from releases import FIGURES
 from rich.console import Console
 
 from edgeprune.cli import logs
-from edgeprune.records import Check, Figures, Outcome, Result, Verdict
+from edgeprune.network.survey import survey
+from edgeprune.records import Check, Figures, Outcome, Plan, Result, Verdict
 from edgeprune.records.budget import time_text
 from edgeprune.reports import console, progress
+from edgeprune.stages import prune
 
 NOTE = "loss curves of all groups were measured on the training data, in batches of samples"
 
@@ -123,3 +127,18 @@ def test_a_network_of_microseconds_is_shown_in_microseconds() -> None:
     assert "42.30 µs" in fast and "21.15 µs, limit 25.38 µs" in fast and " ms" not in fast
     assert "1.449 ms" in slow and "0.725 ms, limit 0.869 ms" in slow and "µs" not in slow
     assert time_text(99_000, 120_000) == "0.099 ms" and time_text(99_000) == "99.00 µs"
+
+
+def test_the_survey_and_the_prune_stage_report_their_progress() -> None:
+    """Every stage that may take over two seconds has a bar. Time is left as soon as two steps are done."""
+    model, inputs = Plain().eval(), image()
+    steps: list[tuple[int, int, str]] = []
+    groups = survey(model, inputs, (), lambda *step: steps.append(step))
+    done, totals, notes = zip(*steps, strict=True)
+    assert list(done) == sorted(done) and done[-1] < totals[0]
+    assert set(totals) == {2 * len(groups.free)} and set(notes) == {""}
+    steps.clear()
+    keep = {group.name: tuple(range(group.width // 2)) for group in groups.free}
+    plan = Plan(keep, *[None] * 7)  # type: ignore[arg-type] # only the units count
+    prune.prune(model, groups, plan, inputs, [(image(), torch.zeros(1))] * 4, lambda *step: steps.append(step))
+    assert steps == [(1, 3, ""), (2, 3, "")]
