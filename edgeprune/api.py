@@ -72,7 +72,12 @@ def opened(
     with ExitStack() as stack:
         if shown and options.get("watch") is None:
             options["watch"] = stack.enter_context(shows.Watcher(Console(emoji=False)))
-        yield stack.enter_context(open_run(request.request(project, target, **options), RULES))
+        asked = request.request(project, target, **options)
+        if asked.project.objects:
+            from edgeprune.frontends.objects import generators_restored
+
+            stack.enter_context(generators_restored(asked.project))
+        yield stack.enter_context(open_run(asked, RULES))
 
 
 def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Compressed:
@@ -137,7 +142,7 @@ def prune(project: Given, target: str = "local", **options: Unpack[Options]) -> 
 
     with opened(project, target, **options) as started:
         confirmed, start = started.record(confirm.STAGE), started.record(prune.STAGE).start
-        return PrunedNetwork(started.request.project, target, options.get("budget"), confirmed, start)
+        return PrunedNetwork(confirmed, start, started.request.project, target, options.get("budget"))
 
 
 def finish(

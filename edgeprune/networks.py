@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.records import Confirmed, Project, Result
-from edgeprune.records.answer import Answer, plain
+from edgeprune.records import Cut, Project, Result
+from edgeprune.records.answer import plain
 from edgeprune.reports.html import html
 
 if TYPE_CHECKING:
@@ -46,26 +46,20 @@ class Compressed(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PrunedNetwork(Answer):
+class PrunedNetwork(Cut):
     """A pruned network that was refitted and not yet trained.
 
     Attributes:
+        confirmed: the plan that was confirmed on the device.
+        network: its file; see `edgeprune.load`.
         project: the project that it is made from.
         target: the target that it is made for.
         budget: the budget that replaces the project's; None for the project's.
-        confirmed: the plan that was confirmed on the device.
-        network: its file; see `edgeprune.load`.
     """
 
     project: Project
     target: str
     budget: str | None
-    confirmed: Confirmed
-    network: Path
-
-    def to_dict(self) -> dict[str, Any]:
-        """The confirmed plan as `--json` prints it, and the network's file."""
-        return {**self.confirmed.to_dict(), "network": self.network.as_posix()}
 
     def summary(self) -> dict[str, Any]:
         """See `Answer.summary`."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from edgeprune import api
+from edgeprune.errors import UsageError
 from edgeprune.frontends import objects
+from edgeprune.networks import Compressed
 from edgeprune.pipeline.request import read_project
 
 if TYPE_CHECKING:
@@ -40,7 +42,16 @@ class Project:
         project.record = read_project(path)
         return project
 
-    compress = api.run
+    def compress(self, target: str = "local", **options: Unpack[api.Options]) -> Compressed:
+        """Prune the network to the budget, train it, compile it and verify it. See `edgeprune.run`.
+
+        Raises:
+            UsageError: neither the project nor the call gives a budget.
+        """
+        if options.get("budget") is None and self.record.budget.latency is None:
+            raise UsageError('compress needs a budget: compress(budget="12 ms"); to keep all channels: verify()')
+        return api.run(self, target, **options)
+
     profile = api.profile
     plan = api.plan
     prune = api.prune
@@ -51,6 +62,7 @@ class Project:
     deploy = api.deploy
     groups = api.groups
     history = api.history
+    rollback = api.rollback
 
     def __repr__(self) -> str:
         return f"Project({self.record.name!r}, runs in {str(self.record.folder)!r})"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,12 +19,13 @@ from torch.utils import _pytree
 from edgeprune.errors import EdgepruneError, UsageError, quoted, usage_error
 from edgeprune.frontends import callables
 from edgeprune.frontends.functions import one_line
+from edgeprune.frontends.randomness import Generators
 from edgeprune.frontends.sections import ProjectFile, Source, project_of
 from edgeprune.frontends.toml import keys_of, nearest, wanted_of
-from edgeprune.records import Project, keyword
+from edgeprune.records import Project, SplitName, keyword
 
 RUNS = "edgeprune-runs"  # the folder that holds the folder of each project
-SPLITS = "train", "valid", "test"
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -95,15 +97,20 @@ class ObjectFunction:
 
     Attributes:
         where: the keyword in messages.
-        name: of the object, in the keys of stages.
+        given: the user's object.
         call: the function.
         digests: makes the digests of what it depends on.
     """
 
     where: str
-    name: str
+    given: object
     call: Callable[..., Any]
     digests: Callable[[], Mapping[str, str]]
+
+    @property
+    def name(self) -> str:
+        """See `records.Function.name`."""
+        return str(getattr(self.given, "__qualname__", type(self.given).__qualname__))
 
     def load(self) -> Callable[..., Any]:
         """See `records.Function.load`."""
@@ -154,6 +161,21 @@ def project(model: nn.Module, example_inputs: Any, options: Options) -> Project:
     return project_of(source, _checked(content, source))
 
 
+@contextmanager
+def generators_restored(project: Project) -> Iterator[None]:
+    """A context in which the user's data is read. The random generators that it uses are as before at the end."""
+    held: list[object] = []
+    for one in map(project.data.split, SPLITS):
+        if isinstance(one, ObjectFunction):
+            variables = getattr(one.given, "__globals__", {}).values()
+            held += [one.given, *(value for value in variables if not callable(value))]
+    generators = Generators(*held)
+    try:
+        yield
+    finally:
+        generators.restart()
+
+
 def _keys(section: str) -> list[str]:
     return keys_of(ProjectFile, (section, ""))
 
@@ -193,18 +215,17 @@ def _copy(model: Any) -> nn.Module:
 def _function(key: str, value: Any) -> ObjectFunction:
     """The function that a keyword stands for."""
     where = f"Project({key}=...)"
-    name = getattr(value, "__qualname__", type(value).__qualname__)
     if key == "model":
-        return ObjectFunction(where, name, lambda: copy.deepcopy(value), lambda: _of_model(value, where))
+        return ObjectFunction(where, value, lambda: copy.deepcopy(value), cache(lambda: _of_model(value, where)))
     if key == "example_inputs":
         held = _held(value)
-        return ObjectFunction(where, name, lambda: held, lambda: {where: callables.of_value(held, where)})
+        return ObjectFunction(where, held, lambda: held, cache(lambda: {where: callables.of_value(held, where)}))
     if key in SPLITS and not (callable(value) and not hasattr(value, "__iter__")):
-        return ObjectFunction(where, name, lambda: value, lambda: {where: callables.of_class(value, where)})
+        return ObjectFunction(where, value, lambda: value, lambda: {where: callables.of_class(value, where)})
     if not callable(value):
         raise usage_error(f"{where} must be a function, and is of type {type(value).__name__}")
     call = (lambda: value) if key == "augment" else value
-    return ObjectFunction(where, name, call, lambda: {where: callables.of_value(value, where)})
+    return ObjectFunction(where, value, call, lambda: {where: callables.of_value(value, where)})
 
 
 def _of_model(model: nn.Module, where: str) -> Mapping[str, str]:

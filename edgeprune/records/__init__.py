@@ -19,7 +19,7 @@ from edgeprune.records.network import (
     Widths,
     output_dim,
 )
-from edgeprune.records.plan import Confirmed, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tried, Tuned
+from edgeprune.records.plan import Confirmed, Cut, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tried, Tuned
 from edgeprune.records.profile import Experiment, ExplainedGroup, ExplainedLayer, Explanation, Profile, Role
 from edgeprune.records.project import (
     BudgetSection,
@@ -71,6 +71,7 @@ __all__ = [
     "Choice",
     "Conditions",
     "Confirmed",
+    "Cut",
     "DataSection",
     "Deployment",
     "Device",

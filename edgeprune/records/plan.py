@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgeprune.records.answer import Answer
 from edgeprune.records.device import Interval
@@ -126,6 +127,18 @@ class Confirmed(Answer):
     def measurement(self) -> MeasuredPlan | None:
         """The measurement of the confirmed plan; None if nothing was cut."""
         return next((one for one in self.measured if one.widths == self.plan.widths), None)
+
+
+@dataclass(frozen=True, repr=False)
+class Cut(Answer):
+    """A confirmed plan, and the file of the network that was cut to it, refitted and not yet trained."""
+
+    confirmed: Confirmed
+    network: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """The confirmed plan as `--json` prints it, and the network's file."""
+        return {**self.confirmed.to_dict(), "network": self.network.as_posix()}
 
 
 @dataclass(frozen=True)
