@@ -69,7 +69,7 @@ class Structure:
 
     @property
     def is_certain(self) -> bool:
-        """Whether `main` is the only tensor or has a name that says so."""
+        """Whether `main` is the only tensor, or is named logits or out."""
         return len(self.names) == 1 or _last(self.names[self.main]) in MAIN
 
     def rebuilt(self, flat: Sequence[Any]) -> Any:
