@@ -196,3 +196,22 @@ def test_another_budget_replaces_the_project_s(tmp_path: Path) -> None:
     assert read_project(project, "50%") == replace(
         project.record, budget=replace(project.record.budget, latency=Budget.parse("50%"))
     )
+
+
+def test_the_generators_of_the_user_s_loaders_are_as_before_a_run() -> None:
+    generator = torch.Generator().manual_seed(3)
+    data: Any = torch.utils.data.DataLoader([(torch.ones(3), i % 2) for i in range(8)], 4, True, generator=generator)  # type: ignore[arg-type]
+    before = generator.get_state()
+    known = record(train=data)
+    with objects.generators_restored(known):
+        split = Split(known, "train")
+        with split.repeatable(1, epoch=2):
+            assert len(list(split)) == 2
+        assert not torch.equal(generator.get_state(), before)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_compress_asks_for_a_budget() -> None:
+    project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), train=BATCHES, valid=BATCHES)
+    with pytest.raises(UsageError, match=r'compress needs a budget: compress\(budget="12 ms"\)'):
+        project.compress()
