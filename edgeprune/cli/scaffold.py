@@ -126,7 +126,7 @@ def write(found: Found) -> Path:
 
 
 def report(found: Found, path: Path) -> Iterator[str]:
-    """What was found, what is left to fill in, and the next step."""
+    """The functions that were found, those that are missing, and the next step."""
     yield f"wrote {path}"
     for role, reference in found.references.items():
         yield f"  found    [{role.section}] {role.key} = {reference}"

@@ -23,6 +23,7 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.surface import LayerCost
 from edgeprune.limits import LIMITS
 from edgeprune.records import Block, Group, Groups, Plan, Scores, Span, Widths
+from edgeprune.records.budget import time_text
 
 GAP = 1e-3  # largest proven gap of a plan, relative to its loss
 ROUGH = 1e-2  # of the largest loss of a choice; a plan with a smaller loss is solved again at a finer scale
@@ -108,7 +109,7 @@ def plans(
         return [Plan(keep, original, original, budget_ns, 0.0, 0.0, 0.0, profile)]
     if not groups.free:
         reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups.groups[:3])
-        raise InfeasibleError(f"nothing in the model can be cut, so {budget_ns / 1e6:.4g} ms cannot be met ({reasons})")
+        raise InfeasibleError(f"nothing in the model can be cut, so {time_text(budget_ns)} cannot be met ({reasons})")
     program = _Program.build(groups, model, scores)
 
     def planned(aim: float) -> Plan | None:
@@ -185,7 +186,7 @@ def _fastest(program: _Program, model: LatencyModel, groups: Groups, budget_ns: 
     parts = [f"{name} {width}/{full[name]}" for name, width in widths.items() if 0 < width < full[name]]
     text = ", ".join([*parts, *(f"{block.name} removed" for block in groups.removed(widths))])
     return (
-        f"no plan meets {budget_ns / 1e6:.4g} ms: the fastest one is predicted to take {model.ns(widths) / 1e6:.4g} ms"
+        f"no plan meets {time_text(budget_ns)}: the fastest one is predicted to take {time_text(model.ns(widths))}"
         f" ({100 * model.ns(widths) / model.ns(full):.0f}% of the original network; {text or 'nothing can be cut'});"
         " raise the budget or unlock more layers"
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import Budget, Groups, Plan, Reference, digest
+from edgeprune.records.budget import time_text
 
 if TYPE_CHECKING:
     from edgeprune.stages.inputs import Evidence
@@ -45,7 +46,7 @@ def describe(plan: Plan, reads: Reads) -> str:
     removed = ", ".join(block.name for block in groups.removed({**groups.full(), **plan.widths}))
     kept, total = sum(plan.widths.values()), sum(group.width for group in groups.free)
     channels = f"keeps {kept} of {total} channels" + (f", removes {removed}" if removed else "")
-    return f"{channels}, predicted {plan.predicted.mid / 1e6:.3f} ms, gap {plan.gap:.1e}"
+    return f"{channels}, predicted {time_text(plan.predicted.mid)}, gap {plan.gap:.1e}"
 
 
 STAGE = Stage("plan", Reads, run, Plan, describe)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprune.errors import UsageError
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import Artifact, Choice, Groups, Precision
+from edgeprune.records.budget import time_text
 from edgeprune.runtimes.base import Runtime
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _candidates(reads: Reads, output: Output) -> dict[Precision, Artifact]:
 
 def describe(choice: Choice, reads: Reads) -> str:
     """The precision, and the latency and metric of each candidate."""
-    measured = (f"{c.precision} {c.latency.mid / 1e6:.3f} ms, metric {c.metric:.4f}" for c in choice.candidates)
+    measured = (f"{c.precision} {time_text(c.latency.mid)}, metric {c.metric:.4f}" for c in choice.candidates)
     return f"{choice.precision} ({'; '.join(measured)})"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprune.latency import stats
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import Budget, Groups, Interval, Outcome, Precision, Reference, Samples
+from edgeprune.records.budget import time_text
 
 if TYPE_CHECKING:
     from edgeprune.devices.bench import Bench
@@ -61,7 +62,7 @@ def _decide(budget: Budget, samples: Sequence[Samples]) -> Outcome:
 def describe(reference: Reference, reads: Reads) -> str:
     """The latency, and whether it meets the budget."""
     decided = {Outcome.PASS: "meets", Outcome.FAIL: "does not meet", Outcome.INCONCLUSIVE: "may not meet"}
-    text = f"the original network takes {reference.latency.mid / 1e6:.3f} ms"
+    text = f"the original network takes {time_text(reference.latency.mid)}"
     return f"{text}: it {decided[reference.outcome]} {reads.budget_latency}"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeprune.latency import stats
 from edgeprune.records import Budget, Check, Interval, Measurement, Outcome, Precision, Samples
+from edgeprune.records.budget import time_text
 from edgeprune.stages import comparable
 
 
@@ -148,7 +149,7 @@ def _time(asked: Budget, timed: Timed) -> Check:
         value_ns, outcome, note = _mid_ns(timed.samples, q), Outcome.INCONCLUSIVE, _too_few(timed.samples, q)
     else:
         value_ns, outcome = found.mid, stats.decide(found, limit_ns)
-        note = f"{found.low / 1e6:.4g} to {found.high / 1e6:.4g} ms at 95% confidence"
+        note = f"{time_text(found.low, limit_ns)} to {time_text(found.high, limit_ns)} at 95% confidence"
         note += undecided(found, limit_ns, len(timed.samples.runs))
     return Check(_name(q), outcome, value_ns / 1e6, limit_ns / 1e6, note + _processes(timed))
 

@@ -93,7 +93,7 @@ def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(
     folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
     run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 us", "--json")
     assert run.code == 3
-    assert "fastest" in run.err and "ms" in run.err
+    assert "no plan meets 1.00 µs" in run.err and "fastest" in run.err
     assert run.json == {"schema": 1, "status": "error", "exit_code": 3, "error": run.json["error"]}
 
 
