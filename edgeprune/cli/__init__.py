@@ -88,6 +88,13 @@ def _result(run: Run) -> Any:
     return result(run)
 
 
+def _cut(run: Run) -> Any:
+    from edgeprune.records import Cut
+
+    start = run.value("prune").start
+    return Cut(run.value("confirm"), start)
+
+
 def _deployed(run: Run) -> Any:
     from edgeprune.stages import deploy
 
@@ -101,10 +108,7 @@ def _record(name: str) -> Callable[[Run], Any]:
 VERBS: Mapping[str, tuple[str, Callable[[Run], Any]]] = {
     "run": ("Run all stages. They are profile, plan, prune, finetune, compile and verify.", _result),
     "plan": ("Choose the channels to keep, with a proof.", _record("plan")),
-    "prune": (
-        "Confirm the plan on the device, and cut the network.",
-        lambda run: (run.value("prune"), run.value("confirm"))[1],
-    ),
+    "prune": ("Confirm the plan on the device, and cut the network.", _cut),
     "finetune": (
         "Fine-tune the pruned network. It is distilled from the original network.",
         lambda run: run.value("finetune").network,

@@ -65,12 +65,14 @@ def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
 
 def _document(value: object) -> str:
     """An answer as JSON. A report also has a schema and a status, like a result."""
-    from edgeprune.records import Report
+    from edgeprune.records import Cut, Report
     from edgeprune.stages.result import SCHEMA
     from edgeprune.storage import codec
 
     if isinstance(value, Path):
         return json.dumps({"path": str(value)})
+    if isinstance(value, Cut):
+        return codec.dumps(value.to_dict())
     if isinstance(value, Report):
         return codec.dumps({"schema": SCHEMA, "status": value.outcome, **asdict(value)})
     return codec.dumps(value)

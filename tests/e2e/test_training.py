@@ -25,7 +25,7 @@ def train(model, original, data):
 
 @pytest.fixture
 def folder(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs"))
+    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
 
 
 def test_weights_that_the_user_trained_are_verified_against_the_original(folder: Path, tmp_path: Path) -> None:
@@ -52,6 +52,10 @@ def test_weights_that_the_user_trained_are_verified_against_the_original(folder:
     wrong = command("verify", *here, "--weights", folder / "blobs.safetensors")
     assert wrong.code == 2 and "a.weight" in wrong.err and str(start.parent) in wrong.err
     assert len(wrong.err.strip().splitlines()) == 1, wrong.err
+    shown = command("prune", *here)
+    assert f"edgeprune.load('{start}', MODEL)" in shown.out and "edgeprune verify --weights FILE" in shown.out
+    found = command("prune", *here, "--json").json
+    assert found["network"] == str(start) and found["plan"]["keep"]
     missing = command("verify", *here, "--weights", "no.safetensors")
     assert missing.code == 2 and "no.safetensors is not a file" in missing.err
 

@@ -253,7 +253,12 @@ def test_the_key_covers_the_modules_that_the_project_imports_and_no_others(proje
 
 
 def test_scores_read_nothing_of_the_target() -> None:
-    assert [name for name in RULES.stages if not RULES.of_target(RULES.stages[name])] == ["trial", "survey", "trace", "scores"]
+    assert [name for name in RULES.stages if not RULES.of_target(RULES.stages[name])] == [
+        "trial",
+        "survey",
+        "trace",
+        "scores",
+    ]
 
 
 def test_every_setting_is_in_the_key_of_a_stage(project: Path) -> None:
