@@ -40,6 +40,14 @@ def test_every_key_of_the_file_is_a_keyword_and_the_reverse() -> None:
     assert keys == {"model", "example_inputs", *objects.Options.__annotations__} - {"name", "folder"}
 
 
+def test_every_keyword_is_documented() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    assert [name for name in objects.Options.__annotations__ if f"`{name}`" not in table] == []
+    assert [
+        name for name in objects.Options.__annotations__ if f"  {name}: " not in (objects.Options.__doc__ or "")
+    ] == []
+
+
 def test_every_keyword_arrives(tmp_path: Path) -> None:
     found = record(
         test=lambda: BATCHES,
