@@ -83,7 +83,9 @@ def _content(where: str, path: Path, code: Path) -> Any:
             return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = GLOBAL.search(str(error))
-        holds = f"it holds an object of {found[1]}, and loading it runs code" if found else "it is a pickle that runs code"
+        holds = (
+            f"it holds an object of {found[1]}, and loading it runs code" if found else "it is a pickle that runs code"
+        )
         raise SecurityError(f"{where} is refused: {holds}; {CONVERT}") from error
     except (
         SafetensorError,

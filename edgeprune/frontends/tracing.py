@@ -1,8 +1,8 @@
 """Which files the user's code reads. If none of them changed, the data that it made from them did not change either.
 
 A file counts if Python opens it for reading, if its folder is listed, or if it is open or mapped after the data was read.
-Modules and installed packages do not count: see `sources`. A library that opens and closes files by itself, in a folder that
-is not listed, is not seen.
+Modules and installed packages do not count: see `sources`. A file is not seen if a library opens and closes it
+without Python, and its folder is not listed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Trace:
             self.complete = False
 
     def settle(self) -> None:
-        """Add the files that are open or mapped now, and forget those that are no more."""
+        """Add the files that are open or mapped now, and remove those that no longer exist."""
         for path in set(_open_now()) - _open_before:
             self.add(path, of_file)
         self.files = {path: found for path, found in self.files.items() if os.path.isfile(path)}
@@ -130,7 +130,7 @@ def _imports() -> bool:
 
 
 def _open_now() -> Iterator[str]:
-    """The files that this process has open or mapped, where the system says so."""
+    """The files that this process has open or mapped; none if the system has no `/proc`."""
     with suppress(OSError):
         for number in os.listdir("/proc/self/fd"):
             with suppress(OSError):
