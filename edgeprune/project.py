@@ -20,7 +20,8 @@ class Project:
 
     Args:
         model: the trained network. It is copied, and stays unchanged.
-        example_inputs: a tensor, or a tuple of tensors, (batch, ...) each. The artifact is made for these shapes.
+        example_inputs: a tensor, a tuple of tensors, or a dict of tensors by the names of the model's arguments; (batch, ...)
+            each. The artifact is made for these shapes.
         **options: each stands for a key of the project file; see `edgeprune.frontends.objects.Options`.
 
     Raises:

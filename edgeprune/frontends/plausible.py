@@ -44,15 +44,19 @@ def remarks(
         yield f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}: give it in the metric's unit"
     chance = by_chance(metric, value, outputs, targets)
     if chance is not None:
-        given = project.model.weights
-        weights = f"{project.where('model', 'weights')} {given.name if given else 'is missing'}"
-        advice = "check the weights, the labels and the preprocessing" if given else "give the trained weights"
         yield (
-            f"{weights}: the original network's metric is at chance, {value:.4g} on {len(targets)} validation samples,"
-            f" and {chance:.4g} if its outputs are shuffled; {advice}"
+            f"{_weights(project)}: the original network's metric is at chance, {value:.4g} on {len(targets)} validation"
+            f" samples, and {chance:.4g} if its outputs are shuffled; check the weights, the labels and the preprocessing"
         )
     elif value and drop >= abs(value):
         yield f"{key} = {drop:g} allows any drop of the original network's metric, {value:.4g}; write 0.01 for one percent"
+
+
+def _weights(project: Project) -> str:
+    """Where the weights come from, and whether they were forgotten."""
+    if project.model.weights is not None:
+        return f"{project.where('model', 'weights')} {project.model.weights.name}"
+    return project.model.factory.where if project.objects else f"{project.where('model', 'weights')} is missing"
 
 
 def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor) -> float | None:

@@ -221,7 +221,12 @@ def test_weights_that_were_forgotten_are_remarked_on(
         project.write_text(project.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
     tried(changed(project, metric, weights="", epochs="epochs = 1\nseed = 1"))
     (line,) = lines(caplog)
-    assert "[model] weights is missing" in line and "at chance" in line and "96 validation samples" in line
+    assert (
+        "[model] weights is missing" in line
+        and "at chance" in line
+        and "check the weights" in line
+        and "96 validation samples" in line
+    )
 
 
 def test_a_metric_in_percent_is_remarked_on(project: Path, caplog: pytest.LogCaptureFixture) -> None:
