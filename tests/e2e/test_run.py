@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def test_a_run_prints_the_documented_json(finished_run: tuple[Path, Finished]) -
     assert latest.samefile(result["artifact"]) and latest.parts[-2:] == ("latest", "model.onnx")
     session = onnxruntime.InferenceSession(result["artifact"], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 1, 24, 24]
+
+
+def test_a_run_prints_its_stages_and_nothing_of_libraries(finished_run: tuple[Path, Finished]) -> None:
+    lines = finished_run[1].err.splitlines()
+    assert lines and all(re.match(r"[a-z]+ +\S| {11}\S|WARNING: local: ", line) for line in lines), finished_run[1].err
 
 
 def test_the_same_command_again_reuses_everything(finished_run: tuple[Path, Finished]) -> None:

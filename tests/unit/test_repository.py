@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,15 @@ def test_every_decision_is_in_the_index() -> None:
         row = next(line for line in index.splitlines() if line.startswith(f"| {int(path.name[:4])} |"))
         assert f"[{title}]({path.name})" in row, f"{path.name}: its title is not in the index"
         assert f"| {status[1]} | {status[2]} |" in row, f"{path.name}: its status or date is not that of the index"
+
+
+def test_the_wheel_has_every_file_of_the_demo_and_stays_small() -> None:
+    """The whole wheel is built and tried by .ci/package."""
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    files = [ROOT / source for source in included["force-include"] if source.startswith("examples/")]
+    names = {file.name for file in files}
+    assert names == {"digits.py", "edgeprune.toml", "digits.npz", "digits.safetensors", "LICENSE.digits"}
+    assert sum(file.stat().st_size for file in files) < 750_000
 
 
 def test_links_between_documents_have_targets() -> None:
