@@ -124,10 +124,11 @@ def _chosen(where: str, slots: Slots, stored: Stored, places: Sequence[Place]) -
     fitting = [place for place in places if not wrong[place]]
     if not fitting:
         closest = min(places, key=lambda place: len(wrong[place]))
-        name = wrong[closest][0]
-        tensor = stored[closest.key(name)]
-        shapes = f"{tuple(tensor.shape)}, and the model needs {tuple(slots.own[name].shape)}"
-        raise UsageError(f"{where}: tensor {name} has the shape {shapes}; give a checkpoint of this model")
+        shapes = [
+            f"{name} has the shape {tuple(stored[closest.key(name)].shape)} instead of {tuple(slots.own[name].shape)}"
+            for name in wrong[closest]
+        ]
+        raise UsageError(f"{where}: {_some(shapes)}; give a checkpoint of this model")
     first = max(fitting, key=lambda place: sum(place.key(name) in stored for name in slots.own))
     different = [place for place in fitting if place != first and not _same(slots, stored, first, place)]
     if different:

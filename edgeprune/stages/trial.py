@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Tried
+from edgeprune.records import Function, Tried
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ class Reads:
     is_pruned: bool
     prune_importance: str
     finetune_epochs: int
+    finetune_trainer: Function | None
     finetune_seed: int
     budget_max_metric_drop: float
 
@@ -52,7 +53,10 @@ def run(reads: Reads, output: Output) -> Tried:
     from edgeprune.network.importance import DIFFERENTIATING
 
     scored = reads.is_pruned and reads.prune_importance in DIFFERENTIATING
-    reads.checker.first(scored, reads.is_pruned and reads.finetune_epochs > 0)
+    trained = reads.is_pruned and reads.finetune_epochs > 0 and reads.finetune_trainer is None
+    if reads.finetune_trainer is not None:
+        reads.finetune_trainer.load()
+    reads.checker.first(scored, trained)
     names = reads.metric.structure.names
     tried = Tried(names, None, 0)
     if not reads.metric.in_closed_loop:

@@ -213,7 +213,7 @@ def test_names_that_do_not_fit_are_shown_on_both_sides() -> None:
 
 def test_a_shape_that_differs_names_the_tensor_and_both_shapes() -> None:
     stored = {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)}
-    with pytest.raises(UsageError, match=r"tensor weight has the shape \(3, 2\), and the model needs \(2, 2\)"):
+    with pytest.raises(UsageError, match=r"weight has the shape \(3, 2\) instead of \(2, 2\)"):
         fitted("w", nn.Linear(2, 2), stored)
 
 

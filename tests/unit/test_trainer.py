@@ -140,7 +140,8 @@ def test_random_numbers_of_the_function_follow_from_the_seed(known: Project, tmp
         ("\n    return None\n", r"trainer = 'mine:train' returns None; return the trained model"),
         (
             "\n    return original\n",
-            r"the returned model: tensor a\.weight has the shape \(48, 1, 3, 3\).*\(8, 1, 3, 3\).*the model that was given",
+            r"the returned model: a\.weight has the shape \(48, 1, 3, 3\) instead of \(8, 1, 3, 3\), bn\.weight .* and 3 more"
+            r".*the model that was given",
         ),
         ("\n    model.bn = torch.nn.Identity()\n    return model\n", r"lacks bn\.weight, bn\.bias, bn\.running_mean"),
         ("\n    model.x = torch.nn.Linear(1, 1)\n    return model\n", r"has x\.weight, x\.bias, which the model lacks"),
@@ -177,6 +178,13 @@ def test_the_key_of_training_covers_the_trainer_s_source(project: Path) -> None:
     assert first != without and settings(request(project)) == first
     project.with_name("mine.py").write_text("def train(model, original, data):\n    return model\n")
     assert settings(request(project)) != first
+
+
+def test_a_trainer_that_is_not_there_is_found_before_a_device_is_used(project: Path) -> None:
+    asked = with_trainer(project, TRAINED)
+    project.with_name("mine.py").write_text("")
+    with open_run(asked, RULES) as run, pytest.raises(UsageError, match="module mine has no function train"):
+        run.value("trial")
 
 
 def test_torchrun_does_not_start_a_trainer(project: Path) -> None:
