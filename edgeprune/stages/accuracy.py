@@ -15,9 +15,11 @@ from edgeprune.devices.bench import Bench
 from edgeprune.frontends import data
 from edgeprune.frontends.data import Metric, NotFinite, Split
 from edgeprune.limits import LIMITS
-from edgeprune.network.outputs import tensors
+from edgeprune.network.outputs import Structure, tensors
 from edgeprune.records import Artifact, Check, Outcome, Precision, Samples
 from edgeprune.stages import verdict
+
+TOP1 = "top1_agreement"  # the check of the largest value in each row
 
 
 @dataclass(frozen=True)
@@ -182,17 +184,27 @@ def computed(network: nn.Module, inputs: Sequence[np.ndarray], count: int) -> li
     return [torch.cat(column).numpy()[:count] for column in zip(*calls, strict=True)]
 
 
-def compared(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], precision: Precision) -> list[Check]:
-    """Compare an artifact's outputs with torch's, (samples, ...) each. Of each check, an output that fails it counts.
+def compared(
+    expected: Sequence[np.ndarray], got: Sequence[np.ndarray], precision: Precision, structure: Structure
+) -> list[Check]:
+    """Compare an artifact's outputs with torch's. Of each check, an output that fails it counts.
 
-    Only outputs with real numbers are compared, if there are any: a tie may move an index.
+    Only outputs with real numbers are compared, if there are any, since a tie may move an index. For the same reason, only the
+    largest value of the main output must be the same.
+
+    Args:
+        expected: torch's outputs, (samples, ...) each.
+        got: the artifact's.
+        precision: the artifact's.
+        structure: names the outputs.
     """
     real = [i for i, array in enumerate(expected) if array.dtype.kind == "f"] or list(range(len(expected)))
     found: dict[str, Check] = {}
     for i in real:
-        for check in verdict.outputs(expected[i], got[i], precision):
-            if len(real) > 1:
-                check = replace(check, note=f"output {i}" + (f", {check.note}" if check.note else ""))
+        checks = [c for c in verdict.outputs(expected[i], got[i], precision) if i == structure.main or c.name != TOP1]
+        for check in checks:
+            note = f"output {structure.names[i]}" + (f", {check.note}" if check.note else "")
+            shown = replace(check, note=note) if len(real) > 1 else check
             if check.name not in found or found[check.name].outcome is Outcome.PASS is not check.outcome:
-                found[check.name] = check
+                found[check.name] = shown
     return list(found.values())

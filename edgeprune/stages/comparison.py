@@ -16,6 +16,7 @@ from edgeprune.devices.validate import printable
 from edgeprune.frontends.data import NotFinite
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
+from edgeprune.network.outputs import Structure
 from edgeprune.records import (
     Artifact,
     Baseline,
@@ -95,7 +96,7 @@ def measure(
         metric = accuracy.metric_of(device, artifact, evaluation, calls)
     except NotFinite as error:
         checks.append(verdict.not_finite("metric_not_finite", error.count, str(error)))
-    checks += _outputs(timer, compiled)
+    checks += _outputs(timer, compiled, evaluation.metric.structure)
     return Measured(artifact, _measurement(timer, target, artifact, timed.samples, calls, metric), tuple(checks))
 
 
@@ -130,14 +131,14 @@ def _runs(budgets: Sequence[Budget], so_far: Samples) -> int:
     return max(LIMITS.timed_runs_min, min(math.ceil(needed), int(affordable), LIMITS.timed_runs_max))
 
 
-def _outputs(timer: Timer, compiled: Compiled) -> list[Check]:
+def _outputs(timer: Timer, compiled: Compiled, structure: Structure) -> list[Check]:
     """Compare the artifact's outputs on the kept calls with torch's."""
     artifact, expected = compiled.artifact, compiled.expected
     try:
         got = accuracy.outputs_of(timer.device, artifact, compiled.inputs, len(expected[0]), len(expected))
     except NotFinite as error:
         return [verdict.not_finite("output_not_finite", error.count, str(error))]
-    return accuracy.compared(expected, got, artifact.precision)
+    return accuracy.compared(expected, got, artifact.precision, structure)
 
 
 def _measurement(

@@ -106,7 +106,7 @@ def verify(
     note = f"the original network's minus {of}'s, both through their artifacts, {where}"
     expected = accuracy.computed(pruned.network, calls.inputs, calls.count)
     checks = (
-        *accuracy.compared(expected, outputs[1], pruned.artifact.precision),
+        *accuracy.compared(expected, outputs[1], pruned.artifact.precision, evaluation.metric.structure),
         verdict.metric_drop(metrics[0], metrics[1], max_metric_drop, note),
         *latency(budget, timed),
         *(_size(versions, timed) if budget else ()),

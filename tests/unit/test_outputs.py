@@ -7,12 +7,15 @@ from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from edgeprune.network.adapter import adapted, structure_of
 from edgeprune.network.outputs import Structure, main_of, tensors
+from edgeprune.records import Check, Outcome
+from edgeprune.stages import accuracy, training
 
 Pair = namedtuple("Pair", "features scores")
 
@@ -115,3 +118,44 @@ def test_a_model_without_tensors_has_no_structure() -> None:
             return "nothing"
 
     assert structure_of(adapted(Nothing()), (A,)) is None
+
+
+SCORES, AUX = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), torch.ones(2, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "original", "pairs"),
+    [
+        (SCORES, SCORES, 1),
+        ({"logits": SCORES, "aux": AUX}, {"logits": SCORES, "aux": AUX}, 1),  # a name says which
+        ((SCORES, AUX, INDEX), (SCORES, AUX, INDEX), 2),  # it is not certain: all with real numbers
+        ({"logits": SCORES, "aux": AUX}, SCORES, 1),  # auxiliary outputs in training only
+        ((AUX, {"out": SCORES}), SCORES, 1),
+    ],
+)
+def test_the_main_output_is_distilled_or_all_if_it_is_not_certain(trained: Any, original: Any, pairs: int) -> None:
+    found = training._distilled(trained, tensors(original), Structure.of(original))
+    assert len(found) == pairs
+    assert all(a.shape == b.shape for a, b in found) and any(a is SCORES and b is SCORES for a, b in found)
+
+
+def compared(expected: list[np.ndarray], got: list[np.ndarray]) -> list[Check]:
+    structure = Structure.of({f"o{i}": torch.from_numpy(array) for i, array in enumerate(expected)})
+    return accuracy.compared(expected, got, "fp32", structure)
+
+
+def test_all_outputs_of_an_artifact_are_compared_with_torch_s() -> None:
+    right, wrong, index = np.eye(3, dtype=np.float32), np.ones((3, 3), np.float32), np.array([0, 1, 2])
+    assert Outcome.of(compared([right, wrong], [right, wrong])) is Outcome.PASS
+    failed = [check for check in compared([right, right], [right, wrong]) if check.outcome is Outcome.FAIL]
+    assert failed and all("output o1" in check.note for check in failed)
+    assert Outcome.of(compared([right, index], [right, index[::-1].copy()])) is Outcome.PASS, "a tie may move an index"
+    assert Outcome.of(compared([index], [index[::-1].copy()])) is Outcome.FAIL
+
+
+def test_only_the_main_output_is_a_choice() -> None:
+    """The largest of some features may be another one if two are nearly equal."""
+    scores, features = np.eye(3, dtype=np.float32), np.ones((3, 3), np.float32)
+    near = features + np.array([[0, 1e-6, 0]], np.float32)
+    assert Outcome.of(compared([scores, features], [scores, near])) is Outcome.PASS
+    assert Outcome.of(compared([features, scores], [near, scores])) is Outcome.FAIL
