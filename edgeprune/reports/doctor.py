@@ -131,7 +131,7 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
 
 
 def _load(load: float, cores: int) -> Finding:
-    text = f"load average {load:.1f} on {cores} cores"
+    text = f"load average {load:.1f} on {cores} core{'s' * (cores != 1)}"
     return Finding("ok", text) if load <= cores / 2 else Finding("warn", text, "stop other work on it")
 
 
