@@ -16,7 +16,7 @@ from edgeprune.frontends.data import SPLITS, Split
 from edgeprune.frontends.model import Network
 from edgeprune.frontends.trial import check_data
 from edgeprune.limits import LIMITS
-from edgeprune.network.importance.curves import SAMPLES
+from edgeprune.network.importance.sampling import CURVE_SAMPLES
 from edgeprune.records import Finding, Preprocess, Project, SplitName
 
 RARE = 0.1  # a class with less than this share of the largest class's samples is rare
@@ -24,7 +24,7 @@ FAR = 3.0  # standard deviations that a channel's mean may be from zero
 SCALES = 0.05, 20.0  # networks train well if a channel's standard deviation is in this range
 CONSTANT = 1e-6  # a channel whose standard deviation is below this share of its mean varies only by rounding
 SHIFT = 0.5  # standard deviations by which the means of two splits may differ
-FIRST = SAMPLES[1], LIMITS.reconstruction_samples  # most samples that loss curves and refits are computed from
+FIRST = CURVE_SAMPLES[1], LIMITS.reconstruction_samples  # most samples that loss curves and refits are computed from
 SURE = 20.0  # data counts as sorted if its order would occur by chance with less than exp(-SURE)
 NAMES_SHOWN = 5  # in one finding
 

@@ -32,6 +32,31 @@ Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much is observed at most.
+
+    Attributes:
+        samples: samples that are run.
+        row_bytes: inputs of all layers that are kept.
+        pass_bytes: memory of the forward pass.
+    """
+
+    samples: int
+    row_bytes: int
+    pass_bytes: int
+
+    @staticmethod
+    def full() -> Extent:
+        """As much as a refit of the final network may use."""
+        return Extent(LIMITS.reconstruction_samples, LIMITS.reconstruction_bytes, LIMITS.reconstruction_bytes)
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Any:
+    """Call a model."""
+    return model(*inputs)
+
+
+@dataclass(frozen=True)
 class DenseLayer:
     """What a dense layer of the original network reads.
 
@@ -54,11 +79,13 @@ class Reference:
     """The original network at work on `inputs`.
 
     `layers` maps the name of a weight to its dense layer. `held_out` holds other inputs and the network's outputs for them.
+    `call` calls a variant of the network with one of these inputs.
     """
 
     inputs: Inputs
     layers: Mapping[str, DenseLayer]
     held_out: tuple[Inputs, tuple[Tensor, ...]]
+    call: Callable[[nn.Module, Inputs], Any] = forward
 
     @property
     def macs(self) -> int:
@@ -70,20 +97,22 @@ class Reference:
         return [s for s in group.slots if s.parameter in self.layers and self.layers[s.parameter].dim == s.dim]
 
 
-def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]]) -> Reference:
+def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], extent: Extent | None = None) -> Reference:
     """Run a network and record what its dense layers read.
 
     Args:
         model: The original network.
-        batches: Batches of (inputs, targets). The first samples are used, as many as `LIMITS` has memory for.
+        batches: Batches of (inputs, targets). The first samples are used.
+        extent: How much is used at most; None is `Extent.full()`.
 
     Returns:
         The dense layers, and held-out samples with the network's outputs.
     """
+    extent = extent or Extent.full()
     first = next(iter(batches))
     known, largest = _first_pass(model, first)
-    inputs, held_out = _samples(batches, largest)
-    most = LIMITS.reconstruction_bytes // (4 * max(1, sum(call.channels for call in known.values())))
+    inputs, held_out = _samples(batches, min(extent.samples, extent.pass_bytes // (MEMORY_FACTOR * largest)))
+    most = extent.row_bytes // (4 * max(1, sum(call.channels for call in known.values())))
     layers: dict[str, DenseLayer] = {}
 
     def record(call: DenseCall) -> None:
@@ -134,13 +163,19 @@ class DenseCall:
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
 
 
-def run(model: nn.Module, inputs: Inputs, on_call: Callable[[DenseCall], None] = lambda call: None) -> Inputs:
+def run(
+    model: nn.Module,
+    inputs: Inputs,
+    on_call: Callable[[DenseCall], None] = lambda call: None,
+    call: Callable[[nn.Module, Inputs], Any] = forward,
+) -> Inputs:
     """Run a model in eval mode and return all tensors of its output.
 
-    `on_call` gets every call of a dense layer before it executes, and may still change the layer's weight.
+    `on_call` gets every call of a dense layer before it executes, and may still change the layer's weight. `call` calls the
+    model.
     """
     with torch.no_grad(), _Watch(model.eval(), on_call):
-        return tuple(tensors(model(*inputs)))
+        return tuple(tensors(call(model, inputs)))
 
 
 # Function -> positions of its input, weight and bias among the arguments, and the input dimension of the weight.
@@ -190,9 +225,7 @@ class _Watch(TorchFunctionMode):
             return
         added = args[bias] if bias < len(args) and not named else None  # a keyword argument may scale the bias
         plain = isinstance(added, Tensor) and added.shape == (w.shape[1 - dim],)
-        self.on_call(
-            DenseCall(self.names[id(w)], self.names.get(id(added), "") if plain else "", dim, x.detach(), axis)
-        )
+        self.on_call(DenseCall(self.names[id(w)], self.names.get(id(added), "") if plain else "", dim, x, axis))
 
 
 @dataclass(frozen=True)
@@ -222,14 +255,13 @@ def _first_pass(model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[dict[st
     return own, -(-watch.largest // len(targets))
 
 
-def _samples(batches: Iterable[tuple[Inputs, Tensor]], largest: int) -> tuple[Inputs, Inputs]:
+def _samples(batches: Iterable[tuple[Inputs, Tensor]], most: int) -> tuple[Inputs, Inputs]:
     """Inputs for one forward pass each, to refit on and held out.
 
-    They are the first batches of one shape that fit into memory, given the bytes per sample of the `largest` tensor. If
-    the rows of a batch are not its samples, that batch serves as both.
+    They are the first batches of one shape, up to `most` samples. If the rows of a batch are not its samples, that batch
+    serves as both.
     """
     found: list[Inputs] = []
-    most = min(LIMITS.reconstruction_samples, LIMITS.reconstruction_bytes // (MEMORY_FACTOR * largest))
     count = 0
     for inputs, targets in batches:
         if any(len(tensor) != len(targets) for tensor in inputs):

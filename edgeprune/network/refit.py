@@ -78,7 +78,7 @@ def refit_sequentially(model: nn.Module, pruned: nn.Module, recipe: Recipe, refe
         moments = Moments.of(call.rows(len(layer.rows)), layer.rows, bool(layer.bias))
         _refit(call.weight, layer, moments, model, refitted, recipe)
 
-    run(refitted, reference.inputs, refit)
+    run(refitted, reference.inputs, refit, reference.call)
     return _nearer(refitted, pruned, reference)
 
 
@@ -120,7 +120,8 @@ def _distance(candidate: nn.Module, reference: Reference) -> float:
     """Squared distance of a network's outputs from the original's, on held-out samples."""
     inputs, outputs = reference.held_out
     return sum(
-        float((a.double() - b.double()).square().sum()) for a, b in zip(run(candidate, inputs), outputs, strict=True)
+        float((a.double() - b.double()).square().sum())
+        for a, b in zip(run(candidate, inputs, call=reference.call), outputs, strict=True)
     )
 
 

@@ -36,7 +36,8 @@ def run(reads: Reads, output: Output) -> Scores:
     differentiating = reads.prune_importance in DIFFERENTIATING
     trial = reads.checker.differentiating(training=False) if differentiating else nullcontext()
     with trial, reads.train.repeatable(reads.finetune_seed):
-        return CRITERIA[reads.prune_importance](reads.network.module, reads.survey, reads.train, reads.loss)
+        criterion, model = CRITERIA[reads.prune_importance], reads.network.module
+        return criterion(model, reads.survey, reads.train, reads.loss, output.watch.step)
 
 
 def describe(scores: Scores, reads: Reads) -> str:

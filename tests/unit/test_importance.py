@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import nets
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
-from edgeprune.network.importance import CRITERIA, curves
+from edgeprune.graph.groups import make_recipe
+from edgeprune.limits import LIMITS
+from edgeprune.network import replay
+from edgeprune.network.cut import sliced
+from edgeprune.network.importance import CRITERIA, curves, probe, sampling
+from edgeprune.network.observe import Extent, Reference, observe
+from edgeprune.network.refit import refit_separately, refit_sequentially
+from edgeprune.network.replay import Tape
 from edgeprune.network.survey import survey
 
 
@@ -145,6 +159,128 @@ def test_loss_curves_use_batch_statistics() -> None:
     # outputs ±(0.5 − 0.4), and ±0.5 or ±0.4 with one unit removed
     assert found.curves["w"][0] in (pytest.approx(0.25 - 0.01, rel=1e-3), pytest.approx(0.16 - 0.01, rel=1e-3))
     assert float(model.norm.running_mean[0]) == 1e3
+
+
+def images(count: int, size: int = 8) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+    """Batches of random images and labels."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        ((torch.randn(size, 3, 8, 8, generator=generator),), torch.randint(5, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def test_loss_curves_equal_those_of_networks_that_are_cut_and_run_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model, batches = nets.Blocks().eval(), images(4)
+    groups = survey(model, nets.image())
+    found = CRITERIA["loss-curves"](model, groups, batches, F.cross_entropy)
+    reference = observe(model, batches)
+
+    def loss(network: nn.Module) -> float:
+        with torch.no_grad():
+            return float(np.mean([F.cross_entropy(network(*inputs), targets) for inputs, targets in batches]))
+
+    refitted = [group for group in groups.free if reference.readers(group)]
+    assert len(refitted) > 2
+    for group in refitted:
+        wide_first = sorted(
+            {max(1, round(share * group.width)) for share in curves.SHARES} - {group.width}, reverse=True
+        )
+        highest = 0.0
+        for width in wide_first:
+            kept = np.argsort(found.units[group.name], kind="stable")[group.width - width :].tolist()
+            recipe = make_recipe(groups, {group.name: sorted(kept)})
+            highest = max(
+                highest, loss(refit_separately(model, sliced(model, recipe), recipe, reference)) - loss(model)
+            )
+            assert found.curves[group.name][width - 1] == pytest.approx(highest, abs=1e-4)
+    for block in groups.blocks:
+        recipe = make_recipe(groups, dict.fromkeys(block.groups, ()))
+        small = refit_sequentially(model, sliced(model, recipe), recipe, reference)
+        assert found.blocks[block.name] == pytest.approx(max(0.0, loss(small) - loss(model)), abs=1e-4)
+
+
+@pytest.mark.parametrize("net", [nets.Blocks, nets.Depthwise])
+def test_loss_curves_do_not_depend_on_what_is_kept_in_memory(
+    net: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, batches = net().eval(), images(4)
+    groups = survey(model, nets.image())
+    found = CRITERIA["loss-curves"](model, groups, batches, F.cross_entropy)
+    assert found == CRITERIA["loss-curves"](model, groups, batches, F.cross_entropy)
+    monkeypatch.setattr(probe, "LIMITS", LIMITS.__class__(curve_bytes=0))
+    plain = CRITERIA["loss-curves"](model, groups, batches, F.cross_entropy)
+    for name, curve in found.curves.items():
+        assert curve == pytest.approx(plain.curves[name], abs=1e-5)
+    assert found.blocks == pytest.approx(plain.blocks, abs=1e-5)
+
+
+def test_loss_curves_keep_no_more_than_their_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    most, kept = 100_000, list[int]()
+
+    def counted(tapes: Iterable[Tape], model: nn.Module, parameters: Iterable[str], cap: int) -> None:
+        tapes = list(tapes)
+        replay.advance(tapes, model, parameters, cap)
+        kept.append(sum(tape.kept_bytes for tape in tapes))
+
+    monkeypatch.setattr(probe, "advance", counted)
+    monkeypatch.setattr(probe, "LIMITS", LIMITS.__class__(curve_bytes=most))
+    model = nets.Blocks().eval()
+    CRITERIA["loss-curves"](model, survey(model, nets.image()), images(4), F.cross_entropy)
+    assert 0 < max(kept) <= most
+
+
+def test_the_refit_uses_other_samples_than_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[str, Tensor] = {}
+
+    def observed(model: nn.Module, batches: sampling.Sample, extent: Extent) -> Reference:
+        used["refit"] = torch.cat([inputs[0] for inputs, _ in batches])
+        return observe(model, batches, extent)
+
+    def first(model: nn.Module, batches: Iterable[Any], count: int) -> sampling.Sample:
+        sample = sampling.first(model, batches, count)
+        used["loss"] = torch.cat([inputs[0] for inputs, _ in sample])
+        return sample
+
+    monkeypatch.setattr(curves, "observe", observed)
+    monkeypatch.setattr(curves, "first", first)
+    monkeypatch.setattr(sampling, "REFIT_SAMPLES", (16, 16))
+    monkeypatch.setattr(sampling, "CURVE_SAMPLES", (8, 8))
+    model = nets.Plain().eval()
+    CRITERIA["loss-curves"](model, survey(model, nets.image()), images(4), F.cross_entropy)
+    assert (len(used["refit"]), len(used["loss"])) == (16, 8)
+    assert not (used["refit"][:, None] == used["loss"][None]).flatten(2).all(2).any()
+
+
+def test_a_batch_larger_than_the_sample_is_read_in_part() -> None:
+    [((inputs,), targets)] = sampling.first(nets.Plain().eval(), images(2, size=20), 8)
+    assert len(inputs) == len(targets) == 8
+
+
+def test_larger_networks_are_measured_on_fewer_samples_down_to_a_least_number() -> None:
+    model = nets.Plain().eval()
+    groups = survey(model, nets.image())
+
+    def counted(scale: int) -> int:
+        layers = tuple(replace(layer, positions=scale * layer.positions) for layer in groups.layers)
+        return sampling.counts(replace(groups, layers=layers), len(curves.SHARES)).curve
+
+    assert counted(1) == 512
+    assert counted(10**9) == 64
+    assert any(64 < counted(10**power) < 512 for power in range(9))
+
+
+@pytest.mark.parametrize("name", ["loss-curves", "taylor", "fisher"])
+def test_long_criteria_report_progress(name: str) -> None:
+    seen: list[tuple[int, int]] = []
+    model = nets.Blocks().eval()
+    groups = survey(model, nets.image())
+    CRITERIA[name](model, groups, images(3), F.cross_entropy, lambda done, total, note: seen.append((done, total)))
+    assert len(seen) >= 3
+    assert seen == sorted(seen)
+    assert all(done <= total == seen[0][1] for done, total in seen)
 
 
 @given(

@@ -12,6 +12,11 @@ from edgeprune.records import Groups, Scores, Slot
 
 Batches = Iterable[tuple[tuple[Tensor, ...], Tensor]]  # (inputs, targets)
 Loss = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[int, int, str], None]  # of (done, total, note)
+
+
+def unwatched(done: int, total: int, note: str) -> None:
+    """Ignore progress."""
 
 
 class Importance(Protocol):
@@ -22,12 +27,15 @@ class Importance(Protocol):
         groups: Its channel groups.
         batches: Training batches of (inputs, targets).
         loss: The training loss of (outputs, targets).
+        step: Is called as the criterion proceeds, with (done, total, note).
 
     Returns:
         Finite, non-negative scores for every unit of every free group. A higher score is more important.
     """
 
-    def __call__(self, model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores: ...
+    def __call__(
+        self, model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched
+    ) -> Scores: ...
 
 
 def per_unit(slot: Slot, values: Tensor) -> Tensor:

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgeprune.errors import UsageError
 from edgeprune.graph.groups import make_recipe
 from edgeprune.limits import LIMITS
+from edgeprune.network.attention import opened
 from edgeprune.network.cut import sliced
-from edgeprune.network.importance.base import Batches, Loss
+from edgeprune.network.importance.base import Batches, Loss, Step, unwatched
 from edgeprune.network.importance.gradients import taylor
+from edgeprune.network.importance.probe import Probe, Resuming
+from edgeprune.network.importance.sampling import Sample, counts, first, up_to
 from edgeprune.network.layout import channels_last
 from edgeprune.network.moments import Moments
-from edgeprune.network.observe import Reference, observe
+from edgeprune.network.observe import Extent, Reference, observe
 from edgeprune.network.refit import refit_sequentially, removal_losses
-from edgeprune.records import Group, Groups, Scores
+from edgeprune.records import Block, Group, Groups, Scores
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a group's units, at which the loss is measured
-SAMPLES = 64, 512  # fewest, for a large network, and most
 
-Sample = list[tuple[tuple[Tensor, ...], Tensor]]
+Curve = tuple[float, ...]
 
 
-def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """Measure V_g(k), the rise of the loss if only group g is pruned, to its best k units.
 
-    The layers that read the group are refitted (`network.refit`). The curve is interpolated between measured widths. The
-    loss without each block is measured in the same way. `removal_losses` ranks the units of a group.
+    The layers that read the group are refitted (`network.refit`), on other samples than the loss is measured on, if there are
+    enough. The curve is interpolated between measured widths. The loss without each block is measured in the same way.
+    `removal_losses` ranks the units of a group.
 
     Scores of single units do not compare well between layers of different scale. Losses of entire networks do.
 
@@ -43,36 +46,89 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) 
     Raises:
         UsageError: A loss is not finite.
     """
-    sample = _first(batches, _samples(groups))
-    model = channels_last(copy.deepcopy(model).eval(), sample[0][0])
-    units = dict(taylor(model, groups, batches, loss).units)
-    reference = observe(model, batches)
-    unfitted = _with_batch_statistics(model)
-    original = {probe: _mean_loss(probe, sample, loss) for probe in (model, unfitted)}
-    curves = {}
-    for group in groups.free:
-        moments = {slot.parameter: reference.layers[slot.parameter].moments() for slot in reference.readers(group)}
-        if moments:
-            units[group.name] = _ascending(removal_losses(model, group, reference, moments))
-        probe = model if moments else unfitted
-        worst_first = np.argsort(units[group.name], kind="stable").tolist()
+    samples, unread = counts(groups, len(SHARES)), iter(batches)
+    refitted_on = list(up_to(unread, samples.refit))
+    model = channels_last(copy.deepcopy(opened(model)).eval(), refitted_on[0][0])
+    reference = observe(model, refitted_on, Extent(samples.refit, LIMITS.curve_bytes, 2 * LIMITS.curve_bytes))
+    sample = first(model, chain(unread, batches), samples.curve)
+    refits = bool(reference.layers) and len(groups.blocks) * reference.macs <= LIMITS.curve_macs
+    fitted: list[Group | Block] = [group for group in groups.free if reference.readers(group)]
+    others: list[Group | Block] = [group for group in groups.free if not reference.readers(group)]
+    (fitted if refits else others).extend(groups.blocks)
+    ranked = any(isinstance(part, Group) for part in others)
+    units = taylor(model, groups, up_to(batches, samples.gradient), loss).units if ranked else {}
+    curves, blocks = dict[str, Curve](), dict[str, float]()
+    total = len(fitted) + len(others)
+
+    def measure(subject: _Subject, parts: Sequence[Group | Block]) -> None:
+        for part in sorted(parts, key=subject.first_use):
+            step(len(curves) + len(blocks), total, part.name)
+            if isinstance(part, Block):
+                blocks[part.name] = subject.without(part)
+            else:
+                units[part.name], curves[part.name] = subject.curve(part, units.get(part.name))
+
+    if fitted:
+        measure(_Subject(model, groups, reference, sample, loss), fitted)
+    if others:
+        measure(_Subject(_with_batch_statistics(model), groups, replace(reference, layers={}), sample, loss), others)
+    step(total, total, "")
+    return Scores("loss-curves", {name: units[name] for name in curves}, curves, blocks)
+
+
+class _Subject:
+    """A network whose groups are cut and whose blocks are removed, one at a time, to measure the loss.
+
+    Args:
+        model: The original network. If nothing is refitted, its batch-norm uses the statistics of each batch.
+        groups: Its channel groups.
+        reference: The layers that are refitted.
+        sample: The data on which the loss is measured.
+        loss: The training loss.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups, reference: Reference, sample: Sample, loss: Loss) -> None:
+        self._model, self._groups, self._reference = model, groups, reference
+        self._parameters = {name for name, _ in model.named_parameters()}
+        self._probe = Probe(model, sample, loss)
+        self._resuming = Resuming(model, reference) if reference.layers else None
+
+    def first_use(self, part: Group | Block) -> int:
+        """The first operation that differs if a group is cut or a block removed."""
+        return self._probe.first_use(self._touched(part))
+
+    def curve(self, group: Group, units: Curve | None) -> tuple[Curve, Curve]:
+        """The scores of a group's units and its loss curve. `units` are its scores if no layer that reads it is refitted."""
+        layers = self._reference.layers
+        moments = {slot.parameter: layers[slot.parameter].moments() for slot in self._reference.readers(group)}
+        if units is None:
+            units = _ascending(removal_losses(self._model, group, self._reference, moments))
+        worst_first = np.argsort(units, kind="stable").tolist()
         widths = sorted({max(1, round(share * group.width)) for share in SHARES} - {group.width})
+        self._probe.advance(self._touched(group))
         rises = []
         for width in widths:
-            with _without(probe, group, worst_first[: group.width - width], reference, moments):
-                rises.append(_mean_loss(probe, sample, loss) - original[probe])
-        curves[group.name] = _interpolated(group.width, widths, rises)
-    refits = bool(reference.layers) and len(groups.blocks) * reference.macs <= LIMITS.curve_macs / 4
-    blocks = {}
-    for block in groups.blocks:
-        kept = make_recipe(groups, dict.fromkeys(block.groups, ()))
-        pruned = sliced(model, kept).eval()
-        if refits:
-            probe, before = refit_sequentially(model, pruned, kept, reference), original[model]
+            with _without(self._model, group, worst_first[: group.width - width], self._reference, moments):
+                rises.append(self._probe.rise(self._model))
+        return units, _interpolated(group.width, widths, rises)
+
+    def without(self, block: Block) -> float:
+        """How far the loss rises if a block is removed."""
+        kept = make_recipe(self._groups, dict.fromkeys(block.groups, ()))
+        pruned = sliced(self._model, kept).eval()
+        if self._resuming is None:
+            pruned = _with_batch_statistics(pruned)
         else:
-            probe, before = _with_batch_statistics(pruned), original[unfitted]
-        blocks[block.name] = max(0.0, _mean_loss(probe, sample, loss) - before)
-    return Scores("loss-curves", units, curves, blocks)
+            pruned = refit_sequentially(self._model, pruned, kept, self._resuming.at(block.parameters))
+        self._probe.advance(block.parameters)
+        return max(0.0, self._probe.rise(pruned))
+
+    def _touched(self, part: Group | Block) -> tuple[str, ...]:
+        """The parameters that change if a group is cut or a block removed."""
+        if isinstance(part, Block):
+            return part.parameters
+        biases = {self._reference.layers[slot.parameter].bias for slot in self._reference.readers(part)}
+        return tuple(sorted(({slot.parameter for slot in part.slots} | biases) & self._parameters))
 
 
 def _with_batch_statistics(model: nn.Module) -> nn.Module:
@@ -84,34 +140,10 @@ def _with_batch_statistics(model: nn.Module) -> nn.Module:
     return probe
 
 
-def _ascending(losses: Mapping[int, float]) -> tuple[float, ...]:
+def _ascending(losses: Mapping[int, float]) -> Curve:
     """Scores in unit order. A unit that is removed later scores at least as high."""
     values = dict(zip(losses, np.maximum.accumulate(np.maximum(list(losses.values()), 0.0)).tolist(), strict=True))
     return tuple(values[unit] for unit in range(len(values)))
-
-
-def _samples(groups: Groups) -> int:
-    work = groups.macs(groups.full()) * len(SHARES) * len(groups.free)
-    return max(SAMPLES[0], min(SAMPLES[1], LIMITS.curve_macs // max(1, work)))
-
-
-def _first(batches: Batches, count: int) -> Sample:
-    """The first batches that together hold `count` samples."""
-    found: Sample = []
-    for inputs, targets in batches:
-        found.append((inputs, targets))
-        if sum(len(t) for _, t in found) >= count:
-            break
-    return found
-
-
-def _mean_loss(model: nn.Module, sample: Sample, loss: Loss) -> float:
-    with torch.no_grad():
-        values = [loss(model(*inputs), targets).item() for inputs, targets in sample]
-    mean = float(np.average(values, weights=[len(targets) for _, targets in sample]))
-    if not math.isfinite(mean):
-        raise UsageError(f"the loss of the training data is {mean} once channels are cut; check [data] loss")
-    return mean
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.network.importance.base import Batches, Loss, per_group, scores
+from edgeprune.network.importance.base import Batches, Loss, Step, per_group, scores, unwatched
 from edgeprune.records import Groups, Scores
 
 
-def taylor(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def taylor(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """I_j = (Σ_{p∈j} g_p·w_p)², averaged over batches (Molchanov et al., CVPR 2019).
 
     p runs over all parameters that unit j owns. At most `LIMITS.importance_batches` batches are read.
@@ -29,15 +29,17 @@ def taylor(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Sc
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     totals = {group.name: torch.zeros(group.width) for group in groups.free}
     count = 0
-    for gradients in _gradients(model, islice(batches, LIMITS.importance_batches), loss):
+    most = LIMITS.importance_batches
+    for gradients in _gradients(model, islice(batches, most), loss):
         changes = per_group(groups, {name: weights[name] * gradient for name, gradient in gradients.items()})
         for name, change in changes.items():
             totals[name] += change**2
         count += 1
+        step(count, most, "gradients of batches")
     return scores("taylor", {name: total / count for name, total in totals.items()})
 
 
-def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """I_j = ½ Σ_{p∈j} E[g_p²]·w_p², the loss by second-order expansion (LeCun et al., OBD, NeurIPS 1989).
 
     E runs over single samples, at most `LIMITS.fisher_samples`. The gradient of a batch's mean would average out where
@@ -53,10 +55,12 @@ def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Sc
     )
     squares: dict[str, Tensor] = {}
     count = 0
-    for gradients in _gradients(model, islice(singles, LIMITS.fisher_samples), loss):
+    most = LIMITS.fisher_samples
+    for gradients in _gradients(model, islice(singles, most), loss):
         for name, gradient in gradients.items():
             squares[name] = squares.get(name, torch.zeros(())) + gradient**2
         count += 1
+        step(count, most, "gradients of samples")
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     values = {name: weights[name] ** 2 * square / (2 * count) for name, square in squares.items()}
     return scores("fisher", per_group(groups, values))

@@ -1,4 +1,4 @@
-"""Importance from the weights. `batches` and `loss` are not read."""
+"""Importance from the weights. `batches`, `loss` and `step` are not used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
-from edgeprune.network.importance.base import Batches, Loss, per_group, scores
+from edgeprune.network.importance.base import Batches, Loss, Step, per_group, scores, unwatched
 from edgeprune.records import Groups, Scores, Slot
 
 
-def magnitude_l1(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def magnitude_l1(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """I_j = Σ_l Σ|w_l[j]| over all weights that unit j owns (Li et al., ICLR 2017).
 
     Biases, batch-norm scales and statistics do not count.
@@ -18,7 +18,7 @@ def magnitude_l1(model: nn.Module, groups: Groups, batches: Batches, loss: Loss)
     return scores("magnitude-l1", per_group(groups, {name: w.abs() for name, w in _weights(model).items()}))
 
 
-def magnitude_l2(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def magnitude_l2(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """I_j = Σ_l ‖w_l[j]‖² over all weights that unit j owns (Fang et al., DepGraph, CVPR 2023).
 
     Biases, batch-norm scales and statistics do not count.
@@ -26,7 +26,7 @@ def magnitude_l2(model: nn.Module, groups: Groups, batches: Batches, loss: Loss)
     return scores("magnitude-l2", per_group(groups, {name: w**2 for name, w in _weights(model).items()}))
 
 
-def norm_scale(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def norm_scale(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """I_j = Σ|γ_j| over the batch-norms that unit j passes (Liu et al., Network Slimming, ICCV 2017).
 
     It is most useful after training that made the scales sparse.
@@ -48,7 +48,7 @@ def norm_scale(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -
     return scores("bn-scale", per_group(groups, norms))
 
 
-def fpgm(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def fpgm(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """I_j = Σ_l Σ_k ‖F_l[j] − F_l[k]‖: filters near the geometric median are redundant (He et al., CVPR 2019).
 
     F_l[j] is everything that unit j owns of layer l, which writes or reads the channels.
@@ -63,7 +63,7 @@ def fpgm(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scor
     return scores("fpgm", totals)
 
 
-def chance(model: nn.Module, groups: Groups, batches: Batches, loss: Loss) -> Scores:
+def chance(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step: Step = unwatched) -> Scores:
     """Random scores, the same on every call. A useful criterion must beat them."""
     random = torch.Generator().manual_seed(0)
     return scores("random", {group.name: torch.rand(group.width, generator=random) for group in groups.free})

@@ -1,0 +1,85 @@
+"""Measure how far the loss of a network rises when a part of it changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune.errors import UsageError
+from edgeprune.limits import LIMITS
+from edgeprune.network.importance.base import Loss
+from edgeprune.network.importance.sampling import Sample
+from edgeprune.network.observe import Inputs, Reference
+from edgeprune.network.replay import Tape, advance
+
+
+class Probe:
+    """A network and a sample of the training data. Only operations from the changed parameters on are executed.
+
+    Args:
+        model: The network. Its parameters may be changed between `advance` and `rise`.
+        sample: Batches of (inputs, targets).
+        loss: The training loss.
+
+    Raises:
+        UsageError: The loss is not finite. `rise` raises it, too.
+    """
+
+    def __init__(self, model: nn.Module, sample: Sample, loss: Loss) -> None:
+        self.model, self._loss = model, loss
+        self._targets = [targets for _, targets in sample]
+        self._tapes = []
+        losses = []
+        for inputs, targets in sample:
+            tape, outputs = Tape.recorded(model, inputs)
+            self._tapes.append(tape)
+            losses.append(self._loss_of(outputs, targets))
+        self._before = self._mean(losses)
+
+    def first_use(self, parameters: Iterable[str]) -> int:
+        """The first operation that reads one of these parameters."""
+        return self._tapes[0].first_use(parameters)
+
+    def advance(self, parameters: Iterable[str]) -> None:
+        """Prepare for changes of these parameters, and of those that are used later."""
+        advance(self._tapes, self.model, parameters, LIMITS.curve_bytes)
+
+    def rise(self, changed: nn.Module) -> float:
+        """The mean loss of a changed network, less that of the unchanged one."""
+        outputs = (tape.run(changed) for tape in self._tapes)
+        return self._mean([self._loss_of(o, t) for o, t in zip(outputs, self._targets, strict=True)]) - self._before
+
+    def _loss_of(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        with torch.no_grad():
+            return self._loss(outputs, targets).item()
+
+    def _mean(self, losses: list[float]) -> float:
+        mean = float(np.average(losses, weights=[len(targets) for targets in self._targets]))
+        if not math.isfinite(mean):
+            raise UsageError(f"the loss of the training data is {mean} once channels are cut; check [data] loss")
+        return mean
+
+
+class Resuming:
+    """A reference whose calls execute only operations from the changed parameters on."""
+
+    def __init__(self, model: nn.Module, reference: Reference) -> None:
+        self._model, self._reference = model, reference
+        used = reference.inputs, reference.held_out[0]
+        self._tapes = {id(inputs): Tape.recorded(model, inputs)[0] for inputs in used}
+
+    def at(self, parameters: Iterable[str]) -> Reference:
+        """The reference for changes of these parameters. Its layers are those that are executed."""
+        names, tape = tuple(parameters), self._tapes[id(self._reference.inputs)]
+        advance(self._tapes.values(), self._model, names, LIMITS.curve_bytes)
+        start = tape.first_use(names)
+        later = {name: layer for name, layer in self._reference.layers.items() if tape.first_use([name]) >= start}
+        return replace(self._reference, layers=later, call=self._call)
+
+    def _call(self, model: nn.Module, inputs: Inputs) -> object:
+        return self._tapes[id(inputs)].run(model)
