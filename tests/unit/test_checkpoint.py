@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from edgeprune.frontends import checkpoint, toml
 from edgeprune.frontends.model import Built, Network, build_model, built
 from edgeprune.network import weights
 from edgeprune.network.wrappers import unwrapped
-from edgeprune.pipeline.request import request
+from edgeprune.pipeline.request import Quiet, request
 from edgeprune.pipeline.run import open_run
 from edgeprune.records import Project
 from edgeprune.stages import survey
@@ -155,7 +156,7 @@ def test_the_survey_says_what_was_adapted(tmp_path: Path, state: dict[str, torch
     project = made(tmp_path / "p", "nn.DataParallel(Net())", weights="w.pt")
     torch.save({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "p" / "w.pt")
     network = Network(project)
-    groups = survey.run(survey.Reads(network, ()), None)  # type: ignore[arg-type]
+    groups = survey.run(survey.Reads(network, ()), SimpleNamespace(watch=Quiet()))  # type: ignore[arg-type]
     shown = survey.describe(groups, survey.Reads(network, ()))
     assert shown.endswith("; model: taken out of a DataParallel; weights: prefix module. stripped")
 
