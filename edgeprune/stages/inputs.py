@@ -333,7 +333,7 @@ def _limit(run: Run) -> Budget:
     project = run.request.project
     if project.budget.latency is None:
         where = project.where("budget", "latency")
-        raise UsageError(f'{where} is missing, so nothing is pruned; give it, such as "50%", or --budget')
+        raise UsageError(f'{where} is missing, so nothing is pruned; give a budget, such as "50%"')
     return project.budget.latency
 
 

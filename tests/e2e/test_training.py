@@ -28,6 +28,7 @@ def folder(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
 
 
+@pytest.mark.slow
 def test_weights_that_the_user_trained_are_verified_against_the_original(folder: Path, tmp_path: Path) -> None:
     build = runpy.run_path(str(folder / "blobs.py"))["build"]
     (start,) = folder.glob("runs/local/prune-*/start.safetensors")
@@ -48,6 +49,7 @@ def test_weights_that_the_user_trained_are_verified_against_the_original(folder:
     )
     again = command("verify", *here, "--weights", tuned, "--json")  # edgeprune's own format
     assert again.code in (0, 4), again.err
+    settled(command("check", *here, "--weights", path, "--json"))
 
     wrong = command("verify", *here, "--weights", folder / "blobs.safetensors")
     assert wrong.code == 2 and "a.weight" in wrong.err and str(start.parent) in wrong.err
@@ -75,6 +77,7 @@ def test_the_user_s_function_trains_in_the_pipeline(folder: Path) -> None:
     assert next(folder.glob("runs/local/partial/finetune-*/trainer/state")).read_text() == "saved"
 
 
+@pytest.mark.slow
 def test_without_a_budget_the_network_is_compiled_and_verified_and_nothing_is_pruned(project: Path) -> None:
     project.write_text(project.read_text().replace('latency = "60%"\n', ""))
     here = "--project", project

@@ -193,6 +193,38 @@ def test_torchrun_does_not_start_a_trainer(project: Path) -> None:
         finetune.follow(known)
 
 
+# ------------------------------------------------------------------------------------------------- given weights
+
+
+def test_the_key_of_training_covers_given_weights_by_their_content(project: Path) -> None:
+    mine = project.with_name("mine.safetensors")
+    found = []
+    for content in (b"a", b"b", b"a"):
+        mine.write_bytes(content)
+        found.append(settings(request(project, weights=mine)))
+    assert found[0] == found[2] != found[1] and settings(request(project)) not in found
+
+
+def test_weights_that_cannot_be_used_are_refused_at_once(project: Path) -> None:
+    with pytest.raises(UsageError, match="--weights no is not a file"):
+        request(project, weights="no")
+    project.write_text(project.read_text().replace('latency = "60%"\n', ""))
+    with pytest.raises(UsageError, match=r"\[budget\] latency is missing, so nothing is pruned.*\[model\] weights"):
+        request(project, weights=project.with_name("blobs.safetensors"))
+
+
+def test_without_a_budget_no_stage_of_pruning_is_read(project: Path) -> None:
+    project.write_text(project.read_text().replace('latency = "60%"\n', ""))
+    with open_run(request(project), RULES) as run:
+        assert set(run.value("groups").full()) == {group.name for group in run.value("groups").groups if group.locked}
+        final = run.value("final")
+        assert final.tuned is None and final.module is run.value("network").module
+        for stage in ("plan", "finetune"):
+            with pytest.raises(UsageError, match=r"\[budget\] latency is missing, so nothing is pruned"):
+                run.value(stage)
+        assert run.device is None  # not even identified
+
+
 # ---------------------------------------------------------------------------------------------------- the examples
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
