@@ -86,3 +86,9 @@ def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(UsageError, match="a folder with only its own code"):
         sources.of_module(tmp_path, "net")
     sources._beside.cache_clear()
+
+
+def test_variables_of_the_environment_are_the_texts_that_look_like_one(tmp_path: Path) -> None:
+    code = "import os\nA = os.environ['MY_DATA']\nB = os.getenv('HOME2', 'fallback')\nC = 'lower', 3\n"
+    files(tmp_path, net=code, broken="def (:\n")
+    assert sources.variables(tmp_path, ["net.py", "broken.py", "package numpy"]) == {"MY_DATA", "HOME2"}
