@@ -11,6 +11,7 @@ import functools
 import hashlib
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -79,12 +80,15 @@ class _Digest:
     def __init__(self, where: str) -> None:
         self._where, self._sha = where, hashlib.sha256()
         self._seen: dict[int, tuple[int, object]] = {}  # the object is kept alive, so that no other one gets its id
+        self._todo: deque[object] = deque()
 
     def of(self, value: object) -> str:
         self.add(value)
         return self.hexdigest()
 
     def hexdigest(self) -> str:
+        while self._todo:  # no recursion, since objects may refer to each other in long chains
+            self._add_object(self._todo.popleft())
         return self._sha.hexdigest()
 
     def add(self, value: object) -> None:
@@ -102,8 +106,9 @@ class _Digest:
             )
             self._seen[id(self)] = (0, self)  # once
         elif len(self._seen) < LIMITS.covered_objects:
+            self._put("object", str(len(self._seen)))
             self._seen[id(value)] = (len(self._seen), value)
-            self._add_object(value)
+            self._todo.append(value)
 
     def _put(self, *texts: str) -> None:
         for text in texts:
@@ -235,8 +240,12 @@ def _is_users(module: str | None, filename: str = "") -> bool:
 
 def _named(module: str | None) -> list[str]:
     """A module by its name and the versions of its package."""
-    top = str(module).partition(".")[0]
-    return [str(module), *(f"{name} {installed(name)}" for name in _distributions().get(top, []))]
+    return [str(module), *_versions(str(module).partition(".")[0])]
+
+
+@cache
+def _versions(top: str) -> tuple[str, ...]:
+    return tuple(f"{name} {installed(name)}" for name in sorted(set(_distributions().get(top, []))))
 
 
 @cache

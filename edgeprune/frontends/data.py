@@ -158,9 +158,7 @@ class Split:
             )
         if empty:
             assert self._cleaner is not None
-            raise UsageError(
-                f"{self._where}: [data] clean = {self._cleaner.name!r} removes all samples of {count} batches; keep some"
-            )
+            raise UsageError(f"{self._cleaner.where} removes all samples of {count} batches; keep some")
 
     def _cleaned(self, batch: Any, number: int) -> Any:
         """The batch with only its good samples, which may be none."""
@@ -275,7 +273,7 @@ def stacked(split: Split, inputs: tuple[Tensor, ...], most: int | None = None) -
         if samples.shape[1:] != example.shape[1:]:
             raise UsageError(
                 f"{split.where} gives inputs of shape {tuple(samples.shape[1:])},"
-                f" and [model] inputs gives {tuple(example.shape[1:])}; make them equal"
+                f" and the example inputs have {tuple(example.shape[1:])}; make them equal"
             )
         found.append(samples.numpy())
     return calls(found, inputs[0].shape[0]), torch.cat(targets)[:most]
@@ -327,7 +325,7 @@ class Loss:
 
 
 class Metric:
-    """The project's metric: a finite number; larger is better. If the project gives none, it is the main output's top-1 accuracy.
+    """The project's metric: a finite number; larger is better. The default is the main output's top-1 accuracy.
 
     The user's function gets outputs with the structure that the user's model returns.
 
@@ -397,6 +395,6 @@ def _top1(outputs: Tensor, targets: Tensor) -> float:
     chosen = outputs.argmax(1)
     if chosen.shape != targets.shape:  # torch would broadcast them
         raise ValueError(
-            f"outputs {tuple(outputs.shape)} do not fit targets {tuple(targets.shape)}; give [data] metric"
+            f"outputs {tuple(outputs.shape)} do not fit targets {tuple(targets.shape)}; give a metric for them"
         )
     return float((chosen == targets).double().mean())

@@ -24,6 +24,7 @@ from edgeprune.records import Project
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+INSTALLED = {"site-packages", "dist-packages"}  # also those of another Python that this one uses
 # Functions of torch that call a module or differentiate. An error in code that they call comes from the model.
 CALLS_MODEL = {"_call_impl", "_engine_run_backward"}
 
@@ -131,11 +132,13 @@ def _is_users(error: Exception, root: Path) -> bool:
 
 
 def is_users(filename: str, root: Path) -> bool:
-    """Whether a file is the user's: it is in the project's folder, and neither in a library nor in edgeprune."""
+    """Whether a file is the user's: it is in the project's folder, and neither installed nor in edgeprune."""
     if filename.startswith("<frozen "):  # a module of Python itself
         return False
     path = Path(filename).resolve()
     if path.is_relative_to(PACKAGE) or any(path.is_relative_to(library) for library in LIBRARIES):
+        return False
+    if INSTALLED.intersection(path.parts):
         return False
     return path.is_relative_to(root.resolve())
 

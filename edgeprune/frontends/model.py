@@ -60,7 +60,7 @@ class Network:
     @cached_property
     def structure(self) -> Structure:
         """How the user's model returns its tensors. Raises `UsageError` if it fails or returns none."""
-        where = f"{self._project.model.factory.where}: the model, called with [model] inputs,"
+        where = f"{self._project.model.factory.where}: the model, called with the example inputs,"
         with self._project.model.factory.guarded(where):
             found = structure_of(self.module, self.inputs)
         if found is None:

@@ -38,7 +38,7 @@ def remarks(
     if 1 < value <= PERCENT and 0 < drop < SMALL * value:
         yield (
             f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}. If the metric is in percent, write"
-            f" {PERCENT * drop:g} for {drop:.0%}, or divide [data] metric by 100"
+            f" {PERCENT * drop:g} for {drop:.0%}, or divide the metric by 100"
         )
     elif 0 < drop < SMALL * abs(value):
         yield f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}: give it in the metric's unit"

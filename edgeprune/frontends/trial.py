@@ -144,7 +144,7 @@ def _loss_and_metric(
     with torch.no_grad():
         loss = Loss(project, structure)(outputs, targets)
     if not finite(loss):
-        raise UsageError(f"{where}: the loss is {loss.item()}; check [data] loss and the targets")
+        raise UsageError(f"{where}: the loss is {loss.item()}; check the loss and the targets")
     metric = Metric(project, structure)
     if not metric.in_closed_loop:
         metric(outputs, targets)

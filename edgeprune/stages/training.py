@@ -221,7 +221,7 @@ class _Trainer:
     def _not_finite(self, epoch: int, step: int, value: float) -> None:
         where = f"the loss is {value} in epoch {epoch}, batch {step}"
         if epoch == 1:
-            raise UsageError(f"{self.course.train.where}: {where}; lower [finetune] learning_rate or check the data")
+            raise UsageError(f"{self.course.train.where}: {where}; lower the learning rate or check the data")
         log.warning("%s: training stops, and the best of the %d epochs before is kept", where, epoch - 1)
 
     # ------------------------------------------------------------------------------------------- checkpoints

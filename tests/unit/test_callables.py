@@ -181,3 +181,28 @@ def test_beyond_the_cap_a_warning_says_what_is_not_covered(
         digest([[1], [2], [3], [4], [5]])
     assert "Project(metric=...) refers to over 3 objects" in caplog.text and "fresh=True" in caplog.text
     assert len(caplog.records) == 1
+
+
+def test_long_chains_of_objects_and_circles_are_followed() -> None:
+    def chain(length: int) -> list[object]:
+        found: list[object] = []
+        for _ in range(length):
+            found = [found]
+        return found
+
+    assert digest(chain(5_000)) != digest(chain(5_001))
+    circle: list[object] = [1]
+    circle.append(circle)
+    assert digest(circle) == digest(circle)
+
+
+def test_the_places_of_values_in_a_list_count() -> None:
+    assert digest([1, [2], 3]) != digest([1, 3, [2]])
+
+
+def test_packages_of_another_python_are_installed_code(tmp_path: Path) -> None:
+    from edgeprune.frontends.functions import is_users
+
+    for folder in ("lib/python3/dist-packages", "other/site-packages"):
+        assert not is_users(str(tmp_path / folder / "torch" / "nn.py"), tmp_path)
+    assert is_users(str(tmp_path / "net.py"), tmp_path)
