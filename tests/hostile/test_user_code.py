@@ -146,7 +146,7 @@ def test_a_loss_that_turns_nan_names_the_batch(project: Path) -> None:
     model = build_model(known)
     course = Course(Split(known, "train"), Split(known, "valid"), Loss(known), Metric(known), known.finetune)
     checkpoint = Checkpoint(project.with_name("none"), lambda path, write: write(path))
-    with pytest.raises(UsageError, match=r"epoch 1, batch 0.*learning_rate"):
+    with pytest.raises(UsageError, match=r"epoch 1, batch 0.*learning rate"):
         train(course, Networks(model, model), checkpoint, lambda epoch: None)
 
 
