@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from edgeprune.records.device import Interval
+
 TEXT_CHARS = 40  # of a text in a short line
 ROWS = 40  # of a table
 
@@ -63,6 +65,8 @@ def _short(value: Any) -> str:
         return repr(str(value))
     if isinstance(value, str):
         return repr(value if len(value) <= TEXT_CHARS else f"{value[:12]}…")
+    if isinstance(value, Interval):
+        return f"{value.mid:.6g}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,10 @@ class Plan(Answer):
         """{free group: how many units it keeps}."""
         return {group: len(units) for group, units in self.keep.items()}
 
+    def rows(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """See `Answer.rows`: a row for each group."""
+        return {"keep": [{"group": group, "keeps": width} for group, width in self.widths.items()]}
+
     def cuts(self, groups: Groups) -> bool:
         """Whether anything is removed."""
         return any(len(self.keep[group.name]) < group.width for group in groups.free)
@@ -139,6 +144,10 @@ class Cut(Answer):
     def to_dict(self) -> dict[str, Any]:
         """The confirmed plan as `--json` prints it, and the network's file."""
         return {**self.confirmed.to_dict(), "network": self.network.as_posix()}
+
+    def rows(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """See `Answer.rows`: the plan's."""
+        return self.confirmed.plan.rows()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from edgeprune.records import (
     Experiment,
     Figures,
     History,
+    Interval,
     Outcome,
     Plan,
     Profile,
@@ -83,6 +84,15 @@ def test_a_profile_is_a_line_and_a_table_and_not_all_of_its_times() -> None:
     html = many._repr_html_()
     assert html.count("<tr>") < ROWS + 20 and "and 5 more" in html and "<td>1.00025</td>" in html
     assert len(html) < 10_000
+
+
+def test_a_plan_is_a_line_and_a_row_for_each_group() -> None:
+    plan = Plan(
+        {"conv1": (0, 2, 3), "fc": (1,)}, Interval(1.0, 2.0, 3.0), Interval(4.0, 5.0, 6.0), 3.0, 0.5, 0.5, 0.0, "a" * 64
+    )
+    assert repr(plan).startswith("Plan(keep=<2>, predicted=2, baseline=5, budget_ns=3, loss=0.5, ")
+    html = plan._repr_html_()
+    assert "<td>conv1</td><td>3</td>" in html and "<td>fc</td><td>1</td>" in html
 
 
 def test_a_verdict_shows_its_outcome_and_its_checks_with_escaped_text() -> None:
