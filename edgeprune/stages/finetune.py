@@ -62,7 +62,9 @@ def run(reads: Reads, output: Output) -> Tuned:
     if not cuts or not reads.finetune_section.epochs:
         parallel.broadcast()  # other processes of torchrun need not wait
         weights.save(tuned, untrained, recipe)
-        return Tuned(tuned, (), "epochs = 0, so nothing is trained" if cuts else "nothing was cut, so nothing is trained")
+        return Tuned(
+            tuned, (), "epochs = 0, so nothing is trained" if cuts else "nothing was cut, so nothing is trained"
+        )
     networks = Networks(weights.load(reads.prune.start, original), original, untrained)
     train = _distil if reads.finetune_section.trainer is None else _by_user
     model, history = train(reads, networks, output)
