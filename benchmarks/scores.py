@@ -53,7 +53,7 @@ def subject(net: str, data: Path | None) -> tuple[nn.Module, bool, tuple[Tensor,
     )
     weights = data / f"{net}-cifar10.safetensors" if data else None
     trained = weights is not None and weights.exists()
-    if trained:
+    if weights is not None and trained:
         model.load_state_dict(load_file(weights))
     return model.eval(), trained, cifar.inputs(), _listed(train), _listed(valid)
 

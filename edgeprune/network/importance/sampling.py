@@ -48,7 +48,7 @@ def counts(groups: Groups, widths: int) -> Counts:
     without = sum(rest(iter(block.parameters)) for block in groups.blocks)
     return Counts(
         _within(CURVE_SAMPLES, cut + without),
-        _within(REFIT_SAMPLES, sum(macs) + without),
+        _within(REFIT_SAMPLES, 4 * (sum(macs) + without)),  # a quarter of the work
         _within(GRADIENT_SAMPLES, BACKWARD * sum(macs)),
     )
 
