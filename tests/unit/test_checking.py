@@ -668,4 +668,4 @@ def test_a_report_as_json_has_a_schema_and_a_status() -> None:
 
 def test_check_and_history_are_functions_of_the_package() -> None:
     assert edgeprune.check is api.check and edgeprune.history is api.history
-    assert set(api.__all__) == set(edgeprune.__all__)
+    assert {*api.__all__, "Project"} == set(edgeprune.__all__)

@@ -305,6 +305,7 @@ def test_reading_is_bounded_in_bytes(made: Callable[[str], Reads], monkeypatch: 
     assert (known.batches, known.ended) == (3, False)  # of 40 bytes each
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, which a converter in this process may have imported
 @pytest.mark.parametrize(
     "reason",
     [
