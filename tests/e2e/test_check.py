@@ -75,6 +75,7 @@ def test_a_larger_network_is_slower_and_the_report_names_the_operators(
     assert "fail         size_bytes" in found.out
 
 
+@pytest.mark.slow
 def test_a_stale_baseline_is_named_and_not_compared(checked: Path) -> None:
     path = checked / "profiles" / "local" / "blobs.baseline.json"
     content = json.loads(path.read_text())

@@ -227,6 +227,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_server_loads_the_release_after_deploy_and_after_rollback(
     fleet: tuple[Target, list[Sshd]], tmp_path: Path
 ) -> None:

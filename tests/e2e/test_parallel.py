@@ -95,6 +95,7 @@ def test_finetune_trains_under_torchrun_and_all_its_processes_end(
     assert "torchrun is for edgeprune finetune" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables", [{}, {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "3"}], ids=["RANK", "torchrun's"]
 )

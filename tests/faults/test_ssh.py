@@ -214,6 +214,7 @@ def test_a_damaged_partial_upload_is_detected_and_sent_again(device: Any, sshd: 
     assert Path(device.put([path])).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_no_partial_file_gets_a_final_name_when_the_link_does_not_come_back(
     device: Any, sshd: Sshd, tmp_path: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_after_a_broken_link_only_the_unanswered_jobs_are_sent_again(
     assert "connecting again" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_link_that_does_not_come_back_is_an_error_in_time(device: Any, sshd: Sshd, tmp_path: Path) -> None:
     replies = device.call([job(i, device.put([null_model(tmp_path, hangs=0.05)])) for i in range(40)], 60)
     assert next(replies)["models"][0]["times_ns"]
@@ -286,6 +288,7 @@ def test_a_killed_agent_is_reported_and_started_again(
     assert "killed" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_agent_whose_host_has_gone_ends_itself_and_its_worker(device: Any, sshd: Sshd, tmp_path: Path) -> None:
     """As after Ctrl-C: within a few seconds, no process is on the device."""
     replies = device.call([job(0, device.put([null_model(tmp_path, hangs=60)])), PING], 60)

@@ -220,6 +220,7 @@ def test_a_backward_pass_that_fails_names_the_user_s_line_when_channels_are_scor
     assert place in str(caught.value) and named in str(caught.value), str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_backward_pass_that_fails_names_the_user_s_line_in_training(project: Path) -> None:
     """On the null runtime, which needs no device. No gradient is needed before training."""
     module = project.with_name("blobs.py")

@@ -19,7 +19,7 @@ def minutes(lines: list[str]) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-@pytest.mark.parametrize("name", ["local", "raspberrypi"])
+@pytest.mark.parametrize("name", ["local", pytest.param("raspberrypi", marks=pytest.mark.slow)])
 def test_a_forecast_lists_what_is_sent_and_how_long_it_takes(name: str, project: Path) -> None:
     known, target = toml.read_project(project), toml.read_target(toml.find_target(name, project.parent))
     profile, whole = (forecasting.forecast(known, target, whole) for whole in (False, True))

@@ -52,8 +52,7 @@ RUN = {"onnx": run_onnx, "tflite": run_tflite}
     ("kind", "name"),
     [
         *(("onnx", n) for n in NETS),
-        *(("tflite", n) for n in TFLITE),
-        pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
+        *(pytest.param("tflite", n, marks=pytest.mark.slow) for n in (*TFLITE, "Encoder")),
     ],
 )
 def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(kind: str, name: str) -> None:
@@ -77,7 +76,7 @@ def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(kind: str
         assert set(owners.values()) == {layer.name for layer in groups.layers}
 
 
-@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("tflite", marks=pytest.mark.slow)])
 def test_a_variant_is_the_sliced_file_with_other_values(kind: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
@@ -103,6 +102,7 @@ class FeedForward(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
+@pytest.mark.slow
 def test_a_tflite_file_with_a_folded_normalisation_is_sliced() -> None:
     pytest.importorskip("litert_torch")
     model = FeedForward()
@@ -130,7 +130,7 @@ def test_nodes_without_effect_are_removed_from_the_file() -> None:
     assert not kinds & {"Identity", "Constant", "Shape", "CumSum", "ReduceMean", "Reshape"}, kinds
 
 
-@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("tflite", marks=pytest.mark.slow)])
 def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
@@ -171,6 +171,7 @@ def test_logging_handlers_of_a_converter_are_removed() -> None:
     assert logging.root.handlers == before
 
 
+@pytest.mark.slow
 def test_a_tflite_file_is_written_as_it_was_read() -> None:
     pytest.importorskip("litert_torch")
     model = NETS["Plain"]()

@@ -65,12 +65,14 @@ def test_a_tenth_may_be_inconclusive_and_more_fail_the_run(tmp_path: Path, optio
     assert "inconclusive: 3 of 20 contract tests, more than 10%: the run fails" in found.stdout
 
 
+@pytest.mark.slow
 def test_without_inconclusive_tests_nothing_is_printed(tmp_path: Path) -> None:
     write(tmp_path, 3, 0)
     found = run(tmp_path)
     assert found.returncode == 0 and "inconclusive: " not in found.stdout
 
 
+@pytest.mark.slow
 def test_an_inconclusive_test_of_another_tier_fails(tmp_path: Path) -> None:
     module = write(tmp_path, 1, 0)
     module.write_text(module.read_text().replace("    pass", '    raise InconclusiveError("too disturbed")'))
