@@ -74,6 +74,7 @@ class Limits:
     importance_batches: int = 64  # for a data-driven importance score
     fisher_samples: int = 512
     curve_macs: int = 4 * 10**12  # multiply-accumulates to measure loss curves
+    curve_rows: int = 32_768  # positions of a layer's input that are kept meanwhile
     curve_bytes: int = 512 << 20  # results of operations, and inputs of layers, that are kept meanwhile
     reconstruction_bytes: int = 2 << 30  # inputs of layers that a refit keeps, and those of a forward pass
     reconstruction_samples: int = 2048

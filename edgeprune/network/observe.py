@@ -37,18 +37,21 @@ class Extent:
 
     Attributes:
         samples: samples that are run.
+        rows: positions of a layer's input that are kept.
         row_bytes: inputs of all layers that are kept.
         pass_bytes: memory of the forward pass.
     """
 
     samples: int
+    rows: int
     row_bytes: int
     pass_bytes: int
 
     @staticmethod
     def full() -> Extent:
         """As much as a refit of the final network may use."""
-        return Extent(LIMITS.reconstruction_samples, LIMITS.reconstruction_bytes, LIMITS.reconstruction_bytes)
+        memory = LIMITS.reconstruction_bytes
+        return Extent(LIMITS.reconstruction_samples, memory, memory, memory)
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Any:
@@ -112,7 +115,7 @@ def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], extent: 
     first = next(iter(batches))
     known, largest = _first_pass(model, first)
     inputs, held_out = _samples(batches, min(extent.samples, extent.pass_bytes // (MEMORY_FACTOR * largest)))
-    most = extent.row_bytes // (4 * max(1, sum(call.channels for call in known.values())))
+    most = min(extent.rows, extent.row_bytes // (4 * max(1, sum(call.channels for call in known.values()))))
     layers: dict[str, DenseLayer] = {}
 
     def record(call: DenseCall) -> None:

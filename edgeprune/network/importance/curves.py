@@ -49,7 +49,8 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, 
     samples, unread = counts(groups, len(SHARES)), iter(batches)
     refitted_on = list(up_to(unread, samples.refit))
     model = channels_last(copy.deepcopy(opened(model)).eval(), refitted_on[0][0])
-    reference = observe(model, refitted_on, Extent(samples.refit, LIMITS.curve_bytes, 2 * LIMITS.curve_bytes))
+    extent = Extent(samples.refit, LIMITS.curve_rows, LIMITS.curve_bytes, 2 * LIMITS.curve_bytes)
+    reference = observe(model, refitted_on, extent)
     sample = first(model, chain(unread, batches), samples.curve)
     refits = bool(reference.layers) and len(groups.blocks) * reference.macs <= LIMITS.curve_macs
     fitted: list[Group | Block] = [group for group in groups.free if reference.readers(group)]
