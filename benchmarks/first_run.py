@@ -198,7 +198,7 @@ def main() -> None:
     options = parser.parse_args()
     models = {net: trained(net, 1 if options.quick else 4) for net in options.nets}
     cells = list(itertools.product(options.nets, options.runtimes, options.budgets))
-    random.Random(0).shuffle(cells)  # so that an interrupted benchmark has seen all kinds
+    random.Random(0).shuffle(cells)  # noqa: S311 - so that an interrupted benchmark has seen all kinds
     rows: list[Row] = []
     print(
         "| network | runtime | budget | verdict | of budget | again | seconds |\n|---|---|---|---|---|---|---|",
