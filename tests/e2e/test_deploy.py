@@ -90,7 +90,7 @@ count = 0
 def metric(outputs, targets):
     global count
     count += 1
-    return 1 / count
+    return -count
 """
 
 
