@@ -55,6 +55,17 @@ def test():
     return _data(2, 96)
 '''
 
+# Only the keys that a project file must have.
+SMALLEST = """
+[model]
+factory = "m:build"
+inputs = "m:inputs"
+[data]
+train = "m:train"
+valid = "m:valid"
+[budget]
+latency = "50%"
+"""
 FILE = """
 [model]
 factory = "blobs:build"

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeprune import runtimes
 from edgeprune.devices import transports, wire
-from edgeprune.devices.patience import Disturbances, Patience
+from edgeprune.devices.patience import FEW_ATTEMPTS, Disturbances, Patience
 from edgeprune.devices.transports.base import Refusal, Transport, ask, ask_all
 from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
@@ -57,7 +57,9 @@ class _Effort:
 
 
 @contextmanager
-def open_bench(target: Target, scratch: Path, wait_s: float = 0.0, patience: Patience | None = None) -> Iterator[Bench]:
+def open_bench(
+    target: Target, scratch: Path, wait_s: float = 0.0, patience: Patience = FEW_ATTEMPTS
+) -> Iterator[Bench]:
     """The device of a target, identified.
 
     Args:
@@ -78,7 +80,7 @@ def open_bench(target: Target, scratch: Path, wait_s: float = 0.0, patience: Pat
     """
     transport = transports.connect(target, wait_s)
     try:
-        yield Bench(target, transport, scratch, patience or Patience())
+        yield Bench(target, transport, scratch, patience)
     finally:
         transport.close()
 
@@ -100,13 +102,7 @@ def identified(transport: Transport, target: Target) -> Device:
 class Bench:
     """A device that runs models in fresh processes and returns raw samples."""
 
-    def __init__(
-        self,
-        target: Target,
-        transport: Transport,
-        scratch: Path,
-        patience: Patience = Patience(),  # noqa: B008 - frozen
-    ) -> None:
+    def __init__(self, target: Target, transport: Transport, scratch: Path, patience: Patience = FEW_ATTEMPTS) -> None:
         self._target, self._transport, self._scratch = target, transport, scratch
         self._runtime = runtimes.host(target.runtime)
         self._disturbances = Disturbances(target.name, patience)

@@ -40,6 +40,9 @@ class Patience:
     notice: Notice = log.warning
 
 
+FEW_ATTEMPTS = Patience()
+
+
 class Disturbances:
     """The disturbed processes of a bench: how many there were, and how much of the patience they took."""
 
@@ -65,7 +68,7 @@ class Disturbances:
         self._spent_s += seconds * len(bad) / (len(bad) + good)
         reasons = ", ".join(sorted({run.disturbed for run in bad if run.disturbed}))
         facts = "; ".join(bad[-1].competition)
-        text = f"{reasons}" + (f" ({facts})" if facts else "")
+        text = f"{reasons} ({facts})" if facts else reasons
         lost = f"{self.discarded} of {self.discarded + self.kept} processes discarded"
         if number + 1 >= ATTEMPTS and self._spent_s >= self._patience.seconds:
             raise InconclusiveError(

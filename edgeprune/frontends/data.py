@@ -22,7 +22,6 @@ from edgeprune.network.outputs import tensors as tensors_of
 from edgeprune.records import Function, Project, SplitName
 
 Policy = Callable[..., Sequence[np.ndarray]]
-SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 TARGETS = "labels", "label", "targets", "target", "y"  # keys of a batch that hold its targets
 
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.frontends.data import SPLITS, Split
+from edgeprune.frontends.data import Split
 from edgeprune.frontends.model import Network
 from edgeprune.frontends.trial import check_data
 from edgeprune.limits import LIMITS
 from edgeprune.network.importance.sampling import CURVE_SAMPLES
 from edgeprune.records import Finding, Preprocess, Project, SplitName
+from edgeprune.records.project import SPLITS
 
 RARE = 0.1  # a class with less than this share of the largest class's samples is rare
 FAR = 3.0  # standard deviations that a channel's mean may be from zero

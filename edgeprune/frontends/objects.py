@@ -22,10 +22,10 @@ from edgeprune.frontends.functions import one_line
 from edgeprune.frontends.randomness import Generators
 from edgeprune.frontends.sections import ProjectFile, Source, project_of
 from edgeprune.frontends.toml import keys_of, nearest, wanted_of
-from edgeprune.records import Project, SplitName, keyword
+from edgeprune.records import Project, keyword
+from edgeprune.records.project import SPLITS
 
 RUNS = "edgeprune-runs"  # the folder that holds the folder of each project
-SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 

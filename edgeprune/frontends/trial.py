@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import functions, plausible
-from edgeprune.frontends.data import SPLITS, Loss, Metric, Split
+from edgeprune.frontends.data import Loss, Metric, Split
 from edgeprune.frontends.model import Network, finite, kind
 from edgeprune.limits import LIMITS
 from edgeprune.network.adapter import structure_of
 from edgeprune.network.outputs import Structure, tensors
 from edgeprune.records import Project
+from edgeprune.records.project import SPLITS
 
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a traceback
 SHOWN_S = 0.25  # between two steps of the progress

@@ -13,6 +13,7 @@ from edgeprune.errors import UsageError
 from edgeprune.records.budget import Budget
 
 SplitName = Literal["train", "valid", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 Optimizer = Literal["sgd", "adamw"]
 OPTIMIZERS: Mapping[Optimizer, tuple[float, float]] = {  # default learning rate and weight decay
     "sgd": (0.01, 1e-4),

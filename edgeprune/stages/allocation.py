@@ -105,8 +105,7 @@ def plans(
     full = groups.full()
     original = model.predict(full)
     if original.mid <= max(aims[0], 1.0) * budget_ns:
-        keep = {group.name: tuple(range(group.width)) for group in groups.free}
-        return [Plan(keep, original, original, budget_ns, 0.0, 0.0, 0.0, profile)]
+        return [Plan.whole(groups, original, original, budget_ns, profile)]
     if not groups.free:
         reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups.groups[:3])
         raise InfeasibleError(f"nothing in the model can be cut, so {time_text(budget_ns)} cannot be met ({reasons})")

@@ -28,14 +28,8 @@ def run(reads: Reads, output: Output) -> Plan:
 
     evidence = reads.evidence
     if isinstance(evidence, Reference):
-        return whole(reads.survey, evidence)
+        return Plan.whole(reads.survey, evidence.latency, evidence.before, evidence.budget_ns, digest(asdict(evidence)))
     return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency).plans(evidence.profile)[0]
-
-
-def whole(groups: Groups, met: Reference) -> Plan:
-    """The plan that keeps everything."""
-    keep = {group.name: tuple(range(group.width)) for group in groups.free}
-    return Plan(keep, met.latency, met.before, met.budget_ns, 0.0, 0.0, 0.0, digest(asdict(met)))
 
 
 def describe(plan: Plan, reads: Reads) -> str:

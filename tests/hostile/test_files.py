@@ -5,21 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small import SMALLEST
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
 from edgeprune.pipeline.request import request
 
-GOOD = """
-[model]
-factory = "m:build"
-inputs = "m:inputs"
-[data]
-train = "m:train"
-valid = "m:valid"
-[budget]
-latency = "50%"
-"""
 TARGET = '[connect]\ntransport = "local"\n[runtime]\nname = "onnxruntime"\n'
 
 
@@ -32,34 +23,37 @@ def changed(text: str, old: str, new: str) -> str:
     ("text", "named"),
     [
         ("", ["[model]", "missing"]),
-        (changed(GOOD, 'factory = "m:build"\n', ""), ["[model] factory", "missing"]),
-        (changed(GOOD, "factory", "factroy"), ["factroy", "factory"]),
-        (changed(GOOD, "[model]", "[modle]"), ["modle", "model"]),
-        (changed(GOOD, '"m:build"', '"m.build"'), ["[model] factory", "module:function"]),
-        (changed(GOOD, '"m:build"', "7"), ["[model] factory", "7"]),
-        (changed(GOOD, '"50%"', "50"), ["[budget] latency", "50"]),
-        (changed(GOOD, '"50%"', '"fast"'), ["[budget] latency", "fast", "12 ms"]),
-        (changed(GOOD, '"50%"', '"0 ms"'), ["[budget] latency", "0 ms"]),
-        (changed(GOOD, '"50%"', '"-3 ms"'), ["[budget] latency", "-3 ms"]),
-        (changed(GOOD, '"50%"', '"nan"'), ["[budget] latency", "nan"]),
-        (changed(GOOD, '"50%"', '"inf ms"'), ["[budget] latency", "inf"]),
-        (changed(GOOD, '"50%"', '"12"'), ["[budget] latency", "12"]),
-        (GOOD + "max_metric_drop = nan\n", ["[budget] max_metric_drop"]),
-        (GOOD + "max_metric_drop = -1.0\n", ["[budget] max_metric_drop"]),
-        (GOOD + '[prune]\nimportance = "tailor"\n', ["[prune] importance", "taylor"]),
-        (GOOD + "[finetune]\nepochs = -1\n", ["[finetune] epochs"]),
-        (GOOD + "[finetune]\nepochs = 1.5\n", ["[finetune] epochs"]),
-        (GOOD + "[finetune]\nepochs = true\n", ["[finetune] epochs"]),
-        (GOOD + "[finetune]\nlearning_rate = 0.0\n", ["[finetune] learning_rate"]),
-        (GOOD + "[finetune]\nema = 1.0\n", ["[finetune] ema", "0.999"]),
-        (GOOD + '[finetune]\noptimizer = "adam"\n', ["[finetune] optimizer", "did you mean adamw"]),
-        (GOOD + "[finetune]\nweight_decay = -0.1\n", ["[finetune] weight_decay", "0.0001"]),
-        (GOOD + '[finetune]\ntrainer = "m:t"\nepochs = 3\nema = 0.9\n', ["[finetune] trainer excludes epochs and ema"]),
-        (GOOD + "[preprocess]\nmean = 0.5\nstd = [1.0]\n", ["[preprocess] mean", "list of numbers"]),
-        (GOOD + "[preprocess]\nmean = [0.5]\n", ["[preprocess] std", "missing"]),
-        (GOOD + "[preprocess]\nmean = [0.5]\nstd = [1.0, 1.0]\n", ["[preprocess]", "1 numbers, std 2"]),
-        (GOOD + "[preprocess]\nmean = [0.5]\nstd = [0.0]\n", ["[preprocess]", "std above zero"]),
-        (GOOD + "[preprocess]\nmean = [nan]\nstd = [1.0]\n", ["[preprocess]", "finite"]),
+        (changed(SMALLEST, 'factory = "m:build"\n', ""), ["[model] factory", "missing"]),
+        (changed(SMALLEST, "factory", "factroy"), ["factroy", "factory"]),
+        (changed(SMALLEST, "[model]", "[modle]"), ["modle", "model"]),
+        (changed(SMALLEST, '"m:build"', '"m.build"'), ["[model] factory", "module:function"]),
+        (changed(SMALLEST, '"m:build"', "7"), ["[model] factory", "7"]),
+        (changed(SMALLEST, '"50%"', "50"), ["[budget] latency", "50"]),
+        (changed(SMALLEST, '"50%"', '"fast"'), ["[budget] latency", "fast", "12 ms"]),
+        (changed(SMALLEST, '"50%"', '"0 ms"'), ["[budget] latency", "0 ms"]),
+        (changed(SMALLEST, '"50%"', '"-3 ms"'), ["[budget] latency", "-3 ms"]),
+        (changed(SMALLEST, '"50%"', '"nan"'), ["[budget] latency", "nan"]),
+        (changed(SMALLEST, '"50%"', '"inf ms"'), ["[budget] latency", "inf"]),
+        (changed(SMALLEST, '"50%"', '"12"'), ["[budget] latency", "12"]),
+        (SMALLEST + "max_metric_drop = nan\n", ["[budget] max_metric_drop"]),
+        (SMALLEST + "max_metric_drop = -1.0\n", ["[budget] max_metric_drop"]),
+        (SMALLEST + '[prune]\nimportance = "tailor"\n', ["[prune] importance", "taylor"]),
+        (SMALLEST + "[finetune]\nepochs = -1\n", ["[finetune] epochs"]),
+        (SMALLEST + "[finetune]\nepochs = 1.5\n", ["[finetune] epochs"]),
+        (SMALLEST + "[finetune]\nepochs = true\n", ["[finetune] epochs"]),
+        (SMALLEST + "[finetune]\nlearning_rate = 0.0\n", ["[finetune] learning_rate"]),
+        (SMALLEST + "[finetune]\nema = 1.0\n", ["[finetune] ema", "0.999"]),
+        (SMALLEST + '[finetune]\noptimizer = "adam"\n', ["[finetune] optimizer", "did you mean adamw"]),
+        (SMALLEST + "[finetune]\nweight_decay = -0.1\n", ["[finetune] weight_decay", "0.0001"]),
+        (
+            SMALLEST + '[finetune]\ntrainer = "m:t"\nepochs = 3\nema = 0.9\n',
+            ["[finetune] trainer excludes epochs and ema"],
+        ),
+        (SMALLEST + "[preprocess]\nmean = 0.5\nstd = [1.0]\n", ["[preprocess] mean", "list of numbers"]),
+        (SMALLEST + "[preprocess]\nmean = [0.5]\n", ["[preprocess] std", "missing"]),
+        (SMALLEST + "[preprocess]\nmean = [0.5]\nstd = [1.0, 1.0]\n", ["[preprocess]", "1 numbers, std 2"]),
+        (SMALLEST + "[preprocess]\nmean = [0.5]\nstd = [0.0]\n", ["[preprocess]", "std above zero"]),
+        (SMALLEST + "[preprocess]\nmean = [nan]\nstd = [1.0]\n", ["[preprocess]", "finite"]),
         ("[model\n", ["TOML"]),
         ("\x00\x01", ["TOML"]),
     ],
@@ -121,7 +115,7 @@ def test_a_bad_target_file_names_the_file_and_the_key(text: str, named: list[str
 
 
 def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_path: Path) -> None:
-    (tmp_path / "edgeprune.toml").write_text(GOOD)
+    (tmp_path / "edgeprune.toml").write_text(SMALLEST)
     target = tmp_path / "none.toml"
     target.write_text(changed(TARGET, "onnxruntime", "null") + 'precision = "int8"\n')
     with pytest.raises(UsageError, match=r"none\.toml: \[runtime\] precision = 'int8': null has no int8; known: fp32"):
@@ -146,7 +140,7 @@ def test_targets_beside_the_project_come_first(tmp_path: Path) -> None:
 
 def test_the_option_replaces_the_file_s_budget(tmp_path: Path) -> None:
     path = tmp_path / "edgeprune.toml"
-    path.write_text(GOOD)
+    path.write_text(SMALLEST)
     assert toml.read_project(path, "1.5 ms").budget.latency.ns == 1_500_000
     assert toml.read_project(path).budget.latency.fraction == 0.5
     with pytest.raises(UsageError, match="--budget"):

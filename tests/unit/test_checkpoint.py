@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
+from small import SMALLEST
 from torch import nn
 
 import edgeprune
@@ -45,16 +46,6 @@ def inputs():
 def build():
     return MODEL
 """
-FILE = """
-[model]
-factory = "m:build"
-inputs = "m:inputs"
-[data]
-train = "m:train"
-valid = "m:valid"
-[budget]
-latency = "50%"
-"""
 
 
 def made(folder: Path, model: str = "Net()", weights: str = "") -> Project:
@@ -62,7 +53,7 @@ def made(folder: Path, model: str = "Net()", weights: str = "") -> Project:
     folder.mkdir(exist_ok=True)
     (folder / "m.py").write_text(CODE.replace("MODEL", model))
     key = f'[model]\nweights = "{weights}"' if weights else "[model]"
-    (folder / "edgeprune.toml").write_text(FILE.replace("[model]", key))
+    (folder / "edgeprune.toml").write_text(SMALLEST.replace("[model]", key))
     return toml.read_project(folder / "edgeprune.toml")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import SMALLEST
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
@@ -18,17 +19,6 @@ from edgeprune.pipeline.stage import Input, Output, Rules, Stage
 from edgeprune.records import Artifact, Shift
 from edgeprune.stages.inputs import INPUTS
 from edgeprune.stages.registry import RULES
-
-FILE = """
-[model]
-factory = "m:build"
-inputs = "m:inputs"
-[data]
-train = "m:train"
-valid = "m:valid"
-[budget]
-latency = "50%"
-"""
 
 
 @dataclass
@@ -50,7 +40,7 @@ class Watch:
 @pytest.fixture
 def asked(tmp_path: Path) -> Request:
     (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "edgeprune.toml").write_text(FILE)
+    (tmp_path / "p" / "edgeprune.toml").write_text(SMALLEST)
     return request(tmp_path / "p")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import SMALLEST
 
 from edgeprune.frontends import samples, toml, tracing
 from edgeprune.frontends.samples import Samples
@@ -22,16 +23,6 @@ from edgeprune.pipeline.run import open_run
 from edgeprune.records import Project
 from edgeprune.stages.registry import RULES
 
-FILE = """
-[model]
-factory = "m:build"
-inputs = "m:inputs"
-[data]
-train = "m:train"
-valid = "m:valid"
-[budget]
-latency = "50%"
-"""
 HEAD = """
 import os, random, sqlite3
 from pathlib import Path
@@ -58,7 +49,7 @@ class Reads:
     def __init__(self, folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         folder.mkdir()
-        (folder / "edgeprune.toml").write_text(FILE)
+        (folder / "edgeprune.toml").write_text(SMALLEST)
         self.write(code)
         self.project: Project = toml.read_project(folder / "edgeprune.toml")
         self.count = 0
