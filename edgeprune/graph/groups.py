@@ -48,7 +48,8 @@ def factors(groups: Groups) -> tuple[str, ...]:
 def make_recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, dict[int, tuple[int, ...]]]:
     """Translate kept units of groups into kept indices of parameters.
 
-    A block is removed when all its inner groups keep no unit. Its parameters then keep no index of dimension 0.
+    A block is removed when all its inner groups keep no unit. Its parameters then keep no index of dimension 0, and it has
+    an entry of its own, without dimensions.
 
     Args:
         groups: The channel groups of the network.
@@ -81,7 +82,7 @@ def make_recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, 
     for (parameter, dim), indices in removed.items():
         result.setdefault(parameter, {})[dim] = tuple(sorted(owned[parameter, dim] - indices))
     result |= {parameter: {0: ()} for block in removed_blocks for parameter in block.parameters}
-    return result
+    return result | {block.name: {} for block in removed_blocks}
 
 
 def _removed(group: Group, kept: set[int]) -> list[tuple[Slot, set[int]]]:

@@ -45,12 +45,12 @@ def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Modu
 def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Cut a copy of `model` without proving it. That is enough to measure latency.
 
-    A module is replaced by `PassThrough` if none of its parameters keeps anything.
+    A removed block is replaced by `PassThrough`.
     """
     model = opened(model)
     pruned = copy.deepcopy(model)
     names = canonical_names(model)
-    for path in _emptied(model, recipe, names):
+    for path in recipe.keys() & dict(model.named_modules()).keys():
         pruned.set_submodule(path, PassThrough())
     done: dict[str, nn.Parameter] = {}  # parameters shared by several modules stay shared
     for path, module in pruned.named_modules():
@@ -80,17 +80,6 @@ class PassThrough(nn.Identity):
     def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:  # noqa: A002 - its name in nn.Identity
         """The first argument, unchanged."""
         return input
-
-
-def _emptied(model: nn.Module, recipe: Recipe, names: Mapping[str, str]) -> list[str]:
-    """The outermost modules whose parameters all keep nothing."""
-    found: list[str] = []
-    for path, module in model.named_modules():
-        own = [names[f"{path}.{name}"] for name, _ in module.named_parameters()] if path else []
-        inside = any(path.startswith(f"{outer}.") for outer in found)
-        if own and not inside and all(() in recipe.get(name, {}).values() for name in own):
-            found.append(path)
-    return found
 
 
 def _slice(tensor: Tensor, dims: Mapping[int, Sequence[int]]) -> Tensor:

@@ -12,6 +12,7 @@ from edgeprune.records.answer import Answer
 # {group: remaining units}. It is 0 for the inner groups of a removed block.
 Widths = Mapping[str, int]
 # {parameter: {dimension: remaining indices, ascending}}. The indices are empty if all of the parameter is removed.
+# A removed block is an entry without dimensions.
 Recipe = Mapping[str, Mapping[int, tuple[int, ...]]]
 LayerKind = Literal["conv", "conv_transpose", "linear", "matmul"]
 
