@@ -21,6 +21,7 @@ from edgeprune.frontends.functions import one_line
 from edgeprune.graph.groups import matches
 from edgeprune.network.adapter import adapted, structure_of
 from edgeprune.network.attention import opened
+from edgeprune.network.computed import computed_by_hooks
 from edgeprune.network.outputs import Structure
 from edgeprune.network.preprocessing import preprocessed
 from edgeprune.network.wrappers import unwrapped
@@ -164,7 +165,7 @@ def _require_plain(where: str, model: nn.Module) -> None:
             )
     for path, module in model.named_modules():
         for name, tensor in vars(module).items():
-            if isinstance(tensor, Tensor) and not tensor.is_leaf:
+            if isinstance(tensor, Tensor) and not tensor.is_leaf and name not in computed_by_hooks(module):
                 raise UsageError(
                     f"{where}: {path}.{name} is a computed tensor, and torch cannot copy such a model;"
                     " make it a parameter (torch.nn.utils.prune.remove), or use a parametrization"

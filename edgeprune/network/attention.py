@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeprune.network.computed import baked
+
 
 def opened(model: nn.Module) -> nn.Module:
-    """Replace every `nn.MultiheadAttention` by an `Attention` with the same parameters, names and results.
+    """Prepare a model for cuts: weights are parameters (see `computed.baked`), and attention has heads that can be cut.
+
+    Every `nn.MultiheadAttention` is replaced by an `Attention` with the same parameters, names and results.
 
     Heads can be cut then. PyTorch's transformer layers can be exported then, since they no longer call their fused kernel
     in eval mode. Exceptions:
@@ -26,6 +30,7 @@ def opened(model: nn.Module) -> nn.Module:
     Returns:
         A copy, or `model` if there is nothing to replace.
     """
+    model = baked(model)
     if not any(map(_can_be_opened, model.modules())):
         return model
     model = copy.deepcopy(model)

@@ -37,6 +37,7 @@ def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Modu
         >>> groups = survey(model, inputs)
         >>> pruned = cut(model, make_recipe(groups, {"conv1": [0, 2, 5]}), inputs)
     """
+    model = opened(model)
     pruned = sliced(model, recipe)
     prove(model, pruned, recipe, inputs)
     return pruned

@@ -1,0 +1,207 @@
+"""A layer with a computed weight is a layer: it counts, it is cut like the plain layer, and it is saved and loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations, parametrize
+
+from edgeprune.graph.groups import make_recipe
+from edgeprune.network import weights
+from edgeprune.network.computed import baked
+from edgeprune.network.cut import cut
+from edgeprune.network.survey import survey
+
+
+def normed(layer: nn.Module) -> nn.Module:
+    """Weight norm as torch had it first, which still works."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return utils.weight_norm(layer)
+
+
+class Standardised(nn.Conv2d):
+    """The convolution of BiT: mean 0 and variance 1 for every output channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        rows = F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6)
+        return F.conv2d(
+            x, rows.reshape_as(self.weight), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class Scaled(nn.Conv2d):
+    """The convolution of NFNet: standardised, times a gain."""
+
+    def __init__(self, *sizes: int, **options: int) -> None:
+        super().__init__(*sizes, **options)
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, self.out_channels)[:, None, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        weight = self.gain * (self.weight - mean) / (self.weight.var((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return self._conv_forward(x, weight, self.bias)
+
+
+class LowRank(nn.Linear):
+    """A frozen weight plus a product of two thin matrices, as in LoRA."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight.requires_grad_(False)
+        self.thin, self.tall = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + 0.5 * self.tall @ self.thin, self.bias)
+
+
+class Sum(nn.Module):
+    """A parametrization with two parameters."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight / 2, weight / 2
+
+
+def summed(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Sum())
+
+
+LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "weight norm": lambda i, o: parametrizations.weight_norm(nn.Conv2d(i, o, 3, padding=1)),
+    "weight norm by hooks": lambda i, o: normed(nn.Conv2d(i, o, 3, padding=1)),
+    "spectral norm": lambda i, o: parametrizations.spectral_norm(nn.Conv2d(i, o, 3, padding=1)),
+    "spectral norm by hooks": lambda i, o: utils.spectral_norm(nn.Conv2d(i, o, 3, padding=1)),
+    "a parametrization": lambda i, o: summed(nn.Conv2d(i, o, 3, padding=1)),
+    "weight standardisation": lambda i, o: Standardised(i, o, 3, padding=1),
+    "scaled weight standardisation": lambda i, o: Scaled(i, o, 3, padding=1),
+}
+
+
+class Net(nn.Module):
+    """A residual block of layers with a computed weight, and a low-rank head."""
+
+    def __init__(self, layer: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = layer(3, 8), layer(8, 6), layer(6, 8)
+        self.head, self.last = LowRank(8, 10), LowRank(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.b(F.relu(self.a(x))))
+        return self.last(F.relu(self.head(x.mean((2, 3)))))
+
+
+def image() -> tuple[Tensor]:
+    return (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_computed_weight_is_replaced_by_its_value(name: str) -> None:
+    torch.manual_seed(0)
+    model = Net(LAYERS[name]).train()
+    model(*image())  # the weight is computed with a gradient, which torch cannot copy
+    model.eval()
+    kinds, state = [type(m) for m in model.modules()], {n: t.clone() for n, t in model.state_dict().items()}
+    plain = baked(model)
+    with torch.no_grad():
+        assert torch.allclose(plain(*image()), model(*image()), atol=1e-6)
+    assert set(plain.state_dict()) == {
+        f"{at}.{of}" for at in ("stem", "a", "b", "head", "last") for of in ("weight", "bias")
+    }
+    plain.load_state_dict(plain.state_dict())
+    assert [type(m) for m in model.modules()] == kinds
+    assert all(torch.equal(state[n], tensor) for n, tensor in model.state_dict().items())
+    assert baked(plain) is plain
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_with_a_computed_weight_is_cut_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Net(LAYERS[name]).eval()
+    groups = survey(model, image())
+    assert {g.name: g.width for g in groups.free} == {"stem": 8, "a": 6, "head": 10}
+    assert [layer.name for layer in groups.layers] == ["stem", "a", "b", "head", "last"]
+    assert groups.macs(groups.full()) == 2 * (64 * 9 * (3 * 8 + 8 * 6 + 6 * 8) + 8 * 10 + 10 * 4)
+    recipe = make_recipe(groups, {"stem": [0, 3, 5], "a": [1, 4], "head": [2, 6]})
+    small = cut(model, recipe, image())
+    weights.save(tmp_path / "cut.safetensors", small, recipe)
+    again = weights.load(tmp_path / "cut.safetensors", Net(LAYERS[name]))
+    assert torch.equal(again(*image()), small(*image())) and again.a.weight.shape == (2, 3, 3, 3)
+
+
+def test_a_weight_is_trained_if_a_parameter_behind_it_is() -> None:
+    frozen = parametrizations.weight_norm(nn.Linear(4, 3)).requires_grad_(False)
+    by_hook = normed(nn.Linear(4, 3)).requires_grad_(False)
+    plain = baked(nn.Sequential(frozen, by_hook, LowRank(4, 3)))
+    assert [layer.weight.requires_grad for layer in plain] == [False, False, True]
+
+
+class Dynamic(nn.Linear):
+    """Its weight depends on its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * x.mean(), self.bias)
+
+
+class Padded(Standardised):
+    """It does more than the plain layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+class Styled(nn.Linear):
+    """It cannot be called alone."""
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        return F.linear(x, self.weight * style, self.bias)
+
+
+@pytest.mark.parametrize("layer", [Dynamic(4, 3), Padded(3, 4, 3), Styled(4, 3), nn.Linear(4, 3)])
+def test_a_layer_that_does_anything_else_stays_as_it_is(layer: nn.Module) -> None:
+    model = nn.Sequential(layer)
+    assert baked(model) is model
+
+
+def test_weight_norm_can_be_applied_again_to_the_pruned_network() -> None:
+    """Its results stay the same, so that a user's own trainer may use it."""
+    torch.manual_seed(0)
+    model = Net(LAYERS["weight norm"]).eval()
+    small = cut(model, make_recipe(survey(model, image()), {"a": [1, 4]}), image())
+    before = small(*image())
+    for layer in (small.stem, small.a, small.b):
+        parametrizations.weight_norm(layer)
+    assert torch.allclose(small(*image()), before, atol=1e-6)
+
+
+def test_the_convolutions_of_a_vocoder_are_layers() -> None:
+    """HiFi-GAN's: weight norm around convolutions and transposed ones. And wav2vec2's, with one norm for each tap."""
+    norm = parametrizations.weight_norm
+
+    class Vocoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = norm(nn.Conv1d(8, 12, 7, padding=3)), norm(nn.Conv1d(12, 12, 3, padding=1))
+            self.places = norm(nn.Conv1d(12, 12, 5, padding=2, groups=4), dim=2)
+            self.up, self.out = norm(nn.ConvTranspose1d(12, 6, 8, 4, 2)), norm(nn.Conv1d(6, 1, 7, padding=3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.leaky_relu(self.a(x), 0.1)
+            x = F.leaky_relu(x + self.b(x) + self.places(x), 0.1)
+            return torch.tanh(self.out(F.leaky_relu(self.up(x), 0.1)))
+
+    groups = survey(Vocoder(), (torch.randn(1, 8, 16),))
+    assert {layer.name for layer in groups.layers} == {"a", "b", "places", "up", "out"}
+    assert "up" in {g.name for g in groups.free} and len({g.name.partition(":")[0] for g in groups.free}) == 2
+    assert all(slot.dim < 2 for group in groups.groups for slot in group.slots)
