@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from nets import NETS, inputs_of
 
-from zoo import hf_images, hf_sequences, hf_texts, images, scenes, sequences
+from zoo import attention, control, dense, generation, hf_images, hf_sequences, hf_texts, images, mobile, series, sound
 from zoo.making import Made
 
 STRUCTURES = {
@@ -42,7 +42,12 @@ ZOO: dict[str, Callable[[], Made]] = {
     **hf_texts.ENTRIES,
     **hf_sequences.ENTRIES,
     **images.ENTRIES,
-    **scenes.ENTRIES,
-    **sequences.ENTRIES,
+    **mobile.ENTRIES,
+    **attention.ENTRIES,
+    **dense.ENTRIES,
+    **generation.ENTRIES,
+    **sound.ENTRIES,
+    **series.ENTRIES,
+    **control.ENTRIES,
     **{title: _structure(name) for title, name in STRUCTURES.items()},
 }
