@@ -10,6 +10,7 @@ Prior art: DepGraph (Fang et al., CVPR 2023) derives groups from module types an
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import Counter
@@ -44,7 +45,7 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence
     """Trace the channel groups and layers of a model. No cut is tried: `network.survey` does that.
 
     Args:
-        model: Any module that `torch.export` can export. It is set to eval mode.
+        model: Any module that `torch.export` can export. It stays unchanged.
         inputs: Example inputs of fixed shape.
         patterns: Shell patterns of parameter or layer names. Groups with such a parameter come back locked.
 
@@ -54,10 +55,11 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence
     Raises:
         UsageError: The model cannot be exported, or has a dynamic shape.
     """
+    model = called(model, inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's, about its own handling of recurrent layers
-            program = torch.export.export(model.eval(), inputs)
+            program = torch.export.export(model, inputs)
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         raise UsageError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
     traced = _propagate(program, canonical_names(model))
@@ -70,6 +72,26 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence
         unknown_operators=tuple(traced.unknown),
         operators=sum(node.op == "call_function" for node in program.graph.nodes),
     )
+
+
+def called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
+    """A copy in eval mode that was called once.
+
+    A model may keep what it computes from the shape of its input, such as the anchors of a detector. Exporters leave their own
+    tensors there if the model computes it while it is traced.
+
+    Raises:
+        UsageError: The model fails with these inputs.
+    """
+    model = copy.deepcopy(model).eval()
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:  # any error of the user's forward
+        raise UsageError(
+            f"the model fails with the example inputs: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    return model
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:
@@ -245,8 +267,9 @@ def _folds(
     for node in program.graph.nodes:
         if node.op != "call_function" or getattr(node.target, "_opname", "") != "batch_norm":
             continue
-        source, scale = bind(node)["input"], bind(node)["weight"]
-        if not (isinstance(source, fx.Node) and len(source.users) == 1 and scale in parameters):
+        given = bind(node)
+        source, scale = given["input"], given["weight"]
+        if given["training"] or not (isinstance(source, fx.Node) and len(source.users) == 1 and scale in parameters):
             continue
         weight = bind(source).get("weight")
         if not isinstance(weight, fx.Node) or weight not in parameters or len(weight.users) > 1 or len(scale.users) > 1:
