@@ -74,15 +74,6 @@ ENTRIES: dict[str, Callable[[], Made]] = {
         **WORDS,
         tpu_short_seq_length=16,
     ),
-    "Nyströmformer": of(
-        "NystromformerForSequenceClassification",
-        {"input_ids": text()["input_ids"]},
-        **TINY,
-        **WORDS,
-        num_landmarks=4,
-        segment_means_seq_len=16,
-        conv_kernel_size=3,
-    ),
     "Funnel": of(
         "FunnelForSequenceClassification",
         text(),

@@ -199,11 +199,11 @@ class PreActivated(nn.Module):
         self.convs = nn.ModuleList(
             [StdConv2d(i, width, 1), StdConv2d(width, width, 3, padding=1), StdConv2d(width, o, 1)]
         )
-        self.short = StdConv2d(i, o, 1) if i != o else nn.Identity()
+        self.short = StdConv2d(i, o, 1) if i != o else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norms[0](x))
-        short = self.short(y) if isinstance(self.short, StdConv2d) else x
+        short = x if self.short is None else self.short(y)
         for conv_, norm in zip(self.convs[:2], self.norms[1:], strict=True):
             y = F.relu(norm(conv_(y)))
         return short + self.convs[2](y)
