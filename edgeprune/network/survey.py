@@ -15,6 +15,7 @@ from edgeprune.graph.groups import factors, lock, make_recipe
 from edgeprune.graph.trace import canonical_names, trace
 from edgeprune.network.attention import opened
 from edgeprune.network.cut import cut
+from edgeprune.network.folding import sound
 from edgeprune.network.outputs import tensors
 from edgeprune.network.prove import TOLERANCE, masked, probe
 from edgeprune.network.sizes import HEAD_WIDTHS
@@ -55,17 +56,29 @@ def survey(
     """
     model = opened(model)
     groups = trace(model, inputs, patterns)
-    generic = _with_scaled_statistics(randomised(model), inputs)
+    random = generic(model, inputs)
     trials = 2 * len(groups.free)  # each group is cut, and then masked
-    groups = _lock_failing(generic, groups, inputs, lambda done: step(done, trials, ""))
-    groups = _lock_invisible(generic, groups, inputs, lambda left: step(trials - left, trials, ""))
-    blocks = _blocks(generic, groups, inputs)
+    groups = _lock_failing(random, groups, inputs, lambda done: step(done, trials, ""))
+    groups = _lock_invisible(random, groups, inputs, lambda left: step(trials - left, trials, ""))
+    blocks = _blocks(random, groups, inputs)
     inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
     layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
-    return replace(groups, layers=layers, blocks=blocks)
+    return replace(groups, layers=layers, blocks=blocks, folds=sound(random, groups.folds, inputs))
+
+
+def whole(model: nn.Module, inputs: tuple[Tensor, ...]) -> Groups:
+    """The layers of a network that is not pruned, and its folds. All its groups are locked, so no cut is tried."""
+    model = opened(model)
+    groups = trace(model, inputs, ("*",))
+    return replace(groups, folds=sound(generic(model, inputs), groups.folds, inputs))
 
 
 # ----------------------------------------------------------------------------------------------- random copies
+
+
+def generic(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """A copy with random parameters, in which a signal passes through all layers."""
+    return _with_scaled_statistics(randomised(model), inputs)
 
 
 def randomised(model: nn.Module) -> nn.Module:

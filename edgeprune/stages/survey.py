@@ -52,10 +52,9 @@ class TraceReads:
 
 def trace(reads: TraceReads, output: Output) -> Groups:
     """Export the network, and lock all its groups: nothing is pruned, so nothing needs to be proved."""
-    from edgeprune.graph.trace import trace
-    from edgeprune.network.attention import opened
+    from edgeprune.network.survey import whole
 
-    return trace(opened(reads.network.module), reads.network.inputs, ("*",))
+    return whole(reads.network.module, reads.network.inputs)
 
 
 def describe_trace(groups: Groups, reads: TraceReads) -> str:

@@ -6,7 +6,6 @@ Then the values of a constant identify its parameter, even if the exporter renam
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -15,36 +14,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from edgeprune.graph.groups import first_units, make_recipe
+from edgeprune.graph.trace import called
 from edgeprune.network.cut import sliced
+from edgeprune.network.folding import fold
 from edgeprune.network.survey import randomised
 from edgeprune.records import Groups, Layer, Recipe, Widths, output_dim
 
 Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
-
-
-def fold(model: nn.Module, folds: Sequence[tuple[str, str]]) -> nn.Module:
-    """Fold batch-norms into the layers before them.
-
-    Args:
-        model: The network. It stays unchanged.
-        folds: Paths of (layer, batch-norm). Pairs in a removed block are skipped.
-
-    Returns:
-        A copy in eval mode.
-    """
-    model = copy.deepcopy(model).eval()
-    there = dict(model.named_modules())
-    for layer_path, norm_path in folds:
-        if layer_path not in there:
-            continue
-        layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
-        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        model.set_submodule(layer_path, fuse(layer, norm))  # type: ignore[arg-type, type-var]
-        model.set_submodule(norm_path, nn.Identity())
-    return model
 
 
 @dataclass(frozen=True)
@@ -130,10 +108,15 @@ class Template(ABC):
                 names.update(dict.fromkeys(node.names, layer))
         return names
 
+    @classmethod
+    def export(cls, model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
+        """Export a copy of a model for inputs of exactly these shapes, with batch-norm folded. See `written`."""
+        return cls.written(called(fold(model, folds), inputs), inputs)
+
     @staticmethod
     @abstractmethod
-    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
-        """Export a model for inputs of exactly these shapes, with batch-norm folded.
+    def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+        """Write a model in this format as it is. The exporter may leave its own tensors in it.
 
         Raises:
             UsageError: The exporter does not support the model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgeprune.errors import UsageError, first_line
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
-from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, fold, pattern
+from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, pattern
 from edgeprune.runtimes.onnxruntime.device import quiet
 
 OPSET = 17
@@ -44,17 +44,16 @@ class OnnxTemplate(Template):
         return self._proto
 
     @staticmethod
-    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
-        """See `Template.export`."""
+    def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+        """See `Template.written`."""
         with torch.no_grad():
-            folded = fold(model, folds)
-            outputs = len(tensors(folded(*inputs)))
+            outputs = len(tensors(model(*inputs)))
             buffer = io.BytesIO()
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the exporter warns about itself and about every traced constant
                     torch.onnx.export(
-                        folded,
+                        model,
                         inputs,
                         buffer,  # type: ignore[arg-type]
                         dynamo=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgeprune.errors import RuntimeMissing, UsageError, first_line
 from edgeprune.records import Groups, Layer, Span, Widths
 from edgeprune.runtimes.base import silenced
-from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, fold, pattern
+from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern
 from edgeprune.runtimes.tflite import flatbuffer
 
 
@@ -28,8 +28,8 @@ class TfliteTemplate(Template):
         super().__init__(model, inputs, groups)
 
     @staticmethod
-    def export(model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
-        """See `Template.export`."""
+    def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+        """See `Template.written`."""
         with torch.no_grad(), silenced(), tempfile.TemporaryDirectory() as scratch:
             try:
                 import litert_torch
@@ -37,7 +37,7 @@ class TfliteTemplate(Template):
                 raise RuntimeMissing("litert-torch is not installed; pip install 'edgeprune[tflite]'") from error
             path = Path(scratch) / "model.tflite"
             try:
-                litert_torch.convert(fold(model, folds), inputs).export(str(path))
+                litert_torch.convert(model, inputs).export(str(path))
             except Exception as error:
                 raise UsageError(f"the model cannot be exported to TFLite: {first_line(error)}") from error
             return path.read_bytes()
