@@ -80,10 +80,10 @@ def row(title: str) -> Iterator[Answer]:
     """The cells of an architecture's row, and the groups that are locked."""
     torch.manual_seed(0)
     model, inputs = ZOO[title]()
-    given = randomised(model)
     began = time.process_time()
     try:
-        groups = survey(opened(given), inputs)
+        given = randomised(opened(model))
+        groups = survey(given, inputs)
     except EdgepruneError as error:
         yield "groups cut", f"no: {_brief(error)}"
         return
@@ -94,9 +94,9 @@ def row(title: str) -> Iterator[Answer]:
     yield "locked", _locked(groups)
     full = groups.macs(groups.full())
     yield "removable MACs", f"{100 * (1 - groups.macs(groups.least()) / full):.0f}%" if full else "no layer counted"
-    yield "Torch-Pruning", torch_pruning(given, inputs, groups)
+    yield "Torch-Pruning", torch_pruning(model, inputs, groups)
     with tempfile.TemporaryDirectory() as folder:
-        yield from _on_runtimes(formed(opened(given), groups, inputs), groups, inputs, Path(folder))
+        yield from _on_runtimes(formed(given, groups, inputs), groups, inputs, Path(folder))
 
 
 def _on_runtimes(model: nn.Module, groups: Groups, inputs: Inputs, folder: Path) -> Iterator[Answer]:
@@ -179,8 +179,8 @@ def refit(title: str) -> Iterator[Answer]:
     """How far the network with half its units is from the original one on held-out inputs: as cut, and after each refit."""
     torch.manual_seed(0)
     model, inputs = ZOO[title]()
-    model = opened(randomised(model)).eval()
     try:
+        model = randomised(opened(model))
         groups = survey(model, inputs)
     except EdgepruneError as error:
         yield "survey", _brief(error)
