@@ -45,6 +45,21 @@ def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Ten
     _compare(expected, got)
 
 
+def is_provable(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether an output of a network and of its masked copy varies enough to show a wrong cut.
+
+    The outputs of an untrained head may all be zero, and those of a saturated network all one.
+    """
+    inputs = probe(model.eval(), inputs)
+    with torch.no_grad():
+        pairs = zip(tensors(model(*inputs)), tensors(masked(model, recipe)(*inputs)), strict=True)
+        return any(_informative(a) and _range(b) > TOLERANCE * float(a.abs().max()) for a, b in pairs)
+
+
+def _range(output: Tensor) -> float:
+    return float(output.max() - output.min() if output.numel() > 1 else output.abs())
+
+
 def _compare(expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
     for i, (wanted, value) in enumerate(zip(expected, got, strict=True)):
         if wanted.shape != value.shape:

@@ -73,6 +73,8 @@ def prune(
 ) -> Networks:
     """Cut a network to a plan, prove the cut, and refit the remaining weights (see `edgeprune.network.refit`).
 
+    The cut is proved with random parameters if the network's own outputs are all alike, as those of an untrained head.
+
     Args:
         model: the original network; it stays unchanged.
         groups: its channel groups.
@@ -85,11 +87,17 @@ def prune(
         CutError: the outputs of the cut network differ from those of the masked original.
     """
     from edgeprune.graph.groups import make_recipe
-    from edgeprune.network.cut import cut
+    from edgeprune.network.cut import cut, sliced
     from edgeprune.network.observe import observe
+    from edgeprune.network.prove import is_provable, prove
+    from edgeprune.network.survey import generic
 
     recipe = make_recipe(groups, plan.keep)
-    pruned = cut(model, recipe, inputs)
+    pruned = sliced(model, recipe)
+    if is_provable(model, recipe, inputs):
+        prove(model, pruned, recipe, inputs)
+    else:
+        cut(generic(model, inputs), recipe, inputs)
     if not recipe:
         return Networks(pruned, pruned, recipe, False)
     step(1, PARTS, "")
