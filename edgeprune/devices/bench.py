@@ -25,7 +25,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.records import Device, Run, Samples, Target
 from edgeprune.runtimes.base import NodeTimes
 
-PROFILED_S = 0.1  # of profiled runs in a process: times by node only rank the nodes
+PROFILED_S = 0.05  # of profiled runs in a process: times by node only rank the nodes
 SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
 REPEATS = 0.002  # spread of their medians, relative, below which a device repeats itself
 RESETS = 1  # of the device that a bench accepts
@@ -53,7 +53,7 @@ class _Effort:
 
     timed_s: float
     runs_min: int
-    profiled: bool
+    profiled: bool = False
 
 
 @contextmanager
@@ -155,26 +155,33 @@ class Bench:
         Returns:
             The samples of each model, in nanoseconds.
         """
-        return self._settled([[i] for i in interleaved(len(models), processes)], models, inputs, runs)
+        order = [[i] for i in interleaved(len(models), processes)]
+        return self._settled(order, models, inputs, _Effort(LIMITS.timed_s, runs))
 
-    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
+    def compare(
+        self, models: Sequence[Path], inputs: Sequence[Path], processes: int, timed_s: float = LIMITS.timed_s
+    ) -> list[Samples]:
         """Time models that share processes, interleaved: for ratios of latencies, but not for memory.
 
         Every disturbance of the machine affects all models. Run i of each model is from process i. Every second process loads
         the models in the opposite order, since the first one may have an advantage.
+
+        Args:
+            processes: fresh processes.
+            timed_s: of each model in a process.
         """
         order = list(range(len(models)))
         orders = [order if process % 2 == 0 else order[::-1] for process in range(processes)]
-        return self._settled(orders, models, inputs, LIMITS.timed_runs_min)
+        return self._settled(orders, models, inputs, _Effort(timed_s, LIMITS.timed_runs_min))
 
     def _settled(
-        self, order: list[list[int]], models: Sequence[Path], inputs: Sequence[Path], runs_min: int
+        self, order: list[list[int]], models: Sequence[Path], inputs: Sequence[Path], effort: _Effort
     ) -> list[Samples]:
         runs: list[list[Run]] = [[] for _ in models]
         first = min(len(order), SETTLED * len(models) // len(order[0]))
         for part in (order[:first], order[first:]):
             batches = [[models[i] for i in batch] for batch in part]
-            found = self.measure(batches, inputs, runs_min=runs_min)
+            found = self.measure(batches, inputs, effort.timed_s, runs_min=effort.runs_min)
             for batch, measured in zip(part, found, strict=True):
                 for i, one in zip(batch, measured, strict=True):
                     runs[i].append(one.run)

@@ -45,6 +45,7 @@ STRIDE = 0.022  # share of the budget between the plans of a round; less than th
 PROCESSES = 6  # each interleaves the anchor, the original network and the pruned networks
 REPEATS = 3  # of these, while no plan is known to be in the accepted range or out of it
 PLANS = 4  # most plans of a round
+TIMED_S = 0.1  # time of each network in a process; processes differ more than parts of one, so more time tells little
 
 log = logging.getLogger("edgeprune")
 # (number of the round, its plans) -> the profile with the new measurements, and each plan as measured
@@ -244,7 +245,7 @@ def measure(
         ]
 
     samples = until(
-        lambda _: subject.device.compare(files, subject.inputs, PROCESSES),
+        lambda _: subject.device.compare(files, subject.inputs, PROCESSES, TIMED_S),
         lambda samples: decided(found(samples)),
         REPEATS,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,14 +29,14 @@ TOGETHER = 6  # variants that are interleaved in one process, besides the anchor
 ANCHORS = 2  # copies of the anchor in a process: the place in memory changes its latency by 1 %
 PROCESSES = 2  # that are measured between two fits
 STEP = PROCESSES * TOGETHER
-TIMED_S = 0.3  # time of each variant, interleaved
-PROFILED_S = 0.4  # then, time of each variant with times by operator; it is loaded again for this
+TIMED_S = 0.08  # time of each variant, interleaved; with four times as much, the model predicts no better
 BASELINE_EVERY = 3  # one process in so many also holds the original network
 DRIFT = 0.15  # a process whose anchor is slower than usual by this share is measured again
 MOST_CONFIGURATIONS = 4096  # length of the sequence
 POOL = 96  # configurations that the next ones to measure are chosen from
 TINY = 1e-12  # keeps divisions by a variance of zero finite
 GOOD_ENOUGH = 0.01  # measuring stops at this median relative error on configurations that were not measured yet
+WORTHWHILE = 0.2  # it also stops if twice as many variants lowered this error by less than this share
 VARIANTS_PER_GROUP = 2, 7  # fewest and most; with more, the error does not fall any further
 
 log = logging.getLogger("edgeprune")
@@ -63,8 +63,11 @@ class Subject:
 def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str], None]) -> Iterator[Profile]:
     """Measure more variants, until the latency model predicts well enough.
 
-    It stops when the variants of a step were predicted to a median error of `GOOD_ENOUGH` before they were measured, or after
-    `LIMITS.profile_variants` variants.
+    It stops in one of these cases:
+
+    - The variants of a step were predicted to a median error of `GOOD_ENOUGH` before they were measured.
+    - More variants no longer lower this error, see `_converged`.
+    - There are `LIMITS.profile_variants` variants.
 
     Args:
         subject: the network's variants and the device.
@@ -83,7 +86,7 @@ def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str
         if error is not None and profile is not begun:
             on_step(known, most, f"median error on unseen widths {100 * error:.1f}%")
         enough = known >= VARIANTS_PER_GROUP[0] * len(groups.free)  # with fewer, the error may be small by chance
-        if known >= most or (enough and error is not None and error <= GOOD_ENOUGH):
+        if known >= most or (enough and error is not None and _converged(groups, profile, error)):
             return
         chosen = choose(groups, profile, min(STEP, most - known))
         if not chosen and profile.experiments:
@@ -108,6 +111,19 @@ def _run(subject: Subject, profile: Profile, batches: Sequence[Batch], measured:
         log.warning("the machine was slower for a while: %d models are measured again", len(batches[place]))
         (again,) = subject.device.measure([models[place]], subject.inputs, TIMED_S, profiled=True)
         measured[place] = min(again, measured[place], key=_anchor_ns)
+
+
+def _converged(groups: Groups, profile: Profile, error: float) -> bool:
+    """Whether the error on the variants of the last step is small, or was about the same with half the variants before.
+
+    Both errors are on the same variants, so that hard and easy ones do not matter.
+    """
+    fits = [e for e in profile.experiments if e.role == "fit"]
+    before, last = fits[:-STEP], fits[-STEP:]
+    batches = {e.batch for e in [*before[: len(before) // 2], *last]}
+    half = replace(profile, experiments=tuple(e for e in profile.experiments if e.batch in batches))
+    with_half = last_error(groups, half, STEP)
+    return error <= GOOD_ENOUGH or (with_half is not None and error > (1 - WORTHWHILE) * with_half)
 
 
 def _most(groups: Groups) -> int:

@@ -70,7 +70,7 @@ def _profile(project: Project, network: Network, runtime: Runtime) -> Part:
     sent = len(zlib.compress(file, 1)) * (2 if runtime.separate_profile else 1)
     least, most = experiments.processes(groups)
     together = experiments.TOGETHER
-    variants = experiments.TIMED_S + experiments.PROFILED_S + PREPARED_S
+    variants = experiments.TIMED_S + bench.PROFILED_S + PREPARED_S
     seconds = LIMITS.start_s + (experiments.ANCHORS + together) * variants
     lines = (
         f"sftp put {least * together} to {most * together} variants, at most {sent:,} bytes each"
@@ -92,7 +92,7 @@ def _choice(candidates: Sequence[Precision]) -> Part:
 
 
 def _confirm() -> Part:
-    each = LIMITS.start_s + (2 + confirm.PLANS) * ROUND_S
+    each = LIMITS.start_s + (2 + confirm.PLANS) * (PREPARED_S + confirm.TIMED_S)
     least, most = bench.SETTLED, confirm.PROCESSES * confirm.REPEATS * LIMITS.confirm_rounds
     return Part(
         (f"agent: time, to confirm plans: {least} to {most} processes of about {each:.1f} s",),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nets import NETS, image
 from test_latency import truth
@@ -13,6 +14,7 @@ from test_latency import truth
 from edgeprune.devices.bench import Bench
 from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import LinkError
+from edgeprune.latency.fit import last_error
 from edgeprune.latency.observations import measured_ns
 from edgeprune.network.survey import survey
 from edgeprune.records import Experiment, Profile, Target
@@ -31,6 +33,7 @@ class Machine:
         self.folder, self.groups = folder, survey(NETS["Residual"](), image())
         self.left = 10_000  # answers until it disconnects
         self.slowness: list[float] = []  # of the next processes; 1 after that
+        self.unexplained = 0.0  # spread of a factor that each variant has, and that no model predicts
         self.asked: list[list[dict[str, int]]] = []  # widths, a list a process
         self.bench = Bench(Target(folder / "t.toml", "t", "local", "onnxruntime"), Fake(self.answer), folder)
         self.profile = Profile("t", "m", self.groups.network, self.bench.device, 1, "fp32", ())
@@ -59,7 +62,8 @@ class Machine:
             self.asked[-1].append(widths)
             layers = {name: max(1, round(ns)) for name, ns in truth(self.groups, widths, 8).items()}
             nodes = [{"name": name, "ns": ns} for name, ns in layers.items()]
-            total = round(slow * sum(layers.values()))
+            factor = np.exp(self.unexplained * np.random.default_rng([*widths.values()]).standard_normal())
+            total = round(slow * factor * sum(layers.values()))
             models.append({"times_ns": [total] * 5, "waited_ns": 0, "waits": 1, "nodes": nodes})
         return {"models": models, "peak_memory_bytes": 1, "before": {}, "after": {}}
 
@@ -88,6 +92,15 @@ def test_what_was_measured_is_kept_and_not_measured_again(answers: int, tmp_path
     assert len(measured) == len(set(measured)) > experiments.STEP
     assert machine.measured("baseline")[0].batch == 0
     assert {e.batch for e in machine.measured("anchor")} == {e.batch for e in machine.profile.experiments}
+
+
+def test_measuring_stops_when_more_variants_no_longer_lower_the_error(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.unexplained = 0.05
+    machine.grow()
+    _, most = experiments.processes(machine.groups)
+    assert 2 <= len(machine.asked) < most - 1
+    assert last_error(machine.groups, machine.profile, experiments.STEP) > experiments.GOOD_ENOUGH
 
 
 def test_a_process_that_drifted_is_measured_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

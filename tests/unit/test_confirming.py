@@ -129,7 +129,7 @@ class Noisy:
     def __init__(self, share: float, noise: float, quiet: int) -> None:
         self.share, self.noise, self.quiet, self.rounds = share, noise, quiet, 0
 
-    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
+    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, timed_s: float) -> list[Samples]:
         self.rounds += 1
         spread = 0.0 if self.rounds >= self.quiet else self.noise
         factors = [1 + spread * (-1) ** process for process in range(processes)]
