@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.model import finite, input_names, kind, tensors
+from edgeprune.frontends.model import batch_dims, finite, input_names, kind, size_of, tensors
 from edgeprune.frontends.randomness import Generators, seeded
 from edgeprune.limits import LIMITS
 from edgeprune.network.outputs import ONE_TENSOR, Flat, Structure, main_of
@@ -88,6 +88,16 @@ class Split:
             raise UsageError(f"{self._where} returns {kind(self._data)}; return an iterable of (inputs, targets)")
 
     @property
+    def target_dim(self) -> int:
+        """The dimension of the targets that holds the samples."""
+        given = self._project.data.batch_dims
+        return given[-1] if given else 0
+
+    def dims(self, inputs: int) -> tuple[int, ...]:
+        """The dimension of each of the inputs that holds the samples."""
+        return batch_dims(self._project, inputs)[0]
+
+    @property
     def length(self) -> int | None:
         """How many batches the data claims to have; None if it has no `len()`."""
         try:
@@ -148,7 +158,7 @@ class Split:
                 raise UsageError(f"{self._where} gives over {count} batches; return data whose iteration ends")
             inputs, targets = self._checked(self._cleaned(batch, count), count)
             count += 1
-            if len(targets):
+            if targets.shape[self.target_dim]:
                 empty = False
                 yield self._augmented(inputs, count - 1), targets
         if not count:
@@ -224,10 +234,13 @@ class Split:
             raise UsageError(
                 f"{where} holds {kind(given)} and {kind(targets)}; give a tensor, a tuple or a dict of tensors, and a tensor"
             )
-        sizes = [len(tensor) if tensor.ndim else 0 for tensor in (*inputs, targets)]
+        dims = (*self.dims(len(inputs)), self.target_dim)
+        sizes = [size_of(tensor, dim) for tensor, dim in zip((*inputs, targets), dims, strict=True)]
         if len(set(sizes)) > 1 or not (sizes[0] or self._cleaner):
+            key = self._project.where("data", "batch_dims")
             raise UsageError(
-                f"{where} has {sizes[:-1]} inputs and {sizes[-1]} targets; give as many inputs as targets, at least one"
+                f"{where} has {sizes[:-1]} inputs and {sizes[-1]} targets; give as many inputs as targets, at least one,"
+                f" or say which dimensions hold the samples: {key}"
             )
         if not all(map(finite, inputs)):
             raise UsageError(f"{where} has NaN or infinity in its inputs; clean the data")
@@ -248,44 +261,69 @@ def stacked(split: Split, inputs: tuple[Tensor, ...], most: int | None = None) -
 
     Args:
         split: is read.
-        inputs: the example inputs, (batch, ...) each.
+        inputs: the example inputs.
         most: how many samples to read at most; None reads all.
 
     Returns:
-        An array for each input, (calls, batch, ...), and the targets, (samples, ...). The last call is filled up with copies
+        An array for each input, (calls, *shape of the example input), and the targets. The last call is filled up with copies
         of the first sample.
 
     Raises:
         UsageError: the samples do not have the shapes of the example inputs, or as `Split` does.
     """
     columns: list[list[Tensor]] = [[] for _ in inputs]
-    targets = []
+    targets, read = [], 0
     for batch, target in split:
         for column, tensor in zip(columns, batch, strict=True):
             column.append(tensor)
         targets.append(target)
-        if most is not None and sum(map(len, targets)) >= most:
+        read += target.shape[split.target_dim]
+        if most is not None and read >= most:
             break
-    found = []
-    for column, example in zip(columns, inputs, strict=True):
-        samples = torch.cat(column)[:most]
-        if samples.shape[1:] != example.shape[1:]:
+    found, dims = [], split.dims(len(inputs))
+    for column, example, dim in zip(columns, inputs, dims, strict=True):
+        samples, sample = first(torch.cat(column, dim), most, dim), example.movedim(dim, 0)[0]
+        if samples.movedim(dim, 0).shape[1:] != sample.shape:
             raise UsageError(
-                f"{split.where} gives inputs of shape {tuple(samples.shape[1:])},"
-                f" and the example inputs have {tuple(example.shape[1:])}; make them equal"
+                f"{split.where} gives inputs of shape {tuple(samples.movedim(dim, 0).shape[1:])},"
+                f" and the example inputs have {tuple(sample.shape)}; make them equal"
             )
         found.append(samples.numpy())
-    return calls(found, inputs[0].shape[0]), torch.cat(targets)[:most]
+    together = torch.cat(targets, split.target_dim)
+    return calls(found, inputs[0].shape[dims[0]], dims), first(together, most, split.target_dim)
 
 
-def calls(arrays: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Samples, (samples, ...) each, as calls with the batch size `size`, (calls, size, ...) each.
+def first(samples: Tensor, most: int | None, dim: int) -> Tensor:
+    """At most so many of the samples that are in a dimension; None keeps all."""
+    return samples if most is None else samples.narrow(dim, 0, min(most, samples.shape[dim]))
+
+
+def calls(arrays: Sequence[np.ndarray], size: int, dims: Sequence[int]) -> list[np.ndarray]:
+    """Samples as calls with the batch size `size`: (calls, *shape of a call) each.
 
     The last call is filled up with copies of the first sample.
+
+    Args:
+        arrays: the samples of each input.
+        size: samples of a call.
+        dims: the dimension of each array that holds the samples.
     """
-    missing = -len(arrays[0]) % size
-    filled = (np.concatenate([array, array[:1].repeat(missing, axis=0)]) for array in arrays)
-    return [np.ascontiguousarray(array).reshape(-1, size, *array.shape[1:]) for array in filled]
+    found = []
+    for array, dim in zip(arrays, dims, strict=True):
+        samples = np.moveaxis(array, dim, 0)
+        filled = np.concatenate([samples, samples[:1].repeat(-len(samples) % size, axis=0)])
+        split = filled.reshape(-1, size, *samples.shape[1:])
+        found.append(np.ascontiguousarray(np.moveaxis(split, 1, 1 + dim)))
+    return found
+
+
+def joined(arrays: Sequence[np.ndarray], count: int, dims: Sequence[int]) -> list[np.ndarray]:
+    """The first samples of calls, (calls, *shape of a call) each, with the samples in these dimensions: `calls` undone."""
+    found = []
+    for array, dim in zip(arrays, dims, strict=True):
+        samples = np.moveaxis(array, 1 + dim, 1)
+        found.append(np.moveaxis(samples.reshape(-1, *samples.shape[2:])[:count], 0, dim))
+    return found
 
 
 class Loss:

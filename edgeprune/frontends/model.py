@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edgeprune.frontends import checkpoint
 from edgeprune.frontends.fitting import fitted
 from edgeprune.frontends.functions import one_line
 from edgeprune.graph.groups import matches
-from edgeprune.network.adapter import adapted, structure_of
+from edgeprune.network.adapter import adapted, batch_dims_of, structure_of
 from edgeprune.network.attention import opened
 from edgeprune.network.computed import computed_by_hooks
 from edgeprune.network.outputs import Structure
@@ -66,7 +66,8 @@ class Network:
             found = structure_of(self.module, self.inputs)
         if found is None:
             raise UsageError(f"{where} returns no tensor; return a tensor, or a tuple, dict or data class of tensors")
-        return found
+        dims, _ = batch_dims(self._project, len(self.inputs))
+        return replace(found, batch_dims=batch_dims_of(self.module, self.inputs, dims))
 
     def files(self, folder: Path) -> list[Path]:
         """Write the example inputs into `folder`, and return their paths, one for each input."""
@@ -205,7 +206,7 @@ def example_inputs(project: Project) -> tuple[Tensor, ...]:
     """The user's example inputs, on the CPU. If they have names, these are `input_names`, in the same order.
 
     Returns:
-        (batch, ...) each. All have the same batch size; the artifact is made for it.
+        (batch, ...) each, or as `[data] batch_dims` says. All have the same batch size; the artifact is made for it.
 
     Raises:
         UsageError: the function returns something else, or NaN or infinity.
@@ -220,8 +221,12 @@ def example_inputs(project: Project) -> tuple[Tensor, ...]:
         )
     if any(tensor.ndim == 0 or tensor.numel() == 0 for tensor in inputs):
         raise UsageError(f"{where} returns an empty tensor or one without a batch dimension; return (batch, ...)")
-    if len({len(tensor) for tensor in inputs}) > 1:
-        raise UsageError(f"{where} returns the batch sizes {[len(tensor) for tensor in inputs]}; make them equal")
+    sizes = [size_of(tensor, dim) for tensor, dim in zip(inputs, batch_dims(project, len(inputs))[0], strict=True)]
+    if len(set(sizes)) > 1 or not sizes[0]:
+        key = project.where("data", "batch_dims")
+        raise UsageError(
+            f"{where} returns the batch sizes {sizes}; make them equal, or say where the samples are: {key}"
+        )
     if not all(map(finite, inputs)):
         raise UsageError(f"{where} returns NaN or infinity; return inputs like the real ones")
     channels = inputs[0].shape[1] if inputs[0].ndim > 1 else 1
@@ -234,11 +239,31 @@ def example_inputs(project: Project) -> tuple[Tensor, ...]:
     return inputs
 
 
+def batch_dims(project: Project, inputs: int) -> tuple[tuple[int, ...], int]:
+    """The dimension that holds the samples, of each input, and of the targets.
+
+    Raises:
+        UsageError: `[data] batch_dims` has another number of dimensions.
+    """
+    found = project.data.batch_dims or (0,) * (inputs + 1)
+    if len(found) != inputs + 1:
+        raise UsageError(
+            f"{project.where('data', 'batch_dims')} has {len(found)} numbers, and the model has {inputs} inputs;"
+            " give one for each input, then one for the targets"
+        )
+    return found[:-1], found[-1]
+
+
 def tensors(value: Any) -> tuple[Tensor, ...] | None:
     """A tensor, or a sequence or mapping of tensors, as a tuple on the CPU; None for anything else."""
     value = tuple(value.values()) if isinstance(value, Mapping) else value
     given = (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, tuple | list) else ()
     return tuple(t.detach().cpu() for t in given) if given and all(isinstance(t, Tensor) for t in given) else None
+
+
+def size_of(tensor: Tensor, dim: int) -> int:
+    """The size of a dimension; 0 if the tensor has no such dimension."""
+    return tensor.shape[dim] if dim < tensor.ndim else 0
 
 
 def finite(tensor: Tensor) -> bool:

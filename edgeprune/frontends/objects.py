@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
         closed_loop: a function of (policy, split); larger is better.
         clean: a function of (inputs, targets) that returns the good samples.
         augment: a function of the inputs, such as a module.
+        batch_dims: the dimension that holds the samples: of each input, then of the targets.
         weights: the path of a state dict, which is loaded into a copy of the model.
         budget: "12 ms" or "50%".
         max_metric_drop: how much lower than the original network's the metric may be.
@@ -70,6 +71,7 @@ class Options(TypedDict, total=False):
     closed_loop: Callable[..., Any] | None
     clean: Callable[..., Any] | None
     augment: Callable[..., Any] | None
+    batch_dims: Any
     weights: str | Path | None
     budget: str
     max_metric_drop: float

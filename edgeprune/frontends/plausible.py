@@ -64,13 +64,15 @@ def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: 
 
     A metric that does not depend on the targets cannot be judged.
     """
-    random = torch.Generator().manual_seed(0)
+    random, dims = torch.Generator().manual_seed(0), metric.structure.batch_dims
     found: list[float] = []
     until = time.monotonic() + SHUFFLES_S
     with suppress(UsageError):  # some metrics need samples of all kinds, in their order
         while len(found) < SHUFFLES and (len(found) < FEWEST or time.monotonic() < until):
-            order = torch.randperm(len(targets), generator=random)
-            found.append(metric([tensor[order] for tensor in outputs], targets))
+            order = torch.randperm(outputs[0].shape[dims[0]], generator=random)
+            found.append(
+                metric([tensor.index_select(dim, order) for tensor, dim in zip(outputs, dims, strict=True)], targets)
+            )
     if len(found) < FEWEST or value > fmean(found) + SURE * pstdev(found):
         return None
     with suppress(UsageError):

@@ -68,6 +68,10 @@ class _Data(Section):
     closed_loop: Reference | None = None
     clean: Reference | None = None
     augment: Reference | None = None
+    batch_dims: Annotated[
+        list[Annotated[int, Field(ge=0)]],
+        Field(description="a list of dimensions: one for each input, then one for the targets, such as [1, 0]"),
+    ] = []
 
 
 class _Budget(Section):

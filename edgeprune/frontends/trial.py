@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from edgeprune.errors import UsageError
 from edgeprune.frontends import functions, plausible
 from edgeprune.frontends.data import Loss, Metric, Split
-from edgeprune.frontends.model import Network, finite, kind
+from edgeprune.frontends.model import Network, finite, kind, size_of
 from edgeprune.limits import LIMITS
-from edgeprune.network.adapter import structure_of
+from edgeprune.network.adapter import batch_dims_of, structure_of
 from edgeprune.network.outputs import Structure, tensors
 from edgeprune.records import Project
 from edgeprune.records.project import SPLITS
@@ -116,11 +116,12 @@ def check_first_batches(model: nn.Module, project: Project) -> tuple[Structure, 
             f"{where}: the model returns no tensor; return a tensor, or a tuple, dict or data class of them"
         )
     outputs = _outputs(model, project, where, inputs)
-    for name, tensor in zip(structure.names, outputs, strict=True):
+    dims, size = batch_dims_of(model, inputs, split.dims(len(inputs))), targets.shape[split.target_dim]
+    for name, tensor, dim in zip(structure.names, outputs, dims, strict=True):
         shown = f"output {name} of shape {tuple(tensor.shape)}" if name else str(tuple(tensor.shape))
-        if not tensor.ndim or len(tensor) != len(targets):
+        if size_of(tensor, dim) != size:
             fix = "leave it out in a wrapper" if len(outputs) > 1 else "return (samples, ...)"
-            raise UsageError(f"{where}: the model returns {shown} for {len(targets)} targets; {fix}")
+            raise UsageError(f"{where}: the model returns {shown} for {size} targets; {fix}")
         if not finite(tensor):
             raise UsageError(
                 f"{where}: the model returns NaN or infinity; check its weights and the range of the inputs"

@@ -6,6 +6,7 @@ and copies and cuts of the model keep the adapter.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,31 @@ def structure_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Structure | No
     finally:
         model._forward_hooks.update(hooks)
     return Structure.of(outputs) if tensors(outputs) else None
+
+
+def batch_dims_of(model: nn.Module, inputs: tuple[Tensor, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimension of each output that holds the samples: the one that doubles with them.
+
+    Args:
+        model: an adapted model; a copy of it is called.
+        inputs: example inputs.
+        dims: the dimension of each input that holds the samples.
+
+    Returns:
+        A dimension for each output. It is 0 if none doubles, or if the model accepts one batch size only.
+    """
+    tried = copy.deepcopy(model).eval()
+    twice = tuple(torch.cat([tensor, tensor], dim) for tensor, dim in zip(inputs, dims, strict=True))
+    with torch.no_grad():
+        once = tensors(tried(*inputs))
+        try:
+            double = tensors(tried(*twice))
+        except (RuntimeError, ValueError, IndexError, AssertionError):
+            return (0,) * len(once)
+    return tuple(
+        next((dim for dim, size in enumerate(a.shape) if a.ndim == b.ndim and b.shape[dim] == 2 * size), 0)
+        for a, b in zip(once, double, strict=True)
+    )
 
 
 def _flattening(model: nn.Module) -> dict[int, _Flatten]:

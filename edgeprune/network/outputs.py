@@ -55,17 +55,20 @@ class Structure:
         names: of the tensors, in order, such as "logits" or "features.0"; "" if the model returns a tensor.
         main: the place of the tensor that `main_of` returns.
         pattern: the outputs, with a place for each tensor.
+        batch_dims: the dimension of each tensor that holds the samples.
     """
 
     names: tuple[str, ...]
     main: int
     pattern: Any
+    batch_dims: tuple[int, ...]
 
     @staticmethod
     def of(outputs: Any) -> Structure:
         """The structure of outputs that hold at least one tensor."""
         found = list(_leaves(outputs))
-        return Structure(tuple(name for name, _ in found), _main(found), _pattern(outputs, count()))
+        names = tuple(name for name, _ in found)
+        return Structure(names, _main(found), _pattern(outputs, count()), (0,) * len(found))
 
     @property
     def is_certain(self) -> bool:
@@ -77,7 +80,7 @@ class Structure:
         return _built(self.pattern, flat)
 
 
-ONE_TENSOR = Structure(("",), 0, _Place(0))
+ONE_TENSOR = Structure(("",), 0, _Place(0), (0,))
 
 
 def _main(found: Sequence[tuple[str, Tensor]]) -> int:

@@ -83,7 +83,10 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """`[data]`: the splits, the loss and the metric. docs/project-file.md describes each function."""
+    """`[data]`: the splits, the loss and the metric. docs/project-file.md describes each function.
+
+    `batch_dims` is the dimension that holds the samples: of each input, then of the targets. Empty is 0 for all.
+    """
 
     train: Function
     valid: Function
@@ -93,6 +96,7 @@ class DataSection:
     closed_loop: Function | None = None
     clean: Function | None = None
     augment: Function | None = None
+    batch_dims: tuple[int, ...] = ()
 
     def split(self, name: SplitName) -> Function | None:
         """The function that returns a split; None if the project has no such split."""

@@ -52,15 +52,26 @@ class Evaluation:
     most: int | None = None
 
     @property
-    def outputs(self) -> int:
-        """How many tensors the model returns."""
-        return len(self.metric.structure.names)
+    def output_dims(self) -> tuple[int, ...]:
+        """The dimension of each tensor that the model returns, which holds the samples."""
+        return self.metric.structure.batch_dims
+
+    @property
+    def input_dims(self) -> tuple[int, ...]:
+        """The same of each input."""
+        return self.split.dims(len(self.inputs))
+
+    @property
+    def size(self) -> int:
+        """The samples of a call."""
+        return self.inputs[0].shape[self.input_dims[0]]
 
     def read(self) -> Calls:
         """The split's samples, at most `most`."""
         with self.split.repeatable(self.seed):
             inputs, targets = data.stacked(self.split, self.inputs, self.most)
-        return Calls(inputs, targets, len(targets))
+        dim = self.split.target_dim
+        return Calls(inputs, targets, targets.shape[dim], self.size, dim)
 
 
 @dataclass(frozen=True)
@@ -68,19 +79,23 @@ class Calls:
     """Samples of a split as calls of an artifact.
 
     Attributes:
-        inputs: an array for each input, (calls, batch, ...). The last call is filled up.
-        targets: (samples, ...), as many as are used.
+        inputs: an array for each input, (calls, *shape of a call). The last call is filled up.
+        targets: of as many samples as are used.
         total: how many samples were read.
+        size: samples of a call.
+        target_dim: the dimension of the targets that holds the samples.
     """
 
     inputs: Sequence[np.ndarray]
     targets: Tensor
     total: int
+    size: int
+    target_dim: int = 0
 
     @property
     def count(self) -> int:
         """How many samples are used."""
-        return len(self.targets)
+        return self.targets.shape[self.target_dim]
 
     @property
     def share(self) -> str:
@@ -97,8 +112,8 @@ class Calls:
 
     def first(self, calls: int) -> Calls:
         """The first calls only."""
-        size = self.inputs[0].shape[1]
-        return Calls([array[:calls] for array in self.inputs], self.targets[: calls * size], self.total)
+        targets = data.first(self.targets, calls * self.size, self.target_dim)
+        return replace(self, inputs=[array[:calls] for array in self.inputs], targets=targets)
 
 
 def affordable(device: Bench, artifact: Artifact, calls: Calls, latency_ns: float, seconds: float) -> Calls:
@@ -118,7 +133,7 @@ def affordable(device: Bench, artifact: Artifact, calls: Calls, latency_ns: floa
 
 def metric_of(device: Bench, artifact: Artifact, evaluation: Evaluation, calls: Calls) -> float:
     """The project's metric of an artifact on these calls. Raises as `outputs_of` and `metric` do."""
-    outputs = outputs_of(device, artifact, calls.inputs, calls.count, evaluation.outputs)
+    outputs = outputs_of(device, artifact, calls.inputs, calls.count, evaluation.output_dims)
     return metric(device, artifact, evaluation, outputs, calls.targets)
 
 
@@ -131,8 +146,8 @@ def metric(
         device: runs the artifact, if the metric is in closed loop. The artifact then acts in the split's episodes.
         artifact: what is evaluated.
         evaluation: the metric, and the batch size of calls in closed loop.
-        outputs: what the artifact computed, (samples, ...) each.
-        targets: (samples, ...).
+        outputs: what the artifact computed.
+        targets: of the same samples.
 
     Raises:
         NotFinite: the metric is not a finite number.
@@ -140,8 +155,9 @@ def metric(
     """
 
     def policy(*inputs: np.ndarray) -> list[np.ndarray]:
-        calls = data.calls(inputs, len(evaluation.inputs[0]))
-        return outputs_of(device, artifact, calls, len(inputs[0]), evaluation.outputs)
+        dims = evaluation.input_dims
+        calls, count = data.calls(inputs, evaluation.size, dims), inputs[0].shape[dims[0]]
+        return outputs_of(device, artifact, calls, count, evaluation.output_dims)
 
     if evaluation.metric.in_closed_loop:
         return evaluation.metric.of_policy(policy, evaluation.split.name)
@@ -149,39 +165,39 @@ def metric(
 
 
 def outputs_of(
-    device: Bench, artifact: Artifact, inputs: Sequence[np.ndarray], count: int, outputs: int
+    device: Bench, artifact: Artifact, inputs: Sequence[np.ndarray], count: int, dims: Sequence[int]
 ) -> list[np.ndarray]:
     """The artifact's first outputs on the first `count` samples of the calls.
 
     Args:
         device: runs the artifact.
         artifact: what computes.
-        inputs: an array for each input, (calls, batch, ...).
+        inputs: an array for each input, (calls, *shape of a call).
         count: how many samples are real; the last call may be filled up.
-        outputs: how many outputs to return.
+        dims: the dimension that holds the samples, of each output to return.
 
     Returns:
-        (samples, ...) each.
+        An array for each output, with the samples of all calls in that dimension.
 
     Raises:
         NotFinite: some outputs are not finite.
     """
-    found = device.outputs(artifact.files[0], inputs, outputs)
-    flat = [array.reshape(-1, *array.shape[2:])[:count] for array in found]
-    bad = int(sum((~np.isfinite(array.reshape(count, -1))).any(1) for array in flat).astype(bool).sum())
+    found = data.joined(device.outputs(artifact.files[0], inputs, len(dims)), count, dims)
+    rows = [np.moveaxis(array, dim, 0).reshape(count, -1) for array, dim in zip(found, dims, strict=True)]
+    bad = int(sum((~np.isfinite(array)).any(1) for array in rows).astype(bool).sum())
     if bad:
         what = f"{artifact.files[0].name} gives outputs that are not finite on {bad} of {count} real samples"
         raise NotFinite(f"{what}; check the model's ranges", bad)
-    return flat
+    return found
 
 
-def computed(network: nn.Module, inputs: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """What torch computes on the first `count` samples of the same calls: (samples, ...) each."""
+def computed(network: nn.Module, inputs: Sequence[np.ndarray], count: int, dims: Sequence[int]) -> list[np.ndarray]:
+    """What torch computes on the first `count` samples of the same calls; see `outputs_of`."""
     with torch.no_grad():
         calls = [
             tensors(network.eval()(*(torch.from_numpy(column[i]) for column in inputs))) for i in range(len(inputs[0]))
         ]
-    return [torch.cat(column).numpy()[:count] for column in zip(*calls, strict=True)]
+    return data.joined([torch.stack(column).numpy() for column in zip(*calls, strict=True)], count, dims)
 
 
 def compared(

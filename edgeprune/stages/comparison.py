@@ -133,9 +133,9 @@ def _runs(budgets: Sequence[Budget], so_far: Samples) -> int:
 
 def _outputs(timer: Timer, compiled: Compiled, structure: Structure) -> list[Check]:
     """Compare the artifact's outputs on the kept calls with torch's."""
-    artifact, expected = compiled.artifact, compiled.expected
+    artifact, expected, dims = compiled.artifact, compiled.expected, structure.batch_dims
     try:
-        got = accuracy.outputs_of(timer.device, artifact, compiled.inputs, len(expected[0]), len(expected))
+        got = accuracy.outputs_of(timer.device, artifact, compiled.inputs, expected[0].shape[dims[0]], dims)
     except NotFinite as error:
         return [verdict.not_finite("output_not_finite", error.count, str(error))]
     return accuracy.compared(expected, got, artifact.precision, structure)

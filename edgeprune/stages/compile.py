@@ -101,7 +101,7 @@ def run(reads: Reads, output: Output) -> Artifact:
     compiler = Compiler(reads.runtime, reads.chosen_precision, samples)
     made = compiler.compile(model, network.inputs, reads.groups.folds, folder, reads.final.source)
     with reads.valid.repeatable(reads.finetune_seed):
-        _keep_calls(output.path(CALLS), model, network.inputs, reads.valid)
+        _keep_calls(output.path(CALLS), model, network, reads.valid)
     return made
 
 
@@ -115,7 +115,7 @@ ORIGINAL = Stage("original", OriginalReads, run_original, Artifact, describe)
 STAGE = Stage("compile", Reads, run, Artifact, describe, published=lambda artifact: artifact.files[0].parent)
 
 
-def _keep_calls(folder: Path, model: nn.Module, inputs: tuple[Tensor, ...], valid: Split) -> None:
+def _keep_calls(folder: Path, model: nn.Module, network: Network, valid: Split) -> None:
     """Keep validation samples and the network's outputs on them. A check of the artifact then needs no torch."""
     import numpy as np
 
@@ -123,10 +123,11 @@ def _keep_calls(folder: Path, model: nn.Module, inputs: tuple[Tensor, ...], vali
     from edgeprune.stages import accuracy
 
     folder.mkdir()
-    stacked, targets = data.stacked(valid, inputs, KEPT_SAMPLES)
+    stacked, targets = data.stacked(valid, network.inputs, KEPT_SAMPLES)
+    count, dims = targets.shape[valid.target_dim], network.structure.batch_dims
     for i, column in enumerate(stacked):
         np.save(folder / f"input_{i}.npy", column, allow_pickle=False)
-    for i, array in enumerate(accuracy.computed(model, stacked, len(targets))):
+    for i, array in enumerate(accuracy.computed(model, stacked, count, dims)):
         np.save(folder / f"output_{i}.npy", array, allow_pickle=False)
 
 
@@ -134,7 +135,7 @@ def kept_calls(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The calls that the compile stage keeps in its folder.
 
     Returns:
-        An array for each input, (calls, batch, ...), and one for each output of the network, (samples, ...).
+        An array for each input, (calls, *shape of a call), and one for each output of the network.
     """
     import numpy as np
 

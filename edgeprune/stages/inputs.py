@@ -166,7 +166,9 @@ def _split(name: SplitName, augmented: bool = False) -> Input:
     def settings(run: Run) -> dict[str, object]:
         given: SplitName = name if run.request.project.data.split(name) else "valid"
         samples: Samples = run.value("samples")
-        return {**_code(f"[data] {name}", *functions(run)), f"[data] {name} samples": samples.digest(given)}
+        dims = run.request.project.data.batch_dims
+        found = {**_code(f"[data] {name}", *functions(run)), f"[data] {name} samples": samples.digest(given)}
+        return {**found, "[data] batch_dims": dims} if dims else found
 
     return Input(value, settings)
 

@@ -111,14 +111,14 @@ def shard(inputs: tuple[Tensor, ...], targets: Tensor) -> tuple[tuple[Tensor, ..
 
     Args:
         inputs: (batch, ...) each.
-        targets: (batch, ...).
+        targets: (batch, ...). If the first dimension of a tensor does not hold the samples, the shard is the whole batch.
 
     Returns:
         The shard's inputs and targets, and the weight of its mean loss. The average of weighted losses over the processes is
         the mean loss of the batch.
     """
     samples, processes = len(targets), count() if _several() else 1
-    if samples < processes:  # too few samples: every process takes all of them
+    if samples < processes or any(len(tensor) != samples for tensor in inputs):  # every process takes all of them
         return inputs, targets, 1.0
     place = slice(rank() if processes > 1 else 0, None, processes)
     part = targets[place]

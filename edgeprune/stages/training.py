@@ -129,7 +129,8 @@ def evaluate(model: nn.Module, metric: Metric, split: Split) -> float:
             found = model(*(tensor.to(device) for tensor in inputs))
             outputs.append([tensor.cpu() for tensor in tensors(found)])
             targets.append(target)
-    return metric([torch.cat(column) for column in zip(*outputs, strict=True)], torch.cat(targets))
+    columns = zip(zip(*outputs, strict=True), metric.structure.batch_dims, strict=True)
+    return metric([torch.cat(column, dim) for column, dim in columns], torch.cat(targets, split.target_dim))
 
 
 def _acted(model: nn.Module, device: torch.device, *inputs: np.ndarray) -> list[np.ndarray]:

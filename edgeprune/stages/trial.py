@@ -62,7 +62,7 @@ def run(reads: Reads, output: Output) -> Tried:
     if not reads.metric.in_closed_loop:
         outputs, targets = _outputs(reads)
         value = reads.metric(outputs, targets)
-        tried = Tried(names, value, len(targets))
+        tried = Tried(names, value, targets.shape[reads.valid.target_dim])
         for remark in reads.checker.remarks(reads.metric, value, outputs, targets):
             log.warning("%s", remark)
     reads.checker.data(output.watch.step)
@@ -85,11 +85,14 @@ def _outputs(reads: Reads) -> tuple[list[Tensor], Tensor]:
 
     from edgeprune.network.outputs import tensors
 
-    outputs, targets, until = [], [], time.monotonic() + LIMITS.trial_metric_s
+    outputs, targets, read, until = [], [], 0, time.monotonic() + LIMITS.trial_metric_s
     with reads.valid.repeatable(reads.finetune_seed), torch.no_grad():
         for inputs, target in reads.valid:
             outputs.append(tensors(reads.network.module.eval()(*inputs)))
             targets.append(target)
-            if sum(map(len, targets)) >= LIMITS.trial_samples or time.monotonic() > until:
+            read += target.shape[reads.valid.target_dim]
+            if read >= LIMITS.trial_samples or time.monotonic() > until:
                 break
-    return [torch.cat(column) for column in zip(*outputs, strict=True)], torch.cat(targets)
+    dims = reads.metric.structure.batch_dims
+    found = [torch.cat(column, dim) for column, dim in zip(zip(*outputs, strict=True), dims, strict=True)]
+    return found, torch.cat(targets, reads.valid.target_dim)

@@ -93,7 +93,7 @@ def verify(
     slowest_ns = max(stats.latency(samples).mid for samples in (before, after))
     calls = accuracy.affordable(device, original.artifact, evaluation.read(), slowest_ns, LIMITS.metric_s)
     outputs = [
-        accuracy.outputs_of(device, one.artifact, calls.inputs, calls.count, evaluation.outputs) for one in versions
+        accuracy.outputs_of(device, one.artifact, calls.inputs, calls.count, evaluation.output_dims) for one in versions
     ]
     metrics = [
         accuracy.metric(device, one.artifact, evaluation, found, calls.targets)
@@ -104,7 +104,7 @@ def verify(
     )
     of = "the pruned one" if budget else "the artifact"
     note = f"the original network's minus {of}'s, both through their artifacts, {where}"
-    expected = accuracy.computed(pruned.network, calls.inputs, calls.count)
+    expected = accuracy.computed(pruned.network, calls.inputs, calls.count, evaluation.output_dims)
     checks = (
         *accuracy.compared(expected, outputs[1], pruned.artifact.precision, evaluation.metric.structure),
         verdict.metric_drop(metrics[0], metrics[1], max_metric_drop, note),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_project import made
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.frontends.data import Loss, Metric, Split, calls, joined, stacked
 from edgeprune.frontends.model import Network, example_inputs
 from edgeprune.frontends.trial import Checker
+from edgeprune.records import Project
 
 CODE = """
 from collections import UserDict
@@ -124,3 +127,89 @@ def test_an_output_that_is_not_of_the_samples_is_one_line(tmp_path: Path) -> Non
         UsageError, match=r"returns output penalty of shape \(\) for 2 targets; leave it out in a wrapper"
     ):
         Checker(Network(known), known).first(scored=False, trained=False)
+
+
+RECURRENT = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(3, 4, 2), nn.Linear(4, 2)
+
+    def forward(self, x, h, c):
+        y, state = self.lstm(x, (h, c))
+        return self.fc(y), state
+
+build = Net
+
+def inputs():
+    return torch.zeros(5, 1, 3), torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)
+
+def train():
+    batch = lambda n: ((torch.randn(5, n, 3), torch.zeros(2, n, 4), torch.zeros(2, n, 4)), torch.randn(n, 5, 2))
+    return [batch(4), batch(3)]
+
+valid = train
+
+def loss(outputs, targets):
+    return nn.functional.mse_loss(outputs[0].transpose(0, 1), targets)
+
+def metric(outputs, targets):
+    y, (h, c) = outputs
+    assert y.shape[1] == h.shape[1] == c.shape[1] == len(targets)
+    return -float(nn.functional.mse_loss(y.transpose(0, 1), targets))
+"""
+
+
+def with_dims(project: Project, *dims: int) -> Project:
+    return replace(project, data=replace(project.data, batch_dims=dims))
+
+
+def test_samples_may_be_in_any_dimension_and_a_state_may_go_in_and_out(tmp_path: Path) -> None:
+    project = with_dims(made(tmp_path, RECURRENT, loss="m:loss", metric="m:metric"), 1, 1, 1, 0)
+    network = Network(project)
+    assert network.structure.batch_dims == (1, 1, 1), "those of the outputs are found"
+    Checker(network, project).first(scored=True, trained=True)
+    split = Split(project, "valid")
+    with torch.no_grad():
+        outputs = [network.module.eval()(*inputs) for inputs, _ in split]
+        alone, targets = stacked(split, network.inputs)
+        assert [array.shape for array in alone] == [(7, 5, 1, 3), (7, 2, 1, 4), (7, 2, 1, 4)] and len(targets) == 7
+        calls = [network.module(*(torch.from_numpy(array[i]) for array in alone)) for i in range(7)]
+    found = joined([np.stack(column) for column in zip(*calls, strict=True)], 7, network.structure.batch_dims)
+    for together, one in zip(zip(*outputs, strict=True), found, strict=True):
+        assert torch.cat(together, 1).shape == one.shape
+    Metric(project, network.structure)([torch.from_numpy(array) for array in found], targets)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_calls_and_their_join_keep_the_order_of_the_samples(size: int) -> None:
+    arrays, dims = [np.random.rand(2, 7, 3), np.random.rand(7, 2)], (1, 0)
+    split = calls(arrays, size, dims)
+    assert [array.shape[1:] for array in split] == [(2, size, 3), (size, 2)]
+    for again, array in zip(joined(split, 7, dims), arrays, strict=True):
+        assert np.array_equal(again, array)
+
+
+def test_wrong_batch_dimensions_are_one_line(tmp_path: Path) -> None:
+    project = with_dims(made(tmp_path, RECURRENT), 1, 0)
+    with pytest.raises(UsageError, match=r"\[data\] batch_dims has 2 numbers, and the model has 3 inputs; give one"):
+        example_inputs(project)
+    project = made(tmp_path / "none", RECURRENT)
+    with pytest.raises(UsageError, match=r"batch sizes \[5, 2, 2\].* say where the samples are: .*\[data\] batch_dims"):
+        example_inputs(project)
+    project = with_dims(made(tmp_path / "other", RECURRENT), 1, 1, 1, 1)
+    with pytest.raises(UsageError, match=r"\[4, 4, 4\] inputs and 5 targets; .*\[data\] batch_dims"):
+        next(iter(Split(project, "train")))
+
+
+def test_inputs_may_be_of_any_type(tmp_path: Path) -> None:
+    code = CODE.format(
+        inputs="(torch.zeros(1, 4, dtype=torch.int32), torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 4).half())",
+        batch="((IDS.int(), MASK.bool(), MASK.half()), LABELS)",
+    ).replace(
+        "def forward(self, mask, ids):", "def forward(self, ids, mask, weight):\n        mask = mask * weight.float()"
+    )
+    project = made(tmp_path, code, loss="m:loss", metric="m:metric")
+    Checker(Network(project), project).first(scored=True, trained=True)
+    found, _ = stacked(Split(project, "valid"), example_inputs(project))
+    assert [array.dtype.name for array in found] == ["int32", "bool", "float16"]

@@ -48,11 +48,7 @@ def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step:
     Raises:
         UsageError: The loss of a sample is not finite.
     """
-    singles = (
-        (tuple(tensor[i : i + 1] for tensor in inputs), targets[i : i + 1])
-        for inputs, targets in batches
-        for i in range(len(targets))
-    )
+    singles = (single for inputs, targets in batches for single in _singles(inputs, targets))
     squares: dict[str, Tensor] = {}
     count = 0
     most = LIMITS.fisher_samples
@@ -64,6 +60,15 @@ def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step:
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     values = {name: weights[name] ** 2 * square / (2 * count) for name, square in squares.items()}
     return scores("fisher", per_group(groups, values))
+
+
+def _singles(inputs: tuple[Tensor, ...], targets: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """The samples of a batch; the batch itself if its rows are not its samples."""
+    if any(len(tensor) != len(targets) for tensor in inputs):
+        yield inputs, targets
+        return
+    for i in range(len(targets)):
+        yield tuple(tensor[i : i + 1] for tensor in inputs), targets[i : i + 1]
 
 
 def _gradients(
