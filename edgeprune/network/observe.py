@@ -3,7 +3,7 @@
 A dense layer is a convolution or a matrix product with a parameter. It is recognised as a function call, so the model may
 write it in any way. These layers are left out:
 
-- Layers whose weight is used more than once in a forward pass, such as tied weights.
+- Layers whose weight has another use, such as an embedding.
 - Layers with a computed weight, and grouped convolutions.
 - Layers that read fewer positions than channels.
 """
@@ -11,7 +11,7 @@ write it in any way. These layers are left out:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,16 +61,17 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """What a dense layer of the original network reads.
+    """What a dense layer of the original network reads, at all its calls.
 
     `rows` (rows, channels) is a sample of its `positions`. `dim` is the input dimension of its weight. `bias` names the
-    bias, "" for none.
+    bias, "" for none. `calls` counts its calls.
     """
 
     rows: Tensor
     positions: int
     dim: int
     bias: str
+    calls: int = 1
 
     def moments(self) -> Moments:
         """The moments of its channels, all of them read."""
@@ -116,22 +117,23 @@ def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], extent: 
     known, largest = _first_pass(model, first)
     inputs, held_out = _samples(batches, min(extent.samples, extent.pass_bytes // (MEMORY_FACTOR * largest)))
     most = min(extent.rows, extent.row_bytes // (4 * max(1, sum(call.channels for call in known.values()))))
-    layers: dict[str, DenseLayer] = {}
+    found: dict[str, list[tuple[Tensor, int]]] = {}  # rows of each call, and its positions
 
     def record(call: DenseCall) -> None:
-        if call.weight in known and call.positions >= call.channels <= LIMITS.reconstruction_channels:
-            rows = call.rows(most).clone()  # the model may change it in place
-            if bool(rows.isfinite().all()):
-                layers[call.weight] = DenseLayer(rows, call.positions, call.dim, known[call.weight].bias)
+        if call.weight in known and call.channels <= LIMITS.reconstruction_channels:
+            rows = call.rows(most // known[call.weight].calls).clone()  # the model may change it in place
+            found.setdefault(call.weight, []).append((rows, call.positions))
 
     try:
         run(model, inputs, record)
         expected = run(model, held_out)
     except (RuntimeError, ValueError, IndexError, AssertionError):  # the model accepts only the batch size of training
         inputs = held_out = first[0]
-        layers.clear()
+        found.clear()
         expected = run(model, inputs, record)
-    return Reference(inputs, layers, (held_out, expected))
+    layers = {name: _layer(known[name], calls) for name, calls in found.items()}
+    usable = {name: x for name, x in layers.items() if x.positions >= x.rows.shape[1] and bool(x.rows.isfinite().all())}
+    return Reference(inputs, usable, (held_out, expected))
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,13 @@ DENSE: Mapping[Callable[..., Tensor], tuple[int, int, int, int]] = {
     torch.matmul: (0, 1, 2, 0),
     Tensor.matmul: (0, 1, 2, 0),
     Tensor.__matmul__: (0, 1, 2, 0),
+    # as an exported graph calls them
+    torch.ops.aten.linear.default: (0, 1, 2, 1),
+    torch.ops.aten.conv1d.default: (0, 1, 2, 1),
+    torch.ops.aten.conv2d.default: (0, 1, 2, 1),
+    torch.ops.aten.conv3d.default: (0, 1, 2, 1),
+    torch.ops.aten.addmm.default: (1, 2, 0, 0),
+    torch.ops.aten.matmul.default: (0, 1, 2, 0),
 }
 
 
@@ -237,24 +246,35 @@ class _Seen:
 
     bias: str
     channels: int
+    dim: int
+    calls: int = 0
+
+
+def _layer(seen: _Seen, calls: Sequence[tuple[Tensor, int]]) -> DenseLayer:
+    rows = [rows for rows, _ in calls]
+    positions = sum(positions for _, positions in calls)
+    return DenseLayer(rows[0] if len(rows) == 1 else torch.cat(rows), positions, seen.dim, seen.bias, len(calls))
 
 
 def _first_pass(model: nn.Module, batch: tuple[Inputs, Tensor]) -> tuple[dict[str, _Seen], int]:
-    """The dense layers whose weights are used once, by weight; and the bytes per sample of the largest tensor.
+    """The dense layers whose weights have no other use, by weight; and the bytes per sample of the largest tensor.
 
-    A bias that is used more than once counts as none.
+    All calls of a layer must have the same bias. A bias that has another use counts as none.
     """
     inputs, targets = batch
-    found: dict[str, _Seen] = {}
+    found: dict[str, Counter[_Seen]] = {}
 
     def record(call: DenseCall) -> None:
-        found[call.weight] = _Seen(call.bias, call.channels)
+        found.setdefault(call.weight, Counter())[_Seen(call.bias, call.channels, call.dim)] += 1
 
     watch = _Watch(model.eval(), record)
     with torch.no_grad(), watch:
         model(*inputs)
-    own = {name: layer for name, layer in found.items() if watch.uses[name] == 1}
-    own = {name: layer if watch.uses[layer.bias] == 1 else replace(layer, bias="") for name, layer in own.items()}
+    own: dict[str, _Seen] = {}
+    for name, kinds in found.items():
+        (seen, calls), *others = kinds.items()
+        if not others and watch.uses[name] == calls:
+            own[name] = replace(seen, calls=calls, bias=seen.bias if watch.uses[seen.bias] == calls else "")
     return own, -(-watch.largest // len(targets))
 
 

@@ -58,7 +58,8 @@ def refit_sequentially(model: nn.Module, pruned: nn.Module, recipe: Recipe, refe
     """Refit every dense layer to reproduce its original outputs from what it reads in the refitted network.
 
     One forward pass refits each layer when it reaches it. So each layer also compensates the errors of earlier layers. This
-    gives the best network without training.
+    gives the best network without training. A layer with several calls is refitted before, as in `refit_separately`, since
+    what it reads at a later call may depend on itself.
 
     Args:
         model: The original network.
@@ -70,10 +71,12 @@ def refit_sequentially(model: nn.Module, pruned: nn.Module, recipe: Recipe, refe
         A refitted copy, or `pruned` itself if the copy's outputs are not nearer to the original's on held-out samples.
     """
     refitted = copy.deepcopy(pruned)
+    several = {name: layer for name, layer in reference.layers.items() if layer.calls > 1}
+    _refit_alone(several, model, refitted, recipe)
 
     def refit(call: DenseCall) -> None:
         layer = reference.layers.get(call.weight)
-        if layer is None or call.positions != layer.positions:  # channels may be positions of another layer
+        if layer is None or call.positions != layer.positions:  # several calls, or channels are another layer's positions
             return
         moments = Moments.of(call.rows(len(layer.rows)), layer.rows, bool(layer.bias))
         _refit(call.weight, layer, moments, model, refitted, recipe)
@@ -91,11 +94,16 @@ def refit_separately(model: nn.Module, pruned: nn.Module, recipe: Recipe, refere
     Args and returns as `refit_sequentially`.
     """
     refitted = copy.deepcopy(pruned)
-    names = {name for name, _ in refitted.named_parameters()}
-    for name, layer in reference.layers.items():
-        if name in names and layer.dim in recipe.get(name, {}):
-            _refit(name, layer, layer.moments().of_kept(recipe[name][layer.dim]), model, refitted, recipe)
+    _refit_alone(reference.layers, model, refitted, recipe)
     return _nearer(refitted, pruned, reference)
+
+
+def _refit_alone(layers: Mapping[str, DenseLayer], model: nn.Module, pruned: nn.Module, recipe: Recipe) -> None:
+    """Refit layers of `pruned` that read fewer channels, in place, each as if all other layers were unchanged."""
+    names = {name for name, _ in pruned.named_parameters()}
+    for name, layer in layers.items():
+        if name in names and layer.dim in recipe.get(name, {}):
+            _refit(name, layer, layer.moments().of_kept(recipe[name][layer.dim]), model, pruned, recipe)
 
 
 def _refit(name: str, layer: DenseLayer, moments: Moments, model: nn.Module, pruned: nn.Module, recipe: Recipe) -> None:

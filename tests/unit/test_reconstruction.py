@@ -163,16 +163,30 @@ def test_a_shared_weight_is_not_refitted() -> None:
     assert set(observe(Tied(), [((ids,), torch.zeros(32))]).layers) == {"hidden.weight"}
 
 
-def test_layers_that_are_called_twice_or_read_few_positions_are_not_refitted() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.again, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+class Twice(nn.Module):
+    """A layer that reads its own outputs at its second call."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.again(self.again(x)))
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
 
-    assert set(observe(Twice(), batches(4)).layers) == {"last.weight"}
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.again(self.again(self.first(x)).relu()))
+
+
+def test_a_layer_that_is_called_twice_is_refitted_on_what_it_reads_at_both_calls() -> None:
+    torch.manual_seed(0)
+    model, data = Twice(), batches(4)
+    layer = observe(model, data).layers["again.weight"]
+    first = model.first(observe(model, data).inputs[0])
+    with torch.no_grad():
+        both = torch.cat([first, model.again(first).relu()])
+    assert torch.equal(layer.rows, both) and (layer.calls, layer.positions) == (2, len(both))
+    plain, fitted = distances(model, (4,), {"first": (0, 1, 2, 3, 5)}, data)
+    assert fitted < plain
+
+
+def test_layers_that_read_few_positions_are_not_refitted() -> None:
     assert not observe(nn.Linear(64, 2), batches(64, count=1)).layers
 
 
