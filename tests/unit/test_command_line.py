@@ -13,7 +13,7 @@ import pytest
 from small import InProcess
 
 from edgeprune import errors
-from edgeprune.cli import app, logs
+from edgeprune.cli import app, logs, main
 
 
 @pytest.mark.parametrize(
@@ -119,3 +119,17 @@ def test_tensorboard_replaces_the_process_so_that_signals_reach_it(
     (tmp_path / "runs" / "local" / "tensorboard").mkdir(parents=True)
     assert edgeprune("tensorboard", "runs/local", "--port", "7007")[0] == 0
     assert argv[:2] == [sys.executable] * 2 and argv[-1] == "7007" and "127.0.0.1" in argv
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_of_torch_sleep_while_they_wait_unless_the_user_decides(
+    own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeprune.cli.logs.listen", lambda: None)
+    monkeypatch.setattr("edgeprune.cli.app", sys.exit)
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == (own or "PASSIVE")
