@@ -18,6 +18,7 @@ from edgeprune.errors import UsageError
 from edgeprune.frontends import checkpoint
 from edgeprune.frontends.fitting import fitted
 from edgeprune.frontends.functions import one_line
+from edgeprune.graph.editable import GraphNetwork
 from edgeprune.graph.groups import matches
 from edgeprune.network.adapter import adapted, batch_dims_of, structure_of
 from edgeprune.network.attention import opened
@@ -148,6 +149,8 @@ def _require_module(where: str, module: object, path: str = "") -> None:
 
 def _is_exported(module: torch.fx.GraphModule) -> bool:
     """Whether `torch.export` made a graph: it consists of operators instead of modules, and has no eval mode."""
+    if isinstance(module, GraphNetwork):  # a network that edgeprune cut
+        return False
     return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)
 
 

@@ -30,7 +30,15 @@ def lock(groups: Groups, name: str, reason: str) -> Groups:
         groups,
         blocks=tuple(block for block in groups.blocks if name not in block.groups),
         groups=tuple(replace(g, locked=reason) if g.name == name else g for g in groups.groups),
-        layers=tuple(replace(x, inputs=fixed(x.inputs), outputs=fixed(x.outputs)) for x in groups.layers),
+        layers=tuple(
+            replace(
+                layer,
+                inputs=fixed(layer.inputs),
+                outputs=fixed(layer.outputs),
+                per_group=None if layer.per_group is None else fixed(layer.per_group),
+            )
+            for layer in groups.layers
+        ),
     )
 
 

@@ -29,6 +29,7 @@ class Labels:
         self._locked: dict[int, str] = {}
         self._factors: dict[int, tuple[int, ...]] = {}
         self.locking = True  # off for dead nodes
+        self.place = ""  # where the user's code calls the current operator; it begins each reason
 
     def fresh(self, count: int) -> Axis:
         """`count` new labels, each in a new class."""
@@ -65,6 +66,21 @@ class Labels:
         else:
             yield root
 
+    def product(self, axis: Axis) -> tuple[Axis, Axis] | None:
+        """The outer and the inner axis whose product an axis is, in this order. None if it is no product of two axes."""
+        pairs = [self._factors.get(root, ()) for root in self.roots(axis).tolist()]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            return None
+        outer, inner = (self.roots(np.array(side, dtype=np.int64)) for side in zip(*pairs, strict=True))
+        changes = np.flatnonzero(outer != outer[0])
+        width = int(changes[0]) if len(changes) else len(axis)
+        if len(axis) % width:
+            return None
+        outer, inner = outer.reshape(-1, width), inner.reshape(-1, width)
+        if (outer != outer[:, :1]).any() or (inner != inner[:1]).any():
+            return None
+        return outer[:, 0].copy(), inner[0].copy()
+
     def divide(self, label: int, factors: tuple[int, ...]) -> None:
         """Make a label's class the product of these factors. If it is a product already, unite the factors one by one."""
         self._divide(self.root(label), factors)
@@ -91,6 +107,7 @@ class Labels:
 
     def lock(self, labels: Iterable[int], reason: str) -> None:
         """Lock the classes of these labels. The first reason for a class is kept."""
+        reason = f"{self.place}: {reason}" if self.place else reason
         for label in labels:
             if label != NONE and self.locking:
                 self._locked.setdefault(self.root(int(label)), reason)

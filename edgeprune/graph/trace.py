@@ -15,7 +15,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,14 +24,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 
 from edgeprune.errors import UsageError, first_line
+from edgeprune.graph import places, regions
 from edgeprune.graph.groups import matches
 from edgeprune.graph.labels import Axes, Axis, Labels, none
-from edgeprune.graph.rules import Call, TracedLayer, Value, apply, bind, shape_of
-from edgeprune.records import Group, Groups, Layer, Slot, Span, digest, output_dim
+from edgeprune.graph.rules import Call, Size, TracedLayer, Value, apply, bind, shape_of
+from edgeprune.records import Group, Groups, Layer, Recipe, Slot, Span, digest, output_dim
 
 
 @dataclass
-class _Trace:
+class Trace:
     """What one pass over the graph collects."""
 
     labels: Labels = field(default_factory=Labels)
@@ -39,6 +40,48 @@ class _Trace:
     parameters: dict[fx.Node, str] = field(default_factory=dict)
     layers: list[TracedLayer] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
+    sizes: list[Size] | None = None
+    fed: set[fx.Node] = field(default_factory=set)
+
+    def members(self) -> dict[int, dict[_Place, list[int]]]:
+        """For every class of channels the indices of parameters that belong to it.
+
+        Only tensors that depend on an input have channels. The positions of a kernel are none, and neither is the rank of a
+        product of parameters.
+        """
+        channels = self._channels()
+        members: dict[int, dict[_Place, list[int]]] = {}
+        for name, axes in {name: self.values[node] for node, name in self.parameters.items() if node.users}.items():
+            for dim, axis in enumerate(axes):
+                for index, roots in enumerate(self.labels.factors(axis)):  # type: ignore[arg-type]
+                    for root in filter(channels.__contains__, roots):
+                        members.setdefault(root, {}).setdefault((name, dim), []).append(index)
+        return members
+
+    def _channels(self) -> set[int]:
+        """The classes of labels that tensors which depend on an input carry."""
+        values = [self.values[node] for node in self.fed if node in self.values]
+        nested = (axes for value in values for axes in (value if value and isinstance(value[0], list) else [value]))
+        axes = {id(axis): axis for axes in nested for axis in axes}
+        return {root for axis in axes.values() for roots in self.labels.factors(axis) for root in roots}  # type: ignore[arg-type]
+
+    def resized(self, recipe: Recipe) -> Iterator[tuple[Size, int]]:
+        """The constants that are sizes, with their values after a cut."""
+        gone = {root for root, places in self.members().items() if _is_removed(places, recipe)}
+        for size in self.sizes or ():
+            yield size, sum(gone.isdisjoint(factors) for factors in self.labels.factors(size.counted))
+
+
+_Place = tuple[str, int]  # parameter, dimension
+
+
+def _is_removed(places: Mapping[_Place, list[int]], recipe: Recipe) -> bool:
+    """Whether no parameter keeps an index of a class. The parameters of a removed block do not count."""
+    dims = {place: recipe.get(place[0], {}) for place in places}
+    inside = {place: kept for place, kept in dims.items() if kept.get(0) != ()}
+    return bool(inside) and all(
+        place[1] in kept and not set(kept[place[1]]).intersection(places[place]) for place, kept in inside.items()
+    )
 
 
 def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence[str] = ()) -> Groups:
@@ -62,15 +105,22 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence
             program = torch.export.export(model, inputs)
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         raise UsageError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
-    traced = _propagate(program, canonical_names(model))
+    regions.inline(program.graph_module, _constants(program))
+    traced = propagate(program.graph, _stored(program, canonical_names(model)))
+    return collected(traced, program.graph, patterns, _folds(program, model, traced.parameters))
+
+
+def collected(traced: Trace, graph: fx.Graph, patterns: Sequence[str], folds: tuple[tuple[str, str], ...]) -> Groups:
+    """The groups and layers that follow from the labels of a graph."""
     groups, group_of = _collect(traced, patterns)
+    layers = _layers(traced, groups, group_of)
     return Groups(
-        network=_structure(program),
+        network=_structure(graph, layers if len(layers) < len(traced.layers) else ()),
         groups=groups,
-        layers=_layers(traced, groups, group_of),
-        folds=_folds(program, model, traced.parameters),
+        layers=layers,
+        folds=folds,
         unknown_operators=tuple(traced.unknown),
-        operators=sum(node.op == "call_function" for node in program.graph.nodes),
+        operators=sum(node.op == "call_function" for node in graph.nodes),
     )
 
 
@@ -107,24 +157,34 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------- propagation
 
 
-def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Trace:
-    """Propagate labels through all nodes."""
-    traced = _Trace()
+def propagate(graph: fx.Graph, stored: Mapping[fx.Node, str], editable: bool = False) -> Trace:
+    """Propagate labels through all nodes.
+
+    Args:
+        graph: Every node has its value in `meta["val"]`.
+        stored: The nodes that are parameters or buffers which can be cut, with their names.
+        editable: Whether the graph's constants that are sizes follow a cut.
+    """
+    traced = Trace(sizes=[] if editable else None)
     axes: dict[str, Axes] = {}
-    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    live = _live(program.graph)
-    for node in program.graph.nodes:
+    live = _live(graph)
+    for node in graph.nodes:
         if isinstance(node.meta.get("val"), torch.Tensor):
             shape_of(node)  # refuses a dynamic shape, also of an operator without a rule
-        if node.op == "placeholder":
-            _enter(traced, node, kinds[node.name], names, axes)
+        if (node.op == "placeholder" and node not in stored) or not traced.fed.isdisjoint(node.all_input_nodes):
+            traced.fed.add(node)
+        if node.op in ("placeholder", "get_attr"):
+            _enter(traced, node, stored.get(node), axes)
         elif node.op == "call_function":
             # Dead nodes (an auxiliary head in eval mode) still execute: cut them, but let them lock nothing.
             traced.labels.locking = node in live
             found = (traced.layers, traced.unknown) if node in live else ([], {})
-            call = Call(traced.labels, node, bind(node), traced.values, traced.parameters, *found)
+            call = Call(
+                traced.labels, node, bind(node), traced.values, traced.parameters, *found, traced.sizes, traced.fed
+            )
+            traced.labels.place = ", ".join(filter(None, (places.of_call(node), call.name)))
             traced.values[node] = apply(call)
-            traced.labels.locking = True
+            traced.labels.locking, traced.labels.place = True, ""
         elif node.op == "output":
             for out in node.all_input_nodes:
                 for axis in traced.values[out]:
@@ -132,15 +192,30 @@ def _propagate(program: ExportedProgram, names: Mapping[str, str]) -> _Trace:
     return traced
 
 
-def _enter(traced: _Trace, node: fx.Node, spec: InputSpec, names: Mapping[str, str], axes: dict[str, Axes]) -> None:
-    """Label an input of the graph: fresh labels for a parameter or a stored buffer, none for anything else."""
+def _stored(program: ExportedProgram, names: Mapping[str, str]) -> dict[fx.Node, str]:
+    """The inputs of a graph that are parameters or buffers of a state dict. Other buffers are constants of the code."""
+    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+
+    def is_stored(spec: InputSpec) -> bool:
+        return spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and bool(spec.persistent))
+
+    specs = ((node, kinds[node.name]) for node in program.graph.nodes if node.op == "placeholder")
+    return {node: names[spec.target] for node, spec in specs if is_stored(spec) and spec.target is not None}
+
+
+def _constants(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """The inputs of a graph that are constants of the code, by name."""
+    specs = (spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.CONSTANT_TENSOR)
+    return {spec.arg.name: program.constants[spec.target] for spec in specs if spec.target is not None}
+
+
+def _enter(traced: Trace, node: fx.Node, name: str | None, axes: dict[str, Axes]) -> None:
+    """Label an input of the graph: fresh labels for a stored parameter or buffer, none for anything else."""
     if not isinstance(node.meta.get("val"), torch.Tensor):
         return
-    stored = spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent)
-    if not stored or spec.target is None:
+    if name is None:
         traced.values[node] = [none(size) for size in shape_of(node)]
         return
-    name = names[spec.target]
     traced.parameters[node] = name
     if name not in axes:
         axes[name] = [traced.labels.fresh(size) for size in shape_of(node)]
@@ -160,17 +235,16 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 
 # ------------------------------------------------------------------------------------------------------ groups
 
-_Place = tuple[str, int]  # parameter, dimension
 _Shape = tuple[tuple[str, int, int], ...]  # parameter, dimension and number of indices, for each place of a class
 
 
-def _collect(traced: _Trace, patterns: Sequence[str]) -> tuple[tuple[Group, ...], dict[int, str]]:
+def _collect(traced: Trace, patterns: Sequence[str]) -> tuple[tuple[Group, ...], dict[int, str]]:
     """The groups, and for every class of labels the name of its group.
 
     Classes with equally many members in the same places are interchangeable. They are the units of one group.
     """
     traced.labels.lock_factors()
-    members = _members(traced)
+    members = traced.members()
     groups: list[Group] = []
     group_of: dict[int, str] = {}
     names: Counter[str] = Counter()
@@ -190,17 +264,6 @@ def _collect(traced: _Trace, patterns: Sequence[str]) -> tuple[tuple[Group, ...]
         groups.append(Group(name, len(units), slots, reason))
         group_of.update(dict.fromkeys(units, name))
     return tuple(groups), group_of
-
-
-def _members(traced: _Trace) -> dict[int, dict[_Place, list[int]]]:
-    """For every class of labels the indices of parameters that belong to it."""
-    members: dict[int, dict[_Place, list[int]]] = {}
-    for name, axes in {name: traced.values[node] for node, name in traced.parameters.items() if node.users}.items():
-        for dim, axis in enumerate(axes):
-            for index, roots in enumerate(traced.labels.factors(axis)):  # type: ignore[arg-type]
-                for root in roots:
-                    members.setdefault(root, {}).setdefault((name, dim), []).append(index)
-    return members
 
 
 def _interchangeable(
@@ -236,8 +299,8 @@ def _producer(shape: Iterable[tuple[str, int, int]], output_dims: Mapping[str, i
 # ------------------------------------------------------------------------------------------------------ layers
 
 
-def _layers(traced: _Trace, groups: tuple[Group, ...], group_of: Mapping[int, str]) -> tuple[Layer, ...]:
-    """The layers, with their channel counts as functions of the groups' widths."""
+def _layers(traced: Trace, groups: tuple[Group, ...], group_of: Mapping[int, str]) -> tuple[Layer, ...]:
+    """The layers, with their channel counts as functions of the groups' widths. A layer may be called several times."""
     width = {group.name: group.width for group in groups if group.locked is None}
 
     def span(axis: Axis) -> Span:
@@ -247,23 +310,25 @@ def _layers(traced: _Trace, groups: tuple[Group, ...], group_of: Mapping[int, st
         terms = tuple((names, count // units[names]) for names, count in counts.items() if names)
         return Span(len(axis) - sum(count * units[names] for names, count in terms), terms)
 
+    called: Counter[Layer] = Counter()  # positions of all calls of a layer
+    for layer in traced.layers:
+        spans, geometry = (span(layer.inputs), span(layer.outputs)), layer.geometry
+        per_group = None if geometry.per_group is None else span(geometry.per_group)
+        called[Layer(layer.name, layer.kind, layer.weight, *spans, 0, geometry.kernel, per_group)] += geometry.positions
     seen: Counter[str] = Counter()
     layers = []
-    for layer in traced.layers:
-        seen[layer.name] += 1
-        name = layer.name if seen[layer.name] == 1 else f"{layer.name}#{seen[layer.name]}"
-        spans, geometry = (span(layer.inputs), span(layer.outputs)), layer.geometry
-        layers.append(
-            Layer(name, layer.kind, layer.weight, *spans, geometry.positions, geometry.kernel, geometry.per_group)
-        )
+    for one, positions in called.items():
+        seen[one.name] += 1
+        name = one.name if seen[one.name] == 1 else f"{one.name}#{seen[one.name]}"
+        layers.append(replace(one, name=name, positions=positions))
     return tuple(layers)
 
 
 def _folds(
     program: ExportedProgram, model: nn.Module, parameters: Mapping[fx.Node, str]
 ) -> tuple[tuple[str, str], ...]:
-    """(convolution or linear, batch-norm) modules that can be folded: only the norm reads the layer's output."""
-    folds = []
+    """(convolution or linear, batch-norm) modules that can be folded: at every call, only the norm reads the layer."""
+    calls: Counter[tuple[fx.Node, fx.Node]] = Counter()
     for node in program.graph.nodes:
         if node.op != "call_function" or getattr(node.target, "_opname", "") != "batch_norm":
             continue
@@ -272,12 +337,11 @@ def _folds(
         if given["training"] or not (isinstance(source, fx.Node) and len(source.users) == 1 and scale in parameters):
             continue
         weight = bind(source).get("weight")
-        if not isinstance(weight, fx.Node) or weight not in parameters or len(weight.users) > 1 or len(scale.users) > 1:
-            continue
-        layer, norm = (parameters[n].rpartition(".")[0] for n in (weight, scale))
-        if _foldable(model, layer, norm):
-            folds.append((layer, norm))
-    return tuple(folds)
+        if isinstance(weight, fx.Node) and weight in parameters:
+            calls[weight, scale] += 1
+    paired = [pair for pair, count in calls.items() if all(len(node.users) == count for node in pair)]
+    named = (tuple(parameters[node].rpartition(".")[0] for node in pair) for pair in paired)
+    return tuple((layer, norm) for layer, norm in named if _foldable(model, layer, norm))
 
 
 def _foldable(model: nn.Module, layer: str, norm: str) -> bool:
@@ -286,12 +350,16 @@ def _foldable(model: nn.Module, layer: str, norm: str) -> bool:
     return type(model.get_submodule(layer)) in layers and type(model.get_submodule(norm)) in norms
 
 
-def _structure(program: ExportedProgram) -> str:
-    """Digest of operators, their arguments and all shapes. Networks with the same digest have the same latency."""
+def _structure(graph: fx.Graph, joined: Sequence[Layer]) -> str:
+    """Digest of operators, their arguments and all shapes. Networks with the same digest have the same latency.
+
+    Profiles keep node times by layer. So the digest also covers the names of layers that join several calls.
+    """
 
     def shape(node: fx.Node) -> str:
         value = node.meta.get("val")
         return str([(tuple(v.shape), str(v.dtype)) for v in (value if isinstance(value, tuple | list) else [value])
                     if isinstance(v, torch.Tensor)])  # fmt: skip
 
-    return digest([[node.op, node.name, str(node.target), str(node.args), shape(node)] for node in program.graph.nodes])
+    calls = [[node.op, node.name, str(node.target), str(node.args), shape(node)] for node in graph.nodes]
+    return digest([*calls, *(layer.name for layer in joined)])

@@ -61,7 +61,7 @@ def curve(model: LatencyModel, widths: Widths, group: str, width: int) -> np.nda
     tried = np.arange(1, min(width, WIDTHS) + 1)
     total = np.zeros(len(tried))
     for cost in model.layers:
-        spans = cost.layer.inputs, cost.layer.outputs
+        spans = cost.layer.fan_in, cost.layer.outputs
         if any(group in span.groups for span in spans):
             ins, outs = (np.array([span.size({**widths, group: n}) for n in tried.tolist()]) for span in spans)
             total += cost.ns(ins, outs)
@@ -94,22 +94,20 @@ def steps(costs: np.ndarray) -> tuple[int, float]:
 
 def _layer(cost: LayerCost, profile: Profile, full: Widths, share: float) -> ExplainedLayer:
     layer = cost.layer
-    ins, outs = layer.inputs.size(full), layer.outputs.size(full)
+    ins, outs = layer.fan_in.size(full), layer.outputs.size(full)
     points = {}
     for experiment in profile.variants:
         if layer.name in experiment.layer_ns:
             sizes = layer.channels(experiment.widths)
             points[sizes] = experiment.layer_ns[layer.name]
-    over_ins = cost.ns(np.arange(1, ins + 1), np.full(ins, outs)) if layer.per_group is None else np.zeros(0)
-    over_outs = cost.ns(
-        np.full(outs, ins) if layer.per_group is None else np.arange(1, outs + 1), np.arange(1, outs + 1)
-    )
+    over_ins = cost.ns(np.arange(1, ins + 1), np.full(ins, outs))
+    over_outs = cost.ns(np.full(outs, ins), np.arange(1, outs + 1))
     return ExplainedLayer(
         name=layer.name,
         share=share,
         inputs=ins,
         outputs=outs,
         points=tuple((i, o, ns) for (i, o), ns in sorted(points.items())),
-        input_step=steps(over_ins)[0] if layer.inputs.terms and len(over_ins) else None,
+        input_step=steps(over_ins)[0] if layer.fan_in.terms else None,
         output_step=steps(over_outs)[0] if layer.outputs.terms else None,
     )

@@ -192,7 +192,8 @@ def _alike(groups: Groups) -> dict[object, list[int]]:
     full = groups.full()
     found: dict[object, list[int]] = {}
     for row, x in enumerate(groups.layers):
-        geometry = (x.kind, x.kernel, x.positions, x.per_group, x.inputs.size(full), x.outputs.size(full))
+        shape = (x.inputs.size(full), *x.channels(full))
+        geometry = (x.kind, x.kernel, x.positions, x.loses_whole_groups, shape)
         found.setdefault(geometry, []).append(row)
     return found
 

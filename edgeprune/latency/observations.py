@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import siegelslopes
 
-from edgeprune.errors import InconclusiveError
+from edgeprune.errors import InconclusiveError, UsageError
 from edgeprune.latency import stats
 from edgeprune.records import Experiment, Groups, Profile, Widths
 
@@ -140,6 +140,11 @@ class Observations:
 def _node_times(groups: Groups, taken: Sequence[Experiment], total: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Node times (experiments, layers) that add up to the latencies, which experiments were profiled, and the overhead."""
     names = [layer.name for layer in groups.layers]
+    if not names:
+        raise UsageError(
+            "the network has no convolution, linear layer or matrix product with a weight, so its latency cannot be predicted;"
+            " leave [budget] latency out to compile it as it is"
+        )
     seen = np.array([[e.layer_ns.get(name, 0) for name in names] for e in taken], float)
     other = np.array([e.other_ns for e in taken], float)
     profiled = seen.sum(1) > 0

@@ -1,6 +1,6 @@
 """The latency of a layer as a function of its channels; pure.
 
-Layers of the same geometry share one surface, ns = f(input channels, output channels). It is a sum of non-negative terms
+Layers of the same geometry share one surface, ns = f(fan-in, output channels). It is a sum of non-negative terms
 times one plus a smooth correction. Some terms round channels up to the steps that kernels work in. Others count unaligned
 channels again.
 """
@@ -33,7 +33,7 @@ def features(layer: Layer, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarra
     ones = np.ones(len(inputs))
     outs = [_rounded_up(outputs, s) for s in STEPS]
     outs += [np.where(outputs <= s / 2, s / 2, _rounded_up(outputs, s)) for s in HALVED]
-    if layer.per_group is not None:  # inputs and outputs shrink together
+    if layer.loses_whole_groups:
         return np.stack([*outs, *(outputs * (outputs % s > 0) for s in ALIGNED), ones], axis=1)
     ins = [_rounded_up(inputs, s) for s in STEPS]
     work = inputs * outputs
@@ -78,7 +78,7 @@ class Surface:
         """The covariance of the relative correction between points (n, 2) and (m, 2): (n, m)."""
         distance = np.zeros((len(a), len(b)))
         unalike = np.zeros((len(a), len(b)))
-        for side in (1,) if self.layer.per_group is not None else (0, 1):
+        for side in (1,) if self.layer.loses_whole_groups else (0, 1):
             distance += np.subtract.outer(*(np.log(np.maximum(points[:, side], 1)) for points in (a, b))) ** 2
             for step in ALIGNED:
                 unalike += np.not_equal.outer(a[:, side] % step == 0, b[:, side] % step == 0)

@@ -7,7 +7,7 @@ and copies and cuts of the model keep the adapter.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,10 +32,26 @@ def adapted(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
     return model
 
 
+def input_names(model: nn.Module) -> tuple[str, ...]:
+    """The arguments that an adapted model's inputs are given as; empty if they are given by position."""
+    names: tuple[str, ...] = getattr(type(model), "input_names", ())
+    return names
+
+
 def with_own_outputs(model: nn.Module) -> nn.Module:
     """Make an adapted model return what the user's code returns in eval mode, too; in place."""
     for key in _flattening(model):
         del model._forward_hooks[key]
+    for key, hook in model._forward_hooks.items():
+        if isinstance(hook, _Rebuild):
+            model._forward_hooks[key] = replace(hook, always=True)
+    return model
+
+
+def rebuilding(model: nn.Module, structure: Structure | None) -> nn.Module:
+    """Make a model that returns tensors return them as the user's model does in training mode, in place."""
+    if structure is not None:
+        model.register_forward_hook(_Rebuild(structure))
     return model
 
 
@@ -83,6 +99,8 @@ def _by_position(known: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
     """A subclass whose forward takes these arguments by position. Exporters read its signature."""
 
     class ByPosition(known):  # type: ignore[valid-type, misc]
+        input_names = names
+
         def forward(self, *inputs: Any, **named: Any) -> Any:
             given = dict(zip(names, inputs, strict=True)) if inputs else {}  # the user's code may give names
             return super().forward(**given, **named)
@@ -100,3 +118,14 @@ class _Flatten:
             return outputs
         found = tensors(outputs)
         return tuple(found) if len(found) > 1 else found[0] if found else outputs
+
+
+@dataclass(frozen=True)
+class _Rebuild:
+    """A hook after the forward of an exported graph, which returns tensors only."""
+
+    structure: Structure
+    always: bool = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        return self.structure.rebuilt(tensors(outputs)) if module.training or self.always else outputs

@@ -17,6 +17,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.overrides import TorchFunctionMode
 
+from edgeprune.graph.rules.base import largest
+from edgeprune.network.outputs import tensors
+
 # Layer -> the function that it calls with its weight as the second argument.
 PLAIN: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -69,6 +72,14 @@ def copied(module: nn.Module) -> nn.Module:
     computed = [getattr(m, name) for m in module.modules() for name in computed_by_hooks(m)]
     memo: dict[int, Any] = {id(weight): weight.detach().clone() for weight in computed}
     return copy.deepcopy(module, memo)
+
+
+def computed_constants(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[str, Tensor]]:
+    """The tensors that a model computes from parameters and buffers alone, each with the name of the largest of these."""
+    found = _Constants(model)
+    with torch.no_grad(), found:
+        model(*inputs)
+    return found.made
 
 
 def computed_by_hooks(module: nn.Module) -> tuple[str, ...]:
@@ -204,3 +215,28 @@ class _Weights(TorchFunctionMode):
         if func is self._function:
             self.found.append(args[1] if len(args) > 1 else (kwargs or {})["weight"])
         return func(*args, **(kwargs or {}))
+
+
+class _Constants(TorchFunctionMode):
+    """Collects the tensors that depend on no input, with the largest parameter or buffer behind each."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        stored = [*model.named_parameters(), *model.named_buffers()]
+        self._elements = {name: tensor.numel() for name, tensor in stored}
+        self._behind = {id(tensor): {name} for name, tensor in stored}
+        self.made: list[tuple[str, Tensor]] = []  # it also keeps them alive, so that no other tensor gets their number
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = [id(tensor) for tensor in tensors((args, kwargs))]
+        if read and all(number in self._behind for number in read):
+            behind = set[str]().union(*(self._behind[number] for number in read))
+            name = largest({name: self._elements[name] for name in behind})
+            assert name is not None
+            for tensor in tensors(result):
+                self._behind.setdefault(id(tensor), behind)
+                self.made.append((name, tensor))
+        return result

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeprune.errors import CutError
+from edgeprune.graph.editable import GraphNetwork, as_graph, resize
 from edgeprune.graph.trace import canonical_names
+from edgeprune.network.adapter import input_names, rebuilding, structure_of
 from edgeprune.network.attention import opened
+from edgeprune.network.preprocessing import preprocess_of
 from edgeprune.network.prove import prove
 from edgeprune.network.sizes import kept_outputs, qualified, update_heads, update_sizes
-from edgeprune.records import Recipe
+from edgeprune.records import Groups, Recipe
 
 
 def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -21,6 +25,8 @@ def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Modu
 
     Cutting channels must equal setting them to zero (DepGraph's consistency, here checked numerically). The outputs must
     agree to 1e-4 of the largest output.
+
+    The result is a module of the user's class. If the user's code fixes a size, it is the exported graph (`graph.editable`).
 
     Args:
         model: The original network. It stays unchanged.
@@ -37,6 +43,22 @@ def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Modu
         >>> groups = survey(model, inputs)
         >>> pruned = cut(model, make_recipe(groups, {"conv1": [0, 2, 5]}), inputs)
     """
+    try:
+        return cut_as_is(model, recipe, inputs)
+    except CutError:
+        if isinstance(model, GraphNetwork):
+            raise
+        try:
+            graph = graph_of(model, inputs)
+        except CutError:
+            graph = None
+        if graph is None:
+            raise
+        return cut_as_is(graph, recipe, inputs)
+
+
+def cut_as_is(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """See `cut`. The result is of the model's class."""
     model = opened(model)
     pruned = sliced(model, recipe)
     prove(model, pruned, recipe, inputs)
@@ -46,7 +68,7 @@ def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Modu
 def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Cut a copy of `model` without proving it. That is enough to measure latency.
 
-    A removed block is replaced by `PassThrough`.
+    A removed block is replaced by `PassThrough`. In a graph, the sizes among its constants follow.
     """
     model = opened(model)
     pruned = copy.deepcopy(model)
@@ -69,10 +91,26 @@ def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:
                 setattr(module, name, _slice(tensor, dims))
             touched = True
         if touched:
-            update_sizes(module, model.get_submodule(path))
+            weight = names.get(qualified(path, "weight"), "")
+            update_sizes(module, model.get_submodule(path), recipe.get(weight, {}))
+    if isinstance(pruned, GraphNetwork):
+        resize(pruned, recipe)
+        return pruned
     for path, module in pruned.named_modules():
         update_heads(module, *kept_outputs(model.get_submodule(path), path, names, recipe))
     return pruned
+
+
+def formed(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The network in the form that its groups are cut in: itself, or its exported graph; see `Groups.form`."""
+    return graph_of(model, inputs) if groups.form == "graph" else model
+
+
+def graph_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The exported graph of an adapted model. In training mode it returns what the user's model returns in eval mode."""
+    graph = as_graph(opened(model), inputs)
+    graph.meta |= {"names": input_names(model), "preprocess": preprocess_of(model)}
+    return rebuilding(graph, structure_of(model, inputs))
 
 
 class PassThrough(nn.Identity):

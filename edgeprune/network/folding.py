@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from edgeprune.errors import CutError
+from edgeprune.graph.editable import GraphNetwork, fold_graph
 from edgeprune.network.prove import prove
 
 Folds = tuple[tuple[str, str], ...]  # paths of (layer, batch-norm)
@@ -24,6 +25,8 @@ def fold(model: nn.Module, folds: Sequence[tuple[str, str]]) -> nn.Module:
     Returns:
         A copy in eval mode.
     """
+    if isinstance(model, GraphNetwork):
+        return fold_graph(model, folds)
     model = copy.deepcopy(model).eval()
     there = dict(model.named_modules()).keys()
     for layer_path, norm_path in folds:

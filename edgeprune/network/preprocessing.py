@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgeprune.graph.editable import GraphNetwork
 from edgeprune.records import Preprocess
 
 
@@ -24,7 +25,8 @@ def preprocessed(model: nn.Module, preprocess: Preprocess) -> nn.Module:
 def preprocess_of(model: nn.Module) -> Preprocess | None:
     """The preprocessing that `preprocessed` added to a model, or None."""
     hooks = (hook for hook in model._forward_pre_hooks.values() if isinstance(hook, _Normalise))
-    return next((hook.preprocess for hook in hooks), None)
+    kept = model.meta.get("preprocess") if isinstance(model, GraphNetwork) else None  # it is part of the graph
+    return next((hook.preprocess for hook in hooks), kept)
 
 
 @dataclass(frozen=True)

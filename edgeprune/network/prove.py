@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError, first_line
+from edgeprune.graph import places
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Recipe
 
@@ -35,8 +36,10 @@ def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Ten
         try:
             got = tensors(pruned.eval()(*inputs))
         except Exception as error:  # any error of the user's forward on the new sizes refutes the cut
+            place = places.of_error(error)
             raise CutError(
-                f"the pruned network's forward raises {type(error).__name__}: {first_line(error)}"
+                f"{place + ', ' if place else ''}the pruned network's forward raises {type(error).__name__}: "
+                f"{first_line(error)}; take this size from a tensor's shape"
             ) from error
     if len(expected) != len(got):
         raise CutError(f"the pruned network has {len(got)} outputs, not {len(expected)}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from edgeprune.network.attention import Attention
 from edgeprune.records import Recipe
@@ -22,19 +23,26 @@ def qualified(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def update_sizes(module: nn.Module, before: nn.Module) -> None:
-    """Set the size attributes of a module from the shapes of its sliced parameters. `before` is the original module."""
+def remaining_groups(groups: int, channels: int, kept: Sequence[int]) -> int:
+    """Groups of a convolution that keep some of its `channels`, given the kept indices of these."""
+    return len({index * groups // channels for index in kept})
+
+
+def update_sizes(module: nn.Module, before: nn.Module, kept: Mapping[int, Sequence[int]]) -> None:
+    """Set the size attributes of a module from the shapes of its sliced parameters.
+
+    Args:
+        module: The module with sliced parameters.
+        before: The original module.
+        kept: The kept indices of its weight, by dimension.
+    """
     attributes: Any = module
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        attributes.out_channels = module.weight.shape[0]
-        if module.groups > 1:
-            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index]
-        attributes.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        attributes.in_channels = module.weight.shape[0]
-        if module.groups > 1:
-            attributes.groups = module.groups * module.weight.shape[0] // before.weight.shape[0]  # type: ignore[index]
-        attributes.out_channels = module.weight.shape[1] * module.groups
+    if isinstance(module, _ConvNd):
+        if module.groups > 1 and 0 in kept:
+            attributes.groups = remaining_groups(module.groups, len(before.get_parameter("weight")), kept[0])
+        first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
+        transposed = isinstance(module, _ConvTransposeNd)
+        attributes.in_channels, attributes.out_channels = (first, second) if transposed else (second, first)
     elif isinstance(module, nn.Linear):
         attributes.out_features, attributes.in_features = module.weight.shape
     elif _is_transposed(module):
@@ -42,9 +50,13 @@ def update_sizes(module: nn.Module, before: nn.Module) -> None:
     elif isinstance(module, nn.Embedding):
         attributes.num_embeddings, attributes.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):
-        weights = dict(module.named_parameters())
-        attributes.hidden_size = weights["weight_hh_l0"].shape[1]
-        attributes.input_size = weights["weight_ih_l0"].shape[1]
+        gates = len(before.get_parameter("weight_ih_l0")) // before.hidden_size  # type: ignore[operator]
+        into = module.get_parameter("weight_ih_l0")
+        attributes.hidden_size, attributes.input_size = len(into) // gates, into.shape[1]
+        if module.proj_size:
+            attributes.proj_size = module.get_parameter("weight_hh_l0").shape[1]
+    elif isinstance(module, nn.Bilinear):
+        attributes.out_features, attributes.in1_features, attributes.in2_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         size = next(t for t in (module.weight, module.running_mean) if t is not None).shape[0]
         attributes.num_features = size

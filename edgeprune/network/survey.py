@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,16 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError
+from edgeprune.graph.editable import as_graph, trace_graph
 from edgeprune.graph.groups import factors, lock, make_recipe
+from edgeprune.graph.rules.layers import READS_FIXED
 from edgeprune.graph.trace import canonical_names, trace
 from edgeprune.network.attention import opened
-from edgeprune.network.cut import cut
+from edgeprune.network.cut import cut_as_is
 from edgeprune.network.folding import sound
 from edgeprune.network.outputs import tensors
 from edgeprune.network.prove import TOLERANCE, masked, probe
 from edgeprune.network.sizes import HEAD_WIDTHS
 from edgeprune.records import Block, Group, Groups, Layer
 
+log = logging.getLogger("edgeprune")
+FIXED = ("output of the model", "a single unit", READS_FIXED)  # ends of reasons that hold in every form of a model
+SMALLER = 0.95  # the graph is cut instead of the model if at least 5 % less remains of its multiply-accumulates
 TRIAL_SHARES = (0.5, 0.25, 0.375)  # shares of their units that the groups of a trial keep, assigned round-robin
 
 
@@ -55,15 +61,36 @@ def survey(
         >>> [group.name for group in groups.free]
     """
     model = opened(model)
-    groups = trace(model, inputs, patterns)
     random = generic(model, inputs)
+    groups = _proved(random, random, trace(model, inputs, patterns), inputs, step)
+    if all(group.locked is None or group.locked.endswith(FIXED) for group in groups.groups):
+        return groups
+    try:
+        graph = as_graph(random, inputs)
+        found = trace_graph(graph, patterns)
+        if found.macs(found.least()) < SMALLER * groups.macs(groups.least()):
+            found = _proved(random, graph, found, inputs, step)
+    except CutError as error:
+        log.debug("the groups of the exported graph are not used: %s", error)
+        return groups
+    return found if found.macs(found.least()) < SMALLER * groups.macs(groups.least()) else groups
+
+
+def _proved(
+    model: nn.Module,
+    form: nn.Module,
+    groups: Groups,
+    inputs: tuple[Tensor, ...],
+    step: Callable[[int, int, str], None],
+) -> Groups:
+    """Lock the groups that cannot be cut, and find the blocks. `form` is what is cut: the model or its graph."""
     trials = 2 * len(groups.free)  # each group is cut, and then masked
-    groups = _lock_failing(random, groups, inputs, lambda done: step(done, trials, ""))
-    groups = _lock_invisible(random, groups, inputs, lambda left: step(trials - left, trials, ""))
-    blocks = _blocks(random, groups, inputs)
+    groups = _lock_failing(form, groups, inputs, lambda done: step(done, trials, ""))
+    groups = _lock_invisible(form, groups, inputs, lambda left: step(trials - left, trials, ""))
+    blocks = _blocks(model, form, groups, inputs)
     inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
     layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
-    return replace(groups, layers=layers, blocks=blocks, folds=sound(random, groups.folds, inputs))
+    return replace(groups, layers=layers, blocks=blocks, folds=sound(form, groups.folds, inputs))
 
 
 def whole(model: nn.Module, inputs: tuple[Tensor, ...]) -> Groups:
@@ -91,7 +118,7 @@ def randomised(model: nn.Module) -> nn.Module:
     stored = model.state_dict().keys()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not tensor.is_floating_point() or name not in stored:
+            if not tensor.is_floating_point() or not tensor.numel() or name not in stored:
                 continue
             noise = torch.rand(tensor.shape, generator=random)
             if tensor.ndim < 2:  # scales and variances: positive, near one
@@ -165,7 +192,7 @@ def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: 
         if g.name in shares and g.width > 1
     }
     try:
-        cut(model, make_recipe(groups, keep), inputs)
+        cut_as_is(model, make_recipe(groups, keep), inputs)
     except CutError as error:
         return f"a trial cut fails: {error}"
     return None
@@ -208,8 +235,11 @@ def _visible(
 # ------------------------------------------------------------------------------------------------------ blocks
 
 
-def _blocks(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tuple[Block, ...]:
-    """The innermost modules that return their input if their parameters are zero, each proved by its removal."""
+def _blocks(model: nn.Module, form: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tuple[Block, ...]:
+    """The innermost modules that return their input if their parameters are zero, each proved by its removal.
+
+    `form` is what is cut: the model or its graph.
+    """
     calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Any]]] = {}
     hooks = [
         module.register_forward_hook(
@@ -229,7 +259,7 @@ def _blocks(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tup
         block = _block(model, groups, path)
         if block is not None and _passes_through(model.get_submodule(path), *calls[path][0]):
             try:
-                cut(model, make_recipe(replace(groups, blocks=(block,)), dict.fromkeys(block.groups, ())), inputs)
+                cut_as_is(form, make_recipe(replace(groups, blocks=(block,)), dict.fromkeys(block.groups, ())), inputs)
             except CutError:
                 continue
             found.append(block)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,8 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from edgeprune.errors import UsageError, first_line
-from edgeprune.network.cut import sliced
+from edgeprune.errors import CutError, UsageError, first_line
+from edgeprune.graph.editable import GraphNetwork, recorded_inputs
+from edgeprune.network.adapter import adapted, input_names
+from edgeprune.network.cut import graph_of, sliced
 from edgeprune.network.preprocessing import preprocess_of, preprocessed
 from edgeprune.network.wrappers import unwrapped
 from edgeprune.records import Preprocess, Recipe
@@ -29,6 +33,8 @@ def save(path: Path, model: nn.Module, recipe: Recipe) -> None:
     preprocess = preprocess_of(model)
     if preprocess is not None:
         metadata["preprocess"] = json.dumps(asdict(preprocess))
+    if isinstance(model, GraphNetwork):
+        metadata["graph"] = json.dumps({"inputs": model.source.inputs, "names": model.meta["names"]})
     save_file(own, path, metadata=metadata)
 
 
@@ -62,18 +68,29 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
             name: {int(dim): tuple(indices) for dim, indices in dims.items()}
             for name, dims in json.loads(metadata["recipe"]).items()
         }
-        pruned = sliced(unwrapped(model), kept)
-        if "preprocess" in metadata and preprocess_of(pruned) is None:
-            known = json.loads(metadata["preprocess"])
-            preprocessed(pruned, Preprocess(tuple(known["mean"]), tuple(known["std"]), known["scale"]))
+        pruned = sliced(_formed(unwrapped(model), metadata), kept)
         missing, unexpected = pruned.load_state_dict(stored, strict=False)
-    except (RuntimeError, IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (CutError, RuntimeError, IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: does not belong to this model: {first_line(error)}") from error
     aliases = {name for name in missing if name in _shared_names(pruned)}
     if unexpected or set(missing) - aliases:
         first = [*unexpected, *(set(missing) - aliases)][0]
         raise UsageError(f"{path}: does not belong to this model: tensor {first!r} is not in both")
     return pruned.eval()
+
+
+def _formed(model: nn.Module, metadata: Mapping[str, str]) -> nn.Module:
+    """The network that was cut: the model with its preprocessing, or its exported graph."""
+    if "preprocess" in metadata and preprocess_of(model) is None:
+        known = json.loads(metadata["preprocess"])
+        preprocess = Preprocess(tuple(known["mean"]), tuple(known["std"]), known["scale"])
+        model = preprocessed(copy.deepcopy(model), preprocess)
+    if "graph" not in metadata:
+        return model
+    known = json.loads(metadata["graph"])
+    if known["names"] and not input_names(model):
+        model = adapted(copy.deepcopy(model), tuple(known["names"]))
+    return graph_of(model, recorded_inputs(known["inputs"]))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -76,8 +76,7 @@ class Layer:
         outputs: its output channels.
         positions: output positions of one forward pass, over batch and space.
         kernel: taps that each output position is computed from.
-        per_group: input channels of each convolution group, which stay constant; inputs and outputs shrink together. None for
-            a dense layer.
+        per_group: input channels of each group of a grouped convolution. None for a dense layer.
         within: an inner group of the block that holds the layer. None if no block that can be removed holds it.
     """
 
@@ -88,19 +87,33 @@ class Layer:
     outputs: Span
     positions: int
     kernel: int
-    per_group: int | None = None
+    per_group: Span | None = None
     within: str | None = None
 
+    @property
+    def fan_in(self) -> Span:
+        """The input channels that each output channel is computed from: those of its group in a grouped convolution."""
+        return self.inputs if self.per_group is None else self.per_group
+
+    @property
+    def loses_whole_groups(self) -> bool:
+        """Whether it is a grouped convolution whose groups keep all their inputs. Its latency depends on its outputs only."""
+        return self.per_group is not None and not self.per_group.terms
+
+    def convolution_groups(self, widths: Widths) -> int:
+        """Groups of a convolution at these widths; 1 for a dense layer."""
+        return self.inputs.size(widths) // self.fan_in.size(widths)
+
     def channels(self, widths: Widths) -> tuple[int, int]:
-        """Input and output channels at these widths; (0, 0) if the layer is in a removed block."""
+        """Fan-in and output channels at these widths; (0, 0) if the layer is in a removed block."""
         if self.within is not None and not widths[self.within]:
             return 0, 0
-        return self.inputs.size(widths), self.outputs.size(widths)
+        return self.fan_in.size(widths), self.outputs.size(widths)
 
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates of one forward pass at these widths."""
-        inputs, outputs = self.channels(widths)
-        return self.positions * self.kernel * (self.per_group if self.per_group is not None else inputs) * outputs
+        fan_in, outputs = self.channels(widths)
+        return self.positions * self.kernel * fan_in * outputs
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class Groups:
         unknown_operators: operators without a rule. They lock the channels that reach them.
         blocks: the blocks that can be removed.
         operators: how many the traced graph has.
+        form: what a cut gives: the user's "module" with smaller parameters, or its exported "graph", whose sizes follow.
     """
 
     network: str
@@ -139,6 +153,7 @@ class Groups:
     unknown_operators: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
     operators: int = field(kw_only=True)
+    form: Literal["module", "graph"] = "module"
 
     @property
     def block_of(self) -> dict[str, Block]:

@@ -310,21 +310,21 @@ class _Program:
         A channel count may depend on no group, on one, or on sums and products of groups.
         """
         layer = cost.layer
-        ins, outs = self._sized(layer.inputs, sums), self._sized(layer.outputs, sums)
+        ins, outs = self._sized(layer.fan_in, sums), self._sized(layer.outputs, sums)
         if ins is None or outs is None or ins.columns == outs.columns:
             sized = ins or outs
             if sized is None:
-                ns = float(cost.ns([layer.inputs.fixed], [layer.outputs.fixed])[0])
+                ns = float(cost.ns([layer.fan_in.fixed], [layer.outputs.fixed])[0])
                 self.constant_ns += ns
                 if layer.within is not None and 0 in self.choice[layer.within]:
                     self.time[self.choice[layer.within][0]] -= ns
                 return
-            i = sized.sizes(layer.inputs) if ins else np.full(len(sized.columns), layer.inputs.fixed)
+            i = sized.sizes(layer.fan_in) if ins else np.full(len(sized.columns), layer.fan_in.fixed)
             o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)
             for column, ns in zip(sized.columns, self._ns(cost, i, o), strict=True):
                 self.time[column] += float(ns)
             return
-        i, o = np.meshgrid(ins.sizes(layer.inputs), outs.sizes(layer.outputs), indexing="ij")
+        i, o = np.meshgrid(ins.sizes(layer.fan_in), outs.sizes(layer.outputs), indexing="ij")
         table = self._ns(cost, i.reshape(-1), o.reshape(-1)).reshape(i.shape)
         if (outs, ins) in pairs:
             pairs[outs, ins] = pairs[outs, ins] + table.T

@@ -73,9 +73,11 @@ class Variants:
 
     @cached_property
     def _template(self) -> Any:
+        from edgeprune.network.cut import formed
         from edgeprune.runtimes.formats import FORMATS
 
-        return FORMATS[self._runtime.format](self._network.module, self._network.inputs, self._groups)
+        model = formed(self._network.module, self._groups, self._network.inputs)
+        return FORMATS[self._runtime.format](model, self._network.inputs, self._groups)
 
     @property
     def owners(self) -> Mapping[str, str]:

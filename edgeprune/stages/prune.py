@@ -43,8 +43,9 @@ class Networks:
 def run(reads: Reads, output: Output) -> Pruned:
     """Cut and refit the network, and save it in two files. Raises `CutError` as `prune` does."""
     from edgeprune.network import weights
+    from edgeprune.network.cut import formed
 
-    original = reads.network.module
+    original = formed(reads.network.module, reads.survey, reads.network.inputs)
     with reads.train.repeatable(reads.finetune_seed):
         found = prune(original, reads.survey, reads.confirm.plan, reads.network.inputs, reads.train, output.watch.step)
     untrained, start = output.path("pruned.safetensors"), output.path("start.safetensors")

@@ -30,13 +30,15 @@ class Reads:
 
 def run(reads: Reads, output: Output) -> Scores:
     """Compute importance scores of all channels. The project's data is tried first."""
+    from edgeprune.network.cut import formed
     from edgeprune.network.importance import CRITERIA, DIFFERENTIATING
 
     reads.checker.data()
     differentiating = reads.prune_importance in DIFFERENTIATING
     trial = reads.checker.differentiating(training=False) if differentiating else nullcontext()
     with trial, reads.train.repeatable(reads.finetune_seed):
-        criterion, model = CRITERIA[reads.prune_importance], reads.network.module
+        criterion = CRITERIA[reads.prune_importance]
+        model = formed(reads.network.module, reads.survey, reads.network.inputs)
         return criterion(model, reads.survey, reads.train, reads.loss, output.watch.step)
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from nets import NETS, Attention, HardCoded, Normalised, NoRule, OptionA, Residual, Shared, conv, image, inputs_of
 from torch import Tensor, nn
 
+from edgeprune.errors import CutError
 from edgeprune.graph.groups import lock, make_recipe
 from edgeprune.graph.trace import trace
-from edgeprune.network.cut import cut
+from edgeprune.network.cut import cut, cut_as_is, formed
 from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Groups
 
@@ -37,9 +38,46 @@ def test_every_free_group_survives_any_cut(name: str) -> None:
     inputs = inputs_of(name)
     groups = survey(model, inputs)
     assert groups.free
+    model = formed(model, groups, inputs)
     for group in groups.free:
         for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
             cut(randomised(model), make_recipe(groups, {group.name: sorted(kept)}), inputs)
+
+
+def grouped(groups: int, inputs: int, outputs: int, transposed: bool = False) -> nn.Module:
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    return nn.Sequential(nn.Conv2d(3, inputs, 1), nn.ReLU(), kind(inputs, outputs, 1, groups=groups), nn.ReLU())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_grouped_convolution_loses_groups_or_the_same_channels_of_every_group(transposed: bool) -> None:
+    model = nn.Sequential(*grouped(4, 16, 24, transposed), nn.Conv2d(24, 5, 1))
+    groups = survey(model, image())
+    assert {group.name: group.width for group in groups.free} == {"0": 4, "0:2": 4, "2": 6}
+    keep = {"0": [0, 3], "0:2": [1, 2, 3], "2": [5]}
+    small = cut(randomised(model), make_recipe(groups, keep), image()).get_submodule("2")
+    assert (small.groups, small.in_channels, small.out_channels) == (2, 6, 2)
+    layer = next(layer for layer in groups.layers if layer.name == "2")
+    widths = groups.full() | {name: len(units) for name, units in keep.items()}
+    assert layer.macs(widths) == 8 * 8 * 3 * 2 and layer.convolution_groups(widths) == 2
+    fixed = next(layer for layer in lock(groups, "0:2", "no").layers if layer.name == "2")
+    assert fixed.macs(widths) == 8 * 8 * 4 * 2 and fixed.loses_whole_groups and not layer.loses_whole_groups
+
+
+def test_channels_inside_the_groups_are_cut_where_the_groups_are_fixed() -> None:
+    """The groups are fixed if the convolution is the output, reads the input or if a shuffle has their number."""
+    assert {g.name: g.width for g in survey(grouped(4, 16, 24)[:3], image()).free} == {"0:2": 4}
+    reads = nn.Sequential(nn.Conv2d(3, 12, 1, groups=3), nn.ReLU(), nn.Conv2d(12, 5, 1))
+    assert {g.name: g.width for g in survey(reads, image()).free} == {"0:2": 4}
+    shuffled = nn.Sequential(*grouped(2, 8, 12), nn.ChannelShuffle(2), nn.Conv2d(12, 8, 1, groups=2))
+    assert {g.name: g.width for g in survey(shuffled, image()).free} == {"0:2": 4, "2:2": 3}
+
+
+def test_consecutive_convolutions_with_other_group_counts_share_what_they_can() -> None:
+    model = nn.Sequential(*grouped(4, 24, 24), nn.Conv2d(24, 24, 1, groups=2), nn.ReLU(), nn.Conv2d(24, 5, 1))
+    free = {group.name: group.width for group in survey(model, image()).free}
+    # Four groups are two groups of two, and six inputs of each. Then six channels of each of the four, and twelve outputs.
+    assert free == {"0": 2, "0:2": 2, "0:3": 6, "2": 6, "4": 12}
 
 
 def test_a_residual_stream_is_one_group() -> None:
@@ -141,25 +179,26 @@ def widths_and_locks(name: str) -> dict[str, tuple[int, bool]]:
 
 
 def test_heads_and_their_width_are_separate_groups() -> None:
-    """Layers have their product as a channel count. A width that the module's code fixes is locked."""
+    """Layers have their product as a channel count. A width that the module's code fixes can be cut in the graph only."""
     groups = survey(NETS["Encoder"](), image())
+    assert groups.form == "graph" and {"mix.1.query", "mix.1.query:2"} <= {group.name for group in groups.free}
     free = {group.name: group.width for group in groups.free}
     heads, width = "mix.0.query", "mix.0.query:2"
     assert (free[heads], free[width]) == (4, 6)
-    assert "mix.1.query" in free and "mix.1.query:2" not in free  # written out with a fixed width
     model = randomised(NETS["Encoder"]())
     small = cut(model, make_recipe(groups, {heads: [0, 2, 3], width: [1, 5]}), image())
-    assert small.mix[0].query.out_features == small.mix[0].out.in_features == 6 and small.mix[0].head_width == 2
+    assert small.get_parameter("mix.0.query.weight").shape[0] == 3 * 2
+    assert small.get_parameter("mix.0.out.weight").shape[1] == 3 * 6  # the width of the values is another group
     layer = next(layer for layer in groups.layers if layer.name == "mix.0.out")
-    assert layer.inputs.size(groups.full() | {heads: 3, width: 2}) == 6
-    locked = lock(groups, width, "no")
+    assert layer.inputs.size(groups.full() | {heads: 3, "mix.0.value": 2}) == 6
+    locked = lock(groups, "mix.0.value", "no")
     layer = next(layer for layer in locked.layers if layer.name == "mix.0.out")
     assert layer.inputs.terms == (((heads,), 6),)
 
 
 def test_query_key_and_value_of_one_layer_are_cut_by_heads() -> None:
     found = widths_and_locks("Packed")
-    assert found["qkv"] == (3, False) and found["qkv:2"] == (4, True) and found["qkv:3"] == (6, False)
+    assert found["qkv"] == (3, False) and found["qkv:2"] == (4, True) and found["qkv:3"] == (6, True)
 
 
 def test_heads_of_torch_attention_are_removed_and_narrowed() -> None:
@@ -281,7 +320,7 @@ def test_an_initial_state_from_outside_locks_the_recurrence() -> None:
     assert "initial state" in (next(group for group in groups.groups if group.name == "gru").locked or "")
 
 
-def test_the_default_scale_of_an_attention_locks_the_width_of_its_heads() -> None:
+def test_the_width_of_heads_can_be_cut_in_the_graph_if_the_scale_of_the_attention_follows_from_it() -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -291,9 +330,9 @@ def test_the_default_scale_of_an_attention_locks_the_width_of_its_heads() -> Non
             q, k, v = (part.unflatten(-1, (-1, 6)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
             return self.out(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    groups = survey(Plain(), (torch.randn(1, 3, 8),))
-    assert any("scale of the attention" in (group.locked or "") for group in groups.groups)
-    assert {group.width for group in groups.free} == {4}
+    inputs = (torch.randn(1, 3, 8),)
+    assert any("scale of the attention" in (group.locked or "") for group in trace(Plain(), inputs).groups)
+    assert sorted(group.width for group in survey(Plain(), inputs).free) == [4, 6, 6]  # query and value have their own
 
 
 class Random(nn.Module):
@@ -419,9 +458,11 @@ class Shuffled(nn.Module):
 
 
 def test_an_error_is_found_through_many_layers() -> None:
-    groups = survey(Shuffled(40), image())
-    free = {group.name for group in groups.free}
-    assert "stem:2" in free and "stem" not in free  # the positions inside a part, not the four parts
+    model = randomised(Shuffled(40))
+    groups = trace(model, image())
+    cut_as_is(model, make_recipe(groups, {"stem:2": [0, 2]}), image())  # positions inside a part
+    with pytest.raises(CutError):
+        cut_as_is(model, make_recipe(groups, {"stem": [0, 2]}), image())  # the code fixes the number of parts
 
 
 class Decided(Shuffled):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,13 @@ Value = Axes | list[Axes]
 class Geometry:
     """The work of a layer for one pair of an input and an output channel.
 
-    `positions` counts output positions (batch and space), each computed from `kernel` taps. `per_group` is the number of
-    input channels of a convolution group, or None for a dense layer.
+    `positions` counts output positions (batch and space), each computed from `kernel` taps. `per_group` holds the
+    labels of the input channels of one convolution group, or None for a dense layer.
     """
 
     positions: int
     kernel: int = 1
-    per_group: int | None = None
+    per_group: Axis | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,22 @@ class TracedLayer:
     geometry: Geometry
 
 
+@dataclass(frozen=True)
+class Size:
+    """A constant of the graph that counts channels: an argument of a call, or one number of it, and the labels it counts."""
+
+    node: str
+    argument: str
+    place: int | None
+    counted: Axis
+
+
 @dataclass
 class Call:
     """One operator call as a rule sees it.
 
     `args` are the arguments by name, `values` the labels of all tensors so far, `parameters` the names of parameter nodes.
-    Rules add to `layers` and to `unknown`, the operators without a rule.
+    `fed` holds the nodes that depend on an input. Rules add to `layers` and to `unknown`, the operators without a rule.
     """
 
     labels: Labels
@@ -56,6 +66,23 @@ class Call:
     parameters: dict[fx.Node, str]
     layers: list[TracedLayer]
     unknown: dict[str, None]
+    sizes: list[Size] | None = None
+    fed: Set[fx.Node] = frozenset()
+
+    @property
+    def editable(self) -> bool:
+        """Whether constants that are sizes follow a cut. If not, they are in the user's code."""
+        return self.sizes is not None
+
+    def sized(self, argument: str, place: int | None, counted: Axis) -> None:
+        """Note that an argument, or the number at `place` of it, counts the channels with these labels."""
+        if self.sizes is None or not has_labels(counted):
+            return
+        given = self.args[argument] if place is None else self.args[argument][place]
+        if isinstance(given, fx.Node):
+            self.lock([counted], "the model computes this size from the size of the batch")
+        elif given != -1:
+            self.sizes.append(Size(self.node.name, argument, place, counted))
 
     @property
     def name(self) -> str:
@@ -65,7 +92,7 @@ class Call:
     @property
     def reason(self) -> str:
         """The reason of a lock, where a rule gives no other."""
-        return f"{self.node.target} ties these channels to an input, a constant or a spatial dimension"
+        return "it aligns these channels with a tensor of fixed size; make that tensor a parameter to cut both"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,7 +163,7 @@ def unknown(call: Call) -> Value:
     for node in call.node.all_input_nodes:
         value = call.values.get(node, [])
         for axes in value if value and isinstance(value[0], list) else [value]:
-            call.lock(axes, f"{call.node.target} has no rule")  # type: ignore[arg-type]
+            call.lock(axes, "the operator has no rule; replace it by one of docs/operators.md")  # type: ignore[arg-type]
             if any(has_labels(axis) for axis in axes):  # type: ignore[arg-type]
                 call.unknown[str(call.node.target)] = None
     result = call.node.meta["val"]
@@ -162,9 +189,29 @@ def broadcast(call: Call, tensors: Sequence[Axes]) -> Axes:
 def add_layer(call: Call, kind: LayerKind, inputs: Axis, outputs: Axis, geometry: Geometry, weight: Any = None) -> None:
     """Add a layer of the graph. Its weight is the argument of that name, or the node `weight`.
 
-    A computed weight, such as a normalised one, has no name. Its layer is left out: it counts neither in latency nor MACs.
+    A weight that is computed from parameters has the name of the largest one. With a weight that depends on an input, it is
+    no layer.
     """
-    name = call.parameters.get(call.args["weight"] if weight is None else weight)
+    name = _name_of(call, call.args["weight"] if weight is None else weight)
     if name is not None:
         path = name.rpartition(".")[0] or name
         call.layers.append(TracedLayer(path, kind, name, inputs, outputs, geometry))
+
+
+def _name_of(call: Call, weight: fx.Node) -> str | None:
+    """The name of a weight, or of the largest parameter behind it. None if it depends on an input or on no parameter."""
+    if weight in call.fed:
+        return None
+    behind, found = [weight], set[fx.Node]()
+    while behind:
+        node = behind.pop()
+        if node not in found:
+            found.add(node)
+            behind += node.all_input_nodes if node not in call.parameters else []
+    named = {call.parameters[node]: node.meta["val"].numel() for node in found if node in call.parameters}
+    return largest(named)
+
+
+def largest(elements: Mapping[str, int]) -> str | None:
+    """The name of the parameter with most elements, which a computed weight is named after. None if there are none."""
+    return max(elements, key=lambda name: (elements[name], name), default=None)

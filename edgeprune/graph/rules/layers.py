@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from edgeprune.graph.labels import Axes, Axis, none
-from edgeprune.graph.rules.base import Call, Geometry, Value, add_layer, rule, unknown
+from edgeprune.graph.labels import Axes, Axis, has_labels, none
+from edgeprune.graph.rules.base import Call, Geometry, Value, add_layer, broadcast, rule, unknown
+from edgeprune.graph.rules.shapes import IN_SPACE, merged, split_axis
+
+READS_FIXED = "its input channels are an input of the model or a constant"
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -18,55 +21,87 @@ def _convolution(call: Call) -> Value:
     source, weight = call.axes("input"), call.axes("weight")
     groups = int(call.args["groups"])
     channels, made = source[-len(weight) + 1], weight[0]
+    per_group = None
     if groups == 1:
-        call.labels.unite(weight[1], channels, call.reason)
+        call.labels.unite(weight[1], channels, READS_FIXED)
     else:
-        # A convolution group can only be removed with all its input and output channels. Depthwise: groups of one.
-        for ins, outs in zip(np.split(channels, groups), np.split(made, groups), strict=True):
-            call.labels.tie(np.concatenate([ins, outs]).tolist(), call.reason)
-        weight[1] = none(len(weight[1]))
+        per_group, _ = _in_groups(call, channels, made)
+        _align(call, weight, 1, per_group)
     for dim in range(2, len(weight)):
         weight[dim] = none(len(weight[dim]))
     _with_bias(call, made)
-    taps, per_group = math.prod(map(len, weight[2:])), None if groups == 1 else len(weight[1])
+    taps = math.prod(map(len, weight[2:]))
     add_layer(call, "conv", channels, made, Geometry(math.prod(call.shape) // len(made), taps, per_group))
     return _over_space(call, source, len(weight) - 2, made)
+
+
+def _in_groups(call: Call, channels: Axis, made: Axis) -> tuple[Axis, Axis]:
+    """Divide the channels of a grouped convolution into (group, position in the group).
+
+    A group can be removed with all its inputs and outputs. A position can be removed from all groups at once. The inputs
+    have their own positions, and so do the outputs.
+
+    Returns:
+        The positions of the inputs and of the outputs.
+    """
+    groups = int(call.args["groups"])
+    ins, positions = split_axis(call, channels.reshape(groups, -1))
+    outs, made_positions = split_axis(call, made.reshape(groups, -1))
+    call.labels.unite(ins, outs, READS_FIXED)
+    call.sized("groups", None, outs)
+    return positions, made_positions
+
+
+def _align(call: Call, weight: Axes, dim: int, positions: Axis) -> None:
+    """Give a dimension of a grouped weight the labels of positions, unless these are fixed."""
+    if has_labels(positions):
+        call.labels.unite(weight[dim], positions, READS_FIXED)
+    else:
+        weight[dim] = none(len(weight[dim]))
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _transposed_convolution(call: Call) -> Value:
     source, weight = call.axes("input"), call.axes("weight")
     groups = int(call.args["groups"])
-    channels, made = source[-len(weight) + 1], weight[1]
-    call.labels.unite(weight[0], channels, call.reason)
+    channels, made, per_group = source[-len(weight) + 1], weight[1], None
+    call.labels.unite(weight[0], channels, READS_FIXED)
     if groups > 1:
-        parts = np.split(channels, groups)
-        for part in parts:
-            call.labels.tie(part.tolist(), call.reason)
-        made = np.concatenate([part[:1].repeat(len(weight[1])) for part in parts])
-        weight[1] = none(len(weight[1]))
+        made = call.labels.fresh(groups * len(weight[1]))
+        per_group, made_per_group = _in_groups(call, weight[0], made)
+        _align(call, weight, 1, made_per_group)
     for dim in range(2, len(weight)):
         weight[dim] = none(len(weight[dim]))
     _with_bias(call, made)
     taps, positions = math.prod(map(len, weight[2:])), math.prod(map(len, source)) // len(channels)
-    per_group = None if groups == 1 else len(channels) // groups
     add_layer(call, "conv_transpose", channels, made, Geometry(positions, taps, per_group))
     return _over_space(call, source, len(weight) - 2, made)
 
 
 def _over_space(call: Call, source: Axes, dims: int, made: Axis) -> Axes:
     """The labels that a convolution returns. The last `dims` dimensions are space, which cannot be cut."""
-    call.lock(source[len(source) - dims :])
+    call.lock(source[len(source) - dims :], IN_SPACE)
     return [*source[: len(source) - dims - 1], made, *(none(size) for size in call.shape[len(call.shape) - dims :])]
 
 
 @rule("linear")
 def _linear(call: Call) -> Value:
     source, weight = call.axes("input"), call.axes("weight")
-    call.labels.unite(weight[1], source[-1], call.reason)
+    call.labels.unite(weight[1], source[-1], READS_FIXED)
     _with_bias(call, weight[0])
     add_layer(call, "linear", source[-1], weight[0], Geometry(math.prod(call.shape[:-1])))
     return [*source[:-1], weight[0]]
+
+
+@rule("bilinear")
+def _bilinear(call: Call) -> Value:
+    """A linear layer that reads the products of the channels of two inputs."""
+    first, second, weight = call.axes("input1"), call.axes("input2"), call.axes("weight")
+    call.labels.unite(weight[1], first[-1], READS_FIXED)
+    call.labels.unite(weight[2], second[-1], READS_FIXED)
+    _with_bias(call, weight[0])
+    add_layer(call, "linear", merged(call, weight[1:]), weight[0], Geometry(math.prod(call.shape[:-1])))
+    return [*broadcast(call, [first[:-1], second[:-1]]), weight[0]]
 
 
 def _with_bias(call: Call, made: Axis) -> None:
@@ -79,40 +114,43 @@ def _recurrence(call: Call) -> Value:
     """A unit that is zero stays zero, since its state starts at zero.
 
     It is cut with its rows in every gate and its column in the recurrence. All layers and directions share one hidden
-    size, so the same unit is cut in each.
+    size, so the same unit is cut in each. An LSTM may project its cells: then its states are the projected units.
     """
     if "hx" not in call.args or call.args.get("batch_sizes") is not None:
         return unknown(call)
     states = call.args["hx"] if isinstance(call.args["hx"], list | tuple) else [call.args["hx"]]
-    weights, biased = list(call.args["params"]), bool(call.args["has_biases"])
+    weights = list(call.args["params"])
     directions = 1 + bool(call.args["bidirectional"])
-    each = 4 if biased else 2
+    each = len(weights) // (directions * int(call.args["num_layers"]))
+    projected = each % 2 == 1
     source, reaching = call.axes("input"), call.axes("input")[-1]
-    axes = [call.values[weight] for weight in weights]
-    hidden: Axis = axes[1][1]  # type: ignore[assignment]
-    if (
-        len(weights) != each * directions * int(call.args["num_layers"])
-        or len(hidden) * directions != call.shape_at(0)[-1]
-    ):
-        return unknown(call)  # with a projection
-    for state in states:
-        if not _is_fresh(state):  # the state of another recurrence, whose units are tied to these, or a fixed size
-            sized: Axis = call.values[state][-1]  # type: ignore[assignment]
-            call.labels.unite(hidden, sized, "the initial state of the recurrence has this size")
+    axes: list[Axes] = [call.values[weight] for weight in weights]  # type: ignore[misc]
+    units = axes[1][1]
+    cells = axes[each - 1][1] if projected else units
+    for state, sized in zip(states, (units, cells), strict=False):
+        if call.editable or not _is_fresh(state):  # the state of another recurrence, or a fixed size
+            given: Axis = call.values[state][-1]  # type: ignore[assignment]
+            call.labels.unite(sized, given, "its initial state has this size; leave the state out, so that it is zero")
     geometry = Geometry(math.prod(call.shape_at(0)[:-1]))
     for at in range(0, len(weights), each * directions):
         for way in range(at, at + each * directions, each):
-            into, again, *biases = axes[way : way + each]
-            gates = np.tile(hidden, len(into[0]) // len(hidden))
-            call.labels.unite(into[1], reaching, call.reason)  # type: ignore[arg-type]
-            for rows in (into[0], again[0], *(bias[0] for bias in biases)):
-                call.labels.unite(rows, gates, call.reason)  # type: ignore[arg-type]
-            call.labels.unite(again[1], hidden, call.reason)  # type: ignore[arg-type]
+            into, again, *others = axes[way : way + each]
+            gates = np.tile(cells, len(into[0]) // len(cells))
+            call.labels.unite(into[1], reaching, READS_FIXED)
+            call.labels.unite(again[1], units, call.reason)
             add_layer(call, "linear", reaching, gates, geometry, weights[way])
-            add_layer(call, "linear", hidden, gates, geometry, weights[way + 1])
-        reaching = np.tile(hidden, directions)
-    last = [none(len(states[0].meta["val"])), none(call.shape_at(1)[1]), hidden]
-    return [[*source[:-1], reaching], *([last] * len(states))]
+            add_layer(call, "linear", units, gates, geometry, weights[way + 1])
+            if projected:
+                *others, projection = others
+                call.labels.unite(projection[0], units, call.reason)
+                call.labels.unite(projection[1], cells, call.reason)
+                add_layer(call, "linear", cells, units, geometry, weights[way + each - 1])
+            for rows in (into[0], again[0], *(bias[0] for bias in others)):
+                call.labels.unite(rows, gates, call.reason)
+        reaching = np.tile(units, directions)
+    ends = (units, cells)[: len(states)]
+    samples = [none(len(states[0].meta["val"])), none(call.shape_at(1)[1])]
+    return [[*source[:-1], reaching], *([*samples, end] for end in ends)]
 
 
 def _is_fresh(node: fx.Node) -> bool:
@@ -126,6 +164,9 @@ def _is_fresh(node: fx.Node) -> bool:
 @rule("batch_norm", "instance_norm")
 def _per_channel_norm(call: Call) -> Value:
     source = call.axes("input")
+    if call.args.get("training") or call.args.get("use_input_stats"):  # not by running statistics
+        reduced = source[2:] if call.name == "instance_norm" else [source[0], *source[2:]]
+        call.lock(reduced, "it takes its statistics over these channels")
     for name in ("weight", "bias", "running_mean", "running_var"):
         if isinstance(call.args.get(name), fx.Node):
             call.labels.unite(source[1], call.axes(name)[0], call.reason)
@@ -136,8 +177,10 @@ def _per_channel_norm(call: Call) -> Value:
 def _group_norm(call: Call) -> Value:
     # Statistics are taken over groups of channels. Only the removal of an entire group leaves the others unchanged.
     source = call.axes("input")
-    for part in np.split(source[1], int(call.args["num_groups"])):
+    parts = np.split(source[1], int(call.args["num_groups"]))
+    for part in parts:
         call.labels.tie(part.tolist(), call.reason)
+    call.sized("num_groups", None, np.array([part[0] for part in parts]))
     return _per_channel_norm(call)
 
 
@@ -191,8 +234,16 @@ def _embedding(call: Call) -> Value:
 def _spatial(call: Call) -> Value:
     source = call.axes("self" if "self" in call.args else "input")
     kept = len(source) - int(re.search(r"(\d)d", call.name)[1])  # type: ignore[index] # the name gives the number of dimensions
-    call.lock(source[kept:])
+    call.lock(source[kept:], IN_SPACE)
     made = call.node.meta["val"]
     if isinstance(made, torch.Tensor):
         return [*source[:kept], *(none(size) for size in call.shape[kept:])]
     return [[*source[:kept], *(none(size) for size in part.shape[kept:])] for part in made]  # values and indices
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def _sampled(call: Call) -> Value:
+    """Every channel is sampled at the same places."""
+    source, grid = call.axes("input"), call.axes("grid")
+    call.lock([*source[2:], *grid[1:]], IN_SPACE)
+    return [*broadcast(call, [source[:1], grid[:1]]), source[1], *(none(size) for size in call.shape[2:])]

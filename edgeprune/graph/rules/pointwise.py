@@ -10,7 +10,7 @@ from edgeprune.graph.rules.base import Call, Value, broadcast, rule
 
 ELEMENTWISE = """
     abs add addcdiv addcmul alias alpha_dropout __and__ atan bitwise_and bitwise_not bitwise_or ceil celu clamp
-    clamp_max clamp_min clip clone contiguous cos detach div divide dropout elu eq erf exp expm1 feature_dropout
+    clamp_max clamp_min clip clone contiguous copy cos detach div divide dropout elu eq erf exp expm1 feature_dropout fill
     floor fmod full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isinf isnan le leaky_relu lerp
     lift_fresh_copy log log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
     mish mul multiply nan_to_num ne neg ones_like __or__ pow reciprocal relu relu6 remainder round rsqrt rsub selu
@@ -25,21 +25,40 @@ def _elementwise(call: Call) -> Value:
     return broadcast(call, [call.values[tensor] for tensor in tensors])  # type: ignore[misc]
 
 
-@rule("new_empty", "new_full", "new_ones", "new_zeros")
-def _constant(call: Call) -> Value:
-    return [none(size) for size in call.shape]
-
-
 @rule("mean", "sum", "amax", "amin", "prod", "argmax", "var", "std", "norm", "linalg_vector_norm", "logsumexp")
 def _reduce(call: Call) -> Value:
+    """A channel that is zero changes neither a sum nor a norm. So a cut equals masking, and nothing is locked."""
     source = call.axes("self")
     given = call.args.get("dim")
     dims = range(len(source)) if given is None or given == [] else given if isinstance(given, list | tuple) else [given]
     reduced = {dim % len(source) for dim in dims}
-    call.lock([source[dim] for dim in reduced], f"{call.node.target} reduces over these channels")
+    if not _ignores_zeros(call):
+        call.lock([source[dim] for dim in reduced], _CHANGED)
     if call.args.get("keepdim"):
         return [none(1) if dim in reduced else axis for dim, axis in enumerate(source)]
     return [axis for dim, axis in enumerate(source) if dim not in reduced]
+
+
+@rule("var_mean", "std_mean")
+def _moments(call: Call) -> Value:
+    found = _reduce(call)
+    return [found, found]  # type: ignore[list-item]
+
+
+_CHANGED = "its result over these channels depends on their number or on a zero among them; a sum or a norm does not"
+
+
+def _ignores_zeros(call: Call) -> bool:
+    order = call.args.get("p" if call.name == "norm" else "ord")
+    return call.name == "sum" or (call.name in ("norm", "linalg_vector_norm") and order is not None and order > 0)
+
+
+@rule("cosine_similarity")
+def _similarity(call: Call) -> Value:
+    """A channel that is zero in both tensors does not change the angle."""
+    aligned = broadcast(call, [call.axes("x1"), call.axes("x2")])
+    del aligned[call.dim("dim", len(aligned))]
+    return aligned
 
 
 @rule("max", "min")
@@ -56,8 +75,33 @@ def _retyped(call: Call) -> Value:
     return call.axes("self")
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax")
 def _along(call: Call) -> Value:
     source = call.axes("self")
-    call.lock([source[call.dim("dim", len(source))]], f"{call.node.target} mixes these channels")
+    call.lock([source[call.dim("dim", len(source))]], "it normalises over these channels, so each changes the others")
+    return source
+
+
+@rule("cumsum")
+def _cumulative(call: Call) -> Value:
+    """A channel that is zero adds nothing to those after it."""
+    return call.axes("self")
+
+
+@rule("diff")
+def _difference(call: Call) -> Value:
+    source = list(call.axes("self"))
+    dim = call.dim("dim", len(source))
+    call.lock([source[dim]], "it takes differences of neighbouring channels")
+    source[dim] = none(call.shape[dim])
+    return source
+
+
+@rule("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
+def _fake_quantised(call: Call) -> Value:
+    """Quantisation of each value, with one scale, or one for each channel."""
+    source = call.axes("self")
+    for name in ("scale", "zero_point"):
+        if isinstance(call.args[name], fx.Node) and "axis" in call.args:
+            call.labels.unite(source[call.dim("axis", len(source))], call.axes(name)[0], call.reason)
     return source

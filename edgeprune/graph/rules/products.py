@@ -49,9 +49,6 @@ def _einsum(call: Call) -> Value:
     axes: dict[str, Axis] = {}
     for letter, axis in named:
         axes[letter] = call.labels.unite(axes[letter], axis, call.reason) if letter in axes else axis
-    for letter, axis in axes.items():
-        if letter not in wanted and given.count(letter) == 1:
-            call.lock([axis], f"{call.node.target} sums over these channels")
     return [axes[letter] for letter in wanted]
 
 
@@ -72,10 +69,10 @@ def _attention(call: Call) -> Value:
     query, key, value = (call.axes(name) for name in ("query", "key", "value"))
     call.labels.unite(query[-1], key[-1], call.reason)
     if call.args.get("scale") is None:
-        call.lock([query[-1]], "the scale of the attention follows from this width; pass scale=… to make it prunable")
-    elif len(value[-1]) == len(query[-1]):  # usually one number in the module's code
+        call.lock([query[-1]], "the scale of the attention follows from this width; pass scale=… to cut it")
+    elif len(value[-1]) == len(query[-1]) and not call.editable:  # usually one number in the module's code
         call.labels.unite(query[-1], value[-1], call.reason)
-    call.lock([query[-2], key[-2], value[-2]], f"{call.node.target} mixes these channels")
+    call.lock([query[-2], key[-2], value[-2]], "it uses these channels as positions")
     if call.args.get("enable_gqa"):
         key, value = (
             [*axes[:-3], np.repeat(axes[-3], len(query[-3]) // len(axes[-3])), *axes[-2:]] for axes in (key, value)

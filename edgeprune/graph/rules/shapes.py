@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import fx
 
 from edgeprune.graph.labels import NONE, Axes, Axis, has_labels, none
-from edgeprune.graph.rules.base import Call, Value, rule, shape_of, unknown
+from edgeprune.graph.rules.base import Call, Value, broadcast, rule, shape_of, unknown
+
+IN_SPACE = "it uses these channels as positions in space; permute the channels to dimension 1"
 
 
 @rule("cat", "concat", "concatenate")
@@ -51,10 +54,12 @@ def _split(call: Call) -> Value:
     dim = call.dim("dim", len(source))
     sizes = [value.shape[dim] for value in call.node.meta["val"]]
     starts = np.cumsum([0, *sizes])
-    results = []
+    results: list[Axes] = []
     for start, size in zip(starts.tolist(), sizes, strict=False):
         part = list(source)
         part[dim] = _window(call, source[dim], start, size)
+        if call.editable:  # every split is spelled with sizes there
+            call.sized("split_sizes", len(results), part[dim])
         results.append(part)
     return results
 
@@ -72,8 +77,11 @@ def _slice(call: Call) -> Value:
     result = list(source)
     if step == 1:
         result[dim] = _window(call, source[dim], start, stop - start)
+        if call.editable and (start, stop) != (0, size):
+            call.sized("start", None, source[dim][:start])
+            call.sized(*("length", None, result[dim]) if "length" in call.args else ("end", None, source[dim][:stop]))
     else:
-        call.labels.lock(source[dim].tolist(), f"{call.node.target} takes channels with a stride")
+        call.labels.lock(source[dim].tolist(), "it takes every n-th channel; take the first ones instead")
         result[dim] = source[dim][start:stop:step]
     return result
 
@@ -82,12 +90,17 @@ def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
     """A contiguous part of an axis. Equal parts that tile the axis are tied, so that `chunk` stays right after a cut."""
     if size == len(axis):
         return axis
-    if has_labels(axis):
+    if has_labels(axis) and not call.editable:
         if size > 1 and len(axis) % size == 0 and start % size == 0:
             for ties in axis.reshape(-1, size).T:
                 call.labels.tie(ties.tolist(), call.reason)
         else:
-            call.labels.lock(axis.tolist(), f"{call.node.target} takes channels {start} to {start + size} by index")
+            call.labels.lock(
+                axis.tolist(),
+                f"it takes channels {start} to {start + size - 1} by number; use chunk, with parts of equal size",
+            )
+    if call.editable and size == 1:  # it may be repeated, as along other channels
+        call.lock([axis[start : start + 1]], "one channel is taken by its number")
     return axis[start : start + size]
 
 
@@ -95,7 +108,12 @@ def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
 def _select(call: Call) -> Value:
     source = call.axes("self")
     dim = call.dim("dim", len(source))
-    call.labels.lock(source[dim].tolist(), f"{call.node.target} takes a channel by index")
+    taken = source[dim]
+    if call.editable and call.name == "select":
+        index = int(call.args["index"]) % len(taken)
+        call.sized("index", None, taken[:index])
+        taken = taken[index : index + 1]
+    call.labels.lock(taken.tolist(), "it takes a channel by its number; use chunk, with parts of equal size")
     part = source[:dim] + source[dim + 1 :]
     return part if call.name == "select" else [part] * len(source[dim])
 
@@ -115,7 +133,7 @@ def _rearranged(call: Call) -> Value:
             *range(len(source))
         ]
         rank = 1
-    call.lock([source[dim] for dim in given], f"{call.node.target} takes channels by index")
+    call.lock([source[dim] for dim in given], "it takes or moves channels by number")
     for dim in sorted(given, reverse=True):
         source[dim : dim + 1] = [none(size) for size in call.shape[dim : dim + rank]]
     return source
@@ -131,7 +149,9 @@ def _pad(call: Call) -> Value:
         before, after = amounts[2 * i], amounts[2 * i + 1]
         dim = len(result) - 1 - i
         if (before or after) and has_labels(result[dim]) and (not constant or before < 0 or after < 0):
-            call.labels.lock(result[dim].tolist(), f"{call.node.target} copies or crops channels by index")
+            call.labels.lock(
+                result[dim].tolist(), "it copies or crops channels by number; pad with zeros, or in space only"
+            )
             result[dim] = none(call.shape[dim])
         else:
             result[dim] = np.concatenate([none(max(before, 0)), result[dim], none(max(after, 0))])
@@ -149,6 +169,11 @@ def _reshape(call: Call) -> Value:
         axes = _regroup(call, [source[i] for i in ins], [call.shape[dims[o]] for o in outs])
         for o, axis in zip(outs, axes, strict=True):
             result[dims[o]] = axis
+    argument = {"reshape": "shape", "unflatten": "sizes"}.get(call.name) if call.editable else None
+    if argument is not None:
+        first = call.dim("dim", len(call.axes("self"))) if call.name == "unflatten" else 0
+        for place in range(len(call.args[argument])):
+            call.sized(argument, place, result[first + place])
     return result
 
 
@@ -177,16 +202,16 @@ def _regroup(call: Call, axes: list[Axis], sizes: list[int]) -> list[Axis]:
     """The labels of one run of a reshape: merged, split, both or unchanged."""
     if len(axes) == len(sizes) == 1:
         return axes
-    return _split_axis(call, _merged(call, axes).reshape(sizes))
+    return split_axis(call, merged(call, axes).reshape(sizes))
 
 
-def _merged(call: Call, axes: list[Axis]) -> Axis:
+def merged(call: Call, axes: list[Axis]) -> Axis:
     """The labels of dimensions merged into one. Where several hold channels, the labels are products."""
     labelled = [axis for axis in axes if has_labels(axis)]
     if not labelled:
         return none(math.prod(map(len, axes)))
     if any((axis == NONE).any() for axis in labelled):
-        call.lock(labelled, f"{call.node.target} merges channels with indices that cannot be cut")
+        call.lock(labelled, "it merges channels with others that cannot be cut")
         return none(math.prod(map(len, axes)))
     grid = np.meshgrid(*axes, indexing="ij")
     own: list[Axis] = [part.reshape(-1) for part, axis in zip(grid, axes, strict=True) if has_labels(axis)]
@@ -198,11 +223,11 @@ def _merged(call: Call, axes: list[Axis]) -> Axis:
     return made
 
 
-def _split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
+def split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
     """Split a grid of labels into the labels of its dimensions.
 
-    If labels differ along one dimension only, that dimension takes them. Otherwise each dimension gets new labels, and the
-    labels of the grid become their products.
+    If labels differ along one dimension only, that dimension takes them. If they are products of two axes already, one of
+    these is split further. Otherwise each dimension gets new labels, and the labels of the grid become their products.
     """
     roots = call.labels.roots(grid.reshape(-1)).reshape(grid.shape)
     shape = grid.shape
@@ -210,12 +235,20 @@ def _split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
         rows = np.moveaxis(roots, dim, 0).reshape(shape[dim], -1)
         if (rows == rows[:, :1]).all():
             return [rows[:, 0].copy() if d == dim else none(size) for d, size in enumerate(shape)]
-    if (roots == NONE).any():
-        call.lock([grid.reshape(-1)])
-        return [none(size) for size in shape]
+    known = call.labels.product(grid.reshape(-1)) if grid.ndim == 2 else None
+    if known is not None and len(known[0]) % shape[0] == 0:
+        first, rest = split_axis(call, known[0].reshape(shape[0], -1))
+        return [first, merged(call, [rest, known[1]])]
+    if known is not None and shape[0] % len(known[0]) == 0:
+        rest, last = split_axis(call, known[1].reshape(-1, shape[1]))
+        return [merged(call, [known[0], rest]), last]
     parts = [call.labels.fresh(size) for size in shape]
     for place, label in np.ndenumerate(grid):
-        call.labels.divide(int(label), tuple(int(part[i]) for part, i in zip(parts, place, strict=True)))
+        factors = tuple(int(part[i]) for part, i in zip(parts, place, strict=True))
+        if label == NONE:
+            call.labels.lock(factors, call.reason)
+        else:
+            call.labels.divide(int(label), factors)
     return parts
 
 
@@ -248,6 +281,11 @@ def _movedim(call: Call) -> Value:
 @rule("repeat", "tile")
 def _repeat(call: Call) -> Value:
     source = [none(1)] * (len(call.shape) - len(call.axes("self"))) + call.axes("self")
+    if call.editable and call.name == "repeat":
+        return [
+            _copies(call, "repeats", dim) if len(axis) == 1 else np.tile(axis, call.shape[dim] // len(axis))
+            for dim, axis in enumerate(source)
+        ]
     return [np.tile(axis, size // len(axis)) for axis, size in zip(source, call.shape, strict=True)]
 
 
@@ -264,19 +302,39 @@ def _repeat_interleave(call: Call) -> Value:
 @rule("expand", "expand_as")
 def _expand(call: Call) -> Value:
     source = call.axes("self")
-    offset = len(call.shape) - len(source)
-    result = [none(size) for size in call.shape]
-    for dim, axis in enumerate(source, start=offset):
+    source = [none(1)] * (len(call.shape) - len(source)) + source
+    other = call.axes("other") if call.name == "expand_as" else None
+    result = []
+    for dim, axis in enumerate(source):
         if len(axis) == call.shape[dim]:
-            result[dim] = axis
+            result.append(axis)
+        elif other is not None:
+            result.append(other[dim])
+        else:
+            result.append(_copies(call, "size", dim))
     return result
+
+
+def _copies(call: Call, argument: str, dim: int) -> Axis:
+    """The labels of equal entries along a dimension of the result. Any of them can be removed if their number can change."""
+    size = call.shape[dim]
+    if not call.editable or size == 1 or isinstance(call.args[argument][dim], fx.Node):
+        return none(size)
+    made = call.labels.fresh(size)
+    call.sized(argument, dim, made)
+    return made
+
+
+@rule("ones", "zeros", "full", "new_empty", "new_full", "new_ones", "new_zeros")
+def _constant(call: Call) -> Value:
+    return [_copies(call, "size", dim) for dim in range(len(call.shape))]
 
 
 @rule("pixel_shuffle")
 def _pixel_shuffle(call: Call) -> Value:
     """r² channels become the r × r pixels of one channel, so they are cut together."""
     *batch, channels, rows, columns = call.axes("self")
-    call.lock([rows, columns])
+    call.lock([rows, columns], IN_SPACE)
     made = channels.reshape(-1, int(call.args["upscale_factor"]) ** 2)
     for ties in made:
         call.labels.tie(ties.tolist(), call.reason)
@@ -286,7 +344,7 @@ def _pixel_shuffle(call: Call) -> Value:
 @rule("pixel_unshuffle")
 def _pixel_unshuffle(call: Call) -> Value:
     *batch, channels, rows, columns = call.axes("self")
-    call.lock([rows, columns])
+    call.lock([rows, columns], IN_SPACE)
     made = np.repeat(channels, int(call.args["downscale_factor"]) ** 2)
     return [*batch, made, *(none(size) for size in call.shape[-2:])]
 
@@ -294,24 +352,61 @@ def _pixel_unshuffle(call: Call) -> Value:
 @rule("channel_shuffle", "native_channel_shuffle")
 def _channel_shuffle(call: Call) -> Value:
     source = list(call.axes("self" if "self" in call.args else "input"))
-    groups, own = _split_axis(call, source[1].reshape(int(call.args["groups"]), -1))
-    call.lock([groups], f"{call.node.target} has a fixed number of groups")
-    source[1] = _merged(call, [own, groups])
+    groups, own = split_axis(call, source[1].reshape(int(call.args["groups"]), -1))
+    call.lock([groups], "its number of groups is fixed")
+    source[1] = merged(call, [own, groups])
     return source
 
 
 @rule("im2col")
 def _im2col(call: Call) -> Value:
     *batch, channels, rows, columns = call.axes("self")
-    call.lock([rows, columns])
+    call.lock([rows, columns], IN_SPACE)
     return [*batch, np.repeat(channels, math.prod(call.args["kernel_size"])), none(call.shape[-1])]
+
+
+@rule("col2im")
+def _col2im(call: Call) -> Value:
+    """Each window of a channel comes from as many rows, so they are cut together."""
+    *batch, rows, places = call.axes("self")
+    call.lock([places], IN_SPACE)
+    windows = rows.reshape(-1, math.prod(call.args["kernel_size"]))
+    for ties in windows:
+        call.labels.tie(ties.tolist(), call.reason)
+    return [*batch, windows[:, 0].copy(), *(none(size) for size in call.shape[-2:])]
+
+
+@rule("slice_scatter", "select_scatter")
+def _scatter(call: Call) -> Value:
+    """A part of a tensor is replaced. Its other dimensions are aligned."""
+    source, given = list(call.axes("self")), list(call.axes("src"))
+    dim = call.dim("dim", len(source))
+    if call.name == "select_scatter":
+        given.insert(dim, none(1))
+    if len(given[dim]) < len(source[dim]):
+        call.lock([source[dim], given[dim]], "it replaces channels by number")
+        given[dim] = none(len(source[dim]))
+    return broadcast(call, [source, given])
+
+
+@rule("index_put")
+def _index_put(call: Call) -> Value:
+    """Elements are replaced. The dimensions that are not indexed are aligned with the new values."""
+    source = call.axes("self")
+    given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
+    if len(given) != 1 or len(shape_of(call.args["indices"][given[0]])) != 1:
+        return unknown(call)
+    call.lock([source[given[0]]], "it replaces channels by number")
+    places = none(len(call.values[call.args["indices"][given[0]]][0]))
+    parts = [*source[: given[0]], places, *source[given[0] + 1 :]]
+    broadcast(call, [parts, call.axes("values")])
+    return source
 
 
 @rule("glu")
 def _glu(call: Call) -> Value:
     source = list(call.axes("self"))
     dim = call.dim("dim", len(source))
-    half = len(source[dim]) // 2
-    _window(call, source[dim], 0, half)
-    source[dim] = source[dim][:half]
+    halves = source[dim].reshape(2, -1)
+    source[dim] = call.labels.unite(halves[0], halves[1], call.reason)
     return source

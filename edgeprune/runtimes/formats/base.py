@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgeprune.graph.groups import first_units, make_recipe
 from edgeprune.graph.trace import called
+from edgeprune.network.computed import computed_constants
 from edgeprune.network.cut import sliced
 from edgeprune.network.folding import fold
 from edgeprune.network.survey import randomised
@@ -77,6 +78,7 @@ class Template(ABC):
         self._inputs, self._groups = inputs, groups
         self.exported = self.export(self._model, inputs, groups.folds)
         self._folded = fold(self._model, groups.folds)
+        self._computed = computed_constants(self._folded, inputs)
         self.slices = self._can_slice()
 
     def variant(self, widths: Widths) -> bytes:
@@ -89,18 +91,24 @@ class Template(ABC):
     def owners(self, layers: Sequence[Layer]) -> dict[str, str]:
         """Assign the nodes of the file to layers.
 
-        A node with a layer's weight belongs to that layer. Any other node, such as an activation, belongs to the last layer
-        before it. A node before the first layer belongs to none.
+        A node with a layer's weight belongs to that layer, at every call. If several layers share a weight, its first node
+        belongs to the first of them, and so on. Any other node, such as an activation, belongs to the last layer before it. A
+        node before the first layer belongs to none.
 
         Returns:
             `{name of a node in a profile: layer}`.
         """
-        by_weight = {layer.weight: layer.name for layer in layers}
+        sharing: dict[str, list[str]] = {}
+        for each in layers:
+            sharing.setdefault(each.weight, []).append(each.name)
         order = {layer.name: i for i, layer in enumerate(layers)}
         owner: dict[Hashable, str] = {}
         names: dict[str, str] = {}
         for node in self.nodes():
-            own = next((by_weight[parameter] for parameter in node.parameters if parameter in by_weight), None)
+            weight = next((parameter for parameter in node.parameters if parameter in sharing), None)
+            own = sharing[weight][0] if weight is not None else None
+            if weight is not None and len(sharing[weight]) > 1:
+                del sharing[weight][0]
             before = [owner[name] for name in node.inputs if name in owner]
             layer = own or max(before, key=order.__getitem__, default=None)
             if layer is not None:
@@ -168,9 +176,17 @@ class Template(ABC):
 
 
 class Origins:
-    """Identifies the parameter of a constant by its values, in any dimension order that exporters use."""
+    """Identifies the parameter of a constant by its values, in any dimension order that exporters use.
 
-    def __init__(self, folded: nn.Module) -> None:
+    A constant that the network computes from parameters comes from the largest of them. It is not sliced.
+
+    Args:
+        folded: The exported network.
+        computed: The constants that it computes from parameters, see `computed_constants`.
+    """
+
+    def __init__(self, folded: nn.Module, computed: Sequence[tuple[str, Tensor]] = ()) -> None:
+        self._computed = [(name, tensor.detach().numpy()) for name, tensor in computed]
         self._known: dict[tuple[tuple[int, ...], bytes], tuple[str, tuple[int, ...]]] = {}
         for name, tensor in [*folded.named_parameters(), *folded.named_buffers()]:
             array = tensor.detach().numpy()
@@ -181,9 +197,12 @@ class Origins:
 
     def find(self, value: np.ndarray) -> Origin | None:
         """The origin of a constant, or None if it is no parameter of the network."""
-        known = self._known.get(_key(value)) if value.size else None
-        if known is None:
+        if not value.size:
             return None
+        known = self._known.get(_key(value))
+        if known is None:
+            name = next((name for name, array in self._computed if _equal(array, value)), None)
+            return None if name is None else Origin(name, (None,) * value.ndim, float(value.std()) or 1.0)
         left = iter(known[1])
         dims = tuple(None if size == 1 else next(left) for size in value.shape)
         return Origin(known[0], dims, float(value.std()) or 1.0)
@@ -210,8 +229,23 @@ def _repeated(shape: tuple[int, ...], spread: float) -> np.ndarray:
     return np.resize(numbers, shape)
 
 
+def _equal(computed: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a constant is a computed one, which an exporter may compute with another rounding, in any order."""
+    if sorted(_squeezed(computed)) != sorted(_squeezed(value)) or computed.ndim < 2:
+        return False
+    turned = (computed.transpose(order) for order in _orders(computed.ndim))
+    return any(
+        _squeezed(array) == _squeezed(value) and np.allclose(array.reshape(value.shape), value, rtol=1e-3, atol=1e-5)
+        for array in turned
+    )
+
+
+def _squeezed(array: np.ndarray) -> tuple[int, ...]:
+    return tuple(size for size in array.shape if size != 1)
+
+
 def _key(value: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    return tuple(size for size in value.shape if size != 1), value.tobytes()
+    return _squeezed(value), value.tobytes()
 
 
 def _orders(ndim: int) -> Iterator[tuple[int, ...]]:

@@ -34,7 +34,7 @@ class OnnxTemplate(Template):
         """The exported file, parsed."""
         if self._proto is None:
             self._proto = onnx.load_from_string(self.exported)
-            origins = Origins(self._folded)
+            origins = Origins(self._folded, self._computed)
             self._weights = {t.name: onnx.numpy_helper.to_array(t) for t in self._proto.graph.initializer}
             found = {name: origins.find(value) for name, value in self._weights.items()}
             self.origins = {name: origin for name, origin in found.items() if origin is not None}
@@ -80,17 +80,18 @@ class OnnxTemplate(Template):
         """See `Template.sliced`."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._bare)
-        outputs: dict[str, tuple[int, int]] = {}
         for name, value in self._weights.items():
             origin = self.origins.get(name)
             if origin is not None:
                 cut = origin.patterned(value, kept) if filled else origin.take(value, kept)
-                outputs[name] = value.shape[0] if value.ndim else 1, cut.shape[0] if cut.ndim else 1
             else:
                 cut = pattern(value) if filled else value
             proto.graph.initializer.append(onnx.numpy_helper.from_array(cut, name))
+        grouped = {layer.weight: layer for layer in self._groups.layers if layer.per_group is not None}
         for node in proto.graph.node:
-            _regroup(node, outputs)
+            origin = self.origins.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
+            if origin is not None and origin.parameter in grouped:
+                _regroup(node, grouped[origin.parameter].convolution_groups(widths))
         return bytes(proto.SerializeToString())
 
     @staticmethod
@@ -131,14 +132,11 @@ def _simplified(file: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _regroup(node: onnx.NodeProto, outputs: Mapping[str, tuple[int, int]]) -> None:
-    """Update the number of groups of a convolution. Each group keeps its channels, so it shrinks with the outputs."""
-    if node.op_type != "Conv" or node.input[1] not in outputs:
-        return
-    before, after = outputs[node.input[1]]
+def _regroup(node: onnx.NodeProto, groups: int) -> None:
+    """Set the number of groups of a convolution."""
     for attribute in node.attribute:
-        if attribute.name == "group" and attribute.i > 1:
-            attribute.i = attribute.i * after // before
+        if attribute.name == "group":
+            attribute.i = groups
 
 
 def _same(first: onnx.ModelProto, second: onnx.ModelProto) -> bool:

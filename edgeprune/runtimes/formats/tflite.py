@@ -33,9 +33,11 @@ class TfliteTemplate(Template):
         with torch.no_grad(), silenced(), tempfile.TemporaryDirectory() as scratch:
             try:
                 import litert_torch
+                from litert_torch.fx_infra import decomp
             except ImportError as error:
                 raise RuntimeMissing("litert-torch is not installed; pip install 'edgeprune[tflite]'") from error
             path = Path(scratch) / "model.tflite"
+            decomp.add_pre_convert_decomp(torch.ops.aten.pow.Tensor_Scalar, _power)
             try:
                 litert_torch.convert(model, inputs).export(str(path))
             except Exception as error:
@@ -46,7 +48,7 @@ class TfliteTemplate(Template):
     def origins(self) -> dict[int, Origin]:
         """The origin of each constant, by tensor number."""
         if self._origins is None:
-            model, origins = flatbuffer.read(self.exported), Origins(self._folded)
+            model, origins = flatbuffer.read(self.exported), Origins(self._folded, self._computed)
             found = {
                 i: origins.find(value) for i, value in flatbuffer.constants(model).items() if value.dtype == np.float32
             }
@@ -89,16 +91,18 @@ class TfliteTemplate(Template):
     def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
         """See `Template.sliced`."""
         model = flatbuffer.read(self.exported)
-        constants, subgraph = flatbuffer.constants(model), model.subgraphs[0]
+        constants = flatbuffer.constants(model)
+        layers = {layer.weight: layer for layer in self._groups.layers}
         for i, origin in self.origins.items():
             if filled or origin.parameter in kept:
                 take = origin.patterned if filled else origin.take
                 flatbuffer.store(model, i, take(constants[i], kept))
         for number, (name, operator) in enumerate(flatbuffer.operators(model)):
-            if name.endswith("DEPTHWISE_CONV_2D"):
-                source, weight = subgraph.tensors[operator.inputs[0]], subgraph.tensors[operator.inputs[1]]
-                if source.shape[3] == 1:  # of one channel; with more, each keeps its number of outputs
-                    operator.builtinOptions.depthMultiplier = int(weight.shape[3])
+            filters = self.origins.get(operator.inputs[1]) if name.endswith(":DEPTHWISE_CONV_2D") else None
+            if filters is not None and filters.parameter in layers:
+                layer = layers[filters.parameter]
+                multiplier = layer.outputs.size(widths) // layer.convolution_groups(widths)
+                operator.builtinOptions.depthMultiplier = multiplier
             if number in self._derived:
                 shape = constants[operator.inputs[1]].copy()
                 for position, span in self._derived[number].items():
@@ -150,6 +154,22 @@ class TfliteTemplate(Template):
             if list(changed.values()).count(None) == 1:
                 found[number] = changed
         return found
+
+
+def _power(x: Tensor, exponent: float) -> Any:
+    """Common powers as other operators: TFLite has no power of tensors with more than four dimensions."""
+    match exponent:
+        case 2:
+            return x * x
+        case 3:
+            return x * x * x
+        case 0.5:
+            return x.sqrt()
+        case -0.5:
+            return x.rsqrt()
+        case -1:
+            return x.reciprocal()
+    return NotImplemented
 
 
 def _sizes(layer: Layer, groups: Groups) -> set[Span]:

@@ -1,0 +1,32 @@
+"""Where in the user's code something happens: the file's name and the line, never a path of this machine."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import fx
+
+LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def of_call(node: fx.Node) -> str:
+    """The line that calls an operator: `net.py:31`. If no code of the user is known, the module: `module encoder.0`."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+    return _innermost((path, int(line)) for path, line in frames) or (f"module {modules[-1]}" if modules else "")
+
+
+def of_error(error: BaseException) -> str:
+    """The line of the user's code that raises an error; "" if there is none."""
+    return _innermost((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _innermost(frames: Iterable[tuple[str, int]]) -> str:
+    """The last frame that is not in torch and not in edgeprune."""
+    own = [(path, line) for path, line in frames if not path.startswith(LIBRARIES)]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
