@@ -6,7 +6,20 @@ from collections.abc import Callable
 
 from nets import NETS, inputs_of
 
-from zoo import attention, control, dense, generation, hf_images, hf_sequences, hf_texts, images, mobile, series, sound
+from zoo import (
+    attention,
+    control,
+    dense,
+    detection,
+    generation,
+    hf_images,
+    hf_sequences,
+    hf_texts,
+    images,
+    mobile,
+    series,
+    sound,
+)
 from zoo.making import Made
 
 STRUCTURES = {
@@ -45,6 +58,7 @@ ZOO: dict[str, Callable[[], Made]] = {
     **mobile.ENTRIES,
     **attention.ENTRIES,
     **dense.ENTRIES,
+    **detection.ENTRIES,
     **generation.ENTRIES,
     **sound.ENTRIES,
     **series.ENTRIES,
