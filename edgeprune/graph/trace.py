@@ -11,10 +11,13 @@ Prior art: DepGraph (Fang et al., CVPR 2023) derives groups from module types an
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,8 +103,7 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence
     """
     model = called(model, inputs)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's, about its own handling of recurrent layers
+        with exporting():
             program = torch.export.export(model, inputs)
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         raise UsageError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
@@ -122,6 +124,19 @@ def collected(traced: Trace, graph: fx.Graph, patterns: Sequence[str], folds: tu
         unknown_operators=tuple(traced.unknown),
         operators=sum(node.op == "call_function" for node in graph.nodes),
     )
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """A context for torch's exporters. They print warnings, their graph, and their errors beside the exception."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
