@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import CutError, first_line
 from edgeprune.graph.rules import bind
-from edgeprune.graph.trace import Trace, canonical_names, collected, propagate
+from edgeprune.graph.trace import Trace, canonical_names, collected, exporting, propagate
 from edgeprune.records import Groups, Recipe
 
 TOLERANCE = 1e-4  # of the largest output
@@ -83,8 +83,7 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork:
     for tensor in doubled:
         shapes[tensor] = {0: Dim.AUTO}
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with exporting():
             program = torch.export.export(copy.deepcopy(model), doubled, dynamic_shapes=shapes)
             module: Any = program.module(check_guards=False)
     except Exception as error:  # the exporter raises many types, all of them about the user's model
@@ -95,7 +94,7 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork:
     _follow_training(network.graph)
     network.recompile()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with exporting(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             FakeTensorProp(network, mode).propagate(*inputs)
     except Exception as error:  # the graph's own code, which the batch size of the example inputs does not fit
         raise CutError(f"the exported graph does not take these inputs: {first_line(error)}") from error
