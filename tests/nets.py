@@ -120,6 +120,25 @@ class Grouped(nn.Module):
         return self.head(F.silu(self.norm(self.g(self.a(x)))))
 
 
+class Bottlenecks(nn.Module):
+    """ResNeXt's block, a depthwise convolution with a multiplier, and ShuffleNet's units with a shuffle between groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 16)
+        self.a, self.b, self.c = conv(16, 16, 1), conv(16, 24, groups=4), conv(24, 16, 1)
+        self.multiplied = nn.Conv2d(16, 48, 3, padding=1, groups=16)
+        self.first, self.second = conv(48, 24, 1, groups=2), conv(24, 16, 1, groups=2)
+        self.head = Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.c(self.b(self.a(x)))
+        x = self.first(F.relu(self.multiplied(x)))
+        n, c, h, w = x.shape
+        return self.head(self.second(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)))
+
+
 class SqueezeExcite(nn.Module):
     """A gate computed from the channel means multiplies the channels."""
 
@@ -478,7 +497,21 @@ NETS: dict[str, type[nn.Module]] = {
     net.__name__: net
     for net in (
         *(Plain, Residual, OptionA, Concat, Chunk, Depthwise, Grouped, SqueezeExcite, Shuffle, HardCoded, Normalised),
-        *(NoRule, Shared, Blocks, Encoder, Packed, Layers, ShuffleUnit, C2f, UNet, PixelShuffle, Gated, Recurrent),
+        *(
+            Bottlenecks,
+            NoRule,
+            Shared,
+            Blocks,
+            Encoder,
+            Packed,
+            Layers,
+            ShuffleUnit,
+            C2f,
+            UNet,
+            PixelShuffle,
+            Gated,
+            Recurrent,
+        ),
         *(Transposed, Tokens),
     )
 }

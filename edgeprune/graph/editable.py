@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import CutError, first_line
+from edgeprune.graph import regions
 from edgeprune.graph.rules import bind
 from edgeprune.graph.trace import Trace, canonical_names, collected, exporting, propagate
 from edgeprune.records import Groups, Recipe
@@ -86,6 +87,7 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork:
         with exporting():
             program = torch.export.export(copy.deepcopy(model), doubled, dynamic_shapes=shapes)
             module: Any = program.module(check_guards=False)
+            regions.inline(module)
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         raise CutError(f"the model has no graph for any batch size: {first_line(error)}") from error
     network = GraphNetwork(module, module.graph)

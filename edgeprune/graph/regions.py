@@ -31,20 +31,20 @@ def inline(module: fx.GraphModule, constants: Mapping[str, Tensor] | None = None
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, HigherOrderOperator):
             continue
-        names = [arg.target for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
-        regions = [getattr(module, str(name), None) for name in names]
-        if not regions or not all(isinstance(region, fx.GraphModule) for region in regions):
+        names = [str(arg.target) for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
+        regions = [region for name in names if isinstance(region := getattr(module, name, None), fx.GraphModule)]
+        if len(regions) < len(names):
             continue
         for region in regions:
             inline(region, constants)
         with graph.inserting_before(node):
-            if node.target.name() == "cond":
+            if str(node.target) == "cond":
                 made = _selected(graph, node, regions, constants or {})
             elif len(regions) == 1:
                 made = _copied(graph, regions[0], _given(node))
             else:
                 continue
-            if node.target.name() == "wrap_with_set_grad_enabled" and not node.args[0]:
+            if str(node.target) == "wrap_with_set_grad_enabled" and not node.args[0]:
                 made = map_arg(made, lambda out: _called(graph, torch.ops.aten.detach.default, out))
         _replace(graph, node, made)
 
@@ -67,7 +67,9 @@ def _copied(graph: fx.Graph, region: fx.GraphModule, given: Sequence[Any]) -> An
     raise AssertionError("a graph has an output")
 
 
-def _selected(graph: fx.Graph, node: fx.Node, regions: Sequence[fx.GraphModule], constants: Mapping[str, Tensor]) -> Any:
+def _selected(
+    graph: fx.Graph, node: fx.Node, regions: Sequence[fx.GraphModule], constants: Mapping[str, Tensor]
+) -> Any:
     """The outputs of a condition's branches, joined by a selection. The branch of a constant condition, alone."""
     condition, _, _, given = node.args
     known = constants.get(_origin(condition).name) if isinstance(condition, fx.Node) else condition

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgeprune.graph.groups import first_units, make_recipe
 from edgeprune.network.attention import opened
-from edgeprune.network.cut import sliced
+from edgeprune.network.cut import formed, sliced
 from edgeprune.network.outputs import tensors
 from edgeprune.network.survey import randomised, survey
 from edgeprune.runtimes.base import silenced
@@ -60,6 +60,7 @@ def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(kind: str
         pytest.importorskip("litert_torch")
     model, inputs = opened(NETS[name]()), inputs_of(name)
     groups = survey(model, inputs)
+    model = formed(model, groups, inputs)
     template = FORMATS[kind](model, inputs, groups)
     assert template.slices or name not in (SLICED if kind == "onnx" else TFLITE)
     widths = groups.full() | {group.name: max(1, group.width // 2) for group in groups.free}

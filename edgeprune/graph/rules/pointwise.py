@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from edgeprune.graph.labels import none
+from edgeprune.graph.labels import Axes, none
 from edgeprune.graph.rules.base import Call, Value, broadcast, rule
 
 ELEMENTWISE = """
@@ -26,7 +26,7 @@ def _elementwise(call: Call) -> Value:
 
 
 @rule("mean", "sum", "amax", "amin", "prod", "argmax", "var", "std", "norm", "linalg_vector_norm", "logsumexp")
-def _reduce(call: Call) -> Value:
+def _reduce(call: Call) -> Axes:
     """A channel that is zero changes neither a sum nor a norm. So a cut equals masking, and nothing is locked."""
     source = call.axes("self")
     given = call.args.get("dim")
@@ -42,7 +42,7 @@ def _reduce(call: Call) -> Value:
 @rule("var_mean", "std_mean")
 def _moments(call: Call) -> Value:
     found = _reduce(call)
-    return [found, found]  # type: ignore[list-item]
+    return [found, found]
 
 
 _CHANGED = "its result over these channels depends on their number or on a zero among them; a sum or a norm does not"
@@ -67,7 +67,7 @@ def _extreme(call: Call) -> Value:
     if "other" in call.args:
         return _elementwise(call)
     found = _reduce(call)
-    return found if isinstance(call.node.meta["val"], torch.Tensor) else [found, found]  # type: ignore[return-value]
+    return found if isinstance(call.node.meta["val"], torch.Tensor) else [found, found]
 
 
 @rule("type_as", "to", "_to_copy")
