@@ -26,8 +26,8 @@ demo: .venv/.installed ## prune the digits network to half its latency
 test: .venv/.installed ## run the tests, except the slow ones
 	@$(BIN)/python -m pytest -m "not slow" $(SHARED)
 
-test-slow: .venv/.installed ## run the slow tests
-	@$(BIN)/python -m pytest -m slow $(SHARED)
+test-slow: .venv/.installed ## run the slow tests, of TESTS if given
+	@$(BIN)/python -m pytest -m slow $(SHARED) $(TESTS)
 
 test-board: .venv/.installed ## run the tests on the virtual board (needs qemu)
 	@$(BIN)/python -m pytest tests/board

@@ -33,6 +33,7 @@ import copy
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -490,4 +491,5 @@ if __name__ == "__main__":
     try:
         main()
     except EdgepruneError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
