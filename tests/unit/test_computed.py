@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize
 
+from edgeprune.errors import UsageError
 from edgeprune.graph.groups import make_recipe
+from edgeprune.graph.trace import trace
+from edgeprune.latency.fit import draft
 from edgeprune.network import weights
 from edgeprune.network.computed import baked
 from edgeprune.network.cut import cut
 from edgeprune.network.survey import survey
+from edgeprune.records import Device, Experiment, Profile, Run, Samples
+from edgeprune.runtimes.formats import FORMATS
 
 
 def normed(layer: nn.Module) -> nn.Module:
@@ -205,3 +210,84 @@ def test_the_convolutions_of_a_vocoder_are_layers() -> None:
     assert {layer.name for layer in groups.layers} == {"a", "b", "places", "up", "out"}
     assert "up" in {g.name for g in groups.free} and len({g.name.partition(":")[0] for g in groups.free}) == 2
     assert all(slot.dim < 2 for group in groups.groups for slot in group.slots)
+
+
+# ---------------------------------------------------------------------- weights that a model's own forward computes
+
+
+class Thin(nn.Module):
+    """A linear layer whose weight is a product of two matrices."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.tall, self.thin = nn.Parameter(torch.randn(outputs, rank)), nn.Parameter(torch.randn(rank, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.tall @ self.thin)
+
+
+class Written(nn.Module):
+    """Weight standardisation in a module that is no convolution of torch, and a weight that depends on an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.next = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(6, 10, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(6, 8, 3, 3))
+        self.thin, self.mix, self.last = Thin(10, 12, 4), nn.Parameter(torch.randn(12, 12)), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.mean()
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
+        x = F.conv2d(self.stem(x).relu(), (self.weight - mean) / (variance + 1e-5).sqrt(), padding=1).relu()
+        x = self.thin(self.next(x).relu().mean((2, 3))).relu()
+        return self.last(F.linear(x, self.mix * scale))
+
+
+def test_a_weight_that_a_model_computes_belongs_to_a_layer() -> None:
+    """It has the name of the largest parameter. Positions of a kernel and the rank of a product are no groups."""
+    torch.manual_seed(0)
+    groups = survey(Written(), image())
+    assert [layer.name for layer in groups.layers] == ["stem", "weight", "next", "thin", "last"]
+    free = {group.name: group.width for group in groups.free}
+    assert sorted(free.values()) == [6, 10, 12, 12] and free["weight"] == 6
+    locked = {group.name: group.locked for group in groups.groups if group.locked}
+    assert "var_mean" in str(locked.pop("stem")) and set(locked) == {"last"}
+
+
+def test_statistics_that_a_batch_norm_takes_in_eval_mode_lock_the_channels_they_are_taken_over() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.weight, self.last = nn.Linear(4, 8), nn.Parameter(torch.randn(6, 8)), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = F.batch_norm(self.weight[None], None, None, training=True).squeeze(0)
+            return self.last(F.linear(self.stem(x).relu(), rows).relu())
+
+    groups = survey(Functional(), (torch.randn(3, 4),))
+    assert [group.name for group in groups.free] == ["weight"]
+    assert "statistics over these" in str(next(group for group in groups.groups if group.name == "stem").locked)
+
+
+def test_the_exported_constant_of_a_computed_weight_belongs_to_its_layer() -> None:
+    torch.manual_seed(0)
+    model = Written().eval()
+    groups = survey(model, image())
+    template = FORMATS["onnx"](model, image(), groups)
+    assert {"stem", "weight", "next", "thin", "last"} == set(template.owners(groups.layers).values())
+
+
+def test_a_network_without_layers_is_an_error() -> None:
+    class Gates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[..., None] * self.gate).tanh().sum(-1)
+
+    groups = trace(Gates(), (torch.randn(2, 3),))
+    experiments = tuple(Experiment("anchor", i, {}, Samples((Run((i + 1,), 1),))) for i in range(6))
+    device = Device("x86_64", "synthetic", 1, "none", "none", "0", "boot")
+    with pytest.raises(UsageError, match="no convolution, linear layer or matrix product"):
+        draft(groups, Profile("t", "m", groups.network, device, 1, "fp32", experiments))
