@@ -30,7 +30,7 @@ class Board:
         self, models: dict[Path, torch.nn.Module], medians: dict[Path, list[float]], error: float, memory: int
     ):
         self._models, self._medians, self._error, self._memory = models, medians, error, memory
-        self.rounds = 0
+        self.rounds = self.timed = self.computed = 0  # the last two count models
         self.discarded = 0
         facts = {
             "machine": "m",
@@ -47,12 +47,14 @@ class Board:
         return latency_ns
 
     def outputs(self, model: Path, stacked: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+        self.computed += 1
         with torch.no_grad():
             rows = [self._models[model](torch.from_numpy(sample)).numpy() for sample in stacked[0]]
         return [np.stack(rows) * (1 + self._error)]
 
     def time(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, runs: int = 5) -> list[Samples]:
         self.rounds += 1
+        self.timed += len(models)
         found = []
         for i, model in enumerate(models):
             medians = self._medians[model]
@@ -230,6 +232,18 @@ def test_the_same_artifact_is_decided_in_one_round(project: Path, tmp_path: Path
     one = Version(model, Artifact((file,), "a", "fake", "fp32", "source", 1), 100)
     found = verified(board, known, (one, one))
     assert found.outcome is Outcome.PASS and "latency_p90_ms" not in outcomes(found) and board.rounds == 1
+
+
+def test_an_artifact_that_is_its_own_original_is_measured_once(project: Path, tmp_path: Path) -> None:
+    known = toml.read_project(project)
+    model, file = build_model(known), tmp_path / "big"
+    file.write_bytes(b"x")
+    board = Board({file: model}, {file: [900.0]}, 0.0, 1000)
+    one = Version(model, Artifact((file,), "a", "fake", "fp32", "source", 1), 100)
+    times = timed(Timer(board, []), None, (one, one))  # type: ignore[arg-type]
+    found = verify(times, evaluation(known, "test"), board, (one, one), None, 0.0)  # type: ignore[arg-type]
+    assert found.outcome is Outcome.PASS and found.baseline == found.pruned
+    assert (board.timed, board.computed) == (1, 1)
 
 
 def test_outputs_that_are_not_finite_are_an_error(project: Path, tmp_path: Path) -> None:
