@@ -102,11 +102,7 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence
         UsageError: The model cannot be exported, or has a dynamic shape.
     """
     model = called(model, inputs)
-    try:
-        with exporting():
-            program = torch.export.export(model, inputs)
-    except Exception as error:  # the exporter raises many types, all of them about the user's model
-        raise UsageError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
+    program = exported(model, inputs)
     regions.inline(program.graph_module, _constants(program))
     traced = propagate(program.graph, _stored(program, canonical_names(model)))
     return collected(traced, program.graph, patterns, _folds(program, model, traced.parameters))
@@ -137,6 +133,19 @@ def exporting() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """Export a model. The exporter may leave its own tensors in it, see `called`.
+
+    Raises:
+        UsageError: The model cannot be exported.
+    """
+    try:
+        with exporting():
+            return torch.export.export(model, inputs)
+    except Exception as error:  # the exporter raises many types, all of them about the user's model
+        raise UsageError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
 
 
 def called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 
 import numpy as np
 import onnx
@@ -14,12 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError, first_line
+from edgeprune.graph import places
+from edgeprune.graph.trace import exported, exporting
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, pattern
 from edgeprune.runtimes.onnxruntime.device import quiet
 
-OPSET = 17
+# A file has the first of these opsets that has all of the model's operators. A runtime that reads a later one reads the first,
+# too, and an older runtime may read no other. Torch's exporter writes no later ones.
+OPSETS = 17, 18, 19, 20
+OPERATOR = re.compile(r"aten::(\w+)")
 
 
 class OnnxTemplate(Template):
@@ -46,24 +53,17 @@ class OnnxTemplate(Template):
     @staticmethod
     def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """See `Template.written`."""
-        with torch.no_grad():
-            outputs = len(tensors(model(*inputs)))
-            buffer = io.BytesIO()
+        try:
+            content = _at_lowest_opset(model, inputs)
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise _refusal(model, inputs, error) from error
+        except Exception:  # noqa: BLE001 - the user's code: a size is a tensor here, which no dictionary has as its key
+            graph = exported(copy.deepcopy(model), inputs).module(check_guards=False)
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the exporter warns about itself and about every traced constant
-                    torch.onnx.export(
-                        model,
-                        inputs,
-                        buffer,  # type: ignore[arg-type]
-                        dynamo=False,
-                        opset_version=OPSET,
-                        input_names=[f"input_{i}" for i in range(len(inputs))],
-                        output_names=[f"output_{i}" for i in range(outputs)],
-                    )
-            except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-                raise UsageError(f"the model cannot be exported to ONNX: {first_line(error)}") from error
-        return _simplified(buffer.getvalue())
+                content = _at_lowest_opset(torch.fx.GraphModule(graph, graph.graph), inputs)
+            except RuntimeError as error:
+                raise _refusal(model, inputs, error) from error
+        return _simplified(content)
 
     @staticmethod
     def operators(file: bytes) -> int:
@@ -106,6 +106,43 @@ class OnnxTemplate(Template):
     def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
         """See `Template.agrees`."""
         return _same(onnx.load_from_string(self.sliced(kept, widths)), onnx.load_from_string(exported))
+
+
+def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    """The model as torch's exporter writes it."""
+    with torch.no_grad():
+        outputs = len(tensors(model.eval()(*inputs)))
+    for opset in OPSETS:
+        buffer = io.BytesIO()
+        try:
+            with exporting(), redirect_stdout(io.StringIO()):
+                torch.onnx.export(
+                    model,
+                    inputs,
+                    buffer,  # type: ignore[arg-type]
+                    dynamo=False,
+                    opset_version=opset,
+                    input_names=[f"input_{i}" for i in range(len(inputs))],
+                    output_names=[f"output_{i}" for i in range(outputs)],
+                )
+            break
+        except torch.onnx.errors.OnnxExporterError:
+            if opset == OPSETS[-1]:
+                raise
+    return buffer.getvalue()
+
+
+def _refusal(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> UsageError:
+    """What ONNX cannot express: the operator, and the line of the user's code that calls it."""
+    operator = OPERATOR.search(str(error))
+    if operator is None:
+        return UsageError(f"the model cannot be exported to ONNX: {type(error).__name__}: {first_line(error)}")
+    graph = exported(copy.deepcopy(model), inputs).graph
+    calls = (node for node in graph.nodes if getattr(node.target, "_opname", "") == operator[1])
+    place = next(filter(None, map(places.of_call, calls)), "the model")
+    return UsageError(
+        f"{place}: torch cannot write {operator[1]} as ONNX, up to opset {OPSETS[-1]}; use other operators"
+    )
 
 
 def _simplified(file: bytes) -> bytes:
