@@ -178,10 +178,10 @@ def test_detectors_are_cut_and_run_on_all_runtimes(title: str) -> None:
     small = cut(model, make_recipe(groups, {g.name: range(0, g.width, 2) for g in groups.free}), inputs)
     inputs = tuple(torch.rand(x.shape) for x in inputs)
     expected = [tensor.detach().numpy() for tensor in tensors(small(*inputs))]
-    for format, kinds in {"onnx": ("onnxruntime", "openvino"), "tflite": ("tflite",)}.items():
-        if format == "tflite":
+    for kind, runtimes in {"onnx": ("onnxruntime", "openvino"), "tflite": ("tflite",)}.items():
+        if kind == "tflite":
             pytest.importorskip("litert_torch")
-        file = FORMATS[format].export(small, inputs, groups.folds)
-        for kind in kinds:
-            for a, b in zip(outputs(kind, file, inputs), expected, strict=True):
+        file = FORMATS[kind].export(small, inputs, groups.folds)
+        for runtime in runtimes:
+            for a, b in zip(outputs(runtime, file, inputs), expected, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3 * np.abs(b).max())
