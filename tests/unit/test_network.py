@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from nets import NETS, Blocks, Residual, Shared, image
-from torch import nn
+from torch import Tensor, nn
 
 from edgeprune.errors import CutError, UsageError
 from edgeprune.graph.groups import make_recipe
@@ -195,3 +195,18 @@ def test_channels_last_is_used_only_if_the_model_and_its_users_support_it(where:
     assert not model.training and model.conv.weight.grad is None
     assert torch.allclose(model(x), before, atol=1e-6)
     assert channels_first(model).conv.weight.is_contiguous()
+
+
+def test_channels_beside_an_input_of_the_model_can_be_cut() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(14, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.b(torch.cat([torch.relu(self.a(x)), x], 1))))
+
+    groups = survey(Skip(), (torch.zeros(1, 6),))
+    assert [group.name for group in groups.free] == ["a", "b"]
+    small = cut(randomised(Skip()), make_recipe(groups, {"a": [0, 5]}), (torch.zeros(1, 6),))
+    assert small.b.weight.shape == (8, 2 + 6), "the columns of the input stay"
