@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import CutError, first_line
 from edgeprune.graph import regions
+from edgeprune.graph.constants import bake
 from edgeprune.graph.rules import bind
 from edgeprune.graph.trace import Trace, canonical_names, collected, exporting, propagate
 from edgeprune.records import Groups, Recipe
@@ -100,6 +101,7 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork:
             FakeTensorProp(network, mode).propagate(*inputs)
     except Exception as error:  # the graph's own code, which the batch size of the example inputs does not fit
         raise CutError(f"the exported graph does not take these inputs: {first_line(error)}") from error
+    bake(network)
     _normalise(network.graph)
     network.recompile()
     traced = propagate(network.graph, _stored(network), editable=True)
@@ -292,7 +294,7 @@ _LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
 
 
 def _folds(network: GraphNetwork) -> tuple[tuple[str, str], ...]:
-    return tuple((_owner(layer), _owner(norm)) for layer, norm in _foldable(network.graph))
+    return tuple((_owner(layer), _owner(norm)) for (layer, norm), *_ in _foldable(network.graph))
 
 
 def _owner(node: fx.Node) -> str:
@@ -300,9 +302,9 @@ def _owner(node: fx.Node) -> str:
     return str(bind(node)["weight"].target).rpartition(".")[0]
 
 
-def _foldable(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
-    """(layer, batch-norm) calls whose parameters are read once, where only the norm reads the layer's output."""
-    found = []
+def _foldable(graph: fx.Graph) -> list[list[tuple[fx.Node, fx.Node]]]:
+    """All (layer, batch-norm) calls of a pair whose parameters nothing else reads. Only the norm reads the layer's output."""
+    found: dict[tuple[fx.Node, ...], list[tuple[fx.Node, fx.Node]]] = {}
     for norm in graph.nodes:
         if norm.op != "call_function" or getattr(norm.target, "_opname", "") != "batch_norm":
             continue
@@ -312,16 +314,17 @@ def _foldable(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
         if layer.op != "call_function" or getattr(layer.target, "_opname", "") not in _LAYERS or len(layer.users) > 1:
             continue
         own.append(bind(layer)["weight"])
-        if all(isinstance(node, fx.Node) and node.op == "get_attr" and len(node.users) == 1 for node in own):
-            found.append((layer, norm))
-    return found
+        if all(isinstance(node, fx.Node) and node.op == "get_attr" for node in own):
+            found.setdefault(tuple(own), []).append((layer, norm))
+    return [calls for own, calls in found.items() if all(len(node.users) == len(calls) for node in own)]
 
 
 def fold_graph(network: GraphNetwork, folds: Sequence[tuple[str, str]]) -> GraphNetwork:
     """A copy with batch-norms folded into the layers before them; see `runtimes.formats.base.fold`."""
     network = copy.deepcopy(network).eval()
     graph, wanted = network.graph, set(folds)
-    for layer, norm in _foldable(graph):
+    for calls in _foldable(graph):
+        layer, norm = calls[0]
         if (_owner(layer), _owner(norm)) not in wanted:
             continue
         of_norm, of_layer = bind(norm), bind(layer)
@@ -332,10 +335,11 @@ def fold_graph(network: GraphNetwork, folds: Sequence[tuple[str, str]]) -> Graph
         bias = _value(network, of_layer["bias"])
         fused = fuse(weight, bias, *statistics, of_norm["eps"], *scale)
         module.weight, module.bias = (nn.Parameter(tensor.detach()) for tensor in fused)
-        with graph.inserting_before(layer):
-            set_argument(layer, "bias", graph.get_attr(f"{_owner(layer)}.bias"))
-        norm.replace_all_uses_with(layer)
-        graph.erase_node(norm)
+        for layer, norm in calls:
+            with graph.inserting_before(layer):
+                set_argument(layer, "bias", graph.get_attr(f"{_owner(layer)}.bias"))
+            norm.replace_all_uses_with(layer)
+            graph.erase_node(norm)
     network.recompile()
     return network
 

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeprune.graph.editable import as_graph, trace_graph
 from edgeprune.graph.trace import trace
 from edgeprune.latency.fit import fit
 from edgeprune.latency.observations import by_layer
-from edgeprune.network.survey import survey
+from edgeprune.network.folding import fold
+from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Device, Experiment, Groups, Profile, Run, Samples
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.runtimes.formats.base import Template
@@ -72,6 +74,10 @@ def test_a_loop_over_frames_and_a_tied_block_are_one_layer_each() -> None:
 
 def test_a_batch_norm_is_folded_if_it_follows_its_layer_at_every_call(groups: Groups) -> None:
     assert groups.folds == (("first.0", "first.1"), ("second.0", "second.1"))
+    graph = as_graph(randomised(Siamese()), pair())
+    assert trace_graph(graph).folds == groups.folds
+    with torch.no_grad():
+        assert torch.allclose(fold(graph, groups.folds)(*pair()), graph(*pair()), atol=1e-5)
 
     class Levels(nn.Module):
         """One convolution with a norm for each level, as in EfficientDet."""

@@ -19,7 +19,7 @@ from edgeprune.graph.trace import trace
 from edgeprune.latency.fit import draft
 from edgeprune.network import weights
 from edgeprune.network.computed import baked
-from edgeprune.network.cut import cut
+from edgeprune.network.cut import cut, formed
 from edgeprune.network.survey import survey
 from edgeprune.records import Device, Experiment, Profile, Run, Samples
 from edgeprune.runtimes.formats import FORMATS
@@ -246,12 +246,28 @@ class Written(nn.Module):
 def test_a_weight_that_a_model_computes_belongs_to_a_layer() -> None:
     """It has the name of the largest parameter. Positions of a kernel and the rank of a product are no groups."""
     torch.manual_seed(0)
-    groups = survey(Written(), image())
+    groups = trace(Written(), image())
     assert [layer.name for layer in groups.layers] == ["stem", "weight", "next", "thin", "last"]
-    free = {group.name: group.width for group in groups.free}
-    assert sorted(free.values()) == [6, 10, 12, 12] and free["weight"] == 6
     locked = {group.name: group.locked for group in groups.groups if group.locked}
     assert "var_mean" in str(locked.pop("stem")) and set(locked) == {"last"}
+    assert sorted(group.width for group in groups.free) == [6, 10, 12, 12]
+
+
+def test_a_weight_that_a_model_computes_is_a_parameter_of_its_graph(tmp_path: Path) -> None:
+    """So the channels that its statistics are taken over can be cut, too."""
+    torch.manual_seed(0)
+    model = Written().eval()
+    groups = survey(model, image())
+    assert sorted(group.width for group in groups.free) == [6, 8, 10, 12, 12]
+    graph = formed(model, groups, image())
+    with torch.no_grad():
+        assert torch.allclose(graph(*image()), model(*image()), atol=1e-5)
+    assert set(model.state_dict()) - set(graph.state_dict()) == {"thin.thin"}
+    recipe = make_recipe(groups, {group.name: range(0, group.width, 2) for group in groups.free})
+    small = cut(graph, recipe, image())
+    assert small.get_parameter("weight").shape == (3, 4, 3, 3) and small.get_parameter("thin.tall").shape == (6, 5)
+    weights.save(tmp_path / "cut.safetensors", small, recipe)
+    assert torch.equal(weights.load(tmp_path / "cut.safetensors", Written())(*image()), small(*image()))
 
 
 def test_statistics_that_a_batch_norm_takes_in_eval_mode_lock_the_channels_they_are_taken_over() -> None:
@@ -264,7 +280,7 @@ def test_statistics_that_a_batch_norm_takes_in_eval_mode_lock_the_channels_they_
             rows = F.batch_norm(self.weight[None], None, None, training=True).squeeze(0)
             return self.last(F.linear(self.stem(x).relu(), rows).relu())
 
-    groups = survey(Functional(), (torch.randn(3, 4),))
+    groups = trace(Functional(), (torch.randn(3, 4),))
     assert [group.name for group in groups.free] == ["weight"]
     assert "statistics over these" in str(next(group for group in groups.groups if group.name == "stem").locked)
 
@@ -272,7 +288,7 @@ def test_statistics_that_a_batch_norm_takes_in_eval_mode_lock_the_channels_they_
 def test_the_exported_constant_of_a_computed_weight_belongs_to_its_layer() -> None:
     torch.manual_seed(0)
     model = Written().eval()
-    groups = survey(model, image())
+    groups = trace(model, image())
     template = FORMATS["onnx"](model, image(), groups)
     assert {"stem", "weight", "next", "thin", "last"} == set(template.owners(groups.layers).values())
 
