@@ -2,9 +2,10 @@
 
     python benchmarks/first_run.py [--nets ...] [--runtimes ...] [--budgets 70% 50% 40%] [--again 10] [--idle] [--quick]
 
-Each run begins with nothing: no profile, no scores. A neighbour keeps the last core busy, except with --idle. The networks
-learn the digits of examples/digits: its residual network, an inverted-residual network and a transformer. A passed verdict is
-measured again with `--again` times its processes. It is a false pass if that measurement is above the budget.
+Each run is a process of the command line, as a user starts it. It begins with nothing: no profile, no scores. A neighbour
+keeps the last core busy, except with --idle. The networks learn the digits of examples/digits: its residual network, an
+inverted-residual network and a transformer. A passed verdict is measured again with `--again` times its processes. It is a
+false pass if that measurement is above the budget.
 With --quick, scores are magnitudes and nothing is trained. The seconds then say nothing; the verdicts are the same.
 """
 
@@ -14,15 +15,17 @@ import argparse
 import itertools
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +34,15 @@ from nets import Encoder, digits, inverted_residuals, layer, local
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import edgeprune
 from edgeprune.devices.bench import open_bench
 from edgeprune.devices.patience import Patience
-from edgeprune.errors import EdgepruneError
 from edgeprune.latency import stats
+from edgeprune.records import Interval
 from edgeprune.stages.verdict import POLICY
 
 EXAMPLE = Path(digits.__file__).parent
 LEAST = 0.95  # of the budget, in the goal
+MOST_S = 3600.0  # of a run
 PROJECT = """
 [model]
 factory = "subject:build"
@@ -148,29 +151,29 @@ def folder_of(net: str, runtime: str, model: nn.Module, root: Path, quick: bool)
 
 def first(net: str, runtime: str, budget: str, folder: Path, again: int) -> Row:
     """Run once, from nothing to the verdict."""
+    command = [sys.executable, "-m", "edgeprune", "run", "--json", "--target", "bench", "--budget", budget]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # for `SUBJECT`
     started = time.monotonic()
-    try:
-        result = edgeprune.run(folder, "bench", budget=budget)
-    except EdgepruneError as error:
-        return Row(net, runtime, budget, type(error).__name__, math.nan, time.monotonic() - started, why=str(error))
-    latency = [check for check in result.checks if check.name.startswith("latency")]
-    spent, share = time.monotonic() - started, result.pruned.p50_ms / result.budget_ms
-    why = "; ".join(f"{check.name}: {check.note}" for check in result.checks if str(check.outcome) != "pass")
-    row = Row(net, runtime, budget, str(result.status), share, spent, why=why)
-    if again and row.status == "pass" and all(str(check.outcome) == "pass" for check in latency):
-        found = repeated(runtime, folder, result.artifact, again)
-        limit = float(budget.rstrip("%")) / 100
-        return Row(*list(vars(row).values())[:6], found.mid / limit, found.high / limit, why)
-    return row
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, timeout=MOST_S)
+    spent, result = time.monotonic() - started, json.loads(done.stdout)
+    if result["status"] == "error":
+        return Row(net, runtime, budget, f"error {result['exit_code']}", math.nan, spent, why=result["error"])
+    share = result["pruned"]["p50_ms"] / result["budget_ms"]
+    why = "; ".join(f"{check['name']}: {check['note']}" for check in result["checks"] if check["outcome"] != "pass")
+    row = Row(net, runtime, budget, result["status"], share, spent, why=why)
+    if not again or row.status != "pass":
+        return row
+    found, limit = repeated(runtime, folder, Path(result["artifact"]), again), float(budget.rstrip("%")) / 100
+    return replace(row, again=found.mid / limit, again_high=found.high / limit)
 
 
-def repeated(runtime: str, folder: Path, pruned: Path, again: int) -> SimpleNamespace:
+def repeated(runtime: str, folder: Path, pruned: Path, again: int) -> Interval:
     """The ratio of the pruned to the original network's latency, from separate processes."""
     original = next((folder / "runs" / "bench").glob(f"original-*/model/{pruned.name}"))
     with tempfile.TemporaryDirectory() as name, open_bench(local(runtime), Path(name), 0.0, Patience(1800)) as bench:
         inputs = bench.save_inputs([tensor.numpy() for tensor in digits.example_inputs()], Path(name))
         samples = bench.time([original, pruned], inputs, again * POLICY.verify.processes)
-    return stats.ratio(samples[1], samples[0])  # type: ignore[return-value]
+    return stats.ratio(samples[1], samples[0])
 
 
 def show(rows: list[Row]) -> None:

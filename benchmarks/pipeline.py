@@ -32,7 +32,7 @@ def walk(target: str, budget: str) -> dict[str, object]:
         started = time.monotonic()
         row: dict[str, object] = {"target": target, "budget": budget}
         try:
-            result = edgeprune.run(project, target, budget)
+            result = edgeprune.run(project, target, budget=budget)
         except EdgepruneError as error:
             return {**row, "status": type(error).__name__, "error": str(error), "seconds": time.monotonic() - started}
         return {
