@@ -28,7 +28,7 @@ from edgeprune.errors import CutError, first_line
 from edgeprune.graph import regions
 from edgeprune.graph.constants import bake
 from edgeprune.graph.rules import bind
-from edgeprune.graph.trace import Trace, canonical_names, collected, exporting, propagate
+from edgeprune.graph.trace import Trace, called, canonical_names, collected, exporting, propagate
 from edgeprune.records import Groups, Recipe
 
 TOLERANCE = 1e-4  # of the largest output
@@ -73,25 +73,25 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork:
     """Export a network as a graph with a free batch size.
 
     Args:
-        model: Takes tensors by position and returns tensors. It is set to eval mode, and stays unchanged otherwise.
+        model: Takes tensors by position and returns tensors. It stays unchanged.
         inputs: Example inputs, (batch, ...) each.
 
     Raises:
         CutError: The model cannot be exported, or the graph computes something else than the model.
     """
-    model = model.eval()
     doubled = tuple(torch.cat([tensor, tensor]) for tensor in inputs)  # the exporter takes a size of one as fixed
     shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in doubled:
         shapes[tensor] = {0: Dim.AUTO}
+    model = called(model, doubled)
     try:
         with exporting():
-            program = torch.export.export(copy.deepcopy(model), doubled, dynamic_shapes=shapes)
+            program = torch.export.export(model, doubled, dynamic_shapes=shapes)
             module: Any = program.module(check_guards=False)
-            regions.inline(module)
+            regions.inline(module, regions.constants_of(module))
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         raise CutError(f"the model has no graph for any batch size: {first_line(error)}") from error
-    network = GraphNetwork(module, module.graph)
+    network = GraphNetwork(module, module.graph).eval()
     _take_all(network, model)
     _plain(network)
     _follow_training(network.graph)
@@ -106,7 +106,6 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork:
     network.recompile()
     traced = propagate(network.graph, _stored(network), editable=True)
     network.source = Source(tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs), traced)
-    network.eval()
     for batch in (inputs, doubled):
         _require_equal(model, network, batch)
     return network

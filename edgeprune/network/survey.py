@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import CutError
+from edgeprune.errors import CutError, UsageError
 from edgeprune.graph.editable import as_graph, trace_graph
 from edgeprune.graph.groups import factors, lock, make_recipe
 from edgeprune.graph.rules.layers import READS_FIXED
@@ -68,12 +68,18 @@ def survey(
     try:
         graph = as_graph(random, inputs)
         found = trace_graph(graph, patterns)
-        if found.macs(found.least()) < SMALLER * groups.macs(groups.least()):
+        if _is_finer(found, groups):
             found = _proved(random, graph, found, inputs, step)
-    except CutError as error:
+    except (CutError, UsageError) as error:
         log.debug("the groups of the exported graph are not used: %s", error)
         return groups
-    return found if found.macs(found.least()) < SMALLER * groups.macs(groups.least()) else groups
+    return found if _is_finer(found, groups) else groups
+
+
+def _is_finer(graph: Groups, module: Groups) -> bool:
+    """Whether clearly less remains of the graph than of the module if all groups keep one unit. Blocks do not count."""
+    ours, theirs = (found.macs(replace(found, blocks=()).least()) for found in (graph, module))
+    return ours < SMALLER * theirs
 
 
 def _proved(
