@@ -18,14 +18,14 @@ from torch.fx.node import map_arg
 _SAME_VALUE = ("lift_fresh_copy", "detach", "detach_", "clone", "alias", "to", "_to_copy")
 
 
-def inline(module: fx.GraphModule, constants: Mapping[str, Tensor] | None = None) -> None:
+def inline(module: fx.GraphModule, constants: Mapping[str, Tensor]) -> None:
     """Replace the calls of regions by their operators, in place.
 
     Both branches of a condition are computed, and the condition selects. Of a constant condition only one branch remains.
 
     Args:
         module: The module of the graph.
-        constants: Values of inputs of the graph that are constants, by name.
+        constants: Values of nodes of the graph that are constants, by name.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -39,7 +39,7 @@ def inline(module: fx.GraphModule, constants: Mapping[str, Tensor] | None = None
             inline(region, constants)
         with graph.inserting_before(node):
             if str(node.target) == "cond":
-                made = _selected(graph, node, regions, constants or {})
+                made = _selected(graph, node, regions, constants)
             elif len(regions) == 1:
                 made = _copied(graph, regions[0], _given(node))
             else:
@@ -47,6 +47,14 @@ def inline(module: fx.GraphModule, constants: Mapping[str, Tensor] | None = None
             if str(node.target) == "wrap_with_set_grad_enabled" and not node.args[0]:
                 made = map_arg(made, lambda out: _called(graph, torch.ops.aten.detach.default, out))
         _replace(graph, node, made)
+
+
+def constants_of(module: fx.GraphModule) -> dict[str, Tensor]:
+    """The tensors that the code of a graph module reads and no state dict has, by the name of their node."""
+    stored = module.state_dict().keys()
+    read = {node.name: str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    found = {name: getattr(module, path, None) for name, path in read.items() if path not in stored}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def _given(node: fx.Node) -> list[Any]:

@@ -80,6 +80,62 @@ def test_consecutive_convolutions_with_other_group_counts_share_what_they_can() 
     assert free == {"0": 2, "0:2": 2, "0:3": 6, "2": 6, "4": 12}
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_the_cells_of_a_recurrence_and_its_projected_units_are_groups() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 16, 2, batch_first=True, bidirectional=True, proj_size=4)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.rnn(x)[0])
+
+    inputs = (torch.randn(2, 5, 3),)
+    groups = survey(Projected(), inputs)
+    assert {group.name: group.width for group in groups.free} == {
+        "rnn": 16,
+        "rnn:2": 4,
+    } and not groups.unknown_operators
+    small = cut(randomised(Projected()), make_recipe(groups, {"rnn": [1, 4, 9], "rnn:2": [0, 3]}), inputs)
+    assert (small.rnn.hidden_size, small.rnn.proj_size, small.fc.in_features) == (3, 2, 4)
+    assert sum(layer.macs(groups.full()) for layer in groups.layers if layer.name.startswith("rnn")) == 2 * 5 * (
+        2 * (64 * 3 + 64 * 4 + 16 * 4) + 2 * (64 * 8 + 64 * 4 + 16 * 4)
+    )
+
+
+def test_a_bilinear_layer_loses_inputs_of_both_sides_and_outputs() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 4)
+            self.pairs, self.fc = nn.Bilinear(8, 4, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.pairs(self.a(x), self.b(x))))
+
+    groups = survey(Pairs(), (torch.randn(2, 6),))
+    assert {group.name: group.width for group in groups.free} == {"a": 8, "b": 4, "pairs": 10}
+    layer = next(layer for layer in groups.layers if layer.name == "pairs")
+    assert layer.macs(groups.full() | {"a": 3, "b": 2, "pairs": 7}) == 2 * 3 * 2 * 7
+    small = cut(randomised(Pairs()), make_recipe(groups, {"a": [1, 2], "b": [0], "pairs": [5]}), (torch.randn(2, 6),))
+    assert (small.pairs.in1_features, small.pairs.in2_features, small.pairs.out_features) == (2, 1, 1)
+
+
+def test_a_sum_of_channels_that_are_not_zero_if_masked_locks_them() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            sums = torch.sigmoid(self.a(x)).sum(1, keepdim=True) + torch.relu(self.b(x)).sum(1, keepdim=True)
+            return self.fc(torch.relu(self.b(x)) / sums)
+
+    groups = survey(Net(), (torch.randn(2, 6),))
+    assert [group.name for group in groups.free] == ["b"]
+
+
 def test_a_residual_stream_is_one_group() -> None:
     groups = survey(Residual(), image())
     stem = next(group for group in groups.free if group.name == "stem.0")
