@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import tempfile
 import time
@@ -167,8 +168,9 @@ def _listed(names: list[str], most: int = 6) -> str:
 
 
 def _without_figures(reason: str) -> str:
-    """A reason without numbers that differ between machines."""
-    return reason.partition(" by ")[0].partition(" (largest")[0][:160]
+    """A reason without places in code, and without numbers that differ between machines."""
+    reason = re.sub(r"(\b[\w.-]+\.py:\d+|\bmodule [\w.]+), ", "", reason)
+    return re.sub(r"( differs from the masked original) by .*", r"\1", reason)[:160]
 
 
 def _brief(error: Exception) -> str:
