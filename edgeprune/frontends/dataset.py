@@ -94,6 +94,8 @@ def examine(project: Project) -> Iterator[Finding]:
     for name, split in splits.items():
         yield Finding("ok", f"[data] {name}: {split.samples} samples" + _balance(split))
         yield from _inputs(name, split, project.preprocess)
+    if "train" not in splits:
+        return
     yield from _order(splits["train"])
     for name, split in splits.items():
         if name != "train":

@@ -60,8 +60,8 @@ class _Model(Section):
 
 
 class _Data(Section):
-    train: Reference
     valid: Reference
+    train: Reference | None = None
     test: Reference | None = None
     loss: Reference | None = None
     metric: Reference | None = None

@@ -135,7 +135,7 @@ def check_first_batches(model: nn.Module, project: Project) -> tuple[Structure, 
     for other in _splits(project):
         if other.name != "valid":
             _outputs(model, project, f"{other.where}: batch 0", next(iter(other))[0])
-    if project.data.augment:
+    if project.data.augment and project.data.train:
         next(iter(Split(project, "train", augmented=True)))
     return structure, classes
 

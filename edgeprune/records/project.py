@@ -85,11 +85,12 @@ class ModelSection:
 class DataSection:
     """`[data]`: the splits, the loss and the metric. docs/project-file.md describes each function.
 
-    `batch_dims` is the dimension that holds the samples: of each input, then of the targets. Empty is 0 for all.
+    `train` may be left out if nothing is pruned. `batch_dims` is the dimension that holds the samples: of each input, then of
+    the targets. Empty is 0 for all.
     """
 
-    train: Function
     valid: Function
+    train: Function | None = None
     test: Function | None = None
     loss: Function | None = None
     metric: Function | None = None
@@ -223,6 +224,11 @@ class Project:
     finetune: FinetuneSection = field(default_factory=FinetuneSection)
     check: CheckSection = field(default_factory=CheckSection)
     objects: bool = False
+
+    def __post_init__(self) -> None:
+        if self.budget.latency is not None and self.data.train is None:
+            given = self.where("data", "train")
+            raise UsageError(f"{given} is missing; pruning reads training data; give it, or leave out the budget")
 
     @property
     def folder(self) -> Path:

@@ -36,6 +36,7 @@ from edgeprune.records import (
     digest,
 )
 from edgeprune.runtimes.base import Runtime
+from edgeprune.stages import compile as compiling
 from edgeprune.stages import confirm, finetune, precision, profile, reference, scores, survey, trial
 from edgeprune.stages.final import Final
 from edgeprune.storage.profiles import ProfileFile
@@ -100,7 +101,7 @@ class Variants:
 
 
 class Calibration:
-    """Calls with training samples, which the ranges of an int8 artifact come from. They are read at their first use."""
+    """Calls with samples of the training split, which the ranges of an int8 artifact come from. They are read at their first use."""
 
     def __init__(self, train: Split, network: Network, seed: int) -> None:
         self._train, self._network, self._seed = train, network, seed
@@ -153,7 +154,7 @@ def _given_weights(run: Run) -> dict[str, object]:
 
 
 def _split(name: SplitName, augmented: bool = False) -> Input:
-    """A split of the data. If there is no test split, it is the validation split."""
+    """A split of the data. If the project has no such split, it is the validation split. Pruning needs the training split."""
 
     def functions(run: Run) -> list[Function | None]:
         data = run.request.project.data
@@ -258,6 +259,7 @@ def _device(run: Run) -> Bench:
 
     _require_converter(run)
     run.record(trial.STAGE)  # nothing is measured with a model or data that later stages cannot use
+    run.record(compiling.ORIGINAL)  # or with a model that the runtime cannot express
     request = run.request
 
     def opened(stack: ExitStack) -> tuple[Bench, Device]:

@@ -79,7 +79,9 @@ def test_the_user_s_function_trains_in_the_pipeline(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_without_a_budget_the_network_is_compiled_and_verified_and_nothing_is_pruned(project: Path) -> None:
-    project.write_text(project.read_text().replace('latency = "60%"\n', ""))
+    whole = project.read_text()
+    train = next(line for line in whole.splitlines(keepends=True) if line.startswith("train = "))
+    project.write_text(whole.replace('latency = "60%"\n', "").replace(train, ""))  # training data is not needed
     here = "--project", project
     done = command("run", *here, "--json")
     assert done.code == 0, done.err
@@ -103,12 +105,15 @@ def test_without_a_budget_the_network_is_compiled_and_verified_and_nothing_is_pr
         assert refused.code == 2 and "[budget] latency is missing, so nothing is pruned" in refused.err
     weights = command("verify", *here, "--weights", project.with_name("blobs.safetensors"))
     assert weights.code == 2 and "[model] weights" in weights.err
-    with_budget = command("plan", *here, "--budget", "1 us")
-    assert with_budget.code == 3, with_budget.err  # it is planned: no plan is that fast
+    without_data = command("plan", *here, "--budget", "50%")
+    assert without_data.code == 2 and "[data] train is missing; pruning reads training data" in without_data.err
     checked = command("check", *here, "--json")
     assert checked.code == 0 and {check["name"] for check in checked.json["checks"]} == names - {"metric_drop"}, (
         checked.out
     )
+    project.write_text(whole.replace('latency = "60%"\n', ""))
+    with_budget = command("plan", *here, "--budget", "1 us")
+    assert with_budget.code == 3, with_budget.err  # it is planned: no plan is that fast
     forecast = command("run", *here, "--dry-run")
     assert forecast.code == 0 and "for the verdict" in forecast.out and "confirm" not in forecast.out
 

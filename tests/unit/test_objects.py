@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.api import opened
 from edgeprune.errors import UsageError
 from edgeprune.frontends import objects
 from edgeprune.frontends.data import Loss, Metric, Split
@@ -20,6 +21,7 @@ from edgeprune.frontends.sections import ProjectFile
 from edgeprune.frontends.toml import keys_of
 from edgeprune.records import Budget, keyword
 from edgeprune.records import Project as Record
+from edgeprune.stages import trial
 
 BATCHES = [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))]
 
@@ -135,7 +137,8 @@ def test_augment_is_a_function_of_the_inputs() -> None:
     ("options", "message"),
     [
         ({"trian": BATCHES}, r"Project has no keyword 'trian'; did you mean train\?"),
-        ({"train": None}, r"Project\(train=\.\.\.\) is missing"),
+        ({"valid": None}, r"Project\(valid=\.\.\.\) is missing"),
+        ({"train": None, "budget": "50%"}, r"Project\(train=\.\.\.\) is missing; pruning reads training data"),
         ({"epochs": "many"}, r"Project\(epochs=\.\.\.\) must be a whole number from 0 to 10000, not 'many'"),
         ({"optimizer": "lion"}, r'Project\(optimizer=\.\.\.\) must be "sgd" or "adamw", not \'lion\''),
         ({"budget": "5 apples"}, r"Project\(budget=\.\.\.\): cannot read the budget '5 apples'"),
@@ -150,6 +153,14 @@ def test_a_wrong_keyword_is_named(options: dict[str, Any], message: str) -> None
     with pytest.raises(UsageError, match=message) as raised:
         record(**options)
     assert "\n" not in str(raised.value)
+
+
+def test_without_a_budget_no_training_data_is_needed(tmp_path: Path) -> None:
+    project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), valid=BATCHES, augment=nn.ReLU(), folder=tmp_path)
+    with opened(project) as run:
+        assert run.record(trial.STAGE).samples == 4
+    with pytest.raises(UsageError, match=r"train=\.\.\.\) is missing"), opened(project, budget="50%"):
+        pass
 
 
 def test_a_model_that_is_none_or_cannot_be_copied_is_named() -> None:
