@@ -101,7 +101,7 @@ class Variants:
 
 
 class Calibration:
-    """Calls with samples of the training split, which the ranges of an int8 artifact come from. They are read at their first use."""
+    """Calls with training samples, which the ranges of an int8 artifact come from. They are read at their first use."""
 
     def __init__(self, train: Split, network: Network, seed: int) -> None:
         self._train, self._network, self._seed = train, network, seed
