@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,30 @@ def test_the_page_has_a_line_for_every_architecture() -> None:
     assert list(page.lines) == list(ZOO) and len(ZOO) >= LEAST
     assert page.written(ZOO) == content, "only these tests write the part below the mark"
     assert sum(line.is_cut for line in page.lines.values()) > sum(line.peer == "yes" for line in page.lines.values())
+
+
+def test_a_line_is_written_alone_and_says_what_is_missing() -> None:
+    page = Page.read(PAGE.read_text())
+    others = {title: line for title, line in page.lines.items() if title != "VGG"}
+    page.lines["VGG"] = Line.of("VGG", {"groups cut": "7", "of": "8", "late": "not done within 9 s", "locked": "a"})
+    again = Page.read(page.written(ZOO))
+    assert again.lines["VGG"].cells[:4] == ("7", "8", "no: not done within 9 s", "–")
+    assert {title: line for title, line in again.lines.items() if title != "VGG"} == others
+
+
+def test_an_architecture_that_hangs_or_dies_is_a_line_too() -> None:
+    assert answers(hangs, "VGG", 1.0) == {"late": "not done within 1 s"}
+    assert answers(dies, "VGG", SECONDS) == {"of": "VGG", "late": "the process ended with code 3"}
+
+
+def hangs(title: str) -> Iterator[tuple[str, str]]:
+    time.sleep(600)
+    yield "of", title
+
+
+def dies(title: str) -> Iterator[tuple[str, str]]:
+    yield "of", title
+    os._exit(3)
 
 
 @pytest.mark.parametrize("title", ZOO)
