@@ -6,7 +6,9 @@ Then the values of a constant identify its parameter, even if the exporter renam
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +17,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from edgeprune.errors import UsageError
+from edgeprune.graph import places
 from edgeprune.graph.groups import first_units, make_recipe
-from edgeprune.graph.trace import called
+from edgeprune.graph.trace import called, exported
 from edgeprune.network.computed import computed_constants
 from edgeprune.network.cut import sliced
 from edgeprune.network.folding import fold
 from edgeprune.network.survey import randomised
 from edgeprune.records import Groups, Layer, Recipe, Widths, output_dim
+
+# The operator in the message of an exporter or of a runtime.
+OPERATOR = re.compile(r"aten(?:::|\.)(\w+)|builtin opcode '(?:STABLEHLO_)?(\w+)'")
 
 Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
 
@@ -59,6 +66,20 @@ class Node:
     inputs: tuple[Hashable, ...]
     outputs: tuple[Hashable, ...]
     parameters: tuple[str, ...]
+
+
+def refusal(form: str, model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> UsageError:
+    """What a format cannot express: the operator, and the line of the user's code that calls it, if both are known."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    telling = next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)
+    found = OPERATOR.search(telling)
+    if found is None:
+        return UsageError(f"the model cannot be exported to {form}: {telling[:200]}")
+    name = (found[1] or found[2]).lower().strip("_")
+    nodes = exported(copy.deepcopy(model), inputs).graph.nodes
+    calls = (node for node in nodes if getattr(node.target, "_opname", "").strip("_") == name)
+    place = next(filter(None, map(places.of_call, calls)), "the model")
+    return UsageError(f"{place}: {name} cannot be written as {form}; use other operators")
 
 
 class Template(ABC):

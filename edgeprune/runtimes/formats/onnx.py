@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
 
 import numpy as np
 import onnx
@@ -15,18 +13,16 @@ import onnx.numpy_helper
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import UsageError, first_line
-from edgeprune.graph import places
 from edgeprune.graph.trace import exported, exporting
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
-from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, pattern
+from edgeprune.runtimes.base import silenced
+from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, pattern, refusal
 from edgeprune.runtimes.onnxruntime.device import quiet
 
 # A file has the first of these opsets that has all of the model's operators. A runtime that reads a later one reads the first,
 # too, and an older runtime may read no other. Torch's exporter writes no later ones.
 OPSETS = 17, 18, 19, 20
-OPERATOR = re.compile(r"aten::(\w+)")
 
 
 class OnnxTemplate(Template):
@@ -56,13 +52,13 @@ class OnnxTemplate(Template):
         try:
             content = _at_lowest_opset(model, inputs)
         except torch.onnx.errors.OnnxExporterError as error:
-            raise _refusal(model, inputs, error) from error
+            raise refusal("ONNX", model, inputs, error) from error
         except Exception:  # noqa: BLE001 - the user's code: a size is a tensor here, which no dictionary has as its key
             graph = exported(copy.deepcopy(model), inputs).module(check_guards=False)
             try:
                 content = _at_lowest_opset(torch.fx.GraphModule(graph, graph.graph), inputs)
             except RuntimeError as error:
-                raise _refusal(model, inputs, error) from error
+                raise refusal("ONNX", model, inputs, error) from error
         return _simplified(content)
 
     @staticmethod
@@ -115,7 +111,7 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     for opset in OPSETS:
         buffer = io.BytesIO()
         try:
-            with exporting(), redirect_stdout(io.StringIO()):
+            with exporting(), silenced():
                 torch.onnx.export(
                     model,
                     inputs,
@@ -130,19 +126,6 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
             if opset == OPSETS[-1]:
                 raise
     return buffer.getvalue()
-
-
-def _refusal(model: nn.Module, inputs: tuple[Tensor, ...], error: Exception) -> UsageError:
-    """What ONNX cannot express: the operator, and the line of the user's code that calls it."""
-    operator = OPERATOR.search(str(error))
-    if operator is None:
-        return UsageError(f"the model cannot be exported to ONNX: {type(error).__name__}: {first_line(error)}")
-    graph = exported(copy.deepcopy(model), inputs).graph
-    calls = (node for node in graph.nodes if getattr(node.target, "_opname", "") == operator[1])
-    place = next(filter(None, map(places.of_call, calls)), "the model")
-    return UsageError(
-        f"{place}: torch cannot write {operator[1]} as ONNX, up to opset {OPSETS[-1]}; use other operators"
-    )
 
 
 def _simplified(file: bytes) -> bytes:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import RuntimeMissing, UsageError, first_line
+from edgeprune.errors import RuntimeMissing
 from edgeprune.records import Groups, Layer, Span, Widths
 from edgeprune.runtimes.base import silenced
-from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern
+from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.tflite import flatbuffer
 
 
@@ -40,8 +40,9 @@ class TfliteTemplate(Template):
             decomp.add_pre_convert_decomp(torch.ops.aten.pow.Tensor_Scalar, _power)
             try:
                 litert_torch.convert(model, inputs).export(str(path))
+                _interpreter(path.read_bytes())
             except Exception as error:
-                raise UsageError(f"the model cannot be exported to TFLite: {first_line(error)}") from error
+                raise refusal("TFLite", model, inputs, error) from error
             return path.read_bytes()
 
     @property
@@ -187,17 +188,22 @@ def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
     return bool(np.allclose(factors, factors[:1], rtol=1e-3))
 
 
-def _with_inferred_shapes(model: Any) -> bytes:
-    """The file with the shapes that the interpreter infers without delegates, including targets of reshapes."""
+def _interpreter(file: bytes) -> Any:
+    """The interpreter of a file, without delegates. It raises an error for an operator that it does not have."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    interpreter = Interpreter(
+        model_content=file, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _with_inferred_shapes(model: Any) -> bytes:
+    """The file with the shapes that the interpreter infers without delegates, including targets of reshapes."""
     subgraph = model.subgraphs[0]
     with silenced():
-        interpreter = Interpreter(
-            model_content=flatbuffer.pack(model),
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
-        interpreter.allocate_tensors()
+        interpreter = _interpreter(flatbuffer.pack(model))
     for detail in interpreter.get_tensor_details():
         if detail["index"] < len(subgraph.tensors):
             subgraph.tensors[detail["index"]].shape = detail["shape"].astype(np.int32)

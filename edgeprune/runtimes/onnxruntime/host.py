@@ -37,7 +37,10 @@ class OnnxRuntime(Runtime):
         """
         path = folder / "model.onnx"
         if precision == "fp32":
-            return (exported.rename(path),)
+            exported.rename(path)
+            if exact:
+                _require_kernels(path)
+            return (path,)
         try:
             quiet()
             with silenced():
@@ -54,6 +57,17 @@ class OnnxRuntime(Runtime):
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """Remove what ONNX Runtime added to the names."""
         return tuple((ADDED.sub("", node.name), node.ns) for node in nodes)
+
+
+def _require_kernels(path: Path) -> None:
+    """Raises `UsageError` if this machine's ONNX Runtime has no kernel for one of the model's operators."""
+    onnxruntime = quiet()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the binding's exceptions have no base class of their own
+        raise UsageError(f"onnxruntime cannot run the model: {reason(error)}") from error
 
 
 def halved(exported: Path, path: Path) -> None:
