@@ -1,0 +1,93 @@
+"""What a format can express, and one line for what it cannot: the operator and the user's line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import image
+from torch import Tensor, nn
+
+from edgeprune import runtimes
+from edgeprune.errors import UsageError
+from edgeprune.runtimes.formats import FORMATS
+
+
+class After(nn.Module):
+    """A convolution, then an operator."""
+
+    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.operator = nn.Conv2d(3, 8, 1), operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator(self.a(x))
+
+
+def written(operator: Callable[[Tensor], Tensor], kind: str = "onnx") -> bytes:
+    return FORMATS[kind].export(After(operator).eval(), image(), ())
+
+
+def opset(file: bytes) -> int:
+    (known,) = onnx.load_from_string(file).opset_import
+    return known.version
+
+
+def test_a_file_has_the_lowest_opset_that_expresses_the_model() -> None:
+    assert opset(written(torch.relu)) == 17
+    assert opset(written(lambda x: F.fold(F.unfold(x, 2, stride=2), 8, 2, stride=2))) == 18
+
+
+def test_an_operator_that_onnx_lacks_is_named_with_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """Torch's exporter would print its whole graph."""
+    with pytest.raises(
+        UsageError, match=r"^test_exports\.py:\d+: histc cannot be written as ONNX; use other operators$"
+    ):
+        written(lambda x: torch.histc(x, 5))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_cannot_be_traced_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    from edgeprune.network.survey import survey
+
+    with pytest.raises(UsageError, match=r"^torch\.export cannot trace") as caught:
+        survey(After(lambda x: x if x.sum() > 0 else -x), image())
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert capfd.readouterr() == ("", "")
+
+
+def test_sizes_may_be_keys_of_a_dictionary() -> None:
+    """They are tensors while torch's exporter traces the model."""
+    scales = {8: 0.5}
+    assert opset(written(lambda x: x * scales[x.shape[-1]])) == 17
+
+
+def test_a_model_without_a_kernel_is_refused_before_a_device_is_used(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Missing", ["x"], ["y"], "net/missing", domain="none")
+    values = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:])
+    sets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("none", 1)]
+    exported = tmp_path / "exported.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=sets, ir_version=8), exported)
+    with pytest.raises(UsageError, match=r"onnxruntime cannot run the model.*Missing"):
+        runtimes.host("onnxruntime").convert(exported, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exponent", [2, 3, 0.5, -0.5, -1])
+def test_tflite_has_powers_of_tensors_with_many_dimensions(exponent: float) -> None:
+    pytest.importorskip("litert_torch")
+    assert written(lambda x: x.abs().view(1, 2, 4, 8, 8) ** exponent, "tflite")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", [lambda x: torch.histc(x, 5), lambda x: torch.sort(x, 1)[0]])
+def test_an_operator_that_tflite_lacks_is_named_with_its_line(operator: Callable[[Tensor], Tensor]) -> None:
+    """The converter refuses the first. It writes the second, but the interpreter has no kernel for it."""
+    pytest.importorskip("litert_torch")
+    with pytest.raises(UsageError, match=r"^test_exports\.py:\d+: (histc|sort) cannot be written as TFLite"):
+        written(operator, "tflite")
