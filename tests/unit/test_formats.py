@@ -24,7 +24,7 @@ from edgeprune.runtimes.formats.base import Origins
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
 from edgeprune.runtimes.tflite import flatbuffer
 
-SLICED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised"]
+SLICED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised", "Recurrent"]
 TFLITE = ["Plain", "Residual", "Depthwise"]  # a conversion takes seconds
 
 
@@ -89,6 +89,34 @@ def test_a_variant_is_the_sliced_file_with_other_values(kind: str) -> None:
     variant, sliced = template.variant(widths), template.sliced(kept, widths)
     assert len(variant) == len(sliced) and variant != sliced
     assert RUN[kind](variant).shape == RUN[kind](sliced).shape
+
+
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("tflite", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "grouped",
+    [
+        nn.Conv2d(16, 24, 3, groups=4),
+        nn.Conv2d(16, 48, 3, groups=16),
+        pytest.param(nn.ConvTranspose2d(16, 24, 2, 2, groups=4), id="transposed"),
+    ],
+)
+def test_a_grouped_convolution_is_sliced_by_groups_and_inside_them(kind: str, grouped: nn.Module) -> None:
+    if kind == "tflite":
+        pytest.importorskip("litert_torch")
+        if isinstance(grouped, nn.ConvTranspose2d):
+            pytest.skip("its converter writes one convolution for each group")
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), grouped, nn.ReLU(), nn.Conv2d(grouped.out_channels, 5, 1)
+    ).eval()
+    groups = survey(model, image())
+    template = FORMATS[kind](model, image(), groups)
+    assert template.slices and len(groups.free) > 1
+    for cut in (*([group.name] for group in groups.free), [group.name for group in groups.free]):
+        widths = groups.full() | {name: groups.full()[name] // 2 for name in cut}
+        recipe = make_recipe(groups, first_units(groups, widths))
+        expected = sliced(randomised(model), recipe)(*image()).detach().numpy()
+        got = RUN[kind](template.sliced(template._kept(recipe), widths), image())
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
 
 
 class FeedForward(nn.Module):

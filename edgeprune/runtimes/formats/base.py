@@ -41,6 +41,11 @@ class Origin:
     dims: tuple[int | None, ...]
     spread: float = 1.0  # standard deviation of its values
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The name of the parameter, as of an origin with several."""
+        return (self.parameter,)
+
     def patterned(self, value: np.ndarray, kept: Mapping[str, Dims]) -> np.ndarray:
         """The same as `pattern(take(value, kept))`, computed from the shape."""
         dims = kept.get(self.parameter, {})

@@ -17,7 +17,9 @@ from edgeprune.graph.trace import exported, exporting
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.base import silenced
-from edgeprune.runtimes.formats.base import Dims, Node, Origins, Template, pattern, refusal
+from edgeprune.runtimes.formats import recurrence
+from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
+from edgeprune.runtimes.formats.recurrence import Stacked
 from edgeprune.runtimes.onnxruntime.device import quiet
 
 # A file has the first of these opsets that has all of the model's operators. A runtime that reads a later one reads the first,
@@ -40,7 +42,10 @@ class OnnxTemplate(Template):
             origins = Origins(self._folded, self._computed)
             self._weights = {t.name: onnx.numpy_helper.to_array(t) for t in self._proto.graph.initializer}
             found = {name: origins.find(value) for name, value in self._weights.items()}
-            self.origins = {name: origin for name, origin in found.items() if origin is not None}
+            self.origins: dict[str, Origin | Stacked] = {
+                name: origin for name, origin in found.items() if origin is not None
+            }
+            self.origins |= recurrence.stacked(self._proto, self._weights, origins)
             self._bare = onnx.ModelProto()  # without weights, which are most of the file
             self._bare.CopyFrom(self._proto)
             del self._bare.graph.initializer[:], self._bare.graph.value_info[:]
@@ -69,13 +74,15 @@ class OnnxTemplate(Template):
     def nodes(self) -> Iterator[Node]:
         """A profiler uses the name of a node or of its output."""
         for node in self.proto.graph.node:
-            parameters = tuple(self.origins[name].parameter for name in node.input if name in self.origins)
+            origins = [self.origins[name] for name in node.input if name in self.origins]
+            parameters = tuple(name for origin in origins for name in origin.parameters)
             yield Node((node.name, *node.output), tuple(node.input), tuple(node.output), parameters)
 
     def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
         """See `Template.sliced`."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._bare)
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, value in self._weights.items():
             origin = self.origins.get(name)
             if origin is not None:
@@ -83,11 +90,13 @@ class OnnxTemplate(Template):
             else:
                 cut = pattern(value) if filled else value
             proto.graph.initializer.append(onnx.numpy_helper.from_array(cut, name))
+            shapes[name] = cut.shape
         grouped = {layer.weight: layer for layer in self._groups.layers if layer.per_group is not None}
         for node in proto.graph.node:
+            recurrence.resize(node, shapes)
             origin = self.origins.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
-            if origin is not None and origin.parameter in grouped:
-                _regroup(node, grouped[origin.parameter].convolution_groups(widths))
+            if origin is not None and origin.parameters[0] in grouped:
+                _regroup(node, grouped[origin.parameters[0]].convolution_groups(widths))
         return bytes(proto.SerializeToString())
 
     @staticmethod
