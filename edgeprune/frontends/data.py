@@ -49,7 +49,7 @@ def forget(project: Project, name: SplitName) -> None:
 class Split:
     """One split of the user's data. Each iteration yields pairs of (tuple of inputs, targets), (batch, ...) each.
 
-    `[data] clean` is applied to each batch. Then the batch is checked.
+    `[data] clean` is applied to each batch. Then the batch is checked. `[data] batch_dims` says where its samples are.
 
     A batch of the user's is a pair of (inputs, targets), or a mapping that holds the targets under one of `TARGETS`. Inputs
     may be a mapping, too. They are then put in the order of `[model] inputs`.

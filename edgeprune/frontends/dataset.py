@@ -104,15 +104,17 @@ def examine(project: Project) -> Iterator[Finding]:
 
 def _read(project: Project, name: SplitName) -> _Content:
     found = _Content()
-    for inputs, targets in Split(project, name):
-        found.samples += len(targets)
+    split = Split(project, name)
+    for given, targets in split:
+        inputs = [tensor.movedim(dim, 0) for tensor, dim in zip(given, split.dims(len(given)), strict=True)]
+        found.samples += len(inputs[0])
         if targets.ndim == 1 and not targets.is_floating_point():
             found.classes.update(targets.tolist())
             found.first += targets[: FIRST[-1] - len(found.first)].tolist()
         for place, tensor in enumerate(inputs):
             if tensor.is_floating_point():
                 found.moments.setdefault(place, _Moments()).add(tensor)
-        for i in range(len(targets)):
+        for i in range(len(inputs[0])):
             sha = hashlib.blake2b(digest_size=16)
             for tensor in inputs:
                 sha.update(tensor[i].contiguous().numpy().tobytes())

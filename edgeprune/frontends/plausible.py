@@ -44,8 +44,9 @@ def remarks(
         yield f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}: give it in the metric's unit"
     chance = by_chance(metric, value, outputs, targets)
     if chance is not None:
+        count = outputs[0].shape[metric.structure.batch_dims[0]]
         yield (
-            f"{_weights(project)}: the original network's metric is at chance, {value:.4g} on {len(targets)} validation"
+            f"{_weights(project)}: the original network's metric is at chance, {value:.4g} on {count} validation"
             f" samples, and {chance:.4g} if its outputs are shuffled; check the weights, the labels and the preprocessing"
         )
     elif value and drop >= abs(value):

@@ -12,6 +12,7 @@ from test_project import made
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends.data import Loss, Metric, Split, calls, joined, stacked
+from edgeprune.frontends.dataset import examine
 from edgeprune.frontends.model import Network, example_inputs
 from edgeprune.frontends.trial import Checker
 from edgeprune.records import Project
@@ -213,3 +214,9 @@ def test_inputs_may_be_of_any_type(tmp_path: Path) -> None:
     Checker(Network(project), project).first(scored=True, trained=True)
     found, _ = stacked(Split(project, "valid"), example_inputs(project))
     assert [array.dtype.name for array in found] == ["int32", "bool", "float16"]
+
+
+def test_the_data_of_a_model_whose_time_comes_first_can_be_examined(tmp_path: Path) -> None:
+    project = with_dims(made(tmp_path, RECURRENT, loss="m:loss", metric="m:metric"), 1, 1, 1, 0)
+    texts = [finding.what for finding in examine(project)]
+    assert any("[data] train: 7 samples" in text for text in texts), texts
