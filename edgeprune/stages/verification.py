@@ -96,7 +96,7 @@ def verify(
     before, after = timed.original, timed.samples
     slowest_ns = max(stats.latency(samples).mid for samples in (before, after))
     calls = accuracy.affordable(device, original.artifact, evaluation.read(), slowest_ns, LIMITS.metric_s)
-    distinct = versions[:1] if timed.same else versions  # one file gives the same outputs twice
+    distinct = versions[:1] if timed.same and budget is None else versions  # as in `timed`
     outputs = [
         accuracy.outputs_of(device, one.artifact, calls.inputs, calls.count, evaluation.output_dims) for one in distinct
     ]
