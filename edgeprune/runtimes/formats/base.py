@@ -204,7 +204,8 @@ class Template(ABC):
 class Origins:
     """Identifies the parameter of a constant by its values, in any dimension order that exporters use.
 
-    A constant that the network computes from parameters comes from the largest of them. It is not sliced.
+    A constant that the network computes from parameters comes from the largest of them. So does a weight that the exporter
+    scaled, such as one of a shared layer with another batch-norm at each call. Neither is sliced.
 
     Args:
         folded: The exported network.
@@ -212,7 +213,8 @@ class Origins:
     """
 
     def __init__(self, folded: nn.Module, computed: Sequence[tuple[str, Tensor]] = ()) -> None:
-        self._computed = [(name, tensor.detach().numpy()) for name, tensor in computed]
+        stored = ((name, tensor) for name, tensor in folded.named_parameters() if tensor.ndim > 1)
+        self._scaled = [(name, tensor.detach().numpy()) for name, tensor in (*computed, *stored)]
         self._known: dict[tuple[tuple[int, ...], bytes], tuple[str, tuple[int, ...]]] = {}
         for name, tensor in [*folded.named_parameters(), *folded.named_buffers()]:
             array = tensor.detach().numpy()
@@ -227,13 +229,14 @@ class Origins:
             return None
         known = self._known.get(_key(value))
         if known is None:
-            name = next((name for name, array in self._computed if _equal(array, value)), None)
+            name = next((name for name, array in self._scaled if _is_scaled(array, value)), None)
             return None if name is None else Origin(name, (None,) * value.ndim, float(value.std()) or 1.0)
         left = iter(known[1])
         dims = tuple(None if size == 1 else next(left) for size in value.shape)
         return Origin(known[0], dims, float(value.std()) or 1.0)
 
 
+LEAST = 4  # numbers for each factor, so that no other constant looks like a scaled weight
 PERIOD = 1021  # prime, so that rows of a weight differ
 
 
@@ -255,15 +258,26 @@ def _repeated(shape: tuple[int, ...], spread: float) -> np.ndarray:
     return np.resize(numbers, shape)
 
 
-def _equal(computed: np.ndarray, value: np.ndarray) -> bool:
-    """Whether a constant is a computed one, which an exporter may compute with another rounding, in any order."""
-    if sorted(_squeezed(computed)) != sorted(_squeezed(value)) or computed.ndim < 2:
+def _is_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a constant is a weight in any order, with a factor for each index of one dimension."""
+    if sorted(_squeezed(weight)) != sorted(_squeezed(value)):
         return False
-    turned = (computed.transpose(order) for order in _orders(computed.ndim))
+    turned = (weight.transpose(order) for order in _orders(weight.ndim))
+    same = [(array, value.reshape(array.shape)) for array in turned if _squeezed(array) == _squeezed(value)]
     return any(
-        _squeezed(array) == _squeezed(value) and np.allclose(array.reshape(value.shape), value, rtol=1e-3, atol=1e-5)
-        for array in turned
+        np.allclose(_normed(one, axis), _normed(other, axis), rtol=0, atol=1e-4)
+        for one, other in same
+        for axis in range(one.ndim)
+        if one.size >= LEAST * one.shape[axis]
     )
+
+
+def _normed(array: np.ndarray, axis: int) -> np.ndarray:
+    """An array whose slices along an axis have the norm 1."""
+    norms = np.linalg.norm(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1), axis=1)
+    shape = [-1 if dim == axis else 1 for dim in range(array.ndim)]
+    result: np.ndarray = array / np.maximum(norms, 1e-12).reshape(shape)
+    return result
 
 
 def _squeezed(array: np.ndarray) -> tuple[int, ...]:
