@@ -75,7 +75,10 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
     aliases = {name for name in missing if name in _shared_names(pruned)}
     if unexpected or set(missing) - aliases:
         first = [*unexpected, *(set(missing) - aliases)][0]
-        raise UsageError(f"{path}: does not belong to this model: tensor {first!r} is not in both")
+        raise UsageError(
+            f"{path}: does not belong to this model: tensor {first!r} is not in both;"
+            " a model that makes tensors in its first call must be called once before"
+        )
     return pruned.eval()
 
 
