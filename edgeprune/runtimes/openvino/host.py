@@ -39,7 +39,7 @@ class OpenVino(Runtime):
             # Not `convert_model`: it sends telemetry (openvino-telemetry) and adds nothing for ONNX.
             model = openvino.Core().read_model(exported)
         except RuntimeError as error:
-            raise UsageError(f"openvino cannot convert the model: {str(error).strip().splitlines()[0]}") from error
+            raise UsageError(f"openvino cannot convert the model: {_telling(error)}") from error
         if precision == "int8":
             model = _quantized(model, samples, exact)
         model.set_rt_info("f16" if precision == "fp16" else "f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
@@ -54,6 +54,12 @@ class OpenVino(Runtime):
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """The first fused name is that of the layer. A node without fused names keeps its name."""
         return tuple((SUFFIX.sub("", next(iter(node.fused), node.name)), node.ns) for node in nodes)
+
+
+def _telling(error: RuntimeError) -> str:
+    """The line of an error of OpenVINO that says what is wrong. The lines before it name its own files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if line.startswith("-- ")), lines[-1]).removeprefix("-- ")[:200]
 
 
 def _quantized(model: Any, samples: Calls, exact: bool) -> Any:
