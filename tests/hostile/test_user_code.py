@@ -233,3 +233,15 @@ def test_a_backward_pass_that_fails_names_the_user_s_line_in_training(project: P
     done = command("finetune", "--project", project, "--target", target, "--json")
     assert done.code == 2 and "prune " in done.err, done.err
     assert place in done.err and "batch 2" in done.err and "Traceback" not in done.err, done.err
+
+
+def test_a_model_that_the_runtime_cannot_express_is_refused_before_the_device_is_opened(project: Path) -> None:
+    module = project.with_name("blobs.py")
+    module.write_text(
+        module.read_text().replace("return self.fc(", "return torch.special.bessel_j0(x.mean()) + self.fc(")
+    )
+    place = r"^blobs\.py:\d+: special_bessel_j0 cannot be written as ONNX; use other operators$"
+    with open_run(request(project), RULES) as run:
+        with pytest.raises(UsageError, match=place):
+            run.value("device")
+        assert run.device is None
