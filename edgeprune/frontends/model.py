@@ -168,6 +168,11 @@ def _require_plain(where: str, model: nn.Module) -> None:
                 " [runtime] precision of the target sets the precision of the artifact"
             )
     for path, module in model.named_modules():
+        if any(base.__name__ == "FakeQuantizeBase" for base in type(module).__mro__):
+            raise UsageError(
+                f"{where}: {path} is fake quantisation; return the model from before prepare_qat:"
+                " [runtime] precision of the target sets the precision of the artifact"
+            )
         for name, tensor in vars(module).items():
             if isinstance(tensor, Tensor) and not tensor.is_leaf and name not in computed_by_hooks(module):
                 raise UsageError(

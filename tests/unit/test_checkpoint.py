@@ -200,6 +200,7 @@ def test_a_saved_network_loads_into_a_wrapped_model(tmp_path: Path) -> None:
         ("Net().half()", "is float16"),
         ("Net().bfloat16()", "is bfloat16"),
         ("nn.Sequential(Net(), nn.LazyLinear(3))", r"1\.weight has no shape yet; call the model once"),
+        ("nn.Sequential(Net(), torch.ao.quantization.FakeQuantize())", "1 is fake quantisation; .* before prepare_qat"),
         ("Net().to('meta')", r"has no values \(device meta\); build the model on the CPU"),
     ],
 )
