@@ -213,8 +213,8 @@ class Origins:
     """
 
     def __init__(self, folded: nn.Module, computed: Sequence[tuple[str, Tensor]] = ()) -> None:
-        stored = ((name, tensor) for name, tensor in folded.named_parameters() if tensor.ndim > 1)
-        self._scaled = [(name, tensor.detach().numpy()) for name, tensor in (*computed, *stored)]
+        weights = (*computed, *folded.named_parameters())
+        self._scaled = [(name, tensor.detach().numpy()) for name, tensor in weights if tensor.ndim > 1]
         self._known: dict[tuple[tuple[int, ...], bytes], tuple[str, tuple[int, ...]]] = {}
         for name, tensor in [*folded.named_parameters(), *folded.named_buffers()]:
             array = tensor.detach().numpy()
@@ -259,16 +259,14 @@ def _repeated(shape: tuple[int, ...], spread: float) -> np.ndarray:
 
 
 def _is_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
-    """Whether a constant is a weight in any order, with a factor for each index of one dimension."""
-    if sorted(_squeezed(weight)) != sorted(_squeezed(value)):
+    """Whether a constant is a weight in any order, with a factor for each output."""
+    if sorted(_squeezed(weight)) != sorted(_squeezed(value)) or weight.size < LEAST * weight.shape[0]:
         return False
-    turned = (weight.transpose(order) for order in _orders(weight.ndim))
-    same = [(array, value.reshape(array.shape)) for array in turned if _squeezed(array) == _squeezed(value)]
+    turned = ((weight.transpose(order), order.index(0)) for order in _orders(weight.ndim))
     return any(
-        np.allclose(_normed(one, axis), _normed(other, axis), rtol=0, atol=1e-4)
-        for one, other in same
-        for axis in range(one.ndim)
-        if one.size >= LEAST * one.shape[axis]
+        np.allclose(_normed(array, axis), _normed(value.reshape(array.shape), axis), rtol=0, atol=1e-4)
+        for array, axis in turned
+        if _squeezed(array) == _squeezed(value)
     )
 
 
