@@ -44,14 +44,14 @@ class UNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down1 = Double(1, 16)
-        self.down2 = Double(16, 32)
-        self.down3 = Double(32, 48)
-        self.bottom = Double(48, 64)
-        self.up3 = Up(64, 48)
-        self.up2 = Up(48, 32)
-        self.up1 = Up(32, 16)
-        self.classify = nn.Conv2d(16, CLASSES, 1)
+        self.down1 = Double(1, 8)
+        self.down2 = Double(8, 16)
+        self.down3 = Double(16, 32)
+        self.bottom = Double(32, 48)
+        self.up3 = Up(48, 32)
+        self.up2 = Up(32, 16)
+        self.up1 = Up(16, 8)
+        self.classify = nn.Conv2d(8, CLASSES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.down1(x)

@@ -1,4 +1,4 @@
-"""Train the original network: python examples/segmentation/train.py, one minute of one core."""
+"""Train the original network: python examples/segmentation/train.py, half a minute of one core."""
 
 from __future__ import annotations
 
