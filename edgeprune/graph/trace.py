@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 import math
 import warnings
@@ -30,7 +31,7 @@ from edgeprune.errors import UsageError, first_line
 from edgeprune.graph import places, regions
 from edgeprune.graph.groups import matches
 from edgeprune.graph.labels import Axes, Axis, Labels, none
-from edgeprune.graph.rules import Call, Size, TracedLayer, Value, apply, bind, shape_of
+from edgeprune.graph.rules import Call, Size, Statistic, TracedLayer, Value, apply, bind, shape_of
 from edgeprune.records import Group, Groups, Layer, Recipe, Slot, Span, digest, output_dim
 
 
@@ -45,6 +46,27 @@ class Trace:
     unknown: dict[str, None] = field(default_factory=dict)
     sizes: list[Size] | None = None
     fed: set[fx.Node] = field(default_factory=set)
+    statistics: list[Statistic] = field(default_factory=list)
+
+    def rescaled(self) -> set[int]:
+        """The classes of channels that a mean or a normalisation is taken over."""
+        axes = (axis for found in self.statistics if found.rescaled for axis in found.axes.values())
+        return {root for axis in axes for roots in self.labels.factors(axis) for root in roots}
+
+    def remaining(self, recipe: Recipe) -> Iterator[tuple[Statistic, dict[int, list[int]]]]:
+        """The statistics over channels that a cut removes, with the indices that remain in each dimension."""
+        gone = self._gone(recipe)
+        for found in self.statistics:
+            kept = {
+                dim: [i for i, factors in enumerate(self.labels.factors(axis)) if gone.isdisjoint(factors)]
+                for dim, axis in found.axes.items()
+            }
+            if cut := {dim: indices for dim, indices in kept.items() if len(indices) < len(found.axes[dim])}:
+                yield found, cut
+
+    def _gone(self, recipe: Recipe) -> set[int]:
+        """The classes that a cut removes."""
+        return {root for root, places in self.members().items() if _is_removed(places, recipe)}
 
     def members(self) -> dict[int, dict[_Place, list[int]]]:
         """For every class of channels the indices of parameters that belong to it.
@@ -56,8 +78,11 @@ class Trace:
         members: dict[int, dict[_Place, list[int]]] = {}
         for name, axes in {name: self.values[node] for node, name in self.parameters.items() if node.users}.items():
             for dim, axis in enumerate(axes):
-                for index, roots in enumerate(self.labels.factors(axis)):  # type: ignore[arg-type]
-                    for root in filter(channels.__contains__, roots):
+                factors = list(self.labels.factors(axis))  # type: ignore[arg-type]
+                if channels.isdisjoint(itertools.chain.from_iterable(factors)):
+                    continue
+                for index, roots in enumerate(factors):  # with what reads an input of the model beside channels
+                    for root in roots:
                         members.setdefault(root, {}).setdefault((name, dim), []).append(index)
         return members
 
@@ -70,7 +95,7 @@ class Trace:
 
     def resized(self, recipe: Recipe) -> Iterator[tuple[Size, int]]:
         """The constants that are sizes, with their values after a cut."""
-        gone = {root for root, places in self.members().items() if _is_removed(places, recipe)}
+        gone = self._gone(recipe)
         for size in self.sizes or ():
             yield size, sum(gone.isdisjoint(factors) for factors in self.labels.factors(size.counted))
 
@@ -203,9 +228,8 @@ def propagate(graph: fx.Graph, stored: Mapping[fx.Node, str], editable: bool = F
             # Dead nodes (an auxiliary head in eval mode) still execute: cut them, but let them lock nothing.
             traced.labels.locking = node in live
             found = (traced.layers, traced.unknown) if node in live else ([], {})
-            call = Call(
-                traced.labels, node, bind(node), traced.values, traced.parameters, *found, traced.sizes, traced.fed
-            )
+            known = traced.labels, node, bind(node), traced.values, traced.parameters
+            call = Call(*known, *found, traced.sizes, traced.fed, traced.statistics if node in live else [])
             traced.labels.place = ", ".join(filter(None, (places.of_call(node), call.name)))
             traced.values[node] = apply(call)
             traced.labels.locking, traced.labels.place = True, ""
@@ -273,6 +297,7 @@ def _collect(traced: Trace, patterns: Sequence[str]) -> tuple[tuple[Group, ...],
     group_of: dict[int, str] = {}
     names: Counter[str] = Counter()
     output_dims = {layer.weight: output_dim(layer.kind) for layer in traced.layers}
+    rescaled = traced.rescaled()
     for shape, reason, units in _interchangeable(members, traced.labels):
         slots = tuple(
             Slot(name, dim, tuple(tuple(members[unit][name, dim]) for unit in units)) for name, dim, _ in shape
@@ -285,7 +310,7 @@ def _collect(traced: Trace, patterns: Sequence[str]) -> tuple[tuple[Group, ...],
             reason = f"locked by the pattern {pattern!r}"
         if reason is None and len(units) == 1:
             reason = "a single unit"
-        groups.append(Group(name, len(units), slots, reason))
+        groups.append(Group(name, len(units), slots, reason, not rescaled.isdisjoint(units)))
         group_of.update(dict.fromkeys(units, name))
     return tuple(groups), group_of
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeprune.network.computed import baked
+from edgeprune.network.computed import baked, copied, kept_with_gradient
 
 
 def opened(model: nn.Module) -> nn.Module:
@@ -28,9 +28,9 @@ def opened(model: nn.Module) -> nn.Module:
         model: Any module. It stays unchanged.
 
     Returns:
-        A copy, or `model` if there is nothing to replace.
+        A copy, or `model` if there is nothing to replace. The copy keeps no tensor from a call with gradients.
     """
-    model = baked(model)
+    model = baked(copied(model) if kept_with_gradient(model) else model)
     if not any(map(_can_be_opened, model.modules())):
         return model
     model = copy.deepcopy(model)

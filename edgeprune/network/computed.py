@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from edgeprune.graph.rules.base import largest
 from edgeprune.network.outputs import tensors
@@ -68,10 +69,15 @@ def baked(model: nn.Module) -> nn.Module:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy. Weights that hooks computed with a gradient are copied without it, since torch refuses such copies."""
-    computed = [getattr(m, name) for m in module.modules() for name in computed_by_hooks(m)]
-    memo: dict[int, Any] = {id(weight): weight.detach().clone() for weight in computed}
+    """A deep copy. Tensors that were computed with a gradient are copied without it, since torch refuses such copies."""
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept_with_gradient(module)}
     return copy.deepcopy(module, memo)
+
+
+def kept_with_gradient(module: nn.Module) -> list[Tensor]:
+    """The tensors that a model keeps from a call with gradients: weights that hooks computed, or its own features."""
+    values = [value for each in module.modules() for value in vars(each).values()]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and not leaf.is_leaf]
 
 
 def computed_constants(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[str, Tensor]]:

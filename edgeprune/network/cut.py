@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,26 +44,39 @@ def cut(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Modu
         >>> groups = survey(model, inputs)
         >>> pruned = cut(model, make_recipe(groups, {"conv1": [0, 2, 5]}), inputs)
     """
+    if isinstance(model, GraphNetwork):
+        return cut_as_is(model, recipe, inputs)
     try:
         return cut_as_is(model, recipe, inputs)
-    except CutError:
-        if isinstance(model, GraphNetwork):
-            raise
+    except CutError as error:
         try:
             graph = graph_of(model, inputs)
         except CutError:
-            graph = None
-        if graph is None:
-            raise
+            raise error from None
+        with suppress(CutError):
+            return cut_as_is(model, recipe, inputs, graph)
         return cut_as_is(graph, recipe, inputs)
 
 
-def cut_as_is(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """See `cut`. The result is of the model's class."""
+def cut_as_is(
+    model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], original: nn.Module | None = None
+) -> nn.Module:
+    """See `cut`. The result is of the model's class. It is compared with `original`, the model or its graph."""
     model = opened(model)
     pruned = sliced(model, recipe)
-    prove(model, pruned, recipe, inputs)
+    prove(original or model, pruned, recipe, inputs)
     return pruned
+
+
+def provable(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The form of a model that a cut is compared with: its graph if a mean or a normalisation is taken over a group.
+
+    Raises:
+        CutError: The model has no such graph.
+    """
+    if isinstance(model, GraphNetwork) or not any(group.normalised for group in groups.free):
+        return model
+    return as_graph(opened(model), inputs, free_batch=False)
 
 
 def sliced(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import CutError, first_line
 from edgeprune.graph import places
+from edgeprune.graph.editable import GraphNetwork, take_over_remaining
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Recipe
 
@@ -21,7 +22,7 @@ def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Ten
     """Compare a pruned network with the masked original, in eval mode.
 
     Args:
-        model: The original network.
+        model: The original network. It is a graph if the cut removes channels that a mean or a normalisation is taken over.
         pruned: The network that `recipe` cuts from it.
         recipe: The indices kept of each parameter.
         inputs: Example inputs. Real-valued ones get noise added.
@@ -83,8 +84,13 @@ def _informative(output: Tensor) -> bool:
 
 
 def masked(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """A copy of `model` with all indices that the recipe removes set to zero."""
+    """A copy of `model` with all indices that the recipe removes set to zero.
+
+    In a graph, means and normalisations over channels leave out the removed ones.
+    """
     model = copy.deepcopy(model)
+    if isinstance(model, GraphNetwork):
+        take_over_remaining(model, recipe)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             for dim, kept in (recipe.get(name) or {}).items():

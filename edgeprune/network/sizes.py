@@ -61,9 +61,10 @@ def update_sizes(module: nn.Module, before: nn.Module, kept: Mapping[int, Sequen
         size = next(t for t in (module.weight, module.running_mean) if t is not None).shape[0]
         attributes.num_features = size
     elif isinstance(module, nn.GroupNorm):
-        channels = module.weight.shape[0]
-        attributes.num_groups = module.num_groups * channels // module.num_channels
-        attributes.num_channels = channels
+        attributes.num_groups = remaining_groups(module.num_groups, module.num_channels, kept[0])
+        attributes.num_channels = module.weight.shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        attributes.normalized_shape = tuple(module.get_parameter("weight").shape)
     elif isinstance(module, nn.PReLU):
         attributes.num_parameters = module.weight.shape[0]
 

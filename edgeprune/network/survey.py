@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError, UsageError
-from edgeprune.graph.editable import as_graph, trace_graph
+from edgeprune.graph.editable import GraphNetwork, as_graph, trace_graph
 from edgeprune.graph.groups import factors, lock, make_recipe
 from edgeprune.graph.rules.layers import READS_FIXED
 from edgeprune.graph.trace import canonical_names, trace
@@ -22,7 +22,7 @@ from edgeprune.network.folding import sound
 from edgeprune.network.outputs import tensors
 from edgeprune.network.prove import TOLERANCE, masked, probe
 from edgeprune.network.sizes import HEAD_WIDTHS
-from edgeprune.records import Block, Group, Groups, Layer
+from edgeprune.records import Block, Group, Groups, Layer, Recipe
 
 log = logging.getLogger("edgeprune")
 FIXED = ("output of the model", "a single unit", READS_FIXED)  # ends of reasons that hold in every form of a model
@@ -62,18 +62,61 @@ def survey(
     """
     model = opened(model)
     random = generic(model, inputs)
-    groups = _proved(random, random, trace(model, inputs, patterns), inputs, step)
+    traced = trace(model, inputs, patterns)
+    graph = _graph(random, inputs) if any(group.normalised for group in traced.free) else None
+    groups = _proved(_Subject(random, random, graph or random, inputs), _comparable(traced, graph), step)
     if all(group.locked is None or group.locked.endswith(FIXED) for group in groups.groups):
         return groups
     try:
-        graph = as_graph(random, inputs)
+        graph = graph if graph and graph.takes_any_batch else as_graph(random, inputs)
         found = trace_graph(graph, patterns)
         if _is_finer(found, groups):
-            found = _proved(random, graph, found, inputs, step)
+            found = _proved(_Subject(random, graph, graph, inputs), found, step)
     except (CutError, UsageError) as error:
         log.debug("the groups of the exported graph are not used: %s", error)
         return groups
     return found if _is_finer(found, groups) else groups
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What trials cut.
+
+    Attributes:
+        model: the user's model, with random parameters.
+        form: what is cut: the model or its graph.
+        original: what the result is compared with: the same, or the graph of a model that normalises over channels.
+        inputs: example inputs.
+    """
+
+    model: nn.Module
+    form: nn.Module
+    original: nn.Module
+    inputs: tuple[Tensor, ...]
+
+    def cut(self, recipe: Recipe) -> None:
+        """Raises `CutError` if this cut fails."""
+        cut_as_is(self.form, recipe, self.inputs, self.original)
+
+
+def _graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork | None:
+    """The graph of a model for any batch size, else for that of the example inputs, else None."""
+    for free_batch in (True, False):
+        try:
+            return as_graph(model, inputs, free_batch)
+        except (CutError, UsageError) as error:
+            log.debug("%s", error)
+    return None
+
+
+def _comparable(groups: Groups, graph: GraphNetwork | None) -> Groups:
+    """Lock the groups that a mean or a normalisation is taken over if there is no graph to compare their cuts with."""
+    for group in groups.free if graph is None else ():
+        if group.normalised:
+            groups = lock(
+                groups, group.name, "a normalisation is taken over it, and the model has no graph to prove a cut with"
+            )
+    return groups
 
 
 def _is_finer(graph: Groups, module: Groups) -> bool:
@@ -82,21 +125,15 @@ def _is_finer(graph: Groups, module: Groups) -> bool:
     return ours < SMALLER * theirs
 
 
-def _proved(
-    model: nn.Module,
-    form: nn.Module,
-    groups: Groups,
-    inputs: tuple[Tensor, ...],
-    step: Callable[[int, int, str], None],
-) -> Groups:
-    """Lock the groups that cannot be cut, and find the blocks. `form` is what is cut: the model or its graph."""
+def _proved(subject: _Subject, groups: Groups, step: Callable[[int, int, str], None]) -> Groups:
+    """Lock the groups that cannot be cut, and find the blocks."""
     trials = 2 * len(groups.free)  # each group is cut, and then masked
-    groups = _lock_failing(form, groups, inputs, lambda done: step(done, trials, ""))
-    groups = _lock_invisible(form, groups, inputs, lambda left: step(trials - left, trials, ""))
-    blocks = _blocks(model, form, groups, inputs)
+    groups = _lock_failing(subject, groups, lambda done: step(done, trials, ""))
+    groups = _lock_invisible(subject.form, groups, subject.inputs, lambda left: step(trials - left, trials, ""))
+    blocks = _blocks(subject, groups)
     inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
     layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
-    return replace(groups, layers=layers, blocks=blocks, folds=sound(form, groups.folds, inputs))
+    return replace(groups, layers=layers, blocks=blocks, folds=sound(subject.form, groups.folds, subject.inputs))
 
 
 def whole(model: nn.Module, inputs: tuple[Tensor, ...]) -> Groups:
@@ -158,21 +195,19 @@ def _with_scaled_statistics(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.
 # ------------------------------------------------------------------------------------------------------ trials
 
 
-def _lock_failing(
-    model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], on_trial: Callable[[int], None]
-) -> Groups:
+def _lock_failing(subject: _Subject, groups: Groups, on_trial: Callable[[int], None]) -> Groups:
     """Lock the groups whose trial cut fails."""
     # These separately: two cuts of one dimension, or of one attention, may hide each other's errors.
-    for name in dict.fromkeys([*factors(groups), *_attending(model, groups)]):
-        reason = _trial(model, groups, inputs, [name])
+    for name in dict.fromkeys([*factors(groups), *_attending(subject.form, groups)]):
+        reason = _trial(subject, groups, [name])
         if reason is not None:
             groups = lock(groups, name, reason)
-    if _trial(model, groups, inputs, [group.name for group in groups.free]) is None:
+    if _trial(subject, groups, [group.name for group in groups.free]) is None:
         return groups
     passed: list[str] = []
     for number, group in enumerate(groups.free):
         on_trial(number)
-        reason = _trial(model, groups, inputs, [*passed, group.name])
+        reason = _trial(subject, groups, [*passed, group.name])
         if reason is None:
             passed.append(group.name)
         else:
@@ -186,7 +221,7 @@ def _attending(model: nn.Module, groups: Groups) -> list[str]:
     return [g.name for g in groups.free if any(s.parameter.startswith(path) for s in g.slots for path in paths)]
 
 
-def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: list[str]) -> str | None:
+def _trial(subject: _Subject, groups: Groups, names: list[str]) -> str | None:
     """Cut these groups, and return the reason if the proof fails.
 
     The groups keep different shares of their units. A cut that holds only if all shares are equal does not hold.
@@ -198,7 +233,7 @@ def _trial(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], names: 
         if g.name in shares and g.width > 1
     }
     try:
-        cut_as_is(model, make_recipe(groups, keep), inputs)
+        subject.cut(make_recipe(groups, keep))
     except CutError as error:
         return f"a trial cut fails: {error}"
     return None
@@ -241,11 +276,9 @@ def _visible(
 # ------------------------------------------------------------------------------------------------------ blocks
 
 
-def _blocks(model: nn.Module, form: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tuple[Block, ...]:
-    """The innermost modules that return their input if their parameters are zero, each proved by its removal.
-
-    `form` is what is cut: the model or its graph.
-    """
+def _blocks(subject: _Subject, groups: Groups) -> tuple[Block, ...]:
+    """The innermost modules that return their input if their parameters are zero, each proved by its removal."""
+    model = subject.model
     calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any], Any]]] = {}
     hooks = [
         module.register_forward_hook(
@@ -255,7 +288,7 @@ def _blocks(model: nn.Module, form: nn.Module, groups: Groups, inputs: tuple[Ten
         if path and any(module.children()) and any(True for _ in module.parameters())
     ]
     with torch.no_grad():
-        model(*inputs)
+        model(*subject.inputs)
     for hook in hooks:
         hook.remove()
     found: list[Block] = []
@@ -265,7 +298,7 @@ def _blocks(model: nn.Module, form: nn.Module, groups: Groups, inputs: tuple[Ten
         block = _block(model, groups, path)
         if block is not None and _passes_through(model.get_submodule(path), *calls[path][0]):
             try:
-                cut_as_is(form, make_recipe(replace(groups, blocks=(block,)), dict.fromkeys(block.groups, ())), inputs)
+                subject.cut(make_recipe(replace(groups, blocks=(block,)), dict.fromkeys(block.groups, ())))
             except CutError:
                 continue
             found.append(block)

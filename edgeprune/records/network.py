@@ -31,12 +31,14 @@ class Group:
     """Channels that can only be removed together, in `width` interchangeable units.
 
     Unit `u` owns `slot.indices[u]` of every slot. `locked` is the reason why no unit can be removed; None if units can be.
+    `normalised` tells whether a mean or a normalisation is taken over the channels. After a cut it is taken over the others.
     """
 
     name: str
     width: int
     slots: tuple[Slot, ...]
     locked: str | None = None
+    normalised: bool = False
 
 
 @dataclass(frozen=True)

@@ -88,15 +88,16 @@ def prune(
         CutError: the outputs of the cut network differ from those of the masked original.
     """
     from edgeprune.graph.groups import make_recipe
-    from edgeprune.network.cut import cut, sliced
+    from edgeprune.network.cut import cut, provable, sliced
     from edgeprune.network.observe import observe
     from edgeprune.network.prove import is_provable, prove
     from edgeprune.network.survey import generic
 
     recipe = make_recipe(groups, plan.keep)
     pruned = sliced(model, recipe)
-    if is_provable(model, recipe, inputs):
-        prove(model, pruned, recipe, inputs)
+    original = provable(model, groups, inputs)
+    if is_provable(original, recipe, inputs):
+        prove(original, pruned, recipe, inputs)
     else:
         cut(generic(model, inputs), recipe, inputs)
     if not recipe:

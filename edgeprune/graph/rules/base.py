@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -51,12 +51,26 @@ class Size:
     counted: Axis
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """A reduction over channels: the call, its argument that is reduced, and the labels of each dimension that it reduces.
+
+    It is `rescaled` if its result depends on the number of channels, as a mean does and a sum of zeros does not.
+    """
+
+    node: str
+    argument: str
+    axes: Mapping[int, Axis]
+    rescaled: bool
+
+
 @dataclass
 class Call:
     """One operator call as a rule sees it.
 
     `args` are the arguments by name, `values` the labels of all tensors so far, `parameters` the names of parameter nodes.
-    `fed` holds the nodes that depend on an input. Rules add to `layers` and to `unknown`, the operators without a rule.
+    `fed` holds the nodes that depend on an input. Rules add to `layers`, to `statistics` and to `unknown`, the operators
+    without a rule.
     """
 
     labels: Labels
@@ -68,6 +82,13 @@ class Call:
     unknown: dict[str, None]
     sizes: list[Size] | None = None
     fed: Set[fx.Node] = frozenset()
+    statistics: list[Statistic] = field(default_factory=list)
+
+    def reduces(self, argument: str, dims: Iterable[int], rescaled: bool) -> None:
+        """Note that the call takes a statistic over these dimensions. After a cut it is taken over what remains."""
+        axes = {dim: axis for dim in dims if has_labels(axis := self.axes(argument)[dim])}
+        if axes:
+            self.statistics.append(Statistic(self.node.name, argument, axes, rescaled))
 
     @property
     def editable(self) -> bool:

@@ -18,6 +18,7 @@ READS_FIXED = "its input channels are an input of the model or a constant"
 
 @rule("conv1d", "conv2d", "conv3d")
 def _convolution(call: Call) -> Value:
+    """Inputs and outputs are cut apart. In groups: whole groups, or the same channels of every group."""
     source, weight = call.axes("input"), call.axes("weight")
     groups = int(call.args["groups"])
     channels, made = source[-len(weight) + 1], weight[0]
@@ -62,6 +63,7 @@ def _align(call: Call, weight: Axes, dim: int, positions: Axis) -> None:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _transposed_convolution(call: Call) -> Value:
+    """As a convolution."""
     source, weight = call.axes("input"), call.axes("weight")
     groups = int(call.args["groups"])
     channels, made, per_group = source[-len(weight) + 1], weight[1], None
@@ -86,6 +88,7 @@ def _over_space(call: Call, source: Axes, dims: int, made: Axis) -> Axes:
 
 @rule("linear")
 def _linear(call: Call) -> Value:
+    """Inputs and outputs are cut apart."""
     source, weight = call.axes("input"), call.axes("weight")
     call.labels.unite(weight[1], source[-1], READS_FIXED)
     _with_bias(call, weight[0])
@@ -95,7 +98,7 @@ def _linear(call: Call) -> Value:
 
 @rule("bilinear")
 def _bilinear(call: Call) -> Value:
-    """A linear layer that reads the products of the channels of two inputs."""
+    """Both inputs and the outputs are cut apart."""
     first, second, weight = call.axes("input1"), call.axes("input2"), call.axes("weight")
     call.labels.unite(weight[1], first[-1], READS_FIXED)
     call.labels.unite(weight[2], second[-1], READS_FIXED)
@@ -111,10 +114,11 @@ def _with_bias(call: Call, made: Axis) -> None:
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def _recurrence(call: Call) -> Value:
-    """A unit that is zero stays zero, since its state starts at zero.
+    """A unit is cut in all gates, layers and directions. An LSTM's cells and its projected units are cut apart.
 
-    It is cut with its rows in every gate and its column in the recurrence. All layers and directions share one hidden
-    size, so the same unit is cut in each. An LSTM may project its cells: then its states are the projected units.
+    Each layer of a recurrence is one layer, which reads its input and its state.
+
+    A unit that is zero stays zero, since its state starts at zero. All layers and directions share one hidden size.
     """
     if "hx" not in call.args or call.args.get("batch_sizes") is not None:
         return unknown(call)
@@ -133,13 +137,13 @@ def _recurrence(call: Call) -> Value:
             call.labels.unite(sized, given, "its initial state has this size; leave the state out, so that it is zero")
     geometry = Geometry(math.prod(call.shape_at(0)[:-1]))
     for at in range(0, len(weights), each * directions):
+        gates = np.tile(cells, len(axes[at][0]) // len(cells))
+        read, made = np.concatenate([reaching, units]), np.tile(gates, directions)
+        add_layer(call, "linear", read, made, geometry, weights[at])
         for way in range(at, at + each * directions, each):
             into, again, *others = axes[way : way + each]
-            gates = np.tile(cells, len(into[0]) // len(cells))
             call.labels.unite(into[1], reaching, READS_FIXED)
             call.labels.unite(again[1], units, call.reason)
-            add_layer(call, "linear", reaching, gates, geometry, weights[way])
-            add_layer(call, "linear", units, gates, geometry, weights[way + 1])
             if projected:
                 *others, projection = others
                 call.labels.unite(projection[0], units, call.reason)
@@ -163,6 +167,7 @@ def _is_fresh(node: fx.Node) -> bool:
 
 @rule("batch_norm", "instance_norm")
 def _per_channel_norm(call: Call) -> Value:
+    """A channel is cut with its scale, shift and statistics."""
     source = call.axes("input")
     if call.args.get("training") or call.args.get("use_input_stats"):  # not by running statistics
         reduced = source[2:] if call.name == "instance_norm" else [source[0], *source[2:]]
@@ -175,20 +180,24 @@ def _per_channel_norm(call: Call) -> Value:
 
 @rule("group_norm")
 def _group_norm(call: Call) -> Value:
-    # Statistics are taken over groups of channels. Only the removal of an entire group leaves the others unchanged.
-    source = call.axes("input")
-    parts = np.split(source[1], int(call.args["num_groups"]))
-    for part in parts:
-        call.labels.tie(part.tolist(), call.reason)
-    call.sized("num_groups", None, np.array([part[0] for part in parts]))
+    """Whole groups are cut, or the same channels of every group. The statistics are then those of what remains."""
+    # Statistics are taken over groups of channels. A group can be removed, or the same positions out of every group.
+    channels = call.axes("input")[1]
+    groups, positions = split_axis(call, channels.reshape(int(call.args["num_groups"]), -1))
+    call.sized("num_groups", None, groups)
+    if has_labels(positions):
+        call.reduces("input", [1], True)
     return _per_channel_norm(call)
 
 
 @rule("layer_norm", "rms_norm")
 def _layer_norm(call: Call) -> Value:
+    """Channels are cut. The statistics are then those of what remains."""
     source = call.axes("input")
     normalised = source[-len(call.args["normalized_shape"]) :]
-    call.lock(normalised, "layer normalisation takes its statistics over these channels")
+    call.reduces("input", range(len(source) - len(normalised), len(source)), True)
+    for place, axis in enumerate(normalised):
+        call.sized("normalized_shape", place, axis)
     for name in ("weight", "bias"):
         if isinstance(call.args.get(name), fx.Node):
             for axis, own in zip(normalised, call.axes(name), strict=True):
@@ -198,7 +207,10 @@ def _layer_norm(call: Call) -> Value:
 
 @rule("_weight_norm")
 def _weight_norm(call: Call) -> Value:
-    """v · g / ‖v‖: the norm is over all dimensions but those of g, so channels cut along g do not change it."""
+    """Channels with a norm of their own are cut with it.
+
+    v · g / ‖v‖: the norm is over all dimensions but those of g.
+    """
     v, g = call.axes("v"), call.axes("g")
     for dim, (own, norm) in enumerate(zip(v, g, strict=True)):
         if len(norm) > 1:
@@ -210,6 +222,7 @@ def _weight_norm(call: Call) -> Value:
 
 @rule("prelu")
 def _prelu(call: Call) -> Value:
+    """A channel is cut with its slope."""
     source, weight = call.axes("self"), call.axes("weight")
     if len(weight[0]) > 1:
         call.labels.unite(source[1], weight[0], call.reason)
@@ -220,6 +233,7 @@ def _prelu(call: Call) -> Value:
 
 @rule("embedding")
 def _embedding(call: Call) -> Value:
+    """The width is cut. The table keeps its rows."""
     weight = call.axes("weight")
     weight[0] = none(len(weight[0]))
     return [*call.axes("indices"), weight[1]]
@@ -232,6 +246,7 @@ def _embedding(call: Call) -> Value:
     *["upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"],
 )
 def _spatial(call: Call) -> Value:
+    """Channels pass. Positions in space stay."""
     source = call.axes("self" if "self" in call.args else "input")
     kept = len(source) - int(re.search(r"(\d)d", call.name)[1])  # type: ignore[index] # the name gives the number of dimensions
     call.lock(source[kept:], IN_SPACE)
@@ -243,7 +258,7 @@ def _spatial(call: Call) -> Value:
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def _sampled(call: Call) -> Value:
-    """Every channel is sampled at the same places."""
+    """Channels pass. Positions in space stay."""
     source, grid = call.axes("input"), call.axes("grid")
     call.lock([*source[2:], *grid[1:]], IN_SPACE)
     return [*broadcast(call, [source[:1], grid[:1]]), source[1], *(none(size) for size in call.shape[2:])]

@@ -21,18 +21,24 @@ ELEMENTWISE = """
 
 @rule(*ELEMENTWISE)
 def _elementwise(call: Call) -> Value:
+    """Aligned channels are cut in all tensors alike. A channel that is aligned with a constant or an input is locked."""
     tensors = [a for a in call.args.values() if isinstance(a, fx.Node) and a in call.values]
     return broadcast(call, [call.values[tensor] for tensor in tensors])  # type: ignore[misc]
 
 
 @rule("mean", "sum", "amax", "amin", "prod", "argmax", "var", "std", "norm", "linalg_vector_norm", "logsumexp")
 def _reduce(call: Call) -> Axes:
-    """A channel that is zero changes neither a sum nor a norm. So a cut equals masking, and nothing is locked."""
+    """A sum, norm, mean or variance over channels lets them be cut, and is then taken over what remains. Others lock them.
+
+    A channel must be zero where a cut masks it: then it changes neither a sum nor a norm.
+    """
     source = call.axes("self")
     given = call.args.get("dim")
     dims = range(len(source)) if given is None or given == [] else given if isinstance(given, list | tuple) else [given]
     reduced = {dim % len(source) for dim in dims}
-    if not _ignores_zeros(call):
+    if _ignores_zeros(call) or call.name in _MOMENTS:
+        call.reduces("self", reduced, call.name in _MOMENTS)
+    else:
         call.lock([source[dim] for dim in reduced], _CHANGED)
     if call.args.get("keepdim"):
         return [none(1) if dim in reduced else axis for dim, axis in enumerate(source)]
@@ -41,11 +47,13 @@ def _reduce(call: Call) -> Axes:
 
 @rule("var_mean", "std_mean")
 def _moments(call: Call) -> Value:
+    """As a mean."""
     found = _reduce(call)
     return [found, found]
 
 
-_CHANGED = "its result over these channels depends on their number or on a zero among them; a sum or a norm does not"
+_MOMENTS = ("mean", "var", "std", "var_mean", "std_mean")
+_CHANGED = "its result over these channels depends on a zero among them; a sum, a norm or a mean does not"
 
 
 def _ignores_zeros(call: Call) -> bool:
@@ -55,7 +63,7 @@ def _ignores_zeros(call: Call) -> bool:
 
 @rule("cosine_similarity")
 def _similarity(call: Call) -> Value:
-    """A channel that is zero in both tensors does not change the angle."""
+    """Channels are cut in both tensors alike."""
     aligned = broadcast(call, [call.axes("x1"), call.axes("x2")])
     del aligned[call.dim("dim", len(aligned))]
     return aligned
@@ -63,7 +71,7 @@ def _similarity(call: Call) -> Value:
 
 @rule("max", "min")
 def _extreme(call: Call) -> Value:
-    """Of two tensors, along one dimension (with indices), or over all elements."""
+    """Of two tensors: aligned channels are cut alike. Over channels: they are locked."""
     if "other" in call.args:
         return _elementwise(call)
     found = _reduce(call)
@@ -72,11 +80,13 @@ def _extreme(call: Call) -> Value:
 
 @rule("type_as", "to", "_to_copy")
 def _retyped(call: Call) -> Value:
+    """Channels pass."""
     return call.axes("self")
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax")
 def _along(call: Call) -> Value:
+    """Along channels it locks them. Along other dimensions they pass."""
     source = call.axes("self")
     call.lock([source[call.dim("dim", len(source))]], "it normalises over these channels, so each changes the others")
     return source
@@ -84,12 +94,13 @@ def _along(call: Call) -> Value:
 
 @rule("cumsum")
 def _cumulative(call: Call) -> Value:
-    """A channel that is zero adds nothing to those after it."""
+    """Channels pass. Along channels this needs that a cut channel is zero there."""
     return call.axes("self")
 
 
 @rule("diff")
 def _difference(call: Call) -> Value:
+    """Along channels it locks them. Along other dimensions they pass."""
     source = list(call.axes("self"))
     dim = call.dim("dim", len(source))
     call.lock([source[dim]], "it takes differences of neighbouring channels")
@@ -99,7 +110,7 @@ def _difference(call: Call) -> Value:
 
 @rule("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
 def _fake_quantised(call: Call) -> Value:
-    """Quantisation of each value, with one scale, or one for each channel."""
+    """A channel is cut with its scale, if it has one of its own."""
     source = call.axes("self")
     for name in ("scale", "zero_point"):
         if isinstance(call.args[name], fx.Node) and "axis" in call.args:

@@ -15,11 +15,13 @@ from edgeprune.graph.rules.base import Call, Geometry, Value, add_layer, broadca
 
 @rule("matmul", "mm", "bmm")
 def _matmul(call: Call) -> Value:
+    """Channels that are summed over are cut in both tensors alike. A parameter on the right is a layer."""
     return _product(call, call.node.args[0], call.node.args[1])
 
 
 @rule("addmm", "baddbmm")
 def _added_product(call: Call) -> Value:
+    """As a product, with an aligned tensor."""
     added, first, second = call.node.args[:3]
     return broadcast(call, [call.values[added], _product(call, first, second)])  # type: ignore[list-item, index]
 
@@ -39,6 +41,7 @@ def _product(call: Call, left: Any, right: Any) -> Axes:
 
 @rule("einsum")
 def _einsum(call: Call) -> Value:
+    """A letter is cut in all its tensors alike. A sum over channels lets them be cut, if a cut channel is zero there."""
     tensors: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
     given, arrow, wanted = _spelled(call.args["equation"].replace(" ", ""), [len(axes) for axes in tensors])
     named = [pair for letters, own in zip(given.split(","), tensors, strict=True)
@@ -66,6 +69,7 @@ def _spelled(equation: str, ranks: Sequence[int]) -> tuple[str, str, str]:
 
 @rule("scaled_dot_product_attention")
 def _attention(call: Call) -> Value:
+    """Heads, the width of queries and keys, and the width of values are cut apart."""
     query, key, value = (call.axes(name) for name in ("query", "key", "value"))
     call.labels.unite(query[-1], key[-1], call.reason)
     if call.args.get("scale") is None:

@@ -17,11 +17,13 @@ IN_SPACE = "it uses these channels as positions in space; permute the channels t
 
 @rule("cat", "concat", "concatenate")
 def _cat(call: Call) -> Value:
+    """Channels keep their places. Each is cut in its own source."""
     return _joined(call, call.dim("dim", len(call.shape)))
 
 
 @rule("hstack", "column_stack", "vstack")
 def _side_by_side(call: Call) -> Value:
+    """Channels keep their places. Each is cut in its own source."""
     if any(len(call.values[tensor]) < 2 for tensor in call.args["tensors"]):  # each treats vectors differently
         return unknown(call)
     return _joined(call, 0 if call.name == "vstack" else 1)
@@ -40,6 +42,7 @@ def _joined(call: Call, dim: int) -> Axes:
 
 @rule("stack")
 def _stack(call: Call) -> Value:
+    """The tensors are cut alike. The new dimension stays whole."""
     parts: list[Axes] = [call.values[tensor] for tensor in call.args["tensors"]]  # type: ignore[misc]
     result = list(parts[0])
     for part in parts[1:]:
@@ -50,6 +53,7 @@ def _stack(call: Call) -> Value:
 
 @rule("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split")
 def _split(call: Call) -> Value:
+    """Parts of equal size are cut alike. Other parts are cut each on its own, if the network is cut as its graph."""
     source = call.axes("self")
     dim = call.dim("dim", len(source))
     sizes = [value.shape[dim] for value in call.node.meta["val"]]
@@ -66,9 +70,13 @@ def _split(call: Call) -> Value:
 
 @rule("slice", "narrow")
 def _slice(call: Call) -> Value:
+    """As a split. A step between channels locks them."""
     source = call.axes("self")
     dim = call.dim("dim", len(source))
     size = len(source[dim])
+    if any(isinstance(call.args.get(name), fx.Node) for name in ("start", "end", "length")):
+        call.lock([source[dim]], "how many it takes is computed at run time")
+        return [*source[:dim], none(call.shape[dim]), *source[dim + 1 :]]
     if "length" in call.args:
         start, step = call.args["start"] % size, 1
         stop = start + call.args["length"]
@@ -106,6 +114,7 @@ def _window(call: Call, axis: Axis, start: int, size: int) -> Axis:
 
 @rule("select", "unbind")
 def _select(call: Call) -> Value:
+    """The taken channel stays. In the module's own code, its neighbours stay, too."""
     source = call.axes("self")
     dim = call.dim("dim", len(source))
     taken = source[dim]
@@ -120,7 +129,7 @@ def _select(call: Call) -> Value:
 
 @rule("index_select", "index", "roll", "flip")
 def _rearranged(call: Call) -> Value:
-    """Lock the dimensions that are indexed, shifted or flipped. The others pass unchanged."""
+    """Dimensions that are indexed, shifted or flipped stay whole. The others pass."""
     source = list(call.axes("self"))
     if call.name == "index":
         given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
@@ -141,6 +150,7 @@ def _rearranged(call: Call) -> Value:
 
 @rule("pad", "constant_pad_nd")
 def _pad(call: Call) -> Value:
+    """Added channels stay, and so do those that are later aligned with them. Reflected or cropped channels are locked."""
     # The model's code fixes the number of added constants. `unite` locks the channels that are later aligned with them.
     result = list(call.axes("self"))
     amounts: Sequence[int] = call.args["pad"]
@@ -162,6 +172,7 @@ def _pad(call: Call) -> Value:
 
 @rule("flatten", "reshape", "reshape_as", "view", "view_as", "_unsafe_view", "unflatten", "squeeze", "unsqueeze")
 def _reshape(call: Call) -> Value:
+    """Channels that become two dimensions are cut along each: by heads, and by positions in every head."""
     source = [axis for axis in call.axes("self") if len(axis) != 1]
     result = [none(size) for size in call.shape]
     dims = [dim for dim, size in enumerate(call.shape) if size != 1]
@@ -254,12 +265,14 @@ def split_axis(call: Call, grid: np.ndarray) -> list[Axis]:
 
 @rule("permute")
 def _permute(call: Call) -> Value:
+    """Channels pass."""
     source = call.axes("self")
     return [source[dim % len(source)] for dim in call.args["dims"]]
 
 
 @rule("transpose", "swapaxes", "swapdims", "t", "mT")
 def _transpose(call: Call) -> Value:
+    """Channels pass."""
     result = list(call.axes("self"))
     first, second = ("axis0", "axis1") if "axis0" in call.args else ("dim0", "dim1")
     a, b = (call.dim(first, len(result)), call.dim(second, len(result))) if first in call.args else (-2, -1)
@@ -269,6 +282,7 @@ def _transpose(call: Call) -> Value:
 
 @rule("movedim", "moveaxis")
 def _movedim(call: Call) -> Value:
+    """Channels pass."""
     source = call.axes("self")
     given, wanted = (
         [dim % len(source) for dim in (dims if isinstance(dims, list | tuple) else [dims])]
@@ -280,6 +294,7 @@ def _movedim(call: Call) -> Value:
 
 @rule("repeat", "tile")
 def _repeat(call: Call) -> Value:
+    """All copies of a channel are cut with it."""
     source = [none(1)] * (len(call.shape) - len(call.axes("self"))) + call.axes("self")
     if call.editable and call.name == "repeat":
         return [
@@ -291,6 +306,7 @@ def _repeat(call: Call) -> Value:
 
 @rule("repeat_interleave")
 def _repeat_interleave(call: Call) -> Value:
+    """All copies of a channel are cut with it."""
     if not isinstance(call.args.get("repeats"), int) or call.args.get("dim") is None:
         return unknown(call)
     source = list(call.axes("self"))
@@ -301,6 +317,7 @@ def _repeat_interleave(call: Call) -> Value:
 
 @rule("expand", "expand_as")
 def _expand(call: Call) -> Value:
+    """All copies of a channel are cut with it. A new dimension stays whole, or follows the other tensor."""
     source = call.axes("self")
     source = [none(1)] * (len(call.shape) - len(source)) + source
     other = call.axes("other") if call.name == "expand_as" else None
@@ -327,12 +344,13 @@ def _copies(call: Call, argument: str, dim: int) -> Axis:
 
 @rule("ones", "zeros", "full", "new_empty", "new_full", "new_ones", "new_zeros")
 def _constant(call: Call) -> Value:
+    """Its sizes follow the channels that it is aligned with, if the network is cut as its graph."""
     return [_copies(call, "size", dim) for dim in range(len(call.shape))]
 
 
 @rule("pixel_shuffle")
 def _pixel_shuffle(call: Call) -> Value:
-    """r² channels become the r × r pixels of one channel, so they are cut together."""
+    """The r² channels that become the r × r pixels of one channel are cut together."""
     *batch, channels, rows, columns = call.axes("self")
     call.lock([rows, columns], IN_SPACE)
     made = channels.reshape(-1, int(call.args["upscale_factor"]) ** 2)
@@ -343,6 +361,7 @@ def _pixel_shuffle(call: Call) -> Value:
 
 @rule("pixel_unshuffle")
 def _pixel_unshuffle(call: Call) -> Value:
+    """A channel is cut with all channels that its pixels become."""
     *batch, channels, rows, columns = call.axes("self")
     call.lock([rows, columns], IN_SPACE)
     made = np.repeat(channels, int(call.args["downscale_factor"]) ** 2)
@@ -351,6 +370,7 @@ def _pixel_unshuffle(call: Call) -> Value:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def _channel_shuffle(call: Call) -> Value:
+    """The number of groups stays. The same channels are cut in each group."""
     source = list(call.axes("self" if "self" in call.args else "input"))
     groups, own = split_axis(call, source[1].reshape(int(call.args["groups"]), -1))
     call.lock([groups], "its number of groups is fixed")
@@ -360,6 +380,7 @@ def _channel_shuffle(call: Call) -> Value:
 
 @rule("im2col")
 def _im2col(call: Call) -> Value:
+    """A channel is cut with all rows that its windows become."""
     *batch, channels, rows, columns = call.axes("self")
     call.lock([rows, columns], IN_SPACE)
     return [*batch, np.repeat(channels, math.prod(call.args["kernel_size"])), none(call.shape[-1])]
@@ -367,7 +388,7 @@ def _im2col(call: Call) -> Value:
 
 @rule("col2im")
 def _col2im(call: Call) -> Value:
-    """Each window of a channel comes from as many rows, so they are cut together."""
+    """The rows that become the windows of one channel are cut together."""
     *batch, rows, places = call.axes("self")
     call.lock([places], IN_SPACE)
     windows = rows.reshape(-1, math.prod(call.args["kernel_size"]))
@@ -378,7 +399,7 @@ def _col2im(call: Call) -> Value:
 
 @rule("slice_scatter", "select_scatter")
 def _scatter(call: Call) -> Value:
-    """A part of a tensor is replaced. Its other dimensions are aligned."""
+    """The other dimensions are cut in both tensors alike. Channels that are replaced by number are locked."""
     source, given = list(call.axes("self")), list(call.axes("src"))
     dim = call.dim("dim", len(source))
     if call.name == "select_scatter":
@@ -391,7 +412,7 @@ def _scatter(call: Call) -> Value:
 
 @rule("index_put")
 def _index_put(call: Call) -> Value:
-    """Elements are replaced. The dimensions that are not indexed are aligned with the new values."""
+    """The other dimensions are cut in both tensors alike. Channels that are replaced by number are locked."""
     source = call.axes("self")
     given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
     if len(given) != 1 or len(shape_of(call.args["indices"][given[0]])) != 1:
@@ -405,6 +426,7 @@ def _index_put(call: Call) -> Value:
 
 @rule("glu")
 def _glu(call: Call) -> Value:
+    """A channel is cut with its gate."""
     source = list(call.axes("self"))
     dim = call.dim("dim", len(source))
     halves = source[dim].reshape(2, -1)

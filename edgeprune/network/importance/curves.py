@@ -107,6 +107,10 @@ class _Subject:
             units = _ascending(removal_losses(self._model, group, self._reference, moments))
         worst_first = np.argsort(units, kind="stable").tolist()
         widths = sorted({max(1, round(share * group.width)) for share in SHARES} - {group.width})
+        if group.normalised:  # a norm over zeros is no norm over what remains
+            keep = (sorted(worst_first[group.width - width :]) for width in widths)
+            rises = [self._rise({group.name: kept}, self._touched(group)) for kept in keep]
+            return units, _interpolated(group.width, widths, rises)
         self._probe.advance(self._touched(group))
         rises = []
         for width in widths:
@@ -116,14 +120,18 @@ class _Subject:
 
     def without(self, block: Block) -> float:
         """How far the loss rises if a block is removed."""
-        kept = make_recipe(self._groups, dict.fromkeys(block.groups, ()))
-        pruned = sliced(self._model, kept).eval()
+        return max(0.0, self._rise(dict.fromkeys(block.groups, ()), block.parameters))
+
+    def _rise(self, keep: Mapping[str, Sequence[int]], parameters: Sequence[str]) -> float:
+        """How far the loss rises in a network that keeps these units. The cut changes these parameters."""
+        recipe = make_recipe(self._groups, keep)
+        pruned = sliced(self._model, recipe).eval()
         if self._resuming is None:
             pruned = _with_batch_statistics(pruned)
         else:
-            pruned = refit_sequentially(self._model, pruned, kept, self._resuming.at(block.parameters))
-        self._probe.advance(block.parameters)
-        return max(0.0, self._probe.rise(pruned))
+            pruned = refit_sequentially(self._model, pruned, recipe, self._resuming.at(parameters))
+        self._probe.advance(parameters)
+        return self._probe.rise(pruned)
 
     def _touched(self, part: Group | Block) -> tuple[str, ...]:
         """The parameters that change if a group is cut or a block removed."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
+from edgeprune.network.computed import copied
 from edgeprune.network.importance.base import Batches, Loss, Step, per_group, scores, unwatched
 from edgeprune.records import Groups, Scores
 
@@ -30,7 +31,7 @@ def taylor(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step:
     totals = {group.name: torch.zeros(group.width) for group in groups.free}
     count = 0
     most = LIMITS.importance_batches
-    for gradients in _gradients(model, islice(batches, most), loss):
+    for gradients in _gradients(copied(model), islice(batches, most), loss):
         changes = per_group(groups, {name: weights[name] * gradient for name, gradient in gradients.items()})
         for name, change in changes.items():
             totals[name] += change**2
@@ -52,7 +53,7 @@ def fisher(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, step:
     squares: dict[str, Tensor] = {}
     count = 0
     most = LIMITS.fisher_samples
-    for gradients in _gradients(model, islice(singles, most), loss):
+    for gradients in _gradients(copied(model), islice(singles, most), loss):
         for name, gradient in gradients.items():
             squares[name] = squares.get(name, torch.zeros(())) + gradient**2
         count += 1
