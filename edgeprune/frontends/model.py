@@ -174,9 +174,9 @@ def _require_plain(where: str, model: nn.Module) -> None:
                 " [runtime] precision of the target sets the precision of the artifact"
             )
         for name, tensor in vars(module).items():
-            if isinstance(tensor, Tensor) and not tensor.is_leaf and name not in computed_by_hooks(module):
+            if isinstance(tensor, Tensor) and f"{name}_orig" in module._parameters and name not in computed_by_hooks(module):
                 raise UsageError(
-                    f"{where}: {path}.{name} is a computed tensor, and torch cannot copy such a model;"
+                    f"{where}: {path}.{name} is a computed tensor, and a cut cannot follow it;"
                     " make it a parameter (torch.nn.utils.prune.remove), or use a parametrization"
                 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from edgeprune.frontends.functions import one_line
 from edgeprune.frontends.randomness import Generators
 from edgeprune.frontends.sections import ProjectFile, Source, project_of
 from edgeprune.frontends.toml import keys_of, nearest, wanted_of
+from edgeprune.network.computed import copied
 from edgeprune.records import Project, keyword
 from edgeprune.records.project import SPLITS
 
@@ -211,14 +211,14 @@ def _copy(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise usage_error(f"Project(model=...) must be a torch.nn.Module, and is of type {type(model).__name__}")
     with _guarded("Project(model=...): copy.deepcopy(model)"):
-        return copy.deepcopy(model)
+        return copied(model)
 
 
 def _function(key: str, value: Any) -> ObjectFunction:
     """The function that a keyword stands for."""
     where = f"Project({key}=...)"
     if key == "model":
-        return ObjectFunction(where, value, lambda: copy.deepcopy(value), cache(lambda: _of_model(value, where)))
+        return ObjectFunction(where, value, lambda: copied(value), cache(lambda: _of_model(value, where)))
     if key == "example_inputs":
         held = _held(value)
         return ObjectFunction(where, held, lambda: held, cache(lambda: {where: callables.of_value(held, where)}))

@@ -17,6 +17,7 @@ from zoo import ZOO
 
 from edgeprune.graph.groups import make_recipe
 from edgeprune.network.cut import cut
+from edgeprune.network.importance import CRITERIA
 from edgeprune.network.outputs import tensors
 from edgeprune.network.survey import randomised, survey
 from edgeprune.runtimes.formats import FORMATS
@@ -148,6 +149,20 @@ def test_a_model_that_keeps_state_is_cut_and_exported_and_stays_as_it_is(net: ty
     (got,) = session.run(None, {"input_0": x.numpy()})
     np.testing.assert_allclose(got, small.eval()(x).detach().numpy(), rtol=1e-3, atol=1e-5)
     assert same(before, attributes(model)) and model.training
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_features_that_a_call_with_gradients_leaves_do_not_matter(criterion: str) -> None:
+    torch.manual_seed(0)
+    model = Remembers()
+    model(torch.randn(2, *image()[0].shape[1:]))
+    last = model.last
+    groups = survey(model, image())
+    batches = [((torch.randn(2, *image()[0].shape[1:]),), torch.zeros(2))] * 2
+    found = CRITERIA[criterion](model.eval(), groups, batches, lambda out, _: tensors(out)[0].square().mean())
+    assert len(found.units["a"]) == 8
+    cut(model, make_recipe(groups, {"a": (0, 1)}), image())
+    assert model.last is last and last.grad_fn is not None
 
 
 def outputs(kind: str, file: bytes, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
