@@ -47,7 +47,8 @@ class Network:
     @cached_property
     def module(self) -> nn.Module:
         """The original network, on the CPU, in eval mode; see `built`. It takes and returns tensors by position."""
-        return adapted(self._built.module, input_names(self._project))
+        dims, _ = batch_dims(self._project, len(self.inputs))
+        return adapted(self._built.module, input_names(self._project), dims)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -174,7 +175,11 @@ def _require_plain(where: str, model: nn.Module) -> None:
                 " [runtime] precision of the target sets the precision of the artifact"
             )
         for name, tensor in vars(module).items():
-            if isinstance(tensor, Tensor) and f"{name}_orig" in module._parameters and name not in computed_by_hooks(module):
+            if (
+                isinstance(tensor, Tensor)
+                and f"{name}_orig" in module._parameters
+                and name not in computed_by_hooks(module)
+            ):
                 raise UsageError(
                     f"{where}: {path}.{name} is a computed tensor, and a cut cannot follow it;"
                     " make it a parameter (torch.nn.utils.prune.remove), or use a parametrization"

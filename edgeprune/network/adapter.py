@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgeprune.network.outputs import Structure, tensors
 
 
-def adapted(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
+def adapted(model: nn.Module, names: tuple[str, ...] = (), dims: tuple[int, ...] = ()) -> nn.Module:
     """Make a model take tensors by position, and return tensors in eval mode, in place.
 
     It then returns one tensor, or a tuple of several. In training mode it returns what the user's code returns, since that
@@ -25,10 +25,11 @@ def adapted(model: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
     Args:
         model: any module.
         names: the arguments of its forward that the inputs are given as; empty if they are given by position.
+        dims: the dimension of each input that holds the samples; empty if it is the first.
     """
     if names:
         model.__class__ = _by_position(type(model), names)
-    model.register_forward_hook(_Flatten())
+    model.register_forward_hook(_Flatten(dims))
     return model
 
 
@@ -36,6 +37,11 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
     """The arguments that an adapted model's inputs are given as; empty if they are given by position."""
     names: tuple[str, ...] = getattr(type(model), "input_names", ())
     return names
+
+
+def has_samples_first(model: nn.Module) -> bool:
+    """Whether the samples are in the first dimension of all inputs."""
+    return not any(any(hook.dims) for hook in _flattening(model).values())
 
 
 def with_own_outputs(model: nn.Module) -> nn.Module:
@@ -112,6 +118,8 @@ def _by_position(known: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
 @dataclass(frozen=True)
 class _Flatten:
     """A hook after the model's forward."""
+
+    dims: tuple[int, ...]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         if module.training or isinstance(outputs, Tensor):

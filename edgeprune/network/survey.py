@@ -16,6 +16,7 @@ from edgeprune.graph.editable import GraphNetwork, as_graph, trace_graph
 from edgeprune.graph.groups import factors, lock, make_recipe
 from edgeprune.graph.rules.layers import READS_FIXED
 from edgeprune.graph.trace import canonical_names, trace
+from edgeprune.network.adapter import has_samples_first
 from edgeprune.network.attention import opened
 from edgeprune.network.cut import cut_as_is
 from edgeprune.network.folding import sound
@@ -66,6 +67,8 @@ def survey(
     graph = _graph(random, inputs) if any(group.normalised for group in traced.free) else None
     groups = _proved(_Subject(random, random, graph or random, inputs), _comparable(traced, graph), step)
     if all(group.locked is None or group.locked.endswith(FIXED) for group in groups.groups):
+        return groups
+    if not has_samples_first(model):  # only the first dimension of a graph may have another size
         return groups
     try:
         graph = graph if graph and graph.takes_any_batch else as_graph(random, inputs)

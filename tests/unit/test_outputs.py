@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgeprune.network.adapter import adapted, structure_of
 from edgeprune.network.outputs import Structure, main_of, tensors
+from edgeprune.network.survey import survey
 from edgeprune.records import Check, Outcome
 from edgeprune.stages import accuracy, training
 
@@ -159,3 +160,19 @@ def test_only_the_main_output_is_a_choice() -> None:
     near = features + np.array([[0, 1e-6, 0]], np.float32)
     assert Outcome.of(compared([scores, features], [scores, near])) is Outcome.PASS
     assert Outcome.of(compared([features, scores], [near, scores])) is Outcome.FAIL
+
+
+def test_a_model_whose_samples_are_not_first_is_cut_in_its_own_form() -> None:
+    """A graph takes other sizes of the first dimension only, and training has other batches than the example."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:  # the code fixes the width
+            return self.b(torch.relu(self.a(x)).reshape(*x.shape[:2], 16))
+
+    x = (torch.zeros(5, 1, 6),)
+    assert survey(adapted(Heads()), x).form == "graph"
+    assert survey(adapted(Heads(), (), (1,)), x).form != "graph"
