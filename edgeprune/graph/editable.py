@@ -315,6 +315,7 @@ def _restore_result(graph: fx.Graph, node: fx.Node, kept: Mapping[int, list[int]
     for dim, indices in kept.items():
         size = node.meta["val"].shape[dim]
         made = graph.call_function(_restore, (made, dim, indices, size))
+    made.meta["val"] = node.meta["val"]
     for user in users:
         user.replace_input_with(node, made)
 
