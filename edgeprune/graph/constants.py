@@ -1,4 +1,4 @@
-"""Weights that a graph computes from parameters alone: they become parameters, so that their layers can be cut."""
+"""Weights that a graph computes from parameters only. They become parameters, so that their layers can be cut."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bake(network: fx.GraphModule) -> None:
     """Replace the computed weights of layers by their values, in place.
 
     A value takes the place of the largest parameter behind it, which must have no other use. Other parameters without
-    another use are removed. A weight that is only a view of one parameter stays as it is.
+    another use are removed. A weight that is only a view of one parameter is not replaced.
     """
     graph, fed = network.graph, set[fx.Node]()
     for node in graph.nodes:

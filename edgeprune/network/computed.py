@@ -39,9 +39,9 @@ def baked(model: nn.Module) -> nn.Module:
 
     The parameter has the name of the plain layer's. Three kinds of computed weights are known:
 
-    - parametrizations (`torch.nn.utils.parametrize`), such as torch's `parametrizations.weight_norm`;
-    - the hooks of `torch.nn.utils.weight_norm` and `torch.nn.utils.spectral_norm`;
-    - subclasses of torch's layers whose forward computes the weight, such as weight standardisation, and nothing else.
+    - Parametrizations of `torch.nn.utils.parametrize`, such as the newer weight norm of torch.
+    - The hooks of `torch.nn.utils.weight_norm` and `torch.nn.utils.spectral_norm`.
+    - Subclasses of torch's layers whose forward computes the weight, as weight standardisation does, and nothing else.
 
     A parameter is trained if any of the parameters behind the weight was.
 
@@ -81,7 +81,7 @@ def kept_with_gradient(module: nn.Module) -> list[Tensor]:
 
 
 def computed_constants(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[str, Tensor]]:
-    """The tensors that a model computes from parameters and buffers alone, each with the name of the largest of these."""
+    """The tensors that a model computes from parameters and buffers only, each with the name of the largest of these."""
     found = _Constants(model)
     with torch.no_grad(), found:
         model(*inputs)
@@ -147,7 +147,7 @@ def _plain_kind(module: nn.Module) -> type[nn.Module] | None:
 def _acts_plainly(module: nn.Module) -> bool:
     """Whether a layer with its own forward is the plain layer with a computed weight.
 
-    Both are compared on random inputs of two sizes, with random parameters, so that the answer depends on the code alone.
+    Both are compared on random inputs of two sizes. The parameters are random, so the answer depends on the code only.
     """
     trial = copied(module).eval()
     _without_parametrizations(trial)

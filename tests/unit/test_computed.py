@@ -167,7 +167,7 @@ class Padded(Standardised):
 
 
 class Styled(nn.Linear):
-    """It cannot be called alone."""
+    """It needs a second argument."""
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         return F.linear(x, self.weight * style, self.bias)
