@@ -85,9 +85,14 @@ class Call:
     statistics: list[Statistic] = field(default_factory=list)
 
     def reduces(self, argument: str, dims: Iterable[int], rescaled: bool) -> None:
-        """Note that the call takes a statistic over these dimensions. After a cut it is taken over what remains."""
+        """Note that the call takes a statistic over these dimensions. After a cut it is taken over what remains.
+
+        A statistic of a weight locks them instead: in the graph, the weight is a parameter (see `graph.constants`).
+        """
         axes = {dim: axis for dim in dims if has_labels(axis := self.axes(argument)[dim])}
-        if axes:
+        if axes and self.node not in self.fed:
+            self.lock([*axes.values()], "a weight is normalised over these channels")
+        elif axes:
             self.statistics.append(Statistic(self.node.name, argument, axes, rescaled))
 
     @property
