@@ -197,3 +197,13 @@ def test_the_loss_of_a_cut_stream_is_measured_on_the_cut_network() -> None:
     scores = CRITERIA["loss-curves"](model, groups, batches, F.mse_loss)
     over_zeros = F.mse_loss(masked(model, unread)(*batches[0][0]), batches[0][1])
     assert 0 <= scores.curves[stream(groups)[0].name][WIDTH // 2 - 1] < 0.1 * float(over_zeros.detach())
+
+
+def test_a_norm_may_follow_a_norm() -> None:
+    """As between the stages of SegFormer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.LayerNorm(8), nn.Linear(8, 3))
+    x = (torch.randn(4, 6),)
+    groups = survey(net, x)
+    assert [group.width for group in groups.free] == [8]
+    cut(randomised(net), make_recipe(groups, {groups.free[0].name: (0, 3, 5)}), x)
