@@ -150,7 +150,7 @@ class Template(ABC):
     @staticmethod
     @abstractmethod
     def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
-        """Write a model in this format as it is. The exporter may leave its own tensors in it.
+        """Write a model in this format, without folds. The exporter may leave its own tensors in the model.
 
         Raises:
             UsageError: The exporter does not support the model.
