@@ -87,17 +87,17 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = Tr
         shapes = ShapesCollection()  # type: ignore[no-untyped-call]
         for tensor in doubled:
             shapes[tensor] = {0: Dim.AUTO}
-    model = called(model, doubled)
     try:
+        model = called(model, doubled)
         with exporting():
             program = torch.export.export(model, doubled, dynamic_shapes=shapes)  # type: ignore[arg-type] # it may be this
             module: Any = program.module(check_guards=False)
             regions.inline(module, regions.constants_of(module))
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         raise CutError(f"the model has no graph for any batch size: {first_line(error)}") from error
+    _plain(module.graph)
     network = GraphNetwork(module, module.graph).eval()
     _take_all(network, model)
-    _plain(network)
     _follow_training(network.graph)
     network.recompile()
     try:
@@ -175,9 +175,8 @@ def _take_all(network: GraphNetwork, model: nn.Module) -> None:
 # --------------------------------------------------------------------------------------------------- normal form
 
 
-def _plain(network: GraphNetwork) -> None:
-    """Make the graph take tensors and return a tensor or a tuple of tensors."""
-    graph = network.graph
+def _plain(graph: fx.Graph) -> None:
+    """Make a graph take tensors and return a tensor or a tuple of tensors."""
     graph.set_codegen(fx.graph.CodeGen())
     end = graph.output_node()
     made = [node for node in tree_leaves(end.args) if isinstance(node, fx.Node)]

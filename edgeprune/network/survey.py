@@ -23,7 +23,7 @@ from edgeprune.network.folding import sound
 from edgeprune.network.outputs import tensors
 from edgeprune.network.prove import TOLERANCE, masked, probe
 from edgeprune.network.sizes import HEAD_WIDTHS
-from edgeprune.records import Block, Group, Groups, Layer, Recipe
+from edgeprune.records import Block, Group, Groups, Recipe
 
 log = logging.getLogger("edgeprune")
 FIXED = ("output of the model", "a single unit", READS_FIXED)  # ends of reasons that hold in every form of a model
@@ -312,8 +312,7 @@ def _blocks(subject: _Subject, groups: Groups) -> tuple[Block, ...]:
 def _block(model: nn.Module, groups: Groups, path: str) -> Block | None:
     """A module as a block, or None if it is none.
 
-    It needs free groups that lie inside it, and no parameter that outer modules share. Each of its prunable layers needs a
-    side with inner channels only.
+    It needs free groups that lie inside it, and no parameter that outer modules share.
     """
     inside: set[str] = set()
     outside: set[str] = set()
@@ -322,13 +321,8 @@ def _block(model: nn.Module, groups: Groups, path: str) -> Block | None:
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in inside}
     inner = [group.name for group in groups.free if {slot.parameter for slot in group.slots} <= inside]
 
-    def removable(layer: Layer) -> bool:
-        spans = (layer.inputs, layer.outputs)
-        return not any(s.terms for s in spans) or any(s.terms and not s.fixed and s.groups <= set(inner) for s in spans)
-
-    layers = [layer for layer in groups.layers if layer.weight in parameters]
     scalars = any(parameter.ndim == 0 for parameter in parameters.values())
-    if not inner or inside & outside or scalars or not all(map(removable, layers)):
+    if not inner or inside & outside or scalars:
         return None
     return Block(path, tuple(inner), tuple(parameters))
 

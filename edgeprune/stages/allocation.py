@@ -22,7 +22,7 @@ from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.surface import LayerCost
 from edgeprune.limits import LIMITS
-from edgeprune.records import Block, Group, Groups, Plan, Scores, Span, Widths
+from edgeprune.records import Block, Group, Groups, Layer, Plan, Scores, Span, Widths
 from edgeprune.records.budget import time_text
 
 GAP = 1e-3  # largest proven gap of a plan, relative to its loss
@@ -222,13 +222,26 @@ class _Program:
             one, *others = (program.choice[name][0] for name in block.groups)
             program.rows += [([one, other], [1.0, -1.0], 0.0) for other in others]
         program.scale_loss = max(program.loss, default=1.0) or 1.0
-        pairs: dict[tuple[_Sized, _Sized], np.ndarray] = {}
+        pairs: dict[tuple[_Sized, _Sized, int | None], np.ndarray] = {}
         sums: dict[_Terms, _Sized] = {}
         for cost_of in model.layers:
-            program._add(cost_of, pairs, sums)
-        for (first, second), table in pairs.items():
-            program._pair(first, second, table)
+            program._add(cost_of, program._removal(cost_of.layer, groups), pairs, sums)
+        for (first, second, removed), table in pairs.items():
+            if removed is None:
+                program._pair(first, second, table)
+            else:
+                program._unless(
+                    removed, program._pair(first, second, np.zeros(table.shape)).reshape(-1), table.reshape(-1)
+                )
         return program
+
+    def _removal(self, layer: Layer, groups: Groups) -> int | None:
+        """The column of removing a layer's block. None if there is none, or if the layer's channels say so already."""
+        if layer.within is None or 0 not in self.choice.get(layer.within, ()):
+            return None
+        inner = set(groups.block_of[layer.within].groups)
+        ends = (span.terms and not span.fixed and span.groups <= inner for span in (layer.inputs, layer.outputs))
+        return None if any(ends) else self.choice[layer.within][0]
 
     def solve(self, limit: float) -> tuple[dict[str, int], float] | None:
         """The widths with the least loss, and the proven bound of that loss. None if no widths meet the limit."""
@@ -302,12 +315,14 @@ class _Program:
     def _add(
         self,
         cost: LayerCost,
-        pairs: dict[tuple[_Sized, _Sized], np.ndarray],
+        removed: int | None,
+        pairs: dict[tuple[_Sized, _Sized, int | None], np.ndarray],
         sums: dict[_Terms, _Sized],
     ) -> None:
         """Add a layer's latency to the columns of its choice, or to the table of its pair of choices.
 
-        A channel count may depend on no group, on one, or on sums and products of groups.
+        A channel count may depend on no group, on one, or on sums and products of groups. `removed` is the choice that
+        removes the layer.
         """
         layer = cost.layer
         ins, outs = self._sized(layer.fan_in, sums), self._sized(layer.outputs, sums)
@@ -316,20 +331,23 @@ class _Program:
             if sized is None:
                 ns = float(cost.ns([layer.fan_in.fixed], [layer.outputs.fixed])[0])
                 self.constant_ns += ns
-                if layer.within is not None and 0 in self.choice[layer.within]:
-                    self.time[self.choice[layer.within][0]] -= ns
+                if removed is not None:
+                    self.time[removed] -= ns
                 return
             i = sized.sizes(layer.fan_in) if ins else np.full(len(sized.columns), layer.fan_in.fixed)
             o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)
+            if removed is not None:
+                self._unless(removed, sized.columns, self._ns(cost, i, o))
+                return
             for column, ns in zip(sized.columns, self._ns(cost, i, o), strict=True):
                 self.time[column] += float(ns)
             return
         i, o = np.meshgrid(ins.sizes(layer.fan_in), outs.sizes(layer.outputs), indexing="ij")
         table = self._ns(cost, i.reshape(-1), o.reshape(-1)).reshape(i.shape)
-        if (outs, ins) in pairs:
-            pairs[outs, ins] = pairs[outs, ins] + table.T
+        if (outs, ins, removed) in pairs:
+            pairs[outs, ins, removed] = pairs[outs, ins, removed] + table.T
         else:
-            pairs[ins, outs] = pairs.get((ins, outs), 0) + table
+            pairs[ins, outs, removed] = pairs.get((ins, outs, removed), 0) + table
 
     def _ns(self, cost: LayerCost, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Nanoseconds of a layer at these channel counts, computed once for each surface."""
@@ -374,6 +392,18 @@ class _Program:
         for column, members in [*zip(first.columns, grid, strict=True), *zip(second.columns, grid.T, strict=True)]:
             self.rows.append(([column, *members.tolist()], [-1.0, *[1.0] * len(members)], 0.0))
         return grid
+
+    def _unless(self, removed: int, choices: Sequence[int], ns: Sequence[float] | np.ndarray) -> None:
+        """Add the latencies of exclusive choices, which cost nothing if the choice `removed` is made.
+
+        Each choice is the sum of two columns: made and removed, or made and not. Of these, the first add up to `removed`.
+        """
+        with_it = [self._column() for _ in choices]
+        without = [self._column(time=float(value)) for value in ns]
+        self.rows.append(([removed, *with_it], [-1.0, *[1.0] * len(with_it)], 0.0))
+        self.rows += [
+            ([choice, *parts], [-1.0, 1.0, 1.0], 0.0) for choice, *parts in zip(choices, with_it, without, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ BODIES: dict[str, tuple[Callable[[Tensor], Tensor], int, int, list[int]]] = {
     "constants": (with_constants, 16, 16, [16]),
     "expand": (lambda x: torch.cat([x, x[:, :1].expand(-1, 16, -1, -1)], 1), 16, 32, [15, 16]),
     "repeat": (lambda x: x + x[:, :1].repeat(1, 16, 1, 1), 16, 16, [15]),
-    "group norm": (lambda x: F.group_norm(x, 4), 16, 16, [4]),
+    "group norm": (lambda x: F.group_norm(x, 4), 16, 16, [4, 4]),
 }
 
 
