@@ -84,8 +84,9 @@ def test_a_subclass_stays_unchanged() -> None:
             y = nn.functional.scaled_dot_product_attention(*parts)
             return self.out_proj(y.transpose(1, 2).flatten(2))
 
-    groups = survey(nn.Sequential(nn.Linear(3, 8), Own(), nn.Linear(8, 2)), (torch.randn(1, 5, 3),))
-    assert [group.width for group in groups.free] == [8, 8]
+    model = nn.Sequential(nn.Linear(3, 8), Own(), nn.Linear(8, 2))
+    assert opened(model) is model
+    assert {group.width for group in survey(model, (torch.randn(1, 5, 3),)).free} >= {8}
 
 
 def test_a_single_sample_needs_no_batch_dimension() -> None:
