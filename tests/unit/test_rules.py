@@ -65,7 +65,12 @@ BETWEEN: dict[str, Op] = {
     "amax": lambda x: x.amax(1, keepdim=True) + x.amin(2, keepdim=True),
     "prod": lambda x: x.prod(3, keepdim=True),
     "var": lambda x: x.var(3, keepdim=True),
-    "std": lambda x: x.std(1, keepdim=True),
+    "var_mean": lambda x: torch.var_mean(x, 3, keepdim=True)[0],
+    "std": lambda x: x.std(1, keepdim=True, correction=0),  # of one channel it is zero
+    "std of what remains": lambda x: x / (0.1 + x.std(1, correction=0, keepdim=True)),
+    "var of what remains": lambda x: x / (0.1 + x.var(1, unbiased=False, keepdim=True)),
+    "mean of what remains": lambda x: x - x.mean(1, keepdim=True),
+    "full": lambda x: torch.cat([x, torch.full((1, 2, 8, 8), 0.5)], 1),
     "norm": lambda x: x / x.norm(dim=1, keepdim=True).clamp(0.1),
     "logsumexp": lambda x: x.logsumexp(3, keepdim=True),
     "softmax": lambda x: x.softmax(3),
@@ -221,7 +226,7 @@ ALIKE = set(
     max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool3d upsample_nearest1d
     upsample_linear1d _softmax _log_softmax _unsafe_view unsafe_chunk unsafe_split concat concatenate native_channel_shuffle
     new_empty new_full new_zeros rnn_relu norm argmax _to_copy moveaxis swapdims _upsample_nearest_exact1d
-    _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d
+    _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d grid_sampler_2d grid_sampler_3d std_mean
     """.split()
 )
 

@@ -36,8 +36,8 @@ def _reduce(call: Call) -> Axes:
     given = call.args.get("dim")
     dims = range(len(source)) if given is None or given == [] else given if isinstance(given, list | tuple) else [given]
     reduced = {dim % len(source) for dim in dims}
-    if _ignores_zeros(call) or call.name in _MOMENTS:
-        call.reduces("self", reduced, call.name in _MOMENTS)
+    if _ignores_zeros(call) or _is_moment(call):
+        call.reduces("self", reduced, _is_moment(call))
     else:
         call.lock([source[dim] for dim in reduced], _CHANGED)
     if call.args.get("keepdim"):
@@ -52,8 +52,13 @@ def _moments(call: Call) -> Value:
     return [found, found]
 
 
-_MOMENTS = ("mean", "var", "std", "var_mean", "std_mean")
-_CHANGED = "its result over these channels depends on a zero among them; a sum, a norm or a mean does not"
+_CHANGED = "its result over these channels depends on a zero among them; a sum, a norm, a mean or std(correction=0) does not"
+
+
+def _is_moment(call: Call) -> bool:
+    """Whether it is a mean, or a variance that a single channel has, too."""
+    biased = call.args.get("correction") == 0 or call.args.get("unbiased") is False
+    return call.name == "mean" or (call.name in ("var", "std", "var_mean", "std_mean") and biased)
 
 
 def _ignores_zeros(call: Call) -> bool:
