@@ -15,6 +15,7 @@ from torch import nn
 from edgeprune.errors import CutError, UsageError, first_line
 from edgeprune.graph.editable import GraphNetwork, recorded_inputs
 from edgeprune.network.adapter import adapted, input_names
+from edgeprune.network.attention import opened
 from edgeprune.network.cut import graph_of, sliced
 from edgeprune.network.preprocessing import preprocess_of, preprocessed
 from edgeprune.network.wrappers import unwrapped
@@ -68,7 +69,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
             name: {int(dim): tuple(indices) for dim, indices in dims.items()}
             for name, dims in json.loads(metadata["recipe"]).items()
         }
-        pruned = sliced(_formed(unwrapped(model), metadata), kept)
+        pruned = sliced(_formed(opened(unwrapped(model)), metadata), kept)
         missing, unexpected = pruned.load_state_dict(stored, strict=False)
     except (CutError, RuntimeError, IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: does not belong to this model: {first_line(error)}") from error

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+
+from edgeprune.network.computed import copied
 
 COMPILED = "_orig_mod"  # the name that torch.compile gives to the module inside
 
@@ -23,7 +23,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (inner := _inside(model)) is not model or isinstance(model, AveragedModel):
         model = model.module if isinstance(model, AveragedModel) else inner
     if any(_inside(module) is not module for module in model.modules()):
-        model = copy.deepcopy(model)
+        model = copied(model)
         for module in list(model.modules()):
             for name, child in module._modules.items():
                 while child is not None and (inner := _inside(child)) is not child:

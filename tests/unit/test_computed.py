@@ -20,8 +20,9 @@ from edgeprune.latency.fit import draft
 from edgeprune.network import weights
 from edgeprune.network.computed import baked
 from edgeprune.network.cut import cut, formed
+from edgeprune.network.preprocessing import preprocessed
 from edgeprune.network.survey import survey
-from edgeprune.records import Device, Experiment, Profile, Run, Samples
+from edgeprune.records import Device, Experiment, Preprocess, Profile, Run, Samples
 from edgeprune.runtimes.formats import FORMATS
 
 
@@ -143,6 +144,22 @@ def test_a_layer_with_a_computed_weight_is_cut_saved_and_loaded(name: str, tmp_p
     weights.save(tmp_path / "cut.safetensors", small, recipe)
     again = weights.load(tmp_path / "cut.safetensors", Net(LAYERS[name]))
     assert torch.equal(again(*image()), small(*image())) and again.a.weight.shape == (2, 3, 3, 3)
+
+
+def test_a_network_with_weight_norm_by_hooks_is_loaded_with_its_preprocessing_and_without_wrappers(
+    tmp_path: Path,
+) -> None:
+    """torch cannot copy such a network."""
+    torch.manual_seed(0)
+    raw = (torch.randint(0, 256, (2, 3, 8, 8)),)
+    whole = baked(Net(LAYERS["weight norm by hooks"])).eval()
+    model = preprocessed(whole, Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255))
+    recipe = make_recipe(survey(model, raw), {"a": [1, 4]})
+    small = cut(model, recipe, raw)
+    weights.save(tmp_path / "cut.safetensors", small, recipe)
+    fresh = Net(LAYERS["weight norm by hooks"])
+    fresh.a = nn.DataParallel(fresh.a)
+    assert torch.equal(weights.load(tmp_path / "cut.safetensors", fresh)(*raw), small(*raw))
 
 
 def test_a_weight_is_trained_if_a_parameter_behind_it_is() -> None:
