@@ -18,11 +18,11 @@ CLASSES = 2  # background and nucleus
 
 
 class Double(nn.Sequential):
-    """Two 3×3 convolutions."""
+    """Two 3×3 convolutions. The first may halve the resolution."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(
-            *(nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()),
+            *(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()),
             *(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()),
         )
 
@@ -40,18 +40,18 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) with three skip connections."""
+    """A U-Net (Ronneberger et al. 2015) with three skip connections, at half of the image's resolution and below."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.down1 = Double(1, 8)
-        self.down2 = Double(8, 16)
-        self.down3 = Double(16, 32)
+        self.down1 = Double(1, 16, stride=2)
+        self.down2 = Double(16, 24)
+        self.down3 = Double(24, 32)
         self.bottom = Double(32, 48)
         self.up3 = Up(48, 32)
-        self.up2 = Up(32, 16)
-        self.up1 = Up(16, 8)
-        self.classify = nn.Conv2d(8, CLASSES, 1)
+        self.up2 = Up(32, 24)
+        self.up1 = Up(24, 16)
+        self.classify = nn.ConvTranspose2d(16, CLASSES, 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.down1(x)
