@@ -362,6 +362,8 @@ def _layers(traced: Trace, groups: tuple[Group, ...], group_of: Mapping[int, str
     called: Counter[Layer] = Counter()  # positions of all calls of a layer
     for layer in traced.layers:
         spans, geometry = (span(layer.inputs), span(layer.outputs)), layer.geometry
+        if any(span(axis).terms for axis in geometry.rows):
+            continue
         per_group = None if geometry.per_group is None else span(geometry.per_group)
         called[Layer(layer.name, layer.kind, layer.weight, *spans, 0, geometry.kernel, per_group)] += geometry.positions
     seen: Counter[str] = Counter()

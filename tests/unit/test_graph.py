@@ -269,6 +269,22 @@ def test_a_matrix_on_the_right_of_a_product_is_a_layer() -> None:
     assert (attention.num_heads, attention.head_dim, attention.split_size, attention.qkv.nf) == (2, 3, 6, 18)
 
 
+def test_the_layers_of_learned_queries_count() -> None:
+    class Latents(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.read = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.randn(8, 6) / 3)
+            self.keys, self.fc = nn.Linear(5, 6), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = (self.queries @ self.read) @ self.keys(x).transpose(1, 2)
+            return self.fc(scores.softmax(-1) @ x)
+
+    groups = survey(Latents(), (torch.randn(1, 7, 5),))
+    assert [layer.name for layer in groups.layers] == ["read", "keys", "fc"]
+    assert groups.macs(groups.full()) == 4 * 8 * 6 + 7 * 5 * 6 + 4 * 5 * 3
+
+
 def test_another_class_may_have_the_name_of_hugging_faces_conv1d() -> None:
     class Conv1D(nn.Module):
         def __init__(self) -> None:

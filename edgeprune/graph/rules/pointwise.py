@@ -52,7 +52,9 @@ def _moments(call: Call) -> Value:
     return [found, found]
 
 
-_CHANGED = "its result over these channels depends on a zero among them; a sum, a norm, a mean or std(correction=0) does not"
+_CHANGED = (
+    "its result over these channels depends on a zero among them; a sum, a norm, a mean or std(correction=0) does not"
+)
 
 
 def _is_moment(call: Call) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from edgeprune.graph.labels import Axes, Axis, has_labels
+from edgeprune.graph.labels import Axes, Axis
 from edgeprune.graph.rules.base import Call, Geometry, Value, add_layer, broadcast, rule, unknown
 
 
@@ -34,8 +34,9 @@ def _product(call: Call, left: Any, right: Any) -> Axes:
     columns = [] if len(second) == 1 else [second[-1]]
     call.labels.unite(first[-1], second[-1] if len(second) == 1 else second[-2], call.reason)
     batch = broadcast(call, [first[:-2], second[:-2]])
-    if len(second) == 2 and not any(map(has_labels, first[:-1])):  # else it mixes positions, and costs by channel
-        add_layer(call, "matmul", first[-1], second[-1], Geometry(math.prod(call.shape) // len(second[-1])), right)
+    if len(second) == 2:
+        geometry = Geometry(math.prod(call.shape) // len(second[-1]), rows=first[:-1])
+        add_layer(call, "matmul", first[-1], second[-1], geometry, right)
     return [*batch, *rows, *columns]
 
 
