@@ -230,9 +230,8 @@ class _Program:
             if removed is None:
                 program._pair(first, second, table)
             else:
-                program._unless(
-                    removed, program._pair(first, second, np.zeros(table.shape)).reshape(-1), table.reshape(-1)
-                )
+                grid = program._pair(first, second, np.zeros(table.shape))
+                program._unless(removed, grid.reshape(-1).tolist(), table.reshape(-1))
         return program
 
     def _removal(self, layer: Layer, groups: Groups) -> int | None:
@@ -393,7 +392,7 @@ class _Program:
             self.rows.append(([column, *members.tolist()], [-1.0, *[1.0] * len(members)], 0.0))
         return grid
 
-    def _unless(self, removed: int, choices: Sequence[int], ns: Sequence[float] | np.ndarray) -> None:
+    def _unless(self, removed: int, choices: Sequence[int], ns: np.ndarray) -> None:
         """Add the latencies of exclusive choices, which cost nothing if the choice `removed` is made.
 
         Each choice is the sum of two columns: made and removed, or made and not. Of these, the first add up to `removed`.
