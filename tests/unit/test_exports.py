@@ -88,6 +88,13 @@ def test_tflite_has_powers_of_tensors_with_many_dimensions(exponent: float) -> N
 
 
 @pytest.mark.slow
+def test_constants_in_double_precision_are_stored_in_a_tflite_file() -> None:
+    """LiteRT has no power in double precision, as many position embeddings are computed."""
+    pytest.importorskip("litert_torch")
+    assert written(lambda x: x * (10000 ** (torch.arange(8, dtype=torch.float64) / 8)).float(), "tflite")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [lambda x: torch.histc(x, 5), lambda x: torch.sort(x, 1)[0]])
 def test_an_operator_that_tflite_lacks_is_named_with_its_line(operator: Callable[[Tensor], Tensor]) -> None:
     """The converter refuses the first. It writes the second, but the interpreter has no kernel for it."""

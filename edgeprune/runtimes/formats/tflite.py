@@ -15,6 +15,7 @@ from edgeprune.errors import RuntimeMissing
 from edgeprune.records import Groups, Layer, Span, Widths
 from edgeprune.runtimes.base import silenced
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
+from edgeprune.runtimes.formats.constants import with_stored_constants
 from edgeprune.runtimes.tflite import flatbuffer
 
 
@@ -30,20 +31,16 @@ class TfliteTemplate(Template):
     @staticmethod
     def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """See `Template.written`."""
-        with torch.no_grad(), silenced(), tempfile.TemporaryDirectory() as scratch:
+        with torch.no_grad(), silenced():
             try:
-                import litert_torch
-                from litert_torch.fx_infra import decomp
-            except ImportError as error:
-                raise RuntimeMissing("litert-torch is not installed; pip install 'edgeprune[tflite]'") from error
-            path = Path(scratch) / "model.tflite"
-            decomp.add_pre_convert_decomp(torch.ops.aten.pow.Tensor_Scalar, _power)
-            try:
-                litert_torch.convert(model, inputs).export(str(path))
-                _interpreter(path.read_bytes())
-            except Exception as error:
-                raise refusal("TFLite", model, inputs, error) from error
-            return path.read_bytes()
+                return _converted(model, inputs)
+            except RuntimeMissing:
+                raise
+            except Exception as error:  # noqa: BLE001 - the converter raises many types, all of them about the model
+                try:
+                    return _converted(with_stored_constants(model, inputs), inputs)
+                except Exception:  # noqa: BLE001 - the first error is about the model as the user wrote it
+                    raise refusal("TFLite", model, inputs, error) from error
 
     @property
     def origins(self) -> dict[int, Origin]:
@@ -155,6 +152,22 @@ class TfliteTemplate(Template):
             if list(changed.values()).count(None) == 1:
                 found[number] = changed
         return found
+
+
+def _converted(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+    """The model as litert-torch writes it. Raises an error if the interpreter cannot load the file."""
+    try:
+        import litert_torch
+        from litert_torch.fx_infra import decomp
+    except ImportError as error:
+        raise RuntimeMissing("litert-torch is not installed; pip install 'edgeprune[tflite]'") from error
+    decomp.add_pre_convert_decomp(torch.ops.aten.pow.Tensor_Scalar, _power)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "model.tflite"
+        litert_torch.convert(model, inputs).export(str(path))
+        file = path.read_bytes()
+    _interpreter(file)
+    return file
 
 
 def _power(x: Tensor, exponent: float) -> Any:

@@ -1,0 +1,48 @@
+"""A network's exported graph in which constants are stored. Converters may lack the operators that compute them."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from edgeprune.graph.trace import exported
+
+
+def with_stored_constants(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Export a network, and store each tensor that follows from neither an input nor a stored parameter.
+
+    Position embeddings are an example. They are often computed in double precision.
+
+    Raises:
+        UsageError: The model cannot be exported.
+    """
+    module: Any = exported(copy.deepcopy(model), inputs).module(check_guards=False)
+    network, stored = fx.GraphModule(module, module.graph), model.state_dict().keys()
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in network.graph.nodes:
+            if node.op == "get_attr" and node.target not in stored:
+                values[node] = operator.attrgetter(str(node.target))(network)
+            elif _is_computed(node) and all(source in values for source in node.all_input_nodes):
+                args, named = (map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
+                values[node] = node.target(*args, **named)
+    for number, (node, value) in enumerate(values.items()):
+        if node.op == "call_function" and isinstance(value, Tensor) and any(user not in values for user in node.users):
+            network.register_buffer(f"stored_constant_{number}", value.clone(), persistent=False)
+            with network.graph.inserting_before(node):
+                node.replace_all_uses_with(network.graph.get_attr(f"stored_constant_{number}"))
+    network.graph.eliminate_dead_code()
+    network.recompile()
+    return network.eval()
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Whether a call gives the same result each time, and changes nothing."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return not node.target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
+    return node.op == "call_function" and node.target is operator.getitem
