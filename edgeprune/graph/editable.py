@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,7 +112,7 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = Tr
     network.source = Source(tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs), traced)
     network.takes_any_batch = free_batch
     for batch in (inputs, doubled):
-        _require_equal(model, network, batch)
+        _require_equal(model, network, _noisy(batch))
     return network
 
 
@@ -142,6 +142,12 @@ def _require_equal(model: nn.Module, network: GraphNetwork, inputs: tuple[Tensor
         scale = float(a.double().abs().amax()) if a.numel() else 0.0
         if a.shape != b.shape or not torch.allclose(a.double(), b.double(), 0, TOLERANCE * scale, equal_nan=True):
             raise CutError("the exported graph computes something else than the model")
+
+
+def _noisy(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Real-valued inputs with noise: example inputs may all be zero, which hides differences."""
+    random = torch.Generator().manual_seed(0)
+    return tuple(x + torch.randn(x.shape, generator=random).to(x) if x.is_floating_point() else x for x in inputs)
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
@@ -262,72 +268,6 @@ def resize(network: GraphNetwork, recipe: Recipe) -> None:
     for path in (name for name, dims in recipe.items() if not dims):
         _bypass(network.graph, path)
     network.recompile()
-
-
-def take_over_remaining(network: GraphNetwork, recipe: Recipe) -> None:
-    """Make statistics over channels leave out those that a cut removes, in place. The network keeps its shapes.
-
-    A removed channel of a normalised tensor is zero.
-    """
-    nodes = {node.name: node for node in network.graph.nodes}
-    for found, kept in network.source.traced.remaining(recipe):
-        node = nodes[found.node]
-        given = bind(node)
-        source = given[found.argument]
-        with network.graph.inserting_before(node):
-            for dim, indices in kept.items():
-                source = network.graph.call_function(_take, (source, dim, indices))
-            set_argument(node, found.argument, source)
-            _resize_norm(network.graph, node, kept, given)
-        if getattr(node.target, "_opname", "") in _NORMS:
-            with network.graph.inserting_after(node):
-                _restore_result(network.graph, node, kept)
-    network.recompile()
-
-
-_NORMS = ("layer_norm", "rms_norm", "group_norm")
-
-
-def _resize_norm(graph: fx.Graph, node: fx.Node, kept: Mapping[int, list[int]], given: Mapping[str, Any]) -> None:
-    """Set the sizes of a normalisation, and take what remains of its weight and bias."""
-    name = getattr(node.target, "_opname", "")
-    if name not in _NORMS:
-        return
-    shape = given["input"].meta["val"].shape
-    first = 1 if name == "group_norm" else len(shape) - len(given["normalized_shape"])
-    for argument in ("weight", "bias"):
-        value = given.get(argument)
-        for dim, indices in kept.items() if value is not None else ():
-            value = graph.call_function(_take, (value, dim - first, indices))
-        if value is not None:
-            set_argument(node, argument, value)
-    for dim, indices in kept.items():
-        if name == "group_norm":
-            each = shape[1] // given["num_groups"]
-            set_argument(node, "num_groups", len({index // each for index in indices}))
-        else:
-            set_argument(node, "normalized_shape", len(indices), dim - first)
-
-
-def _restore_result(graph: fx.Graph, node: fx.Node, kept: Mapping[int, list[int]]) -> None:
-    users, made = list(node.users), node
-    for dim, indices in kept.items():
-        size = node.meta["val"].shape[dim]
-        made = graph.call_function(_restore, (made, dim, indices, size))
-    made.meta["val"] = node.meta["val"]
-    for user in users:
-        user.replace_input_with(node, made)
-
-
-def _take(x: Tensor, dim: int, indices: list[int]) -> Tensor:
-    """The entries of a tensor at these indices of a dimension."""
-    return x.index_select(dim, torch.tensor(indices))
-
-
-def _restore(x: Tensor, dim: int, indices: list[int], size: int) -> Tensor:
-    """The reverse of `_take`: a tensor with zeros at all other indices."""
-    shape = [*x.shape[:dim], size, *x.shape[dim + 1 :]]
-    return x.new_zeros(shape).index_copy(dim, torch.tensor(indices), x)
 
 
 def _bypass(graph: fx.Graph, path: str) -> None:

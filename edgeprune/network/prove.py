@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from edgeprune.errors import CutError, first_line
 from edgeprune.graph import places
-from edgeprune.graph.editable import GraphNetwork, take_over_remaining
+from edgeprune.graph.editable import GraphNetwork
+from edgeprune.graph.statistics import take_over_remaining
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Recipe
 

@@ -21,7 +21,8 @@ def with_stored_constants(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Mo
     Raises:
         UsageError: The model cannot be exported.
     """
-    module: Any = exported(copy.deepcopy(model), inputs).module(check_guards=False)
+    program = exported(copy.deepcopy(model), inputs).run_decompositions({})  # so that no operation is in place
+    module: Any = program.module(check_guards=False)
     network, stored = fx.GraphModule(module, module.graph), model.state_dict().keys()
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
