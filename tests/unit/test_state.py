@@ -185,7 +185,6 @@ def outputs(kind: str, file: bytes, inputs: tuple[Tensor, ...]) -> list[np.ndarr
 @pytest.mark.slow
 @pytest.mark.parametrize("title", ["YOLOv5 head", "YOLOv8", "YOLO11", "RT-DETR"])
 def test_detectors_are_cut_and_run_on_all_runtimes(title: str) -> None:
-    """LiteRT's converter refuses RT-DETR, whole or cut."""
     torch.manual_seed(0)
     model, inputs = ZOO[title]()
     model = randomised(model)
@@ -197,8 +196,6 @@ def test_detectors_are_cut_and_run_on_all_runtimes(title: str) -> None:
     for kind, runtimes in {"onnx": ("onnxruntime", "openvino"), "tflite": ("tflite",)}.items():
         if kind == "tflite":
             pytest.importorskip("litert_torch")
-            if title == "RT-DETR":
-                continue
         file = FORMATS[kind].export(small, inputs, groups.folds)
         for runtime in runtimes:
             for a, b in zip(outputs(runtime, file, inputs), expected, strict=True):
