@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,18 +57,39 @@ class Trace:
     def remaining(self, recipe: Recipe) -> Iterator[tuple[Statistic, dict[int, list[int]]]]:
         """The statistics over channels that a cut removes, with the indices that remain in each dimension."""
         gone = self._gone(recipe)
-        for found in self.statistics:
-            kept = {
-                dim: [i for i, factors in enumerate(self.labels.factors(axis)) if gone.isdisjoint(factors)]
-                for dim, axis in found.axes.items()
-            }
-            if cut := {dim: indices for dim, indices in kept.items() if len(indices) < len(found.axes[dim])}:
+        for found, axes in self._reduced:
+            kept = {dim: [i for i, one in enumerate(axis) if gone.isdisjoint(one)] for dim, axis in axes.items()}
+            if cut := {dim: indices for dim, indices in kept.items() if len(indices) < len(axes[dim])}:
                 yield found, cut
 
-    def _gone(self, recipe: Recipe) -> set[int]:
-        """The classes that a cut removes."""
-        return {root for root, places in self.members().items() if _is_removed(places, recipe)}
+    def resized(self, recipe: Recipe) -> Iterator[tuple[Size, int]]:
+        """The constants that are sizes, with their values after a cut."""
+        gone = self._gone(recipe)
+        for size, counted in self._counted:
+            yield size, sum(map(gone.isdisjoint, counted))
 
+    @cached_property
+    def _reduced(self) -> list[tuple[Statistic, dict[int, list[tuple[int, ...]]]]]:
+        """The statistics, with the classes of each index that they are taken over."""
+        return [(one, {dim: self.labels.factors(axis) for dim, axis in one.axes.items()}) for one in self.statistics]
+
+    @cached_property
+    def _counted(self) -> list[tuple[Size, list[tuple[int, ...]]]]:
+        """The constants that are sizes, with the classes of each index that they count."""
+        return [(size, self.labels.factors(size.counted)) for size in self.sizes or ()]
+
+    def _gone(self, recipe: Recipe) -> set[int]:
+        """The classes of which no parameter keeps an index. The parameters of a removed block do not count."""
+        kept = {(name, dim): set(indices) for name, dims in recipe.items() for dim, indices in dims.items()}
+        removed = {name for name, dims in recipe.items() if dims.get(0) == ()}
+        gone = set()
+        for root, owned in self.members.items():
+            own = [(place, indices) for place, indices in owned.items() if place[0] not in removed]
+            if own and all(place in kept and kept[place].isdisjoint(indices) for place, indices in own):
+                gone.add(root)
+        return gone
+
+    @cached_property
     def members(self) -> dict[int, dict[_Place, list[int]]]:
         """For every class of channels the indices of parameters that belong to it.
 
@@ -93,23 +115,8 @@ class Trace:
         axes = {id(axis): axis for axes in nested for axis in axes}
         return {root for axis in axes.values() for roots in self.labels.factors(axis) for root in roots}  # type: ignore[arg-type]
 
-    def resized(self, recipe: Recipe) -> Iterator[tuple[Size, int]]:
-        """The constants that are sizes, with their values after a cut."""
-        gone = self._gone(recipe)
-        for size in self.sizes or ():
-            yield size, sum(gone.isdisjoint(factors) for factors in self.labels.factors(size.counted))
-
 
 _Place = tuple[str, int]  # parameter, dimension
-
-
-def _is_removed(places: Mapping[_Place, list[int]], recipe: Recipe) -> bool:
-    """Whether no parameter keeps an index of a class. The parameters of a removed block do not count."""
-    dims = {place: recipe.get(place[0], {}) for place in places}
-    inside = {place: kept for place, kept in dims.items() if kept.get(0) != ()}
-    return bool(inside) and all(
-        place[1] in kept and not set(kept[place[1]]).intersection(places[place]) for place, kept in inside.items()
-    )
 
 
 def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence[str] = ()) -> Groups:
@@ -292,7 +299,7 @@ def _collect(traced: Trace, patterns: Sequence[str]) -> tuple[tuple[Group, ...],
     Classes with equally many members in the same places are interchangeable. They are the units of one group.
     """
     traced.labels.lock_factors()
-    members = traced.members()
+    members = traced.members
     groups: list[Group] = []
     group_of: dict[int, str] = {}
     names: Counter[str] = Counter()

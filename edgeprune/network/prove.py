@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -92,13 +93,28 @@ def masked(model: nn.Module, recipe: Recipe) -> nn.Module:
     model = copy.deepcopy(model)
     if isinstance(model, GraphNetwork):
         take_over_remaining(model, recipe)
+    _zero(model, recipe)
+    return model
+
+
+@contextmanager
+def zeroed(model: nn.Module, recipe: Recipe) -> Iterator[None]:
+    """Set all indices that the recipe removes to zero, in place. On exit the parameters are restored."""
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if name in recipe}
+    _zero(model, recipe)
+    yield
+    with torch.no_grad():
+        for name, tensor in before.items():
+            model.get_parameter(name).copy_(tensor)
+
+
+def _zero(model: nn.Module, recipe: Recipe) -> None:
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             for dim, kept in (recipe.get(name) or {}).items():
                 removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
                 removed[list(kept)] = False
                 tensor.index_fill_(dim, removed.nonzero().flatten(), ZERO)
-    return model
 
 
 def probe(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

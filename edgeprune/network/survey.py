@@ -21,7 +21,7 @@ from edgeprune.network.attention import opened
 from edgeprune.network.cut import cut_as_is
 from edgeprune.network.folding import sound
 from edgeprune.network.outputs import tensors
-from edgeprune.network.prove import TOLERANCE, masked, probe
+from edgeprune.network.prove import TOLERANCE, probe, zeroed
 from edgeprune.network.sizes import HEAD_WIDTHS
 from edgeprune.records import Block, Group, Groups, Recipe
 
@@ -246,7 +246,7 @@ def _lock_invisible(
     model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], on_left: Callable[[int], None]
 ) -> Groups:
     """Lock the groups that no output depends on."""
-    inputs = probe(model, inputs)
+    inputs, model = probe(model, inputs), copy.deepcopy(model)
     with torch.no_grad():
         outputs = tensors(model(*inputs))
     for number, group in enumerate(groups.free):
@@ -264,9 +264,9 @@ def _visible(
     Both halves are tried, since the units of one half may be silent on these inputs.
     """
     for first in (0, 1):
-        half = masked(model, make_recipe(groups, {group.name: range(first, group.width, 2)}))
-        with torch.no_grad():
-            pairs = zip(outputs, tensors(half(*inputs)), strict=True)
+        half = make_recipe(groups, {group.name: range(first, group.width, 2)})
+        with zeroed(model, half), torch.no_grad():
+            pairs = zip(outputs, tensors(model(*inputs)), strict=True)
         if any(
             (a.double() - b.double()).abs().max() > 2 * TOLERANCE * a.double().abs().max()
             for a, b in pairs
