@@ -78,13 +78,13 @@ def test_a_mask_that_was_not_made_permanent_is_reported(tmp_path: Path) -> None:
 
 def test_packages_and_installed_modules(tmp_path: Path) -> None:
     project = made(tmp_path / "a")
-    package = tmp_path / "a" / "zoo"
+    package = tmp_path / "a" / "garden"
     package.mkdir()
     (package / "__init__.py").write_text("from .deep import value\n")
     (package / "deep.py").write_text("from . import side\ndef value():\n    return side.NUMBER\n")
     (package / "side.py").write_text("NUMBER = 7\n")
-    assert FileFunction(project.path, "k", "zoo:value").load()() == 7
-    assert FileFunction(project.path, "k", "zoo.deep:value").load()() == 7
+    assert FileFunction(project.path, "k", "garden:value").load()() == 7
+    assert FileFunction(project.path, "k", "garden.deep:value").load()() == 7
     assert FileFunction(project.path, "k", "os.path:join").load()("a", "b") == str(Path("a", "b"))
 
 
