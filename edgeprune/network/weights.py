@@ -47,7 +47,8 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
         model: A new instance of the original network. It stays unchanged, and its weights do not matter.
 
     Returns:
-        A pruned copy with the saved weights and preprocessing, in eval mode.
+        A pruned copy with the saved weights and preprocessing, in eval mode. If the user's code fixes sizes, it is the
+        exported graph: it takes tensors by position, and in eval mode it returns tensors (`graph.editable`).
 
     Raises:
         UsageError: The file cannot be read, was not written by `save`, or belongs to another model.
