@@ -458,6 +458,25 @@ class Gated(nn.Module):
         return self.head(torch.cat([x.repeat_interleave(2, 1), x], 1))
 
 
+class Cells(nn.Module):
+    """Cells of recurrences, called step by step over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(24, 10)
+        self.gru, self.lstm, self.rnn = nn.GRUCell(10, 8), nn.LSTMCell(8, 6), nn.RNNCell(6, 7)
+        self.fc = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.stem(x.transpose(1, 2).flatten(2)).relu()
+        first = third = second = None
+        for row in rows.unbind(1)[:3]:
+            first = self.gru(row, first)
+            second = self.lstm(first, second)
+            third = self.rnn(second[0], third)
+        return self.fc(third)
+
+
 class Recurrent(nn.Module):
     """A bidirectional LSTM of two layers, a GRU and a plain RNN, over the rows of an image."""
 
@@ -510,6 +529,7 @@ NETS: dict[str, type[nn.Module]] = {
             UNet,
             PixelShuffle,
             Gated,
+            Cells,
             Recurrent,
         ),
         *(Transposed, Tokens),

@@ -55,6 +55,9 @@ def update_sizes(module: nn.Module, before: nn.Module, kept: Mapping[int, Sequen
         attributes.hidden_size, attributes.input_size = len(into) // gates, into.shape[1]
         if module.proj_size:
             attributes.proj_size = module.get_parameter("weight_hh_l0").shape[1]
+    elif isinstance(module, nn.RNNCellBase):
+        attributes.hidden_size = module.get_parameter("weight_hh").shape[1]
+        attributes.input_size = module.get_parameter("weight_ih").shape[1]
     elif isinstance(module, nn.Bilinear):
         attributes.out_features, attributes.in1_features, attributes.in2_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):

@@ -364,6 +364,14 @@ def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -
     assert small.lstm.weight_ih_l1_reverse.shape == (12, 6)
 
 
+def test_cells_that_are_called_step_by_step_are_cut_by_units() -> None:
+    groups = survey(NETS["Cells"](), image())
+    units = {group.name: group.width for group in groups.free}
+    assert units == {"stem": 10, "gru": 8, "lstm": 6, "rnn": 7}
+    small = cut(NETS["Cells"](), make_recipe(groups, {"gru": [0, 3], "lstm": [1, 2, 5], "rnn": [4]}), image())
+    assert (small.gru.hidden_size, small.lstm.input_size, small.lstm.hidden_size) == (2, 2, 3)
+
+
 def test_an_initial_state_from_outside_locks_the_recurrence() -> None:
     class Given(nn.Module):
         def __init__(self) -> None:

@@ -157,6 +157,28 @@ def _recurrence(call: Call) -> Value:
     return [[*source[:-1], reaching], *([*samples, end] for end in ends)]
 
 
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _cell(call: Call) -> Value:
+    """A unit is cut in all gates and in the state, as in a recurrence."""
+    states = call.args["hx"] if isinstance(call.args["hx"], list | tuple) else [call.args["hx"]]
+    source, into, again = call.axes("input"), call.axes("w_ih"), call.axes("w_hh")
+    units = again[1]
+    gates = np.tile(units, len(into[0]) // len(units))
+    for state in states:
+        if call.editable or not _is_fresh(state):
+            given: Axis = call.values[state][-1]  # type: ignore[assignment]
+            call.labels.unite(units, given, "its state is an input of the model, or has this size in the code")
+    call.labels.unite(into[1], source[-1], READS_FIXED)
+    biases = [call.axes(name)[0] for name in ("b_ih", "b_hh") if isinstance(call.args.get(name), fx.Node)]
+    for rows in (into[0], again[0], *biases):
+        call.labels.unite(rows, gates, call.reason)
+    geometry = Geometry(math.prod(map(len, source[:-1])))
+    add_layer(call, "linear", source[-1], gates, geometry, call.args["w_ih"])
+    add_layer(call, "linear", units, gates, geometry, call.args["w_hh"])
+    made = [*source[:-1], units]
+    return [made, made] if len(states) > 1 else made
+
+
 def _is_fresh(node: fx.Node) -> bool:
     """Whether a tensor is created in the graph, so that its size follows from the module's attributes."""
     name = getattr(node.target, "_opname", "")
