@@ -63,6 +63,7 @@ class Limits:
     emulated_slowness: float = 100.0  # seconds of this machine that a second of an emulated device takes
     # the search
     confirm_rounds: int = 3
+    confirm_rounds_without: int = 6  # while no plan is within the budget
     solver_s: float = 60.0
     group_widths: int = 16  # candidate widths of a group
     profile_variants: int = 180

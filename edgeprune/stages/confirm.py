@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ def run(reads: Reads, output: Output) -> Confirmed:
         nonlocal profile
         profile, found = measure(subject, profile, reads.budget_latency, number, plans)
         reads.profile_file.keep(profile)
-        output.watch.step(number + 1, LIMITS.confirm_rounds, "; ".join(map(_figures, found)))
+        output.watch.step(number + 1, max(number + 1, LIMITS.confirm_rounds), "; ".join(map(_figures, found)))
         return profile, found
 
     confirmed = Loop(reads.survey, evidence.scores, reads.budget_latency).confirm(profile, measured)
@@ -161,12 +162,12 @@ class Loop:
             measure: measures the plans of a round.
 
         Raises:
-            InconclusiveError: no plan is within the budget after `LIMITS.confirm_rounds` rounds.
+            InconclusiveError: no plan is within the budget after `LIMITS.confirm_rounds_without` rounds.
             InfeasibleError: no plan is predicted to meet the budget.
         """
         planned = self.plans(profile)
         tried: list[tuple[Plan, MeasuredPlan]] = []
-        for number in range(LIMITS.confirm_rounds):
+        for number in itertools.count():
             profile, measured = measure(number, planned)
             now = list(zip(planned, measured, strict=True))
             tried += now
@@ -175,14 +176,18 @@ class Loop:
             model = draft(self.groups, profile)
             ratios = sorted(one.measured.mid / model.ns(plan.widths) for plan, one in now)
             correction = ratios[len(ratios) // 2]
+            met = any(one.share <= 1 for _, one in tried)
+            if not met:  # an exact planner finds what the model takes for fastest, so its next plans err alike
+                errors = sorted(one.measured.mid / one.predicted_ns for one in measured)
+                correction = max(correction, errors[len(errors) // 2])
             wider = allocation.wider(self.groups, plan.widths)
             widest = all(model.ns(widths) * correction > found.budget_ns for widths in wider)
             if accepted(found) and (found.share >= LEAST or widest):
                 break
-            if number + 1 < LIMITS.confirm_rounds:
-                error = max(abs(one.measured.mid / one.predicted_ns - 1) for one in measured)
-                planned = self.plans(profile, Feedback(number + 1, correction, error))
-        met = [(plan, found) for plan, found in tried if found.share <= 1]
+            if number + 1 >= (LIMITS.confirm_rounds if met else LIMITS.confirm_rounds_without):
+                break
+            error = max(abs(one.measured.mid / one.predicted_ns - 1) for one in measured)
+            planned = self.plans(profile, Feedback(number + 1, correction, error))
         if not met:
             shares = ", ".join(f"{100 * found.share:.1f}%" for _, found in tried)
             raise InconclusiveError(
@@ -190,7 +195,7 @@ class Loop:
                 " to measure: run again when it is quiet, or raise the budget"
             )
         if not safe:  # the fastest plan is the most likely to meet the budget in another measurement
-            plan, found = min(met, key=lambda pair: pair[1].share)
+            plan, found = min(tried, key=lambda pair: pair[1].share)
         if found.share < LEAST and not widest:
             log.warning(
                 "the confirmed plan uses only %.1f%% of the budget; a plan that uses more may keep more accuracy",

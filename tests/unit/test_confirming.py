@@ -119,8 +119,22 @@ def test_a_device_that_never_meets_it_is_inconclusive(monkeypatch: pytest.Monkey
     device = Simulated(Budget(fraction=0.6), 1.5, noise=0.0)
     same = confirm.Loop(device.groups, device.scores, device.budget).plans(device.profile)
     monkeypatch.setattr(confirm.Loop, "plans", lambda *given: same)
-    with pytest.raises(InconclusiveError, match="3 rounds"):
+    with pytest.raises(InconclusiveError, match="6 rounds"):
         device.confirmed()
+
+
+def test_rounds_go_on_while_no_plan_is_within_the_budget() -> None:
+    """The device takes longer than any profile of it promised, and more so with each round."""
+
+    class Slowing(Simulated):
+        def measure(self, number: int, plans: Sequence[Plan]) -> tuple[Profile, list[MeasuredPlan]]:
+            self.bias = (1.15, 1.5, 2.0)[min(number, 2)]
+            return super().measure(number, plans)
+
+    confirmed = Slowing(Budget(fraction=0.6), 1.15, noise=0.005).confirmed()
+    chosen = confirmed.measurement
+    assert chosen is not None and chosen.share <= 1
+    assert 3 < confirmed.rounds <= 6
 
 
 class Noisy:

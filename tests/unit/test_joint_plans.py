@@ -10,7 +10,6 @@ import pytest
 import torch
 from nets import NETS, Blocks, Inner, image, inputs_of
 from torch import Tensor, nn
-from zoo import ZOO
 
 from edgeprune.graph.groups import candidate_widths, make_recipe
 from edgeprune.network.cut import cut, formed
@@ -101,13 +100,3 @@ def test_all_blocks_of_a_stage_may_be_removed(net: type[nn.Module]) -> None:
     assert len(groups.blocks) >= 2
     assert not any(isinstance(module, Inner) for module in small.modules())
     assert FORMATS["onnx"].export(small, image(), groups.folds)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("title", ZOO)
-def test_any_joint_plan_of_an_architecture_is_cut_and_exported(title: str) -> None:
-    torch.manual_seed(0)
-    model, inputs = ZOO[title]()
-    for number, (small, groups) in enumerate(proved(model, inputs, 6)):
-        if number < 2:  # the least one, and a random one
-            assert FORMATS["onnx"].export(small, inputs, groups.folds)
