@@ -226,7 +226,7 @@ ALIKE = set(
     max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool3d upsample_nearest1d
     upsample_linear1d _softmax _log_softmax _unsafe_view unsafe_chunk unsafe_split concat concatenate native_channel_shuffle
     new_empty new_full new_zeros rnn_relu norm argmax _to_copy moveaxis swapdims _upsample_nearest_exact1d
-    _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d grid_sampler_2d grid_sampler_3d std_mean
+    _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d grid_sampler_2d grid_sampler_3d std_mean rnn_relu_cell
     """.split()
 )
 
