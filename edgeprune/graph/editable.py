@@ -139,7 +139,7 @@ def _require_equal(model: nn.Module, network: GraphNetwork, inputs: tuple[Tensor
             raise CutError(f"the exported graph has a fixed batch size: {first_line(error)}") from error
         expected = model(*inputs)
     for a, b in zip(_tensors(expected), _tensors(got), strict=True):
-        scale = float(a.double().abs().amax()) if a.numel() else 0.0
+        scale = float(a.double().nan_to_num(0, 0, 0).abs().amax()) if a.numel() else 0.0
         if a.shape != b.shape or not torch.allclose(a.double(), b.double(), 0, TOLERANCE * scale, equal_nan=True):
             raise CutError("the exported graph computes something else than the model")
 

@@ -192,6 +192,29 @@ def test_a_cut_graph_is_saved_and_loaded_for_the_users_class(trained: nn.Module,
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_graph_may_answer_with_nan_where_the_model_does(tmp_path: Path) -> None:
+    """Such as an attention over padding only: a network is loaded for tokens that are all zero."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mix, self.fc = nn.Embedding(9, 8), nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            weights = torch.zeros(tokens.shape).masked_fill(tokens == 0, float("-inf")).softmax(-1)
+            first, second = torch.split(self.mix(self.embed(tokens)), [4, 12], -1)
+            return self.fc((torch.cat([first.relu(), second], -1) * weights[..., None]).sum(1))
+
+    torch.manual_seed(0)
+    model, inputs = Padded().eval(), (torch.randint(1, 9, (1, 5)),)
+    groups = survey(model, inputs)
+    assert groups.form == "graph"
+    recipe = halved(groups)
+    pruned = sliced(formed(model, groups, inputs), recipe)
+    weights.save(tmp_path / "pruned.safetensors", pruned, recipe)
+    assert torch.equal(weights.load(tmp_path / "pruned.safetensors", Padded())(*inputs), pruned(*inputs))
+
+
 def test_a_model_with_a_fixed_batch_size_has_no_graph() -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
