@@ -42,6 +42,11 @@ def lock(groups: Groups, name: str, reason: str) -> Groups:
     )
 
 
+def remaining_groups(groups: int, channels: int, kept: Sequence[int]) -> int:
+    """Groups of a convolution or a norm that keep some of its `channels`, given the kept indices of these."""
+    return len({index * groups // channels for index in kept})
+
+
 def factors(groups: Groups) -> tuple[str, ...]:
     """Names of the free groups that share indices with another group: the dimension is their product."""
     owners: dict[tuple[str, int, int], list[str]] = {}

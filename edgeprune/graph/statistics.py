@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeprune.graph.editable import GraphNetwork, set_argument
+from edgeprune.graph.groups import remaining_groups
 from edgeprune.graph.rules import bind
 from edgeprune.records import Recipe
 
@@ -54,8 +55,7 @@ def _resize_norm(graph: fx.Graph, node: fx.Node, kept: Mapping[int, list[int]], 
             set_argument(node, argument, value)
     for dim, indices in kept.items():
         if name == "group_norm":
-            each = shape[1] // given["num_groups"]
-            set_argument(node, "num_groups", len({index // each for index in indices}))
+            set_argument(node, "num_groups", remaining_groups(given["num_groups"], shape[1], indices))
         else:
             set_argument(node, "normalized_shape", len(indices), dim - first)
 

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from edgeprune.errors import CutError, first_line
 from edgeprune.graph import places
-from edgeprune.graph.editable import GraphNetwork
+from edgeprune.graph.editable import TOLERANCE, GraphNetwork, noisy
 from edgeprune.graph.statistics import take_over_remaining
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Recipe
 
 ZERO = 1e-15  # numerically zero, but a weight norm can still divide by it
-TOLERANCE = 1e-4  # of the largest output; fp32 rounding is near 1e-6
 
 
 def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> None:
@@ -122,8 +121,7 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
     Returns `inputs` unchanged if the model then answers with NaN or infinity.
     """
-    random = torch.Generator().manual_seed(0)
-    noisy = tuple(x + torch.randn(x.shape, generator=random).to(x) if x.is_floating_point() else x for x in inputs)
+    tried = noisy(inputs)
     with torch.no_grad():
-        finite = all(bool(torch.isfinite(out).all()) for out in tensors(model(*noisy)) if out.is_floating_point())
-    return noisy if finite else inputs
+        finite = all(bool(torch.isfinite(out).all()) for out in tensors(model(*tried)) if out.is_floating_point())
+    return tried if finite else inputs

@@ -76,9 +76,8 @@ def refit_sequentially(model: nn.Module, pruned: nn.Module, recipe: Recipe, refe
 
     def refit(call: DenseCall) -> None:
         layer = reference.layers.get(call.weight)
-        if (
-            layer is None or call.positions != layer.positions
-        ):  # several calls, or channels are another layer's positions
+        # It has several calls, or its channels are another layer's positions.
+        if layer is None or call.positions != layer.positions:
             return
         moments = Moments.of(call.rows(len(layer.rows)), layer.rows, bool(layer.bias))
         _refit(call.weight, layer, moments, model, refitted, recipe)

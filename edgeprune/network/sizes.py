@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from edgeprune.graph.groups import remaining_groups
 from edgeprune.network.attention import Attention
 from edgeprune.records import Recipe
 
@@ -21,11 +22,6 @@ PRODUCTS = ("all_head_size", "inner_dim", "split_size")
 def qualified(path: str, name: str) -> str:
     """The full name of a parameter of the module at `path`, which is "" for the root."""
     return f"{path}.{name}" if path else name
-
-
-def remaining_groups(groups: int, channels: int, kept: Sequence[int]) -> int:
-    """Groups of a convolution that keep some of its `channels`, given the kept indices of these."""
-    return len({index * groups // channels for index in kept})
 
 
 def update_sizes(module: nn.Module, before: nn.Module, kept: Mapping[int, Sequence[int]]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError, UsageError
-from edgeprune.graph.editable import GraphNetwork, as_graph, trace_graph
+from edgeprune.graph.editable import TOLERANCE, GraphNetwork, as_graph, trace_graph
 from edgeprune.graph.groups import factors, lock, make_recipe
 from edgeprune.graph.rules.layers import READS_FIXED
 from edgeprune.graph.trace import canonical_names, trace
@@ -21,7 +21,7 @@ from edgeprune.network.attention import opened
 from edgeprune.network.cut import cut_as_is
 from edgeprune.network.folding import sound
 from edgeprune.network.outputs import tensors
-from edgeprune.network.prove import TOLERANCE, probe, zeroed
+from edgeprune.network.prove import probe, zeroed
 from edgeprune.network.sizes import HEAD_WIDTHS
 from edgeprune.records import Block, Group, Groups, Recipe
 
