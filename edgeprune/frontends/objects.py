@@ -18,6 +18,7 @@ from torch.utils import _pytree
 from edgeprune.errors import EdgepruneError, UsageError, quoted, usage_error
 from edgeprune.frontends import callables
 from edgeprune.frontends.functions import one_line
+from edgeprune.frontends.modelfile import FORMATS
 from edgeprune.frontends.randomness import Generators
 from edgeprune.frontends.sections import ProjectFile, Source, project_of
 from edgeprune.frontends.toml import keys_of, nearest, wanted_of
@@ -179,7 +180,8 @@ def generators_restored(project: Project) -> Iterator[None]:
 
 
 def _keys(section: str) -> list[str]:
-    return keys_of(ProjectFile, (section, ""))
+    """The keys of a section that have a keyword. A model file is no keyword of a project that has a model."""
+    return [key for key in keys_of(ProjectFile, (section, "")) if key not in FORMATS]
 
 
 def _is_function(section: str, key: str) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from edgeprune.errors import UsageError, quoted, usage_error
+from edgeprune.frontends.modelfile import FORMATS, FileModel
 from edgeprune.limits import LIMITS
 from edgeprune.records import (
     Budget,
@@ -54,8 +56,8 @@ class Section(BaseModel):
 
 
 class _Model(Section):
-    factory: Reference
-    inputs: Reference
+    factory: Reference | None = None
+    inputs: Reference | None = None
     weights: Annotated[Text | None, Field(description="the path of a file")] = None
 
 
@@ -178,11 +180,10 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         except UsageError as error:
             raise usage_error(f"{source.where(section)} {error}") from error
 
-    weights = file.model.weights
     return Project(
         path=source.path,
         name=source.name,
-        model=read("model", ModelSection, weights=source.folder / weights if weights else None),
+        model=_model(source, file.model),
         data=read("data", DataSection),
         budget=read("budget", BudgetSection, latency=limit if budget is None else _median("--budget", budget)),
         preprocess=read("preprocess", Preprocess) if file.preprocess else None,
@@ -191,6 +192,28 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         check=read("check", CheckSection, budget=_budgets(source, file.check.budget)),
         objects=source.objects,
     )
+
+
+def _model(source: Source, given: _Model) -> ModelSection:
+    """The model: a factory of the user, or one of the model files of `modelfile.FORMATS`."""
+    files = {key: getattr(given, key) for key in FORMATS if getattr(given, key) is not None}
+    where = partial(source.where, "model")
+    if len(files) + (given.factory is not None) > 1:
+        names = " and ".join([*files, *(["factory"] if given.factory else [])])
+        raise usage_error(f"{where()} {names} exclude each other; keep one of them")
+    values = _values(source, "model", given)
+    if files:
+        (key, name), *_ = files.items()
+        path = source.folder / name
+        made = partial(FileModel, f"{where(key)} = {name!r}", key, path)
+        functions = made("network"), values["inputs"] or made("example_inputs")
+    elif given.factory is None or given.inputs is None:
+        missing = "factory" if given.factory is None else "inputs"
+        others = f"; or name a model file: {', '.join(FORMATS)}" if FORMATS and missing == "factory" else ""
+        raise usage_error(f'{where(missing)} is missing; add it: a function as "module:function"{others}')
+    else:
+        functions = values["factory"], values["inputs"]
+    return ModelSection(*functions, weights=source.folder / given.weights if given.weights else None)
 
 
 def _values(source: Source, section: str, given: Section) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""Models that are files instead of Python code: the keys of `[model]` that name one, and how each is read.
+
+A model file stands for two functions: one that makes the network, and one that makes example inputs. So the rest of edgeprune
+treats it as functions that a user wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeprune.errors import UsageError
+from edgeprune.frontends.functions import guarded
+from edgeprune.frontends.sources import installed
+from edgeprune.storage.store import file_sha256
+
+Made = Literal["network", "example_inputs"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a kind of model file is read.
+
+    Attributes:
+        module: has the functions `network(path)` -> nn.Module and `example_inputs(path)`, as `[model] inputs` returns them.
+        packages: whose versions the network depends on.
+    """
+
+    module: str
+    packages: tuple[str, ...]
+
+
+FORMATS: Mapping[str, Format] = {}  # by the key of [model]
+
+
+@dataclass(frozen=True)
+class FileModel:
+    """One of the two functions that a model file stands for; see `records.Function`.
+
+    Attributes:
+        where: the project's file, the key and the value, for messages.
+        key: the key of `[model]`.
+        file: the model file, or the folder.
+        made: what the function makes.
+    """
+
+    where: str
+    key: str
+    file: Path
+    made: Made
+
+    @property
+    def name(self) -> str:
+        """See `records.Function.name`."""
+        return f"{self.key}:{self.made}"
+
+    def load(self) -> Callable[..., Any]:
+        """See `records.Function.load`."""
+        if not self.file.exists():
+            raise UsageError(f"{self.where}: {self.file} does not exist; correct the path")
+        return partial(getattr(import_module(FORMATS[self.key].module), self.made), self.file)
+
+    def sources(self) -> Mapping[str, str]:
+        """See `records.Function.sources`."""
+        content = {f"file {file.name}": file_sha256(file) for file in _files(self.file)}
+        return content | {f"package {name}": installed(name) for name in FORMATS[self.key].packages}
+
+    def guarded(self, where: str = "") -> AbstractContextManager[None]:
+        """See `records.Function.guarded`."""
+        return guarded(self.file.parent, where or self.where)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """A model's file, or the files of its folder."""
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from sorted(file for file in path.iterdir() if file.is_file())
