@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 from edgeprune import runtimes
 from edgeprune.devices import transports, wire
 from edgeprune.devices.patience import FEW_ATTEMPTS, Disturbances, Patience
+from edgeprune.devices.rounds import interleaved
 from edgeprune.devices.transports.base import Refusal, Transport, ask, ask_all
 from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
@@ -24,6 +24,7 @@ from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.records import Device, Run, Samples, Target
 from edgeprune.runtimes.base import NodeTimes
+from edgeprune.runtimes.timing import NodeTime
 
 PROFILED_S = 0.05  # of profiled runs in a process: times by node only rank the nodes
 SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
@@ -41,10 +42,16 @@ log = logging.getLogger("edgeprune")
 
 @dataclass(frozen=True)
 class Measured:
-    """One model in one process: its run, and its times by node where they were requested."""
+    """One model in one process: its run, and its times by node where they were requested.
+
+    `nodes` has the names of the exported file. `operators` are the same nodes as the runtime reports them. `load_ns` is how
+    long the runtime took to load the model; None where it cannot be known.
+    """
 
     run: Run
     nodes: NodeTimes
+    operators: tuple[NodeTime, ...] = ()
+    load_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -278,6 +285,24 @@ class Bench:
             raise DeviceError(f"{self._target.name}: the device reports that a call took {spent_s} s")
         return max(1e9 * spent_s, latency_ns)
 
+    def throughput(self, model: Path, inputs: Sequence[Path], streams: int, timed_s: float) -> float:
+        """Inferences in a second, while so many of them always run at the same time."""
+        job = wire.GetThroughput(
+            deadline_s=self._runtime.deadline_s,
+            runtime=self._target.runtime,
+            threads=self._target.threads,
+            dla=self._target.dla,
+            streams=streams,
+            model=self._put(model),
+            inputs=self._put_each(inputs),
+            warmup_s=LIMITS.warmup_s,
+            timed_s=timed_s,
+        )
+        (reply,) = self._ask([job])
+        if reply.runs < 1 or reply.spent_ns < 1:
+            raise DeviceError(f"{self._target.name}: the device reports {reply.runs} runs in {reply.spent_ns} ns")
+        return 1e9 * reply.runs / reply.spent_ns
+
     def _outputs(self, model: Path, files: Sequence[Path], count: int, start: int, seconds: float) -> wire.Outputs:
         job = wire.GetOutputs(
             deadline_s=self._runtime.deadline_s,
@@ -316,7 +341,8 @@ class Bench:
                     own.times_ns, reply.peak_memory_bytes, own.waited_ns, own.waits, dict(reply.before), dict(reply.after),
                     own.copies_ns, own.fallbacks,
                 )  # fmt: skip
-                found.append(Measured(run, self._runtime.node_times(own.nodes) if profiled else ()))
+                nodes = self._runtime.node_times(own.nodes) if profiled else ()
+                found.append(Measured(run, nodes, own.nodes, own.load_ns))
             if len(found) != count:
                 raise ValueError(f"times of {len(found)} models instead of {count}")
             return found
@@ -401,39 +427,3 @@ def _portions(batches: Sequence[Sequence[Path]]) -> Iterator[list[Sequence[Path]
         part.append(batch)
     if part:
         yield part
-
-
-def until(
-    take: Callable[[list[Samples]], list[Samples]],
-    decided: Callable[[list[Samples]], bool],
-    rounds: int,
-    taken: Sequence[Samples] = (),
-    seconds: float = math.inf,
-) -> list[Samples]:
-    """Measure in rounds until the samples have decided a question.
-
-    Args:
-        take: measures once more, given the samples so far (none in the first round): a `Samples` a model.
-        decided: whether the samples are enough. It is asked after each round, and first if there are samples already.
-        rounds: at most so many rounds.
-        taken: the samples of an earlier measurement, by model.
-        seconds: no round begins after this time.
-
-    Returns:
-        All samples, by model.
-    """
-    so_far, began = list(taken), time.monotonic()
-    if so_far and decided(so_far):
-        return so_far
-    for _ in range(rounds):
-        found = take(so_far)
-        so_far = [Samples(a.runs + b.runs) for a, b in zip(so_far, found, strict=True)] if so_far else found
-        if decided(so_far) or time.monotonic() > began + seconds:
-            break
-    return so_far
-
-
-def interleaved(models: int, rounds: int) -> list[int]:
-    """The order ABBA...: every model once a round, in alternating order, so that drift cancels in pairs of rounds."""
-    forward = list(range(models))
-    return [i for number in range(rounds) for i in (forward if number % 2 == 0 else forward[::-1])]

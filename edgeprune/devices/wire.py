@@ -118,6 +118,16 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """The inferences that were completed in a time, and the conditions around them."""
+
+    runs: int
+    spent_ns: int
+    before: Dict[str, Fact]
+    after: Dict[str, Fact]
+
+
+@dataclass(frozen=True)
 class Published:
     """Whether the device accepted the key of this bundle as its first one."""
 
@@ -298,6 +308,24 @@ class GetOutputs(Work[Outputs]):
 
 
 @dataclass(frozen=True)
+class GetThroughput(Work[Throughput]):
+    """Keep `streams` inferences of a model running at the same time, for `timed_s` after a warm-up."""
+
+    threads: int
+    streams: int
+    model: str = field(metadata=PATH)
+    inputs: Tuple[str, ...] = field(metadata=PATH)
+    warmup_s: float
+    timed_s: float
+    dla: Optional[int] = None
+
+    @property
+    def label(self) -> str:
+        """The mode and the model."""
+        return _of("throughput", (self.model,))
+
+
+@dataclass(frozen=True)
 class Publish(Work[Published]):
     """Check a signed bundle in the folder `source`, run it, and keep it as a release. Nothing is switched."""
 
@@ -336,6 +364,7 @@ TABLE: Dict[str, Tuple[Type[Job[Any]], Type[Any]]] = {
     "state": (GetState, State),
     "time": (Time, Measurement),
     "outputs": (GetOutputs, Outputs),
+    "throughput": (GetThroughput, Throughput),
     "publish": (Publish, Published),
     "activate": (Activate, Activated),
     "releases": (ListReleases, Releases),

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Literal, Sequence, Union
 
 from . import machine
-from .timing import NodeTime, Timed, Timing, interleaved
+from .timing import NodeTime, Timed, Timing, concurrent, interleaved
 
 Array = Any  # a numpy array; numpy is imported where it is used, since a device may lack it
 Fact = Union[int, float, str]
@@ -53,10 +54,17 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is loaded: the threads of one inference, and the core of the deep-learning accelerator, if any."""
+    """How a model is loaded.
+
+    Attributes:
+        threads: of one inference.
+        dla: the core of the deep-learning accelerator, if any.
+        streams: how many inferences run at the same time.
+    """
 
     threads: int
     dla: int | None = None
+    streams: int = 1
 
 
 class Model(ABC):
@@ -73,6 +81,10 @@ class Model(ABC):
     @abstractmethod
     def call(self, inputs: Sequence[Array]) -> list[Array]:
         """Do one inference on these inputs and return the outputs."""
+
+    @abstractmethod
+    def twin(self) -> Model:
+        """The same model once more, for an inference at the same time. It shares the weights where the runtime allows it."""
 
 
 class Runtime(ABC):
@@ -108,10 +120,24 @@ class Runtime(ABC):
         self, paths: Sequence[str], options: Options, inputs: Sequence[Array], timing: Timing
     ) -> tuple[list[Timed], int]:
         """Time models without a profiler: the runs of each, and the peak memory in bytes."""
-        models = [self.load(path, options) for path in paths]
+        self.version()  # imports the runtime, which is no part of loading a model
+        models, spent = [], []
+        for path in paths:
+            start = time.perf_counter_ns()
+            models.append(self.load(path, options))
+            spent.append(time.perf_counter_ns() - start)
         for model in models:
             model.feed(inputs)
-        return interleaved([model.run for model in models], timing), machine.peak_memory()
+        found = interleaved([model.run for model in models], timing)
+        return [replace(timed, load_ns=ns) for timed, ns in zip(found, spent)], machine.peak_memory()
+
+    def throughput(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> tuple[int, int]:
+        """Keep `options.streams` inferences running: how many were completed, and in how many nanoseconds."""
+        first = self.load(path, options)
+        models = [first, *(first.twin() for _ in range(options.streams - 1))]
+        for model in models:
+            model.feed(inputs)
+        return concurrent([model.run for model in models], timing)
 
     def make(self, path: str, options: Options) -> dict[str, str]:
         """Make the files of `made` for a model: the place of each."""

@@ -6,9 +6,11 @@ It travels to devices: standard library only, Python 3.8 and up.
 from __future__ import annotations
 
 import gc
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Callable, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
 from . import machine
 
@@ -33,11 +35,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Nanoseconds of one node of the runtime's graph; `fused` names the nodes of the model file that it stands for."""
+    """Nanoseconds of one node of the runtime's graph.
+
+    `fused` names the nodes of the model file that it stands for. `kind` is its operator, as the runtime calls it.
+    """
 
     name: str = field(metadata={"chars": 1 << 14})  # names of fused nodes list their parts
     ns: int
     fused: Tuple[str, ...] = field(default=(), metadata={"chars": 1 << 14})
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Timed:
 
     `times_ns` are in the order taken. `waited_ns` is how long the process waited for a busy processor, `waits` how often.
     `copies_ns` is what the copies to an accelerator and back take. `fallbacks` counts layers that an accelerator refused.
+    `load_ns` is how long the runtime took to load the model; None where it cannot be known.
     """
 
     times_ns: Tuple[int, ...]
@@ -54,6 +61,7 @@ class Timed:
     copies_ns: int = 0
     fallbacks: int = 0
     nodes: Tuple[NodeTime, ...] = ()
+    load_ns: Optional[int] = None
 
 
 Run = Callable[[], object]
@@ -109,6 +117,31 @@ def _timed(runs: Sequence[Run], timing: Timing, clock: Clock) -> list[Timed]:
                 break
             check = 2 * fewest
     return [log.timed() for log in logs]
+
+
+def concurrent(runs: Sequence[Run], timing: Timing) -> tuple[int, int]:
+    """Run several streams at the same time, each in its own thread, for `timed_s`.
+
+    Returns:
+        The inferences that were completed, and the nanoseconds from the first start to the last end.
+    """
+    clock = time.perf_counter_ns
+    for run in runs:
+        warm_up(run, timing, clock)
+    begun: list[int] = []
+    together = threading.Barrier(len(runs), lambda: begun.append(clock()))
+
+    def stream(run: Run) -> tuple[int, int]:
+        together.wait()
+        until, count = begun[0] + int(timing.timed_s * 1e9), 0
+        while count == 0 or clock() < until:
+            run()
+            count += 1
+        return count, clock()
+
+    with ThreadPoolExecutor(len(runs)) as threads:
+        found = list(threads.map(stream, runs))
+    return sum(count for count, _ in found), max(1, max(end for _, end in found) - begun[0])
 
 
 def repeat(run: Run, timing: Timing) -> tuple[int, ...]:

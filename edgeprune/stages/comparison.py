@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.devices.bench import Measured as MeasuredModel
-from edgeprune.devices.bench import until
+from edgeprune.devices.rounds import until
 from edgeprune.devices.validate import printable
 from edgeprune.frontends.data import NotFinite
 from edgeprune.latency import stats

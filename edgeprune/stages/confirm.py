@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeprune.devices.bench import until
+from edgeprune.devices.rounds import until
 from edgeprune.errors import InconclusiveError
 from edgeprune.latency import stats
 from edgeprune.latency.fit import draft, fit

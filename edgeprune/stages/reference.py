@@ -37,7 +37,7 @@ def needed(budget: Budget, precision: Precision) -> bool:
 
 def run(reads: Reads, output: Output) -> Reference:
     """Measure the original network in the target's precision beside itself in fp32, until its budget is decided."""
-    from edgeprune.devices.bench import until
+    from edgeprune.devices.rounds import until
 
     full, budget = reads.survey.full(), reads.budget_latency
     files = [reads.variants.file(full, reference=True), reads.variants.file(full)]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from edgeprune.devices.bench import Bench, until
+from edgeprune.devices.bench import Bench
+from edgeprune.devices.rounds import until
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.network import weights

@@ -11,12 +11,13 @@ from ...runtimes import machine
 from ...runtimes.device import Array, Options, find
 from ...runtimes.timing import NodeTime, Timing
 from ..validate import printable
-from ..wire import GetOutputs, Measurement, Outputs, Time
+from ..wire import GetOutputs, GetThroughput, Measurement, Outputs, Throughput, Time
 from . import contention, undo
 from .facts import conditions
 
 PROFILED_RUNS = 100  # at most: times by node only rank the nodes
 NODE_CHARS = 1 << 13
+KIND_CHARS = 100
 
 
 def time_models(job: Time) -> Measurement:
@@ -36,10 +37,22 @@ def time_models(job: Time) -> Measurement:
     return Measurement(tuple(found), peak, before, after)
 
 
+def throughput(job: GetThroughput) -> Throughput:
+    """Keep several inferences of a model running at the same time, with the conditions before and after."""
+    runtime = find(job.runtime)
+    options, timing = Options(job.threads, job.dla, job.streams), Timing(job.warmup_s, job.timed_s, 1, 1)
+    before = conditions(runtime)
+    runs, spent_ns = runtime.throughput(job.model, options, _loaded(job.inputs), timing)
+    return Throughput(runs, spent_ns, before, conditions(runtime))
+
+
 def _safe(node: NodeTime) -> NodeTime:
     """Names come from the model's file and may hold any character; the wire takes printable ones."""
     return NodeTime(
-        printable(node.name, NODE_CHARS), node.ns, tuple(printable(name, NODE_CHARS) for name in node.fused)
+        printable(node.name, NODE_CHARS),
+        node.ns,
+        tuple(printable(name, NODE_CHARS) for name in node.fused),
+        printable(node.kind, KIND_CHARS),
     )
 
 

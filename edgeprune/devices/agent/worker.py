@@ -30,6 +30,7 @@ DOERS: dict[type[wire.Work[Any]], Callable[[Any], Any]] = {
     wire.GetState: facts.state,
     wire.Time: measure.time_models,
     wire.GetOutputs: measure.outputs,
+    wire.GetThroughput: measure.throughput,
     wire.Publish: releases.publish,
     wire.Activate: releases.activate,
     wire.ListReleases: releases.listed,

@@ -15,6 +15,7 @@ class NullModel(Model):
     """Waits. The key "raises" makes it die of a signal, and "hangs" makes it sleep for seconds."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         with open(path) as file:
             self._model = json.load(file)
         self.ns = int(self._model["ns"])
@@ -36,6 +37,10 @@ class NullModel(Model):
         """The outputs are the inputs."""
         return list(inputs)
 
+    def twin(self) -> NullModel:
+        """Nothing is shared."""
+        return NullModel(self._path)
+
 
 class Null(Runtime):
     """Always installed."""
@@ -50,7 +55,7 @@ class Null(Runtime):
 
     def profile(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> list[NodeTime]:
         """One node that takes the whole time."""
-        return [NodeTime("null", NullModel(path).ns)]
+        return [NodeTime("null", NullModel(path).ns, kind="Null")]
 
 
 RUNTIME = Null()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -62,6 +63,10 @@ class OnnxModel(Model):
         """One run of the session."""
         return list(self.session.run(None, dict(zip(self._names, inputs))))
 
+    def twin(self) -> OnnxModel:
+        """The session may run in several threads."""
+        return copy.copy(self)
+
 
 class OnnxRuntime(Runtime):
     """The package onnxruntime."""
@@ -94,6 +99,7 @@ class OnnxRuntime(Runtime):
             NodeTime(
                 node["name"][: -len(KERNEL)],
                 middle_mean([1000 * event["dur"] + 500 for event in nodes[i::count]]),
+                kind=node["args"]["op_name"],
             )
             for i, node in enumerate(nodes[:count])
         ]

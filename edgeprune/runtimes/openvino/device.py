@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,9 +30,9 @@ class OpenVinoModel(Model):
     def __init__(self, path: str, options: Options, profiling: bool = False) -> None:
         self._openvino = module()
         settings = {
-            "INFERENCE_NUM_THREADS": options.threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": options.threads * options.streams,
+            "NUM_STREAMS": options.streams,
+            "PERFORMANCE_HINT": "LATENCY" if options.streams == 1 else "THROUGHPUT",
             "PERF_COUNT": profiling,
         }
         try:
@@ -59,10 +60,16 @@ class OpenVinoModel(Model):
         results = self._request.infer(list(inputs))
         return [results[i].copy() for i in range(len(self.compiled.outputs))]
 
-    def mean_ns(self) -> dict[str, float]:
-        """Nanoseconds of every executed node: the mean over all runs since the model was compiled."""
+    def twin(self) -> OpenVinoModel:
+        """Another request of the compiled model."""
+        twin = copy.copy(self)
+        twin._request = self.compiled.create_infer_request()
+        return twin
+
+    def mean_ns(self) -> dict[tuple[str, str], float]:
+        """Nanoseconds of every executed node, by name and kind: the mean over all runs since the model was compiled."""
         return {
-            node.node_name: node.real_time.total_seconds() * 1e9
+            (node.node_name, node.node_type): node.real_time.total_seconds() * 1e9
             for node in self._request.profiling_info
             if node.status == node.EXECUTED
         }
@@ -104,8 +111,8 @@ class OpenVino(Runtime):
         repeat(counted, timing)
         fused = model.fused()
         return [
-            NodeTime(name, without_first(mean, runs, first.get(name, 0)), fused.get(name, ()))
-            for name, mean in model.mean_ns().items()
+            NodeTime(node[0], without_first(mean, runs, first.get(node, 0)), fused.get(node[0], ()), node[1])
+            for node, mean in model.mean_ns().items()
         ]
 
 

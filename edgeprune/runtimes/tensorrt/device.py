@@ -6,6 +6,7 @@ module does inferences, since trtexec starts a process for each. It travels to d
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -15,11 +16,22 @@ from typing import Any
 
 from .. import machine
 from ..device import Array, Conditions, Failed, Model, Options, Runtime, Undo
-from ..timing import NodeTime, Timed, Timing
+from ..timing import NodeTime, Timed, Timing, concurrent
 from . import jetson, tool
 from .build import TIMED_RUNS, engine_of, fallbacks, how_to_build
 from .engine import Engine
-from .trtexec import Version, layers_of, output_argv, outputs_of, profile_argv, run_argv, time_argv, times_of
+from .trtexec import (
+    Version,
+    completed,
+    layers_of,
+    output_argv,
+    outputs_of,
+    profile_argv,
+    run_argv,
+    streams_argv,
+    time_argv,
+    times_of,
+)
 
 PLAN = "engine.plan"  # in a release
 CALL_S = 120.0  # of one inference by trtexec
@@ -53,6 +65,10 @@ class TrtexecModel(Model):
         with tool.understood("trtexec's outputs"):
             return outputs_of(self.read("outputs.json"), self._build["outputs"])
 
+    def twin(self) -> TrtexecModel:
+        """Every inference has a process of its own anyway."""
+        return copy.copy(self)
+
     def ask(self, arguments: Sequence[str], doing: str, deadline_s: float = tool.RUN_S) -> int:
         """Run trtexec on the engine: the most memory that it held, in bytes."""
         common = run_argv(self._version, self._plan, self._fed, self._options.dla)
@@ -67,6 +83,7 @@ class ModuleModel(Model):
     """An engine in this process; what TensorRT raises becomes `Failed`."""
 
     def __init__(self, trt: Any, plan: str, build: Mapping[str, Any], options: Options) -> None:
+        self._made_of = trt, plan, build, options
         with tool.understood("TensorRT"):
             self.engine = Engine(trt, plan, build, options)
 
@@ -84,6 +101,15 @@ class ModuleModel(Model):
         """One inference."""
         with tool.understood("TensorRT"):
             return self.engine.call(inputs)
+
+    def twin(self) -> ModuleModel:
+        """Another context, with memory and a stream of its own."""
+        return ModuleModel(*self._made_of)
+
+    def complete(self) -> None:
+        """One inference, until the GPU has finished it."""
+        with tool.understood("TensorRT"):
+            self.engine.complete()
 
 
 class TensorRt(Runtime):
@@ -149,6 +175,19 @@ class TensorRt(Runtime):
         with tool.understood("trtexec's times"):
             times, copies = times_of(model.read("times.json"))
         return times, copies, peak, fallbacks(plan)
+
+    def throughput(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> tuple[int, int]:
+        """See `Runtime.throughput`. trtexec keeps the streams running by itself."""
+        model = _measurable(engine_of(path, options), how_to_build(path), options)
+        if isinstance(model, ModuleModel):
+            models = [model, *(model.twin() for _ in range(options.streams - 1))]
+            for one in models:
+                one.feed(inputs)
+            return concurrent([one.complete for one in models], timing)
+        model.feed(inputs)
+        model.ask(streams_argv(tool.known_version()[0], "streams.json", options.streams, timing.timed_s), "time")
+        with tool.understood("trtexec's times"):
+            return completed(model.read("streams.json"))
 
     def profile(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> list[NodeTime]:
         """Time every layer of the engine."""

@@ -85,6 +85,7 @@ class Engine(Model):
     def __init__(self, trt: Any, plan: str, build: Mapping[str, Any], options: Options) -> None:
         import numpy
 
+        self._made_of = trt, plan, build, options
         self._trt, self._gpu, self._build = trt, cuda(), build
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         if options.dla is not None:
@@ -121,6 +122,15 @@ class Engine(Model):
         self._gpu.wait()
         self._fetch()
         return [self._arrays[name].copy() for name in self._build["outputs"]]
+
+    def twin(self) -> Engine:
+        """Another engine of the same plan."""
+        return Engine(*self._made_of)
+
+    def complete(self) -> None:
+        """One inference, until the GPU has finished it."""
+        self.run()
+        self._gpu.wait()
 
     def _fetch(self) -> None:
         for name in self._build["outputs"]:

@@ -69,6 +69,12 @@ def time_argv(times: str, iterations: int) -> list[str]:
     return [WARM_UP, "--duration=0", f"--iterations={iterations}", f"--exportTimes={times}"]
 
 
+def streams_argv(version: Version, times: str, streams: int, seconds: float) -> list[str]:
+    """Arguments that keep several inferences running at the same time, for so many seconds."""
+    flag = "infStreams" if version >= (8, 6) else "streams"
+    return [WARM_UP, f"--duration={max(1, round(seconds))}", f"--{flag}={streams}", f"--exportTimes={times}"]
+
+
 def profile_argv(version: Version, profile: str, layers: str) -> list[str]:
     """Arguments for times by layer and the content of the layers. It is a separate run, since a profiler slows it down."""
     argv = [WARM_UP, "--duration=0", f"--iterations={PROFILED_RUNS}"]
@@ -123,6 +129,15 @@ def times_of(text: str) -> tuple[list[int], int]:
     return [max(1, round(1e6 * run["computeMs"])) for run in runs], round(1e6 * copies[len(copies) // 2])
 
 
+def completed(text: str) -> tuple[int, int]:
+    """Read --exportTimes of several streams: the runs, and the nanoseconds from the first start to the last end."""
+    runs = json.loads(text)
+    spent_ms = max(run["endD2hMs"] for run in runs) - min(run["startH2dMs"] for run in runs)
+    if not 0 < spent_ms < 1e9:
+        raise ValueError(f"the runs take {spent_ms!r} ms")
+    return len(runs), round(1e6 * spent_ms)
+
+
 def _numbers(runs: list[dict[str, float]]) -> list[dict[str, float]]:
     for run in runs:
         for key in ("computeMs", "h2dMs", "d2hMs"):
@@ -133,10 +148,11 @@ def _numbers(runs: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def layers_of(profile: str, layers: str) -> list[NodeTime]:
     """Read --exportProfile and --exportLayerInfo: the time of every layer, with its ONNX nodes (since 8.6)."""
-    known = {}
+    known, kinds = {}, {}
     for layer in json.loads(layers).get("Layers", []):
         if isinstance(layer, dict):
             known[layer["Name"]] = layer.get("Metadata", "")
+            kinds[layer["Name"]] = str(layer.get("LayerType", ""))
     found = []
     for row in json.loads(profile):
         if "name" in row:
@@ -144,7 +160,7 @@ def layers_of(profile: str, layers: str) -> list[NodeTime]:
             if not 0 <= ms < 1e9:
                 raise ValueError(f"{row['name']} takes {ms!r} ms")
             onnx = re.findall(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$)", known.get(row["name"], ""))
-            found.append(NodeTime(row["name"], round(1e6 * ms), tuple(onnx)))
+            found.append(NodeTime(row["name"], round(1e6 * ms), tuple(onnx), kinds.get(row["name"], "")))
     return found
 
 

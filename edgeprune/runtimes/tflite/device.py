@@ -34,11 +34,18 @@ class TfLiteModel(Model):
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise Failed("load", f"tflite cannot load the model: {error}") from error
-        self._slots = [(detail["index"], detail["dtype"]) for detail in self._interpreter.get_input_details()]
+        self._options, self._source = options, source
+        inputs = self._interpreter.get_input_details()
+        self._slots = [(detail["index"], detail["dtype"]) for detail in inputs]
+        self._shapes = [tuple(detail["shape"]) for detail in inputs]
         self._results = [detail["index"] for detail in self._interpreter.get_output_details()]
 
     def feed(self, inputs: Sequence[Array]) -> None:
-        """Copy the arrays in. The converter makes 32-bit integers of the 64-bit ones that torch counts tokens in."""
+        """Copy the arrays in. The converter makes 32-bit integers of the 64-bit ones that torch counts tokens in.
+
+        An input that the file leaves open gets the shape of its array.
+        """
+        self._resize(inputs)
         for (slot, dtype), array in zip(self._slots, inputs):
             self._interpreter.set_tensor(slot, array.astype(dtype) if array.dtype.kind == "i" else array)
 
@@ -51,6 +58,21 @@ class TfLiteModel(Model):
         self.feed(inputs)
         self.run()
         return [self._interpreter.get_tensor(index) for index in self._results]
+
+    def _resize(self, inputs: Sequence[Array]) -> None:
+        if all(array.shape == shape for array, shape in zip(inputs, self._shapes)):
+            return
+        try:
+            for (slot, _), array in zip(self._slots, inputs):
+                self._interpreter.resize_tensor_input(slot, array.shape, strict=True)
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise Failed("load", f"tflite cannot give the inputs these shapes: {error}") from error
+        self._shapes = [array.shape for array in inputs]
+
+    def twin(self) -> TfLiteModel:
+        """Another interpreter: one of them runs one inference at a time."""
+        return TfLiteModel(self._options, **self._source)
 
     def fill(self) -> None:
         """Set every input to a constant: its values do not change the time of one operator."""
@@ -85,7 +107,8 @@ class TfLite(Runtime):
                     model = TfLiteModel(options, model_content=content)
                     model.fill()
                     known[content] = median(repeat(model.run, alone))
-                found.append(NodeTime(operator["name"], known[content]))
+                kind = operator["name"].rpartition(":")[2]
+                found.append(NodeTime(operator["name"], known[content], kind=kind))
         return found
 
 
