@@ -60,7 +60,7 @@ def test_jobs_are_answered_in_order(transport: Transport, tmp_path: Path) -> Non
     assert replies[0]["runtime"] == "null" and replies[0]["cores"] >= 1
     assert all(time >= 100_000 for reply in (replies[1], replies[3]) for time in times(reply))
     assert len(times(replies[1])) >= 5 and replies[1]["peak_memory_bytes"] > 0
-    assert replies[2]["models"][0]["nodes"] == [{"name": "null", "ns": 100_000, "fused": []}]
+    assert replies[2]["models"][0]["nodes"] == [{"name": "null", "ns": 100_000, "fused": [], "kind": "Null"}]
 
 
 def test_a_job_that_fails_is_one_reply_and_the_next_job_runs(transport: Transport, tmp_path: Path) -> None:
