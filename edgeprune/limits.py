@@ -83,6 +83,10 @@ class Limits:
     data_batches: int = 1_000_000  # of a split in one pass
     samples_s: float = 2.0  # to read a split for the digest of its samples; the same batches are read later
     samples_bytes: int = 1 << 30  # of these samples
+    unlabelled_least: int = 20  # samples of [data] samples, so that each of three splits has some
+    unlabelled_most: int = 1_000_000  # samples, and files of them
+    unlabelled_file_bytes: int = 1 << 30  # one of these files that is read as a whole, unpacked
+    unlabelled_kept_bytes: int = 1 << 30  # samples in memory, and as much of the original network's outputs
     traced_files: int = 20_000  # that data is made from; with more, it is read in every run
     epochs: int = 10_000
     checked_samples: int = 100_000  # of each split, in doctor

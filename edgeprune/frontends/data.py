@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.errors import UsageError
+from edgeprune.frontends import agreement, unlabelled
+from edgeprune.frontends.calls import calls, first
 from edgeprune.frontends.model import batch_dims, finite, input_names, kind, size_of, tensors
 from edgeprune.frontends.randomness import Generators, seeded
 from edgeprune.limits import LIMITS
@@ -70,7 +73,7 @@ class Split:
         function = project.data.split(name)
         if function is None:
             raise UsageError(f"{project.where('data', name)} is missing; give a function that returns the batches")
-        self.name, self.where = name, project.where("data", name)
+        self.name, self.where = name, project.where("data", project.data.key(name))
         self._project, self._function, self._where = project, function, function.where
         key = (function, id(function.load()))
         if key not in _made:
@@ -86,6 +89,13 @@ class Split:
             )
         if not hasattr(self._data, "__iter__"):
             raise UsageError(f"{self._where} returns {kind(self._data)}; return an iterable of (inputs, targets)")
+
+    def for_digest(self) -> Split:
+        """This split without targets that follow from its inputs and the network."""
+        found = copy.copy(self)
+        if isinstance(self._data, agreement.Batches):
+            found._data = self._data.without_targets()
+        return found
 
     @property
     def target_dim(self) -> int:
@@ -293,43 +303,13 @@ def stacked(split: Split, inputs: tuple[Tensor, ...], most: int | None = None) -
     return calls(found, inputs[0].shape[dims[0]], dims), first(together, most, split.target_dim)
 
 
-def first(samples: Tensor, most: int | None, dim: int) -> Tensor:
-    """At most so many of the samples that are in a dimension; None keeps all."""
-    return samples if most is None else samples.narrow(dim, 0, min(most, samples.shape[dim]))
-
-
-def calls(arrays: Sequence[np.ndarray], size: int, dims: Sequence[int]) -> list[np.ndarray]:
-    """Samples as calls with the batch size `size`: (calls, *shape of a call) each.
-
-    The last call is filled up with copies of the first sample.
-
-    Args:
-        arrays: the samples of each input.
-        size: samples of a call.
-        dims: the dimension of each array that holds the samples.
-    """
-    found = []
-    for array, dim in zip(arrays, dims, strict=True):
-        samples = np.moveaxis(array, dim, 0)
-        filled = np.concatenate([samples, samples[:1].repeat(-len(samples) % size, axis=0)])
-        split = filled.reshape(-1, size, *samples.shape[1:])
-        found.append(np.ascontiguousarray(np.moveaxis(split, 1, 1 + dim)))
-    return found
-
-
-def joined(arrays: Sequence[np.ndarray], count: int, dims: Sequence[int]) -> list[np.ndarray]:
-    """The first samples of calls, (calls, *shape of a call) each, with the samples in these dimensions: `calls` undone."""
-    found = []
-    for array, dim in zip(arrays, dims, strict=True):
-        samples = np.moveaxis(array, 1 + dim, 1)
-        found.append(np.moveaxis(samples.reshape(-1, *samples.shape[2:])[:count], 0, dim))
-    return found
-
-
 class Loss:
     """The project's loss: a function of (outputs, targets). It is cross-entropy of the main output if the project gives none.
 
     The user's function gets outputs with the structure that the user's model returns.
+
+    Of samples without labels, it is the distance from the original network: see `frontends.agreement`. Training minimises it.
+    A direct call, for importance, gives a loss of the same value that has a gradient at the original network, too.
 
     A call raises `UsageError` if the function fails, or does not return a scalar tensor.
     """
@@ -339,6 +319,7 @@ class Loss:
         self._project, self._function = project, project.data.loss
         self._where = self._function.where if self._function else f"{project.where('data', 'loss')} (cross-entropy)"
         self._call = self._function.load() if self._function else F.cross_entropy
+        self._sampled = self._call.sampled() if isinstance(self._call, agreement.Distance) else self._call
 
     @property
     def is_default(self) -> bool:
@@ -348,13 +329,16 @@ class Loss:
     def __call__(self, outputs: Flat, targets: Tensor) -> Tensor:
         """The loss of a batch, from what the adapted model returns in eval mode: a scalar tensor."""
         flat = tensors_of(outputs)
-        return self.of_training(flat[self.structure.main] if self.is_default else self.structure.rebuilt(flat), targets)
+        given = flat[self.structure.main] if self.is_default else self.structure.rebuilt(flat)
+        return self._value(self._sampled, given, targets)
 
     def of_training(self, outputs: Any, targets: Tensor) -> Tensor:
         """The loss of a batch, from what the user's model returns in training mode: a scalar tensor."""
-        given = main_of(outputs) if self.is_default else outputs
+        return self._value(self._call, main_of(outputs) if self.is_default else outputs, targets)
+
+    def _value(self, call: Callable[..., Any], outputs: Any, targets: Tensor) -> Tensor:
         with _guarded(self._project, self._function, self._where):
-            value = self._call(given, targets)
+            value = call(outputs, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind(value)
             raise UsageError(f"{self._where} returns {shown}; return a scalar tensor")
@@ -383,6 +367,16 @@ class Metric:
     def in_closed_loop(self) -> bool:
         """Whether the metric needs a policy that acts, instead of outputs."""
         return self._project.data.closed_loop is not None
+
+    @property
+    def is_agreement(self) -> bool:
+        """Whether it is the agreement with the original network, of samples without labels."""
+        return unlabelled.is_agreement(self._project.data.metric)
+
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+        return unlabelled.AGREEMENT if self.is_agreement else "metric"
 
     def __call__(self, outputs: Flat, targets: Tensor) -> float:
         """The metric of a whole split, from its outputs and targets, (samples, ...) all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from edgeprune.frontends.modelfile import FORMATS
 from edgeprune.frontends.randomness import Generators
 from edgeprune.frontends.sections import ProjectFile, Source, project_of
 from edgeprune.frontends.toml import keys_of, nearest, wanted_of
+from edgeprune.frontends.unlabelled import Objects
 from edgeprune.network.computed import copied
 from edgeprune.records import Project, keyword
 from edgeprune.records.project import SPLITS
@@ -43,6 +45,7 @@ class Options(TypedDict, total=False):
         clean: a function of (inputs, targets) that returns the good samples.
         augment: a function of the inputs, such as a module.
         batch_dims: the dimension that holds the samples: of each input, then of the targets.
+        samples: samples without labels, instead of all above: an array, a list of samples, or a pattern of files.
         weights: the path of a state dict, which is loaded into a copy of the model.
         budget: "12 ms" or "50%".
         max_metric_drop: how much lower than the original network's the metric may be.
@@ -73,6 +76,7 @@ class Options(TypedDict, total=False):
     clean: Callable[..., Any] | None
     augment: Callable[..., Any] | None
     batch_dims: Any
+    samples: Any
     weights: str | Path | None
     budget: str
     max_metric_drop: float
@@ -154,13 +158,17 @@ def project(model: nn.Module, example_inputs: Any, options: Options) -> Project:
             raise usage_error(f"Project has no keyword {quoted(key)}{nearest(key, [*places, 'name', 'folder'])}")
     functions = {key: value for key, value in given.items() if _is_function(*places[key])}
     functions |= {"model": _copy(model), "example_inputs": example_inputs}
+    samples = given.get("samples")
+    held = None if samples is None or isinstance(samples, str | Path) else Objects(copy.deepcopy(samples))
+    if held is not None:
+        given["samples"] = "objects"
     content: dict[str, dict[str, Any]] = {}
     for key, value in {**given, **functions}.items():
         section, name_of_key = places[key]
         content.setdefault(section, {})[name_of_key] = f"keyword:{key}" if key in functions else _plain(value)
     place = Path(os.path.abspath(folder if folder is not None else Path(RUNS) / name))
     made = {key: _function(key, value) for key, value in functions.items()}
-    source = Source(place, name, lambda section, key, _: made[keyword(section, key)], objects=True)
+    source = Source(place, name, lambda section, key, _: made[keyword(section, key)], objects=True, samples=held)
     return project_of(source, _checked(content, source))
 
 

@@ -106,7 +106,7 @@ class Samples:
         if known is not None and changed and not found.ended and known.digest == found.digest:
             log.warning(
                 "files of %s changed and its first %d batches did not, so nothing is redone; pass --fresh if others changed",
-                self._project.where("data", name),
+                self._project.where("data", self._project.data.key(name)),
                 found.batches,
             )
         return found.digest
@@ -116,7 +116,7 @@ class Samples:
 
         if not self._project.objects:
             data.forget(self._project, name)  # this process may have read other files before
-        split = data.Split(self._project, name)
+        split = data.Split(self._project, name).for_digest()
         digest, batches, ended = _digested(split, known)
         trace, runs = tracing.trace_of(self._project.code), f"{self._project.folder / 'runs'}{os.sep}"
         trace.settle()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from edgeprune.errors import UsageError, quoted, usage_error
+from edgeprune.frontends import unlabelled
 from edgeprune.frontends.modelfile import FORMATS, FileModel
 from edgeprune.limits import LIMITS
 from edgeprune.records import (
@@ -59,10 +60,11 @@ class _Model(Section):
     factory: Reference | None = None
     inputs: Reference | None = None
     weights: Annotated[Text | None, Field(description="the path of a file")] = None
+    keras: Annotated[Text | None, Field(description="the path of a .keras or .h5 file")] = None
 
 
 class _Data(Section):
-    valid: Reference
+    valid: Reference | None = None
     train: Reference | None = None
     test: Reference | None = None
     loss: Reference | None = None
@@ -74,6 +76,9 @@ class _Data(Section):
         list[Annotated[int, Field(ge=0)]],
         Field(description="a list of dimensions: one for each input, then one for the targets, such as [1, 0]"),
     ] = []
+    samples: Annotated[
+        Text | None, Field(description='a pattern of files without labels, such as "calibration/*.npy"')
+    ] = None
 
 
 class _Budget(Section):
@@ -140,12 +145,14 @@ class Source:
         name: the project's name.
         function: the user's function of a section and a key, by the name that the key holds.
         objects: whether it is made of objects.
+        samples: samples without labels that a program gives.
     """
 
     path: Path
     name: str
     function: Callable[[str, str, str], Function]
     objects: bool = False
+    samples: unlabelled.Objects | None = None
 
     @property
     def folder(self) -> Path:
@@ -180,13 +187,15 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         except UsageError as error:
             raise usage_error(f"{source.where(section)} {error}") from error
 
+    model, preprocess = _model(source, file.model), read("preprocess", Preprocess) if file.preprocess else None
+    network = model, preprocess, file.finetune.seed
     return Project(
         path=source.path,
         name=source.name,
-        model=_model(source, file.model),
-        data=read("data", DataSection),
+        model=model,
+        data=read("data", partial(_data, source, network)),
         budget=read("budget", BudgetSection, latency=limit if budget is None else _median("--budget", budget)),
-        preprocess=read("preprocess", Preprocess) if file.preprocess else None,
+        preprocess=preprocess,
         prune=read("prune", PruneSection),
         finetune=read("finetune", FinetuneSection),
         check=read("check", CheckSection, budget=_budgets(source, file.check.budget)),
@@ -214,6 +223,30 @@ def _model(source: Source, given: _Model) -> ModelSection:
     else:
         functions = values["factory"], values["inputs"]
     return ModelSection(*functions, weights=source.folder / given.weights if given.weights else None)
+
+
+def _data(source: Source, network: tuple[ModelSection, Preprocess | None, int], **values: Any) -> DataSection:
+    """The data: the user's functions, or those that samples without labels stand for.
+
+    Args:
+        source: where they come from.
+        network: whose outputs are the targets of samples without labels: the model, its preprocessing and the seed.
+        values: the keys of the section.
+    """
+    where, given = partial(source.where, "data"), source.samples or values["samples"]
+    if given is None and values["valid"] is None:
+        fix = "give it" if source.objects else 'add it: a function as "module:function"'
+        raise usage_error(f"{where('valid')} is missing; {fix}; or give samples without labels: {where('samples')}")
+    if given is None:
+        return DataSection(**values)
+    if both := [key for key in ("train", "valid", "test", "batch_dims") if values[key]]:
+        raise usage_error(f"{where()} samples and {both[0]} exclude each other; keep samples for data without labels")
+    shown = where("samples") if source.objects else f"{where('samples')} = {given!r}"
+    place = shown, source.path, source.folder, source.objects
+    chosen = {key: value for key, value in values.items() if value and key != "samples"}
+    if values["closed_loop"]:
+        chosen["metric"] = None
+    return unlabelled.Unlabelled(*place, given, *network).section(**chosen)
 
 
 def _values(source: Source, section: str, given: Section) -> dict[str, Any]:

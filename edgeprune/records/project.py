@@ -86,7 +86,7 @@ class DataSection:
     """`[data]`: the splits, the loss and the metric. docs/project-file.md describes each function.
 
     `train` may be left out if nothing is pruned. `batch_dims` is the dimension that holds the samples: of each input, then of
-    the targets. Empty is 0 for all.
+    the targets. Empty is 0 for all. `samples` names samples without labels, which the splits were then made from.
     """
 
     valid: Function
@@ -98,10 +98,15 @@ class DataSection:
     clean: Function | None = None
     augment: Function | None = None
     batch_dims: tuple[int, ...] = ()
+    samples: str | None = None
 
     def split(self, name: SplitName) -> Function | None:
         """The function that returns a split; None if the project has no such split."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+    def key(self, name: SplitName) -> str:
+        """The key of `[data]` that gives a split."""
+        return name if self.samples is None else "samples"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.devices.bench import Bench
+from edgeprune.frontends import calls as calls_of
 from edgeprune.frontends import data
 from edgeprune.frontends.data import Metric, NotFinite, Split
 from edgeprune.limits import LIMITS
@@ -112,7 +113,7 @@ class Calls:
 
     def first(self, calls: int) -> Calls:
         """The first calls only."""
-        targets = data.first(self.targets, calls * self.size, self.target_dim)
+        targets = calls_of.first(self.targets, calls * self.size, self.target_dim)
         return replace(self, inputs=[array[:calls] for array in self.inputs], targets=targets)
 
 
@@ -156,7 +157,7 @@ def metric(
 
     def policy(*inputs: np.ndarray) -> list[np.ndarray]:
         dims = evaluation.input_dims
-        calls, count = data.calls(inputs, evaluation.size, dims), inputs[0].shape[dims[0]]
+        calls, count = calls_of.calls(inputs, evaluation.size, dims), inputs[0].shape[dims[0]]
         return outputs_of(device, artifact, calls, count, evaluation.output_dims)
 
     if evaluation.metric.in_closed_loop:
@@ -182,7 +183,7 @@ def outputs_of(
     Raises:
         NotFinite: some outputs are not finite.
     """
-    found = data.joined(device.outputs(artifact.files[0], inputs, len(dims)), count, dims)
+    found = calls_of.joined(device.outputs(artifact.files[0], inputs, len(dims)), count, dims)
     rows = [np.moveaxis(array, dim, 0).reshape(count, -1) for array, dim in zip(found, dims, strict=True)]
     bad = int(sum((~np.isfinite(array)).any(1) for array in rows).astype(bool).sum())
     if bad:
@@ -197,7 +198,7 @@ def computed(network: nn.Module, inputs: Sequence[np.ndarray], count: int, dims:
         calls = [
             tensors(network.eval()(*(torch.from_numpy(column[i]) for column in inputs))) for i in range(len(inputs[0]))
         ]
-    return data.joined([torch.stack(column).numpy() for column in zip(*calls, strict=True)], count, dims)
+    return calls_of.joined([torch.stack(column).numpy() for column in zip(*calls, strict=True)], count, dims)
 
 
 def compared(

@@ -11,7 +11,8 @@ import torch
 from test_project import made
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.data import Loss, Metric, Split, calls, joined, stacked
+from edgeprune.frontends.calls import calls, joined
+from edgeprune.frontends.data import Loss, Metric, Split, stacked
 from edgeprune.frontends.dataset import examine
 from edgeprune.frontends.model import Network, example_inputs
 from edgeprune.frontends.trial import Checker
