@@ -16,6 +16,18 @@ class Limits:
     covered_objects: int = 100_000  # that a function of the user refers to, in the key of a project of objects
     json_bytes: int = 256 << 20
     weights_bytes: int = 8 << 30
+    onnx_bytes: int = (2 << 30) - 1  # a file of ONNX, and its external data
+    onnx_nodes: int = 50_000
+    onnx_elements: int = 1 << 28  # of one tensor: a weight, a constant that is computed, or a result
+    onnx_computed_bytes: int = 2 << 30  # of all constants that are computed
+    # a model file that is measured
+    model_bytes: int = (2 << 30) - 1  # what is parsed of it; weights may lie in files beside it
+    ir_bytes: int = 64 << 20  # the network of OpenVINO's format, without weights
+    model_tensors: int = 1000  # inputs, and outputs
+    input_bytes: int = 1 << 30  # of one input
+    bench_processes: int = 400  # of each file on each target
+    bench_s: float = 30.0  # no further round begins after it; --time replaces it
+    bench_patience_s: float = 15.0  # for measurements that are disturbed; --patience replaces it
     # the device
     identify_s: float = 60.0
     job_s: float = 120.0  # one fresh process, from start to reply

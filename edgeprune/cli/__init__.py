@@ -21,6 +21,7 @@ from edgeprune.cli.options import (
     HERE,
     BoardAction,
     Figure,
+    OfBench,
     OfBoard,
     OfCheck,
     OfDemo,
@@ -225,6 +226,14 @@ def _clear(junit: Path) -> None:
         junit.unlink(missing_ok=True)
     except OSError as error:
         raise errors.UsageError(f"--junit {str(junit)!r}: {error.strerror}; give the path of a file") from error
+
+
+@command(app, "bench", OfBench)
+def _bench(options: OfBench) -> None:
+    """Measure how fast model files run: .onnx, OpenVINO's .xml, .tflite. It needs no project."""
+    from edgeprune.cli.bench import bench
+
+    bench(options)
 
 
 @command(app, "groups", OfProject)

@@ -30,11 +30,11 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
     from edgeprune.reports import console
     from edgeprune.reports.progress import Watcher
 
-    with _only_answer_on_stdout(options.as_json) as stdout:
-        screen = _screen(sys.stderr if options.as_json else sys.stdout, LINE_WIDTH)
+    with only_answer_on_stdout(options.as_json) as stdout:
+        shown = screen(sys.stderr if options.as_json else sys.stdout, LINE_WIDTH)
         answers: list[Any] = []
         with (
-            nullcontext(Quiet()) if options.quiet else Watcher(screen) as watch,
+            nullcontext(Quiet()) if options.quiet else Watcher(shown) as watch,
             api.opened(
                 options.project, options.target, wait=options.wait, patience=options.patience, watch=watch, **more
             ) as run,
@@ -45,10 +45,10 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
             if options.as_json:
                 stdout.write(_document(value) + "\n")
             else:
-                console.show(value, groups, screen)
+                console.show(value, groups, shown)
 
 
-def _screen(stream: TextIO, width: int) -> Console:
+def screen(stream: TextIO, width: int) -> Console:
     """A console on stdout or stderr. `width` is that of its tables where they go to a file."""
     from rich.console import Console
 
@@ -60,7 +60,7 @@ def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
     if as_json:
         print(_document(value))
     else:
-        show(value, _screen(sys.stdout, TABLE_WIDTH))
+        show(value, screen(sys.stdout, TABLE_WIDTH))
 
 
 def _document(value: object) -> str:
@@ -79,7 +79,7 @@ def _document(value: object) -> str:
 
 
 @contextmanager
-def _only_answer_on_stdout(as_json: bool) -> Iterator[Any]:
+def only_answer_on_stdout(as_json: bool) -> Iterator[Any]:
     """With `--json`, only the answer goes to stdout. All output of the user's code and the runtimes goes to stderr."""
     if not as_json:
         yield sys.stdout

@@ -195,6 +195,48 @@ class OfTensorboard(Options):
     port: Annotated[int, typer.Option(help="The port to listen on, on this machine only.")] = 6006
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfBench(Options):
+    """Options of `bench`."""
+
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Model files: .onnx, .xml (OpenVINO), .tflite.")
+    ]
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help=f"{TARGET_HELP} May be repeated. By default the file's own runtime on this machine.",
+            autocompletion=_targets,
+        ),
+    ] = None
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", help="The shape of an input with dynamic dimensions: x=1x3x224x224.")
+    ] = None
+    input: Annotated[
+        list[str] | None, typer.Option("--input", help="The file of an input: x=x.npy. By default it is random.")
+    ] = None
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="The samples of a call: the first dimension.")] = (
+        None
+    )
+    streams: Annotated[
+        int, typer.Option("--streams", min=1, max=256, help="Calls that run at the same time, for the throughput.")
+    ] = 1
+    layers: Annotated[bool, typer.Option("--layers", help="Time every operator, too.")] = False
+    time: Annotated[str | None, typer.Option("--time", help="How long to measure: 10s, 2m; by default 30s.")] = None
+    export: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--export", help="Write a file: *trace.json for Perfetto, *.json (raw times), *layers.csv, *.csv or *.md."
+        ),
+    ] = None
+    as_json: JsonOption = False
+    wait: WaitOption = False
+    patience: PatienceOption = None
+    dry_run: DryRunOption = False
+
+
 @dataclass(frozen=True)
 class OfCheck(OfDevice):
     """Options of `check`."""

@@ -208,7 +208,8 @@ class Bench:
     ) -> list[list[Measured]]:
         """Measure in one fresh process a batch, in this order; the models of a batch are interleaved.
 
-        Disturbed processes are discarded and repeated at the end.
+        Disturbed processes are discarded and repeated at the end. With a patience that accepts them, they are used after its
+        time; their `run.disturbed` says why.
 
         Args:
             timed_s: for each model, after warm-up.
@@ -224,22 +225,26 @@ class Bench:
         todo = list(range(len(batches)))
         for number in itertools.count():
             known_boots, began = len(self._boots), time.monotonic()
-            bad: dict[int, Run] = {}
+            bad: dict[int, list[Measured]] = {}
             for i, reply in zip(todo, self._timed([batches[i] for i in todo], inputs, effort), strict=True):
                 measured = self._measured(reply, len(batches[i]), profiled)
                 self._count_reset(measured[0].run)
-                disturbed = next((m.run for m in measured if m.run.disturbed), None)
-                if disturbed is None:
+                if any(one.run.disturbed for one in measured):
+                    bad[i] = measured
+                else:
                     results[i] = measured
                     on_done(i, measured)
-                else:
-                    bad[i] = disturbed
             if len(self._boots) > known_boots:
                 self._identify_again()
             if not bad:
                 break
             spent_s = time.monotonic() - began
-            self._disturbances.attempt(number, list(bad.values()), len(todo) - len(bad), spent_s)
+            runs = [one.run for measured in bad.values() for one in measured if one.run.disturbed]
+            if not self._disturbances.attempt(number, runs, len(todo) - len(bad), spent_s):
+                for i, measured in bad.items():
+                    results[i] = measured
+                    on_done(i, measured)
+                break
             todo = list(bad)
         return [results[i] for i in range(len(batches))]
 

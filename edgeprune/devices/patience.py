@@ -19,11 +19,11 @@ log = logging.getLogger("edgeprune")
 Notice = Callable[[str], None]
 
 
-def parse(text: str) -> float:
+def parse(text: str, option: str = "--patience") -> float:
     """A duration in seconds, from a text such as "90s", "15m" or "2h". Raises `UsageError` for another text."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h)\s*", text)
     if found is None:
-        raise UsageError(f"--patience {text!r} is not a duration; write 90s, 15m or 2h")
+        raise UsageError(f"{option} {text!r} is not a duration; write 90s, 15m or 2h")
     return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
 
 
@@ -34,10 +34,14 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long disturbed measurements are repeated, in seconds of a run. `notice` gets what disturbs, meanwhile."""
+    """How long disturbed measurements are repeated, in seconds of a run. `notice` gets what disturbs, meanwhile.
+
+    `accepting` says what comes after that time: the disturbed measurements are used, or it is an error.
+    """
 
     seconds: float = 0.0
     notice: Notice = log.warning
+    accepting: bool = False
 
 
 FEW_ATTEMPTS = Patience()
@@ -51,7 +55,7 @@ class Disturbances:
         self.discarded = self.kept = 0  # processes
         self._spent_s = 0.0
 
-    def attempt(self, number: int, bad: Sequence[Run], good: int, seconds: float) -> None:
+    def attempt(self, number: int, bad: Sequence[Run], good: int, seconds: float) -> bool:
         """Count an attempt, and pause before the next one if all its processes were disturbed.
 
         Args:
@@ -60,12 +64,18 @@ class Disturbances:
             good: how many processes were not disturbed.
             seconds: how long it took.
 
+        Returns:
+            Whether to repeat the disturbed processes, or to use them.
+
         Raises:
-            InconclusiveError: the patience is used up.
+            InconclusiveError: the patience is used up, and it accepts no disturbed measurements.
         """
-        self.discarded += len(bad)
         self.kept += good
         self._spent_s += seconds * len(bad) / (len(bad) + good)
+        if self._patience.accepting and self._spent_s >= self._patience.seconds:
+            self.kept += len(bad)
+            return False
+        self.discarded += len(bad)
         reasons = ", ".join(sorted({run.disturbed for run in bad if run.disturbed}))
         facts = "; ".join(bad[-1].competition)
         text = f"{reasons} ({facts})" if facts else reasons
@@ -81,3 +91,4 @@ class Disturbances:
             pause = min(LIMITS.pause_s, 2.0**number, left)
             time.sleep(pause)
             self._spent_s += pause
+        return True

@@ -39,7 +39,7 @@ def latency(samples: Samples, q: float = 0.5, confidence: float = 0.95) -> Inter
         >>> latency(Samples((Run((900, 1000), 1), Run((1100, 1200), 1)))).mid
         1050.0
     """
-    return _median_interval(per_process(samples, q), confidence)
+    return median_interval(per_process(samples, q), confidence)
 
 
 def needed(q: float, confidence: float = 0.95) -> int:
@@ -103,7 +103,7 @@ def ratio(first: Samples, second: Samples, q: float = 0.5, confidence: float = 0
     Raises:
         ValueError: The numbers of processes differ.
     """
-    return _median_interval(ratios(first, second, q), confidence)
+    return median_interval(ratios(first, second, q), confidence)
 
 
 def ratios(first: Samples, second: Samples, q: float = 0.5) -> np.ndarray:
@@ -136,9 +136,10 @@ def full_range(samples: Samples) -> float:
     return float(np.ptp(medians) / np.median(medians)) if len(medians) > 1 else math.inf
 
 
-def _median_interval(values: np.ndarray, confidence: float) -> Interval:
+def median_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The median of numbers, one of each process, with its confidence interval; see `latency`."""
     if not np.isfinite(values).all():
-        raise ValueError("a latency must be a finite number")
+        raise ValueError("a figure must be a finite number")
     mid = float(np.median(values))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.median(values[_drawn(len(values))], axis=1), [tail, 1 - tail])

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from edgeprune.records.benchmark import (
+    Benchmark,
+    FileComparison,
+    FileFigures,
+    ModelFile,
+    OperatorChange,
+    OperatorTime,
+    Shape,
+    TensorSpec,
+)
 from edgeprune.records.budget import Budget
 from edgeprune.records.device import CROWDED, THROTTLED_NOW, Conditions, Device, Interval, Run, Samples
 from edgeprune.records.digests import digest
@@ -62,6 +72,7 @@ __all__ = [
     "THROTTLED_NOW",
     "Artifact",
     "Baseline",
+    "Benchmark",
     "Block",
     "Budget",
     "BudgetSection",
@@ -81,6 +92,8 @@ __all__ = [
     "ExplainedLayer",
     "Explanation",
     "Figures",
+    "FileComparison",
+    "FileFigures",
     "Finding",
     "FinetuneSection",
     "Function",
@@ -95,7 +108,10 @@ __all__ = [
     "Manifest",
     "MeasuredPlan",
     "Measurement",
+    "ModelFile",
     "ModelSection",
+    "OperatorChange",
+    "OperatorTime",
     "Outcome",
     "Plan",
     "Precision",
@@ -116,6 +132,7 @@ __all__ = [
     "Run",
     "Samples",
     "Scores",
+    "Shape",
     "Shift",
     "Slot",
     "Span",
@@ -124,6 +141,7 @@ __all__ = [
     "SurveyedGroup",
     "Target",
     "TargetPrecision",
+    "TensorSpec",
     "TransportName",
     "Tried",
     "Tuned",

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeprune.errors import RuntimeMissing, UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.records import Precision, TargetPrecision
+from edgeprune.records import ModelFile, Precision, TargetPrecision
 from edgeprune.runtimes.timing import NodeTime
 
 NodeTimes = tuple[
@@ -30,6 +30,7 @@ class Runtime(ABC):
 
     name: str
     format: str = "onnx"  # of the file that the artifact is made from: a key of `formats.FORMATS`
+    loads: tuple[str, ...]  # suffixes of the model files that the runtime loads as they are
     packages: tuple[str, ...]  # that a device needs, by their names in pip
     converter: str  # the package that makes the artifact on the host
     quantizer: str  # the package that lowers the precision on the host
@@ -91,6 +92,19 @@ class Runtime(ABC):
     def files(self, model: Path) -> tuple[Path, ...]:
         """All files of the artifact that is loaded from the file `model`, this file first."""
         return (model,)
+
+    def complete(self, model: Path, known: ModelFile, shapes: Sequence[tuple[int, ...]]) -> Path:
+        """Add what a device needs to the user's own model file.
+
+        Args:
+            model: a link to the file, alone in a folder. It may be replaced, but not changed.
+            known: what the file says about itself.
+            shapes: of its inputs.
+
+        Returns:
+            The file to load.
+        """
+        return model
 
     def instrument(self, model: Path) -> Path:
         """The file to profile for node times. It is the model itself where the runtime has a profiler."""

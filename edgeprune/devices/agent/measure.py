@@ -61,7 +61,7 @@ def _loaded(paths: Sequence[str]) -> list[Array]:
         return []
     import numpy
 
-    return [numpy.ascontiguousarray(numpy.load(path, allow_pickle=False)) for path in paths]
+    return [numpy.array(numpy.load(path, allow_pickle=False), order="C") for path in paths]
 
 
 def outputs(job: GetOutputs) -> Outputs:

@@ -24,6 +24,7 @@ class OnnxRuntime(Runtime):
     """CPU execution provider."""
 
     name = "onnxruntime"
+    loads = (".onnx",)
     packages = ("onnxruntime", "numpy")
     converter = quantizer = "onnxruntime"
     install = "pip install onnxruntime"

@@ -20,6 +20,7 @@ class OpenVino(Runtime):
     """CPU plug-in."""
 
     name = "openvino"
+    loads = (".onnx", ".xml")
     packages = ("openvino", "numpy")
     converter = "openvino"
     quantizer = "nncf"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
+from edgeprune.records import ModelFile
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.onnxruntime.device import quiet
 from edgeprune.runtimes.onnxruntime.host import halved, quantized
@@ -28,6 +29,7 @@ class TensorRt(Runtime):
     """NVIDIA GPUs and, with [runtime] dla, their deep-learning accelerator."""
 
     name = "tensorrt"
+    loads = (".onnx",)
     packages = ()  # JetPack installs it, not pip
     converter = quantizer = "onnxruntime"
     deadline_s = LIMITS.engine_s
@@ -70,6 +72,15 @@ class TensorRt(Runtime):
         (folder / "build.json").write_text(json.dumps(build))
         return path, folder / "build.json"
 
+    def complete(self, model: Path, known: ModelFile, shapes: Sequence[tuple[int, ...]]) -> Path:
+        """Write how to build the engine. It is built for these shapes."""
+        if any(one.shape != shape for one, shape in zip(known.inputs, shapes, strict=True)):
+            _fix_shapes(model, {one.name: shape for one, shape in zip(known.inputs, shapes, strict=True)})
+        names = [one.name for one in known.inputs]
+        build = {"precision": known.precision, "inputs": names, "outputs": list(known.outputs), "builds": BUILDS}
+        (model.parent / "build.json").write_text(json.dumps(build))
+        return model
+
     def files(self, model: Path) -> tuple[Path, ...]:
         """The network, and beside it how to build its engine."""
         return model, model.with_name("build.json")
@@ -81,6 +92,24 @@ class TensorRt(Runtime):
         layer without known nodes keeps its name.
         """
         return tuple((_worker(node.fused or _members(node.name)), node.ns) for node in nodes)
+
+
+def _fix_shapes(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the inputs of an ONNX file these shapes. The shapes of other values follow from them."""
+    import onnx
+
+    proto = onnx.load(model, load_external_data=False)
+    del proto.graph.value_info[:]
+    for value in proto.graph.input:
+        if value.name in shapes:
+            tensor = value.type.tensor_type
+            del tensor.shape.dim[:]
+            for size in shapes[value.name]:
+                tensor.shape.dim.add().dim_value = size
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    model.unlink()  # it may be a link to the user's file
+    onnx.save(proto, model)
 
 
 def _members(name: str) -> list[str]:

@@ -27,6 +27,7 @@ class TfLite(Runtime):
     """LiteRT on the CPU, with XNNPACK."""
 
     name = "tflite"
+    loads = (".tflite",)
     format = "tflite"
     separate_profile = True
     packages = ("ai-edge-litert", "numpy")

@@ -1,0 +1,260 @@
+"""The figures of `edgeprune bench`: tables, CSV, Markdown, raw times, and a trace of the operators."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgeprune.devices.validate import printable
+from edgeprune.errors import UsageError
+from edgeprune.records import Benchmark, FileComparison, FileFigures, Interval, OperatorChange, Samples
+from edgeprune.storage import codec
+
+COLUMNS = 4  # files beside each other in one table
+SHOWN_OPERATORS = 30  # of a table
+SHOWN_CHANGES = 10
+NAME_CHARS = 60
+Rows = list[list[str]]  # of a table; the first one is its head
+
+
+def show(found: Benchmark, console: Console) -> None:
+    """Print the figures, then the comparisons, then the operators."""
+    for title, rows in tables(found):
+        shown = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left")
+        for i, heading in enumerate(rows[0]):
+            shown.add_column(escape(heading), justify="right" if i else "left", overflow="fold")
+        for row in rows[1:]:
+            shown.add_row(*map(escape, row))
+        console.print(shown)
+    for line in notes(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def tables(found: Benchmark) -> Iterator[tuple[str, Rows]]:
+    """Pairs of a title and a table."""
+    for start in range(0, len(found.files), COLUMNS):
+        part = found.files[start : start + COLUMNS]
+        yield _device(part), _figures(part)
+    for one in found.comparisons:
+        if one.operators:
+            yield f"operators that differ, {'as executed' if one.executed else 'in the files'}", _changes(one)
+    for row in found.files:
+        if row.operators:
+            yield f"{row.label}: operators, by the profiler of {row.runtime}", _operators(row)
+
+
+def notes(found: Benchmark) -> Iterator[str]:
+    """What the tables leave open, line by line."""
+    for one in found.comparisons:
+        yield f"{one.second} takes {_ratio(one.ratio)} of the time of {one.first} (p50){_sense(one.ratio)}"
+        if not one.operators and not one.executed:
+            yield "both hold the same operators; --layers times each of them"
+    for row in found.files:
+        for name, why in row.too_few.items():
+            yield f"{row.label}: no {name}: {why}; more: --time 2m"
+        if row.discarded:
+            yield f"{row.label}: {row.discarded} processes were disturbed, and their times discarded"
+        if row.disturbed:
+            reasons = ", ".join(sorted(set(row.disturbed)))
+            count = f"{len(row.disturbed)} of {row.processes} processes were disturbed: {reasons}"
+            yield f"{row.label}: too high, since {count}; stop other work, or wait for a calm moment: --patience 10m"
+        if row.emulated or row.simulated:
+            yield f"{row.label}: {'emulated' if row.emulated else 'simulated'}: not the figures of a physical device"
+
+
+def _device(part: Sequence[FileFigures]) -> str:
+    known = dict.fromkeys(
+        f"{row.target}: {row.runtime} {row.runtime_version}, {row.threads} thread{'s' * (row.threads > 1)}, {row.cpu}"
+        for row in part
+    )
+    return "\n".join(known)
+
+
+def _figures(part: Sequence[FileFigures]) -> Rows:
+    fine = min(row.p50_ms.mid for row in part) < 0.1
+    unit, factor = ("µs", 1e3) if fine else ("ms", 1.0)
+
+    def latency(name: str) -> Callable[[FileFigures], str]:
+        return lambda row: _interval(row.latency_ms[name], factor) if name in row.latency_ms else "too few timings"
+
+    figures: Mapping[str, Callable[[FileFigures], str]] = {
+        f"p50, {unit}": latency("p50"),
+        f"p90, {unit}": latency("p90"),
+        f"p99, {unit}": latency("p99"),
+        "throughput, 1/s": lambda row: _interval(row.throughput_per_s),
+        "load, ms": lambda row: "not reported" if row.load_ms is None else _interval(row.load_ms),
+        "peak memory, MB": lambda row: f"{row.peak_memory_bytes / 1e6:,.1f}",
+        "size, bytes": lambda row: f"{row.size_bytes:,}",
+        "batch × streams": lambda row: f"{row.batch} × {row.streams}",
+        "timings, processes": lambda row: f"{row.timings:,} in {row.processes}",
+    }
+    return [["", *(row.label for row in part)], *([name, *map(text, part)] for name, text in figures.items())]
+
+
+def _interval(one: Interval, factor: float = 1.0) -> str:
+    """The estimate, with as many digits as tell its bounds apart, and its bounds."""
+    low, mid, high = (factor * value for value in (one.low, one.mid, one.high))
+    digits = 0 if mid >= 1000 else 1 if mid >= 100 else 2 if mid >= 10 else 3
+    return f"{mid:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+
+
+def _ratio(one: Interval) -> str:
+    return f"{one.mid:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _sense(one: Interval) -> str:
+    """Which one is faster, if the interval says so."""
+    if one.low <= 1 <= one.high:
+        return ": no difference that these timings can show"
+    return f": {1 - one.mid:.1%} less" if one.mid < 1 else f": {one.mid - 1:.1%} more"
+
+
+def _changes(one: FileComparison) -> Rows:
+    timed = one.executed
+    head = ["operator", f"number: {one.first}", f"number: {one.second}"]
+    head += [f"µs: {one.first}", f"µs: {one.second}", "difference, µs"] * timed
+    rows = [head]
+    for change in one.operators[:SHOWN_CHANGES]:
+        rows.append([_name(change.kind), str(change.first_count), str(change.second_count), *_spent(change)])
+    return rows + _more(len(one.operators) - SHOWN_CHANGES, len(head))
+
+
+def _spent(change: OperatorChange) -> list[str]:
+    if change.first_us is None or change.second_us is None:
+        return []
+    return [f"{change.first_us:,.1f}", f"{change.second_us:,.1f}", f"{change.second_us - change.first_us:+,.1f}"]
+
+
+def _operators(row: FileFigures) -> Rows:
+    """The operators that take the longest; equal ones keep the order of execution."""
+    longest = sorted(row.operators, key=lambda one: -one.us)
+    rows = [["operator", "kind", "µs", "share"]]
+    for one in longest[:SHOWN_OPERATORS]:
+        rows.append([_name(one.name), _name(one.kind), f"{one.us:,.1f}", f"{one.share:.1%}"])
+    return rows + _more(len(longest) - SHOWN_OPERATORS, 4)
+
+
+def _more(count: int, columns: int) -> Rows:
+    return [[f"and {count} more, see --export", *[""] * (columns - 1)]] if count > 0 else []
+
+
+def _name(text: str) -> str:
+    return printable(text, NAME_CHARS)
+
+
+# --------------------------------------------------------------------------------------------------------- exports
+
+
+def exporter(path: Path) -> Callable[[Benchmark, Sequence[Samples]], str]:
+    """How a file of this name is written.
+
+    Raises:
+        UsageError: no kind of export has such a name.
+    """
+    for ending, write in EXPORTS.items():
+        if path.name.endswith(ending):
+            return write
+    raise UsageError(f"--export {str(path)!r}: name it {', '.join('*' + ending for ending in EXPORTS)}")
+
+
+def needs_layers(path: Path) -> bool:
+    """Whether an export of this name holds operators."""
+    return path.name.endswith(WITH_LAYERS)
+
+
+def trace(found: Benchmark, samples: Sequence[Samples]) -> str:
+    """The operators in the order of execution, as Chrome's trace format: a process for each row."""
+    events: list[dict[str, object]] = []
+    for pid, row in enumerate(found.files):
+        name = f"{row.label}: {row.runtime} {row.runtime_version} on {row.target}"
+        events.append({"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": name}})
+        at = 0.0
+        for one in row.operators:
+            where = {"pid": pid, "tid": 0, "ts": round(at, 3), "dur": round(one.us, 3)}
+            events.append(
+                {"name": one.name, "cat": one.kind, "ph": "X", **where, "args": {"kind": one.kind, "share": one.share}}
+            )
+            at += one.us
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}, indent=1) + "\n"
+
+
+def times(found: Benchmark, samples: Sequence[Samples]) -> str:
+    """The figures, and the raw times of every process in nanoseconds."""
+    raw = [[run.times_ns for run in one.runs] for one in samples]
+    return codec.dumps({**found.to_dict(), "times_ns": raw}) + "\n"
+
+
+def figures_csv(found: Benchmark, samples: Sequence[Samples]) -> str:
+    """One line for each row. Quantiles that could not be estimated are empty."""
+    names = ["p50", "p90", "p99"]
+    head = ["label", "file", "target", "runtime", "runtime_version", "threads", "batch", "streams"]
+    head += [f"{name}{bound}_ms" for name in names for bound in ("", "_low", "_high")]
+    head += ["throughput_per_s", "load_ms", "peak_memory_bytes", "size_bytes", "processes", "timings"]
+    lines = [head]
+    for row in found.files:
+        line = [row.label, str(row.file), row.target, row.runtime, row.runtime_version]
+        line += map(str, (row.threads, row.batch, row.streams))
+        for name in names:
+            one = row.latency_ms.get(name)
+            line += ["", "", ""] if one is None else [repr(one.mid), repr(one.low), repr(one.high)]
+        line += [repr(row.throughput_per_s.mid), "" if row.load_ms is None else repr(row.load_ms.mid)]
+        line += map(str, (row.peak_memory_bytes, row.size_bytes, row.processes, row.timings))
+        lines.append(line)
+    return _csv(lines)
+
+
+def layers_csv(found: Benchmark, samples: Sequence[Samples]) -> str:
+    """One line for each operator of each row, in the order of execution."""
+    lines = [["label", "target", "operator", "kind", "us", "share"]]
+    for row in found.files:
+        lines += [[row.label, row.target, one.name, one.kind, repr(one.us), repr(one.share)] for one in row.operators]
+    return _csv(lines)
+
+
+def _csv(lines: Rows) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in line] for line in lines)
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A name from a file must be no formula of a spreadsheet."""
+    safe = printable(text)
+    return f"'{safe}" if safe[:1] in ("=", "+", "-", "@") else safe
+
+
+def markdown(found: Benchmark, samples: Sequence[Samples]) -> str:
+    """The tables that are printed."""
+    parts = []
+    for title, rows in tables(found):
+        lines = [f"**{_markdown(title)}**", "", _line(rows[0]), _line(["---", *["---:"] * (len(rows[0]) - 1)], str)]
+        parts.append("\n".join([*lines, *map(_line, rows[1:])]))
+    return "\n\n".join([*parts, "\n".join(f"- {_markdown(line)}" for line in notes(found))]).strip() + "\n"
+
+
+def _line(cells: Sequence[str], text: Callable[[str], str] | None = None) -> str:
+    return f"| {' | '.join(map(text or _markdown, cells))} |"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    escaped = "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in text)
+    return escaped.replace("&", "&amp;").replace("\n", "; ")
+
+
+WITH_LAYERS = "trace.json", "layers.csv"
+EXPORTS: Mapping[str, Callable[[Benchmark, Sequence[Samples]], str]] = {  # by the end of the name, the first that fits
+    "trace.json": trace,
+    "layers.csv": layers_csv,
+    ".json": times,
+    ".csv": figures_csv,
+    ".md": markdown,
+}

@@ -1,0 +1,406 @@
+"""`edgeprune bench`: how fast model files run on targets. It needs no project and no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from edgeprune import runtimes
+from edgeprune.devices import transports
+from edgeprune.devices.bench import PROFILED_S, SETTLED, Bench, Measured
+from edgeprune.devices.boards import Boards
+from edgeprune.devices.patience import Patience
+from edgeprune.devices.rounds import until
+from edgeprune.devices.transports.base import Refusal
+from edgeprune.devices.validate import printable
+from edgeprune.errors import quoted, usage_error
+from edgeprune.frontends import feeds, toml
+from edgeprune.latency import stats
+from edgeprune.limits import LIMITS
+from edgeprune.pipeline.request import Watch
+from edgeprune.records import (
+    Benchmark,
+    FileComparison,
+    FileFigures,
+    Interval,
+    ModelFile,
+    OperatorChange,
+    OperatorTime,
+    Samples,
+    Target,
+)
+from edgeprune.records.budget import time_text
+from edgeprune.runtimes import files
+
+SCHEMA = 1  # of the record; changes when a key changes its meaning
+NATIVE = {
+    ".onnx": "local",
+    ".xml": "local-openvino",
+    ".tflite": "local-tflite",
+}  # the target of a file without --target
+QUANTILES = {"p90": 0.9, "p99": 0.99}
+TAIL = 0.975  # confidence of each bound of a quantile's interval, which is then one of 95 %
+NARROW = 0.01  # half of an interval, relative: the measurement is then decided
+LEAST_ROUNDS = 6  # before an interval of process medians counts
+WARM_UP_S = LIMITS.warmup_s / 4  # it mostly ends long before its limit
+ODD = (struct.error, LookupError, ValueError, TypeError, AttributeError)  # what a damaged flatbuffer raises
+UNUSABLE = ("load", "run", "killed", "memory")  # failures of a device that are the file's fault
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure.
+
+    Attributes:
+        files: model files.
+        targets: names; if there are none, each file is measured by its own runtime on this machine.
+        given: shapes and arrays of inputs.
+        streams: how many calls run at the same time, for the throughput.
+        layers: whether operators are timed, too.
+        seconds: no further round begins after this time.
+    """
+
+    files: tuple[Path, ...]
+    targets: tuple[str, ...] = ()
+    given: feeds.Given = feeds.NOTHING
+    streams: int = 1
+    layers: bool = False
+    seconds: float = LIMITS.bench_s
+
+    @property
+    def batch(self) -> int:
+        """The samples of a call."""
+        return self.given.batch or 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One file on one target, with its inputs."""
+
+    label: str
+    file: ModelFile
+    target: Target
+    inputs: tuple[np.ndarray, ...]
+
+
+def subjects(asked: Asked) -> list[Subject]:
+    """Each file on each target that takes it. No device is opened.
+
+    Raises:
+        UsageError: a file or a target is wrong, or no target takes a file.
+        SecurityError: a file names another one outside its folder.
+    """
+    targets = {name: toml.read_target(toml.find_target(name, Path.cwd())) for name in _names(asked)}
+    known = {path: files.read(path) for path in dict.fromkeys(asked.files)}
+    feeds.require_known(asked.given, list(known.values()))
+    pairs = [(path, targets[name]) for path in asked.files for name in _targets_of(path, asked, targets)]
+    for name in asked.targets:
+        if all(target is not targets[name] for _, target in pairs):
+            runtime = targets[name].runtime
+            raise usage_error(f"--target {name}: {runtime} takes none of the files; it takes {_loads(runtime)}")
+    inputs = {path: tuple(feeds.make(file, asked.given)) for path, file in known.items()}
+    labels = _labels([(path, target.name) for path, target in pairs])
+    return [
+        Subject(label, known[path], target, inputs[path]) for label, (path, target) in zip(labels, pairs, strict=True)
+    ]
+
+
+def _names(asked: Asked) -> list[str]:
+    return list(dict.fromkeys(asked.targets or (NATIVE.get(path.suffix, "local") for path in asked.files)))
+
+
+def _loads(runtime: str) -> str:
+    return " or ".join(runtimes.host(runtime).loads) or "no files of users"
+
+
+def _targets_of(path: Path, asked: Asked, targets: dict[str, Target]) -> list[str]:
+    names = dict.fromkeys(asked.targets) or [NATIVE.get(path.suffix, "local")]
+    found = [name for name in names if path.suffix in runtimes.host(targets[name].runtime).loads]
+    if not found:
+        takes = "; ".join(f"{name} ({targets[name].runtime}) takes {_loads(targets[name].runtime)}" for name in names)
+        raise usage_error(
+            f"{path}: no target takes this file; {takes}; for this file: --target {NATIVE.get(path.suffix, 'local')}"
+        )
+    return found
+
+
+def _labels(pairs: Sequence[tuple[Path, str]]) -> list[str]:
+    """Short names of the rows: the file's name, its path where two share a name, and the target where there are several."""
+    names = Counter(path.name for path in dict.fromkeys(path for path, _ in pairs))
+    several = len({target for _, target in pairs}) > 1
+    found = []
+    for path, target in pairs:
+        name = path.name if names[path.name] == 1 else str(path)
+        found.append(printable(f"{name} on {target}" if several else name, 200))
+    return found
+
+
+def measure(
+    asked: Asked, found: Sequence[Subject], patience: Patience, watch: Watch, wait_s: float = 0.0
+) -> tuple[Benchmark, list[Samples]]:
+    """Measure subjects interleaved, in fresh processes, until their intervals are narrow or the time is over.
+
+    Returns:
+        The figures, and the raw times of each subject.
+
+    Raises:
+        UsageError: a runtime cannot load or run a file.
+        DeviceError: a device fails.
+    """
+    watch.start("bench")
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as name, Boards(Path(name), wait_s, patience) as boards:
+        rounds = _Rounds(
+            asked, [_staged(one, Path(name) / str(i), asked) for i, one in enumerate(found)], boards, watch
+        )
+        samples = until(rounds.take, rounds.decided, LIMITS.bench_processes, seconds=asked.seconds)
+        rows = tuple(rounds.figures(i, samples[i]) for i in range(len(found)))
+    watch.done("bench", f"{sum(row.processes for row in rows)} processes")
+    compared = [_comparison(found, rows, samples, i, asked.layers) for i in range(1, len(rows))]
+    return Benchmark(SCHEMA, rows, tuple(compared)), samples
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A subject with its files in a folder of their own: a transport sends everything beside a model."""
+
+    subject: Subject
+    model: Path
+    inputs: tuple[Path, ...]
+
+
+def _staged(subject: Subject, folder: Path, asked: Asked) -> _Staged:
+    place = folder / "model"
+    place.mkdir(parents=True)
+    for path in subject.file.files:
+        _link(path.resolve(), place / path.name)
+    runtime = runtimes.host(subject.target.runtime)
+    shapes = [array.shape for array in subject.inputs]
+    model = runtime.complete(place / subject.file.path.name, subject.file, shapes)
+    if asked.layers:
+        try:
+            runtime.instrument(model)
+        except ODD as error:
+            raise usage_error(
+                f"{subject.file.path}: cannot be taken apart: {quoted(str(error))}; leave out --layers"
+            ) from error
+    paths = []
+    for i, array in enumerate(subject.inputs):
+        paths.append(folder / f"input_{i}.npy")
+        np.save(paths[-1], array, allow_pickle=False)
+    return _Staged(subject, model, tuple(paths))
+
+
+def _link(source: Path, place: Path) -> None:
+    """The file at another place: a copy where a link is impossible, as on another disk."""
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)
+
+
+class _Rounds:
+    """Measures every subject once a round, in alternating order, and keeps what is no time."""
+
+    def __init__(self, asked: Asked, staged: Sequence[_Staged], boards: Boards, watch: Watch) -> None:
+        self._asked, self._staged, self._boards, self._watch = asked, staged, boards, watch
+        self._taken: list[list[Measured]] = [[] for _ in staged]
+        self._rates: list[list[float]] = [[] for _ in staged]
+        self._discarded = [0 for _ in staged]
+        self._number, self._began = 0, time.monotonic()
+
+    def take(self, so_far: list[Samples]) -> list[Samples]:
+        """One process of each subject."""
+        order = range(len(self._staged))
+        for i in order if self._number % 2 == 0 else reversed(order):
+            self._take(i)
+        self._number += 1
+        return [Samples((own[-1].run,)) for own in self._taken]
+
+    def _take(self, i: int) -> None:
+        one = self._staged[i]
+        bench = self._boards.bench(one.subject.target)
+        before = bench.discarded
+        try:
+            ((measured,),) = bench.measure([[one.model]], one.inputs, profiled=self._asked.layers)
+            rate = self._rate(bench, one, measured)
+        except Refusal as error:
+            raise _refused(one.subject, error) from error
+        self._taken[i].append(measured)
+        self._rates[i].append(rate)
+        self._discarded[i] += bench.discarded - before
+        if self._number == 0:
+            self._watch.note(
+                f"{one.subject.label}: p50 {time_text(median(measured.run.times_ns))} in its first process"
+            )
+        spent_s = round(time.monotonic() - self._began)
+        self._watch.step(min(spent_s, round(self._asked.seconds)), round(self._asked.seconds), "")
+
+    def _rate(self, bench: Bench, one: _Staged, measured: Measured) -> float:
+        """Samples in a second."""
+        times = measured.run.times_ns
+        calls = (
+            1e9 * len(times) / sum(times)
+            if self._asked.streams == 1
+            else bench.throughput(one.model, one.inputs, self._asked.streams, LIMITS.timed_s)
+        )
+        return self._asked.batch * calls
+
+    def decided(self, samples: list[Samples]) -> bool:
+        """Whether all intervals are narrow. A device that repeats itself needs few processes."""
+        count = len(samples[0].runs)
+        if any(self._lacks(one, q) for one in samples for q in QUANTILES.values()):
+            return False
+        if count >= SETTLED and all(stats.full_range(one) <= NARROW / 2 for one in samples):
+            return True
+        intervals = [stats.latency(one) for one in samples] + [stats.ratio(one, samples[0]) for one in samples[1:]]
+        return count >= LEAST_ROUNDS and all(one.high - one.low <= 2 * NARROW * one.mid for one in intervals)
+
+    def _lacks(self, samples: Samples, q: float) -> bool:
+        """Whether a quantile has too few timings, and the rest of the time would give enough."""
+        timings = sum(len(run.times_ns) for run in samples.runs)
+        share = (time.monotonic() - self._began) / self._asked.seconds
+        return _quantile(samples, q) is None and timings / share >= stats.needed(q, TAIL)
+
+    def figures(self, i: int, samples: Samples) -> FileFigures:
+        """The row of a subject."""
+        one, asked = self._staged[i].subject, self._asked
+        taken = self._taken[i]
+        device = self._boards.bench(one.target).device
+        tails = {name: _quantile(samples, q) for name, q in QUANTILES.items()}
+        loads = [measured.load_ns for measured in taken if measured.load_ns is not None]
+        return FileFigures(
+            label=one.label,
+            file=one.file.path,
+            target=one.target.name,
+            runtime=one.target.runtime,
+            runtime_version=device.runtime_version,
+            cpu=device.cpu,
+            emulated=device.emulated,
+            simulated=device.simulated,
+            threads=one.target.threads,
+            batch=asked.batch,
+            streams=asked.streams,
+            inputs={spec.name: _described(array) for spec, array in zip(one.file.inputs, one.inputs, strict=True)},
+            latency_ms={
+                "p50": _scaled(stats.latency(samples), 1e-6),
+                **{name: _scaled(tail, 1e-6) for name, tail in tails.items() if tail is not None},
+            },
+            too_few={name: _too_few(samples, QUANTILES[name]) for name, tail in tails.items() if tail is None},
+            load_ms=stats.median_interval(np.array(loads) / 1e6) if loads else None,
+            throughput_per_s=stats.median_interval(np.array(self._rates[i])),
+            peak_memory_bytes=samples.peak_memory_bytes,
+            size_bytes=one.file.size_bytes,
+            processes=len(samples.runs),
+            timings=sum(len(run.times_ns) for run in samples.runs),
+            discarded=self._discarded[i],
+            disturbed=tuple(run.disturbed for run in samples.runs if run.disturbed),
+            operators=_operators(one.target.runtime, taken) if asked.layers else (),
+        )
+
+
+def _quantile(samples: Samples, q: float) -> Interval | None:
+    """The quantile with its 95 % interval; None where there are too few independent timings."""
+    return stats.quantile(samples, q, TAIL)
+
+
+def _too_few(samples: Samples, q: float) -> str:
+    return f"{stats.independent(samples, q)} of {stats.needed(q, TAIL)} independent timings"
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(factor * interval.low, factor * interval.mid, factor * interval.high)
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{array.dtype.name} {'x'.join(map(str, array.shape)) or 'of a single value'}"
+
+
+def _refused(subject: Subject, error: Refusal) -> Exception:
+    """A file that the runtime cannot run is a wrong file, and no fault of the device."""
+    if error.kind not in UNUSABLE:
+        return error
+    last = [line for line in error.message.replace("\\n", "\n").splitlines() if line.strip()][-1:]
+    text = f"{subject.file.path}: {subject.target.runtime} on {subject.target.name} cannot run it"
+    return usage_error(f"{text}: {error.kind}: {printable(''.join(last).strip(), 500)}")
+
+
+def _operators(runtime: str, taken: Sequence[Measured]) -> tuple[OperatorTime, ...]:
+    """The median time of each node over the processes. All processes execute the same nodes in the same order."""
+    nodes = taken[0].operators
+    alike = [one.operators for one in taken if [n.name for n in one.operators] == [n.name for n in nodes]]
+    times = [median(operators[i].ns for operators in alike) for i in range(len(nodes))]
+    total = max(sum(times), 1)
+    names = [name for name, _ in runtimes.host(runtime).node_times(nodes)]
+    return tuple(
+        OperatorTime(name, node.kind or "unknown", ns / 1e3, ns / total)
+        for name, node, ns in zip(names, nodes, times, strict=True)
+    )
+
+
+def _comparison(
+    found: Sequence[Subject], rows: Sequence[FileFigures], samples: Sequence[Samples], i: int, executed: bool
+) -> FileComparison:
+    """Row `i` compared with the first row."""
+    if executed:
+        changes = executed_changes(rows[0].operators, rows[i].operators)
+    else:
+        changes = stored_changes(found[0].file.operators, found[i].file.operators)
+    return FileComparison(rows[0].label, rows[i].label, stats.ratio(samples[i], samples[0]), executed, changes)
+
+
+def stored_changes(first: Mapping[str, int], second: Mapping[str, int]) -> tuple[OperatorChange, ...]:
+    """The operators that two files hold in different numbers."""
+    found = [
+        OperatorChange(kind, first.get(kind, 0), second.get(kind, 0))
+        for kind in dict.fromkeys([*first, *second])
+        if first.get(kind, 0) != second.get(kind, 0)
+    ]
+    return tuple(sorted(found, key=lambda one: -abs(one.second_count - one.first_count)))
+
+
+def executed_changes(first: Sequence[OperatorTime], second: Sequence[OperatorTime]) -> tuple[OperatorChange, ...]:
+    """Every kind of operator that is executed, with its number and its summed time in both rows."""
+    counts = [Counter(one.kind for one in row) for row in (first, second)]
+    spent = [
+        {kind: sum(one.us for one in row if one.kind == kind) for kind in counts[0] | counts[1]}
+        for row in (first, second)
+    ]
+    found = [
+        OperatorChange(kind, counts[0][kind], counts[1][kind], spent[0][kind], spent[1][kind])
+        for kind in counts[0] | counts[1]
+    ]
+    return tuple(sorted(found, key=lambda one: -abs(spent[1][one.kind] - spent[0][one.kind])))
+
+
+def forecast(asked: Asked, found: Sequence[Subject]) -> list[str]:
+    """What would be sent and run, and how long it takes at most."""
+    lines: list[str] = []
+    for target in {str(one.target.path): one.target for one in found}.values():
+        lines += [*transports.commands(target), "  agent: identify"]
+        for one in found:
+            if one.target is target:
+                inputs = ", ".join(
+                    f"{spec.name} {_described(a)}" for spec, a in zip(one.file.inputs, one.inputs, strict=True)
+                )
+                sent = (
+                    f"  sftp put {len(one.file.files)} files, {one.file.size_bytes:,} bytes"
+                    if target.host
+                    else "  load"
+                )
+                lines.append(printable(f"{sent}: {one.file.path}; inputs: {inputs or 'none'}"))
+    each = LIMITS.start_s + WARM_UP_S + LIMITS.timed_s + (WARM_UP_S + PROFILED_S) * asked.layers
+    each += (LIMITS.start_s + WARM_UP_S + LIMITS.timed_s) * (asked.streams > 1)
+    what = "time, with times by operator" if asked.layers else "time"
+    lines.append(f"  agent: {what}: {SETTLED} processes of each or more, of about {each:.1f} s")
+    lines.append(f"expected: {each * len(found) * SETTLED:.0f} to {asked.seconds + each * len(found):.0f} s")
+    return lines
