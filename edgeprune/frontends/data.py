@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends import agreement, unlabelled
+from edgeprune.frontends import agreement
 from edgeprune.frontends.calls import calls, first
 from edgeprune.frontends.model import batch_dims, finite, input_names, kind, size_of, tensors
 from edgeprune.frontends.randomness import Generators, seeded
@@ -371,12 +371,12 @@ class Metric:
     @property
     def is_agreement(self) -> bool:
         """Whether it is the agreement with the original network, of samples without labels."""
-        return unlabelled.is_agreement(self._project.data.metric)
+        return self._project.data.is_agreement
 
     @property
     def name(self) -> str:
         """Its name in reports."""
-        return unlabelled.AGREEMENT if self.is_agreement else "metric"
+        return self._project.data.metric_name
 
     def __call__(self, outputs: Flat, targets: Tensor) -> float:
         """The metric of a whole split, from its outputs and targets, (samples, ...) all."""

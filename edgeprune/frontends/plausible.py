@@ -43,7 +43,13 @@ def remarks(
     elif 0 < drop < SMALL * abs(value):
         yield f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}: give it in the metric's unit"
     chance = by_chance(metric, value, outputs, targets)
-    if chance is not None:
+    if chance is not None and metric.is_agreement:
+        yield (
+            f"{project.where('data', 'samples')}: the original network answers nearly the same for all samples, so that any"
+            f" network would agree with it ({chance:.4g} if its outputs are shuffled); check the weights, the preprocessing"
+            " and whether the samples vary"
+        )
+    elif chance is not None:
         count = outputs[0].shape[metric.structure.batch_dims[0]]
         yield (
             f"{_weights(project)}: the original network's metric is at chance, {value:.4g} on {count} validation"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeprune.errors import UsageError
 from edgeprune.frontends import checkpoint, samplefiles, tracing
 from edgeprune.frontends.functions import guarded
-from edgeprune.records import DataSection, Function, ModelSection, Preprocess
+from edgeprune.records import DataSection, ModelSection, Preprocess
 from edgeprune.storage.store import file_sha256
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Made = Literal["train", "valid", "test", "loss", "metric"]
 MADE: tuple[Made, ...] = ("train", "valid", "test", "loss", "metric")
-AGREEMENT = "agreement with the original"  # the metric's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,8 @@ class Unlabelled:
     def section(self, **others: Any) -> DataSection:
         """`[data]` with the functions that these samples stand for. `others` are keys that the user gave instead."""
         made: dict[str, Any] = {name: Part(self, name) for name in MADE}
-        return DataSection(**made | others | {"samples": self.given if isinstance(self.given, str) else "objects"})
+        shown = self.given if isinstance(self.given, str) else "objects"
+        return DataSection(**made | others, samples=shown, is_agreement="metric" not in others)
 
     @cached_property
     def sources(self) -> Mapping[str, str]:
@@ -124,11 +124,6 @@ class Part:
     def guarded(self, where: str = "") -> AbstractContextManager[None]:
         """See `records.Function.guarded`."""
         return self.samples.guarded(where)
-
-
-def is_agreement(function: Function | None) -> bool:
-    """Whether a metric is the agreement with the original network."""
-    return isinstance(function, Part)
 
 
 @lru_cache(1)  # the last project's: samples and targets take memory

@@ -86,7 +86,10 @@ class DataSection:
     """`[data]`: the splits, the loss and the metric. docs/project-file.md describes each function.
 
     `train` may be left out if nothing is pruned. `batch_dims` is the dimension that holds the samples: of each input, then of
-    the targets. Empty is 0 for all. `samples` names samples without labels, which the splits were then made from.
+    the targets. Empty is 0 for all.
+
+    The splits may be made from samples without labels: `samples` then names them. `is_agreement` is whether the metric is the
+    agreement with the original network.
     """
 
     valid: Function
@@ -99,6 +102,12 @@ class DataSection:
     augment: Function | None = None
     batch_dims: tuple[int, ...] = ()
     samples: str | None = None
+    is_agreement: bool = False
+
+    @property
+    def metric_name(self) -> str:
+        """The metric's name in reports."""
+        return "agreement with the original" if self.is_agreement else "metric"
 
     def split(self, name: SplitName) -> Function | None:
         """The function that returns a split; None if the project has no such split."""

@@ -26,6 +26,7 @@ class Result(Answer):
     predicted_ms: float | None
     confirmed_ms: float | None
     rounds: int
+    metric_name: str
     baseline: Figures
     pruned: Figures
     plan: dict[str, Any] | None

@@ -111,7 +111,8 @@ class Figures:
 class Verdict(Answer):
     """All checks of one artifact on one device, with figures of the original (`baseline`) and the pruned network.
 
-    Without a budget nothing is pruned: `budget_ms` is None, and `pruned` is the artifact of the same network.
+    Without a budget nothing is pruned: `budget_ms` is None, and `pruned` is the artifact of the same network. `metric_name` is
+    "metric", or "agreement with the original" for samples without labels.
     """
 
     artifact: str
@@ -121,6 +122,7 @@ class Verdict(Answer):
     checks: tuple[Check, ...]
     emulated: bool = False  # the device: its times are not those of a board
     simulated: bool = False  # the runtime is a stand-in: its times are not those of a board
+    metric_name: str = "metric"
 
     @property
     def outcome(self) -> Outcome:

@@ -288,7 +288,7 @@ def table(result: Result) -> Table:
         ("latency p50", time(before.p50_ms), time(after.p50_ms), _share(after.p50_ms, before.p50_ms)),
         ("latency p90", time(before.p90_ms), time(after.p90_ms), _share(after.p90_ms, before.p90_ms)),
         *_planned(result, time),
-        ("metric", f"{before.metric:.4f}", f"{after.metric:.4f}", f"{after.metric - before.metric:+.4f}"),
+        (result.metric_name, f"{before.metric:.4f}", f"{after.metric:.4f}", f"{after.metric - before.metric:+.4f}"),
         *(_count(name, key, before, after) for name, key in COUNTS),
     ]
     for row in rows:

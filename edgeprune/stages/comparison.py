@@ -192,16 +192,16 @@ def compare(timer: Timer, project: Project, target: Target, measured: Measured, 
     )
     if kept is None:
         return report
-    now, then, max_drop = measured.now, kept.baseline.measured, project.budget.max_metric_drop
+    now, then = measured.now, kept.baseline.measured
     changed = comparable.stale(now, then)
     if changed:
         note = f"stale: {'; '.join(changed)}; if this change is intended: edgeprune check --update --reason …"
         found = Check("baseline", Outcome.INCONCLUSIVE, len(changed), 0, note)
-        checks = (*report.checks, found, *_metric(now, then, max_drop), _size(now, then))
+        checks = (*report.checks, found, *_metric(now, then, project), _size(now, then))
         return replace(report, stale=changed, checks=checks)
     allowed = POLICY.allowed_slowdown(project.check.slowdown, report.emulated)
     slowdown, slower = _slowdown(timer, measured, kept, allowed)
-    checks = (*report.checks, slowdown, *_metric(now, then, max_drop), _size(now, then), _memory(now, then))
+    checks = (*report.checks, slowdown, *_metric(now, then, project), _size(now, then), _memory(now, then))
     return replace(report, slower=slower, checks=checks)
 
 
@@ -232,15 +232,15 @@ def slowdown(timer: Timer, model: Path, baseline: Path, allowed: float) -> Check
     return verdict.slowdown(now, then, allowed)
 
 
-def _metric(now: Measurement, then: Measurement, allowed: float) -> list[Check]:
+def _metric(now: Measurement, then: Measurement, project: Project) -> list[Check]:
     """The metric against the baseline's. Without a metric of today there is no check, since another one has failed."""
     if now.metric is None or then.metric is None:
         return []
-    if now.data == then.data:
-        note = f"the baseline's minus this artifact's, on {now.count} samples"
-        return [verdict.metric_drop(then.metric, now.metric, allowed, note)]
-    note = "the data has changed since the baseline; make a new one: edgeprune check --update --reason …"
-    return [Check("metric_drop", Outcome.INCONCLUSIVE, then.metric - now.metric, allowed, note)]
+    note = f"the baseline's minus this artifact's, on {now.count} samples"
+    if now.data != then.data:
+        note = "the data has changed since the baseline; make a new one: edgeprune check --update --reason …"
+    found = verdict.metric_drop(then.metric, now.metric, project.budget.max_metric_drop, note, project.data.metric_name)
+    return [found if now.data == then.data else replace(found, outcome=Outcome.INCONCLUSIVE)]
 
 
 def _size(now: Measurement, then: Measurement) -> Check:

@@ -127,7 +127,9 @@ def _on_epoch(reads: Reads, output: Output) -> Callable[[Epoch], None]:
 
     def on_epoch(epoch: Epoch) -> None:
         events.epoch(folder, epoch)
-        output.watch.step(epoch.epoch, reads.finetune_section.epochs, f"validation metric {epoch.metric:.4f}")
+        output.watch.step(
+            epoch.epoch, reads.finetune_section.epochs, f"validation {reads.metric.name} {epoch.metric:.4f}"
+        )
 
     return on_epoch
 
@@ -140,8 +142,9 @@ def describe(tuned: Tuned, reads: Reads) -> str:
     by_user = tuned.reason or (trainer.name if trainer else "")
     if by_user:
         before, after = (f"{epoch.metric:.4f}" for epoch in tuned.history)
-        return f"{by_user}: validation metric {after}, untrained {before}"
-    return f"best of {reads.finetune_section.epochs} epochs is {best.epoch}: validation metric {best.metric:.4f}"
+        return f"{by_user}: validation {reads.metric.name} {after}, untrained {before}"
+    name = f"validation {reads.metric.name}"
+    return f"best of {reads.finetune_section.epochs} epochs is {best.epoch}: {name} {best.metric:.4f}"
 
 
 STAGE = Stage("finetune", Reads, run, Tuned, describe, releases_device=True)

@@ -76,7 +76,9 @@ def _candidates(reads: Reads, output: Output) -> dict[Precision, Artifact]:
 
 def describe(choice: Choice, reads: Reads) -> str:
     """The precision, and the latency and metric of each candidate."""
-    measured = (f"{c.precision} {time_text(c.latency.mid)}, metric {c.metric:.4f}" for c in choice.candidates)
+    measured = (
+        f"{c.precision} {time_text(c.latency.mid)}, {reads.metric.name} {c.metric:.4f}" for c in choice.candidates
+    )
     return f"{choice.precision} ({'; '.join(measured)})"
 
 

@@ -30,6 +30,7 @@ def result(run: Run) -> Result:
         predicted_ms=None if predicted_ns is None else predicted_ns / 1e6,
         confirmed_ms=None if confirmed_ns is None else confirmed_ns / 1e6,
         rounds=rounds,
+        metric_name=verdict.metric_name,
         baseline=verdict.baseline,
         pruned=verdict.pruned,
         plan=plan,

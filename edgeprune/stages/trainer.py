@@ -110,8 +110,9 @@ def train(trainer: Function, networks: training.Networks, data: Data) -> tuple[n
         return found.eval(), history
     if after < before:
         log.warning(
-            "%s: the validation metric is %.4f after training and was %.4f before; the untrained network is kept",
+            "%s: the validation %s is %.4f after training and was %.4f before; the untrained network is kept",
             trainer.where,
+            data.metric.name,
             after,
             before,
         )

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from edgeprune.errors import UsageError
+from edgeprune.frontends import agreement
 from edgeprune.frontends.data import Loss, Metric, Split
 from edgeprune.network import layout
 from edgeprune.network.outputs import Flat, Structure, main_of, tensors
@@ -209,7 +209,7 @@ class _Trainer:
         with torch.no_grad():
             original = self.original(*inputs)
         pairs = _distilled(outputs, original, self.course.loss.structure)
-        divergence = torch.stack([_divergence(*pair) for pair in pairs]).mean()
+        divergence = torch.stack([agreement.divergence(*pair, TEMPERATURE) for pair in pairs]).mean()
         return (1 - DISTILLED) * task + DISTILLED * TEMPERATURE**2 * divergence
 
     def _rate(self, step: int) -> float:
@@ -275,16 +275,6 @@ def _distilled(outputs: Any, original: Flat, structure: Structure) -> list[tuple
         return [(main_of(outputs), wanted[structure.main])]
     pairs = zip(found, wanted, strict=True)
     return [(a, b) for a, b in pairs if b.is_floating_point() and b.ndim > 1 and a.shape == b.shape]
-
-
-def _divergence(outputs: Tensor, original: Tensor) -> Tensor:
-    """The divergence of softened outputs, (samples, classes, ...) both."""
-    return F.kl_div(
-        F.log_softmax(outputs / TEMPERATURE, 1),
-        F.log_softmax(original / TEMPERATURE, 1),
-        log_target=True,
-        reduction="batchmean",
-    )
 
 
 def _moving(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:

@@ -72,7 +72,11 @@ def run(reads: Reads, output: Output) -> Tried:
 def describe(tried: Tried, reads: Reads) -> str:
     """The metric, and the outputs if there are several."""
     outputs = f"; outputs {', '.join(tried.outputs)}" if len(tried.outputs) > 1 else ""
-    metric = "" if tried.metric is None else f"; metric {tried.metric:.4g} on {tried.samples} validation samples"
+    metric = (
+        ""
+        if tried.metric is None
+        else f"; {reads.metric.name} {tried.metric:.4g} on {tried.samples} validation samples"
+    )
     return f"first batches pass{outputs}{metric}"
 
 

@@ -284,11 +284,12 @@ def slowdown_recorded(now: Measurement, then: Measurement, allowed: float, missi
 # ---------------------------------------------------------------------------------------- metric, size, outputs
 
 
-def metric_drop(before: float, now: float, allowed: float, note: str) -> Check:
-    """The metric may fall by at most `allowed`; NaN fails."""
+def metric_drop(before: float, now: float, allowed: float, note: str, name: str = "metric") -> Check:
+    """The metric may fall by at most `allowed`; NaN fails. `name` is the metric's; its first word names the check."""
     drop = before - now
     outcome = Outcome.PASS if drop <= allowed + POLICY.rounding else Outcome.FAIL
-    return Check("metric_drop", outcome, drop, allowed, note)
+    first, _, more = name.partition(" ")
+    return Check(f"{first}_drop", outcome, drop, allowed, f"{name}: {note}" if more else note)
 
 
 def growth(name: str, now: int, before: int, factor: float) -> Check:

@@ -113,7 +113,7 @@ def verify(
     expected = accuracy.computed(pruned.network, calls.inputs, calls.count, evaluation.output_dims)
     checks = (
         *accuracy.compared(expected, outputs[-1], pruned.artifact.precision, evaluation.metric.structure),
-        verdict.metric_drop(metrics[0], metrics[-1], max_metric_drop, note),
+        verdict.metric_drop(metrics[0], metrics[-1], max_metric_drop, note, evaluation.metric.name),
         *latency(budget, timed),
         *(_size(versions, timed) if budget else ()),
     )
@@ -125,6 +125,7 @@ def verify(
         checks,
         emulated=device.device.emulated,
         simulated=device.device.simulated,
+        metric_name=evaluation.metric.name,
     )
 
 

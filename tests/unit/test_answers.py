@@ -57,6 +57,7 @@ def result(tmp_path: Path) -> Result:
         predicted_ms=0.9,
         confirmed_ms=0.9,
         rounds=1,
+        metric_name="metric",
         baseline=FIGURES,
         pruned=FIGURES,
         plan={"gap": 0.0, "widths": {"conv": [8, 16]}},

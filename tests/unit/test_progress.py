@@ -116,7 +116,7 @@ def test_a_network_of_microseconds_is_shown_in_microseconds() -> None:
     def shown(ms: float) -> str:
         check = Check("latency_p50_ms", Outcome.PASS, ms / 2, 0.6 * ms)
         result = Result(
-            *(1, Outcome.PASS, "local", "onnxruntime", "fp32", False, False, 0.6 * ms, ms / 2, ms / 2, 1),
+            *(1, Outcome.PASS, "local", "onnxruntime", "fp32", False, False, 0.6 * ms, ms / 2, ms / 2, 1, "metric"),
             *(figures(ms), figures(ms / 2), {}, (check,), Path("model.onnx"), Path("latest/model.onnx"), Path("runs")),
         )
         screen = Console(file=io.StringIO(), width=120)
