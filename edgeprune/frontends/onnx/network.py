@@ -1,0 +1,111 @@
+"""The network and the example inputs of an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprune.frontends.onnx import patterns
+from edgeprune.frontends.onnx.build import Builder, FixedBatchError
+from edgeprune.frontends.onnx.check import require_equal
+from edgeprune.frontends.onnx.file import Graph, Input, read
+from edgeprune.frontends.onnx.module import OnnxNetwork
+from edgeprune.frontends.onnx.operators import OPERATORS
+from edgeprune.frontends.onnx.scopes import arranged
+from edgeprune.frontends.onnx.writing import network_of
+
+log = logging.getLogger("edgeprune")
+Shapes = Sequence[tuple[int, ...]]
+
+
+def network(path: Path, inputs: Any = None) -> OnnxNetwork:
+    """The network in a file, in eval mode, with the file's weights as parameters.
+
+    Args:
+        path: a `.onnx` file, opset 11 or later.
+        inputs: example inputs that give dynamic dimensions their sizes; see `[model] inputs`.
+
+    Raises:
+        UsageError: the file is damaged, or has something that cannot be converted. The message names the node.
+        SecurityError: its external data lies outside its folder.
+    """
+    graph = read(path)
+    for note in graph.notes:
+        log.info("%s", note)
+    shapes = _shapes(graph, inputs)
+    made = converted(graph, shapes)
+    require_equal(graph, made, shapes)
+    return made
+
+
+def example_inputs(path: Path) -> tuple[Tensor, ...]:
+    """Inputs for a file: random real numbers, and zeros of other types. A dynamic batch is 1.
+
+    Raises:
+        UsageError: the file has other dynamic dimensions, or is damaged.
+    """
+    graph = read(path)
+    return made_inputs(graph.inputs, _shapes(graph, None))
+
+
+def made_inputs(inputs: Sequence[Input], shapes: Shapes) -> tuple[Tensor, ...]:
+    """Inputs of these shapes; the same on every call."""
+    random = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(shape, generator=random) if given.dtype.is_floating_point else torch.zeros(shape, dtype=given.dtype)
+        for given, shape in zip(inputs, shapes, strict=True)
+    )
+
+
+def converted(graph: Graph, shapes: Shapes) -> OnnxNetwork:
+    """The module of a graph, for any batch size if the file allows it."""
+    try:
+        return _converted(graph, [(shape, (2 * shape[0], *shape[1:])) if shape else (shape, shape) for shape in shapes])
+    except FixedBatchError as error:
+        log.info("%s: the network takes the batch size %d only: %s", graph.path.name, shapes[0][0], error)
+    return _converted(graph, [(shape,) for shape in shapes])
+
+
+def _converted(graph: Graph, shapes: Sequence[Sequence[tuple[int, ...]]]) -> OnnxNetwork:
+    builder = Builder(graph, shapes, OPERATORS, patterns.simplified)
+    inputs = [builder.values[given.name] for given in graph.inputs]
+    builder.run(graph.nodes)
+    outputs = builder.outputs()
+    units, paths = arranged(builder.steps, outputs)
+    made = network_of(inputs, outputs, units, paths)
+    made.names = tuple(given.name for given in graph.inputs), graph.outputs
+    return made.eval()
+
+
+def _shapes(graph: Graph, inputs: Any) -> Shapes:
+    """The shape of each input: of the example inputs, else of the file with a batch of 1."""
+    if inputs is not None:
+        from edgeprune.frontends.model import tensors
+
+        given = tensors(inputs) or ()
+        if len(given) != len(graph.inputs):
+            raise graph.refused(f"the network has {len(graph.inputs)} inputs, and [model] inputs returns {len(given)}")
+        return [tuple(tensor.shape) for tensor in given]
+    return [_shape(graph, given) for given in graph.inputs]
+
+
+def _shape(graph: Graph, given: Input) -> tuple[int, ...]:
+    first = graph.inputs[0].dims[0] if graph.inputs[0].dims else None
+    sizes: list[int] = []
+    for place, dim in enumerate(given.dims):
+        if isinstance(dim, int):
+            sizes.append(dim)
+        elif place == 0 or (dim is not None and dim == first):
+            sizes.append(1)
+        else:
+            dims = ", ".join(str(dim) if dim is not None else "?" for dim in given.dims)
+            raise graph.refused(
+                f"the input {given.name!r} has the shape ({dims}), whose sizes are not fixed;"
+                " give [model] inputs: a function that returns example inputs"
+            )
+    return tuple(sizes)
