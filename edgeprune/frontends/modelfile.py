@@ -35,7 +35,9 @@ class Format:
     packages: tuple[str, ...]
 
 
-FORMATS: Mapping[str, Format] = {}  # by the key of [model]
+FORMATS: Mapping[str, Format] = {  # by the key of [model]
+    "keras": Format("edgeprune.frontends.keras", ("keras",)),
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""Build a network of torch from a Keras model: walk its graph, convert each layer, keep channels first in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from torch import nn
+
+from edgeprune.errors import UsageError
+from edgeprune.frontends.keras import activations, layers, sequences  # noqa: F401 - they fill the table
+from edgeprune.frontends.keras.blocks import Parts, with_blocks
+from edgeprune.frontends.keras.graph import LayerGraph, Order, Step, Value, attribute
+from edgeprune.frontends.keras.modules import Permute
+from edgeprune.frontends.keras.table import FACTORY, TABLE, Built, Call, of_class
+
+Shape = tuple[int | None, ...]
+
+
+def build(model: Any) -> LayerGraph:
+    """The network of a Keras model. It takes and returns tensors as the model does, with the channels last.
+
+    Args:
+        model: functional or sequential.
+
+    Raises:
+        UsageError: a layer is not supported. The message names it.
+    """
+    graph = functional(model)
+    builder = Builder()
+    given = [builder.value(tensor.shape) for tensor in graph.inputs]
+    results = builder.outputs(graph, given)
+    return builder.graph(given, [builder.ordered(value, "last") for value in results])
+
+
+def functional(model: Any) -> Any:
+    """The graph of a model. A sequential model holds one."""
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    if "Functional" in kinds:
+        return model
+    if "Sequential" in kinds and model.built:
+        return model._functional
+    what = "has no input shape; add keras.Input" if "Sequential" in kinds else "is no functional or sequential model"
+    raise UsageError(f"the model {model.name!r} {what}, or {FACTORY}")
+
+
+def is_model(layer: Any) -> bool:
+    """Whether a layer is a model itself."""
+    return any(kind.__name__ in ("Functional", "Sequential") for kind in type(layer).__mro__)
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A model inside the model: its module's name, and the values at its ends."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+class Builder:
+    """Collects the layers and the steps of one graph."""
+
+    def __init__(self) -> None:
+        self._keys = count()
+        self._layers: dict[str, nn.Module] = {}
+        self._names: dict[int, str] = {}  # by the identity of the layer of Keras
+        self._steps: list[Step] = []
+        self._reordered: dict[tuple[int, Order], Value] = {}
+        self._nested: dict[int, Nested] = {}
+
+    def value(self, shape: Sequence[int | None], order: Order = "last") -> Value:
+        """A new tensor."""
+        return Value(next(self._keys), tuple(shape), order)
+
+    def graph(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> LayerGraph:
+        """What was collected, as a module."""
+        keys = tuple(value.key for value in inputs), tuple(value.key for value in outputs)
+        found = with_blocks(Parts(dict(self._layers), tuple(self._steps), *keys))
+        return LayerGraph(found.layers.items(), found.steps, found.inputs, found.outputs)
+
+    def outputs(self, model: Any, inputs: Sequence[Value]) -> list[Value]:
+        """Convert all layers of a functional model. Returns its outputs."""
+        found = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
+        for depth in sorted(model._nodes_by_depth, reverse=True):  # Keras's order of execution
+            for node in model._nodes_by_depth[depth]:
+                if not node.is_input:
+                    arguments, keywords = node.arguments.fill_in(found)
+                    shapes = [tuple(tensor.shape) for tensor in node.outputs]
+                    results = self._called(node.operation, arguments, keywords, shapes)
+                    found |= {id(tensor): value for tensor, value in zip(node.outputs, results, strict=True)}
+        return [found[id(tensor)] for tensor in model.outputs]
+
+    def ordered(self, value: Value, order: Order) -> Value:
+        """The tensor with its channels where a layer reads them."""
+        if value.order == order or value.rank < 3:
+            return value
+        if (value.key, order) not in self._reordered:
+            dims = (0, value.rank - 1, *range(1, value.rank - 1)) if order == "first" else (0, *range(2, value.rank), 1)
+            found = self.value(value.shape, order)
+            self._add(f"channels_{order}", Permute(dims), [value], [found])
+            self._reordered[value.key, order] = found
+        return self._reordered[value.key, order]
+
+    def _add(self, name: str, module: nn.Module, given: Sequence[Value], found: Sequence[Value]) -> str:
+        """Add a layer and its call. Returns its name."""
+        name = attribute(name, self._layers)
+        self._layers[name] = module
+        self._step(name, given, found)
+        return name
+
+    def _step(self, name: str, given: Sequence[Value], found: Sequence[Value]) -> None:
+        self._steps.append(Step(name, tuple(v.key for v in given), tuple(v.key for v in found)))
+
+    def _called(self, layer: Any, arguments: Any, keywords: Any, shapes: Sequence[Shape]) -> list[Value]:
+        """Convert one call of a layer, or of a nested model. Returns its outputs, which have these shapes."""
+        from keras import tree
+
+        given = [value for value in tree.flatten((arguments, keywords)) if isinstance(value, Value)]
+        if is_model(layer):
+            return self._nested_call(layer, given)
+        if of_class(layer) == "InputLayer":
+            return given
+        plain = {name: value for name, value in keywords.items() if not isinstance(value, Value)}
+        call = Call(layer, tuple(given), plain, tuple(arguments))
+        if of_class(layer) not in TABLE:
+            raise call.missing("edgeprune does not know this layer")
+        if isinstance(keywords.get("mask"), Value) or getattr(layer, "mask_zero", False):
+            raise call.missing("masks are not supported")
+        if getattr(layer, "quantization_mode", None):
+            raise UsageError(f"layer {layer.name!r} is quantised; save the model before quantize() is called")
+        built = TABLE[of_class(layer)](call)
+        results = [self.value(shape, built.gives if len(shape) > 2 else "last") for shape in shapes]
+        self._add_built(layer, built, [self.ordered(value, built.reads) for value in given], results)
+        return results
+
+    def _add_built(self, layer: Any, built: Built, given: list[Value], results: list[Value]) -> None:
+        """Add a layer, and what is before and after it. A layer that was called before is the same module."""
+        name = self._names.get(id(layer))
+        if built.before is not None:
+            padded = self.value(given[0].shape, built.reads)
+            self._add(f"{layer.name}_pad", built.before, given, [padded])
+            given = [padded]
+        last = [self.value(value.shape, value.order) for value in results] if built.after is not None else results
+        if name is None:
+            self._names[id(layer)] = self._add(layer.name, built.layer, given, last)
+        elif repr(self._layers[name]) == repr(built.layer):
+            self._step(name, given, last)
+        else:
+            raise UsageError(f"layer {layer.name!r} is shared by inputs of different sizes; {FACTORY}")
+        if built.after is not None:
+            self._add(f"{layer.name}_activation", built.after, last, results)
+
+    def _nested_call(self, model: Any, given: list[Value]) -> list[Value]:
+        """Convert a call of a model inside the model. All its calls share one module."""
+        if id(model) not in self._nested:
+            inner = Builder()
+            inputs = [inner.value(value.shape, value.order) for value in given]
+            outputs = inner.outputs(functional(model), inputs)
+            self._layers[attribute(model.name, self._layers)] = inner.graph(inputs, outputs)
+            self._nested[id(model)] = Nested([*self._layers][-1], tuple(inputs), tuple(outputs))
+        nested = self._nested[id(model)]
+        if [value.shape for value in given] != [value.shape for value in nested.inputs]:
+            raise UsageError(f"the model {model.name!r} is shared by inputs of different sizes; {FACTORY}")
+        ordered = [self.ordered(value, one.order) for value, one in zip(given, nested.inputs, strict=True)]
+        results = [self.value(value.shape, value.order) for value in nested.outputs]
+        self._step(nested.name, ordered, results)
+        return results

@@ -1,0 +1,178 @@
+"""Layers for vectors and sequences: dense layers, embeddings, recurrences, attention. The channels are last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeprune.frontends.keras.activations import activation, function_name
+from edgeprune.frontends.keras.table import Built, Call, converts, filled, values
+
+GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("z", "r", "n"), "SimpleRNN": ("n",)}  # as Keras orders them
+TORCH_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n"), "SimpleRNN": ("n",)}
+RECURRENCES: dict[str, Any] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "SimpleRNN": nn.RNN}
+
+
+@converts("Dense")
+def dense(call: Call) -> Built:
+    """A matrix product over the last dimension."""
+    layer = call.layer
+    weight = values(layer.kernel).T
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.use_bias)
+    filled(made, weight=weight, bias=values(layer.bias) if layer.use_bias else None)
+    return Built(made, after=activation(call, "last"))
+
+
+@converts("TimeDistributed")
+def time_distributed(call: Call) -> Built:
+    """A dense layer at every step. A dense layer of torch does the same."""
+    if type(call.layer.layer).__name__ != "Dense":
+        raise call.missing("only a Dense layer inside is supported")
+    return dense(Call(call.layer.layer, call.given, call.keywords, call.arguments))
+
+
+class Lookup(nn.Embedding):
+    """An embedding whose indices may be of any type, as in Keras."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in nn.Embedding
+        """(batch, ...) indices to (batch, ..., channels)."""
+        return super().forward(input.long())
+
+
+@converts("Embedding")
+def embedding(call: Call) -> Built:
+    """A vector for each index."""
+    weight = values(call.layer.embeddings)
+    return Built(filled(Lookup(*weight.shape), weight=weight))
+
+
+# ------------------------------------------------------------------------------------------------- recurrences
+
+
+class Recurrent(nn.Module):
+    """A recurrence of torch that returns what Keras's layer returns.
+
+    Args:
+        core: reads (batch, steps, channels). With two directions, the second one reads backwards.
+        sequences: whether to return the outputs of all steps.
+        state: whether to return the last states, too.
+        backwards: whether to read from the end.
+    """
+
+    def __init__(self, core: nn.Module, sequences: bool, state: bool = False, backwards: bool = False) -> None:
+        super().__init__()
+        self.core, self.sequences, self.state, self.backwards = core, sequences, state, backwards
+
+    def forward(self, given: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The outputs, and the last states if they are asked for."""
+        found, last = self.core(given.flip(1) if self.backwards else given)
+        states = last if isinstance(last, tuple) else (last,)
+        if not self.sequences:
+            found = torch.cat(tuple(states[0].unbind(0)), -1)
+        return (found, *(state[0] for state in states)) if self.state else found
+
+
+@converts(*RECURRENCES)
+def recurrence(call: Call) -> Built:
+    """An LSTM, a GRU or a plain recurrence."""
+    layer = call.layer
+    core = _core(call, [layer])
+    return Built(Recurrent(core, layer.return_sequences, layer.return_state, layer.go_backwards))
+
+
+@converts("Bidirectional")
+def bidirectional(call: Call) -> Built:
+    """A recurrence that reads in both directions."""
+    layer = call.layer
+    forward, backward = layer.forward_layer, layer.backward_layer
+    if layer.merge_mode != "concat" or forward.return_state or not backward.go_backwards or forward.go_backwards:
+        raise call.missing("only merge_mode='concat' without states is supported")
+    if type(forward) is not type(backward) or type(forward).__name__ not in RECURRENCES:
+        raise call.missing("only two layers of LSTM, GRU or SimpleRNN are supported")
+    return Built(Recurrent(_core(call, [forward, backward]), forward.return_sequences))
+
+
+def _core(call: Call, layers: list[Any]) -> nn.Module:
+    """The recurrence of torch with the weights of one layer, or of a layer for each direction."""
+    first, kind = layers[0], type(layers[0]).__name__
+    if len(call.given) > 1 or any(layer.stateful for layer in layers):
+        raise call.missing("a given first state, and states that stay between calls, are not supported")
+    usual = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+    for name in usual if kind != "SimpleRNN" else ("activation",):
+        if any(function_name(call, getattr(layer, name)) != usual[name] for layer in layers):
+            raise call.missing(f"only {name}={usual[name]!r} is supported")
+    if kind == "GRU" and not all(layer.reset_after for layer in layers):
+        raise call.missing("only reset_after=True is supported")
+    cells = [layer.cell for layer in layers]
+    size = cells[0].kernel.shape[0]
+    core: nn.Module = RECURRENCES[kind](
+        size, first.units, bias=first.use_bias, batch_first=True, bidirectional=len(layers) > 1
+    )
+    for cell, suffix in zip(cells, ("", "_reverse"), strict=False):
+        filled(core, **{f"{name}_l0{suffix}": tensor for name, tensor in _cell(kind, cell).items()})
+    return core
+
+
+def _cell(kind: str, cell: Any) -> dict[str, Tensor]:
+    """The tensors of a cell, as torch names and orders them."""
+    found = {"weight_ih": values(cell.kernel).T, "weight_hh": values(cell.recurrent_kernel).T}
+    if cell.use_bias:
+        bias = values(cell.bias)
+        found["bias_ih"], found["bias_hh"] = bias if bias.ndim == 2 else (bias, torch.zeros_like(bias))
+    return {name: _reordered(tensor, GATES[kind], TORCH_GATES[kind]) for name, tensor in found.items()}
+
+
+def _reordered(tensor: Tensor, order: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
+    """The tensor with its gates, which lie behind each other in dimension 0, in another order."""
+    gates = dict(zip(order, tensor.chunk(len(order)), strict=True))
+    return torch.cat([gates[name] for name in wanted])
+
+
+# --------------------------------------------------------------------------------------------------- attention
+
+
+class Attention(nn.Module):
+    """Attention of several heads, with a linear layer for each of its four products."""
+
+    def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, heads: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.output = query, key, value, output
+        self.heads = heads
+        self.causal = False
+
+    def forward(self, query: Tensor, value: Tensor, key: Tensor | None = None) -> Tensor:
+        """(batch, steps, channels), in Keras's order of arguments."""
+        parts = self.query(query), self.key(value if key is None else key), self.value(value)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.output(found.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The number of heads."""
+        return f"heads={self.heads}, causal={self.causal}"
+
+
+@converts("MultiHeadAttention")
+def attention(call: Call) -> Built:
+    """Attention of several heads over one dimension."""
+    layer = call.layer
+    if any(value.rank != 3 for value in call.given) or len(call.given) not in (2, 3):
+        raise call.missing("only attention over one dimension, without a mask, is supported")
+    if call.keywords.get("return_attention_scores"):
+        raise call.missing("the scores of the attention cannot be returned")
+    query, key, value = (_projection(part, 1) for part in (layer._query_dense, layer._key_dense, layer._value_dense))
+    made = Attention(query, key, value, _projection(layer._output_dense, 2), layer.num_heads)
+    made.causal = bool(call.keywords.get("use_causal_mask"))
+    return Built(made)
+
+
+def _projection(dense: Any, inputs: int) -> nn.Linear:
+    """A product over the first `inputs` dimensions of Keras's kernel, such as (channels, heads, size)."""
+    kernel = values(dense.kernel)
+    weight = kernel.flatten(0, inputs - 1).flatten(1)
+    made = nn.Linear(weight.shape[0], weight.shape[1], bias=dense.bias is not None)
+    filled(made, weight=weight.T, bias=values(dense.bias).flatten() if dense.bias is not None else None)
+    return made
