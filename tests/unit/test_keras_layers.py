@@ -1,0 +1,177 @@
+"""A Keras model becomes a network of torch that computes the same. Every layer of the table is compared with Keras itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgeprune.errors import UsageError
+from edgeprune.frontends.keras import files
+from edgeprune.frontends.keras.build import build
+from edgeprune.frontends.keras.graph import LayerGraph
+
+keras = files.require_keras()
+L, Input = keras.layers, keras.Input
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, of keras on its torch backend
+
+
+def randomised(model: Any) -> Any:
+    """The model with no weight at its usual first value, so that none can be left out."""
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        if value.ndim < 2 and value.dtype.kind == "f":
+            weight.assign(value + random.uniform(0.05, 0.3, value.shape))
+    return model
+
+
+def same(model: Any) -> LayerGraph:
+    """The network, after its outputs were compared with those of Keras."""
+    random = torch.Generator().manual_seed(0)
+    given = [torch.rand(2, *tensor.shape[1:], generator=random) for tensor in model.inputs]
+    network = build(randomised(model)).eval()
+    with torch.no_grad():
+        expected = keras.tree.flatten(model(given[0] if len(given) == 1 else given, training=False))
+        found = network(*given)
+    for one, other in zip(expected, found if isinstance(found, tuple) else (found,), strict=True):
+        assert one.shape == other.shape
+        assert float((one - other).abs().max()) <= 1e-4 * float(one.abs().max())
+    return network
+
+
+def of(shape: tuple[int, ...], *layers: Any) -> LayerGraph:
+    return same(keras.Sequential([Input(shape), *layers]))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_convolutions_pad_and_step_as_in_keras(padding: str, stride: int, window: int) -> None:
+    for size in (10, 11):
+        of((size, 4), L.Conv1D(6, window, strides=stride, padding=padding, activation="relu"))
+        of((size, size, 4), L.Conv2D(6, window, strides=stride, padding=padding, activation="tanh"))
+        of((size, size, 4), L.DepthwiseConv2D(window, strides=stride, padding=padding, depth_multiplier=2))
+        of((size, size, 4), L.SeparableConv2D(5, window, strides=stride, padding=padding))
+        of((size, size, 4), L.Conv2DTranspose(5, window, strides=stride, padding=padding, activation="tanh"))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_pools_pad_as_in_keras(padding: str) -> None:
+    for window, stride in ((2, 2), (3, 2), (3, 1), (2, 3), (4, 2)):
+        of((11, 4), L.MaxPooling1D(window, stride, padding))
+        of((11, 10, 4), L.MaxPooling2D(window, stride, padding))
+    for window, stride in ((2, 2), (3, 1), (3, 3)):
+        of((10, 10, 4), L.AveragePooling2D(window, stride, padding))
+
+
+def test_padding_counts_in_no_average() -> None:
+    """As on TensorFlow and JAX. On torch, Keras repeats the border instead."""
+    network = build(keras.Sequential([Input((4, 4, 1)), L.AveragePooling2D(3, 2, "same")]))
+    image = torch.arange(16.0).reshape(1, 4, 4, 1)
+    corner = image[0, 2:, 2:, 0].mean()  # the last window reaches one position over the border
+    assert network(image)[0, 1, 1, 0] == pytest.approx(float(corner))
+
+
+LAYERS: list[tuple[tuple[int, ...], Callable[[], list[Any]]]] = [
+    ((9, 4), lambda: [L.Conv1D(5, 3, padding="causal", dilation_rate=2)]),
+    ((9, 4), lambda: [L.SeparableConv1D(5, 3, strides=2, padding="same"), L.DepthwiseConv1D(3)]),
+    ((9, 4), lambda: [L.Conv1DTranspose(5, 3, strides=2, padding="same")]),
+    ((6, 6, 6, 4), lambda: [L.Conv3D(5, 3, padding="same", strides=2), L.Conv3DTranspose(4, 2, strides=2)]),
+    ((6, 6, 6, 4), lambda: [L.MaxPooling3D(2), L.AveragePooling3D(2), L.GlobalAveragePooling3D()]),
+    ((8, 8, 4), lambda: [L.Conv2D(6, 3, dilation_rate=2, groups=2), L.Conv2DTranspose(4, 3, dilation_rate=2)]),
+    ((8, 8, 4), lambda: [L.Conv2D(4, 1), L.BatchNormalization(), L.BatchNormalization(scale=False, center=False)]),
+    ((8, 8, 4), lambda: [L.Conv2D(4, 1), L.LayerNormalization(), L.GroupNormalization(2), L.BatchNormalization()]),
+    ((8, 8, 4), lambda: [L.Conv2D(4, 3), L.Flatten(), L.Dense(3, activation="softmax"), L.BatchNormalization()]),
+    ((8, 8, 4), lambda: [L.ZeroPadding2D(((1, 2), (0, 3))), L.Cropping2D(((1, 0), (2, 1))), L.Dense(3)]),
+    ((8, 8, 4), lambda: [L.UpSampling2D((2, 3), interpolation="bilinear"), L.UpSampling2D(2), L.Resizing(12, 13)]),
+    ((8, 8, 4), lambda: [L.GlobalMaxPooling2D(keepdims=True), L.Reshape((4,)), L.Reshape((1, 1, 4)), L.Conv2D(3, 1)]),
+    ((8, 8, 4), lambda: [L.AdaptiveAveragePooling2D(2), L.Permute((2, 1, 3)), L.Reshape((2, -1)), L.Flatten()]),
+    ((8, 8, 4), lambda: [L.SpatialDropout2D(0.2), L.Dropout(0.2), L.GaussianNoise(0.1), L.Conv2D(3, 1)]),
+    ((8, 8, 3), lambda: [L.Rescaling(1 / 127.5, -1), L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])]),
+    ((8, 8, 4), lambda: [L.Conv2D(3, 3), L.PReLU(shared_axes=[1, 2]), L.Softmax(axis=1)]),
+    ((8, 8, 4), lambda: [L.Conv2D(3, 3), L.ReLU(6.0), L.ReLU(3.0, 0.1, 0.2), L.LeakyReLU(0.3), L.ELU(0.5)]),
+    ((4, 8, 8), lambda: [L.Conv2D(6, 3, strides=2, padding="same", data_format="channels_first"), L.Flatten()]),
+    ((7,), lambda: [L.Embedding(10, 6), L.Conv1D(8, 3), L.GlobalMaxPooling1D(), L.RepeatVector(3)]),
+    ((7, 5), lambda: [L.TimeDistributed(L.Dense(3)), L.LSTM(4, return_sequences=True), L.GRU(3), L.Dense(2)]),
+    ((7, 5), lambda: [L.GRU(4, return_sequences=True, go_backwards=True, use_bias=False), L.SimpleRNN(3)]),
+    ((7, 5), lambda: [L.Bidirectional(L.LSTM(4, return_sequences=True)), L.Bidirectional(L.GRU(3))]),
+]
+
+
+@pytest.mark.parametrize(("shape", "layers"), LAYERS, ids=lambda value: "" if callable(value) else str(value))
+def test_layers_compute_what_keras_computes(shape: tuple[int, ...], layers: Callable[[], list[Any]]) -> None:
+    of(shape, *layers())
+
+
+def test_activations_compute_what_keras_computes() -> None:
+    names = """relu relu6 sigmoid tanh silu gelu elu selu celu mish softplus softsign hard_sigmoid hard_silu hard_tanh
+        leaky_relu log_sigmoid tanh_shrink exponential softmax log_softmax linear"""
+    for name in names.split():
+        of((6, 6, 3), L.Conv2D(4, 3, activation=name), L.Activation(name))
+
+
+def test_operations_and_merges_compute_what_keras_computes() -> None:
+    image = Input((8, 8, 3))
+    a, b = L.Conv2D(4, 3, padding="same")(image), L.Conv2D(4, 1)(image)
+    scale = L.Conv2D(4, 1, activation="sigmoid")(L.Reshape((1, 1, 4))(L.GlobalAveragePooling2D()(a)))
+    merges = [L.Add(), L.Multiply(), L.Average(), L.Maximum(), L.Minimum(), L.Subtract(), L.Concatenate()]
+    merged = [merge([a, b]) for merge in (*merges, L.Concatenate(axis=1))]
+    same(keras.Model(image, [*merged, L.Multiply()([a, scale]), (a + 3.0) * (1 / 6), 1.0 - b, a / 2, keras.ops.relu6(a)]))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_computes_what_keras_computes(causal: bool) -> None:
+    words = Input((7, 6))
+    heads = L.MultiHeadAttention(3, 4, value_dim=5)
+    attended = heads(words, words * 2.0, key=words - 1.0, use_causal_mask=causal)
+    same(keras.Model(words, L.LayerNormalization()(words + attended)))
+
+
+def test_a_recurrence_returns_its_states() -> None:
+    words = Input((7, 5))
+    same(keras.Model(words, L.LSTM(4, return_state=True)(words)))
+
+
+def test_shared_layers_and_models_stay_shared() -> None:
+    inner = keras.Sequential([Input((8, 8, 3)), L.Conv2D(4, 3, padding="same"), L.BatchNormalization()], name="inner")
+    shared = L.Conv2D(3, 3, padding="same", name="shared")
+    one, other = Input((8, 8, 3)), Input((8, 8, 3))
+    both = L.Concatenate()([inner(one), inner(shared(shared(other)))])
+    network = same(keras.Model([one, other], L.GlobalAveragePooling2D()(both)))
+    assert sum(name.endswith("weight") for name, _ in network.named_parameters()) == 3
+
+
+def test_a_shared_layer_that_needs_two_paddings_is_named() -> None:
+    shared = L.Conv2D(3, 3, strides=2, padding="same", name="shared")
+    one, other = Input((8, 8, 3)), Input((9, 9, 3))
+    with pytest.raises(UsageError, match="'shared' is shared by inputs of different sizes"):
+        build(keras.Model([one, other], [shared(one), shared(other)]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "message"),
+    [
+        ((8, 8, 3), lambda: L.UnitNormalization(name="unit"), r"layer 'unit' \(UnitNormalization\).*does not know"),
+        ((7,), lambda: L.Embedding(4, 3, mask_zero=True, name="words"), "layer 'words'.*masks are not supported"),
+        ((7, 5), lambda: L.GRU(4, reset_after=False, name="gru"), "layer 'gru'.*only reset_after=True"),
+        ((7, 5), lambda: L.LSTM(4, activation="relu", name="lstm"), "layer 'lstm'.*only activation='tanh'"),
+        ((8, 8, 3), lambda: L.UpSampling2D(2, interpolation="bicubic", name="up"), "layer 'up'.*'bicubic'"),
+        ((None, None, 3), lambda: L.Conv2D(3, 3, strides=2, padding="same"), "input of fixed size"),
+    ],
+)
+def test_what_cannot_be_converted_is_named(shape: Any, layer: Callable[[], Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(keras.Sequential([Input(shape), layer()]))
+
+
+def test_a_model_without_a_graph_says_what_to_do() -> None:
+    class Own(keras.Model):
+        pass
+
+    for model in (Own(name="own"), keras.Sequential([L.Dense(3)], name="open")):
+        with pytest.raises(UsageError, match=f"the model '{model.name}'.*or write the network in torch"):
+            build(model)
