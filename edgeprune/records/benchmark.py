@@ -123,9 +123,12 @@ class FileFigures:
 
 @dataclass(frozen=True)
 class OperatorChange:
-    """An operator that differs between two rows: how often it occurs and, with --layers, its summed time."""
+    """What differs between two rows: how often an operator occurs and, with --layers, its summed time.
 
-    kind: str
+    `name` is that of a kind of operator, or of a node.
+    """
+
+    name: str
     first_count: int
     second_count: int
     first_us: float | None = None
@@ -141,7 +144,8 @@ class FileComparison:
         second: the label of the second row.
         ratio: the second latency / the first, from processes that were interleaved.
         executed: whether `operators` are those that the runtimes execute, or those in the files.
-        operators: that differ, those with the largest difference first.
+        operators: kinds of operators that differ, those with the largest difference first.
+        nodes: the same of nodes, if most of them have the same names in both rows.
     """
 
     first: str
@@ -149,6 +153,7 @@ class FileComparison:
     ratio: Interval
     executed: bool
     operators: tuple[OperatorChange, ...]
+    nodes: tuple[OperatorChange, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

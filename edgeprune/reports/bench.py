@@ -15,7 +15,7 @@ from rich.table import Table
 
 from edgeprune.devices.validate import printable
 from edgeprune.errors import UsageError
-from edgeprune.records import Benchmark, FileComparison, FileFigures, Interval, OperatorChange, Samples
+from edgeprune.records import Benchmark, FileFigures, Interval, OperatorChange, Samples
 from edgeprune.storage import codec
 
 COLUMNS = 4  # files beside each other in one table
@@ -44,11 +44,15 @@ def tables(found: Benchmark) -> Iterator[tuple[str, Rows]]:
         part = found.files[start : start + COLUMNS]
         yield _device(part), _figures(part)
     for one in found.comparisons:
+        pair = f"{one.first} (first) and {one.second} (second)"
         if one.operators:
-            yield f"operators that differ, {'as executed' if one.executed else 'in the files'}", _changes(one)
+            where = "kinds of operators, as executed" if one.executed else "operators that differ, in the files"
+            yield f"{where}: {pair}", _changes("kind", one.operators)
+        if one.nodes:
+            yield f"nodes whose times differ most: {pair}", _changes("node", one.nodes)
     for row in found.files:
         if row.operators:
-            yield f"{row.label}: operators, by the profiler of {row.runtime}", _operators(row)
+            yield f"{row.label}: operators, as {row.runtime} times them", _operators(row)
 
 
 def notes(found: Benchmark) -> Iterator[str]:
@@ -58,16 +62,27 @@ def notes(found: Benchmark) -> Iterator[str]:
         if not one.operators and not one.executed:
             yield "both hold the same operators; --layers times each of them"
     for row in found.files:
-        for name, why in row.too_few.items():
-            yield f"{row.label}: no {name}: {why}; more: --time 2m"
-        if row.discarded:
-            yield f"{row.label}: {row.discarded} processes were disturbed, and their times discarded"
-        if row.disturbed:
-            reasons = ", ".join(sorted(set(row.disturbed)))
-            count = f"{len(row.disturbed)} of {row.processes} processes were disturbed: {reasons}"
-            yield f"{row.label}: too high, since {count}; stop other work, or wait for a calm moment: --patience 10m"
-        if row.emulated or row.simulated:
-            yield f"{row.label}: {'emulated' if row.emulated else 'simulated'}: not the figures of a physical device"
+        yield from _flaws(row)
+    if any(row.too_few for row in found.files):
+        yield "more timings: --time 2m"
+    if any(row.disturbed for row in found.files):
+        yield "disturbed figures are too high: stop other work, or have edgeprune wait for a calm moment: --patience 10m"
+
+
+def _flaws(row: FileFigures) -> Iterator[str]:
+    """What is wrong with the figures of a row."""
+    if row.processes == 1:
+        yield f"{row.label}: only one process was measured, so its median has no interval"
+    for name, why in row.too_few.items():
+        yield f"{row.label}: no {name}, for there are only {why}"
+    if row.discarded:
+        yield f"{row.label}: disturbed processes, discarded: {row.discarded}"
+    if row.disturbed:
+        reasons = ", ".join(sorted(set(row.disturbed)))
+        yield f"{row.label}: disturbed processes, used all the same: {len(row.disturbed)} of {row.processes} ({reasons})"
+    for kind in ("emulated", "simulated"):
+        if getattr(row, kind):
+            yield f"{row.label}: {kind}: not the figures of a physical device"
 
 
 def _device(part: Sequence[FileFigures]) -> str:
@@ -100,31 +115,31 @@ def _figures(part: Sequence[FileFigures]) -> Rows:
 
 
 def _interval(one: Interval, factor: float = 1.0) -> str:
-    """The estimate, with as many digits as tell its bounds apart, and its bounds."""
+    """The estimate and its bounds. A single process has no bounds."""
     low, mid, high = (factor * value for value in (one.low, one.mid, one.high))
     digits = 0 if mid >= 1000 else 1 if mid >= 100 else 2 if mid >= 10 else 3
-    return f"{mid:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+    return f"{mid:,.{digits}f}" + (f" [{low:,.{digits}f}, {high:,.{digits}f}]" if low < high else "")
 
 
 def _ratio(one: Interval) -> str:
-    return f"{one.mid:.3f} [{one.low:.3f}, {one.high:.3f}]"
+    return f"{one.mid:.3f}" + (f" [{one.low:.3f}, {one.high:.3f}]" if one.low < one.high else "")
 
 
 def _sense(one: Interval) -> str:
     """Which one is faster, if the interval says so."""
-    if one.low <= 1 <= one.high:
+    if one.low <= 1 <= one.high or one.low == one.high:
         return ": no difference that these timings can show"
     return f": {1 - one.mid:.1%} less" if one.mid < 1 else f": {one.mid - 1:.1%} more"
 
 
-def _changes(one: FileComparison) -> Rows:
-    timed = one.executed
-    head = ["operator", f"number: {one.first}", f"number: {one.second}"]
-    head += [f"µs: {one.first}", f"µs: {one.second}", "difference, µs"] * timed
+def _changes(what: str, changes: Sequence[OperatorChange]) -> Rows:
+    head = [what, "first", "second"]
+    if changes[0].first_us is not None:
+        head += ["first, µs", "second, µs", "difference, µs"]
     rows = [head]
-    for change in one.operators[:SHOWN_CHANGES]:
-        rows.append([_name(change.kind), str(change.first_count), str(change.second_count), *_spent(change)])
-    return rows + _more(len(one.operators) - SHOWN_CHANGES, len(head))
+    for change in changes[:SHOWN_CHANGES]:
+        rows.append([_name(change.name), str(change.first_count), str(change.second_count), *_spent(change)])
+    return rows + _more(len(changes) - SHOWN_CHANGES, len(head))
 
 
 def _spent(change: OperatorChange) -> list[str]:
@@ -174,7 +189,7 @@ def trace(found: Benchmark, samples: Sequence[Samples]) -> str:
     """The operators in the order of execution, as Chrome's trace format: a process for each row."""
     events: list[dict[str, object]] = []
     for pid, row in enumerate(found.files):
-        name = f"{row.label}: {row.runtime} {row.runtime_version} on {row.target}"
+        name = f"{row.label}: {row.runtime} {row.runtime_version}"
         events.append({"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": name}})
         at = 0.0
         for one in row.operators:

@@ -8,7 +8,7 @@ import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -34,13 +34,13 @@ from edgeprune.records import (
     FileFigures,
     Interval,
     ModelFile,
-    OperatorChange,
-    OperatorTime,
+    Run,
     Samples,
     Target,
 )
 from edgeprune.records.budget import time_text
 from edgeprune.runtimes import files
+from edgeprune.stages import operators
 
 SCHEMA = 1  # of the record; changes when a key changes its meaning
 NATIVE = {
@@ -53,6 +53,7 @@ TAIL = 0.975  # confidence of each bound of a quantile's interval, which is then
 NARROW = 0.01  # half of an interval, relative: the measurement is then decided
 LEAST_ROUNDS = 6  # before an interval of process medians counts
 WARM_UP_S = LIMITS.warmup_s / 4  # it mostly ends long before its limit
+LABEL_CHARS = 200
 ODD = (struct.error, LookupError, ValueError, TypeError, AttributeError)  # what a damaged flatbuffer raises
 UNUSABLE = ("load", "run", "killed", "memory")  # failures of a device that are the file's fault
 
@@ -138,10 +139,12 @@ def _labels(pairs: Sequence[tuple[Path, str]]) -> list[str]:
     """Short names of the rows: the file's name, its path where two share a name, and the target where there are several."""
     names = Counter(path.name for path in dict.fromkeys(path for path, _ in pairs))
     several = len({target for _, target in pairs}) > 1
-    found = []
+    found: list[str] = []
     for path, target in pairs:
         name = path.name if names[path.name] == 1 else str(path)
-        found.append(printable(f"{name} on {target}" if several else name, 200))
+        label = printable(f"{name} on {target}" if several else name, LABEL_CHARS)
+        again = sum(one == label or one.startswith(f"{label} (") for one in found)
+        found.append(f"{label} ({again + 1})" if again else label)
     return found
 
 
@@ -164,9 +167,9 @@ def measure(
         )
         samples = until(rounds.take, rounds.decided, LIMITS.bench_processes, seconds=asked.seconds)
         rows = tuple(rounds.figures(i, samples[i]) for i in range(len(found)))
+        compared = tuple(_comparison(found, rows, i, rounds.ratio(i, samples)) for i in range(1, len(rows)))
     watch.done("bench", f"{sum(row.processes for row in rows)} processes")
-    compared = [_comparison(found, rows, samples, i, asked.layers) for i in range(1, len(rows))]
-    return Benchmark(SCHEMA, rows, tuple(compared)), samples
+    return Benchmark(SCHEMA, rows, compared), samples
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,9 @@ class _Rounds:
         self._taken: list[list[Measured]] = [[] for _ in staged]
         self._rates: list[list[float]] = [[] for _ in staged]
         self._discarded = [0 for _ in staged]
+        self._pairs: dict[int, list[tuple[Run, Run]]] = {
+            i: [] for i, one in enumerate(staged) if i and _share_a_process(staged[0].subject, one.subject)
+        }
         self._number, self._began = 0, time.monotonic()
 
     def take(self, so_far: list[Samples]) -> list[Samples]:
@@ -223,8 +229,27 @@ class _Rounds:
         order = range(len(self._staged))
         for i in order if self._number % 2 == 0 else reversed(order):
             self._take(i)
+        for i in self._pairs:
+            self._take_pair(i)
         self._number += 1
         return [Samples((own[-1].run,)) for own in self._taken]
+
+    def _take_pair(self, i: int) -> None:
+        """Subject `i` and the first one, interleaved in one process. Each is loaded first in every second one."""
+        first, second = self._staged[0], self._staged[i]
+        batch = [first.model, second.model]
+        turned = self._number % 2
+        bench = self._boards.bench(first.subject.target)
+        (measured,) = bench.measure([batch[::-1] if turned else batch], first.inputs, timed_s=LIMITS.timed_s / 2)
+        runs = [one.run for one in measured]
+        self._pairs[i].append((runs[turned], runs[1 - turned]))
+
+    def ratio(self, i: int, samples: Sequence[Samples]) -> Interval:
+        """The latency of subject `i` / that of the first one. Processes that hold both are best: disturbances affect both."""
+        if i in self._pairs:
+            first, second = (Samples(runs) for runs in zip(*self._pairs[i], strict=True))
+            return stats.ratio(second, first)
+        return stats.ratio(samples[i], samples[0])
 
     def _take(self, i: int) -> None:
         one = self._staged[i]
@@ -262,7 +287,7 @@ class _Rounds:
             return False
         if count >= SETTLED and all(stats.full_range(one) <= NARROW / 2 for one in samples):
             return True
-        intervals = [stats.latency(one) for one in samples] + [stats.ratio(one, samples[0]) for one in samples[1:]]
+        intervals = [*map(stats.latency, samples), *(self.ratio(i, samples) for i in range(1, len(samples)))]
         return count >= LEAST_ROUNDS and all(one.high - one.low <= 2 * NARROW * one.mid for one in intervals)
 
     def _lacks(self, samples: Samples, q: float) -> bool:
@@ -304,7 +329,9 @@ class _Rounds:
             timings=sum(len(run.times_ns) for run in samples.runs),
             discarded=self._discarded[i],
             disturbed=tuple(run.disturbed for run in samples.runs if run.disturbed),
-            operators=_operators(one.target.runtime, taken) if asked.layers else (),
+            operators=operators.timed(one.target.runtime, [measured.operators for measured in taken])
+            if asked.layers
+            else (),
         )
 
 
@@ -334,52 +361,24 @@ def _refused(subject: Subject, error: Refusal) -> Exception:
     return usage_error(f"{text}: {error.kind}: {printable(''.join(last).strip(), 500)}")
 
 
-def _operators(runtime: str, taken: Sequence[Measured]) -> tuple[OperatorTime, ...]:
-    """The median time of each node over the processes. All processes execute the same nodes in the same order."""
-    nodes = taken[0].operators
-    alike = [one.operators for one in taken if [n.name for n in one.operators] == [n.name for n in nodes]]
-    times = [median(operators[i].ns for operators in alike) for i in range(len(nodes))]
-    total = max(sum(times), 1)
-    names = [name for name, _ in runtimes.host(runtime).node_times(nodes)]
-    return tuple(
-        OperatorTime(name, node.kind or "unknown", ns / 1e3, ns / total)
-        for name, node, ns in zip(names, nodes, times, strict=True)
+def _share_a_process(first: Subject, second: Subject) -> bool:
+    """Whether both may run in one process: on one target, with the same inputs."""
+    return first.target == second.target and (
+        len(first.inputs) == len(second.inputs)
+        and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(first.inputs, second.inputs, strict=True))
     )
 
 
-def _comparison(
-    found: Sequence[Subject], rows: Sequence[FileFigures], samples: Sequence[Samples], i: int, executed: bool
-) -> FileComparison:
+def _comparison(found: Sequence[Subject], rows: Sequence[FileFigures], i: int, ratio: Interval) -> FileComparison:
     """Row `i` compared with the first row."""
+    first, second = rows[0], rows[i]
+    executed = bool(first.operators)
     if executed:
-        changes = executed_changes(rows[0].operators, rows[i].operators)
+        kinds = operators.executed_changes(first.operators, second.operators)
     else:
-        changes = stored_changes(found[0].file.operators, found[i].file.operators)
-    return FileComparison(rows[0].label, rows[i].label, stats.ratio(samples[i], samples[0]), executed, changes)
-
-
-def stored_changes(first: Mapping[str, int], second: Mapping[str, int]) -> tuple[OperatorChange, ...]:
-    """The operators that two files hold in different numbers."""
-    found = [
-        OperatorChange(kind, first.get(kind, 0), second.get(kind, 0))
-        for kind in dict.fromkeys([*first, *second])
-        if first.get(kind, 0) != second.get(kind, 0)
-    ]
-    return tuple(sorted(found, key=lambda one: -abs(one.second_count - one.first_count)))
-
-
-def executed_changes(first: Sequence[OperatorTime], second: Sequence[OperatorTime]) -> tuple[OperatorChange, ...]:
-    """Every kind of operator that is executed, with its number and its summed time in both rows."""
-    counts = [Counter(one.kind for one in row) for row in (first, second)]
-    spent = [
-        {kind: sum(one.us for one in row if one.kind == kind) for kind in counts[0] | counts[1]}
-        for row in (first, second)
-    ]
-    found = [
-        OperatorChange(kind, counts[0][kind], counts[1][kind], spent[0][kind], spent[1][kind])
-        for kind in counts[0] | counts[1]
-    ]
-    return tuple(sorted(found, key=lambda one: -abs(spent[1][one.kind] - spent[0][one.kind])))
+        kinds = operators.stored_changes(found[0].file.operators, found[i].file.operators)
+    nodes = operators.same_nodes(first.operators, second.operators)
+    return FileComparison(first.label, second.label, ratio, executed, kinds, nodes)
 
 
 def forecast(asked: Asked, found: Sequence[Subject]) -> list[str]:
