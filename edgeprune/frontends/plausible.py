@@ -69,7 +69,7 @@ def _weights(project: Project) -> str:
 def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor) -> float | None:
     """The metric of shuffled outputs, if `value` is not surely better; else None.
 
-    A metric that does not depend on the targets cannot be judged.
+    A metric that does not depend on the targets cannot be judged. Agreement depends on them.
     """
     random, dims = torch.Generator().manual_seed(0), metric.structure.batch_dims
     found: list[float] = []
@@ -83,6 +83,6 @@ def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: 
     if len(found) < FEWEST or value > fmean(found) + SURE * pstdev(found):
         return None
     with suppress(UsageError):
-        if not pstdev(found) and metric(outputs, targets[:1].expand_as(targets)) == value:
+        if not metric.is_agreement and not pstdev(found) and metric(outputs, targets[:1].expand_as(targets)) == value:
             return None
     return fmean(found)
