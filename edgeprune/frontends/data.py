@@ -17,7 +17,7 @@ from torch import Tensor
 from edgeprune.errors import UsageError
 from edgeprune.frontends import agreement
 from edgeprune.frontends.calls import calls, first
-from edgeprune.frontends.model import batch_dims, finite, input_names, kind, size_of, tensors
+from edgeprune.frontends.model import batch_dims, finite, input_names, kind, size_of, tensor_of, tensors
 from edgeprune.frontends.randomness import Generators, seeded
 from edgeprune.limits import LIMITS
 from edgeprune.network.outputs import ONE_TENSOR, Flat, Structure, main_of
@@ -217,7 +217,7 @@ class Split:
             raise UsageError(
                 f"{where} lacks the input {', '.join(missing)}, which {self._project.model.inputs.where} has"
             )
-        more = [str(name) for name, value in given.items() if isinstance(value, Tensor) and name not in self._names]
+        more = [str(name) for name, value in given.items() if tensor_of(value) is not None and name not in self._names]
         if more:
             raise UsageError(
                 f"{where} has the tensor {', '.join(more)}, which {self._project.model.inputs.where} lacks;"
@@ -240,12 +240,15 @@ class Split:
         where = f"{self._where}: batch {number}"
         given, targets = self._pair(batch, number)  # again, since [data] clean may return anything
         inputs = tensors(self._by_position(given, where) if isinstance(given, Mapping) else given)
-        if inputs is None or not isinstance(targets, Tensor):
+        wanted = tensor_of(targets)
+        if inputs is None or wanted is None:
             raise UsageError(
                 f"{where} holds {kind(given)} and {kind(targets)}; give a tensor, a tuple or a dict of tensors, and a tensor"
             )
+        if not isinstance(targets, Tensor) and wanted.dtype == torch.uint8:  # classes: torch wants them as int64
+            wanted = wanted.long()
         dims = (*self.dims(len(inputs)), self.target_dim)
-        sizes = [size_of(tensor, dim) for tensor, dim in zip((*inputs, targets), dims, strict=True)]
+        sizes = [size_of(tensor, dim) for tensor, dim in zip((*inputs, wanted), dims, strict=True)]
         if len(set(sizes)) > 1 or not (sizes[0] or self._cleaner):
             key = self._project.where("data", "batch_dims")
             raise UsageError(
@@ -254,7 +257,7 @@ class Split:
             )
         if not all(map(finite, inputs)):
             raise UsageError(f"{where} has NaN or infinity in its inputs; clean the data")
-        return inputs, targets.detach().cpu()
+        return inputs, wanted
 
 
 def _made_by(function: Function) -> Callable[..., Any]:

@@ -268,10 +268,29 @@ def batch_dims(project: Project, inputs: int) -> tuple[tuple[int, ...], int]:
 
 
 def tensors(value: Any) -> tuple[Tensor, ...] | None:
-    """A tensor, or a sequence or mapping of tensors, as a tuple on the CPU; None for anything else."""
+    """A tensor or an array, or a sequence or mapping of these, as a tuple on the CPU; None for anything else."""
     value = tuple(value.values()) if isinstance(value, Mapping) else value
-    given = (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, tuple | list) else ()
-    return tuple(t.detach().cpu() for t in given) if given and all(isinstance(t, Tensor) for t in given) else None
+    given = value if isinstance(value, tuple | list) else (value,)
+    found = [one for one in map(tensor_of, given) if one is not None]
+    return tuple(found) if found and len(found) == len(given) else None
+
+
+def tensor_of(value: Any) -> Tensor | None:
+    """A tensor on the CPU; None if the value is neither a tensor nor an array of numbers.
+
+    Arrays of NumPy, and those of TensorFlow or JAX, have torch's usual types then: float32 for float64, and int64 for integers
+    that are no bytes.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if not hasattr(value, "__array__") or isinstance(value, np.generic):
+        return None
+    array = np.array(value)
+    if array.dtype.kind not in "biuf":
+        return None
+    if array.dtype.kind in "iu" and array.dtype != np.uint8:
+        return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
 
 
 def size_of(tensor: Tensor, dim: int) -> int:
