@@ -182,7 +182,11 @@ def _pool(call: Call) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int,
 @converts("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
 def global_mean(call: Call) -> Built:
     """The mean over all positions."""
-    return _global(call, torch.mean)
+    if call.spatial != 2 or call.first.order != call.order:
+        return _global(call, torch.mean)
+    pool = nn.AdaptiveAvgPool2d(1)  # all runtimes have it as one operator
+    kept = call.layer.keepdims
+    return Built(pool, call.order, call.order if kept else "last", after=None if kept else nn.Flatten())
 
 
 @converts("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D")
