@@ -27,32 +27,38 @@ Rows = list[list[str]]  # of a table; the first one is its head
 
 def show(found: Benchmark, console: Console) -> None:
     """Print the figures, then the comparisons, then the operators."""
+
+    def put(line: str) -> None:
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
     for title, rows in tables(found):
-        shown = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left")
+        for line in title:
+            put(line)
+        shown = Table(box=box.SIMPLE_HEAD)
         for i, heading in enumerate(rows[0]):
-            shown.add_column(escape(heading), justify="right" if i else "left", overflow="fold")
+            shown.add_column(escape(printable(heading)), justify="right" if i else "left", overflow="fold")
         for row in rows[1:]:
-            shown.add_row(*map(escape, row))
+            shown.add_row(*(escape(printable(cell)) for cell in row))
         console.print(shown)
     for line in notes(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        put(line)
 
 
-def tables(found: Benchmark) -> Iterator[tuple[str, Rows]]:
-    """Pairs of a title and a table."""
+def tables(found: Benchmark) -> Iterator[tuple[list[str], Rows]]:
+    """Pairs of a title, in lines, and a table."""
     for start in range(0, len(found.files), COLUMNS):
         part = found.files[start : start + COLUMNS]
-        yield _device(part), _figures(part)
+        yield _devices(part), _figures(part)
     for one in found.comparisons:
         pair = f"{one.first} (first) and {one.second} (second)"
         if one.operators:
             where = "kinds of operators, as executed" if one.executed else "operators that differ, in the files"
-            yield f"{where}: {pair}", _changes("kind", one.operators)
+            yield [f"{where}: {pair}"], _changes("kind", one.operators)
         if one.nodes:
-            yield f"nodes whose times differ most: {pair}", _changes("node", one.nodes)
+            yield [f"nodes whose times differ most: {pair}"], _changes("node", one.nodes)
     for row in found.files:
         if row.operators:
-            yield f"{row.label}: operators, as {row.runtime} times them", _operators(row)
+            yield [f"{row.label}: operators, as {row.runtime} times them"], _operators(row)
 
 
 def notes(found: Benchmark) -> Iterator[str]:
@@ -85,12 +91,12 @@ def _flaws(row: FileFigures) -> Iterator[str]:
             yield f"{row.label}: {kind}: not the figures of a physical device"
 
 
-def _device(part: Sequence[FileFigures]) -> str:
+def _devices(part: Sequence[FileFigures]) -> list[str]:
     known = dict.fromkeys(
         f"{row.target}: {row.runtime} {row.runtime_version}, {row.threads} thread{'s' * (row.threads > 1)}, {row.cpu}"
         for row in part
     )
-    return "\n".join(known)
+    return list(known)
 
 
 def _figures(part: Sequence[FileFigures]) -> Rows:
@@ -250,7 +256,12 @@ def markdown(found: Benchmark, samples: Sequence[Samples]) -> str:
     """The tables that are printed."""
     parts = []
     for title, rows in tables(found):
-        lines = [f"**{_markdown(title)}**", "", _line(rows[0]), _line(["---", *["---:"] * (len(rows[0]) - 1)], str)]
+        lines = [
+            f"**{'; '.join(map(_markdown, title))}**",
+            "",
+            _line(rows[0]),
+            _line(["---", *["---:"] * (len(rows[0]) - 1)], str),
+        ]
         parts.append("\n".join([*lines, *map(_line, rows[1:])]))
     return "\n\n".join([*parts, "\n".join(f"- {_markdown(line)}" for line in notes(found))]).strip() + "\n"
 
@@ -261,8 +272,8 @@ def _line(cells: Sequence[str], text: Callable[[str], str] | None = None) -> str
 
 def _markdown(text: str) -> str:
     """Text that Markdown shows as it is."""
-    escaped = "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in text)
-    return escaped.replace("&", "&amp;").replace("\n", "; ")
+    escaped = "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in printable(text))
+    return escaped.replace("&", "&amp;")
 
 
 WITH_LAYERS = "trace.json", "layers.csv"

@@ -8,7 +8,8 @@ import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import Watch
 from edgeprune.records import (
     Benchmark,
+    Device,
     FileComparison,
     FileFigures,
     Interval,
@@ -219,6 +221,7 @@ class _Rounds:
         self._taken: list[list[Measured]] = [[] for _ in staged]
         self._rates: list[list[float]] = [[] for _ in staged]
         self._discarded = [0 for _ in staged]
+        self._devices: dict[int, Device] = {}
         self._pairs: dict[int, list[tuple[Run, Run]]] = {
             i: [] for i, one in enumerate(staged) if i and _share_a_process(staged[0].subject, one.subject)
         }
@@ -240,7 +243,8 @@ class _Rounds:
         batch = [first.model, second.model]
         turned = self._number % 2
         bench = self._boards.bench(first.subject.target)
-        (measured,) = bench.measure([batch[::-1] if turned else batch], first.inputs, timed_s=LIMITS.timed_s / 2)
+        with _blamed(second.subject):
+            (measured,) = bench.measure([batch[::-1] if turned else batch], first.inputs, timed_s=LIMITS.timed_s / 2)
         runs = [one.run for one in measured]
         self._pairs[i].append((runs[turned], runs[1 - turned]))
 
@@ -255,13 +259,11 @@ class _Rounds:
         one = self._staged[i]
         bench = self._boards.bench(one.subject.target)
         before = bench.discarded
-        try:
+        with _blamed(one.subject):
             ((measured,),) = bench.measure([[one.model]], one.inputs, profiled=self._asked.layers)
-            rate = self._rate(bench, one, measured)
-        except Refusal as error:
-            raise _refused(one.subject, error) from error
+            self._rates[i].append(self._rate(bench, one, measured))
         self._taken[i].append(measured)
-        self._rates[i].append(rate)
+        self._devices[i] = bench.device
         self._discarded[i] += bench.discarded - before
         if self._number == 0:
             self._watch.note(
@@ -300,7 +302,7 @@ class _Rounds:
         """The row of a subject."""
         one, asked = self._staged[i].subject, self._asked
         taken = self._taken[i]
-        device = self._boards.bench(one.target).device
+        device = self._devices[i]
         tails = {name: _quantile(samples, q) for name, q in QUANTILES.items()}
         loads = [measured.load_ns for measured in taken if measured.load_ns is not None]
         return FileFigures(
@@ -352,13 +354,17 @@ def _described(array: np.ndarray) -> str:
     return f"{array.dtype.name} {'x'.join(map(str, array.shape)) or 'of a single value'}"
 
 
-def _refused(subject: Subject, error: Refusal) -> Exception:
+@contextmanager
+def _blamed(subject: Subject) -> Iterator[None]:
     """A file that the runtime cannot run is a wrong file, and no fault of the device."""
-    if error.kind not in UNUSABLE:
-        return error
-    last = [line for line in error.message.replace("\\n", "\n").splitlines() if line.strip()][-1:]
-    text = f"{subject.file.path}: {subject.target.runtime} on {subject.target.name} cannot run it"
-    return usage_error(f"{text}: {error.kind}: {printable(''.join(last).strip(), 500)}")
+    try:
+        yield
+    except Refusal as error:
+        if error.kind not in UNUSABLE:
+            raise
+        last = [line for line in error.message.replace("\\n", "\n").splitlines() if line.strip()][-1:]
+        text = f"{subject.file.path}: {subject.target.runtime} on {subject.target.name} cannot run it"
+        raise usage_error(f"{text}: {error.kind}: {printable(''.join(last).strip(), 500)}") from error
 
 
 def _share_a_process(first: Subject, second: Subject) -> bool:

@@ -14,6 +14,7 @@ from edgeprune.storage.store import read_capped
 DTYPES = {"boolean": "bool", "f16": "float16", "f32": "float32", "f64": "float64"} | {
     f"{short}{bits}": f"{long}{bits}" for short, long in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)
 }
+DIGITS = 18  # of a size
 NO_OPERATORS = "Parameter", "Const", "Result"
 
 
@@ -83,4 +84,6 @@ class _Reader:
         sizes = [part.strip() for part in shape.split(",")] if shape.strip() else []
         if sizes == ["..."]:
             return TensorSpec(name, DTYPES.get(dtype, dtype), None)
-        return TensorSpec(name, DTYPES.get(dtype, dtype), tuple(int(s) if s.isdecimal() else "?" for s in sizes))
+        return TensorSpec(
+            name, DTYPES.get(dtype, dtype), tuple(int(s) if s.isdecimal() and len(s) <= DIGITS else "?" for s in sizes)
+        )

@@ -1,0 +1,144 @@
+"""What model files say about themselves, and which files are refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from modelfiles import save, with_external, write_ir, write_onnx, write_tflite
+from onnx import TensorProto, helper
+
+from edgeprune.errors import SecurityError, UsageError
+from edgeprune.limits import Limits
+from edgeprune.records import TensorSpec
+from edgeprune.runtimes import files
+
+
+def test_an_onnx_file_gives_inputs_outputs_and_operators(tmp_path: Path) -> None:
+    found = files.read(write_onnx(tmp_path / "m.onnx", shape=("batch", 3, 8, 8)))
+    assert found.inputs == (TensorSpec("x", "float32", ("batch", 3, 8, 8)),)
+    assert (found.outputs, found.operators, found.precision) == (("y",), {"Conv": 1, "Relu": 1}, "fp32")
+    assert found.size_bytes == (tmp_path / "m.onnx").stat().st_size
+
+
+def test_openvinos_format_gives_inputs_and_its_weights(tmp_path: Path) -> None:
+    found = files.read(write_ir(tmp_path / "m.xml", shape="?,3,8..16,8", element="i64"))
+    assert found.inputs == (TensorSpec("x", "int64", ("?", 3, "?", 8)),)
+    assert found.operators == {"ReLU": 1} and found.outputs == ("y",)
+    assert found.files == (tmp_path / "m.xml", tmp_path / "m.bin")
+
+
+def test_a_tflite_file_gives_open_dimensions(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    found = files.read(write_tflite(tmp_path / "m.tflite", (1, 16), (-1, 16)))
+    assert found.inputs == (TensorSpec("x", "float32", ("?", 16)),) and found.operators == {"TANH": 1}
+    assert files.read(write_tflite(tmp_path / "n.tflite")).inputs[0].shape == (1, 16)
+
+
+def test_weights_beside_an_onnx_file_belong_to_it(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(192))
+    found = files.read(with_external(tmp_path / "m.onnx", "w.bin"))
+    assert found.files == (tmp_path / "m.onnx", tmp_path / "w.bin")
+    assert found.size_bytes == (tmp_path / "m.onnx").stat().st_size + 192
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/../../w.bin", "", "link.bin", "w\x00.bin"])
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(192))
+    folder = tmp_path / "model"
+    (folder / "a").mkdir(parents=True)
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    with pytest.raises(SecurityError, match="outside the file's folder") as refused:
+        files.read(with_external(folder / "m.onnx", location))
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("location", "length", "reason"),
+    [
+        ("none.bin", "192", "is missing"),
+        ("w.bin", "1000", "is truncated"),
+        ("w.bin", "many", "no valid offset"),
+        ("sub/w.bin", "192", "export it to a file beside the model"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_named(tmp_path: Path, location: str, length: str, reason: str) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(192))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "w.bin").write_bytes(bytes(192))
+    with pytest.raises(UsageError, match=reason):
+        files.read(with_external(tmp_path / "m.onnx", location, length=length))
+
+
+def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:
+    content = write_onnx(tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(content[:-20])
+    write_ir(tmp_path / "m.xml").write_text((tmp_path / "m.xml").read_text()[:-9])
+    for name in ("m.onnx", "m.xml"):
+        with pytest.raises(UsageError, match="truncated") as refused:
+            files.read(tmp_path / name)
+        assert str(refused.value).startswith(str(tmp_path / name)) and str(refused.value).isprintable()
+
+
+def test_no_damage_of_a_tflite_file_is_more_than_one_line(tmp_path: Path) -> None:
+    """Every cut, and many bytes that point elsewhere."""
+    pytest.importorskip("ai_edge_litert")
+    path = write_tflite(tmp_path / "m.tflite")
+    content, random = path.read_bytes(), np.random.default_rng(0)
+    damaged = [content[:size] for size in range(0, len(content), 7)]
+    for _ in range(300):
+        bytes_ = bytearray(content)
+        bytes_[int(random.integers(8, len(bytes_)))] = int(random.integers(256))
+        damaged.append(bytes(bytes_))
+    refused = []
+    for one in damaged:
+        path.write_bytes(one)
+        with suppress(UsageError):
+            files.read(path)
+            continue
+        refused.append(one)
+    assert len(refused) > 100
+
+
+@pytest.mark.parametrize(
+    ("element", "reason"),
+    [(TensorProto.STRING, "string"), (TensorProto.BFLOAT16, "bfloat16"), (TensorProto.INT4, "int4")],
+)
+def test_inputs_that_no_array_can_feed_are_refused(tmp_path: Path, element: int, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"of type {reason}"):
+        files.read(write_onnx(tmp_path / "m.onnx", element=element))
+
+
+def test_an_input_that_is_a_sequence_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [1])
+    output = helper.make_tensor_value_info("y", TensorProto.INT64, [])
+    with pytest.raises(UsageError, match="is sequence, not a tensor"):
+        files.read(save(tmp_path / "m.onnx", helper.make_graph([], "g", [value], [output])))
+
+
+def test_an_input_without_values_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1x0x8x8, which holds no values"):
+        files.read(write_onnx(tmp_path / "m.onnx", shape=(1, 0, 8, 8)))
+
+
+def test_xml_with_a_document_type_is_refused_before_it_grows(tmp_path: Path) -> None:
+    entities = "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">' for i in range(9))
+    head = f'<!DOCTYPE net [<!ENTITY e0 "x">{entities}]>'
+    with pytest.raises(UsageError, match="document type"):
+        files.read(write_ir(tmp_path / "m.xml", head=head))
+
+
+def test_a_file_over_the_cap_is_refused_without_reading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_onnx(tmp_path / "m.onnx")
+    monkeypatch.setattr("edgeprune.runtimes.files.onnx.LIMITS", Limits(model_bytes=100))
+    with pytest.raises(UsageError, match="over 100 bytes"):
+        files.read(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.tflite"])
+def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no model")
+    with pytest.raises(UsageError, match=r"model file|TFLite"):
+        files.read(tmp_path / name)
