@@ -17,6 +17,7 @@ from typing import Any, Literal
 from edgeprune.errors import UsageError
 from edgeprune.frontends.functions import guarded
 from edgeprune.frontends.sources import installed
+from edgeprune.records import Function
 from edgeprune.storage.store import file_sha256
 
 Made = Literal["network", "example_inputs"]
@@ -29,14 +30,17 @@ class Format:
     Attributes:
         module: has the functions `network(path)` -> nn.Module and `example_inputs(path)`, as `[model] inputs` returns them.
         packages: whose versions the network depends on.
+        sized: whether `network` also takes the user's example inputs, which give dynamic dimensions their sizes.
     """
 
     module: str
     packages: tuple[str, ...]
+    sized: bool = False
 
 
 FORMATS: Mapping[str, Format] = {  # by the key of [model]
     "keras": Format("edgeprune.frontends.keras", ("keras",)),
+    "onnx": Format("edgeprune.frontends.onnx", ("onnx",), sized=True),
 }
 
 
@@ -49,12 +53,14 @@ class FileModel:
         key: the key of `[model]`.
         file: the model file, or the folder.
         made: what the function makes.
+        inputs: the user's function of example inputs, if there is one.
     """
 
     where: str
     key: str
     file: Path
     made: Made
+    inputs: Function | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +71,9 @@ class FileModel:
         """See `records.Function.load`."""
         if not self.file.exists():
             raise UsageError(f"{self.where}: {self.file} does not exist; correct the path")
-        return partial(getattr(import_module(FORMATS[self.key].module), self.made), self.file)
+        function = partial(getattr(import_module(FORMATS[self.key].module), self.made), self.file)
+        inputs = self.inputs if FORMATS[self.key].sized and self.made == "network" else None
+        return function if inputs is None else lambda: function(inputs.load()())
 
     def sources(self) -> Mapping[str, str]:
         """See `records.Function.sources`."""

@@ -61,6 +61,7 @@ class _Model(Section):
     inputs: Reference | None = None
     weights: Annotated[Text | None, Field(description="the path of a file")] = None
     keras: Annotated[Text | None, Field(description="the path of a .keras or .h5 file")] = None
+    onnx: Annotated[Text | None, Field(description="the path of a .onnx file")] = None
 
 
 class _Data(Section):
@@ -215,7 +216,7 @@ def _model(source: Source, given: _Model) -> ModelSection:
         (key, name), *_ = files.items()
         path = source.folder / name
         made = partial(FileModel, f"{where(key)} = {name!r}", key, path)
-        functions = made("network"), values["inputs"] or made("example_inputs")
+        functions = made("network", values["inputs"]), values["inputs"] or made("example_inputs")
     elif given.factory is None or given.inputs is None:
         missing = "factory" if given.factory is None else "inputs"
         others = f"; or name a model file: {', '.join(FORMATS)}" if FORMATS and missing == "factory" else ""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from edgeprune.frontends.onnx import patterns
 from edgeprune.frontends.onnx.build import Builder, FixedBatchError
-from edgeprune.frontends.onnx.check import require_equal
+from edgeprune.frontends.onnx.check import distance, follows_batch, outputs_of, runtime_outputs, tried_inputs
+from edgeprune.frontends.onnx.check import HALF_TOLERANCE, TOLERANCE
 from edgeprune.frontends.onnx.file import Graph, Input, read
 from edgeprune.frontends.onnx.module import OnnxNetwork
 from edgeprune.frontends.onnx.operators import OPERATORS
@@ -39,36 +40,51 @@ def network(path: Path, inputs: Any = None) -> OnnxNetwork:
         log.info("%s", note)
     shapes = _shapes(graph, inputs)
     made = converted(graph, shapes)
-    require_equal(graph, made, shapes)
+    _require_equal(graph, made, shapes)
     return made
 
 
 def example_inputs(path: Path) -> tuple[Tensor, ...]:
-    """Inputs for a file: random real numbers, and zeros of other types. A dynamic batch is 1.
+    """Inputs for a file: random numbers, and zeros and ones of other types. A dynamic batch is 1.
 
     Raises:
         UsageError: the file has other dynamic dimensions, or is damaged.
     """
     graph = read(path)
-    return made_inputs(graph.inputs, _shapes(graph, None))
-
-
-def made_inputs(inputs: Sequence[Input], shapes: Shapes) -> tuple[Tensor, ...]:
-    """Inputs of these shapes; the same on every call."""
-    random = torch.Generator().manual_seed(0)
-    return tuple(
-        torch.randn(shape, generator=random) if given.dtype.is_floating_point else torch.zeros(shape, dtype=given.dtype)
-        for given, shape in zip(inputs, shapes, strict=True)
-    )
+    return tried_inputs(graph.inputs, _shapes(graph, None))
 
 
 def converted(graph: Graph, shapes: Shapes) -> OnnxNetwork:
     """The module of a graph, for any batch size if the file allows it."""
+    why = "its outputs depend on the whole batch"
     try:
-        return _converted(graph, [(shape, (2 * shape[0], *shape[1:])) if shape else (shape, shape) for shape in shapes])
+        made = _converted(graph, [(shape, (2 * shape[0], *shape[1:])) if shape else (shape, shape) for shape in shapes])
+        if follows_batch(made, graph.inputs, shapes):
+            return made
     except FixedBatchError as error:
-        log.info("%s: the network takes the batch size %d only: %s", graph.path.name, shapes[0][0], error)
+        why = str(error)
+    log.info("%s: the network takes a batch of %d only: %s", graph.path.name, shapes[0][0] if shapes[0] else 1, why)
     return _converted(graph, [(shape,) for shape in shapes])
+
+
+def _require_equal(graph: Graph, made: OnnxNetwork, shapes: Shapes) -> None:
+    """Raises `UsageError` if the module computes something else than the file. The message names the first node that does."""
+    inputs = tried_inputs(graph.inputs, shapes)
+    expected = runtime_outputs(graph, inputs)
+    if expected is None:
+        return
+    tolerance = HALF_TOLERANCE if graph.notes else TOLERANCE
+    distances = [distance(*pair) for pair in zip(expected, outputs_of(made, inputs), strict=True)]
+    if max(distances) <= tolerance:
+        return
+    names = [name for node in graph.nodes for name in node.outputs if name]
+    alone = runtime_outputs(graph, inputs, names) or []
+    every = _converted(replace(graph, outputs=tuple(names)), [(shape,) for shape in shapes])
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    for name, theirs, ours in zip(names, alone, outputs_of(every, inputs), strict=False):
+        if distance(theirs, ours) > tolerance:
+            raise graph.refused(f"{makers[name]} computes something else in torch than in ONNX Runtime; please report it")
+    raise graph.refused(f"the outputs differ from ONNX Runtime's by {max(distances):.1e}; please report it")
 
 
 def _converted(graph: Graph, shapes: Sequence[Sequence[tuple[int, ...]]]) -> OnnxNetwork:

@@ -42,16 +42,25 @@ def shapes_after(b: Builder, x: Value, wanted: Sequence[Shape], allow_zero: bool
 
 
 def _grown(b: Builder, before: Shape, larger: Shape, after: Shape) -> list[int]:
-    """`after` for a larger batch: before it, the sizes of the samples' dimension multiply to the same."""
+    """`after` for a larger batch.
+
+    The samples have a place in the order of the elements: so many elements come before them. A dimension of `after` may begin
+    there, or end there. One that has the size of the batch is taken first, and the last dimension last: it holds channels.
+    """
     changed = [dim for dim, (a, c) in enumerate(zip(before, larger, strict=True)) if a != c]
-    if len(changed) == 1:
-        ahead = math.prod(before[: changed[0]])
-        factor = larger[changed[0]] // before[changed[0]]
-        fitting = [dim for dim in range(len(after)) if math.prod(after[:dim]) == ahead]
-        if fitting:
-            dim = next((dim for dim in fitting if after[dim] == b.batch.shape[0]), fitting[-1])
-            return [size * factor if place == dim else size for place, size in enumerate(after)]
-    raise FixedBatchError(f"{b.node} fixes the batch size")
+    if len(changed) != 1:
+        raise FixedBatchError(f"{b.node} fixes the batch size")
+    samples = b.batch.shape[0]
+    ahead = math.prod(before[: changed[0]])
+    begins = [dim for dim in range(len(after)) if math.prod(after[:dim]) == ahead]
+    inner = [dim for dim in range(len(after)) if math.prod(after[:dim]) == ahead * before[changed[0]]]
+    ends = [dim for dim in range(len(after)) if math.prod(after[: dim + 1]) == ahead]
+    exact = [dim for dim in (*begins, *inner) if after[dim] == samples]
+    fitting = [*exact, *(dim for dim in reversed(begins) if dim < len(after) - 1), *ends, *begins]
+    if not fitting:
+        raise FixedBatchError(f"{b.node} fixes the batch size")
+    factor = larger[changed[0]] // before[changed[0]]
+    return [size * factor if dim == fitting[0] else size for dim, size in enumerate(after)]
 
 
 def reshape(b: Builder, x: Value, after: Sequence[Shape]) -> Value:
@@ -61,14 +70,14 @@ def reshape(b: Builder, x: Value, after: Sequence[Shape]) -> Value:
     parts = list(_parts(x.fakes[-1].shape, after[-1]))
     if any(len(before) > 1 and len(then) > 1 for before, then in parts):
         return _whole(b, x, after)
+    follows = _following(after)
     dim = 0
     for before, then in parts:
-        if len(before) > 1 and not then:
-            raise b.error("is not understood")
         if len(before) > 1:
             x = b.call(torch.flatten, x, dim, dim + len(before) - 1)
         elif len(then) > 1:
-            x = b.call(torch.unflatten, x, dim, (-1, *then[1:]))
+            free = next((place for place in range(len(then)) if dim + place in follows), 0)  # the size that is not given
+            x = b.call(torch.unflatten, x, dim, tuple(-1 if place == free else size for place, size in enumerate(then)))
         dim += len(then)
     return x
 
@@ -96,11 +105,16 @@ def _parts(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int]]]
 
 def _whole(b: Builder, x: Value, after: Sequence[Shape]) -> Value:
     """One call with all sizes; -1 is the size that the batch changes."""
-    follows = [dim for dim, sizes in enumerate(zip(*after, strict=True)) if len(set(sizes)) > 1]
+    follows = _following(after)
     if len(follows) > 1:
         raise FixedBatchError(f"{b.node} uses the batch size twice")
     sizes = [-1 if dim in follows else size for dim, size in enumerate(after[0])]
     return b.call(functions.reshaped, x, sizes)
+
+
+def _following(after: Sequence[Shape]) -> list[int]:
+    """The dimensions whose size the batch changes."""
+    return [dim for dim, sizes in enumerate(zip(*after, strict=True)) if len(set(sizes)) > 1]
 
 
 def _constant(b: Builder, x: Value, after: Sequence[Shape]) -> Value:

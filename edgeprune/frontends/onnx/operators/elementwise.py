@@ -160,9 +160,9 @@ def cast_like(b: Builder, node: Node, x: Value, like: Value) -> Value:
 
 @operator("Identity", "Dropout")
 def identity(b: Builder, node: Node, x: Value, *ignored: Any) -> Value:
-    """The value itself. A weight that is renamed becomes a weight of its own: exporters write equal weights once."""
+    """The value itself. Exporters write equal weights once; those that are not all one number are tied in the network, too."""
     if x.constant is not None and x.weight and node.op == "Identity":
-        return b.constant(x.constant[0].clone(), node.outputs[0])
+        tensor = x.constant[0]
+        if bool((tensor == tensor.flatten()[:1]).all()):
+            return b.constant(tensor.clone(), node.outputs[0])
     return x
-
-
