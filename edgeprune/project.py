@@ -37,6 +37,26 @@ class Project:
         self.record = objects.project(model, example_inputs, options)
 
     @classmethod
+    def from_onnx(cls, path: Path | str, example_inputs: Any = None, **options: Unpack[objects.Options]) -> Project:
+        """The project of a network in a `.onnx` file. The artifact's inputs and outputs have the names of the file.
+
+        Args:
+            path: the file. It names the project unless `name` is given.
+            example_inputs: as for `Project`. They give dynamic dimensions their sizes; by default a dynamic batch is 1.
+            **options: as for `Project`.
+
+        Raises:
+            UsageError: the file cannot be converted, or a keyword is wrong.
+            SecurityError: the file's weights lie outside its folder.
+        """
+        from edgeprune.frontends import onnx
+
+        path = Path(path)
+        model = onnx.network(path, example_inputs)
+        inputs = onnx.example_inputs(path) if example_inputs is None else example_inputs
+        return cls(model, inputs, **{"name": objects.name_of(path), **options})
+
+    @classmethod
     def read(cls, path: Path | str) -> Project:
         """The project of an `edgeprune.toml`; `path` is the file, or its folder."""
         project = cls.__new__(cls)

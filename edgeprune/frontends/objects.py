@@ -142,6 +142,11 @@ def _guarded(where: str) -> Iterator[None]:
         raise UsageError(f"{where} raises {one_line(error, Path(Path.cwd().anchor))}") from error
 
 
+def name_of(path: Path) -> str:
+    """The name of a project that is made of a file."""
+    return "_".join(re.findall(r"[\w.-]+", path.stem.lower(), re.ASCII)).lstrip(".-") or "model"
+
+
 def project(model: nn.Module, example_inputs: Any, options: Options) -> Project:
     """A project of these objects. It holds a copy of the model, so later training of it changes nothing.
 

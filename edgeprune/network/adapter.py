@@ -7,6 +7,7 @@ and copies and cuts of the model keep the adapter.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.network.outputs import Structure, tensors
+
+FileNames = tuple[Sequence[str], Sequence[str]]  # of inputs, and of outputs
 
 
 def adapted(model: nn.Module, names: tuple[str, ...] = (), dims: tuple[int, ...] = ()) -> nn.Module:
@@ -37,6 +40,13 @@ def input_names(model: nn.Module) -> tuple[str, ...]:
     """The arguments that an adapted model's inputs are given as; empty if they are given by position."""
     names: tuple[str, ...] = getattr(type(model), "input_names", ())
     return names
+
+
+def file_names(model: nn.Module) -> FileNames | None:
+    """The names of the inputs and outputs in the file that a network was read from; None for a network of Python code."""
+    of_graph = model.meta.get("file_names") if isinstance(model, torch.fx.GraphModule) else None
+    found: FileNames | None = getattr(model, "names_in_file", of_graph)
+    return found
 
 
 def has_samples_first(model: nn.Module) -> bool:

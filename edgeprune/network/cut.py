@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgeprune.errors import CutError
 from edgeprune.graph.editable import GraphNetwork, as_graph, resize
 from edgeprune.graph.trace import canonical_names
-from edgeprune.network.adapter import input_names, rebuilding, structure_of
+from edgeprune.network.adapter import file_names, input_names, rebuilding, structure_of
 from edgeprune.network.attention import opened
 from edgeprune.network.preprocessing import preprocess_of
 from edgeprune.network.prove import prove
@@ -123,7 +123,7 @@ def formed(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> nn.M
 def graph_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """The exported graph of an adapted model. In training mode it returns what the user's model returns in eval mode."""
     graph = as_graph(opened(model), inputs)
-    graph.meta |= {"names": input_names(model), "preprocess": preprocess_of(model)}
+    graph.meta |= {"names": input_names(model), "file_names": file_names(model), "preprocess": preprocess_of(model)}
     return rebuilding(graph, structure_of(model, inputs))
 
 

@@ -84,10 +84,10 @@ class OnnxNetwork(Part):
     """A network from a file.
 
     Attributes:
-        names: of its inputs and outputs in the file.
+        names_in_file: of its inputs and outputs; the artifact has them, too.
     """
 
-    names: tuple[tuple[str, ...], tuple[str, ...]]
+    names_in_file: tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def flat(made: Any) -> list[Any]:

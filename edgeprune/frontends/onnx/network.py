@@ -94,7 +94,7 @@ def _converted(graph: Graph, shapes: Sequence[Sequence[tuple[int, ...]]]) -> Onn
     outputs = builder.outputs()
     units, paths = arranged(builder.steps, outputs)
     made = network_of(inputs, outputs, units, paths)
-    made.names = tuple(given.name for given in graph.inputs), graph.outputs
+    made.names_in_file = tuple(given.name for given in graph.inputs), graph.outputs
     return made.eval()
 
 

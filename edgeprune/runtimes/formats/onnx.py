@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.graph.trace import exported, exporting
+from edgeprune.network.adapter import FileNames, file_names
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.base import silenced
@@ -54,14 +55,15 @@ class OnnxTemplate(Template):
     @staticmethod
     def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """See `Template.written`."""
+        names = file_names(model)
         try:
-            content = _at_lowest_opset(model, inputs)
+            content = _at_lowest_opset(model, inputs, names)
         except torch.onnx.errors.OnnxExporterError as error:
             raise refusal("ONNX", model, inputs, error) from error
         except Exception:  # noqa: BLE001 - the user's code: a size is a tensor here, which no dictionary has as its key
             graph = exported(copy.deepcopy(model), inputs).module(check_guards=False)
             try:
-                content = _at_lowest_opset(torch.fx.GraphModule(graph, graph.graph), inputs)
+                content = _at_lowest_opset(torch.fx.GraphModule(graph, graph.graph), inputs, names)
             except RuntimeError as error:
                 raise refusal("ONNX", model, inputs, error) from error
         return _simplified(content)
@@ -113,10 +115,11 @@ class OnnxTemplate(Template):
         return _same(onnx.load_from_string(self.sliced(kept, widths)), onnx.load_from_string(exported))
 
 
-def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
-    """The model as torch's exporter writes it."""
+def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...], names: FileNames | None) -> bytes:
+    """The model as torch's exporter writes it. Inputs and outputs have these names, or else numbers."""
     with torch.no_grad():
         outputs = len(tensors(model.eval()(*inputs)))
+    given, made = names or ([f"input_{i}" for i in range(len(inputs))], [f"output_{i}" for i in range(outputs)])
     for opset in OPSETS:
         buffer = io.BytesIO()
         try:
@@ -127,8 +130,8 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
                     buffer,  # type: ignore[arg-type]
                     dynamo=False,
                     opset_version=opset,
-                    input_names=[f"input_{i}" for i in range(len(inputs))],
-                    output_names=[f"output_{i}" for i in range(outputs)],
+                    input_names=given,
+                    output_names=made,
                 )
             break
         except torch.onnx.errors.OnnxExporterError:
