@@ -112,10 +112,22 @@ def subjects(asked: Asked) -> list[Subject]:
             runtime = targets[name].runtime
             raise usage_error(f"--target {name}: {runtime} takes none of the files; it takes {_loads(runtime)}")
     inputs = {path: tuple(feeds.make(file, asked.given)) for path, file in known.items()}
+    for path, target in pairs if asked.layers else ():
+        _require_parts(known[path], target)
     labels = _labels([(path, target.name) for path, target in pairs])
     return [
         Subject(label, known[path], target, inputs[path]) for label, (path, target) in zip(labels, pairs, strict=True)
     ]
+
+
+def _require_parts(file: ModelFile, target: Target) -> None:
+    """Raises `UsageError` where the runtime's operators are timed apart, and the file leaves their shapes open."""
+    is_open = any(isinstance(size, str) for one in file.inputs for size in one.shape or ())
+    if is_open and runtimes.host(target.runtime).separate_profile:
+        reason = f"{target.runtime} has no profiler, and operators of open shapes cannot be timed alone"
+        raise usage_error(
+            f"{file.path}: --layers: {reason}; leave out --layers, or convert the model with fixed shapes"
+        )
 
 
 def _names(asked: Asked) -> list[str]:

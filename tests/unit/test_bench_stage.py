@@ -61,6 +61,14 @@ def test_a_target_that_takes_no_file_is_one_line(onnx: Path) -> None:
         bench.subjects(Asked((onnx,), ("local", "local-tflite")))
 
 
+def test_operators_of_open_shapes_are_refused_where_they_are_timed_alone(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    asked = Asked((write_tflite(tmp_path / "m.tflite", (1, 16), (-1, 16)),), given=feeds.Given({}, {}, 2))
+    assert len(bench.subjects(asked)) == 1
+    with pytest.raises(UsageError, match="--layers: tflite has no profiler"):
+        bench.subjects(replace(asked, layers=True))
+
+
 def test_files_of_one_name_are_told_apart(tmp_path: Path, onnx: Path) -> None:
     (tmp_path / "b").mkdir()
     other = write_onnx(tmp_path / "b" / "m.onnx")

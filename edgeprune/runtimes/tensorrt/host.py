@@ -107,7 +107,9 @@ def _fix_shapes(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             for size in shapes[value.name]:
                 tensor.shape.dim.add().dim_value = size
     for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()  # its name would bind it to an input's old dimension
     model.unlink()  # it may be a link to the user's file
     onnx.save(proto, model)
 
