@@ -50,7 +50,7 @@ def bench(options: OfBench) -> None:
     put(found, options.as_json, reports.show)
     for path, write in exports.items():
         _write(path, write(found, samples))
-    if any(row.disturbed for row in found.files):
+    if found.status == "inconclusive":
         raise typer.Exit(InconclusiveError.exit_code)
 
 

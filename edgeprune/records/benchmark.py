@@ -10,6 +10,7 @@ from typing import Any
 from edgeprune.records.answer import Answer
 from edgeprune.records.device import Interval
 from edgeprune.records.target import Precision
+from edgeprune.records.verdict import Outcome
 
 Shape = tuple[int | str, ...]  # a text is a dynamic dimension, by its name
 
@@ -158,9 +159,13 @@ class FileComparison:
 
 @dataclass(frozen=True, repr=False)
 class Benchmark(Answer):
-    """What `edgeprune bench` found: a row for each file on each target that takes it."""
+    """What `edgeprune bench` found: a row for each file on each target that takes it.
+
+    `status` is "inconclusive" if a row holds disturbed processes, else "pass".
+    """
 
     schema: int
+    status: Outcome
     files: tuple[FileFigures, ...]
     comparisons: tuple[FileComparison, ...] = field(default=())
 

@@ -132,7 +132,7 @@ def _ratio(one: Interval) -> str:
 
 
 def _sense(one: Interval) -> str:
-    """Which one is faster, if the interval says so."""
+    """Which one is faster, if the interval excludes 1."""
     if one.low <= 1 <= one.high or one.low == one.high:
         return ": no difference that these timings can show"
     return f": {1 - one.mid:.1%} less" if one.mid < 1 else f": {one.mid - 1:.1%} more"
@@ -271,7 +271,7 @@ def _line(cells: Sequence[str], text: Callable[[str], str] | None = None) -> str
 
 
 def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text that Markdown shows unchanged."""
     escaped = "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in printable(text))
     return escaped.replace("&", "&amp;")
 

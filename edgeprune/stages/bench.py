@@ -36,6 +36,7 @@ from edgeprune.records import (
     FileFigures,
     Interval,
     ModelFile,
+    Outcome,
     Run,
     Samples,
     Target,
@@ -183,12 +184,13 @@ def measure(
         rows = tuple(rounds.figures(i, samples[i]) for i in range(len(found)))
         compared = tuple(_comparison(found, rows, i, rounds.ratio(i, samples)) for i in range(1, len(rows)))
     watch.done("bench", f"{sum(row.processes for row in rows)} processes")
-    return Benchmark(SCHEMA, rows, compared), samples
+    status = Outcome.INCONCLUSIVE if any(row.disturbed for row in rows) else Outcome.PASS
+    return Benchmark(SCHEMA, status, rows, compared), samples
 
 
 @dataclass(frozen=True)
 class _Staged:
-    """A subject with its files in a folder of their own: a transport sends everything beside a model."""
+    """A subject with its files in a separate folder. A transport sends everything beside a model."""
 
     subject: Subject
     model: Path

@@ -56,6 +56,7 @@ def test_json_holds_the_figures_and_nothing_else(edgeprune: InProcess, tmp_path:
     found = json.loads(out)
     (row,) = found["files"]
     assert (found["schema"], row["label"], row["batch"], row["streams"]) == (1, "m.onnx", 2, 2)
+    assert found["status"] == ("inconclusive" if code else "pass")
     assert row["latency_ms"]["p50"]["mid"] > 0 and row["load_ms"]["mid"] > 0 and row["throughput_per_s"]["mid"] > 0
     assert row["size_bytes"] == path.stat().st_size and row["peak_memory_bytes"] > 1 << 20
     assert row["inputs"] == {"x": "float32 2x3x8x8"} and set(row["latency_ms"]) | set(row["too_few"]) == {

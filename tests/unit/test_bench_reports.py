@@ -19,6 +19,7 @@ from edgeprune.records import (
     Interval,
     OperatorChange,
     OperatorTime,
+    Outcome,
     Run,
     Samples,
 )
@@ -49,14 +50,14 @@ ROW = FileFigures(
     operators=(OperatorTime("conv", "Conv", 800.0, 0.8), OperatorTime("relu", "Relu", 200.0, 0.2)),
 )
 SAMPLES = [Samples((Run((1_500_000, 1_400_000), 1 << 20),))]
-ONE = Benchmark(1, (ROW,))
+ONE = Benchmark(1, Outcome.PASS, (ROW,))
 HOSTILE = '=HYPERLINK("x")\n|<script>\x1b[31m'
 
 
 def two(ratio: Interval, **changes: object) -> Benchmark:
     other = replace(ROW, label="half.onnx", latency_ms={"p50": Interval(0.7, 0.75, 0.8)}, operators=ROW.operators[:1])
     known = FileComparison("m.onnx", "half.onnx", ratio, False, (OperatorChange("Relu", 1, 0),))
-    return Benchmark(1, (ROW, other), (replace(known, **changes),))
+    return Benchmark(1, Outcome.PASS, (ROW, other), (replace(known, **changes),))
 
 
 def printed(found: Benchmark) -> str:
@@ -82,7 +83,9 @@ def test_the_table_shows_intervals_and_what_is_not_known() -> None:
 
 
 def test_short_latencies_are_in_microseconds() -> None:
-    assert "p50, µs" in printed(Benchmark(1, (replace(ROW, latency_ms={"p50": Interval(0.01, 0.02, 0.03)}),)))
+    assert "p50, µs" in printed(
+        Benchmark(1, Outcome.PASS, (replace(ROW, latency_ms={"p50": Interval(0.01, 0.02, 0.03)}),))
+    )
 
 
 def test_operators_come_with_their_share_the_longest_first() -> None:
@@ -108,13 +111,15 @@ def test_files_with_the_same_operators_say_so() -> None:
 
 
 def test_figures_of_no_physical_device_and_of_a_busy_one_are_marked() -> None:
-    text = printed(Benchmark(1, (replace(ROW, emulated=True, disturbed=("other processes used the processor",)),)))
+    text = printed(
+        Benchmark(1, Outcome.PASS, (replace(ROW, emulated=True, disturbed=("other processes used the processor",)),))
+    )
     assert "emulated: not the figures of a physical device" in text
     assert "used all the same: 1 of 6 (other processes used the processor)" in text and "--patience 10m" in text
 
 
 def test_many_files_are_shown_in_several_tables() -> None:
-    many = Benchmark(1, tuple(replace(ROW, label=f"m{i}.onnx") for i in range(9)))
+    many = Benchmark(1, Outcome.PASS, tuple(replace(ROW, label=f"m{i}.onnx") for i in range(9)))
     assert all(f"m{i}.onnx" in printed(many) for i in range(9)) and printed(many).count("peak memory, MB") == 3
 
 
@@ -158,7 +163,7 @@ def test_markdown_holds_the_same_tables() -> None:
 
 def test_names_from_files_are_harmless_everywhere() -> None:
     hostile = replace(ROW, label=HOSTILE, operators=(OperatorTime(HOSTILE, HOSTILE, 1.0, 1.0),))
-    found = Benchmark(1, (hostile,))
+    found = Benchmark(1, Outcome.PASS, (hostile,))
     assert "\x1b" not in printed(found)
     for name in ("layers.csv", "a.csv"):
         for line in csv.reader(io.StringIO(export(name, found))):

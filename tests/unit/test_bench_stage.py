@@ -117,6 +117,7 @@ def test_a_device_that_repeats_itself_is_measured_briefly(monkeypatch: pytest.Mo
     found, samples = measured(monkeypatch, machine := Machine({"m.onnx": 1e6}), Asked((onnx,)))
     (row,) = found.files
     assert row.p50_ms.mid == pytest.approx(1.0, rel=0.01) and row.processes < bench.LEAST_ROUNDS == 6
+    assert found.status == "pass" and not row.disturbed
     assert (row.load_ms.mid, row.peak_memory_bytes, row.too_few) == (5.0, 1 << 20, {})  # type: ignore[union-attr]
     assert row.throughput_per_s.mid == pytest.approx(1000, rel=0.01) and set(row.latency_ms) == {"p50", "p90", "p99"}
     assert len(samples[0].runs) == row.processes == len(machine.batches) and row.inputs == {"x": "float32 1x3x8x8"}
@@ -177,7 +178,7 @@ def test_a_ratio_is_that_of_shared_processes(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_disturbed_processes_are_marked(monkeypatch: pytest.MonkeyPatch, onnx: Path) -> None:
     found, _ = measured(monkeypatch, Machine({"m.onnx": 1e6}, disturbed=True), Asked((onnx,), seconds=1e-9))
-    assert found.files[0].disturbed == ("other processes used the processor",)
+    assert found.files[0].disturbed == ("other processes used the processor",) and found.status == "inconclusive"
 
 
 def test_a_file_that_the_runtime_refuses_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch, onnx: Path) -> None:
