@@ -16,6 +16,11 @@ class Limits:
     covered_objects: int = 100_000  # that a function of the user refers to, in the key of a project of objects
     json_bytes: int = 256 << 20
     weights_bytes: int = 8 << 30
+    hub_s: float = 15.0  # for an answer of Hugging Face's hub
+    download_s: float = 3600.0  # of one model
+    hub_layers: int = 1000  # of a configuration, and so are the next two
+    hub_parameters: int = 1 << 24  # more than its weights have bytes
+    hub_side: int = 8192  # of an image
     onnx_bytes: int = (2 << 30) - 1  # a file of ONNX, and its external data
     onnx_nodes: int = 50_000
     onnx_elements: int = 1 << 28  # of one tensor: a weight, a constant that is computed, or a result

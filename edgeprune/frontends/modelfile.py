@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeprune.errors import UsageError
+from edgeprune.frontends import hub
 from edgeprune.frontends.functions import guarded
 from edgeprune.frontends.sources import installed
-from edgeprune.records import Function
+from edgeprune.records import Function, Preprocess
 from edgeprune.storage.store import file_sha256
 
 Made = Literal["network", "example_inputs"]
@@ -31,16 +32,19 @@ class Format:
         module: has the functions `network(path)` -> nn.Module and `example_inputs(path)`, as `[model] inputs` returns them.
         packages: whose versions the network depends on.
         sized: whether `network` also takes the user's example inputs, which give dynamic dimensions their sizes.
+        preprocesses: whether the module has `preprocess(path)`, the `[preprocess]` that the file brings, or None.
     """
 
     module: str
     packages: tuple[str, ...]
     sized: bool = False
+    preprocesses: bool = False
 
 
 FORMATS: Mapping[str, Format] = {  # by the key of [model]
     "keras": Format("edgeprune.frontends.keras", ("keras",)),
     "onnx": Format("edgeprune.frontends.onnx", ("onnx",), sized=True),
+    "transformers": Format("edgeprune.frontends.huggingface", ("transformers",), preprocesses=True),
 }
 
 
@@ -83,6 +87,27 @@ class FileModel:
     def guarded(self, where: str = "") -> AbstractContextManager[None]:
         """See `records.Function.guarded`."""
         return guarded(self.file.parent, where or self.where)
+
+
+def located(where: str, key: str, folder: Path, name: str) -> Path:
+    """A model file, or the folder of a model. A model on Hugging Face's hub is downloaded once.
+
+    Args:
+        where: the project's file, the key and the value, for messages.
+        key: of `[model]`.
+        folder: what paths are relative to.
+        name: a path, or a name on the hub.
+    """
+    path = folder / name
+    return path if key != "transformers" or path.exists() or not hub.is_name(name) else hub.folder(where, name)
+
+
+def preprocess_of(factory: Function) -> Preprocess | None:
+    """The preprocessing that a model file brings; None if it brings none."""
+    if not isinstance(factory, FileModel) or not FORMATS[factory.key].preprocesses:
+        return None
+    found: Preprocess | None = import_module(FORMATS[factory.key].module).preprocess(factory.file)
+    return found
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from edgeprune.errors import UsageError, quoted, usage_error
 from edgeprune.frontends import unlabelled
-from edgeprune.frontends.modelfile import FORMATS, FileModel
+from edgeprune.frontends.modelfile import FORMATS, FileModel, located, preprocess_of
 from edgeprune.limits import LIMITS
 from edgeprune.records import (
     Budget,
@@ -62,6 +62,9 @@ class _Model(Section):
     weights: Annotated[Text | None, Field(description="the path of a file")] = None
     keras: Annotated[Text | None, Field(description="the path of a .keras or .h5 file")] = None
     onnx: Annotated[Text | None, Field(description="the path of a .onnx file")] = None
+    transformers: Annotated[
+        Text | None, Field(description="a folder that save_pretrained wrote, or a name on the hub")
+    ] = None
 
 
 class _Data(Section):
@@ -188,7 +191,8 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         except UsageError as error:
             raise usage_error(f"{source.where(section)} {error}") from error
 
-    model, preprocess = _model(source, file.model), read("preprocess", Preprocess) if file.preprocess else None
+    model = _model(source, file.model)
+    preprocess = read("preprocess", Preprocess) if file.preprocess else preprocess_of(model.factory)
     network = model, preprocess, file.finetune.seed
     return Project(
         path=source.path,
@@ -214,8 +218,8 @@ def _model(source: Source, given: _Model) -> ModelSection:
     values = _values(source, "model", given)
     if files:
         (key, name), *_ = files.items()
-        path = source.folder / name
-        made = partial(FileModel, f"{where(key)} = {name!r}", key, path)
+        shown = f"{where(key)} = {name!r}"
+        made = partial(FileModel, shown, key, located(shown, key, source.folder, name))
         functions = made("network", values["inputs"]), values["inputs"] or made("example_inputs")
     elif given.factory is None or given.inputs is None:
         missing = "factory" if given.factory is None else "inputs"
