@@ -51,7 +51,7 @@ def folder(where: str, name: str) -> Path:
         info = _within(LIMITS.hub_s, lambda: HfApi().model_info(name, files_metadata=True, timeout=LIMITS.hub_s / 2))
     except Exception as error:  # the client of the hub and its transport raise many classes
         raise usage_error(
-            f"{absent}, which does not answer: {first_line(error) or type(error).__name__};"
+            f"{absent}; asking the hub failed: {first_line(error) or type(error).__name__};"
             " correct the path or the name, or connect to the network"
         ) from error
     sizes = [file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors")]
@@ -61,8 +61,7 @@ def folder(where: str, name: str) -> Path:
         )
         raise usage_error(f"{where}: the hub has {problem}; give another model")
     try:
-        _within(LIMITS.download_s, lambda: snapshot_download(name, revision=info.sha, allow_patterns=list(WANTED)))
-        return cached()
+        return Path(_within(LIMITS.download_s, lambda: snapshot_download(name, allow_patterns=list(WANTED))))
     except Exception as error:
         raise usage_error(f"{where}: the download failed: {first_line(error)}; run again to go on with it") from error
 

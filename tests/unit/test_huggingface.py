@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import logging
 import pickle
@@ -377,7 +378,7 @@ def test_offline_and_absent_is_one_line_at_once(tmp_path: Path, cache: Path, mon
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint(monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match=r"which does not answer: .*; correct the path or the name") as caught:
+    with pytest.raises(UsageError, match=r"asking the hub failed: .*; correct the path or the name") as caught:
         project(tmp_path, "org/model")
     assert "\n" not in str(caught.value)
 
@@ -387,8 +388,73 @@ def test_a_hub_that_never_answers_is_one_line_after_the_deadline(
 ) -> None:
     endpoint(monkeypatch, silent)
     monkeypatch.setattr(hub, "LIMITS", replace(LIMITS, hub_s=0.2))
-    with pytest.raises(UsageError, match="which does not answer: "):
+    with pytest.raises(UsageError, match="asking the hub failed: "):
         project(tmp_path, "org/model")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers as the hub does, for one model: "org/model"."""
+
+    folder: Path
+    asked: list[str]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        files = [{"rfilename": file.name, "size": file.stat().st_size} for file in sorted(self.folder.iterdir())]
+        name, data = self.path.rpartition("/")[2], None
+        if self.path.startswith("/api/models/org/model/tree/"):
+            data = json.dumps([{"type": "file", "path": one["rfilename"], **one, "oid": "0"} for one in files]).encode()
+        elif self.path.startswith("/api/models/org/model"):
+            data = json.dumps({"id": "org/model", "sha": "1" * 40, "siblings": files}).encode()
+        elif self.path.startswith("/org/model/resolve/") and (self.folder / name).is_file():
+            data = (self.folder / name).read_bytes()
+        self.send_response(404 if data is None else 200)
+        for key, value in {"Content-Type": "application/json", "X-Repo-Commit": "1" * 40, "ETag": f'"{name}"'}.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data or b"")
+
+
+@pytest.fixture
+def online(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub on this machine that has a vision transformer."""
+    saved("vit", tmp_path / "hub")
+    Hub.folder, Hub.asked = tmp_path / "hub", []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        endpoint(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        yield Hub
+        server.shutdown()
+        thread.join()
+
+
+def test_a_model_is_downloaded_once_without_pickles_and_code(tmp_path: Path, online: type[Hub]) -> None:
+    for name in ("pytorch_model.bin", "modeling_own.py", "README.md"):
+        (online.folder / name).write_text("")
+    network = Network(project(tmp_path, "org/model"))
+    assert network.module(*network.inputs).shape == (1, 5)
+    fetched = {path.rpartition("/")[2] for path in online.asked if "/resolve/" in path}
+    assert fetched == {"config.json", "model.safetensors"}
+    online.asked.clear()
+    assert Network(project(tmp_path, "org/model")).inputs[0].shape == (1, 3, 32, 32)
+    assert online.asked == []
+
+
+def test_a_model_without_safetensors_or_that_is_not_there_is_one_line(tmp_path: Path, online: type[Hub]) -> None:
+    (online.folder / "model.safetensors").rename(online.folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="the hub has no safetensors, only what may run code; give another model"):
+        project(tmp_path, "org/model")
+    with pytest.raises(UsageError, match=r"'org/none': this is no folder.*asking the hub failed: .*404"):
+        project(tmp_path, "org/none")
 
 
 def test_a_call_without_an_end_is_left_after_its_time() -> None:
