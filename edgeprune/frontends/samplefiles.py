@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import RuntimeMissing, UsageError, first_line, quoted, usage_error
+from edgeprune.frontends.sources import SKIPPED
 from edgeprune.limits import LIMITS
 
 FULL = 32768.0  # the number of a 16-bit sound that becomes 1
@@ -68,10 +69,19 @@ def found(pattern: str, folder: Path) -> list[Path]:
     paths = [folder / name for name in islice(matches, LIMITS.unlabelled_most + 1)]
     if len(paths) > LIMITS.unlabelled_most:
         raise UsageError(f"more than {LIMITS.unlabelled_most:,} files match; give fewer")
-    files = [path for path in paths if path.is_file() and (not inside or path.suffix.lower() in KINDS)]
+    if inside:
+        paths = [
+            path for path in paths if path.suffix.lower() in KINDS and not _is_made(path.relative_to(folder / pattern))
+        ]
+    files = [path for path in paths if path.is_file()]
     if not files:
         raise UsageError(f"no file of samples matches; give files of the kinds {', '.join(KINDS)}")
     return sorted(files)
+
+
+def _is_made(path: Path) -> bool:
+    """Whether a file in a folder is one that edgeprune or a tool made there."""
+    return not SKIPPED.isdisjoint(path.parts)
 
 
 class Files(Sequence[Sample]):

@@ -251,6 +251,8 @@ def test_a_folder_stands_for_the_samples_in_it_and_in_its_folders(tmp_path: Path
     np.save(folder / "b.npy", np.ones(4))
     np.save(folder / "cats" / "a.npy", np.zeros(4))
     (folder / "notes.txt").write_text("")
+    (folder / "runs" / "local").mkdir(parents=True)
+    np.save(folder / "runs" / "local" / "input_0.npy", np.ones(4))  # of a run
     assert [path.name for path in found("a[1]", tmp_path)] == ["b.npy", "a.npy"]
     assert [path.name for path in found(str(folder), Path("/"))] == ["b.npy", "a.npy"]
     assert [path.name for path in found("a*/*.npy", tmp_path)] == ["b.npy"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,11 @@ from edgeprune.limits import LIMITS
 from edgeprune.network.importance.gradients import fisher, taylor
 from edgeprune.network.outputs import tensors
 from edgeprune.network.survey import survey
-from edgeprune.records import Outcome, Project
+from edgeprune.records import Figures, Outcome, Project, Report, Result
+from edgeprune.reports.ci import junit
+from edgeprune.reports.html import html
 from edgeprune.stages import verdict
+from edgeprune.storage import codec
 
 MODULE = """
 import torch
@@ -163,6 +169,18 @@ def test_a_digest_reads_the_samples_and_computes_no_target(folder: Path, monkeyp
     assert Samples(project_of(folder), folder / "runs").digest("train") == before
     np.save(folder / "many.npy", rows(100, seed=1))
     assert Samples(project_of(folder), folder / "runs").digest("train") != before
+
+
+def test_a_run_that_reuses_everything_imports_no_torch(folder: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path;"
+        "from edgeprune.frontends.samples import Samples; from edgeprune.frontends.toml import read_project;"
+        f"folder = Path({str(folder)!r}); project = read_project(folder / 'edgeprune.toml');"
+        "print(Samples(project, folder / 'runs').digest('train'), len(project.data.loss.sources()))"
+    )
+    digest = Samples(project_of(folder), folder / "runs").digest("train")
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert again.stdout.split() == [digest, "3"], again.stderr
 
 
 def test_a_new_file_in_the_folder_is_noticed(folder: Path) -> None:
@@ -387,6 +405,19 @@ def test_checks_and_tables_say_agreement() -> None:
     assert check.note == f"{name}: on 20 samples"
     plain = verdict.metric_drop(0.9, 0.9, 0.01, "on 20 samples")
     assert (plain.name, plain.note) == ("metric_drop", "on 20 samples")
+
+
+def test_the_table_of_a_run_and_a_report_for_ci_name_the_agreement() -> None:
+    figures = Figures(1.0, 1.1, 1.0, 1, 1, 1, 1)
+    check = verdict.metric_drop(1.0, 0.9, 0.01, "on 20 samples", "agreement with the original")
+    result = Result(
+        *(1, Outcome.FAIL, "local", "onnxruntime", "fp32", False, False, None, None, None, 0),
+        *("agreement with the original", figures, figures, None, (check,), Path("a"), Path("b"), Path("c")),
+    )
+    assert re.search(r"agreement with the original +1\.0000 +1\.0000", html(result))
+    assert '"metric_name": "agreement with the original"' in codec.dumps(result)
+    report = Report("p", "local", "0" * 64, (check,), "")
+    assert 'name="agreement_drop"' in junit(report) and "agreement with the original: on 20 samples" in junit(report)
 
 
 def test_the_trial_passes_and_only_a_network_that_always_answers_the_same_is_remarked_on() -> None:
