@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -38,8 +39,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count inconclusive contract tests."""
+    """Count inconclusive contract tests, and keep coverage quick."""
     config.pluginmanager.register(Inconclusive())
+    if config.getoption("cov_source", None):
+        import untraced
+
+        untraced.exporters()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now to no collection of garbage. Torch has a million objects, and an export makes more."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_sessionfinish() -> None:
