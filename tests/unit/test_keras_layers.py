@@ -33,7 +33,7 @@ def same(model: Any) -> LayerGraph:
     """The network, after its outputs were compared with those of Keras."""
     random = torch.Generator().manual_seed(0)
     given = [torch.rand(2, *tensor.shape[1:], generator=random) for tensor in model.inputs]
-    network = build(randomised(model)).eval()
+    network = build(randomised(model)).module.eval()
     with torch.no_grad():
         expected = keras.tree.flatten(model(given[0] if len(given) == 1 else given, training=False))
         found = network(*given)
@@ -70,7 +70,7 @@ def test_pools_pad_as_in_keras(padding: str) -> None:
 
 def test_padding_counts_in_no_average() -> None:
     """As on TensorFlow and JAX. On torch, Keras repeats the border instead."""
-    network = build(keras.Sequential([Input((4, 4, 1)), L.AveragePooling2D(3, 2, "same")]))
+    network = build(keras.Sequential([Input((4, 4, 1)), L.AveragePooling2D(3, 2, "same")])).module
     image = torch.arange(16.0).reshape(1, 4, 4, 1)
     corner = image[0, 2:, 2:, 0].mean()  # the last window reaches one position over the border
     assert network(image)[0, 1, 1, 0] == pytest.approx(float(corner))

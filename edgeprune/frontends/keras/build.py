@@ -19,8 +19,21 @@ from edgeprune.frontends.keras.table import FACTORY, TABLE, Built, Call, of_clas
 Shape = tuple[int | None, ...]
 
 
-def build(model: Any) -> LayerGraph:
-    """The network of a Keras model. It takes and returns tensors as the model does, with the channels last.
+@dataclass(frozen=True)
+class Network:
+    """A network, and the layers of Keras that its modules were made from.
+
+    Attributes:
+        module: takes and returns tensors as the model does, with the channels last.
+        layers: (path of a module, layer of Keras), for each layer with weights and each operation.
+    """
+
+    module: LayerGraph
+    layers: tuple[tuple[str, Any], ...]
+
+
+def build(model: Any) -> Network:
+    """The network of a Keras model.
 
     Args:
         model: functional or sequential.
@@ -32,7 +45,9 @@ def build(model: Any) -> LayerGraph:
     builder = Builder()
     given = [builder.value(tensor.shape) for tensor in graph.inputs]
     results = builder.outputs(graph, given)
-    return builder.graph(given, [builder.ordered(value, "last") for value in results])
+    module = builder.graph(given, [builder.ordered(value, "last") for value in results])
+    paths = {id(child): path for path, child in module.named_modules()}
+    return Network(module, tuple((paths[id(child)], layer) for child, layer in builder.sources))
 
 
 def functional(model: Any) -> Any:
@@ -64,6 +79,7 @@ class Builder:
     """Collects the layers and the steps of one graph."""
 
     def __init__(self) -> None:
+        self.sources: list[tuple[nn.Module, Any]] = []  # modules, and the layers of Keras that they were made from
         self._keys = count()
         self._layers: dict[str, nn.Module] = {}
         self._names: dict[int, str] = {}  # by the identity of the layer of Keras
@@ -146,6 +162,7 @@ class Builder:
         last = [self.value(value.shape, value.order) for value in results] if built.after is not None else results
         if name is None:
             self._names[id(layer)] = self._add(layer.name, built.layer, given, last)
+            self.sources.append((built.layer, layer))
         elif repr(self._layers[name]) == repr(built.layer):
             self._step(name, given, last)
         else:
@@ -160,6 +177,7 @@ class Builder:
             inputs = [inner.value(value.shape, value.order) for value in given]
             outputs = inner.outputs(functional(model), inputs)
             self._layers[attribute(model.name, self._layers)] = inner.graph(inputs, outputs)
+            self.sources += inner.sources
             self._nested[id(model)] = Nested([*self._layers][-1], tuple(inputs), tuple(outputs))
         nested = self._nested[id(model)]
         if [value.shape for value in given] != [value.shape for value in nested.inputs]:

@@ -122,10 +122,10 @@ def _cell(kind: str, cell: Any) -> dict[str, Tensor]:
     if cell.use_bias:
         bias = values(cell.bias)
         found["bias_ih"], found["bias_hh"] = bias if bias.ndim == 2 else (bias, torch.zeros_like(bias))
-    return {name: _reordered(tensor, GATES[kind], TORCH_GATES[kind]) for name, tensor in found.items()}
+    return {name: reordered(tensor, GATES[kind], TORCH_GATES[kind]) for name, tensor in found.items()}
 
 
-def _reordered(tensor: Tensor, order: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
+def reordered(tensor: Tensor, order: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
     """The tensor with its gates, which lie behind each other in dimension 0, in another order."""
     gates = dict(zip(order, tensor.chunk(len(order)), strict=True))
     return torch.cat([gates[name] for name in wanted])

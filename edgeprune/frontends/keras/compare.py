@@ -1,0 +1,50 @@
+"""Compare a network with its Keras model, on one sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.frontends.keras.build import functional
+from edgeprune.frontends.keras.modules import PaddedMean
+
+TOLERANCE = 1e-4  # of the largest output; the rounding of single precision is near 1e-6
+
+
+def examples(model: Any) -> tuple[Tensor, ...]:
+    """One sample for each input: random numbers from 0 to 1, or zeros if they are integers; () if a size is open."""
+    random = torch.Generator().manual_seed(0)
+    if any(size is None for tensor in model.inputs for size in tensor.shape[1:]):
+        return ()
+    return tuple(
+        torch.rand(1, *tensor.shape[1:], generator=random)
+        if tensor.dtype.startswith(("float", "bfloat"))
+        else torch.zeros(1, *tensor.shape[1:], dtype=torch.int32)
+        for tensor in model.inputs
+    )
+
+
+def difference(model: Any, module: nn.Module) -> str | None:
+    """How the outputs of the network differ from those of the Keras model; None if they are equal or cannot be compared.
+
+    Average pools with uneven padding are not compared: on torch, Keras counts the border twice, and on other backends not.
+    """
+    from keras import tree
+
+    given = examples(model)
+    if not given or any(isinstance(one, PaddedMean) for one in module.modules()):
+        return None
+    with torch.no_grad():
+        expected = tree.flatten(
+            model(tree.pack_sequence_as(functional(model)._inputs_struct, list(given)), training=False)
+        )
+        results = module(*given)
+    for one, other in zip(expected, results if isinstance(results, tuple) else (results,), strict=True):
+        if one.shape != other.shape:
+            return f"its output is {tuple(other.shape)} instead of {tuple(one.shape)}"
+        scale = one.abs().max().clamp(min=1e-12)
+        if not torch.allclose(one.cpu() / scale, other / scale, rtol=0, atol=TOLERANCE, equal_nan=True):
+            return f"its output differs by {float((one.cpu() - other).abs().max() / scale):.1e} of the largest value"
+    return None
