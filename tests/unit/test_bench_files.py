@@ -102,6 +102,14 @@ def test_no_damage_of_a_tflite_file_is_more_than_one_line(tmp_path: Path) -> Non
     assert len(refused) > 100
 
 
+def test_names_that_are_no_text_are_one_line(tmp_path: Path) -> None:
+    """Protobuf stores any bytes as a text."""
+    path = with_external(tmp_path / "m.onnx", "weights")
+    path.write_bytes(path.read_bytes().replace(b"weights", b"we\xff\xfehts"))
+    with pytest.raises(UsageError, match=r"we\\\\xff\\\\xfehts' is missing"):
+        files.read(path)
+
+
 @pytest.mark.parametrize(
     ("element", "reason"),
     [(TensorProto.STRING, "string"), (TensorProto.BFLOAT16, "bfloat16"), (TensorProto.INT4, "int4")],

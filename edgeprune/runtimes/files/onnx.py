@@ -28,29 +28,36 @@ def read(path: Path) -> ModelFile:
     graph = proto.graph
     if not graph.node and not graph.output:
         raise usage_error(f"{path}: holds no network; give an ONNX file that has one")
-    weights = {tensor.name for tensor in graph.initializer} | {
-        tensor.values.name for tensor in graph.sparse_initializer
+    weights = {_text(tensor.name) for tensor in graph.initializer} | {
+        _text(tensor.values.name) for tensor in graph.sparse_initializer
     }
-    kinds = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
+    kinds = Counter(_text(node.op_type) for node in graph.node if node.op_type != "Constant")
     return ModelFile(
         path=path,
         files=(path, *_external(path, proto)),
-        inputs=tuple(_spec(path, value) for value in graph.input if value.name not in weights),
-        outputs=tuple(value.name for value in graph.output),
+        inputs=tuple(_spec(path, value) for value in graph.input if _text(value.name) not in weights),
+        outputs=tuple(_text(value.name) for value in graph.output),
         operators=dict(kinds),
         precision=_precision(proto, kinds),
     )
+
+
+def _text(value: str | bytes) -> str:
+    """A text of the file. Protobuf gives bytes where it is not UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
 
 
 def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         what = (kind or "no type").removesuffix("_type")
-        raise usage_error(f"{path}: the input {quoted(value.name)} is {what}, not a tensor; edgeprune cannot feed it")
+        raise usage_error(
+            f"{path}: the input {quoted(_text(value.name))} is {what}, not a tensor; edgeprune cannot feed it"
+        )
     tensor = value.type.tensor_type
     name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type in _known() else "unknown"
     shape = _shape(tensor.shape) if tensor.HasField("shape") else None
-    return TensorSpec(value.name, DTYPES.get(name, name), shape)
+    return TensorSpec(_text(value.name), DTYPES.get(name, name), shape)
 
 
 def _known() -> list[int]:
@@ -60,7 +67,7 @@ def _known() -> list[int]:
 def _shape(shape: onnx.TensorShapeProto) -> Shape:
     """A dimension without a value or a name is unknown; so is -1, which some exporters write."""
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value != -1 else dim.dim_param or "?"
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value != -1 else _text(dim.dim_param) or "?"
         for dim in shape.dim
     )
 
@@ -82,12 +89,12 @@ def _external(path: Path, proto: onnx.ModelProto) -> list[Path]:
     needed: dict[str, int] = {}
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            given = {entry.key: entry.value for entry in tensor.external_data}
+            given = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
             location = given.get("location", "")
             try:
                 end = int(given.get("offset") or 0) + int(given.get("length") or 0)
             except ValueError:
-                text = f"{path}: the external data of {quoted(tensor.name)} has no valid offset; export it again"
+                text = f"{path}: the external data of {quoted(_text(tensor.name))} has no valid offset; export it again"
                 raise usage_error(text) from None
             needed[location] = max(needed.get(location, 0), end)
     return [_beside(path, location, size) for location, size in sorted(needed.items())]
