@@ -146,6 +146,8 @@ def _lines(found: Found) -> Iterator[str]:
         for role in (FACTORY, *ROLES):
             if role.section == section and (role.required or role in found.references):
                 yield _line(role, found.references.get(role))
+        if section == "data" and not {"train", "valid"} & {role.key for role in found.references}:
+            yield '# samples = "FOLDER"  # instead of train and valid: files of inputs without labels'
         if section == "model":
             yield (
                 f"weights = {json.dumps(found.weights)}"
