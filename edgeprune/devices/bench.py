@@ -27,6 +27,7 @@ from edgeprune.runtimes.base import NodeTimes
 from edgeprune.runtimes.timing import NodeTime
 
 PROFILED_S = 0.05  # of profiled runs in a process: times by node only rank the nodes
+ESTIMATED_S = 0.05  # of timed runs for a first figure
 SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
 REPEATS = 0.002  # spread of their medians, relative, below which a device repeats itself
 RESETS = 1  # of the device that a bench accepts
@@ -247,6 +248,12 @@ class Bench:
                 break
             todo = list(bad)
         return [results[i] for i in range(len(batches))]
+
+    def estimate(self, model: Path, inputs: Sequence[Path]) -> Run:
+        """One short process, disturbed or not: for a first figure."""
+        (reply,) = self._timed([[model]], inputs, _Effort(ESTIMATED_S, 1))
+        (measured,) = self._measured(reply, 1, profiled=False)
+        return measured.run
 
     def outputs(
         self, model: Path, stacked: Sequence[np.ndarray], count: int = 1, seconds: float = LIMITS.job_s / 4

@@ -133,7 +133,9 @@ def _ratio(one: Interval) -> str:
 
 def _sense(one: Interval) -> str:
     """Which one is faster, if the interval excludes 1."""
-    if one.low <= 1 <= one.high or one.low == one.high:
+    if one.low == one.high:
+        return ""
+    if one.low <= 1 <= one.high:
         return ": no difference that these timings can show"
     return f": {1 - one.mid:.1%} less" if one.mid < 1 else f": {one.mid - 1:.1%} more"
 

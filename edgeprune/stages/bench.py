@@ -180,6 +180,7 @@ def measure(
         rounds = _Rounds(
             asked, [_staged(one, Path(name) / str(i), asked) for i, one in enumerate(found)], boards, watch
         )
+        rounds.estimate()
         samples = until(rounds.take, rounds.decided, LIMITS.bench_processes, seconds=asked.seconds)
         rows = tuple(rounds.figures(i, samples[i]) for i in range(len(found)))
         compared = tuple(_comparison(found, rows, i, rounds.ratio(i, samples)) for i in range(1, len(rows)))
@@ -241,6 +242,14 @@ class _Rounds:
         }
         self._number, self._began = 0, time.monotonic()
 
+    def estimate(self) -> None:
+        """Report a first figure of each subject. A file that cannot be run is found before anything is measured."""
+        for one in self._staged:
+            with _blamed(one.subject):
+                run = self._boards.bench(one.subject.target).estimate(one.model, one.inputs)
+            disturbed = f", disturbed: {run.disturbed}" if run.disturbed else ""
+            self._watch.note(f"{one.subject.label}: first estimate {time_text(median(run.times_ns))}{disturbed}")
+
     def take(self, so_far: list[Samples]) -> list[Samples]:
         """One process of each subject."""
         order = range(len(self._staged))
@@ -279,10 +288,6 @@ class _Rounds:
         self._taken[i].append(measured)
         self._devices[i] = bench.device
         self._discarded[i] += bench.discarded - before
-        if self._number == 0:
-            self._watch.note(
-                f"{one.subject.label}: p50 {time_text(median(measured.run.times_ns))} in its first process"
-            )
         spent_s = round(time.monotonic() - self._began)
         self._watch.step(min(spent_s, round(self._asked.seconds)), round(self._asked.seconds), "")
 

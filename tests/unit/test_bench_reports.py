@@ -98,6 +98,7 @@ def test_operators_come_with_their_share_the_longest_first() -> None:
     [
         (Interval(0.49, 0.5, 0.51), "takes 0.500 [0.490, 0.510] of the time of m.onnx (p50): 50.0% less"),
         (Interval(1.1, 1.2, 1.3), "(p50): 20.0% more"),
+        (Interval(0.5, 0.5, 0.5), "takes 0.500 of the time of m.onnx (p50)\n"),
         (Interval(0.9, 0.95, 1.02), "(p50): no difference that these timings can show"),
     ],
 )

@@ -85,6 +85,7 @@ class Machine:
     def __init__(self, ns: dict[str, float], noise: float = 0.0, disturbed: bool = False) -> None:
         self.ns, self.noise, self.discarded, self.device = ns, noise, 0, DEVICE
         self.batches: list[list[str]] = []
+        self.estimated: list[str] = []
         self._waited = 1 << 40 if disturbed else 0
         self._random = np.random.default_rng(0)
 
@@ -92,6 +93,10 @@ class Machine:
         (batch,) = batches
         self.batches.append([self._name(model) for model in batch])
         return [[self._measured(self._name(model), profiled) for model in batch]]
+
+    def estimate(self, model, inputs):  # type: ignore[no-untyped-def]
+        self.estimated.append(self._name(model))
+        return self._measured(self._name(model), False).run
 
     def throughput(self, model, inputs, streams, timed_s):  # type: ignore[no-untyped-def]
         return streams * 1e9 / self.ns[self._name(model)]
@@ -155,6 +160,7 @@ def test_two_files_are_interleaved_and_compared(monkeypatch: pytest.MonkeyPatch,
         "half.onnx",
     )
     first, second, together = ["m.onnx"], ["half.onnx"], ["m.onnx", "half.onnx"]
+    assert machine.estimated == ["m.onnx", "half.onnx"], "a file that cannot be run is found first"
     assert machine.batches[:6] == [first, second, together, second, first, together[::-1]]
     assert [one.name for one in compared.nodes] == ["conv", "relu"] and compared.executed
     assert [round(one.share, 2) for one in found.files[0].operators] == [0.8, 0.2]
@@ -185,7 +191,7 @@ def test_a_file_that_the_runtime_refuses_is_the_users_mistake(monkeypatch: pytes
     def refuse(self: object, *_: object, **__: object) -> None:
         raise Refusal("local", Time(1, "null", 1, (), (), 0, 0, 1, 1), Failure("load", "no kernel for\\nConv(99)"))
 
-    monkeypatch.setattr(Machine, "measure", refuse)
+    monkeypatch.setattr(Machine, "estimate", refuse)
     with pytest.raises(UsageError) as refused:
         measured(monkeypatch, Machine({"m.onnx": 1e6}), Asked((onnx,)))
     assert str(refused.value) == f"{onnx}: onnxruntime on local cannot run it: load: Conv(99)"
