@@ -200,7 +200,7 @@ class OfBench(Options):
     """Options of `bench`."""
 
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Model files: .onnx, .xml (OpenVINO), .tflite.")
+        list[Path], typer.Argument(metavar="FILE", help="Model files: .onnx, .xml (OpenVINO), .tflite.")
     ]
     target: Annotated[
         list[str] | None,
