@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for the tests that import it themselves
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are small, and several processes share the cores
 
+import effort  # noqa: F401 - it must come first
 import pytest
 from inconclusive import Inconclusive
 from small import FILE, FORKS, MODULE, Finished, InProcess, command

@@ -83,6 +83,7 @@ def _warm_up() -> None:
 
     Nothing here may start a thread, as onnxruntime does: a fork would wait for it without end.
     """
+    import effort  # noqa: F401 - it must come first
     import torch
 
     edgeprune = ("api", "cli", "reports.ci", "reports.console", "network.survey", "stages.registry", "stages.training")
