@@ -18,6 +18,7 @@ from edgeprune.errors import UsageError
 from edgeprune.frontends import checkpoint
 from edgeprune.frontends.fitting import fitted
 from edgeprune.frontends.functions import one_line
+from edgeprune.frontends.modelfile import FileModel
 from edgeprune.graph.editable import GraphNetwork
 from edgeprune.graph.groups import matches
 from edgeprune.network.adapter import adapted, batch_dims_of, structure_of
@@ -77,6 +78,17 @@ class Network:
         for path, tensor in zip(paths, self.inputs, strict=True):
             np.save(path, tensor.numpy(), allow_pickle=False)
         return paths
+
+    def write(self, pruned: nn.Module, folder: Path) -> None:
+        """Write a pruned network in the format of the project's model file, if it has one that can be written."""
+        factory = self._project.model.factory
+        if not isinstance(factory, FileModel):
+            return
+        try:
+            with factory.guarded():
+                factory.write(pruned, folder)
+        except UsageError as error:
+            log.warning("%s; edgeprune.load gives it as a torch module", error)
 
     def require_locks(self, lock: Sequence[str]) -> None:
         """Raises `UsageError` for a pattern of `[prune] lock` that matches no parameter and no layer."""

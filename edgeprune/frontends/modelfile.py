@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import hub
@@ -20,6 +20,9 @@ from edgeprune.frontends.functions import guarded
 from edgeprune.frontends.sources import installed
 from edgeprune.records import Function, Preprocess
 from edgeprune.storage.store import file_sha256
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Made = Literal["network", "example_inputs"]
 
@@ -33,16 +36,18 @@ class Format:
         packages: whose versions the network depends on.
         sized: whether `network` also takes the user's example inputs, which give dynamic dimensions their sizes.
         preprocesses: whether the module has `preprocess(path)`, the `[preprocess]` that the file brings, or None.
+        writes: whether the module has `write(path, network, target)`, which writes a pruned network as such a file.
     """
 
     module: str
     packages: tuple[str, ...]
     sized: bool = False
     preprocesses: bool = False
+    writes: bool = False
 
 
 FORMATS: Mapping[str, Format] = {  # by the key of [model]
-    "keras": Format("edgeprune.frontends.keras", ("keras",)),
+    "keras": Format("edgeprune.frontends.keras", ("keras",), sized=True, writes=True),
     "onnx": Format("edgeprune.frontends.onnx", ("onnx",), sized=True),
     "transformers": Format("edgeprune.frontends.huggingface", ("transformers",), preprocesses=True),
 }
@@ -87,6 +92,15 @@ class FileModel:
     def guarded(self, where: str = "") -> AbstractContextManager[None]:
         """See `records.Function.guarded`."""
         return guarded(self.file.parent, where or self.where)
+
+    def write(self, network: nn.Module, folder: Path) -> None:
+        """Write a pruned network as a file of the same format and name, if that is possible.
+
+        Raises:
+            UsageError: the pruned network cannot be written in this format.
+        """
+        if FORMATS[self.key].writes:
+            import_module(FORMATS[self.key].module).write(self.file, network, folder / self.file.name)
 
 
 def located(where: str, key: str, folder: Path, name: str) -> Path:

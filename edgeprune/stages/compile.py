@@ -100,6 +100,8 @@ def run(reads: Reads, output: Output) -> Artifact:
     samples = reads.calibration.samples if reads.chosen_precision.startswith("int8") else []
     compiler = Compiler(reads.runtime, reads.chosen_precision, samples)
     made = compiler.compile(model, network.inputs, reads.groups.folds, folder, reads.final.source)
+    if reads.final.tuned is not None:
+        network.write(model, folder)
     with reads.valid.repeatable(reads.finetune_seed):
         _keep_calls(output.path(CALLS), model, network, reads.valid)
     return made

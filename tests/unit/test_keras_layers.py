@@ -120,7 +120,9 @@ def test_operations_and_merges_compute_what_keras_computes() -> None:
     scale = L.Conv2D(4, 1, activation="sigmoid")(L.Reshape((1, 1, 4))(L.GlobalAveragePooling2D()(a)))
     merges = [L.Add(), L.Multiply(), L.Average(), L.Maximum(), L.Minimum(), L.Subtract(), L.Concatenate()]
     merged = [merge([a, b]) for merge in (*merges, L.Concatenate(axis=1))]
-    same(keras.Model(image, [*merged, L.Multiply()([a, scale]), (a + 3.0) * (1 / 6), 1.0 - b, a / 2, keras.ops.relu6(a)]))
+    same(
+        keras.Model(image, [*merged, L.Multiply()([a, scale]), (a + 3.0) * (1 / 6), 1.0 - b, a / 2, keras.ops.relu6(a)])
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])

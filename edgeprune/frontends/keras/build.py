@@ -50,6 +50,19 @@ def build(model: Any) -> Network:
     return Network(module, tuple((paths[id(child)], layer) for child, layer in builder.sources))
 
 
+def sized(model: Any, shapes: Sequence[Shape]) -> Any:
+    """The model for inputs of these shapes, with the same layers, if it leaves a size open. Otherwise the model itself."""
+    from keras import Input, models, tree
+
+    graph = functional(model)
+    is_open = any(size is None for tensor in graph.inputs for size in tensor.shape[1:])
+    if not is_open or len(shapes) != len(graph.inputs):
+        return model
+    given = [Input(shape[1:], dtype=old.dtype) for old, shape in zip(graph.inputs, shapes, strict=True)]
+    inputs = tree.pack_sequence_as(graph._inputs_struct, given)
+    return models.clone_model(graph, inputs, clone_function=lambda layer: layer)
+
+
 def functional(model: Any) -> Any:
     """The graph of a model. A sequential model holds one."""
     kinds = [kind.__name__ for kind in type(model).__mro__]

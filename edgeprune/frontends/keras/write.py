@@ -2,73 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from edgeprune.errors import UsageError, first_line, usage_error
-from edgeprune.frontends.keras import files
-from edgeprune.frontends.keras.build import Network, build, functional
+from edgeprune.errors import UsageError
+from edgeprune.frontends.keras.build import Network, build, functional, is_model
 from edgeprune.frontends.keras.compare import difference
 from edgeprune.frontends.keras.restore import RESTORES, Restored
 from edgeprune.frontends.keras.table import of_class
 
 
-def write(path: Path, tuned: nn.Module, target: Path) -> None:
-    """Write the Keras model of a pruned network.
+def rewritten(model: Any, tuned: nn.Module, target: Path) -> None:
+    """Write the Keras model of a pruned network, after it was compared with the network.
 
     Args:
-        path: the Keras file that the network was made from.
+        model: the Keras model that the network was made from.
         tuned: the pruned network. Its tensors have the names of the original ones.
         target: the file to write.
 
     Raises:
-        UsageError: the model cannot be rebuilt from its configuration. The message says why.
+        UsageError: the model cannot be rebuilt from its configuration.
+        ValueError: the same, found by Keras.
     """
-    model = files.load(path)
-    try:
-        with files.silent():
-            found = rebuilt(model, build(model), tuned.state_dict())
-            wrong = difference(found, tuned)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, UsageError) as error:
-        # Keras raises any of these for a configuration that does not fit.
-        raise usage_error(f"{path} cannot be rebuilt with the new sizes: {first_line(error)}") from error
+    found = rebuilt(model, build(model), tuned.state_dict())
+    wrong = difference(found, tuned)
     if wrong is not None:
-        raise usage_error(f"{path} cannot be rebuilt with the new sizes: {wrong}")
-    with files.silent():
-        found.save(target)
+        raise UsageError(f"the model cannot be rebuilt with the new sizes: {wrong}")
+    found.save(target)
 
 
 def rebuilt(model: Any, network: Network, state: Mapping[str, Tensor]) -> Any:
     """A Keras model with the sizes and weights of `state`. A removed block passes its input through."""
-    from keras import models, tree
-
     removed = _removed(network.module, state)
     gone = {id(layer) for path, layer in network.layers if any(_within(path, block) for block in removed)}
     changes = {id(layer): _restored(layer, path, state) for path, layer in network.layers if id(layer) not in gone}
-    made: dict[int, tuple[Any, Any]] = {}  # by the identity of the new layer: it, and the layer that it replaces
+    rebuilding = _Rebuilding(changes, gone)
+    found = rebuilding.model(model, None)
+    rebuilding.fill()
+    return found
 
-    def cloned(layer: Any) -> Any:
-        change = changes.get(id(layer), Restored())
+
+class _Rebuilding:
+    """Clones a model with other sizes.
+
+    Args:
+        changes: what a layer becomes, by its identity.
+        gone: the identities of layers that are removed.
+    """
+
+    def __init__(self, changes: Mapping[int, Restored], gone: Collection[int]) -> None:
+        self._changes, self._gone = changes, gone
+        self._made: dict[int, tuple[Any, Any]] = {}  # by the identity of the new layer: it, and the layer it replaces
+        self._nested: dict[int, Any] = {}  # by the identity of the model inside
+
+    def model(self, model: Any, inputs: Any) -> Any:
+        """A clone of a model, of the same name. `inputs` may have other sizes than its own; None keeps these."""
+        from keras import models
+
+        graph = functional(model)
+        found = models.clone_model(graph, inputs, clone_function=self._cloned, call_function=self._called)
+        found.name = model.name
+        return found
+
+    def fill(self) -> None:
+        """Give the new layers their weights."""
+        for new, layer in self._made.values():
+            change = self._changes.get(id(layer), Restored())
+            if not change.weights and id(layer) not in self._gone and getattr(layer, "weights", None):
+                new.set_weights(layer.get_weights())
+            for name, tensor in change.weights.items():
+                attrgetter(name)(new).assign(tensor.detach().contiguous())
+
+    def _cloned(self, layer: Any) -> Any:
+        if is_model(layer):  # it is cloned when it is called, since its inputs may be smaller
+            return layer
+        change = self._changes.get(id(layer), Restored())
+        known = next((new for new, old in self._made.values() if old is layer), None)
+        if known is not None:
+            return known
         new = type(layer).from_config(layer.get_config() | dict(change.config))
-        made[id(new)] = new, layer
+        self._made[id(new)] = new, layer
         return new
 
-    def called(layer: Any, *given: Any, **keywords: Any) -> Any:
-        _, original = made.get(id(layer), (None, None))
-        return tree.flatten(given)[0] if id(original) in gone else layer(*given, **keywords)
+    def _called(self, layer: Any, *given: Any, **keywords: Any) -> Any:
+        from keras import Input, tree
 
-    found = models.clone_model(functional(model), clone_function=cloned, call_function=called, recursive=True)
-    for new, layer in made.values():
-        change = changes.get(id(layer), Restored())
-        if not change.weights and id(layer) not in gone and getattr(layer, "weights", None):
-            new.set_weights(layer.get_weights())
-        for name, tensor in change.weights.items():
-            attrgetter(name)(new).assign(tensor.detach().contiguous())
-    return found
+        if is_model(layer):
+            if id(layer) not in self._nested:
+                inputs = tree.map_structure(lambda tensor: Input(tensor.shape[1:], dtype=tensor.dtype), given[0])
+                self._nested[id(layer)] = self.model(layer, inputs)
+            return self._nested[id(layer)](given[0])
+        _, original = self._made.get(id(layer), (None, None))
+        return tree.flatten(given)[0] if id(original) in self._gone else layer(*given, **keywords)
 
 
 def _within(path: str, block: str) -> bool:
