@@ -26,6 +26,8 @@ from edgeprune.network.cut import sliced
 from edgeprune.network.folding import fold
 from edgeprune.network.survey import randomised
 from edgeprune.records import Groups, Layer, Recipe, Widths, output_dim
+from edgeprune.runtimes.formats import sizes
+from edgeprune.runtimes.formats.sizes import Constants, Sizes
 
 # The operator in the message of an exporter or of a runtime.
 OPERATOR = re.compile(r"aten(?:::|\.)(\w+)|builtin opcode '(?:STABLEHLO_)?(\w+)'")
@@ -105,6 +107,7 @@ class Template(ABC):
         self.exported = self.export(self._model, inputs, groups.folds)
         self._folded = fold(self._model, groups.folds)
         self._computed = computed_constants(self._folded, inputs)
+        self._sizes: Sizes = {}  # what `sliced` changes beside the parameters
         self.slices = self._can_slice()
 
     def variant(self, widths: Widths) -> bytes:
@@ -166,6 +169,11 @@ class Template(ABC):
     def nodes(self) -> Iterable[Node]:
         """The operators of the exported file, in order."""
 
+    @staticmethod
+    @abstractmethod
+    def constants(file: bytes) -> Constants:
+        """The constants that the nodes of a file read."""
+
     @abstractmethod
     def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
         """The exported file with only these indices of its parameters, for these widths. `filled`: with repeating weights."""
@@ -193,12 +201,13 @@ class Template(ABC):
 
     def _can_slice(self) -> bool:
         """Whether slicing equals an export of the pruned network, tried on a cut of every group."""
-        widths = self._groups.full() | {group.name: (group.width + 1) // 2 for group in self._groups.free}
-        recipe = make_recipe(self._groups, first_units(self._groups, widths))
-        kept = self._kept(recipe)
-        stored = {parameter for node in self.nodes() for parameter in node.parameters}
-        named = set(dict(self._folded.named_parameters(remove_duplicate=False)))
-        return (kept.keys() & named) <= stored and self.agrees(kept, widths, self._exported(recipe))
+        groups, widths = self._groups, sizes.distinct(self._groups)
+        recipe = make_recipe(groups, first_units(groups, widths))
+        file = self._exported(recipe)
+        layers, owners = {layer.name: layer for layer in groups.layers}, self.owners(groups.layers)
+        owned = {i: layers[owners[n]] for i, node in enumerate(self.nodes()) for n in node.names if n in owners}
+        self._sizes = sizes.find(self.constants(self.exported), self.constants(file), owned, groups, widths)
+        return self.agrees(self._kept(recipe), widths, file)
 
 
 class Origins:

@@ -21,6 +21,7 @@ from edgeprune.runtimes.base import silenced
 from edgeprune.runtimes.formats import recurrence
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.formats.recurrence import Stacked
+from edgeprune.runtimes.formats.sizes import Constants
 from edgeprune.runtimes.onnxruntime.device import quiet
 
 # A file has the first of these opsets that has all of the model's operators. A runtime that reads a later one reads the first,
@@ -80,6 +81,18 @@ class OnnxTemplate(Template):
             parameters = tuple(name for origin in origins for name in origin.parameters)
             yield Node((node.name, *node.output), tuple(node.input), tuple(node.output), parameters)
 
+    @staticmethod
+    def constants(file: bytes) -> Constants:
+        """See `Template.constants`."""
+        graph = onnx.load_from_string(file).graph
+        values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        return {
+            (number, position): values[name]
+            for number, node in enumerate(graph.node)
+            for position, name in enumerate(node.input)
+            if name in values
+        }
+
     def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
         """See `Template.sliced`."""
         proto = onnx.ModelProto()
@@ -94,7 +107,14 @@ class OnnxTemplate(Template):
             proto.graph.initializer.append(onnx.numpy_helper.from_array(cut, name))
             shapes[name] = cut.shape
         grouped = {layer.weight: layer for layer in self._groups.layers if layer.per_group is not None}
-        for node in proto.graph.node:
+        for number, node in enumerate(proto.graph.node):
+            for position, name in enumerate(node.input):
+                resized = self._sizes.get((number, position))
+                if resized is None or resized.fits(shapes[name], widths):
+                    continue
+                value = resized.at(self._weights[name], widths)
+                node.input[position] = f"{name}/{number}"  # other nodes may read the constant, too
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(value, node.input[position]))
             recurrence.resize(node, shapes)
             origin = self.origins.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
             if origin is not None and origin.parameters[0] in grouped:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import RuntimeMissing
-from edgeprune.records import Groups, Layer, Span, Widths
+from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.base import silenced
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.formats.constants import with_stored_constants
+from edgeprune.runtimes.formats.sizes import Constants
 from edgeprune.runtimes.tflite import flatbuffer
+
+SLICED = 2  # the input of SLICE that holds the size of the slice
 
 
 class TfliteTemplate(Template):
@@ -24,8 +27,7 @@ class TfliteTemplate(Template):
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
         self._origins: dict[int, Origin] | None = None
-        # Reshape operator -> position in its target shape -> size. None: inferred from the others.
-        self._derived: dict[int, dict[int, Span | None]] = {}
+        self._absorbing: set[int] = set()  # biases that hold a product of the next weight and a layer norm's bias
         super().__init__(model, inputs, groups)
 
     @staticmethod
@@ -71,6 +73,7 @@ class TfliteTemplate(Template):
                 found[int(operator.inputs[1])] = Origin(parameter, (0, 1))
                 if len(operator.inputs) > 2 and operator.inputs[2] in constants:
                     found[int(operator.inputs[2])] = Origin(parameter.removesuffix("weight") + "bias", (0,))
+                    self._absorbing.add(int(operator.inputs[2]))
         return found
 
     @staticmethod
@@ -85,6 +88,18 @@ class TfliteTemplate(Template):
             inputs = [int(i) for i in operator.inputs if i >= 0]
             parameters = tuple(self.origins[i].parameter for i in inputs if i in self.origins)
             yield Node((name,), tuple(inputs), tuple(int(i) for i in operator.outputs), parameters)
+
+    @staticmethod
+    def constants(file: bytes) -> Constants:
+        """See `Template.constants`."""
+        model = flatbuffer.read(file)
+        values = flatbuffer.constants(model)
+        return {
+            (number, position): values[int(i)]
+            for number, (_, operator) in enumerate(flatbuffer.operators(model))
+            for position, i in enumerate(operator.inputs)
+            if int(i) in values
+        }
 
     def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
         """See `Template.sliced`."""
@@ -101,11 +116,14 @@ class TfliteTemplate(Template):
                 layer = layers[filters.parameter]
                 multiplier = layer.outputs.size(widths) // layer.convolution_groups(widths)
                 operator.builtinOptions.depthMultiplier = multiplier
-            if number in self._derived:
-                shape = constants[operator.inputs[1]].copy()
-                for position, span in self._derived[number].items():
-                    shape[position] = -1 if span is None else span.size(widths)
-                flatbuffer.store(model, flatbuffer.own(model, operator, 1), shape)
+            for position, i in enumerate(operator.inputs):
+                resized = self._sizes.get((number, position))
+                if resized is None or resized.fits(flatbuffer.shape(model.subgraphs[0].tensors[i]), widths):
+                    continue
+                value = resized.at(constants[int(i)], widths)
+                flatbuffer.store(model, flatbuffer.own(model, operator, position), value)
+                if name.endswith(":SLICE") and position == SLICED:
+                    model.subgraphs[0].tensors[operator.outputs[0]].shape = value  # the interpreter does not infer it
         return _with_inferred_shapes(model)
 
     @staticmethod
@@ -119,39 +137,11 @@ class TfliteTemplate(Template):
     def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
         """See `Template.agrees`."""
         fresh = flatbuffer.read(exported)
-        self._derived = self._follow(flatbuffer.read(self.exported), fresh, widths)
         try:
             ours = flatbuffer.read(self.sliced(kept, widths))
         except (RuntimeError, ValueError):  # a size that the file states does not fit
             return False
-        return _same(ours, fresh)
-
-    def _follow(self, full: Any, cut: Any, widths: Widths) -> dict[int, dict[int, Span | None]]:
-        """Find the reshapes whose target shape changes with the widths.
-
-        One changed position can be inferred from the others. Every other one must match exactly one size of the preceding
-        layer's groups.
-        """
-        owners = self.owners(self._groups.layers)
-        layers = {layer.name: layer for layer in self._groups.layers}
-        values, others = flatbuffer.constants(full), flatbuffer.constants(cut)
-        found: dict[int, dict[int, Span | None]] = {}
-        pairs = zip(flatbuffer.operators(full), flatbuffer.operators(cut), strict=False)
-        for number, ((name, one), (_, other)) in enumerate(pairs):
-            if not name.endswith(":RESHAPE") or min(len(one.inputs), len(other.inputs)) < 2:
-                continue
-            shape, cut_shape = values.get(int(one.inputs[1])), others.get(int(other.inputs[1]))
-            if shape is None or cut_shape is None or shape.shape != cut_shape.shape:
-                continue
-            changed: dict[int, Span | None] = dict.fromkeys(np.flatnonzero(shape != cut_shape).tolist())
-            sizes = _sizes(layers[owners[name]], self._groups) if name in owners else ()
-            for position in list(changed)[1:]:
-                wanted = int(shape[position]), int(cut_shape[position])
-                fitting = {s for s in sizes if (s.size(self._groups.full()), s.size(widths)) == wanted}
-                changed[position] = fitting.pop() if len(fitting) == 1 else None
-            if list(changed.values()).count(None) == 1:
-                found[number] = changed
-        return found
+        return _same(ours, fresh, self._absorbing)
 
 
 def _converted(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
@@ -184,13 +174,6 @@ def _power(x: Tensor, exponent: float) -> Any:
         case -1:
             return x.reciprocal()
     return NotImplemented
-
-
-def _sizes(layer: Layer, groups: Groups) -> set[Span]:
-    """The channel counts that a dimension may have after a layer: its outputs, and their factors."""
-    names = {group.name for group in groups.free}
-    terms = {(part, 1) for own, _ in layer.outputs.terms for part in [own, *((name,) for name in own)]}
-    return {Span(0, (term,)) for term in terms if set(term[0]) <= names} | {layer.outputs}
 
 
 def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
@@ -229,8 +212,8 @@ def _with_inferred_shapes(model: Any) -> bytes:
     return flatbuffer.pack(model)
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Whether operators, options, shapes and constants are the same."""
+def _same(first: Any, second: Any, absorbing: set[int]) -> bool:
+    """Whether operators, options, shapes and constants are the same. The values of some constants of `first` do not count."""
 
     def parts(model: Any) -> list[tuple[str, dict[str, Any], list[list[int]]]]:
         tensors = model.subgraphs[0].tensors
@@ -243,15 +226,15 @@ def _same(first: Any, second: Any) -> bool:
             for name, operator in flatbuffer.operators(model)
         ]
 
-    def values(model: Any) -> list[np.ndarray]:
+    def values(model: Any) -> list[tuple[int, np.ndarray]]:
         found = flatbuffer.constants(model)
-        return [
-            found[int(i)] for _, operator in flatbuffer.operators(model) for i in operator.inputs if int(i) in found
-        ]
+        read = [int(i) for _, operator in flatbuffer.operators(model) for i in operator.inputs]
+        return [(i, found[i]) for i in read if i in found]
 
     if [str(part) for part in parts(first)] != [str(part) for part in parts(second)]:
         return False
     ours, theirs = values(first), values(second)
     return len(ours) == len(theirs) and all(
-        a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(ours, theirs, strict=True)
+        a.shape == b.shape and (i in absorbing or np.allclose(a, b, rtol=1e-5, atol=1e-7))
+        for (i, a), (_, b) in zip(ours, theirs, strict=True)
     )
