@@ -89,7 +89,7 @@ class Builder:
                 self.values[name] = value
                 value.readers += self._readers[name]
             for name in filter(None, node.outputs):
-                if name not in self.values:
+                if name not in self.values and self._readers[name]:
                     raise self.error(f"has a result {quoted(name)} without a converter")
 
     # --------------------------------------------------------------------------------------------- what operators use

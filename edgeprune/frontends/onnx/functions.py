@@ -207,3 +207,8 @@ def layer_normalised(x: Tensor, dims: int, eps: float) -> Tensor:
 def group_normalised(x: Tensor, groups: int, eps: float) -> Tensor:
     """`F.group_norm` without weights."""
     return F.group_norm(x, groups, eps=eps)
+
+
+def batch_normalised(x: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`F.batch_norm` with the statistics of its input, as standardised weights have."""
+    return F.batch_norm(x, None, None, scale, bias, True, 0.0, eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,21 @@ from torch import Tensor
 
 from edgeprune.frontends.onnx import patterns
 from edgeprune.frontends.onnx.build import Builder, FixedBatchError
-from edgeprune.frontends.onnx.check import distance, follows_batch, outputs_of, runtime_outputs, tried_inputs
-from edgeprune.frontends.onnx.check import HALF_TOLERANCE, TOLERANCE
+from edgeprune.frontends.onnx.check import (
+    HALF_TOLERANCE,
+    TOLERANCE,
+    distance,
+    follows_batch,
+    outputs_of,
+    runtime_outputs,
+    tried_inputs,
+)
 from edgeprune.frontends.onnx.file import Graph, Input, read
 from edgeprune.frontends.onnx.module import OnnxNetwork
 from edgeprune.frontends.onnx.operators import OPERATORS
 from edgeprune.frontends.onnx.scopes import arranged
 from edgeprune.frontends.onnx.writing import network_of
+from edgeprune.limits import LIMITS
 
 log = logging.getLogger("edgeprune")
 Shapes = Sequence[tuple[int, ...]]
@@ -124,4 +133,6 @@ def _shape(graph: Graph, given: Input) -> tuple[int, ...]:
                 f"the input {given.name!r} has the shape ({dims}), whose sizes are not fixed;"
                 " give [model] inputs: a function that returns example inputs"
             )
+    if math.prod(sizes) > LIMITS.onnx_elements:
+        raise graph.refused(f"the input {given.name!r} holds more than {LIMITS.onnx_elements} numbers")
     return tuple(sizes)

@@ -36,16 +36,19 @@ def shapes_after(b: Builder, x: Value, wanted: Sequence[Shape], allow_zero: bool
     if math.prod(after[0]) != x.fakes[0].numel():
         raise b.error(f"makes the shape {after[0]} of {list(x.shape)}; export the file again")
     for place, fake in enumerate(x.fakes[1:], 1):
-        if math.prod(after[place]) != fake.numel():
-            after[place] = _grown(b, x.shape, fake.shape, after[0])
+        open_dim = list(wanted[0]).index(-1) if -1 in wanted[0] else None
+        follows = wanted[place] != wanted[0] or fake.shape == x.fakes[0].shape
+        if not follows and (open_dim is not None or math.prod(after[place]) != fake.numel()):
+            after[place] = _grown(b, x.shape, fake.shape, after[0], open_dim)
     return after
 
 
-def _grown(b: Builder, before: Shape, larger: Shape, after: Shape) -> list[int]:
+def _grown(b: Builder, before: Shape, larger: Shape, after: Shape, open_dim: int | None) -> list[int]:
     """`after` for a larger batch.
 
     The samples have a place in the order of the elements: so many elements come before them. A dimension of `after` may begin
-    there, or end there. One that has the size of the batch is taken first, and the last dimension last: it holds channels.
+    there, or end there. One that has the size of the batch is taken first, then the one that the file leaves open, and the last
+    dimension last: it holds channels.
     """
     changed = [dim for dim, (a, c) in enumerate(zip(before, larger, strict=True)) if a != c]
     if len(changed) != 1:
@@ -56,7 +59,8 @@ def _grown(b: Builder, before: Shape, larger: Shape, after: Shape) -> list[int]:
     inner = [dim for dim in range(len(after)) if math.prod(after[:dim]) == ahead * before[changed[0]]]
     ends = [dim for dim in range(len(after)) if math.prod(after[: dim + 1]) == ahead]
     exact = [dim for dim in (*begins, *inner) if after[dim] == samples]
-    fitting = [*exact, *(dim for dim in reversed(begins) if dim < len(after) - 1), *ends, *begins]
+    left_open = [dim for dim in (*begins, *inner, *ends) if dim == open_dim][:1]
+    fitting = [*(left_open if open_dim in exact else exact), *left_open, *(dim for dim in reversed(begins) if dim < len(after) - 1), *ends, *begins]
     if not fitting:
         raise FixedBatchError(f"{b.node} fixes the batch size")
     factor = larger[changed[0]] // before[changed[0]]

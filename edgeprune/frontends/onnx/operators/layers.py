@@ -169,6 +169,8 @@ def einsum(b: Builder, node: Node, *xs: Value) -> Value:
 def batch_norm(b: Builder, node: Node, x: Value, scale: Value, bias: Value, mean: Value, variance: Value) -> Value:
     """A layer that learns its statistics when it is trained."""
     given = node.attributes
+    if given.get("training_mode", 0):
+        return b.call(functions.batch_normalised, x, scale, bias, float(given.get("epsilon", 1e-5)))
     weights = [scale, bias, mean, variance]
     if any(value.constant is None for value in weights) or x.rank - 2 not in BATCH_NORMS:
         raise b.error("has statistics that depend on the inputs, which has no converter")
