@@ -44,6 +44,17 @@ def test_weights_beside_an_onnx_file_belong_to_it(tmp_path: Path) -> None:
     assert found.size_bytes == (tmp_path / "m.onnx").stat().st_size + 192
 
 
+def test_links_to_one_folder_are_followed(tmp_path: Path) -> None:
+    """Caches of models link each file to a store."""
+    store = tmp_path / "store"
+    store.mkdir()
+    with_external(store / "1234", "w.bin")
+    (store / "5678").write_bytes(bytes(192))
+    (tmp_path / "m.onnx").symlink_to(store / "1234")
+    (tmp_path / "w.bin").symlink_to(store / "5678")
+    assert files.read(tmp_path / "m.onnx").files == (tmp_path / "m.onnx", tmp_path / "w.bin")
+
+
 @pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "a/../../w.bin", "", "link.bin", "w\x00.bin"])
 def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(192))

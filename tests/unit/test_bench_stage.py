@@ -17,6 +17,7 @@ from edgeprune.devices.transports.base import Refusal
 from edgeprune.devices.wire import Failure, Time
 from edgeprune.errors import UsageError
 from edgeprune.frontends import feeds
+from edgeprune.limits import Limits
 from edgeprune.pipeline.request import Quiet
 from edgeprune.records import Device, Host, OperatorChange, OperatorTime, Run, Target
 from edgeprune.runtimes import host
@@ -128,10 +129,11 @@ def test_a_device_that_repeats_itself_is_measured_briefly(monkeypatch: pytest.Mo
     assert len(samples[0].runs) == row.processes == len(machine.batches) and row.inputs == {"x": "float32 1x3x8x8"}
 
 
-def test_a_noisy_device_is_measured_until_the_time_is_over(monkeypatch: pytest.MonkeyPatch, onnx: Path) -> None:
-    found, _ = measured(monkeypatch, Machine({"m.onnx": 1e6}, noise=0.3), Asked((onnx,), seconds=0.3))
+def test_a_noisy_device_is_measured_as_long_as_is_allowed(monkeypatch: pytest.MonkeyPatch, onnx: Path) -> None:
+    monkeypatch.setattr("edgeprune.stages.bench.LIMITS", Limits(bench_processes=9))
+    found, _ = measured(monkeypatch, Machine({"m.onnx": 1e6}, noise=0.3), Asked((onnx,)))
     (row,) = found.files
-    assert row.processes > bench.LEAST_ROUNDS and row.p50_ms.low < row.p50_ms.mid < row.p50_ms.high
+    assert row.processes == 9 > bench.LEAST_ROUNDS and row.p50_ms.low < row.p50_ms.mid < row.p50_ms.high
 
 
 def test_a_quantile_with_too_few_timings_is_not_invented(monkeypatch: pytest.MonkeyPatch, onnx: Path) -> None:
@@ -177,7 +179,8 @@ def test_a_ratio_is_that_of_shared_processes(monkeypatch: pytest.MonkeyPatch, tm
 
     machine.measure = noisy  # type: ignore[method-assign]
     other = write_onnx(tmp_path / "half.onnx", width=2)
-    found, _ = measured(monkeypatch, machine, Asked((onnx, other), seconds=0.5))
+    monkeypatch.setattr("edgeprune.stages.bench.LIMITS", Limits(bench_processes=12))
+    found, _ = measured(monkeypatch, machine, Asked((onnx, other)))
     ratio, p50 = found.comparisons[0].ratio, found.files[0].p50_ms
     assert ratio.high - ratio.low < 0.01 < p50.high - p50.low
 
