@@ -8,6 +8,7 @@ from test_joint_plans import proved
 from zoo import ZOO
 
 from edgeprune.errors import UsageError
+from edgeprune.network.survey import survey
 from edgeprune.runtimes.formats import FORMATS
 
 
@@ -19,6 +20,7 @@ def test_any_joint_plan_of_an_architecture_is_cut_and_exported(title: str) -> No
         FORMATS["onnx"].export(model.eval(), inputs, ())
     except UsageError as error:  # such as a Fourier transform
         pytest.skip(str(error))
-    for number, (small, groups) in enumerate(proved(model, inputs, 6)):
+    groups = survey(model, inputs)
+    for number, small in enumerate(proved(model, inputs, groups, 6)):
         if number < 2:  # the least one, and a random one
             assert FORMATS["onnx"].export(small, inputs, groups.folds)

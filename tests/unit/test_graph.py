@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgeprune.errors import CutError
 from edgeprune.graph.groups import lock, make_recipe
 from edgeprune.graph.trace import trace
-from edgeprune.network.cut import cut, cut_as_is, formed
+from edgeprune.network.cut import cut, cut_as_is
 from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Groups
 
@@ -29,19 +29,6 @@ def members(groups: Groups) -> set[frozenset[tuple[str, int, int]]]:
         for group in groups.free
         for unit in range(group.width)
     }
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_every_free_group_survives_any_cut(name: str) -> None:
-    torch.manual_seed(0)
-    model = NETS[name]()
-    inputs = inputs_of(name)
-    groups = survey(model, inputs)
-    assert groups.free
-    model = formed(model, groups, inputs)
-    for group in groups.free:
-        for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
-            cut(randomised(model), make_recipe(groups, {group.name: sorted(kept)}), inputs)
 
 
 def grouped(groups: int, inputs: int, outputs: int, transposed: bool = False) -> nn.Module:

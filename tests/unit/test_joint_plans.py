@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from edgeprune.graph.groups import candidate_widths, make_recipe
 from edgeprune.network.cut import cut, formed
-from edgeprune.network.survey import generic, survey
+from edgeprune.network.survey import generic, randomised, survey
 from edgeprune.records import Groups
 from edgeprune.runtimes.formats import FORMATS
 
@@ -41,18 +42,34 @@ def plans(groups: Groups, count: int) -> Iterator[Keep]:
         yield {g.name: tuple(sorted(drawn.sample(range(g.width), widths[g.name]))) for g in groups.free}
 
 
-def proved(model: nn.Module, inputs: tuple[Tensor, ...], count: int) -> Iterator[tuple[nn.Module, Groups]]:
+def proved(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups, count: int) -> Iterator[nn.Module]:
     """The networks of some plans, and of the least one, each proved."""
-    groups = survey(model, inputs)
     original = formed(generic(model, inputs), groups, inputs)
     for keep in (least(groups), *plans(groups, count)):
-        yield cut(original, make_recipe(groups, keep), inputs), groups
+        yield cut(original, make_recipe(groups, keep), inputs)
+
+
+@cache
+def surveyed(name: str) -> tuple[nn.Module, tuple[Tensor, ...], Groups]:
+    """One of `NETS`, its example inputs and its groups. Tests must not change them."""
+    torch.manual_seed(0)
+    model, inputs = NETS[name](), inputs_of(name)
+    return model, inputs, survey(model, inputs)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_free_group_survives_any_cut(name: str) -> None:
+    model, inputs, groups = surveyed(name)
+    assert groups.free
+    model = randomised(formed(model, groups, inputs))
+    for group in groups.free:
+        for kept in ({0}, {group.width - 1}, set(range(1, group.width)) or {0}):
+            cut(model, make_recipe(groups, {group.name: sorted(kept)}), inputs)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_any_joint_plan_of_a_small_network_is_cut(name: str) -> None:
-    torch.manual_seed(0)
-    assert len(list(proved(NETS[name](), inputs_of(name), 3))) == 4
+    assert len(list(proved(*surveyed(name), 3))) == 4
 
 
 class Iterated(Blocks):
@@ -96,7 +113,8 @@ class Stage(nn.Module):
 def test_all_blocks_of_a_stage_may_be_removed(net: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = net()
-    (small, groups), *_ = proved(model, image(), 3)
+    groups = survey(model, image())
+    small, *_ = proved(model, image(), groups, 3)
     assert len(groups.blocks) >= 2
     assert not any(isinstance(module, Inner) for module in small.modules())
     assert FORMATS["onnx"].export(small, image(), groups.folds)
