@@ -134,7 +134,8 @@ def _network_settings(run: Run) -> dict[str, object]:
     weights = project.model.weights
     for file in checkpoint.files(weights) if weights else ():
         found[f"weights {file.name}"] = file_sha256(file) if file.is_file() else "missing"
-    found["[preprocess]"] = asdict(project.preprocess) if project.preprocess else None
+    given = asdict(project.preprocess) if project.preprocess else {}
+    found["[preprocess]"] = {name: _plain(value) for name, value in given.items()} or None
     return {**found, **_seed(run)}
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from edgeprune import runtimes
 from edgeprune.errors import UsageError
 from edgeprune.runtimes.formats import FORMATS
+from edgeprune.runtimes.formats.onnx import OnnxTemplate
 
 
 class After(nn.Module):
@@ -101,3 +104,15 @@ def test_an_operator_that_tflite_lacks_is_named_with_its_line(operator: Callable
     pytest.importorskip("litert_torch")
     with pytest.raises(UsageError, match=r"^test_exports\.py:\d+: (histc|sort) cannot be written as TFLite"):
         written(operator, "tflite")
+
+
+class Windows(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.unfold(-1, 3, 2), x.unfold(1, 2, 1)
+
+
+def test_windows_along_any_dimension_are_exported() -> None:
+    x = torch.arange(60.0).view(1, 3, 4, 5)
+    session = onnxruntime.InferenceSession(OnnxTemplate.written(Windows(), (x,)), providers=["CPUExecutionProvider"])
+    for got, expected in zip(session.run(None, {"input_0": x.numpy()}), Windows()(x), strict=True):
+        np.testing.assert_array_equal(got, expected.numpy())

@@ -6,12 +6,15 @@ import copy
 import io
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
 import torch
 from torch import Tensor, nn
+from torch.onnx import symbolic_helper
 
 from edgeprune.graph.trace import exported, exporting
 from edgeprune.network.adapter import FileNames, file_names
@@ -143,7 +146,7 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...], names: FileNa
     for opset in OPSETS:
         buffer = io.BytesIO()
         try:
-            with exporting(), silenced():
+            with exporting(), silenced(), _rules():
                 torch.onnx.export(
                     model,
                     inputs,
@@ -158,6 +161,27 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...], names: FileNa
             if opset == OPSETS[-1]:
                 raise
     return buffer.getvalue()
+
+
+@contextmanager
+def _rules() -> Iterator[None]:
+    """A context in which torch's exporter uses rules of ours. Its own rule of `unfold` is wrong for a negative dimension."""
+    torch.onnx.utils.register_custom_op_symbolic("aten::unfold", _unfold, OPSETS[0])
+    try:
+        yield
+    finally:
+        torch.onnx.utils.unregister_custom_op_symbolic("aten::unfold", OPSETS[0])
+
+
+@symbolic_helper.parse_args("v", "i", "i", "i")
+def _unfold(g: Any, x: Any, dimension: int, size: int, step: int) -> Any:
+    """Windows of `size` indices along a dimension: one gather, with the windows' indices last."""
+    shape = x.type().sizes()
+    dim = dimension % len(shape)
+    windows = torch.arange(0, shape[dim] - size + 1, step)[:, None] + torch.arange(size)
+    taken = g.op("Gather", x, g.op("Constant", value_t=windows), axis_i=dim)
+    order = [*range(dim + 1), *range(dim + 2, len(shape) + 1), dim + 1]
+    return taken if order == sorted(order) else g.op("Transpose", taken, perm_i=order)
 
 
 def _simplified(file: bytes) -> bytes:
