@@ -109,7 +109,7 @@ def test_layers_compute_what_keras_computes(shape: tuple[int, ...], layers: Call
 
 def test_activations_compute_what_keras_computes() -> None:
     names = """relu relu6 sigmoid tanh silu gelu elu selu celu mish softplus softsign hard_sigmoid hard_silu hard_tanh
-        leaky_relu log_sigmoid tanh_shrink exponential softmax log_softmax linear"""
+        leaky_relu log_sigmoid tanh_shrink hard_shrink soft_shrink exponential softmax log_softmax linear"""
     for name in names.split():
         of((6, 6, 3), L.Conv2D(4, 3, activation=name), L.Activation(name))
 

@@ -33,6 +33,8 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
     "log_sigmoid": nn.LogSigmoid,
     "tanh_shrink": nn.Tanhshrink,
+    "hard_shrink": nn.Hardshrink,
+    "soft_shrink": nn.Softshrink,
     "exponential": lambda: Apply(torch.exp),
 }
 OVER_CHANNELS: dict[str, Callable[[int], nn.Module]] = {"softmax": nn.Softmax, "log_softmax": nn.LogSoftmax}

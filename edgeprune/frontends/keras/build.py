@@ -13,7 +13,7 @@ from edgeprune.errors import UsageError
 from edgeprune.frontends.keras import activations, layers, sequences  # noqa: F401 - they fill the table
 from edgeprune.frontends.keras.blocks import Parts, with_blocks
 from edgeprune.frontends.keras.graph import LayerGraph, Order, Step, Value, attribute
-from edgeprune.frontends.keras.modules import Permute
+from edgeprune.frontends.keras.modules import AsFloat, Permute
 from edgeprune.frontends.keras.table import FACTORY, TABLE, Built, Call, of_class
 
 Shape = tuple[int | None, ...]
@@ -44,7 +44,9 @@ def build(model: Any) -> Network:
     graph = functional(model)
     builder = Builder()
     given = [builder.value(tensor.shape) for tensor in graph.inputs]
-    results = builder.outputs(graph, given)
+    results = builder.outputs(
+        graph, [builder.as_float(value, one) for value, one in zip(given, graph.inputs, strict=True)]
+    )
     module = builder.graph(given, [builder.ordered(value, "last") for value in results])
     paths = {id(child): path for path, child in module.named_modules()}
     return Network(module, tuple((paths[id(child)], layer) for child, layer in builder.sources))
@@ -132,6 +134,14 @@ class Builder:
             self._add(f"channels_{order}", Permute(dims), [value], [found])
             self._reordered[value.key, order] = found
         return self._reordered[value.key, order]
+
+    def as_float(self, value: Value, tensor: Any) -> Value:
+        """An input as the type that the model computes with. Images may be bytes."""
+        if not str(tensor.dtype).startswith(("float", "bfloat")):
+            return value
+        found = self.value(value.shape)
+        self._add("as_float", AsFloat(), [value], [found])
+        return found
 
     def _add(self, name: str, module: nn.Module, given: Sequence[Value], found: Sequence[Value]) -> str:
         """Add a layer and its call. Returns its name."""

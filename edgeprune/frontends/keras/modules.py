@@ -39,6 +39,14 @@ class Permute(nn.Module):
         return given.permute(self.dims)
 
 
+class AsFloat(nn.Module):
+    """Makes numbers of any type float32, as Keras does with its inputs. It is no operation for float32."""
+
+    def forward(self, given: Tensor) -> Tensor:
+        """The same numbers."""
+        return given if given.is_floating_point() else given.float()
+
+
 class Merge(nn.Module):
     """Reduces its inputs by a function of two tensors, such as a sum."""
 
