@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -226,6 +227,14 @@ def test_a_model_without_weights_follows_from_the_seed(project: Path) -> None:
         with open_run(request(project), RULES) as run:
             keys[seed] = {name: run.key(RULES.stages[name]) for name in ("survey", "original", "scores")}
     assert all(keys[0][name] != keys[1][name] for name in keys[0])
+
+
+def test_what_a_stage_reads_is_the_same_after_it_was_kept_as_json(project: Path) -> None:
+    """Otherwise a redone stage reports a change of something that did not change."""
+    project.write_text(project.read_text() + "[preprocess]\nmean = [0.5]\nstd = [0.5]\n")
+    for name in ("survey", "scores"):
+        read = labels(project, name)
+        assert json.loads(json.dumps(read)) == read and (name != "survey" or read["[preprocess]"])
 
 
 def test_the_key_covers_the_modules_that_the_project_imports_and_no_others(project: Path) -> None:
