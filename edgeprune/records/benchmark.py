@@ -144,6 +144,7 @@ class FileComparison:
         first: the label of the first row.
         second: the label of the second row.
         ratio: the second latency / the first, from processes that were interleaved.
+        pairs: how many pairs of processes the ratio is from. With fewer than six, its interval holds less than 95 %.
         executed: whether `operators` are those that the runtimes execute, or those in the files.
         operators: kinds of operators that differ, those with the largest difference first.
         nodes: the same of nodes, if most of them have the same names in both rows.
@@ -152,6 +153,7 @@ class FileComparison:
     first: str
     second: str
     ratio: Interval
+    pairs: int
     executed: bool
     operators: tuple[OperatorChange, ...]
     nodes: tuple[OperatorChange, ...] = ()

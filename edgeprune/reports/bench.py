@@ -15,7 +15,8 @@ from rich.table import Table
 
 from edgeprune.devices.validate import printable
 from edgeprune.errors import UsageError
-from edgeprune.records import Benchmark, FileFigures, Interval, OperatorChange, Samples
+from edgeprune.records import Benchmark, FileComparison, FileFigures, Interval, OperatorChange, Samples
+from edgeprune.stages.bench import LEAST_ROUNDS
 from edgeprune.storage import codec
 
 COLUMNS = 4  # files beside each other in one table
@@ -64,7 +65,7 @@ def tables(found: Benchmark) -> Iterator[tuple[list[str], Rows]]:
 def notes(found: Benchmark) -> Iterator[str]:
     """What the tables leave open, line by line."""
     for one in found.comparisons:
-        yield f"{one.second} takes {_ratio(one.ratio)} of the time of {one.first} (p50){_sense(one.ratio)}"
+        yield f"{one.second} takes {_ratio(one.ratio)} of the time of {one.first} (p50): {_sense(one)}"
         if not one.operators and not one.executed:
             yield "both hold the same operators; --layers times each of them"
     for row in found.files:
@@ -131,13 +132,13 @@ def _ratio(one: Interval) -> str:
     return f"{one.mid:.3f}" + (f" [{one.low:.3f}, {one.high:.3f}]" if one.low < one.high else "")
 
 
-def _sense(one: Interval) -> str:
-    """Which one is faster, if the interval excludes 1."""
-    if one.low == one.high:
-        return ""
-    if one.low <= 1 <= one.high:
-        return ": no difference that these timings can show"
-    return f": {1 - one.mid:.1%} less" if one.mid < 1 else f": {one.mid - 1:.1%} more"
+def _sense(one: FileComparison) -> str:
+    """Which one is faster, if enough processes say so."""
+    if one.pairs < LEAST_ROUNDS:
+        return f"no verdict, for there are only {one.pairs} of {LEAST_ROUNDS} pairs of processes; more: --time 2m"
+    if one.ratio.low <= 1 <= one.ratio.high:
+        return "no difference that these timings can show"
+    return f"{1 - one.ratio.mid:.1%} less" if one.ratio.mid < 1 else f"{one.ratio.mid - 1:.1%} more"
 
 
 def _changes(what: str, changes: Sequence[OperatorChange]) -> Rows:

@@ -54,7 +54,7 @@ NATIVE = {
 QUANTILES = {"p90": 0.9, "p99": 0.99}
 TAIL = 0.975  # confidence of each bound of a quantile's interval, which is then one of 95 %
 NARROW = 0.01  # half of an interval, relative: the measurement is then decided
-LEAST_ROUNDS = 6  # before an interval of process medians counts
+LEAST_ROUNDS = 6  # the fewest processes whose order statistics bound a median with 95 % confidence
 WARM_UP_S = LIMITS.warmup_s / 4  # it mostly ends long before its limit
 LABEL_CHARS = 200
 ODD = (struct.error, LookupError, ValueError, TypeError, AttributeError)  # what a damaged flatbuffer raises
@@ -306,8 +306,8 @@ class _Rounds:
         count = len(samples[0].runs)
         if any(self._lacks(one, q) for one in samples for q in QUANTILES.values()):
             return False
-        if count >= SETTLED and all(stats.full_range(one) <= NARROW / 2 for one in samples):
-            return True
+        if len(samples) == 1 and count >= SETTLED and stats.full_range(samples[0]) <= NARROW / 2:
+            return True  # a difference between two files needs more
         intervals = [*map(stats.latency, samples), *(self.ratio(i, samples) for i in range(1, len(samples)))]
         return count >= LEAST_ROUNDS and all(one.high - one.low <= 2 * NARROW * one.mid for one in intervals)
 
@@ -403,7 +403,8 @@ def _comparison(found: Sequence[Subject], rows: Sequence[FileFigures], i: int, r
     else:
         kinds = operators.stored_changes(found[0].file.operators, found[i].file.operators)
     nodes = operators.same_nodes(first.operators, second.operators)
-    return FileComparison(first.label, second.label, ratio, executed, kinds, nodes)
+    pairs = min(first.processes, second.processes)
+    return FileComparison(first.label, second.label, ratio, pairs, executed, kinds, nodes)
 
 
 def forecast(asked: Asked, found: Sequence[Subject]) -> list[str]:
