@@ -104,6 +104,9 @@ CASES = [
     of("Resize", "-", np.array([1, 1, 2, 2], np.float32), mode="nearest"), of("Resize", "-", "-", ints(1, 4, 9, 5), mode="linear"),
     of("Resize", "-", np.array([1, 1, 2, 3], np.float32), mode="linear", coordinate_transformation_mode="align_corners"),
     of("LSTM", *LSTM, shape=(3, 1, 8), outputs=3, hidden_size=5), of("LSTM", *LSTM, shape=(3, 1, 8), outputs=1, hidden_size=5, direction="reverse"),
+    of("RMSNormalization", weights(8), opset=23), of("Swish", opset=24), of("Swish", opset=24, alpha=0.5),
+    of("Attention", weights(1, 2, 6, 4), weights(1, 2, 6, 4), shape=(1, 2, 6, 4), opset=23),
+    of("Attention", weights(1, 6, 8), weights(1, 6, 8), shape=(1, 6, 8), opset=23, q_num_heads=2, kv_num_heads=2, is_causal=1),
     of("GRU", *GRU, shape=(3, 1, 8), outputs=2, hidden_size=5, direction="bidirectional", linear_before_reset=1),
     of("RNN", *RNN, shape=(3, 1, 8), outputs=2, hidden_size=5, activations=["Relu"]),
 ]  # fmt: skip
@@ -143,7 +146,6 @@ LEFT_OUT = {
     *("Loop", "Scan", "SequenceAt", "SequenceConstruct", "ConcatFromSequence", "SplitToSequence", "Optional"),  # refused
     *("Constant", "ConstantOfShape", "Range", "EyeLike", "NonZero", "CastLike", "If", "Mod", "OneHot"),  # tested below
     *("GatherElements", "GatherND", "ScatterElements", "ScatterND"),
-    *("Upsample", "RMSNormalization", "Attention", "Swish"),
 }
 
 

@@ -161,7 +161,10 @@ def dtype_of(path: Path, element: int, what: str) -> torch.dtype:
     if element in (*HALF, onnx.TensorProto.DOUBLE):
         return torch.float32
     try:
-        return torch.from_numpy(np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(element))).dtype
+        dtype = torch.from_numpy(np.zeros(1, onnx.helper.tensor_dtype_to_np_dtype(element))).dtype
+        if dtype.is_complex:
+            raise TypeError("torch's layers take no complex numbers")
+        return dtype
     except (TypeError, KeyError, ValueError) as error:
         name = onnx.TensorProto.DataType.Name(element) if element in onnx.TensorProto.DataType.values() else element
         raise usage_error(f"{path}: {what} is {name}; edgeprune takes real numbers, integers and booleans") from error

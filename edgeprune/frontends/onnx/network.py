@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from edgeprune.errors import first_line
 from edgeprune.frontends.onnx import patterns
 from edgeprune.frontends.onnx.build import Builder, FixedBatchError
 from edgeprune.frontends.onnx.check import (
@@ -48,8 +49,11 @@ def network(path: Path, inputs: Any = None) -> OnnxNetwork:
     for note in graph.notes:
         log.info("%s", note)
     shapes = _shapes(graph, inputs)
-    made = converted(graph, shapes)
-    _require_equal(graph, made, shapes)
+    try:
+        made = converted(graph, shapes)
+        _require_equal(graph, made, shapes)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:  # torch's functions, called with real numbers
+        raise graph.refused(f"the network fails with random inputs: {first_line(error)}") from error
     return made
 
 

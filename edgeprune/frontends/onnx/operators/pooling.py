@@ -28,7 +28,6 @@ def max_pool(b: Builder, node: Node, x: Value) -> Value:
     n = len(kernel)
     before, after = pads_of(node, x.shape[2:], kernel)
     if any(2 * pad > size for pad, size in zip(before, kernel, strict=True)):
-        before, after = [0] * n, [*after]  # torch pads at most half of the kernel
         raise b.error("pads more than half of its kernel, which has no converter")
     x, padding = symmetric(b, x, before, after, float("-inf"))
     strides, dilations = tuple(given.get("strides", [1] * n)), tuple(given.get("dilations", [1] * n))
@@ -65,15 +64,13 @@ def global_max_pool(b: Builder, node: Node, x: Value) -> Value:
     return b.call(functions.reduced, x, list(range(2, x.rank)), True, "max")
 
 
-@operator("Resize", "Upsample")
+@operator("Resize")
 def resize(
     b: Builder, node: Node, x: Value, roi: Value | None = None, scales: Value | None = None, sizes: Value | None = None
 ) -> Value:
     """Images of a new size, where torch interpolates as the file says."""
-    if node.op == "Upsample":
-        scales = roi
     mode = text(node, "mode", "nearest")
-    where = text(node, "coordinate_transformation_mode", "asymmetric" if node.op == "Upsample" else "half_pixel")
+    where = text(node, "coordinate_transformation_mode", "half_pixel")
     if sizes is not None and sizes.fakes[0].numel():
         after = b.ints(sizes)[0]
         factors = [after[dim] / size for dim, size in enumerate(x.shape)] if len(after) == x.rank else None
@@ -93,7 +90,7 @@ def resize(
     whole = all(size % old == 0 for size, old in zip(wanted, x.shape[2:], strict=True))
     if mode == "nearest":
         rounding = text(node, "nearest_mode", "round_prefer_floor")
-        plain = where == "asymmetric" and (rounding == "floor" or node.op == "Upsample")
+        plain = where == "asymmetric" and rounding == "floor"
         if not plain and not (whole and where in ("half_pixel", "asymmetric", "pytorch_half_pixel") and _repeats(where, rounding, wanted, x)):
             raise b.error(f"interpolates by {where} and {rounding}, which has no converter")
         return b.call(F.interpolate, x, tuple(wanted), mode="nearest")

@@ -1,0 +1,227 @@
+"""Bad .onnx files: every error is one line that names the file, the place, and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import pytest
+import torch
+from onnx_files import model, node, saved, weights
+
+from edgeprune.errors import SecurityError, UsageError
+from edgeprune.frontends.onnx import example_inputs, network
+
+X = {"x": (1, 3)}
+
+
+def linear(**changes: object) -> onnx.ModelProto:
+    return model([node("MatMul", "x w", "y", "/fc/MatMul")], X, ["y"], {"w": weights(3, 3)})
+
+
+def external(location: str, **entries: str) -> onnx.ModelProto:
+    proto = linear()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    return proto
+
+
+def with_opset(version: int) -> onnx.ModelProto:
+    proto = linear()
+    proto.opset_import[0].version = version
+    return proto
+
+
+def with_input(kind: int, shape: list[int | str] | None) -> onnx.ModelProto:
+    proto = linear()
+    proto.graph.input[0].CopyFrom(oh.make_tensor_value_info("x", kind, shape))
+    return proto
+
+
+def with_custom_domain() -> onnx.ModelProto:
+    proto = linear()
+    proto.graph.node[0].domain = "com.microsoft"
+    return proto
+
+
+def with_strings() -> onnx.ModelProto:
+    proto = linear()
+    proto.graph.initializer.append(oh.make_tensor("names", onnx.TensorProto.STRING, [1], [b"cat"]))
+    return proto
+
+
+def with_a_sequence() -> onnx.ModelProto:
+    proto = linear()
+    proto.graph.input[0].CopyFrom(oh.make_tensor_sequence_value_info("x", onnx.TensorProto.FLOAT, [1]))
+    return proto
+
+
+def with_two_weights() -> onnx.ModelProto:
+    proto = linear()
+    proto.graph.initializer.append(proto.graph.initializer[0])
+    return proto
+
+
+def with_a_wrong_size() -> onnx.ModelProto:
+    proto = linear()
+    proto.graph.initializer[0].dims[0] = 2**40
+    return proto
+
+
+def quantised() -> onnx.ModelProto:
+    nodes = [node("QuantizeLinear", "x s", "q"), node("DequantizeLinear", "q s", "y")]
+    return model(nodes, X, ["y"], {"s": np.float32(0.1)})
+
+
+def filled(size: int) -> onnx.ModelProto:
+    return model([node("ConstantOfShape", "n", "c"), node("Add", "x c", "y")], X, ["y"], {"n": np.array([size], np.int64)})
+
+
+def expanded() -> onnx.ModelProto:
+    nodes = [node("Expand", "w n", "c"), node("ReduceSum", "c", "s", keepdims=0), node("Add", "x s", "y")]
+    return model(nodes, X, ["y"], {"w": np.ones(1, np.float32), "n": np.array([10**6, 10**6], np.int64)})
+
+
+def doubled() -> onnx.ModelProto:
+    """Each constant is as large as the one before it and itself."""
+    nodes = [node("Concat", f"c{i} c{i}", f"c{i + 1}", axis=0) for i in range(40)]
+    return model([*nodes, node("Gather", "c40 zero", "g"), node("Add", "x g", "y")], X, ["y"], {"c0": np.ones(1, np.float32), "zero": np.int64(0)})
+
+
+def dynamic_branch() -> onnx.ModelProto:
+    branches = {n: oh.make_graph([node("Relu", "x", n)], n, [], [onnx.ValueInfoProto(name=n)]) for n in ("a", "b")}
+    nodes = [
+        node("ReduceSum", "x", "sum", keepdims=0), node("Greater", "sum zero", "positive"),
+        node("If", "positive", "y", "/choose/If", then_branch=branches["a"], else_branch=branches["b"]),
+    ]  # fmt: skip
+    return model(nodes, X, ["y"], {"zero": np.float32(0)})
+
+
+FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "no network": (onnx.ModelProto, "the file holds no network; export it again"),
+    "an old opset": (lambda: with_opset(9), "opset 9 is not known; export the network with opset 11 to"),
+    "a future opset": (lambda: with_opset(99), "opset 99 is not known"),
+    "a custom domain": (with_custom_domain, r"node '/fc/MatMul' \(MatMul\) is of the domain 'com.microsoft'.*standard operators"),
+    "int8": (quantised, r"\(QuantizeLinear\) is int8 arithmetic; give the float file"),
+    "strings": (with_strings, "the weight 'names' holds strings"),
+    "an input of strings": (lambda: with_input(onnx.TensorProto.STRING, [1]), "the input 'x' holds strings"),
+    "an input that is a sequence": (with_a_sequence, "the input 'x' is no tensor"),
+    "an input without a shape": (lambda: with_input(1, None), "the input 'x' has no shape"),
+    "an empty dimension": (lambda: with_input(1, [1, 0]), "the input 'x' has a dimension of 0"),
+    "a negative dimension": (lambda: with_input(1, [1, -3]), "the input 'x' has a dimension of -3"),
+    "sizes that are not fixed": (lambda: with_input(1, ["n", "width"]), r"shape \(n, width\), whose sizes are not fixed; give \[model\] inputs"),
+    "a huge input": (lambda: with_input(1, [1, 10**12]), "the input 'x' holds more than"),
+    "two weights of one name": (with_two_weights, "two weights are called 'w'"),
+    "a weight of a wrong size": (with_a_wrong_size, "the weight 'w' has the shape .* too large"),
+    "a huge constant": (lambda: filled(10**12), r"\(ConstantOfShape\) makes a tensor of 1000000000000 numbers"),
+    "a constant of negative size": (lambda: filled(-5), r"\(ConstantOfShape\) cannot be computed"),
+    "a huge broadcast": (expanded, r"\(Expand\) makes a tensor of"),
+    "constants that double": (doubled, r"\(Concat\) makes (a tensor|constants) of"),
+    "a branch by value": (dynamic_branch, r"node '/choose/If' \(If\) chooses by values of the inputs; export .* without control flow"),
+    "a loop": (lambda: model([node("Loop", "- - x", "y", body=oh.make_graph([], "b", [], []))], X, ["y"]), r"\(Loop\) is control flow"),
+    "a cycle": (lambda: model([node("Add", "x b", "a"), node("Relu", "a", "b")], X, ["b"]), "reads its own result"),
+    "a value that nothing makes": (lambda: model([node("Relu", "z", "y")], X, ["y"]), "reads 'z', which nothing makes"),
+    "an output that nothing makes": (lambda: model([node("Relu", "x", "y")], X, ["z"]), "no node makes the output 'z'"),
+    "a result that exists": (lambda: model([node("Relu", "x", "y"), node("Neg", "x", "y")], X, ["y"]), "makes 'y', which exists"),
+    "an attribute that is missing": (lambda: model([node("Cast", "x", "y")], X, ["y"]), r"\(Cast\) has attributes or inputs that do not fit"),
+    "an input that is missing": (lambda: model([node("MatMul", "x", "y")], X, ["y"]), r"\(MatMul\) has attributes or inputs that do not fit"),
+    "shapes that do not fit": (lambda: model([node("MatMul", "x w", "y")], X, ["y"], {"w": weights(4, 4)}), r"\(MatMul\) cannot be computed"),
+    "a shape that follows from values": (lambda: model([node("NonZero", "x", "y")], X, ["y"]), "depends on the values of the inputs"),
+    "complex numbers": (lambda: with_input(onnx.TensorProto.COMPLEX64, [1, 3]), "the input 'x' is COMPLEX64"),
+    "types that do not fit": (lambda: with_input(onnx.TensorProto.INT64, [1, 3]), "the network fails with random inputs|cannot be computed"),
+    "external data that is missing": (lambda: external("w.bin"), "the weights lie in 'w.bin', which does not exist; put it beside the file"),
+    "external data without an offset": (lambda: external("w.bin", offset="many"), "has no valid offset"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_refused_in_one_line_that_names_it(name: str, tmp_path: Path) -> None:
+    make, message = FILES[name]
+    path = saved(tmp_path / "bad.onnx", make())
+    with pytest.raises(UsageError, match=message) as raised:
+        network(path)
+    text = str(raised.value)
+    assert text.startswith(str(path)) and text.isprintable()
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/hostname", "a/../../w.bin", "..\\w.bin", ""])
+def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(36))
+    with pytest.raises(SecurityError, match="lie outside its folder") as raised:
+        network(saved(folder / "bad.onnx", external(location)))
+    assert raised.value.exit_code == 6
+
+
+def test_external_data_behind_a_link_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(36))
+    (folder / "w.bin").symlink_to(tmp_path / "w.bin")
+    with pytest.raises(SecurityError, match="lie outside its folder"):
+        network(saved(folder / "bad.onnx", external("w.bin")))
+
+
+def test_external_data_beside_the_file_is_read(tmp_path: Path) -> None:
+    values = weights(3, 3)
+    (tmp_path / "w.bin").write_bytes(b"head" + values.tobytes())
+    path = saved(tmp_path / "good.onnx", external("w.bin", offset="4", length="36"))
+    torch.testing.assert_close(network(path).get_submodule("fc").weight.detach(), torch.from_numpy(values).T)
+    (tmp_path / "w.bin").write_bytes(b"short")
+    with pytest.raises(UsageError, match=r"'w.bin' is truncated; copy it again"):
+        network(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(share: float, tmp_path: Path) -> None:
+    whole = linear().SerializeToString()
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UsageError, match="truncated|no network|export"):
+        network(path)
+
+
+def test_a_file_over_two_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    with path.open("wb") as stream:
+        os.truncate(stream.fileno(), 3 << 30)  # it takes no space
+    with pytest.raises(UsageError, match="save weights as external data"):
+        network(path)
+
+
+def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name the .onnx file in it"):
+        network(tmp_path)
+    (tmp_path / "text.onnx").write_text("[model]\nonnx = 'text.onnx'\n")
+    with pytest.raises(UsageError, match="no ONNX file"):
+        network(tmp_path / "text.onnx")
+
+
+def test_control_characters_of_a_file_are_not_printed(tmp_path: Path) -> None:
+    path = saved(tmp_path / "bad.onnx", model([node("Det", "x", "y", "\x1b[31m\nred")], {"x": (1, 2, 2)}, ["y"]))
+    with pytest.raises(UsageError) as raised:
+        network(path)
+    assert str(raised.value).isprintable()
+
+
+def test_half_precision_is_converted_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "edgeprune")
+    proto = model([node("MatMul", "x w", "y")], X, ["y"], {"w": weights(3, 3).astype(np.float16)}, kind=onnx.TensorProto.FLOAT16)
+    path = saved(tmp_path / "half.onnx", proto)
+    made = network(path)
+    assert made(*example_inputs(path)).dtype == torch.float32
+    assert "1 tensors in half precision were converted to float32" in caplog.text
+
+
+def test_nodes_in_any_order_are_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.onnx", model([node("Neg", "a", "y"), node("Relu", "x", "a")], X, ["y"]))
+    x = torch.randn(1, 3)
+    assert torch.equal(network(path)(x), -x.relu())
