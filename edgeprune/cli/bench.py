@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -57,13 +58,16 @@ def bench(options: OfBench) -> None:
 def _require_places(exports: Iterable[Path]) -> None:
     """Raises `UsageError` for a path that cannot be written, before anything is measured."""
     for path in exports:
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
             raise UsageError(
-                f"--export {str(path)!r}: cannot be written; give the path of a file in a folder that exists"
+                f"--export {str(path)!r}: cannot be written; give the path of a file in a folder that you can write to"
             )
 
 
 def _write(path: Path, text: str) -> None:
     from edgeprune.storage.store import write_atomic
 
-    write_atomic(path, text.encode())
+    try:
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise UsageError(f"--export {str(path)!r}: cannot be written: {error.strerror}; give another path") from error

@@ -152,7 +152,8 @@ def test_xml_with_a_document_type_is_refused_before_it_grows(tmp_path: Path) -> 
 def test_a_file_over_the_cap_is_refused_without_reading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_onnx(tmp_path / "m.onnx")
     monkeypatch.setattr("edgeprune.runtimes.files.onnx.LIMITS", Limits(model_bytes=100))
-    with pytest.raises(UsageError, match="over 100 bytes"):
+    monkeypatch.setattr("edgeprune.runtimes.files.onnx.read_capped", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(UsageError, match="over 100 bytes.*; save its weights as external data"):
         files.read(tmp_path / "m.onnx")
 
 

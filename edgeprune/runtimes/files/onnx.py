@@ -21,6 +21,9 @@ DTYPES = {"float": "float32", "double": "float64"}
 def read(path: Path) -> ModelFile:
     """See `files.read`."""
     proto = onnx.ModelProto()
+    if path.is_file() and path.stat().st_size > LIMITS.model_bytes:
+        text = f"{path}: is over {LIMITS.model_bytes} bytes, which ONNX cannot hold; save its weights as external data"
+        raise usage_error(text)
     try:
         proto.ParseFromString(read_capped(path, LIMITS.model_bytes))
     except (DecodeError, RecursionError) as error:
