@@ -153,7 +153,7 @@ def test_a_file_over_the_cap_is_refused_without_reading_it(tmp_path: Path, monke
     write_onnx(tmp_path / "m.onnx")
     monkeypatch.setattr("edgeprune.runtimes.files.onnx.LIMITS", Limits(model_bytes=100))
     monkeypatch.setattr("edgeprune.runtimes.files.onnx.read_capped", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(UsageError, match="over 100 bytes.*; save its weights as external data"):
+    with pytest.raises(UsageError, match=r"over 100 bytes.*; save its weights as external data"):
         files.read(tmp_path / "m.onnx")
 
 
