@@ -47,8 +47,8 @@ def test_weights_that_the_user_trained_are_verified_against_the_original(folder:
         for file in folder.glob("runs/local/finetune-*/tuned.safetensors")
         if torch.equal(edgeprune.load(file, build()).fc.bias, mine.fc.bias)
     )
-    again = command("verify", *here, "--weights", tuned, "--json")  # edgeprune's own format
-    assert again.code in (0, 4), again.err
+    again = command("compile", *here, "--weights", tuned, "--json")  # edgeprune's own format
+    assert again.code == 0 and Path(again.json["files"][0]).exists(), again.err
     settled(command("check", *here, "--weights", path, "--json"))
 
     wrong = command("verify", *here, "--weights", folder / "blobs.safetensors")
@@ -112,8 +112,8 @@ def test_without_a_budget_the_network_is_compiled_and_verified_and_nothing_is_pr
         checked.out
     )
     project.write_text(whole.replace('latency = "60%"\n', ""))
-    with_budget = command("plan", *here, "--budget", "1 us")
-    assert with_budget.code == 3, with_budget.err  # it is planned: no plan is that fast
+    with_budget = command("plan", *here, "--budget", "1 s", "--json")
+    assert with_budget.code == 0 and with_budget.json["keep"], with_budget.err  # the original network meets it
     forecast = command("run", *here, "--dry-run")
     assert forecast.code == 0 and "for the verdict" in forecast.out and "confirm" not in forecast.out
 
