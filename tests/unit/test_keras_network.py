@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from test_keras_layers import Input, L, keras, randomised
@@ -18,6 +19,7 @@ from edgeprune.graph.groups import make_recipe
 from edgeprune.network.cut import cut
 from edgeprune.network.survey import survey
 from edgeprune.records import Groups
+from edgeprune.runtimes.formats import FORMATS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -102,6 +104,19 @@ def test_the_input_is_reordered_once_and_nothing_else_is(file: Path) -> None:
     assert not any("_to_copy" in target for target in targets)
 
 
+@pytest.mark.parametrize(("kind", "count"), [("onnx", 1), pytest.param("tflite", 0, marks=pytest.mark.slow)])
+def test_an_artifact_has_one_transpose_and_none_where_channels_are_last(kind: str, count: int, file: Path) -> None:
+    with files.silent():
+        content = FORMATS[kind].export(frontend.network(file), frontend.example_inputs(file), [])
+    if kind == "onnx":
+        found = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    else:
+        interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(model_content=content)
+        assert interpreter.get_input_details()[0]["shape"].tolist() == [1, 12, 12, 3]
+        found = [operator["op_name"] for operator in interpreter._get_ops_details()]
+    assert sum(name.lower() == "transpose" for name in found) == count
+
+
 def test_an_h5_file_is_the_same_network(file: Path, tmp_path: Path) -> None:
     with files.silent():
         files.load(file).save(tmp_path / "small.h5")
@@ -175,3 +190,60 @@ def test_open_sizes_come_from_the_example_inputs(tmp_path: Path) -> None:
     with files.silent():
         expected = keras.saving.load_model(path)(images)
     assert torch.allclose(frontend.network(path, (images,))(images), expected, atol=1e-6)
+
+
+# The channels of keras.applications.MobileNetV2 with alpha 0.35: (blocks, channels, stride of the first).
+MOBILE = [(1, 8, 1), (2, 8, 2), (3, 16, 2), (4, 24, 2), (3, 32, 1), (3, 56, 2), (1, 112, 1)]
+
+
+class Inverted(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, factor: int) -> None:
+        super().__init__()
+        wide = inputs * factor
+        self.expand = nn.Sequential(nn.Conv2d(inputs, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6())
+        self.depthwise = nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False)
+        self.bn, self.project = nn.BatchNorm2d(wide), nn.Conv2d(wide, outputs, 1, bias=False)
+        self.bn2, self.adds = nn.BatchNorm2d(outputs), stride == 1 and inputs == outputs
+        if factor == 1:
+            self.expand = nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.project(nn.functional.relu6(self.bn(self.depthwise(self.expand(x))))))
+        return x + y if self.adds else y
+
+
+class MobileNetV2(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        stem = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()]
+        blocks, inputs = list[nn.Module](), 16
+        for count, outputs, stride in MOBILE:
+            for number in range(count):
+                blocks.append(Inverted(inputs, outputs, 1 if number else stride, 6 if blocks else 1))
+                inputs = outputs
+        head = [nn.Conv2d(inputs, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6(), nn.AdaptiveAvgPool2d(1)]
+        self.body = nn.Sequential(*stem, *blocks, *head, nn.Flatten(), nn.Linear(1280, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).softmax(-1)
+
+
+@pytest.mark.slow
+def test_mobilenet_v2_of_keras_can_be_cut_as_that_of_torch(tmp_path: Path) -> None:
+    path = tmp_path / "mobile.keras"
+    with files.silent():
+        model = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None, classes=10)
+        randomised(model).save(path)
+    network, inputs = frontend.network(path), frontend.example_inputs(path)
+    found = survey(network, inputs)
+    expected = survey(MobileNetV2().eval(), (torch.zeros(1, 3, 96, 96),))
+    assert found.macs(found.full()) == expected.macs(expected.full())
+    assert share(found) == pytest.approx(share(expected), rel=0.01)
+    assert len(found.free) == len(expected.free) == 25
+    assert len(found.blocks) == len(expected.blocks) == 10
+    half = {group.name: list(range(0, group.width, 2)) for group in found.free}
+    half |= {name: [] for name in found.blocks[0].groups}
+    pruned = cut(network, make_recipe(found, half), inputs)
+    frontend.write(path, pruned, tmp_path / "half.keras")
+    again = keras.saving.load_model(tmp_path / "half.keras")
+    assert np.allclose(keras.ops.convert_to_numpy(again(inputs[0])), pruned(*inputs).detach().numpy(), atol=1e-5)
