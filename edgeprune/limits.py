@@ -21,7 +21,6 @@ class Limits:
     hub_layers: int = 1000  # of a configuration, and so are the next two
     hub_parameters: int = 1 << 24  # more than its weights have bytes
     hub_side: int = 8192  # of an image
-    onnx_bytes: int = (2 << 30) - 1  # a file of ONNX, and its external data
     onnx_nodes: int = 50_000
     onnx_elements: int = 1 << 28  # of one tensor: a weight, a constant that is computed, or a result
     onnx_computed_bytes: int = 2 << 30  # of all constants that are computed

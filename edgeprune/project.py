@@ -54,7 +54,8 @@ class Project:
         path = Path(path)
         model = onnx.network(path, example_inputs)
         inputs = onnx.example_inputs(path) if example_inputs is None else example_inputs
-        return cls(model, inputs, **{"name": objects.name_of(path), **options})
+        options.setdefault("name", objects.name_of(path))
+        return cls(model, inputs, **options)
 
     @classmethod
     def read(cls, path: Path | str) -> Project:

@@ -81,7 +81,9 @@ def quantised() -> onnx.ModelProto:
 
 
 def filled(size: int) -> onnx.ModelProto:
-    return model([node("ConstantOfShape", "n", "c"), node("Add", "x c", "y")], X, ["y"], {"n": np.array([size], np.int64)})
+    return model(
+        [node("ConstantOfShape", "n", "c"), node("Add", "x c", "y")], X, ["y"], {"n": np.array([size], np.int64)}
+    )
 
 
 def expanded() -> onnx.ModelProto:
@@ -92,7 +94,12 @@ def expanded() -> onnx.ModelProto:
 def doubled() -> onnx.ModelProto:
     """Each constant is as large as the one before it and itself."""
     nodes = [node("Concat", f"c{i} c{i}", f"c{i + 1}", axis=0) for i in range(40)]
-    return model([*nodes, node("Gather", "c40 zero", "g"), node("Add", "x g", "y")], X, ["y"], {"c0": np.ones(1, np.float32), "zero": np.int64(0)})
+    return model(
+        [*nodes, node("Gather", "c40 zero", "g"), node("Add", "x g", "y")],
+        X,
+        ["y"],
+        {"c0": np.ones(1, np.float32), "zero": np.int64(0)},
+    )
 
 
 def dynamic_branch() -> onnx.ModelProto:
@@ -105,10 +112,13 @@ def dynamic_branch() -> onnx.ModelProto:
 
 
 FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "no network": (onnx.ModelProto, "the file holds no network; export it again"),
+    "no network": (onnx.ModelProto, "holds no network; "),
     "an old opset": (lambda: with_opset(9), "opset 9 is not known; export the network with opset 11 to"),
     "a future opset": (lambda: with_opset(99), "opset 99 is not known"),
-    "a custom domain": (with_custom_domain, r"node '/fc/MatMul' \(MatMul\) is of the domain 'com.microsoft'.*standard operators"),
+    "a custom domain": (
+        with_custom_domain,
+        r"node '/fc/MatMul' \(MatMul\) is of the domain 'com.microsoft'.*standard operators",
+    ),
     "int8": (quantised, r"\(QuantizeLinear\) is int8 arithmetic; give the float file"),
     "strings": (with_strings, "the weight 'names' holds strings"),
     "an input of strings": (lambda: with_input(onnx.TensorProto.STRING, [1]), "the input 'x' holds strings"),
@@ -116,7 +126,10 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "an input without a shape": (lambda: with_input(1, None), "the input 'x' has no shape"),
     "an empty dimension": (lambda: with_input(1, [1, 0]), "the input 'x' has a dimension of 0"),
     "a negative dimension": (lambda: with_input(1, [1, -3]), "the input 'x' has a dimension of -3"),
-    "sizes that are not fixed": (lambda: with_input(1, ["n", "width"]), r"shape \(n, width\), whose sizes are not fixed; give \[model\] inputs"),
+    "sizes that are not fixed": (
+        lambda: with_input(1, ["n", "width"]),
+        r"shape \(n, width\), whose sizes are not fixed; give \[model\] inputs",
+    ),
     "a huge input": (lambda: with_input(1, [1, 10**12]), "the input 'x' holds more than"),
     "two weights of one name": (with_two_weights, "two weights are called 'w'"),
     "a weight of a wrong size": (with_a_wrong_size, "the weight 'w' has the shape .* too large"),
@@ -124,21 +137,48 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "a constant of negative size": (lambda: filled(-5), r"\(ConstantOfShape\) cannot be computed"),
     "a huge broadcast": (expanded, r"\(Expand\) makes a tensor of"),
     "constants that double": (doubled, r"\(Concat\) makes (a tensor|constants) of"),
-    "a branch by value": (dynamic_branch, r"node '/choose/If' \(If\) chooses by values of the inputs; export .* without control flow"),
-    "a loop": (lambda: model([node("Loop", "- - x", "y", body=oh.make_graph([], "b", [], []))], X, ["y"]), r"\(Loop\) is control flow"),
+    "a branch by value": (
+        dynamic_branch,
+        r"node '/choose/If' \(If\) chooses by values of the inputs; export .* without control flow",
+    ),
+    "a loop": (
+        lambda: model([node("Loop", "- - x", "y", body=oh.make_graph([], "b", [], []))], X, ["y"]),
+        r"\(Loop\) is control flow",
+    ),
     "a cycle": (lambda: model([node("Add", "x b", "a"), node("Relu", "a", "b")], X, ["b"]), "reads its own result"),
     "a value that nothing makes": (lambda: model([node("Relu", "z", "y")], X, ["y"]), "reads 'z', which nothing makes"),
     "an output that nothing makes": (lambda: model([node("Relu", "x", "y")], X, ["z"]), "no node makes the output 'z'"),
-    "a result that exists": (lambda: model([node("Relu", "x", "y"), node("Neg", "x", "y")], X, ["y"]), "makes 'y', which exists"),
-    "an attribute that is missing": (lambda: model([node("Cast", "x", "y")], X, ["y"]), r"\(Cast\) has attributes or inputs that do not fit"),
-    "an input that is missing": (lambda: model([node("MatMul", "x", "y")], X, ["y"]), r"\(MatMul\) has attributes or inputs that do not fit"),
-    "shapes that do not fit": (lambda: model([node("MatMul", "x w", "y")], X, ["y"], {"w": weights(4, 4)}), r"\(MatMul\) cannot be computed"),
-    "a shape that follows from values": (lambda: model([node("NonZero", "x", "y")], X, ["y"]), "depends on the values of the inputs"),
+    "a result that exists": (
+        lambda: model([node("Relu", "x", "y"), node("Neg", "x", "y")], X, ["y"]),
+        "makes 'y', which exists",
+    ),
+    "an attribute that is missing": (
+        lambda: model([node("Cast", "x", "y")], X, ["y"]),
+        r"\(Cast\) has attributes or inputs that do not fit",
+    ),
+    "an input that is missing": (
+        lambda: model([node("MatMul", "x", "y")], X, ["y"]),
+        r"\(MatMul\) has attributes or inputs that do not fit",
+    ),
+    "shapes that do not fit": (
+        lambda: model([node("MatMul", "x w", "y")], X, ["y"], {"w": weights(4, 4)}),
+        r"\(MatMul\) cannot be computed",
+    ),
+    "a shape that follows from values": (
+        lambda: model([node("NonZero", "x", "y")], X, ["y"]),
+        "depends on the values of the inputs",
+    ),
     "complex numbers": (lambda: with_input(onnx.TensorProto.COMPLEX64, [1, 3]), "the input 'x' is COMPLEX64"),
-    "types that do not fit": (lambda: with_input(onnx.TensorProto.INT64, [1, 3]), "the network fails with random inputs|cannot be computed"),
-    "external data that is missing": (lambda: external("w.bin"), "the weights lie in 'w.bin', which does not exist; put it beside the file"),
+    "types that do not fit": (
+        lambda: with_input(onnx.TensorProto.INT64, [1, 3]),
+        "the network fails with random inputs|cannot be computed",
+    ),
+    "external data that is missing": (
+        lambda: external("w.bin"),
+        "its external data 'w.bin' is missing; put it beside the model",
+    ),
     "external data without an offset": (lambda: external("w.bin", offset="many"), "has no valid offset"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -151,12 +191,12 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(name: str, tmp_path: Pa
     assert text.startswith(str(path)) and text.isprintable()
 
 
-@pytest.mark.parametrize("location", ["../w.bin", "/etc/hostname", "a/../../w.bin", "..\\w.bin", ""])
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/hostname", "a/../../w.bin", ""])
 def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Path) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
     (tmp_path / "w.bin").write_bytes(bytes(36))
-    with pytest.raises(SecurityError, match="lie outside its folder") as raised:
+    with pytest.raises(SecurityError, match="outside the file's folder") as raised:
         network(saved(folder / "bad.onnx", external(location)))
     assert raised.value.exit_code == 6
 
@@ -166,7 +206,7 @@ def test_external_data_behind_a_link_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "w.bin").write_bytes(bytes(36))
     (folder / "w.bin").symlink_to(tmp_path / "w.bin")
-    with pytest.raises(SecurityError, match="lie outside its folder"):
+    with pytest.raises(SecurityError, match="outside the file's folder"):
         network(saved(folder / "bad.onnx", external("w.bin")))
 
 
@@ -176,7 +216,7 @@ def test_external_data_beside_the_file_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "good.onnx", external("w.bin", offset="4", length="36"))
     torch.testing.assert_close(network(path).get_submodule("fc").weight.detach(), torch.from_numpy(values).T)
     (tmp_path / "w.bin").write_bytes(b"short")
-    with pytest.raises(UsageError, match=r"'w.bin' is truncated; copy it again"):
+    with pytest.raises(UsageError, match=r"'w.bin' is truncated; get the file again"):
         network(path)
 
 
@@ -185,7 +225,7 @@ def test_a_truncated_file_is_refused(share: float, tmp_path: Path) -> None:
     whole = linear().SerializeToString()
     path = tmp_path / "bad.onnx"
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UsageError, match="truncated|no network|export"):
+    with pytest.raises(UsageError, match=r"truncated|no network|export"):
         network(path)
 
 
@@ -193,15 +233,15 @@ def test_a_file_over_two_gigabytes_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     with path.open("wb") as stream:
         os.truncate(stream.fileno(), 3 << 30)  # it takes no space
-    with pytest.raises(UsageError, match="save weights as external data"):
+    with pytest.raises(UsageError, match=r"save its weights as external data"):
         network(path)
 
 
 def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name the .onnx file in it"):
+    with pytest.raises(UsageError, match=r"name the \.onnx file in it"):
         network(tmp_path)
     (tmp_path / "text.onnx").write_text("[model]\nonnx = 'text.onnx'\n")
-    with pytest.raises(UsageError, match="no ONNX file"):
+    with pytest.raises(UsageError, match="is not ONNX"):
         network(tmp_path / "text.onnx")
 
 
@@ -214,7 +254,9 @@ def test_control_characters_of_a_file_are_not_printed(tmp_path: Path) -> None:
 
 def test_half_precision_is_converted_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "edgeprune")
-    proto = model([node("MatMul", "x w", "y")], X, ["y"], {"w": weights(3, 3).astype(np.float16)}, kind=onnx.TensorProto.FLOAT16)
+    proto = model(
+        [node("MatMul", "x w", "y")], X, ["y"], {"w": weights(3, 3).astype(np.float16)}, kind=onnx.TensorProto.FLOAT16
+    )
     path = saved(tmp_path / "half.onnx", proto)
     made = network(path)
     assert made(*example_inputs(path)).dtype == torch.float32

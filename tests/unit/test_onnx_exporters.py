@@ -67,7 +67,8 @@ def paddle(path: Path) -> Path:
         node("Identity", "a", "save_infer_model/scale_0.tmp_0", "Identity_0"),
     ]
     constants = {
-        "conv2d_0.w_0": weights(6, 3, 3, 3), **batch_norm("bn_0", 6), "linear_0.w_0": weights(6 * 64, 4), "linear_0.b_0": weights(4),
+        "conv2d_0.w_0": weights(6, 3, 3, 3), **batch_norm("bn_0", 6),
+        "linear_0.w_0": weights(6 * 64, 4), "linear_0.b_0": weights(4),
         "start": np.array([0]), "end": np.array([1]), "rest": np.array([-1]),
     }  # fmt: skip
     return saved(path, model(nodes, {"x": ("n", 3, 8, 8)}, ["save_infer_model/scale_0.tmp_0"], constants, 11))
@@ -92,7 +93,11 @@ def scikit_learn(path: Path) -> Path:
     return saved(path, model(nodes, {"X": ("N", 10)}, ["probabilities"], constants))
 
 
-WRITERS = {"tf2onnx": (tensorflow, (8, 8, 3)), "PaddlePaddle": (paddle, (3, 8, 8)), "scikit-learn": (scikit_learn, (10,))}
+WRITERS = {
+    "tf2onnx": (tensorflow, (8, 8, 3)),
+    "PaddlePaddle": (paddle, (3, 8, 8)),
+    "scikit-learn": (scikit_learn, (10,)),
+}
 
 
 @pytest.mark.parametrize("exporter", WRITERS)
@@ -154,7 +159,9 @@ def test_layers_that_are_spelled_as_operators_are_layers_again(opset: int, tmp_p
     assert {name: type(made.get_submodule(name)) for name in ("stem", "group", "norm", "up", "down")} == {
         "stem": nn.Conv2d, "group": nn.GroupNorm, "norm": nn.LayerNorm, "up": nn.Linear, "down": nn.Linear,
     }  # fmt: skip
-    assert {name: p.shape for name, p in made.named_parameters()} == {n: p.shape for n, p in original.named_parameters()}
+    assert {name: p.shape for name, p in made.named_parameters()} == {
+        n: p.shape for n, p in original.named_parameters()
+    }
     assert "silu(" in str(made) and "gelu(" in str(made) and "erf(" not in str(made)
 
 

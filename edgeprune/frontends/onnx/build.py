@@ -21,6 +21,7 @@ from edgeprune.frontends.onnx import functions
 from edgeprune.frontends.onnx.file import Graph, Node, nodes_of, tensor_of
 from edgeprune.frontends.onnx.graph import Layer, Step, Value
 from edgeprune.limits import LIMITS
+from edgeprune.runtimes.files.onnx import text_of
 
 
 class FixedBatchError(Exception):
@@ -56,7 +57,9 @@ class Builder:
         self._computed = 0
         self._made: dict[tuple[Any, ...], tuple[Value, Value]] = {}
         self._layers: dict[tuple[Any, ...], Layer] = {}
-        self._parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}  # holds the tensors, so that their ids stay theirs
+        self._parameters: dict[
+            int, tuple[Tensor, nn.Parameter]
+        ] = {}  # holds the tensors, so that their ids stay theirs
         with self._mode:
             for given, sizes in zip(graph.inputs, shapes, strict=True):
                 self.values[given.name] = Value(tuple(torch.empty(size, dtype=given.dtype) for size in sizes))
@@ -98,10 +101,11 @@ class Builder:
         """The results of a branch, whose nodes become nodes of the network."""
         path = self.graph.path
         for tensor in branch.initializer:
-            self.values[tensor.name] = self.constant(tensor_of(path, tensor, f"the weight {quoted(tensor.name)}"), tensor.name)
+            name = text_of(tensor.name)
+            self.values[name] = self.constant(tensor_of(path, tensor, f"the weight {quoted(name)}"), name)
         self.run(nodes_of(path, branch))
         self.node = node
-        return [self.values[output.name] for output in branch.output]
+        return [self.values[text_of(output.name)] for output in branch.output]
 
     def constant(self, tensor: Tensor, weight: str = "") -> Value:
         """A constant; `weight` is its name if it is a weight of the file."""
@@ -187,7 +191,9 @@ class Builder:
             UsageError: they depend on the inputs.
         """
         if value.constant is None:
-            raise self.error("needs sizes that depend on the values of the inputs; export the network with fixed shapes")
+            raise self.error(
+                "needs sizes that depend on the values of the inputs; export the network with fixed shapes"
+            )
         return tuple([int(number) for number in tensor.flatten().tolist()] for tensor in value.constant)
 
     def fixed(self, value: Value) -> list[int]:
@@ -242,7 +248,9 @@ class Builder:
         tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
         for tensor in tensors:
             if tensor.numel() > LIMITS.onnx_elements:
-                raise self.error(f"makes a tensor of {tensor.numel()} numbers, which is more than {LIMITS.onnx_elements}")
+                raise self.error(
+                    f"makes a tensor of {tensor.numel()} numbers, which is more than {LIMITS.onnx_elements}"
+                )
             if not tensor.numel() and batch == 0:
                 self._refuse_empty(args, named)
         return tensors
@@ -255,14 +263,18 @@ class Builder:
 
     def _folded(self, target: Callable[..., Any], args: Any, named: Any, read: list[Value]) -> list[Value]:
         """The results of a call on constants. Their size is known before they are computed."""
-        same = all(value.constant[0] is other for value in read for other in value.constant)  # type: ignore[index, union-attr]
+        constants = [value.constant for value in read if value.constant is not None]
+        same = all(tensor is values[0] for values in constants for tensor in values)
         results: list[list[Tensor]] = []
         for batch in range(1 if same else self._batches):
             for fake in self._outputs(target, args, named, batch):
                 self._computed += fake.numel() * fake.element_size()
             if self._computed > LIMITS.onnx_computed_bytes:
                 raise self.error(f"makes constants of more than {LIMITS.onnx_computed_bytes} bytes in all")
-            given = tree_map(lambda leaf, batch=batch: leaf.constant[batch] if isinstance(leaf, Value) else leaf, (args, named))
+            given = tree_map(
+                lambda leaf, batch=batch: (leaf.constant or ())[batch] if isinstance(leaf, Value) else leaf,
+                (args, named),
+            )
             with torch.no_grad():
                 found = target(*given[0], **given[1])
             results.append([leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-import google.protobuf.message
 import numpy as np
 import onnx
 import onnx.helper
@@ -16,9 +15,11 @@ import onnx.numpy_helper
 import torch
 from torch import Tensor
 
-from edgeprune.errors import SecurityError, UsageError, first_line, quoted, usage_error
+from edgeprune.errors import UsageError, first_line, quoted, usage_error
 from edgeprune.frontends.onnx.names import scope_of
 from edgeprune.limits import LIMITS
+from edgeprune.runtimes.files import onnx as files
+from edgeprune.runtimes.files.onnx import text_of
 
 OPSETS = range(11, 27)
 DOMAINS = ("", "ai.onnx")  # the standard operators; others are custom
@@ -96,16 +97,10 @@ def parsed(path: Path) -> onnx.ModelProto:
         SecurityError: external data lies outside the file's folder.
     """
     if path.is_dir():
-        raise usage_error(f"{path}: this is a folder; name the .onnx file in it")
-    if path.stat().st_size > LIMITS.onnx_bytes:
-        raise usage_error(f"{path}: {path.stat().st_size} bytes is more than {LIMITS.onnx_bytes}; save weights as external data")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except (google.protobuf.message.DecodeError, RecursionError) as error:
-        raise usage_error(f"{path}: this is no ONNX file, or it is truncated ({first_line(error)}); export it again") from error
+        raise usage_error(f"{path}: is a folder; name the .onnx file in it")
+    proto = files.parsed(path)
     if not proto.graph.node or not proto.graph.output:
-        raise usage_error(f"{path}: the file holds no network; export it again")
+        raise usage_error(f"{path}: holds no network; export it again")
     _load_external(path, proto)
     return proto
 
@@ -121,9 +116,13 @@ def read(path: Path) -> Graph:
     if len(proto.graph.node) > LIMITS.onnx_nodes:
         raise usage_error(f"{path}: {len(proto.graph.node)} nodes are more than {LIMITS.onnx_nodes}")
     weights = _weights(path, proto.graph)
-    nodes = _ordered(path, tuple(nodes_of(path, proto.graph, _functions(proto))), {*weights, *(i.name for i in proto.graph.input)})
-    inputs = tuple(_input(path, value) for value in proto.graph.input if value.name not in weights)
-    outputs = tuple(value.name for value in proto.graph.output)
+    nodes = _ordered(
+        path,
+        tuple(nodes_of(path, proto.graph, _functions(proto))),
+        {*weights, *(text_of(value.name) for value in proto.graph.input)},
+    )
+    inputs = tuple(_input(path, value) for value in proto.graph.input if text_of(value.name) not in weights)
+    outputs = tuple(text_of(value.name) for value in proto.graph.output)
     made = {name for node in nodes for name in node.outputs} | {i.name for i in inputs} | weights.keys()
     for name in outputs:
         if name not in made:
@@ -175,30 +174,22 @@ def dtype_of(path: Path, element: int, what: str) -> torch.dtype:
 
 def _load_external(path: Path, proto: onnx.ModelProto) -> None:
     """Read the weights that lie in other files of the same folder."""
-    folder = path.resolve().parent
     total = 0
-    for tensor in _tensors(proto):
+    for tensor in files.tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        given = {entry.key: entry.value for entry in tensor.external_data}
-        location = given.get("location", "")
-        file = (folder / location).resolve()
-        parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
-        if not location or ".." in parts or PurePosixPath(location).is_absolute() or not file.is_relative_to(folder):
-            raise SecurityError(f"{path}: the weights {quoted(tensor.name)} lie outside its folder, in {quoted(location)}")
+        given = {text_of(entry.key): text_of(entry.value) for entry in tensor.external_data}
         try:
-            offset, length = int(given.get("offset", 0)), int(given.get("length", -1))
+            offset, length = int(given.get("offset") or 0), int(given.get("length") or 0)
         except ValueError:
-            raise usage_error(f"{path}: the external data of {quoted(tensor.name)} has no valid offset") from None
-        if not file.is_file():
-            raise usage_error(f"{path}: the weights lie in {quoted(location)}, which does not exist; put it beside the file")
-        if length < 0:
-            length = file.stat().st_size - offset
+            raise usage_error(f"{path}: the external data of {_shown(tensor.name)} has no valid offset") from None
+        file = files.beside(path, given.get("location", ""), offset + length)
+        length = length or file.stat().st_size - offset
         total += length
-        if offset < 0 or length < 0 or offset + length > file.stat().st_size:
-            raise usage_error(f"{path}: {quoted(location)} is truncated; copy it again")
-        if total > LIMITS.onnx_bytes:
-            raise usage_error(f"{path}: its external data is more than {LIMITS.onnx_bytes} bytes")
+        if offset < 0 or length < 0:
+            raise usage_error(f"{path}: the external data of {_shown(tensor.name)} has no valid offset")
+        if total > LIMITS.weights_bytes:
+            raise usage_error(f"{path}: its external data is more than {LIMITS.weights_bytes} bytes")
         with file.open("rb") as stream:
             stream.seek(offset)
             tensor.raw_data = stream.read(length)
@@ -206,16 +197,8 @@ def _load_external(path: Path, proto: onnx.ModelProto) -> None:
         del tensor.external_data[:]
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All tensors of a file, also those in attributes."""
-    yield from proto.graph.initializer
-    for sparse in proto.graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.g.initializer
+def _shown(name: str | bytes) -> str:
+    return quoted(text_of(name))
 
 
 def _opset(path: Path, proto: onnx.ModelProto) -> int:
@@ -230,7 +213,7 @@ def _opset(path: Path, proto: onnx.ModelProto) -> int:
 
 
 def _functions(proto: onnx.ModelProto) -> set[tuple[str, str]]:
-    return {(function.domain, function.name) for function in proto.functions}
+    return {(text_of(function.domain), text_of(function.name)) for function in proto.functions}
 
 
 def _weights(path: Path, graph: onnx.GraphProto) -> dict[str, Tensor]:
@@ -238,14 +221,16 @@ def _weights(path: Path, graph: onnx.GraphProto) -> dict[str, Tensor]:
         raise usage_error(f"{path}: the file has sparse weights; export it with dense ones")
     found: dict[str, Tensor] = {}
     for tensor in graph.initializer:
-        if tensor.name in found:
-            raise usage_error(f"{path}: two weights are called {quoted(tensor.name)}; export the file again")
-        found[tensor.name] = tensor_of(path, tensor, f"the weight {quoted(tensor.name)}")
+        name = text_of(tensor.name)
+        if name in found:
+            raise usage_error(f"{path}: two weights are called {quoted(name)}; export the file again")
+        found[name] = tensor_of(path, tensor, f"the weight {quoted(name)}")
     return found
 
 
 def _input(path: Path, value: onnx.ValueInfoProto) -> Input:
-    what = f"the input {quoted(value.name)}"
+    name = text_of(value.name)
+    what = f"the input {quoted(name)}"
     if not value.type.HasField("tensor_type"):
         raise usage_error(f"{path}: {what} is no tensor; edgeprune takes networks of tensors")
     tensor = value.type.tensor_type
@@ -255,31 +240,35 @@ def _input(path: Path, value: onnx.ValueInfoProto) -> Input:
         raise usage_error(f"{path}: {what} has no shape; export the network with the shapes of its inputs")
     dims: list[Dim] = []
     for dim in tensor.shape.dim:
-        size: Dim = dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+        size: Dim = dim.dim_value if dim.HasField("dim_value") else text_of(dim.dim_param) or None
+        size = None if size == -1 else size  # as some exporters write a dynamic one
         if isinstance(size, int) and size <= 0:
             raise usage_error(f"{path}: {what} has a dimension of {size}; export the network for inputs that hold data")
         dims.append(size)
-    return Input(value.name, dtype_of(path, tensor.elem_type, what), tuple(dims))
+    return Input(name, dtype_of(path, tensor.elem_type, what), tuple(dims))
 
 
 # ------------------------------------------------------------------------------------------------------- the nodes
 
 
-def nodes_of(path: Path, graph: onnx.GraphProto, functions: set[tuple[str, str]] = frozenset()) -> Iterator[Node]:  # type: ignore[assignment]
+def nodes_of(path: Path, graph: onnx.GraphProto, functions: Set[tuple[str, str]] = frozenset()) -> Iterator[Node]:
     """The nodes of a graph. Raises `UsageError` for custom and quantised operators."""
     for number, proto in enumerate(graph.node):
-        name = proto.name or next(filter(None, proto.output), "") or f"number {number}"
-        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in proto.attribute}
-        scopes = {entry.key: entry.value for entry in proto.metadata_props}.get("pkg.torch.onnx.name_scopes")
-        node = Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attributes, scope_of(proto.name, scopes))
-        if proto.op_type in QUANTISED:
+        given, outputs = tuple(map(text_of, proto.input)), tuple(map(text_of, proto.output))
+        name = text_of(proto.name) or next(filter(None, outputs), "") or f"number {number}"
+        attributes = {text_of(each.name): onnx.helper.get_attribute_value(each) for each in proto.attribute}
+        metadata = {text_of(entry.key): text_of(entry.value) for entry in proto.metadata_props}
+        scope = scope_of(text_of(proto.name), metadata.get("pkg.torch.onnx.name_scopes"))
+        node = Node(text_of(proto.op_type), name, given, outputs, attributes, scope)
+        if node.op in QUANTISED:
             raise usage_error(
                 f"{path}: {node} is int8 arithmetic; give the float file:"
                 " [runtime] precision of the target sets the precision of the artifact"
             )
-        if proto.domain not in DOMAINS or (proto.domain, proto.op_type) in functions:
+        domain = text_of(proto.domain)
+        if domain not in DOMAINS or (domain, node.op) in functions:
             raise usage_error(
-                f"{path}: {node} is of the domain {quoted(proto.domain)}, which is not ONNX's;"
+                f"{path}: {node} is of the domain {quoted(domain)}, which is not ONNX's;"
                 " export the network with standard operators"
             )
         yield node
@@ -326,9 +315,9 @@ def _read(node: Node) -> Iterator[str]:
 
 
 def _read_inside(graph: onnx.GraphProto) -> Iterator[str]:
-    yield from (output.name for output in graph.output)
+    yield from (text_of(output.name) for output in graph.output)
     for node in graph.node:
-        yield from node.input
+        yield from map(text_of, node.input)
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _read_inside(attribute.g)

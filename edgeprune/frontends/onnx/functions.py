@@ -31,7 +31,9 @@ def sliced(x: Tensor, dim: int, start: int | None, stop: int | None, step: int) 
     if step < 0:  # the same slice of the reversed dimension
         size = x.shape[dim]
         x, step = x.flip(dim), -step
-        start, stop = (None if end is None else max(size - 1 - (end + size if end < 0 else end), 0) for end in (start, stop))
+        start, stop = (
+            None if end is None else max(size - 1 - (end + size if end < 0 else end), 0) for end in (start, stop)
+        )
     return x[(slice(None),) * dim + (slice(start, stop, step),)]
 
 
@@ -62,8 +64,9 @@ def padded(x: Tensor, pads: Sequence[int], mode: str, value: float) -> Tensor:
         count -= 1
     extra = count + 2 - x.ndim  # torch pads the last dimensions of (batch, channels, ...) only
     y = x.reshape((1,) * extra + tuple(x.shape)) if extra > 0 else x
-    return F.pad(y, tuple(pads[: 2 * count]), mode).reshape([s + sum(pads[2 * i : 2 * i + 2]) for i, s in zip(
-        reversed(range(x.ndim)), x.shape, strict=True)])
+    return F.pad(y, tuple(pads[: 2 * count]), mode).reshape(
+        [s + sum(pads[2 * i : 2 * i + 2]) for i, s in zip(reversed(range(x.ndim)), x.shape, strict=True)]
+    )
 
 
 def divided(x: Tensor, y: Tensor) -> Tensor:
@@ -195,7 +198,7 @@ def mean_pooled(x: Tensor, kernel: Sequence[int], strides: Sequence[int], pads: 
     """Mean pooling with uneven padding that does not count."""
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
     ones = torch.ones_like(x[:1, :1])
-    sums, counts = (pool(F.pad(each, tuple(pads)), tuple(kernel), tuple(strides)) for each in (x, ones))  # type: ignore[operator]
+    sums, counts = (pool(F.pad(each, tuple(pads)), tuple(kernel), tuple(strides)) for each in (x, ones))
     return sums / counts
 
 

@@ -102,5 +102,3 @@ def _held(module: nn.Module, path: str) -> Any:
     for name in path.split("."):
         found = getattr(found, name)
     return found
-
-

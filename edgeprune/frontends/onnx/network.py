@@ -96,7 +96,9 @@ def _require_equal(graph: Graph, made: OnnxNetwork, shapes: Shapes) -> None:
     makers = {name: node for node in graph.nodes for name in node.outputs}
     for name, theirs, ours in zip(names, alone, outputs_of(every, inputs), strict=False):
         if distance(theirs, ours) > tolerance:
-            raise graph.refused(f"{makers[name]} computes something else in torch than in ONNX Runtime; please report it")
+            raise graph.refused(
+                f"{makers[name]} computes something else in torch than in ONNX Runtime; please report it"
+            )
     raise graph.refused(f"the outputs differ from ONNX Runtime's by {max(distances):.1e}; please report it")
 
 

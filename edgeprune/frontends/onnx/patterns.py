@@ -70,7 +70,11 @@ def bias(b: Builder, value: Value) -> Value | None:
     if module.bias is not None:
         return None
     if isinstance(module, nn.Linear | nn.LayerNorm):
-        dims, sizes = (1, (x.shape[-1],)) if isinstance(module, nn.Linear) else (len(module.normalized_shape), module.normalized_shape)
+        dims, sizes = (
+            (1, (x.shape[-1],))
+            if isinstance(module, nn.Linear)
+            else (len(module.normalized_shape), module.normalized_shape)
+        )
         place = x.rank - dims
     elif isinstance(module, nn.modules.conv._ConvNd):
         sizes, place = (x.shape[1],), 1

@@ -17,7 +17,8 @@ Shape = Sequence[int]
 def resolved(b: Builder, before: Shape, wanted: Shape, allow_zero: bool) -> list[int]:
     """The shape that ONNX's Reshape gives: 0 keeps a size, and -1 follows from the others."""
     sizes = [
-        before[place] if size == 0 and not allow_zero and place < len(before) else size for place, size in enumerate(wanted)
+        before[place] if size == 0 and not allow_zero and place < len(before) else size
+        for place, size in enumerate(wanted)
     ]
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and known:
@@ -47,8 +48,8 @@ def _grown(b: Builder, before: Shape, larger: Shape, after: Shape, open_dim: int
     """`after` for a larger batch.
 
     The samples have a place in the order of the elements: so many elements come before them. A dimension of `after` may begin
-    there, or end there. One that has the size of the batch is taken first, then the one that the file leaves open, and the last
-    dimension last: it holds channels.
+    there, or end there. One that has the size of the batch is taken first, then the one that the file leaves open. The last
+    dimension is taken last, since it holds channels.
     """
     changed = [dim for dim, (a, c) in enumerate(zip(before, larger, strict=True)) if a != c]
     if len(changed) != 1:
@@ -60,7 +61,13 @@ def _grown(b: Builder, before: Shape, larger: Shape, after: Shape, open_dim: int
     ends = [dim for dim in range(len(after)) if math.prod(after[: dim + 1]) == ahead]
     exact = [dim for dim in (*begins, *inner) if after[dim] == samples]
     left_open = [dim for dim in (*begins, *inner, *ends) if dim == open_dim][:1]
-    fitting = [*(left_open if open_dim in exact else exact), *left_open, *(dim for dim in reversed(begins) if dim < len(after) - 1), *ends, *begins]
+    fitting = [
+        *(left_open if open_dim in exact else exact),
+        *left_open,
+        *(dim for dim in reversed(begins) if dim < len(after) - 1),
+        *ends,
+        *begins,
+    ]
     if not fitting:
         raise FixedBatchError(f"{b.node} fixes the batch size")
     factor = larger[changed[0]] // before[changed[0]]
@@ -80,7 +87,9 @@ def reshape(b: Builder, x: Value, after: Sequence[Shape]) -> Value:
         if len(before) > 1:
             x = b.call(torch.flatten, x, dim, dim + len(before) - 1)
         elif len(then) > 1:
-            free = next((place for place in range(len(then)) if dim + place in follows), 0)  # the size that is not given
+            free = next(
+                (place for place in range(len(then)) if dim + place in follows), 0
+            )  # the size that is not given
             x = b.call(torch.unflatten, x, dim, tuple(-1 if place == free else size for place, size in enumerate(then)))
         dim += len(then)
     return x

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch.nn.functional as F
 
@@ -82,16 +81,24 @@ def _path(units: list[Unit], members: Collection[Unit], paths: dict[Layer, Path]
     """What the names of a block's layers have in common, or a new name."""
     own = [paths[layer] for unit in members for layer in unit.layers]
     others = [paths[layer] for unit in units if unit not in members for layer in unit.layers]
-    common = tuple(os.path.commonprefix(own))
+    common = _common(own)
     if common and common not in own and not any(path[: len(common)] == common for path in others):
         return common
     taken = {path[0] for path in [*own, *others]} | {unit.path[0] for unit in units if unit.path}
-    name = os.path.commonprefix([path[0] for path in own]).rstrip("_0123456789") if own else ""
-    named = os.path.commonprefix([path[0] for path in own]).strip("_") if own else ""
-    for candidate in (named, *(f"{name or 'block'}_{number}" for number in range(1, len(units) + 2))):
+    name = "".join(_common([tuple(path[0]) for path in own])).strip("_")
+    bare = name.rstrip("_0123456789") or "block"
+    for candidate in (name, *(f"{bare}_{number}" for number in range(1, len(units) + 2))):
         if candidate and candidate.isidentifier() and candidate not in taken:
             return (candidate,)
     raise AssertionError("there are more numbers than units")
+
+
+def _common(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """What all of these begin with."""
+    if not paths:
+        return ()
+    first, last = min(paths), max(paths)
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _moved(unit: Unit, path: Path, paths: dict[Layer, Path]) -> None:

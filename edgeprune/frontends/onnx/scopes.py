@@ -116,4 +116,6 @@ def _nested(path: Path, units: list[Unit], where: dict[Unit, Path], needed: Coll
 def _inner(path: Path, units: list[Unit], where: dict[Unit, Path]) -> list[Path]:
     """The modules right inside a path, in order."""
     depth = len(path)
-    return list(dict.fromkeys(where[u][: depth + 1] for u in units if len(where[u]) > depth and where[u][:depth] == path))
+    return list(
+        dict.fromkeys(where[u][: depth + 1] for u in units if len(where[u]) > depth and where[u][:depth] == path)
+    )

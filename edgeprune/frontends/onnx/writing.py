@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,11 +20,27 @@ from edgeprune.frontends.onnx.units import Path, Unit
 ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.pow, functions.divided)  # they take numbers, too
 
 
-def network_of(inputs: Sequence[Value], outputs: Sequence[Value], units: Sequence[Unit], paths: dict[Layer, Path]) -> OnnxNetwork:
+def network_of(
+    inputs: Sequence[Value], outputs: Sequence[Value], units: Sequence[Unit], paths: dict[Layer, Path]
+) -> OnnxNetwork:
     """The module that computes the outputs."""
     network = OnnxNetwork()
     _Writer(paths).write(network, (), units, inputs, outputs)
     return network
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A module that is being written, its path, the numbers of its values, and the names of its constants."""
+
+    part: Part
+    path: Path
+    numbers: dict[Value, int] = field(default_factory=dict)
+    held: dict[Value, str] = field(default_factory=dict)
+
+    def number(self, value: Value) -> int:
+        """The number of a value."""
+        return self.numbers.setdefault(value, len(self.numbers))
 
 
 class _Writer:
@@ -33,50 +50,49 @@ class _Writer:
         self._paths = paths
         self._parameters: dict[Value, nn.Parameter] = {}
 
-    def write(self, part: Part, path: Path, units: Sequence[Unit], takes: Sequence[Value], gives: Sequence[Value]) -> None:
+    def write(
+        self, part: Part, path: Path, units: Sequence[Unit], takes: Sequence[Value], gives: Sequence[Value]
+    ) -> None:
         """Give a module its calls, its layers, and its inner modules."""
-        numbers: dict[Value, int] = {}
-        held: dict[Value, str] = {}
+        frame = _Frame(part, path)
+        part.takes = tuple(map(frame.number, takes))
+        part.calls = tuple(self._call(frame, unit) for unit in units)
+        part.gives = tuple(self._ref(frame, value, None) for value in gives)
 
-        def ref(value: Value, step: Step | None) -> Any:
-            if value.constant is None:
-                return Ref(numbers.setdefault(value, len(numbers)))
-            if step is not None and step.target in ARITHMETIC and not _is_trained(value) and value.fakes[0].numel() == 1 and (
-                value.rank == 0 or all(other.rank for other in step.reads if other is not value)
-            ):
-                return value.constant[0].item()
-            if value not in held:
-                held[value] = self._hold(part, path, value, step)
-            return Ref(held[value])
+    def _call(self, frame: _Frame, unit: Unit) -> Call:
+        """The call of a step or of an inner module."""
+        step = unit.step
+        if step is None:
+            inner = Part()
+            path = _attach(frame.part, unit.path[len(frame.path) :], inner)
+            self.write(inner, unit.path, unit.units, unit.reads, unit.makes)
+            given = tuple(Ref(frame.number(value)) for value in unit.reads)
+            return Call(path, given, {}, tuple(map(frame.number, unit.makes)))
+        target = self._layer(frame, step.target) if isinstance(step.target, Layer) else step.target
+        args, named = tree_map(
+            lambda leaf: self._ref(frame, leaf, step) if isinstance(leaf, Value) else leaf, (step.args, step.named)
+        )
+        return Call(target, args, named, tuple(map(frame.number, step.results)))
 
-        part.takes = tuple(numbers.setdefault(value, len(numbers)) for value in takes)
-        calls = []
-        for unit in units:
-            step = unit.step
-            if step is None:
-                inner = Part()
-                target: Any = _attach(part, unit.path[len(path) :], inner)
-                self.write(inner, unit.path, unit.units, unit.reads, unit.makes)
-                args: Any = tuple(ref(value, None) for value in unit.reads)
-                calls.append(Call(target, args, {}, tuple(ref(value, None).place for value in unit.makes)))
-                continue
-            if isinstance(step.target, Layer):
-                target = self._layer(part, path, step.target)
-            else:
-                target = step.target
-            args, named = tree_map(lambda leaf, step=step: ref(leaf, step) if isinstance(leaf, Value) else leaf, (step.args, step.named))
-            calls.append(Call(target, args, named, tuple(ref(value, None).place for value in step.results)))
-        part.calls = tuple(calls)
-        part.gives = tuple(ref(value, None) for value in gives)
+    def _ref(self, frame: _Frame, value: Value, step: Step | None) -> Any:
+        """How a call of a module refers to a value: a number of the code stands for itself."""
+        if value.constant is None:
+            return Ref(frame.number(value))
+        if step is not None and step.target in ARITHMETIC and _is_number(value, step):
+            return value.constant[0].item()
+        if value not in frame.held:
+            frame.held[value] = self._hold(frame, value, step)
+        return Ref(frame.held[value])
 
-    def _layer(self, part: Part, path: Path, layer: Layer) -> str:
+    def _layer(self, frame: _Frame, layer: Layer) -> str:
         """The path of a layer inside a module. A layer that belongs elsewhere is shared."""
-        whole = self._paths[layer]
+        whole, path, part = self._paths[layer], frame.path, frame.part
         return _attach(part, whole[len(path) :] if whole[: len(path)] == path else ("_".join(whole),), layer.module)
 
-    def _hold(self, part: Part, path: Path, value: Value, step: Step | None) -> str:
+    def _hold(self, frame: _Frame, value: Value, step: Step | None) -> str:
         """The name of a constant in a module: of a parameter, if it is trained."""
         assert value.constant is not None
+        part, path = frame.part, frame.path
         tensor = value.constant[0].contiguous()
         if not _is_trained(value):
             name = _free(part, "constant")
@@ -95,6 +111,12 @@ class _Writer:
         name = _free(part, own)
         part.register_parameter(name, parameter)
         return name
+
+
+def _is_number(value: Value, step: Step) -> bool:
+    """Whether a constant is one number that a step may read as such: it adds no dimension to the other argument."""
+    whole = value.rank == 0 or all(other.rank >= value.rank for other in step.reads)
+    return whole and value.fakes[0].numel() == 1 and not _is_trained(value)
 
 
 def _is_trained(value: Value) -> bool:

@@ -18,8 +18,8 @@ from edgeprune.storage.store import read_capped
 DTYPES = {"float": "float32", "double": "float64"}
 
 
-def read(path: Path) -> ModelFile:
-    """See `files.read`."""
+def parsed(path: Path) -> onnx.ModelProto:
+    """The message in a file, without its external data. Raises `UsageError` if it is too large or damaged."""
     proto = onnx.ModelProto()
     if path.is_file() and path.stat().st_size > LIMITS.model_bytes:
         text = f"{path}: is over {LIMITS.model_bytes} bytes, which ONNX cannot hold; save its weights as external data"
@@ -28,24 +28,30 @@ def read(path: Path) -> ModelFile:
         proto.ParseFromString(read_capped(path, LIMITS.model_bytes))
     except (DecodeError, RecursionError) as error:
         raise usage_error(f"{path}: is not ONNX, or is truncated; get the file again") from error
-    graph = proto.graph
-    if not graph.node and not graph.output:
+    if not proto.graph.node and not proto.graph.output:
         raise usage_error(f"{path}: holds no network; give an ONNX file that has one")
-    weights = {_text(tensor.name) for tensor in graph.initializer} | {
-        _text(tensor.values.name) for tensor in graph.sparse_initializer
+    return proto
+
+
+def read(path: Path) -> ModelFile:
+    """See `files.read`."""
+    proto = parsed(path)
+    graph = proto.graph
+    weights = {text_of(tensor.name) for tensor in graph.initializer} | {
+        text_of(tensor.values.name) for tensor in graph.sparse_initializer
     }
-    kinds = Counter(_text(node.op_type) for node in graph.node if node.op_type != "Constant")
+    kinds = Counter(text_of(node.op_type) for node in graph.node if node.op_type != "Constant")
     return ModelFile(
         path=path,
         files=(path, *_external(path, proto)),
-        inputs=tuple(_spec(path, value) for value in graph.input if _text(value.name) not in weights),
-        outputs=tuple(_text(value.name) for value in graph.output),
+        inputs=tuple(_spec(path, value) for value in graph.input if text_of(value.name) not in weights),
+        outputs=tuple(text_of(value.name) for value in graph.output),
         operators=dict(kinds),
         precision=_precision(proto, kinds),
     )
 
 
-def _text(value: str | bytes) -> str:
+def text_of(value: str | bytes) -> str:
     """A text of the file. Protobuf gives bytes where it is not UTF-8."""
     return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
 
@@ -55,12 +61,12 @@ def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
     if kind != "tensor_type":
         what = (kind or "no type").removesuffix("_type")
         raise usage_error(
-            f"{path}: the input {quoted(_text(value.name))} is {what}, not a tensor; edgeprune cannot feed it"
+            f"{path}: the input {quoted(text_of(value.name))} is {what}, not a tensor; edgeprune cannot feed it"
         )
     tensor = value.type.tensor_type
     name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type in _known() else "unknown"
     shape = _shape(tensor.shape) if tensor.HasField("shape") else None
-    return TensorSpec(_text(value.name), DTYPES.get(name, name), shape)
+    return TensorSpec(text_of(value.name), DTYPES.get(name, name), shape)
 
 
 def _known() -> list[int]:
@@ -70,7 +76,7 @@ def _known() -> list[int]:
 def _shape(shape: onnx.TensorShapeProto) -> Shape:
     """A dimension without a value or a name is unknown; so is -1, which some exporters write."""
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value != -1 else _text(dim.dim_param) or "?"
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value != -1 else text_of(dim.dim_param) or "?"
         for dim in shape.dim
     )
 
@@ -90,20 +96,21 @@ def _external(path: Path, proto: onnx.ModelProto) -> list[Path]:
         UsageError: one is missing or too short.
     """
     needed: dict[str, int] = {}
-    for tensor in _tensors(proto):
+    for tensor in tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            given = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
+            given = {text_of(entry.key): text_of(entry.value) for entry in tensor.external_data}
             location = given.get("location", "")
             try:
                 end = int(given.get("offset") or 0) + int(given.get("length") or 0)
             except ValueError:
-                text = f"{path}: the external data of {quoted(_text(tensor.name))} has no valid offset; export it again"
+                text = f"{path}: the external data of {quoted(text_of(tensor.name))} has no valid offset; export it again"
                 raise usage_error(text) from None
             needed[location] = max(needed.get(location, 0), end)
-    return [_beside(path, location, size) for location, size in sorted(needed.items())]
+    return [beside(path, location, size) for location, size in sorted(needed.items())]
 
 
-def _beside(path: Path, location: str, size: int) -> Path:
+def beside(path: Path, location: str, size: int) -> Path:
+    """A file of external data, which holds at least `size` bytes; see `_external`."""
     folder = path.resolve().parent
     found = path.parent / location
     try:
@@ -122,7 +129,7 @@ def _beside(path: Path, location: str, size: int) -> Path:
     return found
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every stored tensor, in subgraphs and functions, too. Protobuf limits how deep they are nested."""
     yield from _of_graph(proto.graph)
     for function in proto.functions:

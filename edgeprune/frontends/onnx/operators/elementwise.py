@@ -86,7 +86,11 @@ def gelu(b: Builder, node: Node, x: Value) -> Value:
 def swish(b: Builder, node: Node, x: Value) -> Value:
     """x · sigmoid(alpha · x)."""
     alpha = node.attributes.get("alpha", 1.0)
-    return sunk(b, F.silu, [x]) if alpha == 1 else b.call(arithmetic.mul, x, b.call(torch.sigmoid, b.call(arithmetic.mul, x, alpha)))
+    return (
+        sunk(b, F.silu, [x])
+        if alpha == 1
+        else b.call(arithmetic.mul, x, b.call(torch.sigmoid, b.call(arithmetic.mul, x, alpha)))
+    )
 
 
 @operator("HardSigmoid")

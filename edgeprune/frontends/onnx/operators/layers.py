@@ -50,7 +50,9 @@ def pads_of(node: Node, sizes: tuple[int, ...], kernel: list[int]) -> tuple[list
     return before, after
 
 
-def symmetric(b: Builder, x: Value, before: list[int], after: list[int], value: float = 0.0) -> tuple[Value, tuple[int, ...]]:
+def symmetric(
+    b: Builder, x: Value, before: list[int], after: list[int], value: float = 0.0
+) -> tuple[Value, tuple[int, ...]]:
     """The input and the padding of a layer that pads both sides alike. Other padding is a step before it."""
     if before == after:
         return x, tuple(before)
@@ -94,7 +96,9 @@ def conv_transpose(b: Builder, node: Node, x: Value, weight: Value, bias: Value 
     pads = list(given.get("pads", [0] * 2 * n))
     before, after = pads[:n], pads[n:]
     how = text(node, "auto_pad", "NOTSET")
-    wanted = given.get("output_shape") or ([s * f for s, f in zip(x.shape[2:], strides, strict=True)] if "SAME" in how else None)
+    wanted = given.get("output_shape") or (
+        [s * f for s, f in zip(x.shape[2:], strides, strict=True)] if "SAME" in how else None
+    )
     if wanted is not None:
         whole = [
             f * (s - 1) + e + (k - 1) * d + 1
@@ -131,11 +135,15 @@ def gemm(b: Builder, node: Node, x: Value, weight: Value, bias: Value | None = N
     alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
     if given.get("transA", 0):
         x = b.call(torch.t, x)
-    fits = bias is None or (bias.constant is not None and bias.fakes[0].numel() == weight.shape[0 if given.get("transB", 0) else 1])
+    fits = bias is None or (
+        bias.constant is not None and bias.fakes[0].numel() == weight.shape[0 if given.get("transB", 0) else 1]
+    )
     if weight.constant is None or not fits:
         y = b.call(torch.matmul, x, b.call(torch.t, weight) if given.get("transB", 0) else weight)
         y = y if alpha == 1 else b.call(arithmetic.mul, y, alpha)
-        return y if bias is None else b.call(arithmetic.add, y, bias if beta == 1 else b.call(arithmetic.mul, bias, beta))
+        return (
+            y if bias is None else b.call(arithmetic.add, y, bias if beta == 1 else b.call(arithmetic.mul, bias, beta))
+        )
     if not given.get("transB", 0):
         weight = b.once(torch.t, weight)
     weight = weight if alpha == 1 else b.once(arithmetic.mul, weight, alpha)
@@ -176,11 +184,19 @@ def batch_norm(b: Builder, node: Node, x: Value, scale: Value, bias: Value, mean
         raise b.error("has statistics that depend on the inputs, which has no converter")
     # The part of the new statistics; files for inference hold any number.
     momentum = min(max(1 - float(given.get("momentum", 0.9)), 0.01), 0.5)
-    return b.layer(_batch_norm, x, weights, dims=x.rank - 2, eps=float(given.get("epsilon", 1e-5)), momentum=round(momentum, 6))
+    return b.layer(
+        _batch_norm, x, weights, dims=x.rank - 2, eps=float(given.get("epsilon", 1e-5)), momentum=round(momentum, 6)
+    )
 
 
 def _batch_norm(
-    scale: nn.Parameter, bias: nn.Parameter, mean: nn.Parameter, variance: nn.Parameter, dims: int, eps: float, momentum: float
+    scale: nn.Parameter,
+    bias: nn.Parameter,
+    mean: nn.Parameter,
+    variance: nn.Parameter,
+    dims: int,
+    eps: float,
+    momentum: float,
 ) -> nn.Module:
     module = BATCH_NORMS[dims](scale.numel(), eps=eps, momentum=momentum)
     return weighted(
@@ -246,7 +262,9 @@ def group_norm_of(scale: nn.Parameter, bias: nn.Parameter, groups: int, eps: flo
 
 
 @operator("Attention")
-def attention(b: Builder, node: Node, q: Value, k: Value, v: Value, mask: Value | None = None, *past: Value | None) -> Value:
+def attention(
+    b: Builder, node: Node, q: Value, k: Value, v: Value, mask: Value | None = None, *past: Value | None
+) -> Value:
     """Scaled dot-product attention over heads that are a dimension of their own."""
     given = node.attributes
     unknown = {"softcap", "qk_matmul_output_mode", "softmax_precision"} & {key for key, value in given.items() if value}

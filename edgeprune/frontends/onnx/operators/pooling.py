@@ -91,7 +91,11 @@ def resize(
     if mode == "nearest":
         rounding = text(node, "nearest_mode", "round_prefer_floor")
         plain = where == "asymmetric" and rounding == "floor"
-        if not plain and not (whole and where in ("half_pixel", "asymmetric", "pytorch_half_pixel") and _repeats(where, rounding, wanted, x)):
+        if not plain and not (
+            whole
+            and where in ("half_pixel", "asymmetric", "pytorch_half_pixel")
+            and _repeats(where, rounding, wanted, x)
+        ):
             raise b.error(f"interpolates by {where} and {rounding}, which has no converter")
         return b.call(F.interpolate, x, tuple(wanted), mode="nearest")
     names = {("linear", 3): "linear", ("linear", 4): "bilinear", ("linear", 5): "trilinear", ("cubic", 4): "bicubic"}

@@ -16,7 +16,7 @@ from edgeprune.frontends.onnx.operators.table import operator, text
 from edgeprune.frontends.onnx.transposes import permuted
 
 ORDERS = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}  # the place of each of torch's gates in ONNX
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, set[tuple[str, ...]]] = {
     "LSTM": {("Sigmoid", "Tanh", "Tanh")},
     "GRU": {("Sigmoid", "Tanh")},
     "RNN": {("Tanh",), ("Relu",)},
@@ -36,7 +36,9 @@ def recurrent(
     if w.constant is None or r.constant is None or (bias is not None and bias.constant is None):
         raise b.error("has weights that depend on the inputs, which has no converter")
     if node.op == "GRU" and not given.get("linear_before_reset", 0):
-        raise b.error("resets before its product, as torch's GRU does not; export it with linear_before_reset=1 (reset_after)")
+        raise b.error(
+            "resets before its product, as torch's GRU does not; export it with linear_before_reset=1 (reset_after)"
+        )
     batch_first = bool(given.get("layout", 0))
     if batch_first:
         x = permuted(b, x, (1, 0, 2))
@@ -48,14 +50,12 @@ def recurrent(
     weights = [piece for place in range(w.shape[0]) for piece in _pieces(b, node.op, place, w, r, bias)]
     known = [state for state in states if state is not None and not _is_zero(state)]
     state = _states(b, node, states, x, w.shape[0], r.shape[2]) if known else None
-    kind: Callable[..., nn.Module] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}[node.op]
+    kinds: dict[str, Callable[..., nn.Module]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
     options = {"activation": activation} if node.op == "RNN" else {}
-    y, *last = b.layers(kind, (x,) if state is None else (x, state), weights, two=w.shape[0] == 2, **options)
+    y, *last = b.layers(kinds[node.op], (x,) if state is None else (x, state), weights, two=w.shape[0] == 2, **options)
     y = b.call(torch.flip, y, (0,)) if reverse else y
-    if w.shape[0] == 1:
-        y = b.call(torch.unsqueeze, y, 1)
-    else:
-        y = permuted(b, b.call(torch.unflatten, y, 2, (2, -1)), (0, 2, 1, 3))
+    two = w.shape[0] == 2
+    y = permuted(b, b.call(torch.unflatten, y, 2, (2, -1)), (0, 2, 1, 3)) if two else b.call(torch.unsqueeze, y, 1)
     if batch_first:
         y, *last = permuted(b, y, (2, 0, 1, 3)), *(permuted(b, one, (1, 0, 2)) for one in last)
     return [y, *last]
@@ -66,7 +66,10 @@ def _activation(b: Builder, node: Node) -> str:
     given = [a.decode("ascii", "replace") for a in node.attributes.get("activations", [])]
     size = len(next(iter(ACTIVATIONS[node.op])))
     for start in range(0, len(given), size):
-        if tuple(given[start : start + size]) not in ACTIVATIONS[node.op] or given[start : start + size] != given[:size]:
+        if (
+            tuple(given[start : start + size]) not in ACTIVATIONS[node.op]
+            or given[start : start + size] != given[:size]
+        ):
             raise b.error(f"has the activations {given}, which have no converter")
     return given[0].lower() if given and node.op == "RNN" else "tanh"
 
@@ -121,4 +124,3 @@ def _gru(*weights: nn.Parameter | None, two: bool) -> nn.Module:
 
 def _rnn(*weights: nn.Parameter | None, two: bool, activation: str) -> nn.Module:
     return _filled(nn.RNN(**_sizes(weights), nonlinearity=activation, bidirectional=two), weights)
-

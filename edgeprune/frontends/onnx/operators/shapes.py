@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from edgeprune.frontends.onnx import functions
 from edgeprune.frontends.onnx.build import Builder, FixedBatchError
 from edgeprune.frontends.onnx.file import Node, dtype_of, tensor_of
 from edgeprune.frontends.onnx.graph import Value
+from edgeprune.frontends.onnx.operators.layers import weighted
 from edgeprune.frontends.onnx.operators.table import axes_of, axis_of, operator, text
 from edgeprune.frontends.onnx.reshaping import reshape, shapes_after
 from edgeprune.frontends.onnx.transposes import permuted, source
@@ -133,7 +135,9 @@ def slice_of(
         begin, end = {each[place] for each in first}, {each[place] for each in last}
         dim = dim % x.rank
         size = x.shape[dim]
-        if len(end) > 1 and all(e >= f.shape[dim] for e, f in zip((each[place] for each in last), x.fakes, strict=True)):
+        if len(end) > 1 and all(
+            e >= f.shape[dim] for e, f in zip((each[place] for each in last), x.fakes, strict=True)
+        ):
             end = {END}  # to the end, whatever the batch
         if len(begin) > 1 or len(end) > 1:
             raise FixedBatchError(f"{node} uses the batch size")
@@ -169,7 +173,7 @@ def gather(b: Builder, node: Node, x: Value, indices: Value) -> Value:
 
 
 def _embedding(weight: torch.nn.Parameter) -> torch.nn.Module:
-    return torch.nn.Embedding.from_pretrained(weight, freeze=False)
+    return weighted(torch.nn.Embedding(weight.shape[0], weight.shape[1], device="meta"), weight=weight)
 
 
 @operator("GatherElements")
@@ -205,16 +209,20 @@ def scatter_nd(b: Builder, node: Node, x: Value, indices: Value, updates: Value)
 def expand(b: Builder, node: Node, x: Value, shape: Value) -> Value:
     """Broadcast; a size that the batch changes follows it."""
     wanted = b.ints(shape)
-    after = [list(torch.broadcast_shapes(f.shape, tuple(s))) for f, s in zip(x.fakes, wanted, strict=True)]
+    after = [list(np.broadcast_shapes(tuple(f.shape), tuple(s))) for f, s in zip(x.fakes, wanted, strict=True)]
     if x.constant is not None:
-        return b.per_batch(functions.expanded, [(c, sizes) for c, sizes in zip(x.constant, after, strict=True)], x.weight)
+        return b.per_batch(
+            functions.expanded, [(c, sizes) for c, sizes in zip(x.constant, after, strict=True)], x.weight
+        )
     ahead = len(after[0]) - x.rank
     kept = [dim >= ahead and x.shape[dim - ahead] == after[0][dim] and all(
         fake.shape[dim - ahead] == sizes[dim] for fake, sizes in zip(x.fakes, after, strict=True)
     ) for dim in range(len(after[0]))]  # fmt: skip
     if any(len({sizes[dim] for sizes in after}) > 1 for dim in range(len(after[0])) if not kept[dim]):
         raise FixedBatchError(f"{node} uses the batch size")
-    return x if all(kept) else b.call(functions.expanded, x, [-1 if k else s for k, s in zip(kept, after[0], strict=True)])
+    return (
+        x if all(kept) else b.call(functions.expanded, x, [-1 if k else s for k, s in zip(kept, after[0], strict=True)])
+    )
 
 
 @operator("Tile")
@@ -222,14 +230,14 @@ def tile(b: Builder, node: Node, x: Value, repeats: Value) -> Value:
     """See ONNX."""
     wanted = b.ints(repeats)
     if x.constant is not None:
-        return b.per_batch(torch.tile, [(c, tuple(times)) for c, times in zip(x.constant, wanted, strict=True)], x.weight)
+        return b.per_batch(
+            torch.tile, [(c, tuple(times)) for c, times in zip(x.constant, wanted, strict=True)], x.weight
+        )
     return b.call(torch.tile, x, tuple(b.fixed(repeats)))
 
 
 @operator("Pad")
-def pad(
-    b: Builder, node: Node, x: Value, pads: Value, value: Value | None = None, axes: Value | None = None
-) -> Value:
+def pad(b: Builder, node: Node, x: Value, pads: Value, value: Value | None = None, axes: Value | None = None) -> Value:
     """Constant, reflected or repeated borders. Channels last become channels first."""
     given, mode = b.fixed(pads), text(node, "mode", "constant")
     dims = [dim % x.rank for dim in b.fixed(axes)] if axes is not None else list(range(x.rank))
@@ -258,7 +266,9 @@ def range_of(b: Builder, node: Node, start: Value, limit: Value, delta: Value) -
 @operator("Trilu")
 def trilu(b: Builder, node: Node, x: Value, k: Value | None = None) -> Value:
     """See ONNX."""
-    return b.call(torch.triu if node.attributes.get("upper", 1) else torch.tril, x, 0 if k is None else int(b.scalar(k)))
+    return b.call(
+        torch.triu if node.attributes.get("upper", 1) else torch.tril, x, 0 if k is None else int(b.scalar(k))
+    )
 
 
 @operator("OneHot")
@@ -281,7 +291,11 @@ def non_zero(b: Builder, node: Node, x: Value) -> Value:
 @operator("EyeLike")
 def eye_like(b: Builder, node: Node, x: Value) -> Value:
     """The identity."""
-    dtype = dtype_of(b.graph.path, int(node.attributes["dtype"]), str(node)) if "dtype" in node.attributes else x.fakes[0].dtype
+    dtype = (
+        dtype_of(b.graph.path, int(node.attributes["dtype"]), str(node))
+        if "dtype" in node.attributes
+        else x.fakes[0].dtype
+    )
     return b.per_batch(torch.eye, [tuple(fake.shape) for fake in x.fakes], dtype=dtype)
 
 
