@@ -14,6 +14,7 @@ class Limits:
     source_files: int = 5_000  # Python files beside a project file
     source_bytes: int = 4 << 20  # one of these files
     covered_objects: int = 100_000  # that a function of the user refers to, in the key of a project of objects
+    convert_s: float = 600.0  # to convert a model of TensorFlow
     json_bytes: int = 256 << 20
     weights_bytes: int = 8 << 30
     hub_s: float = 15.0  # for an answer of Hugging Face's hub

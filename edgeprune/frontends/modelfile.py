@@ -6,7 +6,7 @@ treats it as functions that a user wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,7 @@ class Format:
 FORMATS: Mapping[str, Format] = {  # by the key of [model]
     "keras": Format("edgeprune.frontends.keras", ("keras",), sized=True, writes=True),
     "onnx": Format("edgeprune.frontends.onnx", ("onnx",), sized=True),
+    "tensorflow": Format("edgeprune.frontends.tensorflow", ("tensorflow-cpu", "tensorflow", "tf2onnx"), sized=True),
     "transformers": Format("edgeprune.frontends.huggingface", ("transformers",), preprocesses=True),
 }
 
@@ -86,7 +87,7 @@ class FileModel:
 
     def sources(self) -> Mapping[str, str]:
         """See `records.Function.sources`."""
-        content = {f"file {file.name}": file_sha256(file) for file in _files(self.file)}
+        content = {f"file {name}": file_sha256(file) for name, file in files(self.file).items()}
         return content | {f"package {name}": installed(name) for name in FORMATS[self.key].packages}
 
     def guarded(self, where: str = "") -> AbstractContextManager[None]:
@@ -124,9 +125,7 @@ def preprocess_of(factory: Function) -> Preprocess | None:
     return found
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """A model's file, or the files of its folder."""
-    if path.is_file():
-        yield path
-    elif path.is_dir():
-        yield from sorted(file for file in path.iterdir() if file.is_file())
+def files(path: Path) -> dict[str, Path]:
+    """A model's file, or the files of its folder and of the folders inside, by their names there."""
+    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+    return {file.relative_to(path.parent if file == path else path).as_posix(): file for file in found}

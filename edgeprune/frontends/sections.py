@@ -61,6 +61,9 @@ class _Model(Section):
     inputs: Reference | None = None
     weights: Annotated[Text | None, Field(description="the path of a file")] = None
     keras: Annotated[Text | None, Field(description="the path of a .keras or .h5 file")] = None
+    tensorflow: Annotated[
+        Text | None, Field(description="the folder of a SavedModel, or the path of a .tflite file")
+    ] = None
     onnx: Annotated[Text | None, Field(description="the path of a .onnx file")] = None
     transformers: Annotated[
         Text | None, Field(description="a folder that save_pretrained wrote, or a name on the hub")
