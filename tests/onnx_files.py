@@ -54,7 +54,7 @@ def saved(path: Path, proto: onnx.ModelProto) -> Path:
 def exported(path: Path, network: nn.Module, inputs: tuple[Tensor, ...], dynamo: bool = False, **options: Any) -> Path:
     """A network as one of PyTorch's two exporters writes it."""
     buffer = io.BytesIO()
-    with exporting():
+    with exporting(), torch.enable_grad():  # without gradients torch's transformer calls a kernel that no file can hold
         if dynamo:
             program = torch.onnx.export(network.eval(), inputs, dynamo=True, verbose=False, **options)
             assert program is not None
