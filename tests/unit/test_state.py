@@ -191,6 +191,7 @@ def outputs(kind: str, file: bytes, inputs: tuple[Tensor, ...]) -> list[np.ndarr
         ("YOLO11", ("tflite",)),
         ("RT-DETR", ("onnx", "tflite")),
     ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
 def test_detectors_are_cut_and_run_on_all_runtimes(title: str, kinds: tuple[str, ...]) -> None:
     """YOLOv8 and YOLO11 are alike, so that each is tried in one format. `make test-models` tries all in both."""
