@@ -65,7 +65,7 @@ class Unlabelled:
 
     @cached_property
     def sources(self) -> Mapping[str, str]:
-        """Digests of what the targets follow from. The content of the samples has a digest of its own in a stage's key."""
+        """Digests of what the targets follow from. A stage's key has another digest of the samples."""
         found = {**self.model.factory.sources(), **self.model.inputs.sources()}
         for file in self._weights:
             found[f"weights {file.name}"] = file_sha256(file) if file.is_file() else "missing"
