@@ -50,7 +50,7 @@ lint: .venv/.installed ## check style, types and the direction of imports
 run: .venv/.installed ## run the pipeline for PROJECT on TARGET
 	@$(BIN)/edgeprune run --project $(PROJECT) --target $(TARGET)
 
-example: .venv/.installed ## run the example NAME (image, detection, segmentation, speech, language, control, keras) on TARGET with the data in DATA
+example: .venv/.installed ## run the example NAME (image, detection, segmentation, speech, language, control, onnx, keras) on TARGET with the data in DATA
 	@EDGEPRUNE_DATA=$(DATA) $(BIN)/edgeprune run --project examples/$(NAME)/edgeprune.toml --target $(TARGET)
 
 deploy: .venv/.installed ## deploy PROJECT to TARGET
