@@ -18,7 +18,7 @@ from edgeprune.errors import UsageError
 from edgeprune.frontends import checkpoint
 from edgeprune.frontends.fitting import fitted
 from edgeprune.frontends.functions import one_line
-from edgeprune.frontends.modelfile import FileModel
+from edgeprune.frontends.modelfile import FileModel, preprocess_of
 from edgeprune.graph.editable import GraphNetwork
 from edgeprune.graph.groups import matches
 from edgeprune.network.adapter import adapted, batch_dims_of, structure_of
@@ -140,6 +140,8 @@ def built(project: Project) -> Built:
         how = _load_weights(project, model, section.weights)
         notes += [f"weights: {', '.join(how)}"] if how else []
     _require_finite(project, model)
+    if project.preprocess is not None and project.preprocess == preprocess_of(section.factory):
+        notes.append("preprocess: that of the model's processor, so inputs are raw pixels")
     for note in notes:
         log.info("%s", note)
     model = opened(model)

@@ -181,6 +181,7 @@ def test_the_processors_normalisation_is_the_projects_unless_it_has_its_own(vit:
     mean, std = (torch.tensor(PROCESSOR[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     factor, shift = (torch.tensor(numbers).view(3, 1, 1) for numbers in (found.factor, found.shift))
     torch.testing.assert_close(pixels * factor + shift, (pixels / 255 - mean) / std)
+    assert Network(project(vit)).notes == ("preprocess: that of the model's processor, so inputs are raw pixels",)
     own = project(vit, more="[preprocess]\nmean = [0.0]\nstd = [1.0]\n").preprocess
     assert own is not None and own.mean == (0.0,) and own.scale == 1.0
     change(processor, do_normalize=False)
