@@ -117,6 +117,13 @@ def test_an_artifact_has_one_transpose_and_none_where_channels_are_last(kind: st
     assert sum(name.lower() == "transpose" for name in found) == count
 
 
+def test_the_artifact_names_its_inputs_and_outputs_as_keras_does(file: Path) -> None:
+    graph = onnx.load_from_string(
+        FORMATS["onnx"].export(frontend.network(file), frontend.example_inputs(file), [])
+    ).graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["image", "classes"]
+
+
 def test_an_h5_file_is_the_same_network(file: Path, tmp_path: Path) -> None:
     with files.silent():
         files.load(file).save(tmp_path / "small.h5")

@@ -48,6 +48,9 @@ def build(model: Any) -> Network:
         graph, [builder.as_float(value, one) for value, one in zip(given, graph.inputs, strict=True)]
     )
     module = builder.graph(given, [builder.ordered(value, "last") for value in results])
+    names = tuple(tensor.name for tensor in graph.inputs), tuple(graph.output_names)
+    if len({*names[0], *names[1]}) == len(names[0]) + len(names[1]):
+        module.names_in_file = names
     paths = {id(child): path for path, child in module.named_modules()}
     return Network(module, tuple((paths[id(child)], layer) for child, layer in builder.sources))
 

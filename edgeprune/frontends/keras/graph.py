@@ -55,7 +55,12 @@ class LayerGraph(nn.Module):
         steps: the calls, in an order in which they can be made.
         inputs: the keys of the arguments.
         outputs: the keys of what is returned: a tensor if there is one, else a tuple.
+
+    Attributes:
+        names_in_file: of the inputs and outputs of a whole model; the artifact has them, too. A part of a model has none.
     """
+
+    names_in_file: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def __init__(
         self,
