@@ -13,9 +13,12 @@ from nets import NETS, inputs_of
 from onnx_files import computed, exported, model, node, saved, weights
 from torch import nn
 
+from edgeprune import Project
 from edgeprune.errors import UsageError
+from edgeprune.frontends.model import build_model
 from edgeprune.frontends.onnx import example_inputs, network
 from edgeprune.graph.groups import first_units, make_recipe
+from edgeprune.network.adapter import file_names
 from edgeprune.network.cut import cut, formed
 from edgeprune.network.survey import survey
 from edgeprune.records import Groups
@@ -152,3 +155,18 @@ def test_a_cut_network_is_written_with_the_names_of_the_file(form: str, tmp_path
     )
     with torch.no_grad():
         np.testing.assert_allclose(computed(written, inputs)[0], pruned(*inputs).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_project_is_made_of_a_file(tmp_path: Path) -> None:
+    """It has the file's name, and its key follows from the network in it."""
+    made, keys = [], []
+    names = {"input_names": ["image"], "output_names": ["scores"]}
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        path = exported(tmp_path / "My net-2.onnx", NETS["Plain"](), inputs_of("Plain"), **names)
+        made.append(Project.from_onnx(path, samples=torch.randn(20, 3, 8, 8).numpy(), folder=tmp_path / "runs"))
+        keys.append(made[-1].record.model.factory.sources())
+    assert {project.record.name for project in made} == {"my_net-2"}
+    assert keys[0] == keys[1] != keys[2]
+    assert [tuple(tensor.shape) for tensor in made[0].record.model.inputs.load()()] == [(1, 3, 8, 8)]
+    assert file_names(build_model(made[0].record)) == (("image",), ("scores",))
