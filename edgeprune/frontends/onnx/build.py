@@ -86,7 +86,14 @@ class Builder:
                 inputs.pop()
             try:
                 made = self._operators[node.op](self, node, *inputs)
-            except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:  # the file's own numbers
+            except (
+                AttributeError,
+                KeyError,
+                TypeError,
+                IndexError,
+                ValueError,
+                OverflowError,
+            ) as error:  # the file's own numbers
                 raise self.error(f"has attributes or inputs that do not fit ({first_line(error)})") from error
             for name, value in zip(node.outputs, [made] if isinstance(made, Value) else made, strict=False):
                 self.values[name] = value

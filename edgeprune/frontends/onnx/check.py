@@ -51,7 +51,10 @@ def runtime_outputs(graph: Graph, inputs: Sequence[Tensor], names: Sequence[str]
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
-            _with_outputs(graph, names) if names else str(graph.path), options, providers=["CPUExecutionProvider"]
+            _with_outputs(graph, names) if names else str(graph.path),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,
         )
         kinds = {value.name: value.type for value in session.get_inputs()}
         feed: dict[str, Any] = {}
