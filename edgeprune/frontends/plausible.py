@@ -1,4 +1,4 @@
-"""Is the original network's metric plausible? It may be at chance, or in percent. This is remarked on, and never an error."""
+"""Are the original network's metric and loss plausible? The metric may be at chance, or in percent. This is never an error."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ SHUFFLES_S = 2.0
 FEWEST = 3
 SURE = 2.0  # standard deviations above chance
 PERCENT = 100.0  # the largest metric that may be in percent
+ROUNDING = 1e-3  # of a sum of probabilities
 SMALL = 1e-3  # a smaller share of the metric is hardly a drop
 
 
 def remarks(
     project: Project, metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor
 ) -> Iterator[str]:
-    """Lines for the user on a metric that is at chance, in percent, or out of scale with `[budget] max_metric_drop`.
+    """Lines for the user on a loss that does not fit the outputs, and on a metric that is at chance, in percent, or out of
+    scale with `[budget] max_metric_drop`.
 
     Args:
         project: names the weights and the limit.
@@ -34,6 +36,11 @@ def remarks(
         outputs: (samples, ...) each.
         targets: (samples, ...).
     """
+    if project.data.loss is None and _are_probabilities(outputs[metric.structure.main]):
+        yield (
+            f"{project.where('data', 'loss')} is missing, so the loss is cross-entropy of logits, and the model returns"
+            " probabilities: training would be weak; give a loss of probabilities, or return logits"
+        )
     drop, key = project.budget.max_metric_drop, project.where("budget", "max_metric_drop")
     if 1 < value <= PERCENT and 0 < drop < SMALL * value:
         yield (
@@ -57,6 +64,13 @@ def remarks(
         )
     elif value and drop >= abs(value):
         yield f"{key} = {drop:g} allows any drop of the original network's metric, {value:.4g}; write 0.01 for one percent"
+
+
+def _are_probabilities(output: Tensor) -> bool:
+    """Whether an output is that of a softmax over several classes."""
+    if output.ndim != 2 or output.shape[1] < 2 or not output.is_floating_point():
+        return False
+    return bool((output >= 0).all()) and bool((output.sum(1) - 1).abs().max() < ROUNDING)
 
 
 def _weights(project: Project) -> str:

@@ -229,6 +229,15 @@ def test_weights_that_were_forgotten_are_remarked_on(
     )
 
 
+def test_probabilities_with_a_loss_of_logits_are_remarked_on(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "\nclass Soft(Net):\n    def forward(self, x):\n        return super().forward(x).softmax(1)\n\nbuild = Soft\n"
+    )
+    tried(changed(project, code))
+    (line,) = lines(caplog)
+    assert "[data] loss is missing" in line and "the model returns probabilities" in line
+
+
 def test_a_metric_in_percent_is_remarked_on(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     code = ACCURACY.format(factor=100)
     project.write_text(project.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
