@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.keras import activations, layers, sequences  # noqa: F401 - they fill the table
+from edgeprune.frontends.keras import activations, layers, merging, sequences  # noqa: F401 - they fill the table
 from edgeprune.frontends.keras.blocks import Parts, with_blocks
 from edgeprune.frontends.keras.graph import LayerGraph, Order, Step, Value, attribute
 from edgeprune.frontends.keras.modules import AsFloat, Permute

@@ -1,10 +1,8 @@
-"""Layers for images and other maps: convolutions, pools, norms, reshaping, merging."""
+"""Layers for images and other maps: convolutions, pools, norms, reshaping."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,16 +14,12 @@ from edgeprune.frontends.keras.graph import Order
 from edgeprune.frontends.keras.modules import (
     Affine,
     Apply,
-    Concatenate,
     Crop,
-    Mean,
-    Merge,
     Pad,
     PaddedMean,
     Reshape,
     Scale,
     Spread,
-    WithNumber,
 )
 from edgeprune.frontends.keras.table import Built, Call, converts, filled, values
 
@@ -36,7 +30,6 @@ MAX_POOL: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 MEAN_POOL: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 ADAPTIVE_MEAN: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 ADAPTIVE_MAX: dict[int, Any] = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}
-DROPOUT: dict[int, Any] = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
 
 
 # ------------------------------------------------------------------------------------------------ convolutions
@@ -382,68 +375,3 @@ def _resized(call: Call, mode: str, **sizes: object) -> nn.Module:
     if mode == "bilinear":
         return Apply(F.interpolate, mode="bilinear", align_corners=False, **sizes)
     raise call.missing(f"interpolation {mode!r} is not supported")
-
-
-# ------------------------------------------------------------------------------------------------------ merging
-
-MERGES = {
-    "Add": operator.add,
-    "Subtract": operator.sub,
-    "Multiply": operator.mul,
-    "Divide": operator.truediv,
-    "TrueDivide": operator.truediv,
-    "Maximum": torch.maximum,
-    "Minimum": torch.minimum,
-}
-
-
-@converts(*(name for name in MERGES if "Div" not in name), *(f"ops.{name}" for name in MERGES))
-def merge(call: Call) -> Built:
-    """An operation of each element of all inputs, or of an input and a number."""
-    function = MERGES[type(call.layer).__name__]
-    if len(call.given) > 1:
-        return Built(Merge(function), call.common, call.common)
-    numbers = [value for value in call.arguments if isinstance(value, int | float)]
-    if len(numbers) != 1:
-        raise call.missing("a constant tensor is not supported")
-    made = WithNumber(function, float(numbers[0]), first=isinstance(call.arguments[0], int | float))
-    return Built(made, call.first.order, call.first.order)
-
-
-@converts("CustomScaleLayer")
-def scaled_sum(call: Call) -> Built:
-    """The first input plus a share of the second one, as InceptionResNetV2 has it."""
-    return Built(Merge(partial(torch.add, alpha=float(call.layer.scale))), call.common, call.common)
-
-
-@converts("Average")
-def mean(call: Call) -> Built:
-    """The mean of the inputs."""
-    return Built(Mean(), call.common, call.common)
-
-
-@converts("Concatenate")
-def concatenate(call: Call) -> Built:
-    """Inputs side by side."""
-    return Built(Concatenate(call.dim(call.layer.axis, call.common)), call.common, call.common)
-
-
-# ------------------------------------------------------------------------------------- what is active in training
-
-
-@converts("Dropout", "AlphaDropout")
-def dropout(call: Call) -> Built:
-    """Zeros at random, in training."""
-    return Built(nn.Dropout(call.layer.rate), call.first.order, call.first.order)
-
-
-@converts("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D")
-def spatial_dropout(call: Call) -> Built:
-    """Zero channels at random, in training."""
-    return Built(DROPOUT[call.spatial](call.layer.rate), call.order, call.order)
-
-
-@converts("GaussianNoise", "GaussianDropout", "ActivityRegularization", "StochasticDepth", "Identity")
-def identity(call: Call) -> Built:
-    """Passes its input through. Noise and regularisation are of Keras's own training."""
-    return Built(nn.Identity(), call.first.order, call.first.order)

@@ -107,14 +107,9 @@ def of_class(layer: Any) -> str:
 
 def values(variable: Any) -> Tensor:
     """The values of a variable of Keras, in single precision."""
-    array = variable.detach().cpu().numpy() if isinstance(variable, Tensor) else _array(variable)
-    return torch.from_numpy(np.array(array, np.float32))
-
-
-def _array(variable: Any) -> np.ndarray:
     from keras import ops
 
-    return np.asarray(ops.convert_to_numpy(variable))
+    return torch.from_numpy(np.array(ops.convert_to_numpy(variable), np.float32))
 
 
 def filled(module: nn.Module, **tensors: Tensor | None) -> nn.Module:

@@ -56,8 +56,9 @@ class _Rebuilding:
 
     def __init__(self, changes: Mapping[int, Restored], gone: Collection[int]) -> None:
         self._changes, self._gone = changes, gone
-        self._made: dict[int, tuple[Any, Any]] = {}  # by the identity of the new layer: it, and the layer it replaces
-        self._nested: dict[int, Any] = {}  # by the identity of the model inside
+        self._made: dict[int, tuple[Any, Any]] = {}  # by the identity of a layer: it, and the new one
+        self._replaced: dict[int, Any] = {}  # by the identity of a new layer: the old one
+        self._nested: dict[int, Any] = {}  # by the identity of a model inside: the new one
 
     def model(self, model: Any, inputs: Any) -> Any:
         """A clone of a model, of the same name. `inputs` may have other sizes than its own; None keeps these."""
@@ -70,7 +71,7 @@ class _Rebuilding:
 
     def fill(self) -> None:
         """Give the new layers their weights."""
-        for new, layer in self._made.values():
+        for layer, new in self._made.values():
             change = self._changes.get(id(layer), Restored())
             if not change.weights and id(layer) not in self._gone and getattr(layer, "weights", None):
                 new.set_weights(layer.get_weights())
@@ -80,13 +81,11 @@ class _Rebuilding:
     def _cloned(self, layer: Any) -> Any:
         if is_model(layer):  # it is cloned when it is called, since its inputs may be smaller
             return layer
-        change = self._changes.get(id(layer), Restored())
-        known = next((new for new, old in self._made.values() if old is layer), None)
-        if known is not None:
-            return known
-        new = type(layer).from_config(layer.get_config() | dict(change.config))
-        self._made[id(new)] = new, layer
-        return new
+        if id(layer) not in self._made:
+            change = self._changes.get(id(layer), Restored())
+            new = type(layer).from_config(layer.get_config() | dict(change.config))
+            self._made[id(layer)], self._replaced[id(new)] = (layer, new), layer
+        return self._made[id(layer)][1]
 
     def _called(self, layer: Any, *given: Any, **keywords: Any) -> Any:
         from keras import Input, tree
@@ -96,8 +95,8 @@ class _Rebuilding:
                 inputs = tree.map_structure(lambda tensor: Input(tensor.shape[1:], dtype=tensor.dtype), given[0])
                 self._nested[id(layer)] = self.model(layer, inputs)
             return self._nested[id(layer)](given[0])
-        _, original = self._made.get(id(layer), (None, None))
-        return tree.flatten(given)[0] if id(original) in self._gone else layer(*given, **keywords)
+        is_gone = id(self._replaced.get(id(layer))) in self._gone
+        return tree.flatten(given)[0] if is_gone else layer(*given, **keywords)
 
 
 def _within(path: str, block: str) -> bool:
