@@ -25,8 +25,7 @@ import pytest
 from inconclusive import Inconclusive
 from small import FILE, FORKS, MODULE, Finished, InProcess, command
 from sshd import SSHD, Sshd, start
-
-from edgeprune.devices.virtual import trtexec as trtexec_standin
+from standin import put_stand_in
 
 TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board", "models")
 
@@ -146,18 +145,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory, alone: None) -> Iterator[Sshd
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Puts a stand-in for a version of trtexec first in PATH, and engines into the test's folder."""
-
-    def put(version: str) -> None:
-        folder = tmp_path / "trtexec"
-        folder.mkdir(exist_ok=True)
-        _, _, text = Path(trtexec_standin.__file__).read_text().partition("\n")
-        (folder / "trtexec").write_text(f"#!{sys.executable}\n{text}")
-        (folder / "trtexec").chmod(0o755)
-        (folder / "standin-version").write_text(version)
-        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        monkeypatch.setenv("HOME", str(tmp_path))
-
-    return put
+    return lambda version: put_stand_in(version, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import torch
 from nets import NETS, inputs_of
 from onnx import TensorProto, helper, numpy_helper
+from standin import put_stand_in
 from torch import nn
 
 from edgeprune import runtimes
@@ -61,15 +62,17 @@ class Pointwise(nn.Module):
         return torch.relu(self.layer(x))
 
 
-@pytest.fixture(params=["onnxruntime", "openvino", "tflite", "tensorrt"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path, stand_in: Callable[[str], None]) -> Iterator[Bench]:
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tflite", "tensorrt"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """The real runtimes. TensorRT is a stand-in, since only NVIDIA's devices have it."""
-    pytest.importorskip({"tflite": "litert_torch", "tensorrt": "onnx"}.get(request.param, request.param))
-    if request.param == "tensorrt":
-        stand_in("10.3.0")
-    target = Target(tmp_path / "t.toml", "t", "local", request.param, simulated=request.param == "tensorrt")
-    with open_bench(target, tmp_path) as opened:
-        yield opened
+    name, folder = request.param, tmp_path_factory.mktemp("bench")
+    pytest.importorskip({"tflite": "litert_torch", "tensorrt": "onnx"}.get(name, name))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if name == "tensorrt":
+            put_stand_in("10.3.0", folder, monkeypatch)
+        target = Target(folder / "t.toml", "t", "local", name, simulated=name == "tensorrt")
+        with open_bench(target, folder) as opened:
+            yield opened
 
 
 @pytest.fixture(scope="module")
