@@ -61,13 +61,9 @@ def _grown(b: Builder, before: Shape, larger: Shape, after: Shape, open_dim: int
     ends = [dim for dim in range(len(after)) if math.prod(after[: dim + 1]) == ahead]
     exact = [dim for dim in (*begins, *inner) if after[dim] == samples]
     left_open = [dim for dim in (*begins, *inner, *ends) if dim == open_dim][:1]
-    fitting = [
-        *(left_open if open_dim in exact else exact),
-        *left_open,
-        *(dim for dim in reversed(begins) if dim < len(after) - 1),
-        *ends,
-        *begins,
-    ]
+    last = len(after) - 1
+    others = [*left_open, *reversed(begins), *ends]
+    fitting = [*(left_open if open_dim in exact else exact), *(dim for dim in others if dim != last), *others]
     if not fitting:
         raise FixedBatchError(f"{b.node} fixes the batch size")
     factor = larger[changed[0]] // before[changed[0]]

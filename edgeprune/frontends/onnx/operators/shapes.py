@@ -105,7 +105,7 @@ def concat(b: Builder, node: Node, *xs: Value) -> Value:
         return permuted(b, b.call(torch.cat, before, order[axis]), order)
     if len(xs) == 1:
         return xs[0]
-    if any(x.constant is None for x in xs) and any(x.constant is not None for x in xs) and axis != 0:
+    if axis != 0 and len({x.fakes[-1].shape[0] for x in xs}) > 1:  # one does not depend on the samples
         return b.call(functions.concatenated, list(xs), axis)
     return b.call(torch.cat, list(xs), axis)
 
