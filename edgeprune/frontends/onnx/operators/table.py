@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from edgeprune.frontends.onnx.build import Builder
 from edgeprune.frontends.onnx.file import Node
 from edgeprune.frontends.onnx.graph import Value
@@ -42,13 +40,3 @@ def axes_of(b: Builder, node: Node, given: Value | None, name: str = "axes") -> 
         return b.fixed(given)
     found = node.attributes.get(name)
     return None if found is None else [int(axis) for axis in found]
-
-
-def same_type(b: Builder, *values: Value) -> bool:
-    """Whether values have one type."""
-    return len({value.fakes[0].dtype for value in values}) == 1
-
-
-def number(value: float | int | bool, dtype: torch.dtype) -> float | int:
-    """A number for tensors of a type."""
-    return float(value) if dtype.is_floating_point else int(value)
