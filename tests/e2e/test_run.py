@@ -36,7 +36,7 @@ def test_a_run_prints_the_documented_json(finished_run: tuple[Path, Finished]) -
             "predicted_ms",
             "confirmed_ms",
         ),
-        *("rounds", "baseline", "pruned", "plan", "checks", "artifact", "latest", "run"),
+        *("rounds", "metric_name", "baseline", "pruned", "plan", "checks", "artifact", "latest", "run"),
     ]
     figures = {"p50_ms", "p90_ms", "metric", "parameters", "macs", "size_bytes", "operators"}
     assert set(result["baseline"]) == set(result["pruned"]) == figures
