@@ -58,6 +58,29 @@ class Project:
         return cls(model, inputs, **options)
 
     @classmethod
+    def from_keras(cls, model: Any, example_inputs: Any = None, **options: Unpack[objects.Options]) -> Project:
+        """The project of a Keras model.
+
+        Args:
+            model: a Keras model on its torch backend, or the path of a `.keras` or `.h5` file. It names the project unless
+                `name` is given.
+            example_inputs: as for `Project`. They give open sizes a value; by default they are one sample.
+            **options: as for `Project`.
+
+        Raises:
+            UsageError: the model cannot be converted, or a keyword is wrong.
+            SecurityError: the file holds code.
+        """
+        from edgeprune.frontends import keras
+
+        if isinstance(model, str | Path):
+            options.setdefault("name", objects.name_of(Path(model)))
+            model = keras.files.load(Path(model))
+        options.setdefault("name", objects.name_of(Path(f"{model.name}.keras")))
+        network, inputs = keras.of_model(model, example_inputs)
+        return cls(network, inputs if example_inputs is None else example_inputs, **options)
+
+    @classmethod
     def read(cls, path: Path | str) -> Project:
         """The project of an `edgeprune.toml`; `path` is the file, or its folder."""
         project = cls.__new__(cls)

@@ -80,3 +80,28 @@ def test_the_key_covers_the_file(tmp_path: Path) -> None:
     project(tmp_path, L.Conv2D(5, 3), L.Flatten())
     after = toml.read_project(path).model.factory.sources()
     assert before["file net.keras"] != after["file net.keras"] and "package keras" in after
+
+
+def test_a_model_in_memory_makes_a_project(tmp_path: Path) -> None:
+    import edgeprune
+
+    model = randomised(keras.Sequential([Input((6, 6, 2)), L.Conv2D(4, 3), L.Flatten(), L.Dense(3)], name="mine"))
+    batches = [(torch.zeros(2, 6, 6, 2).numpy(), torch.tensor([0, 1]).numpy())]
+    project = edgeprune.Project.from_keras(model, valid=batches, folder=tmp_path / "runs")
+    assert project.record.name == "mine"
+    images = torch.rand(3, 6, 6, 2)
+    assert torch.allclose(Network(project.record).module(images), model(images), atol=1e-6)
+    with files.silent():
+        model.save(tmp_path / "file.keras")
+    project = edgeprune.Project.from_keras(tmp_path / "file.keras", valid=batches, folder=tmp_path / "runs")
+    assert project.record.name == "file"
+
+
+def test_a_model_with_open_sizes_needs_example_inputs(tmp_path: Path) -> None:
+    import edgeprune
+
+    model = randomised(keras.Sequential([Input((None, None, 2)), L.Conv2D(4, 3, 2, "same"), L.GlobalMaxPooling2D()]))
+    with pytest.raises(UsageError, match=r"the Keras model: layer .* fixed size"):
+        edgeprune.Project.from_keras(model, valid=[], folder=tmp_path)
+    project = edgeprune.Project.from_keras(model, torch.zeros(1, 7, 7, 2), valid=[], folder=tmp_path)
+    assert Network(project.record).inputs[0].shape == (1, 7, 7, 2)

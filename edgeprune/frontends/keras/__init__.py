@@ -48,6 +48,21 @@ def example_inputs(path: Path) -> tuple[Tensor, ...]:
     return given
 
 
+def of_model(model: Any, inputs: Any = None) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The network of a Keras model in memory, and one sample for each input; () if a size is open.
+
+    Args:
+        model: functional or sequential, on Keras's torch backend.
+        inputs: example inputs. They give a size to dimensions that the model leaves open.
+
+    Raises:
+        UsageError: Keras runs on another backend, or a layer is not supported.
+    """
+    files.require_keras()
+    with _explained("the Keras model"):
+        return _of_model(model, _shapes(inputs))
+
+
 def write(path: Path, network: nn.Module, target: Path) -> None:
     """Write a pruned network as a Keras file.
 
@@ -63,7 +78,7 @@ def write(path: Path, network: nn.Module, target: Path) -> None:
         raise usage_error(
             f"{path} is not written again: [preprocess] is no part of it; use Rescaling or Normalization in it"
         )
-    with _explained(path):
+    with _explained(str(path)):
         rewritten(files.load(path), network, target)
 
 
@@ -80,23 +95,28 @@ def _shapes(inputs: Any) -> tuple[tuple[int, ...], ...]:
 def _converted(path: Path, sha256: str, shapes: tuple[tuple[int, ...], ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The network, and example inputs; none if a size is open. `sha256` makes a changed file another one."""
     model = files.load(path)
-    with _explained(path):
-        model = sized(model, shapes)
-        found = build(model).module.eval()
-        wrong = difference(model, found)
+    with _explained(str(path)):
+        return _of_model(model, shapes)
+
+
+def _of_model(model: Any, shapes: tuple[tuple[int, ...], ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The network of a Keras model, compared with it, and example inputs."""
+    model = sized(model, shapes)
+    found = build(model).module.eval()
+    wrong = difference(model, found)
     if wrong is not None:
-        raise usage_error(f"{path}: the network is not equal to the Keras model: {wrong}; {FACTORY}")
+        raise UsageError(f"the network is not equal to the Keras model: {wrong}; {FACTORY}")
     return found, examples(model)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """A context in which Keras is called. Its errors are one line that begins with the file."""
+def _explained(where: str) -> Iterator[None]:
+    """A context in which Keras is called. Its errors are one line that begins with `where`."""
     try:
         with files.silent():
             yield
     except UsageError as error:
-        raise usage_error(f"{path}: {error}") from error
+        raise usage_error(f"{where}: {error}") from error
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # Keras raises any of these for sizes or a configuration that do not fit.
-        raise usage_error(f"{path}: Keras raises {first_line(error)}; {FACTORY}") from error
+        raise usage_error(f"{where}: Keras raises {first_line(error)}; {FACTORY}") from error
