@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.defs
 import onnx.helper
 import onnx.numpy_helper
 import torch
@@ -21,7 +22,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.runtimes.files import onnx as files
 from edgeprune.runtimes.files.onnx import text_of
 
-OPSETS = range(11, 27)
+OPSETS = range(11, onnx.defs.onnx_opset_version() + 1)
 DOMAINS = ("", "ai.onnx")  # the standard operators; others are custom
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
              "ConvInteger", "MatMulInteger"}  # fmt: skip
