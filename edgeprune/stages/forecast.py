@@ -11,6 +11,7 @@ from edgeprune.devices import bench, transports
 from edgeprune.frontends.model import Network
 from edgeprune.limits import LIMITS
 from edgeprune.network import weights
+from edgeprune.network.cut import formed
 from edgeprune.network.survey import survey
 from edgeprune.records import Precision, Project, Target
 from edgeprune.runtimes.base import Runtime
@@ -66,7 +67,8 @@ def forecast(project: Project, target: Target, whole: bool) -> list[str]:
 
 def _profile(project: Project, network: Network, runtime: Runtime) -> Part:
     groups = survey(network.module, network.inputs, project.prune.lock)
-    file = FORMATS[runtime.format](network.module, network.inputs, groups).variant(groups.full())
+    model = formed(network.module, groups, network.inputs)
+    file = FORMATS[runtime.format](model, network.inputs, groups).variant(groups.full())
     sent = len(zlib.compress(file, 1)) * (2 if runtime.separate_profile else 1)
     least, most = experiments.processes(groups)
     together = experiments.TOGETHER

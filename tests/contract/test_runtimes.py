@@ -22,6 +22,7 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import Bench, interleaved, open_bench
 from edgeprune.errors import DeviceError, UsageError
 from edgeprune.network.adapter import adapted
+from edgeprune.network.cut import formed
 from edgeprune.network.preprocessing import preprocessed
 from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Artifact, Groups, Preprocess, Target
@@ -383,7 +384,7 @@ def test_the_nodes_of_every_layer_are_found_in_what_the_profiler_names(name: str
     groups = survey(model, example)
     (tmp_path / "a").mkdir()
     artifact = Compiler(runtime, "fp32").compile(model, example, groups.folds, tmp_path / "a", "s")
-    owners = FORMATS[runtime.format](model, example, groups).owners(groups.layers)
+    owners = FORMATS[runtime.format](formed(model, groups, example), example, groups).owners(groups.layers)
     with open_bench(Target(tmp_path / "t.toml", "t", "local", name), tmp_path) as bench:
         files = bench.save_inputs([x.numpy() for x in example], tmp_path)
         ((measured,),) = bench.measure([[artifact.files[0]]], files, profiled=True)

@@ -37,3 +37,31 @@ def test_several_precisions_take_longer(project: Path) -> None:
     several = forecasting.forecast(known, replace(one, precision="auto"), False)
     assert any("to choose from fp32, fp16, int8" in line for line in several)
     assert minutes(several) > minutes(forecasting.forecast(known, one, False))
+
+
+FIXED = """
+import torch
+from torch import nn
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8 * 16, 4)
+
+    def forward(self, x):
+        return self.b(self.a(x).reshape(-1, 2, 4, 16).relu().reshape(-1, 8 * 16))
+
+def inputs():
+    return (torch.randn(1, 3, 4, 4),)
+"""
+
+
+def test_a_network_that_is_cut_as_its_graph_has_a_forecast(project: Path) -> None:
+    (project.parent / "fixed.py").write_text(FIXED)
+    lines = project.read_text().splitlines()
+    keys = {"factory": "fixed:Fixed", "inputs": "fixed:inputs"}
+    text = [line for line in lines if not line.startswith(("factory", "inputs", "weights"))]
+    text.insert(text.index("[model]") + 1, "\n".join(f'{key} = "{value}"' for key, value in keys.items()))
+    project.write_text("\n".join(text))
+    target = toml.read_target(toml.find_target("local", project.parent))
+    assert minutes(forecasting.forecast(toml.read_project(project), target, False))
