@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import pytest
+from kerasmodels import Input, L, keras
 
 from edgeprune.errors import EdgepruneError, RuntimeMissing, SecurityError, UsageError
 from edgeprune.frontends import keras as frontend
 from edgeprune.frontends.keras import files
-
-keras = files.require_keras()
-L, Input = keras.layers, keras.Input
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +171,8 @@ def test_an_archive_that_expands_is_not_read(file: Path, tmp_path: Path) -> None
 
 
 def test_links_to_other_files_are_not_followed(file: Path, tmp_path: Path) -> None:
+    import h5py
+
     secret = tmp_path / "secret.h5"
     with h5py.File(secret, "w") as other:
         other["key"] = [1.0, 2.0]
@@ -197,7 +196,7 @@ def test_control_characters_in_names_are_not_printed(file: Path) -> None:
 
 
 def test_another_backend_of_this_process_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    monkeypatch.setattr(files.require_keras().config, "backend", lambda: "jax")
     with pytest.raises(UsageError, match=r"Keras runs on jax in this process.*KERAS_BACKEND=torch"):
         frontend.network(file)
 

@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from kerasmodels import Input, L, keras, randomised
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.keras import files
 from edgeprune.frontends.keras.build import build
 from edgeprune.frontends.keras.graph import LayerGraph
 
-keras = files.require_keras()
-L, Input = keras.layers, keras.Input
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, of keras on its torch backend
-
-
-def randomised(model: Any) -> Any:
-    """The model with no weight at its usual first value, so that none can be left out."""
-    random = np.random.default_rng(0)
-    for weight in model.weights:
-        value = keras.ops.convert_to_numpy(weight)
-        if value.ndim < 2 and value.dtype.kind == "f":
-            weight.assign(value + random.uniform(0.05, 0.3, value.shape))
-    return model
 
 
 def same(model: Any) -> LayerGraph:

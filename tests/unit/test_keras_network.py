@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_keras_layers import Input, L, keras, randomised
+from kerasmodels import Input, L, keras, randomised
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError

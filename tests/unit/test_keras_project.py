@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_keras_layers import Input, L, keras, randomised
+from kerasmodels import Input, L, keras, randomised
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
