@@ -382,9 +382,10 @@ def test_the_nodes_of_every_layer_are_found_in_what_the_profiler_names(name: str
     model = randomised(Mlp() if net == "Mlp" else NETS[net]())
     example = (torch.randn(1, 32),) if net == "Mlp" else inputs_of(net)
     groups = survey(model, example)
+    model = formed(model, groups, example)
     (tmp_path / "a").mkdir()
     artifact = Compiler(runtime, "fp32").compile(model, example, groups.folds, tmp_path / "a", "s")
-    owners = FORMATS[runtime.format](formed(model, groups, example), example, groups).owners(groups.layers)
+    owners = FORMATS[runtime.format](model, example, groups).owners(groups.layers)
     with open_bench(Target(tmp_path / "t.toml", "t", "local", name), tmp_path) as bench:
         files = bench.save_inputs([x.numpy() for x in example], tmp_path)
         ((measured,),) = bench.measure([[artifact.files[0]]], files, profiled=True)
