@@ -263,7 +263,7 @@ class Builder:
         return tensors
 
     def _refuse_empty(self, args: Any, named: Any) -> None:
-        """An empty tensor may be computed from constants, but nothing of the network is empty."""
+        """Raises `UsageError` for an empty tensor, unless it is computed from constants only."""
         read = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, Value)]
         if any(value.constant is None for value in read):
             raise self.error("makes a tensor without elements; export the network for inputs that hold data")

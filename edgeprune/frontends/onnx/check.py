@@ -92,7 +92,7 @@ def distance(expected: np.ndarray, got: np.ndarray) -> float:
 
 
 def follows_batch(model: nn.Module, inputs: Sequence[Input], shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether a network computes each sample of a batch alone."""
+    """Whether a network computes each sample of a batch independently of the others."""
     first, second = (tried_inputs(inputs, shapes, seed) for seed in (1, 2))
     both = [torch.cat(pair) for pair in zip(first, second, strict=True)]
     expected = [outputs_of(model, first), outputs_of(model, second)]

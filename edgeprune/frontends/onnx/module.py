@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 @dataclass(frozen=True)
 class Ref:
-    """A value in the calls of a module: a number of its own, or the path of a parameter or buffer."""
+    """A value in the calls of a module: its number, or the path of a parameter or buffer."""
 
     place: int | str
 

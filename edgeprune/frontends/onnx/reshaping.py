@@ -71,7 +71,7 @@ def _grown(b: Builder, before: Shape, larger: Shape, after: Shape, open_dim: int
 
 
 def reshape(b: Builder, x: Value, after: Sequence[Shape]) -> Value:
-    """The steps of a reshape: dimensions are merged or split alone, where that is all that it does."""
+    """The steps of a reshape. Each merges or splits dimensions, if that is all that the reshape does."""
     if x.constant is not None:
         return _constant(b, x, after)
     parts = list(_parts(x.fakes[-1].shape, after[-1]))

@@ -1,4 +1,4 @@
-"""Residual blocks of files whose names do not say where a block begins: x + f(x), by the structure alone."""
+"""Residual blocks of files whose names do not say where a block begins. They are found by their structure: x + f(x)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _block(units: list[Unit], end: Unit, needed: Collection[Value]) -> set[Unit]
 
 
 def _between(units: list[Unit], x: Value, y: Value) -> set[Unit] | None:
-    """The units that compute y from x alone; None if y needs more."""
+    """The units that compute y from x and constants; None if y needs more."""
     maker = {value: unit for unit in units for value in unit.makes}
     found: set[Unit] = set()
     waiting = [y]

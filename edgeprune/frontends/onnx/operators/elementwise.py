@@ -164,7 +164,7 @@ def cast_like(b: Builder, node: Node, x: Value, like: Value) -> Value:
 
 @operator("Identity", "Dropout")
 def identity(b: Builder, node: Node, x: Value, *ignored: Any) -> Value:
-    """The value itself. Exporters write equal weights once; those that are not all one number are tied in the network, too."""
+    """The value itself. Exporters write equal weights once. They are tied in the network, except tables of one number."""
     if x.constant is not None and x.weight and node.op == "Identity":
         tensor = x.constant[0]
         if bool((tensor == tensor.flatten()[:1]).all()):

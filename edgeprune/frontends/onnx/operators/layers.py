@@ -24,7 +24,7 @@ INSTANCE_NORMS: dict[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.Instan
 
 
 def weighted(module: nn.Module, **tensors: nn.Parameter | Tensor | None) -> nn.Module:
-    """A layer with these parameters and buffers in place of its own. It was made without memory."""
+    """A layer that was made without memory, with these parameters and buffers."""
     for name, tensor in tensors.items():
         setattr(module, name, tensor)  # a recurrence notes its parameters here
     return module
@@ -265,7 +265,7 @@ def group_norm_of(scale: nn.Parameter, bias: nn.Parameter, groups: int, eps: flo
 def attention(
     b: Builder, node: Node, q: Value, k: Value, v: Value, mask: Value | None = None, *past: Value | None
 ) -> Value:
-    """Scaled dot-product attention over heads that are a dimension of their own."""
+    """Scaled dot-product attention. The heads are a dimension."""
     given = node.attributes
     unknown = {"softcap", "qk_matmul_output_mode", "softmax_precision"} & {key for key, value in given.items() if value}
     if any(past) or unknown or len(node.outputs) > 1:

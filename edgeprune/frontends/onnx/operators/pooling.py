@@ -20,7 +20,7 @@ MEAN: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d
 
 @operator("MaxPool")
 def max_pool(b: Builder, node: Node, x: Value) -> Value:
-    """Uneven padding is a step of its own."""
+    """A separate step pads unevenly."""
     if len(node.outputs) > 1 and node.outputs[1]:
         raise b.error("returns indices, which has no converter")
     given = node.attributes
