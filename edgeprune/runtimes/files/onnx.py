@@ -103,7 +103,9 @@ def _external(path: Path, proto: onnx.ModelProto) -> list[Path]:
             try:
                 end = int(given.get("offset") or 0) + int(given.get("length") or 0)
             except ValueError:
-                text = f"{path}: the external data of {quoted(text_of(tensor.name))} has no valid offset; export it again"
+                text = (
+                    f"{path}: the external data of {quoted(text_of(tensor.name))} has no valid offset; export it again"
+                )
                 raise usage_error(text) from None
             needed[location] = max(needed.get(location, 0), end)
     return [beside(path, location, size) for location, size in sorted(needed.items())]
