@@ -317,3 +317,30 @@ def test_an_unknown_operator_is_named_with_its_node_and_what_to_do(tmp_path: Pat
     path = saved(tmp_path / "det.onnx", model([node("Det", "x", "y", name="/head/Det")], {"x": (1, 2, 2)}, ["y"]))
     with pytest.raises(UsageError, match=r"node '/head/Det' \(Det\) has no converter; export .* or add one function"):
         network(path)
+
+
+def test_a_converter_that_computes_something_else_is_found_when_the_network_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPERATORS, "Relu", lambda b, node, x: b.call(torch.abs, x))
+    nodes = [node("Neg", "x", "a", "first"), node("Relu", "a", "b", "second"), node("Sqrt", "b", "y", "third")]
+    path = saved(tmp_path / "net.onnx", model(nodes, {"x": (1, 8)}, ["y"]))
+    with pytest.raises(
+        UsageError, match=r"node 'second' \(Relu\) computes something else in torch than in ONNX Runtime"
+    ):
+        network(path)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 15, 18, 19, 20, 21, 23])
+def test_the_same_network_is_read_in_every_opset(opset: int, tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x w", "c", pads=[1] * 4),
+        node("Softmax", "c", "s", axis=1),
+        node("Clip", "s low high", "t"),
+        node("Flatten", "t", "f"),
+        node("Gemm", "f v", "y", transB=1),
+    ]
+    constants = {"w": weights(4, 3, 3, 3), "low": np.float32(0.1), "high": np.float32(0.4), "v": weights(5, 64)}
+    path = saved(tmp_path / "net.onnx", model(nodes, {"x": ("n", 3, 4, 4)}, ["y"], constants, opset))
+    x = torch.randn(2, 3, 4, 4)
+    np.testing.assert_allclose(network(path)(x).detach().numpy(), computed(path, (x,))[0], rtol=1e-4, atol=1e-5)
