@@ -31,7 +31,7 @@ def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Ten
     Raises:
         CutError: An output differs in number, shape or value. Or no output can show a difference.
     """
-    with _masked(model.eval(), recipe) as original, torch.no_grad():
+    with _masked(model, recipe) as original, torch.no_grad():
         inputs = probe(original, inputs)
         expected = [output.clone() for output in tensors(original(*inputs))]  # one may be a parameter
     with torch.no_grad():
@@ -100,12 +100,17 @@ def masked(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 @contextmanager
 def _masked(model: nn.Module, recipe: Recipe) -> Iterator[nn.Module]:
-    """The same for a short time. The model itself is masked if no statistics change: a copy takes longer than a proof."""
-    if isinstance(model, GraphNetwork) and any(model.source.traced.remaining(recipe)):
-        yield masked(model, recipe)
+    """The same in eval mode, for a short time.
+
+    A graph keeps no state, and copying it takes longer than a proof. So it is masked itself, unless its statistics change.
+    """
+    if not isinstance(model, GraphNetwork) or any(model.source.traced.remaining(recipe)):
+        yield masked(model, recipe).eval()
         return
-    with zeroed(model, recipe):
+    training = model.training
+    with zeroed(model.eval(), recipe):
         yield model
+    model.train(training)
 
 
 @contextmanager
