@@ -199,9 +199,7 @@ class OfTensorboard(Options):
 class OfBench(Options):
     """Options of `bench`."""
 
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Model files: .onnx, .xml (OpenVINO), .tflite.")
-    ]
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Model files: .onnx, .xml (OpenVINO), .tflite.")]
     target: Annotated[
         list[str] | None,
         typer.Option(
