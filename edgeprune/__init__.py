@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeprune.api import (
+        bench,
         check,
         compile,  # noqa: A004
         deploy,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Project",
+    "bench",
     "check",
     "compile",
     "deploy",

@@ -12,7 +12,7 @@ path of an `edgeprune.toml`, or of its folder, or an `edgeprune.Project`. All fu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from edgeprune.pipeline.request import Given, read_project
 from edgeprune.pipeline.run import Run, open_run
 from edgeprune.records import (
     Artifact,
+    Benchmark,
     History,
     Plan,
     Profile,
@@ -252,6 +253,50 @@ def check(
     wanted = [sections.read_budget("budget", text) for text in budgets]
     with opened(project, target, **options) as started:
         return check.check(started, check.Options(wanted, baseline, reason))
+
+
+def bench(
+    files: Path | str | Sequence[Path | str],
+    targets: str | Sequence[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int | None = None,
+    layers: bool = False,
+    seconds: float = LIMITS.bench_s,
+) -> Benchmark:
+    """Measure how fast model files run. It needs no project and no torch.
+
+    Args:
+        files: `.onnx`, OpenVINO's `.xml` or `.tflite`; one or several. Several are interleaved, and compared with the first.
+        targets: names, or paths of target files; by default each file's own runtime on this machine.
+        shapes: of inputs with dynamic dimensions, by name.
+        batch: the samples of a call: the first dimension of every input.
+        layers: time every operator, too.
+        seconds: how long to measure at most; narrow intervals end it earlier.
+
+    Returns:
+        The figures of each file on each target: milliseconds, bytes, samples in a second. `status` is "inconclusive" if other
+        programs disturbed them.
+
+    Raises:
+        UsageError: a file or a target is wrong, or a runtime cannot run a file.
+        DeviceError: a device fails.
+
+    Example:
+        >>> edgeprune.bench("model.onnx").files[0].latency_ms["p50"].mid
+        0.941
+    """
+    from edgeprune.devices.patience import Patience
+    from edgeprune.frontends import feeds
+    from edgeprune.pipeline.request import Quiet
+    from edgeprune.stages import bench as stage
+
+    paths, names = ([given] if isinstance(given, str | Path) else given for given in (files, targets))
+    sizes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+    given = feeds.Given(sizes, {}, batch)
+    asked = stage.Asked(tuple(map(Path, paths)), tuple(map(str, names)), given, layers=layers, seconds=seconds)
+    watch = Quiet()
+    patience = Patience(LIMITS.bench_patience_s, watch.note, accepting=True)
+    return stage.measure(asked, stage.subjects(asked), patience, watch)[0]
 
 
 def groups(project: Given) -> Survey:

@@ -14,6 +14,7 @@ from modelfiles import save, with_external, write_onnx, write_tflite
 from onnx import TensorProto, helper
 from small import InProcess
 
+import edgeprune
 from edgeprune.errors import InconclusiveError
 
 DONE = 0, InconclusiveError.exit_code  # the second one where other programs disturbed the figures
@@ -135,3 +136,12 @@ def test_wrong_arguments_are_one_line(
     write_onnx(tmp_path / "m.onnx")
     code, out, err = edgeprune("bench", *arguments)
     assert (code, out) == (2, "") and reason in err and err.count("\n") == 1, err
+
+
+def test_a_program_measures_a_file_with_one_call(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx")
+    found = edgeprune.bench(path, layers=True, seconds=0.1)
+    (row,) = found.files
+    assert found.status in ("pass", "inconclusive")
+    assert 0 < row.latency_ms["p50"].low <= row.latency_ms["p50"].high and row.operators
+    assert "m.onnx" in repr(found)

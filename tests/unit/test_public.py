@@ -14,6 +14,7 @@ import edgeprune
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
     "Project",
+    "bench",
     "check",
     "compile",
     "deploy",
