@@ -86,7 +86,7 @@ MAKERS: dict[str, tuple[Callable[[], tuple[nn.Module, tuple[int, ...]]], bool]] 
 
 # Each network and each runtime once: a run takes minutes.
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "target"), zip(MAKERS, ("local", "local-tflite", "local-openvino"), strict=True))
+@pytest.mark.parametrize(("name", "target"), [*zip(MAKERS, ("local", "local-tflite", "local-openvino"), strict=True)])
 def test_a_file_goes_to_a_verified_artifact_at_half_the_latency(name: str, target: str, tmp_path: Path) -> None:
     make, dynamo = MAKERS[name]
     torch.manual_seed(0)
