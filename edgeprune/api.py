@@ -395,6 +395,7 @@ def _target(name: str) -> Target:
 
 
 __all__ = [
+    "bench",
     "check", "compile", "deploy", "finetune", "finish", "groups", "history", "load", "plan", "profile", "prune",
     "releases", "rollback", "run", "setup", "verify",
 ]  # fmt: skip
