@@ -108,9 +108,11 @@ def _masked(model: nn.Module, recipe: Recipe) -> Iterator[nn.Module]:
         yield masked(model, recipe).eval()
         return
     training = model.training
-    with zeroed(model.eval(), recipe):
-        yield model
-    model.train(training)
+    try:
+        with zeroed(model.eval(), recipe):
+            yield model
+    finally:
+        model.train(training)
 
 
 @contextmanager
