@@ -226,7 +226,7 @@ def _model(source: Source, given: _Model) -> ModelSection:
         functions = made("network", values["inputs"]), values["inputs"] or made("example_inputs")
     elif given.factory is None or given.inputs is None:
         missing = "factory" if given.factory is None else "inputs"
-        others = f"; or name a model file: {', '.join(FORMATS)}" if FORMATS and missing == "factory" else ""
+        others = f"; or name a model file: {', '.join(FORMATS)}" if missing == "factory" else ""
         raise usage_error(f'{where(missing)} is missing; add it: a function as "module:function"{others}')
     else:
         functions = values["factory"], values["inputs"]
