@@ -25,13 +25,14 @@ class Rounded(nn.Module):
 
 
 def stored(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights as they are stored: the rounded ones in 8 bits. torch turns them into 32 bits when it loads them."""
+    """The weights as they are stored: the rounded ones in 8 bits, others in 16. torch turns them into 32 when it loads them."""
     found = {}
     for name, tensor in model.state_dict().items():
         path, rounds, _ = name.partition(".parametrizations")
-        found[f"{path}.weight" if rounds else name] = (
-            model.get_submodule(path).weight.to(torch.float8_e4m3fn) if rounds else tensor.clone()
-        )
+        if rounds:
+            found[f"{path}.weight"] = model.get_submodule(path).weight.to(torch.float8_e4m3fn)
+        else:
+            found[name] = tensor.half() if tensor.is_floating_point() else tensor.clone()
     return found
 
 
