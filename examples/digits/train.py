@@ -25,7 +25,7 @@ class Rounded(nn.Module):
 
 
 def stored(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights as they are stored: the rounded ones in 8 bits, others in 16. torch turns them into 32 when it loads them."""
+    """The weights as they are stored: the rounded ones in 8 bits, others in 16. torch turns them into 32 bits."""
     found = {}
     for name, tensor in model.state_dict().items():
         path, rounds, _ = name.partition(".parametrizations")
