@@ -75,7 +75,9 @@ class _Deploy(Section):
     keep: Annotated[int, Field(ge=2, le=100, description="a whole number from 2 to 100")] = 5
 
 
-class _TargetFile(Section):
+class TargetFile(Section):
+    """All sections of a target file."""
+
     connect: _Connect
     runtime: _Runtime
     expect: _Expect = _Expect()
@@ -110,7 +112,7 @@ def read_target(path: Path) -> Target:
     path = Path(os.path.abspath(path))
     if not re.fullmatch(r"\w[\w.-]*", path.stem):  # the name becomes a folder's
         raise usage_error(f"{path}: a target's name may hold letters, digits, '_', '-' and '.'; rename the file")
-    file = _read_toml(path, _TargetFile)
+    file = _read_toml(path, TargetFile)
     jetsons = file.runtime.dla, file.prepare, file.expect.power_mode, file.expect.clocks_pinned
     if file.runtime.name != "tensorrt" and any(key is not None for key in jetsons):
         text = "[runtime] dla, [prepare] and [expect] power_mode and clocks_pinned"
@@ -130,7 +132,7 @@ def read_target(path: Path) -> Target:
     )
 
 
-def _deployment(path: Path, file: _TargetFile) -> Deployment:
+def _deployment(path: Path, file: TargetFile) -> Deployment:
     given = file.deploy
     if given.hosts and file.connect.transport != "ssh":
         raise usage_error(f'{path}: [deploy] hosts needs [connect] transport = "ssh"')
