@@ -57,8 +57,17 @@ class Limits:
     release_s: float = 900.0  # to check a bundle, build its engine on the device, and run it
     check_s: float = 60.0  # of this time, for one run of a release
     reload_s: float = 30.0  # for the target's command that notifies a server
+    fleet_parallel: int = 8  # hosts that are worked on at the same time; --parallel replaces it
+    fleet_parallel_most: int = 64
+    host_s: float = 1800.0  # for one host of a fleet, from the connection to the answer; --host-time replaces it
+    settle_s: float = 30.0  # after an interrupt, for hosts that are being changed
+    soak_most_s: float = 24 * 3600.0
+    soak_check_s: float = 60.0  # between two health checks of a canary
     lease_wait_s: float = 24 * 3600.0  # with --wait
     verify_s: float = 600.0  # to time both artifacts of a verdict; no further round begins after it
+    evidence_times: int = 16_000  # that a verdict keeps, of all processes
+    evidence_discarded: int = 200  # processes that it keeps, the newest
+    evidence_outputs: int = 8  # of a network, whose differences it keeps
     patience_s: float = 600.0  # of a run, for measurements that are disturbed; --patience replaces it
     pause_s: float = 15.0  # before disturbed measurements are repeated
     metric_s: float = 120.0  # time of the device for the outputs of one metric
@@ -82,6 +91,7 @@ class Limits:
     confirm_rounds: int = 3
     confirm_rounds_without: int = 6  # while no plan is within the budget
     solver_s: float = 60.0
+    size_rounds: int = 8  # in which the size of a plan's file corrects the next plan
     group_widths: int = 16  # candidate widths of a group
     profile_variants: int = 180
     # the trial before everything else

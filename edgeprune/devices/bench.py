@@ -22,7 +22,7 @@ from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
-from edgeprune.records import Device, Run, Samples, Target
+from edgeprune.records import Device, Discarded, Run, Samples, Target
 from edgeprune.runtimes.base import NodeTimes
 from edgeprune.runtimes.timing import NodeTime
 
@@ -122,6 +122,11 @@ class Bench:
     def discarded(self) -> int:
         """Processes whose times were discarded as disturbed."""
         return self._disturbances.discarded
+
+    @property
+    def lost(self) -> tuple[Discarded, ...]:
+        """These processes, each with the reason."""
+        return tuple(self._disturbances.lost)
 
     def _require_real(self) -> None:
         if self.device.emulated and not self._target.emulated:

@@ -7,10 +7,11 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from edgeprune.errors import InconclusiveError, UsageError
 from edgeprune.limits import LIMITS
-from edgeprune.records import Run
+from edgeprune.records import Discarded, Run
 
 ATTEMPTS = 4  # at a measurement, at least
 REMEDY = "stop other work on the device, cool and power it well, or wait longer: --patience 30m"
@@ -48,12 +49,18 @@ FEW_ATTEMPTS = Patience()
 
 
 class Disturbances:
-    """The disturbed processes of a bench: how many there were, and how much of the patience they took."""
+    """The disturbed processes of a bench: which there were, and how much of the patience they took."""
 
     def __init__(self, target: str, patience: Patience) -> None:
         self._target, self._patience = target, patience
-        self.discarded = self.kept = 0  # processes
+        self.lost: list[Discarded] = []
+        self.kept = 0  # processes
         self._spent_s = 0.0
+
+    @property
+    def discarded(self) -> int:
+        """How many processes were discarded."""
+        return len(self.lost)
 
     def attempt(self, number: int, bad: Sequence[Run], good: int, seconds: float) -> bool:
         """Count an attempt, and pause before the next one if all its processes were disturbed.
@@ -75,7 +82,7 @@ class Disturbances:
         if self._patience.accepting and self._spent_s >= self._patience.seconds:
             self.kept += len(bad)
             return False
-        self.discarded += len(bad)
+        self.lost += [_discarded(run) for run in bad]
         reasons = ", ".join(sorted({run.disturbed for run in bad if run.disturbed}))
         facts = "; ".join(bad[-1].competition)
         text = f"{reasons} ({facts})" if facts else reasons
@@ -92,3 +99,7 @@ class Disturbances:
             time.sleep(pause)
             self._spent_s += pause
         return True
+
+
+def _discarded(run: Run) -> Discarded:
+    return Discarded(run.disturbed or "", "; ".join(run.competition), round(median(run.times_ns)))

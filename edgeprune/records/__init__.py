@@ -12,9 +12,10 @@ from edgeprune.records.benchmark import (
     Shape,
     TensorSpec,
 )
-from edgeprune.records.budget import Budget
+from edgeprune.records.budget import Budget, Limit
 from edgeprune.records.device import CROWDED, THROTTLED_NOW, Conditions, Device, Interval, Run, Samples
 from edgeprune.records.digests import digest
+from edgeprune.records.evidence import Differences, Discarded, Evidence, TimedProcess
 from edgeprune.records.network import (
     Block,
     Group,
@@ -29,7 +30,7 @@ from edgeprune.records.network import (
     Widths,
     output_dim,
 )
-from edgeprune.records.plan import Confirmed, Cut, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tried, Tuned
+from edgeprune.records.plan import Amount, Confirmed, Cut, Epoch, MeasuredPlan, Plan, Pruned, Scores, Tried, Tuned
 from edgeprune.records.profile import Experiment, ExplainedGroup, ExplainedLayer, Explanation, Profile, Role
 from edgeprune.records.project import (
     BudgetSection,
@@ -45,8 +46,8 @@ from edgeprune.records.project import (
     keyword,
     where,
 )
-from edgeprune.records.release import Manifest, Release, ReleaseState
-from edgeprune.records.result import Result
+from edgeprune.records.release import Fleet, HostState, Manifest, Release, ReleaseState
+from edgeprune.records.result import Provenance, Result
 from edgeprune.records.target import Deployment, Host, Precision, Prepare, Target, TargetPrecision, TransportName
 from edgeprune.records.verdict import (
     Artifact,
@@ -70,6 +71,7 @@ from edgeprune.records.verdict import (
 __all__ = [
     "CROWDED",
     "THROTTLED_NOW",
+    "Amount",
     "Artifact",
     "Baseline",
     "Benchmark",
@@ -86,7 +88,10 @@ __all__ = [
     "DataSection",
     "Deployment",
     "Device",
+    "Differences",
+    "Discarded",
     "Epoch",
+    "Evidence",
     "Experiment",
     "ExplainedGroup",
     "ExplainedLayer",
@@ -96,11 +101,13 @@ __all__ = [
     "FileFigures",
     "Finding",
     "FinetuneSection",
+    "Fleet",
     "Function",
     "Group",
     "Groups",
     "History",
     "Host",
+    "HostState",
     "Interval",
     "Layer",
     "LayerKind",
@@ -119,6 +126,7 @@ __all__ = [
     "Preprocess",
     "Profile",
     "Project",
+    "Provenance",
     "PruneSection",
     "Pruned",
     "Recipe",
@@ -142,6 +150,7 @@ __all__ = [
     "Target",
     "TargetPrecision",
     "TensorSpec",
+    "TimedProcess",
     "TransportName",
     "Tried",
     "Tuned",

@@ -206,8 +206,8 @@ def compared(
 ) -> list[Check]:
     """Compare an artifact's outputs with torch's. Of each check, an output that fails it counts.
 
-    Only outputs with real numbers are compared, if there are any, since a tie may move an index. For the same reason, only the
-    largest value of the main output must be the same.
+    Only outputs of `comparable` are compared. A tie may move an index, so only the largest value of the main output must be
+    the same.
 
     Args:
         expected: torch's outputs, (samples, ...) each.
@@ -215,7 +215,7 @@ def compared(
         precision: the artifact's.
         structure: names the outputs.
     """
-    real = [i for i, array in enumerate(expected) if array.dtype.kind == "f"] or list(range(len(expected)))
+    real = comparable(expected)
     found: dict[str, Check] = {}
     for i in real:
         checks = [c for c in verdict.outputs(expected[i], got[i], precision) if i == structure.main or c.name != TOP1]
@@ -225,3 +225,8 @@ def compared(
             if check.name not in found or found[check.name].outcome is Outcome.PASS is not check.outcome:
                 found[check.name] = shown
     return list(found.values())
+
+
+def comparable(outputs: Sequence[np.ndarray]) -> list[int]:
+    """The indices of the outputs with real numbers. All outputs, if there is none: a tie may move an index."""
+    return [i for i, array in enumerate(outputs) if array.dtype.kind == "f"] or list(range(len(outputs)))

@@ -13,8 +13,8 @@ from edgeprune.devices.rounds import until
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.network import weights
-from edgeprune.records import Artifact, Budget, Check, Figures, Outcome, Samples, Verdict
-from edgeprune.stages import accuracy, verdict
+from edgeprune.records import Artifact, Budget, Check, Differences, Figures, Outcome, Samples, Verdict
+from edgeprune.stages import accuracy, evidence, verdict
 from edgeprune.stages.accuracy import Evaluation, Timer
 from edgeprune.stages.verdict import POLICY, Timed
 
@@ -26,6 +26,14 @@ class Version:
     network: nn.Module
     artifact: Artifact
     macs: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A verdict, and how far the artifact's outputs are from torch's."""
+
+    verdict: Verdict
+    differences: tuple[Differences, ...]
 
 
 Round = Callable[[int, list[Samples], Sequence[Check]], None]
@@ -75,7 +83,7 @@ def verify(
     versions: tuple[Version, Version],
     budget: Budget | None,
     max_metric_drop: float,
-) -> Verdict:
+) -> Verified:
     """All checks of the pruned artifact.
 
     The metric is computed through the artifacts, on as many samples as the slower one computes in `LIMITS.metric_s`.
@@ -110,14 +118,15 @@ def verify(
     )
     of = "the pruned one" if budget else "the artifact"
     note = f"the original network's minus {of}'s, both through their artifacts, {where}"
+    precision, structure = pruned.artifact.precision, evaluation.metric.structure
     expected = accuracy.computed(pruned.network, calls.inputs, calls.count, evaluation.output_dims)
     checks = (
-        *accuracy.compared(expected, outputs[-1], pruned.artifact.precision, evaluation.metric.structure),
+        *accuracy.compared(expected, outputs[-1], precision, structure),
         verdict.metric_drop(metrics[0], metrics[-1], max_metric_drop, note, evaluation.metric.name),
         *latency(budget, timed),
         *(_size(versions, timed) if budget else ()),
     )
-    return Verdict(
+    found = Verdict(
         pruned.artifact.sha256,
         budget.resolve(stats.latency(before).mid) / 1e6 if budget else None,
         _figures(original, before, metrics[0]),
@@ -127,6 +136,7 @@ def verify(
         simulated=device.device.simulated,
         metric_name=evaluation.metric.name,
     )
+    return Verified(found, evidence.differences(expected, outputs[-1], precision, structure))
 
 
 def _size(versions: tuple[Version, Version], timed: Timed) -> list[Check]:

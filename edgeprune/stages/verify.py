@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Artifact, BudgetSection, Check, Groups, Outcome, Samples, Verdict
+from edgeprune.records import Artifact, BudgetSection, Check, Discarded, Groups, Outcome, Samples, Verdict
 from edgeprune.stages import events
 from edgeprune.storage import codec
+from edgeprune.storage import evidence as evidence_files
 from edgeprune.storage.store import write_atomic
 
 if TYPE_CHECKING:
@@ -40,15 +41,17 @@ class Reads:
 
 @dataclass(frozen=True)
 class Times:
-    """The samples of both artifacts so far."""
+    """The samples of both artifacts so far, and the disturbed processes that were discarded meanwhile."""
 
     original: Samples
     pruned: Samples
+    discarded: tuple[Discarded, ...] = ()
 
 
 def run(reads: Reads, output: Output) -> Verdict:
-    """All checks of the pruned artifact, with the original network's beside it."""
+    """All checks of the pruned artifact, with the original network's beside it. What they rest on is kept with the verdict."""
     from edgeprune.stages.accuracy import Evaluation, Timer
+    from edgeprune.stages.evidence import evidence
     from edgeprune.stages.verification import Version, timed, verify
 
     groups, network, final = reads.groups, reads.network, reads.final
@@ -58,18 +61,28 @@ def run(reads: Reads, output: Output) -> Verdict:
     pruned = Version(final.module, reads.compile, groups.macs(final.widths))
     versions, budget = (original, pruned), reads.budget_section.latency
     kept = output.partial() / TIMES
-    times = timed(timer, budget, versions, _on_round(output, kept), () if output.fresh else _read(kept))
+    earlier = None if output.fresh else _read(kept)
+    before, known = len(reads.device.lost), earlier.discarded if earlier else ()
+
+    def discarded() -> tuple[Discarded, ...]:
+        return known + reads.device.lost[before:]
+
+    taken = (earlier.original, earlier.pruned) if earlier else ()
+    times = timed(timer, budget, versions, _on_round(output, kept, discarded), taken)
     found = verify(times, evaluation, reads.device, versions, budget, reads.budget_section.max_metric_drop)
-    events.front(output.events, budget, found.pruned)
-    return found
+    evidence_files.write(output.folder, evidence(times, discarded(), found.differences))
+    events.front(output.events, budget, found.verdict.pruned)
+    return found.verdict
 
 
-def _on_round(output: Output, path: Path) -> Callable[[int, list[Samples], Sequence[Check]], None]:
+def _on_round(
+    output: Output, path: Path, discarded: Callable[[], tuple[Discarded, ...]]
+) -> Callable[[int, list[Samples], Sequence[Check]], None]:
     """A function that keeps all samples so far, and reports what is not yet decided."""
     from edgeprune.stages.verdict import POLICY
 
     def on_round(number: int, taken: list[Samples], checks: Sequence[Check]) -> None:
-        write_atomic(path, codec.dumps(Times(*taken)).encode())
+        write_atomic(path, codec.dumps(Times(taken[0], taken[1], discarded())).encode())
         open_ = [check for check in checks if check.outcome is Outcome.INCONCLUSIVE]
         waits = (
             "; ".join(f"{check.name} is not yet decided: {check.note}" for check in open_) or "the latency is measured"
@@ -79,12 +92,9 @@ def _on_round(output: Output, path: Path) -> Callable[[int, list[Samples], Seque
     return on_round
 
 
-def _read(path: Path) -> tuple[Samples, ...]:
-    """The samples that an earlier run kept; none if there are none."""
-    if not path.is_file():
-        return ()
-    times = codec.loads(Times, path.read_text(encoding="utf-8"), str(path))
-    return times.original, times.pruned
+def _read(path: Path) -> Times | None:
+    """The samples that an earlier run kept; None if there are none."""
+    return codec.loads(Times, path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
 
 
 def describe(verdict: Verdict, reads: Reads) -> str:

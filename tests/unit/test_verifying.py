@@ -121,7 +121,7 @@ def verdict(
 def verified(board: Board, project: Project, versions: tuple[Version, Version]) -> Verdict:
     budget, drop = project.budget.latency, project.budget.max_metric_drop
     times = timed(Timer(board, []), budget, versions)  # type: ignore[arg-type]
-    return verify(times, evaluation(project, "test"), board, versions, budget, drop)  # type: ignore[arg-type]
+    return verify(times, evaluation(project, "test"), board, versions, budget, drop).verdict  # type: ignore[arg-type]
 
 
 class Choosing(Board):
@@ -241,7 +241,7 @@ def test_an_artifact_that_is_its_own_original_is_measured_once(project: Path, tm
     board = Board({file: model}, {file: [900.0]}, 0.0, 1000)
     one = Version(model, Artifact((file,), "a", "fake", "fp32", "source", 1), 100)
     times = timed(Timer(board, []), None, (one, one))  # type: ignore[arg-type]
-    found = verify(times, evaluation(known, "test"), board, (one, one), None, 0.0)  # type: ignore[arg-type]
+    found = verify(times, evaluation(known, "test"), board, (one, one), None, 0.0).verdict  # type: ignore[arg-type]
     assert found.outcome is Outcome.PASS and found.baseline == found.pruned
     assert (board.timed, board.computed) == (1, 1)
 
