@@ -6,8 +6,10 @@ command reuses it, and a killed run resumes. Only the stages that need torch imp
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +20,11 @@ from edgeprune.frontends import functions
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import SHARED, Request
 from edgeprune.pipeline.stage import Output, Rules, Stage
-from edgeprune.records import Device, digest
+from edgeprune.records import Device, Provenance, digest
 from edgeprune.storage import codec
-from edgeprune.storage.store import Entry, Store
+from edgeprune.storage.store import Entry, Store, read_capped
 
-SCHEMA = 2  # of the run folder
+SCHEMA = 3  # of the run folder
 EVENTS = "tensorboard"  # the folder for events, beside the folders of stages
 LATEST = "latest"  # the link to the files of the artifact that was compiled or reused last
 CHANGES_SHOWN = 3  # labels in the reason why a stage is made again
@@ -71,6 +73,22 @@ class Run:
             self._values[name] = self._inputs[name].value(self)
         return self._values[name]
 
+    def entry(self, stage: Stage[Any, Any]) -> Path:
+        """The folder that keeps the record of a stage: made in this run, kept by an earlier one, or made now."""
+        self.record(stage)
+        return self._entries[stage.name].folder
+
+    def draft(self, name: str, key: str, fill: Callable[[Path], None]) -> Path:
+        """Keep files of a verb in the run folder. `fill` writes them; they appear in one step, and replace earlier ones."""
+        with self._store.create(name, key) as draft:
+            fill(draft.folder)
+        return draft.entry.folder
+
+    def drafted(self, name: str, key: str) -> Path | None:
+        """The folder that `draft` filled under this key, if there is one and it is undamaged."""
+        entry = self._store.find(name, key)
+        return None if entry is None else entry.folder
+
     # ------------------------------------------------------------------------------------------------------- keys
 
     def key(self, stage: Stage[Any, Any]) -> str:
@@ -107,7 +125,7 @@ class Run:
         entry = self._store.newest(stage.name, lambda manifest: manifest.get("settings") == settings)
         if entry is None:
             return self.record(stage), self._entries[stage.name].folder
-        return _load(stage, entry), entry.folder
+        return load(stage, entry), entry.folder
 
     def _recorded(self, stage: Stage[Any, Record]) -> Record:
         if not stage.kept:
@@ -124,22 +142,37 @@ class Run:
         key = self.key(stage)
         with self._store_of(stage) as store:
             entry = None if self.request.fresh else store.find(stage.name, key)
-            if entry is not None and stage.settled(found := _load(stage, entry)):
+            if entry is not None and stage.settled(found := load(stage, entry)):
                 note = "reused"
             elif reads is None:
                 return None
             else:
                 why = self._why(stage, store)
-                facts = {"reads": self.reads(stage), "settings": self.settings(stage)}
-                with store.create(stage.name, key, facts) as draft:
+                with store.create(stage.name, key, self._facts(stage)) as draft:
                     made = self._made(stage, reads, draft.folder)
                     draft.settled = stage.settled(made)
                     draft.write_text(f"{stage.name}.json", codec.dumps(codec.with_paths(made, draft.relative)))
-                entry, found = draft.entry, _load(stage, draft.entry)
+                entry, found = draft.entry, load(stage, draft.entry)
                 note = why + stage.describe(found, reads)
         self.request.watch.done(stage.name, note)  # after the store keeps it: a run that is killed now reuses it
         self._entries[stage.name] = entry
         return found
+
+    def _facts(self, stage: Stage[Any, Any]) -> dict[str, object]:
+        """What the manifest of a record holds: what it was made from, and how."""
+        project, target = self.request.project, self.request.target
+        made = Provenance(
+            created_s=int(time.time()),
+            project=project.name,
+            file="" if project.objects else project.path.name,
+            target=target.name,
+            runtime=target.runtime,
+            precision=target.precision,
+            budget=None if project.budget.latency is None else str(project.budget.latency),
+            device=self.device,
+        )
+        reads, settings = self.reads(stage), self.settings(stage)
+        return {"schema": SCHEMA, "reads": reads, "settings": settings, "made": asdict(made)}
 
     def _reads_of(self, stage: Stage[Any, Any]) -> Any:
         """What a stage reads. Earlier stages run here, before this one begins and before it holds a store."""
@@ -197,7 +230,8 @@ class Run:
         return Path(self.stack.enter_context(TemporaryDirectory(prefix="edgeprune-")))
 
 
-def _load(stage: Stage[Any, Record], entry: Entry) -> Record:
+def load(stage: Stage[Any, Record], entry: Entry) -> Record:
+    """The record that an entry keeps. Raises `UsageError` if its JSON is not one."""
     path = entry.path(f"{stage.name}.json")
-    found = codec.loads(stage.record, path.read_text(encoding="utf-8"), str(path))
+    found = codec.loads(stage.record, read_capped(path, LIMITS.json_bytes).decode(), str(path))
     return codec.with_paths(found, entry.path)

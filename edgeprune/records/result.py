@@ -7,8 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.records.answer import Answer
-from edgeprune.records.target import Precision
+from edgeprune.records.device import Device
+from edgeprune.records.target import Precision, TargetPrecision
 from edgeprune.records.verdict import Check, Figures, Outcome
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a kept record was made: facts for readers, which are not in its key.
+
+    Attributes:
+        created_s: when, in seconds since 1970.
+        project: its name.
+        file: the name of the project file; empty for a project of objects.
+        target: its name.
+        runtime: its name.
+        precision: as the target gives it.
+        budget: as the user gave it; None without a budget.
+        device: the device; None if it was not opened yet.
+    """
+
+    created_s: int
+    project: str
+    file: str
+    target: str
+    runtime: str
+    precision: TargetPrecision
+    budget: str | None
+    device: Device | None
 
 
 @dataclass(frozen=True, repr=False)

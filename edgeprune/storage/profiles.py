@@ -42,7 +42,7 @@ class ProfileFile:
 
     def read(self) -> Profile:
         """The stored profile, or the empty one if there is no file. Raises `UsageError` for a file that cannot be read."""
-        return _read(self.path) if self.path.exists() else self.empty
+        return read(self.path) if self.path.exists() else self.empty
 
     def keep(self, profile: Profile) -> None:
         """Replace the stored profile in one step."""
@@ -51,10 +51,11 @@ class ProfileFile:
     def others(self) -> Iterator[Profile]:
         """The profiles of the same network on other targets."""
         for path in sorted(self.path.parents[1].glob(f"*/{self.empty.model}-{'[0-9a-f]' * 8}.json")):
-            other = _read(path)
+            other = read(path)
             if other.network == self.empty.network and other.target != self.empty.target:
                 yield other
 
 
-def _read(path: Path) -> Profile:
+def read(path: Path) -> Profile:
+    """The profile in a file. Raises `UsageError` if it cannot be read."""
     return codec.loads_kept(Profile, read_capped(path, LIMITS.json_bytes).decode(), str(path))

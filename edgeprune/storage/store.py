@@ -159,8 +159,8 @@ class Store:
         folder = self._place(name, key)
         if not os.path.lexists(folder):
             return None
-        damage = _damage(folder, key)
-        if damage is None:
+        found = damage(folder, key)
+        if found is None:
             return Entry(folder)
         aside = self.folder / "aside"
         with _explained(aside):
@@ -172,7 +172,7 @@ class Store:
         log.warning(
             "%s is damaged (%s): it is set aside as %s-%d, and made again",
             folder,
-            damage,
+            found,
             aside / folder.name,
             number,
         )
@@ -194,8 +194,7 @@ class Store:
 
     def _manifests(self, name: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         """The manifests of a stage's entries, the last finished one first. Unreadable ones are skipped."""
-        places = [path for path in self.folder.glob(f"{name}-*") if (path / MANIFEST).is_file()]
-        for place in sorted(places, key=lambda path: (path / MANIFEST).stat().st_mtime_ns, reverse=True):
+        for place in entries(self.folder, name):
             try:
                 manifest = json.loads(read_capped(place / MANIFEST, LIMITS.json_bytes))
             except (ValueError, UsageError, RecursionError):
@@ -272,9 +271,7 @@ class Store:
             _sync(self.folder)
 
     def _place(self, name: str, key: str) -> Path:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not KEY.fullmatch(key):
-            raise ValueError(f"{name!r} is not a stage, or {key!r} is not a digest")  # they name a folder
-        return self.folder / f"{name}-{key[:KEY_CHARS]}"
+        return self.folder / folder_name(name, key)
 
     def _partial(self, name: str, key: str) -> Path:
         return self.folder / "partial" / self._place(name, key).name
@@ -340,7 +337,20 @@ def _write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
         _sync(path)
 
 
-def _damage(folder: Path, key: str) -> str | None:
+def entries(folder: Path, name: str) -> list[Path]:
+    """The folders of a stage's entries in a run folder, the last finished one first. Their content is not checked."""
+    places = [path for path in folder.glob(f"{name}-*") if (path / MANIFEST).is_file()]
+    return sorted(places, key=lambda path: (path / MANIFEST).stat().st_mtime_ns, reverse=True)
+
+
+def folder_name(name: str, key: str) -> str:
+    """The name of the folder that holds a stage's entry. Raises `ValueError` if `name` or `key` cannot be in a path."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not KEY.fullmatch(key):
+        raise ValueError(f"{name!r} is not a stage, or {key!r} is not a digest")
+    return f"{name}-{key[:KEY_CHARS]}"
+
+
+def damage(folder: Path, key: str) -> str | None:
     """The damage of a finished stage; None if it is undamaged."""
     name = MANIFEST
     try:
