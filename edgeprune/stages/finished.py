@@ -20,11 +20,13 @@ from edgeprune.records import (
     Budget,
     Choice,
     Confirmed,
+    Evidence,
     Groups,
     Plan,
     Profile,
     Provenance,
     Pruned,
+    Record,
     Reference,
     Scores,
     Tuned,
@@ -33,7 +35,7 @@ from edgeprune.records import (
 )
 from edgeprune.stages import survey, verify
 from edgeprune.stages.registry import RULES
-from edgeprune.storage import codec, profiles
+from edgeprune.storage import baselines, codec, evidence, profiles
 from edgeprune.storage.store import KEY, MANIFEST, Entry, damage, entries, folder_name, read_capped
 
 BUDGET = "[budget] latency"  # the label of what a verdict reads
@@ -56,6 +58,8 @@ class Finished:
         original: the artifact of the original network.
         compile: the artifact that was verified.
         verify: the verdict.
+        evidence: what the verdict rests on: times by process, differences of outputs.
+        history: later checks of the project on this target, the oldest first.
         precision: the choice, if the target leaves one.
         reference: the original network's latency, if it was compared with the budget first.
         scores: None as all records below if nothing was pruned, or if the original network meets the budget.
@@ -73,6 +77,8 @@ class Finished:
     original: Artifact
     compile: Artifact
     verify: Verdict
+    evidence: Evidence
+    history: tuple[Record, ...] = ()
     precision: Choice | None = None
     reference: Reference | None = None
     scores: Scores | None = None
@@ -165,8 +171,13 @@ def _finished(place: Path) -> Finished:
     if missing := NEEDED - set(records):
         raise _altered(path, f"it read no {', '.join(sorted(missing))}")
     made = codec.loads(Provenance, json.dumps(kept[verify.STAGE.name][1].get("made")), str(path))
-    run = Finished(place, made, reads, **records)
-    return replace(run, profile=_profile(run, place.parents[2] / "profiles" / place.parent.name))
+    if Path(made.project).name != made.project:
+        raise _altered(path, f"{quoted(made.project)} is not the name of a project")
+    run = Finished(place, made, reads, evidence=evidence.read(place), **records)
+    beside = place.parents[2] / "profiles" / place.parent.name
+    checks = baselines.history_path(beside, made.project)
+    history = tuple(baselines.history(checks)) if checks.exists() else ()
+    return replace(run, profile=_profile(run, beside), history=history)
 
 
 def _profile(run: Finished, folder: Path) -> Profile | None:
