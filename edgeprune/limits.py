@@ -51,7 +51,12 @@ class Limits:
     reconnects: int = 3  # of one operation
     host_silence_s: float = 60.0  # after which the agent treats the host as gone
     jumps: int = 4
+    farm_s: float = 15.0  # for an answer of a labgrid coordinator; an exporter may take 10 s of it
+    farm_updates: int = 20_000  # places and resources of a farm
+    boards: int = 64  # that share the experiments of a profile
     install_s: float = 900.0
+    known_hosts_bytes: int = 16 << 20
+    probe_s: float = 5.0  # for what the shell or the Python of a device answers, after a failure
     # releases
     sign_s: float = 30.0
     release_s: float = 900.0  # to check a bundle, build its engine on the device, and run it
@@ -61,6 +66,7 @@ class Limits:
     fleet_parallel_most: int = 64
     host_s: float = 1800.0  # for one host of a fleet, from the connection to the answer; --host-time replaces it
     settle_s: float = 30.0  # after an interrupt, for hosts that are being changed
+    audit_bytes: int = 512 << 10  # of a device's audit log that are read
     soak_most_s: float = 24 * 3600.0
     soak_check_s: float = 60.0  # between two health checks of a canary
     lease_wait_s: float = 24 * 3600.0  # with --wait
@@ -94,6 +100,9 @@ class Limits:
     size_rounds: int = 8  # in which the size of a plan's file corrects the next plan
     group_widths: int = 16  # candidate widths of a group
     profile_variants: int = 180
+    front_points: int = 200
+    sweep_cells: int = 1000
+    compared_runs: int = 100
     # the trial before everything else
     trial_samples: int = 1024  # of the validation split, for the original network's metric
     trial_metric_s: float = 3.0  # to compute their outputs

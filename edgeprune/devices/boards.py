@@ -54,5 +54,5 @@ class Boards:
             del self._links[place]
             self._benches = {key: bench for key, bench in self._benches.items() if key[0] != place}
             transport.close()
-        self._links[place] = target.host, transports.connect(target, self._wait_s)
+        self._links[place] = target.host, transports.connect(target, self._wait_s, self._patience.notice)
         return self._links[place][1]

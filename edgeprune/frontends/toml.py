@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -31,12 +32,24 @@ Threads = Annotated[int, Field(ge=1, le=1024, description="a whole number from 1
 
 # No tool reads such a name as an option, and no shell as a command.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:%@-]*$", max_length=255)]
+Tags = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9_]+=[\w.:-]+(,[a-z][a-z0-9_]+=[\w.:-]+)*$", max_length=500)
+]
+Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\[\]:-]+:\d{1,5}$", max_length=255)]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 
 class _Connect(Section):
     transport: Literal["local", "ssh"]
     host: Annotated[Name | None, Field(description="a host name, an address, or a Host of ~/.ssh/config")] = None
+    hosts: Annotated[
+        list[Name], Field(max_length=LIMITS.boards, description='a list of equal boards, such as ["pi-1", "pi-2"]')
+    ] = []  # noqa: RUF012 - pydantic copies it
+    place: Annotated[Tags | None, Field(description='tags of a labgrid place, such as "board=pi5,ram=8g"')] = None
+    boards: Annotated[int, Field(ge=1, le=LIMITS.boards, description=f"a whole number from 1 to {LIMITS.boards}")] = 1
+    coordinator: Annotated[
+        Address | None, Field(description='the address of a labgrid coordinator, such as "127.0.0.1:20408"')
+    ] = None
     user: Annotated[Name | None, Field(description="a user name")] = None
     port: Annotated[int | None, Field(ge=1, le=65535, description="a whole number from 1 to 65535")] = None
     identity: Annotated[Text | None, Field(description="the path of a private key")] = None
@@ -117,6 +130,7 @@ def read_target(path: Path) -> Target:
     if file.runtime.name != "tensorrt" and any(key is not None for key in jetsons):
         text = "[runtime] dla, [prepare] and [expect] power_mode and clocks_pinned"
         raise usage_error(f'{path}: {text} need [runtime] name = "tensorrt"')
+    host = _host(path, file.connect)
     return Target(
         path=path,
         name=path.stem,
@@ -124,7 +138,8 @@ def read_target(path: Path) -> Target:
         runtime=file.runtime.name,
         threads=file.runtime.threads,
         precision=file.runtime.precision,
-        host=_host(path, file.connect),
+        host=host,
+        others=_others(host, file.connect),
         dla=file.runtime.dla,
         **file.expect.model_dump(),
         prepare=Prepare(**file.prepare.model_dump()) if file.prepare else None,
@@ -153,21 +168,54 @@ def _host(path: Path, connect: _Connect) -> Host | None:
         if given:
             raise usage_error(f'{path}: [connect] {next(iter(given))} needs transport = "ssh"')
         return None
-    if connect.host is None:
+    ways = [key for key in ("host", "hosts", "place") if given.get(key)]
+    if not ways:
         raise usage_error(f'{path}: [connect] host is missing; add it: host = "raspberrypi.local"')
+    if len(ways) > 1:
+        raise usage_error(f"{path}: [connect] has both {ways[0]} and {ways[1]}; keep one of them")
+    _require_fitting(path, ways[0], given)
 
     def place(name: str | None) -> Path | None:
         return path.parent / Path(name).expanduser() if name else None
 
     return Host(
-        connect.host,
+        connect.host or connect.place or connect.hosts[0],
         connect.user,
         connect.port,
         place(connect.identity),
         place(connect.known_hosts),
         connect.fingerprint,
         connect.python,
+        tuple(
+            (key, value) for key, _, value in (tag.partition("=") for tag in (connect.place or "").split(",") if tag)
+        ),
+        connect.coordinator,
     )
+
+
+def _require_fitting(path: Path, way: str, given: dict[str, Any]) -> None:
+    """Keys of `[connect]` that do not fit the way to the device are refused."""
+    if way == "place":
+        for key in ("user", "port"):
+            if key in given:
+                raise usage_error(f"{path}: [connect] {key}: the farm says the {key} of a place; remove it")
+    else:
+        for key in ("boards", "coordinator"):
+            if key in given:
+                raise usage_error(f'{path}: [connect] {key} needs a place; add it: place = "board=pi5"')
+    if way != "host" and "fingerprint" in given:
+        raise usage_error(
+            f"{path}: [connect] fingerprint pins one host; list the keys of all boards in known_hosts instead"
+        )
+    if len(set(given.get("hosts", ()))) < len(given.get("hosts", ())):
+        raise usage_error(f"{path}: [connect] hosts names a host twice; name each once")
+
+
+def _others(host: Host | None, connect: _Connect) -> tuple[Host, ...]:
+    """The boards that share the experiments of a profile with the first one."""
+    if host is None:
+        return ()
+    return tuple(replace(host, name=name) for name in connect.hosts[1:]) + (host,) * (connect.boards - 1)
 
 
 def find_target(name: str, project_dir: Path) -> Path:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from edgeprune.errors import UsageError
+
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic"]  # of an artifact
 TargetPrecision = Literal["fp32", "fp16", "int8", "auto"]  # a runtime may have several artifacts for one
 TransportName = Literal["local", "ssh"]
@@ -13,7 +15,11 @@ TransportName = Literal["local", "ssh"]
 
 @dataclass(frozen=True)
 class Host:
-    """How to reach a device over SSH. A value that is None comes from `~/.ssh/config` or ssh's defaults."""
+    """How to reach a device over SSH. A value that is None comes from `~/.ssh/config` or ssh's defaults.
+
+    If `place` has tags, the device is any free board of a labgrid coordinator that has them, and `name` is their text. None
+    for `coordinator` stands for LG_COORDINATOR or labgrid's default.
+    """
 
     name: str
     user: str | None = None
@@ -22,6 +28,8 @@ class Host:
     known_hosts: Path | None = None
     fingerprint: str | None = None  # of the only host key that is accepted: SHA256:…
     python: str = "python3"
+    place: tuple[tuple[str, str], ...] = ()  # (key, value) of each tag
+    coordinator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class Target:
         threads: CPU threads of an inference.
         precision: of the artifact. "auto" is the fastest precision that keeps the metric.
         host: the device; None if it is this machine.
+        others: boards of the same kind. They share the experiments of the profile.
         emulated: whether the user wants an emulated device. Its times are not those of a board.
         simulated: whether the user wants a stand-in for the runtime. Its times are not those of a board.
         dla: the core of the deep-learning accelerator to use.
@@ -80,6 +89,7 @@ class Target:
     threads: int = 1
     precision: TargetPrecision = "fp32"
     host: Host | None = None
+    others: tuple[Host, ...] = ()
     emulated: bool = False
     simulated: bool = False
     dla: int | None = None
@@ -96,12 +106,19 @@ class Target:
 
     @property
     def each_host(self) -> list[tuple[str, Target]]:
-        """The hosts that releases go to: pairs of a name and a target with only this host."""
+        """The hosts that releases go to: pairs of a name and a target with only this host.
+
+        Raises `UsageError` if the target is any free board of a farm, and names no hosts.
+        """
         if self.host is None:
             return [("here", self)]
+        if not self.deploy.hosts and self.host.place:
+            raise UsageError(
+                f"{self.path}: [connect] place is any free board, so releases need hosts; add [deploy] hosts"
+            )
         if not self.deploy.hosts:
             return [(self.host.name, self)]
-        return [(name, replace(self, host=replace(self.host, name=name))) for name in self.deploy.hosts]
+        return [(name, replace(self, host=replace(self.host, name=name, place=()))) for name in self.deploy.hosts]
 
     @property
     def all_hosts(self) -> list[tuple[str, Target]]:
@@ -109,4 +126,6 @@ class Target:
         if self.host is None:
             return self.each_host
         own = (self.host.name, self)
+        if self.host.place and not self.deploy.hosts:
+            return [own]
         return [own, *(host for host in self.each_host if host[0] != own[0])]

@@ -252,7 +252,7 @@ class Link(base.Transport):
 def test_targets_of_one_board_share_its_lease(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A second connection to the same board would wait for the first one's lease."""
 
-    def connect(target: Target, wait_s: float) -> Link:
+    def connect(target: Target, wait_s: float, notice: object) -> Link:
         Link.opened.append(target.host)
         return Link()
 

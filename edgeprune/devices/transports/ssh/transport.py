@@ -14,7 +14,7 @@ from typing import TypeVar
 from edgeprune.devices import wire
 from edgeprune.devices.transports.base import Document, Refusal, Transport
 from edgeprune.devices.transports.ssh.connection import Connection
-from edgeprune.devices.transports.ssh.remote import address, files_folder
+from edgeprune.devices.transports.ssh.remote import files_folder, typed
 from edgeprune.errors import BusyError, DeviceError, LinkError
 from edgeprune.limits import LIMITS
 from edgeprune.records import Target
@@ -43,6 +43,10 @@ class Ssh(Transport):
         self._connection: Connection | None = None
         self._reached = False  # only a device that has answered before is waited for
         self._uploaded: dict[str, str] = {}  # digest of files -> the path there of the first
+
+    def open(self) -> None:
+        """Connect and take the lease. Without it, the first use does."""
+        self._retried(self._connected)
 
     def put(self, files: Sequence[Path]) -> str:
         """Upload files to a folder that is named after their content. Files that are there already are not sent again."""
@@ -133,9 +137,7 @@ class Ssh(Transport):
         """
         self._disconnect()
         if not self._reached:
-            raise DeviceError(
-                f"{self._target.name}: {fault}; is the device on, and its address right? Try: ssh {address(self._target)}"
-            ) from fault
+            raise DeviceError(f"{self._target.name}: {fault}. Try: {typed(self._host)}") from fault
         faults += 1
         if faults > LIMITS.reconnects:
             raise DeviceError(f"{self._target.name}: the link broke {faults} times: {fault}") from fault
