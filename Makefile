@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One process for each core, four at most. A process takes whole test files.
 SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-slow test-board test-models coverage board lint run example check deploy rollback releases doctor clean
+.PHONY: help install demo docs docs-serve test test-slow test-board test-models coverage board lint run example check deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -41,6 +41,12 @@ coverage: .venv/.installed ## run the tests of make test and print which lines t
 board: .venv/.installed ## start the virtual board
 	@$(BIN)/edgeprune board up
 
+docs: .venv/.installed ## build the site of the documentation into build/site
+	@$(BIN)/python docs/site/build.py
+
+docs-serve: docs ## show the site on http://127.0.0.1:8000
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000
+
 lint: .venv/.installed ## check style, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -69,4 +75,4 @@ doctor: .venv/.installed ## check the installation, PROJECT and TARGET, and prin
 	@$(BIN)/edgeprune doctor $(TARGET) --project $(PROJECT)
 
 clean: ## delete the files that runs and tests leave
-	rm -rf examples/*/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* dist
+	rm -rf examples/*/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* build dist
