@@ -86,7 +86,7 @@ def open_bench(
         ...     inputs = bench.save_inputs([np.zeros((1, 3, 224, 224), "float32")], scratch)
         ...     (samples,) = bench.time([Path("model.onnx")], inputs, processes=5)
     """
-    transport = transports.connect(target, wait_s)
+    transport = transports.connect(target, wait_s, patience.notice)
     try:
         yield Bench(target, transport, scratch, patience)
     finally:
