@@ -104,11 +104,13 @@ def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Co
         >>> result.pruned.p50_ms <= result.budget_ms
         True
     """
+    from edgeprune.stages import verify
     from edgeprune.stages.result import result
 
     with opened(project, target, **options) as started:
-        found = result(started)
-        return Compressed(**vars(found), network=started.value("final").tuned, project=started.request.project)
+        found, network = result(started), started.value("final").tuned
+        verdict = started.entry(verify.STAGE)
+        return Compressed(**vars(found), network=network, project=started.request.project, verdict=verdict)
 
 
 def profile(project: Given, target: str = "local", **options: Unpack[Options]) -> Profile:

@@ -71,6 +71,7 @@ class Limits:
     soak_check_s: float = 60.0  # between two health checks of a canary
     lease_wait_s: float = 24 * 3600.0  # with --wait
     verify_s: float = 600.0  # to time both artifacts of a verdict; no further round begins after it
+    report_json_bytes: int = 1 << 20  # of the records inside a report, of all runs together
     evidence_times: int = 16_000  # that a verdict keeps, of all processes
     evidence_discarded: int = 200  # processes that it keeps, the newest
     evidence_outputs: int = 8  # of a network, whose differences it keeps

@@ -22,10 +22,26 @@ class Compressed(Result):
     Attributes:
         network: the file of the pruned, fine-tuned network; see `edgeprune.load`. None if nothing was pruned.
         project: the project.
+        verdict: the folder of the verdict, from which `report` reads the run.
     """
 
     network: Path | None
     project: Project
+    verdict: Path
+
+    def report(self, path: Path | str | None = None) -> Path:
+        """Write the report of the run, one HTML file, and return its path.
+
+        Args:
+            path: the file; by default `report.html` in the run folder.
+
+        Raises:
+            RuntimeMissing: the extra `report` is not installed.
+        """
+        from edgeprune.reports import report
+        from edgeprune.stages import finished
+
+        return report.write([finished.read(self.verdict)], self.run / report.NAME if path is None else Path(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The result as `--json` prints it."""

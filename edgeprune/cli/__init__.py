@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeprune import errors
-from edgeprune.cli import logs
+from edgeprune.cli import fleet, logs, report, sweep
 from edgeprune.cli.answers import one_line, opened, put
 from edgeprune.cli.commands import command
 from edgeprune.cli.options import (
@@ -31,7 +31,7 @@ from edgeprune.cli.options import (
     OfInit,
     OfProfile,
     OfProject,
-    OfReleases,
+    OfReport,
     OfRun,
     OfSetup,
     OfTensorboard,
@@ -40,7 +40,6 @@ from edgeprune.cli.options import (
 
 if TYPE_CHECKING:
     from edgeprune.pipeline.run import Run
-    from edgeprune.records import Release
 
 app = typer.Typer(
     name="edgeprune",
@@ -89,17 +88,17 @@ def _result(run: Run) -> Any:
     return result(run)
 
 
+def _verdict(run: Run) -> Path:
+    from edgeprune.stages import verify
+
+    return run.entry(verify.STAGE)
+
+
 def _cut(run: Run) -> Any:
     from edgeprune.records import Cut
 
     start = run.value("prune").start
     return Cut(run.value("confirm"), start)
-
-
-def _deployed(run: Run) -> Any:
-    from edgeprune.stages import deploy
-
-    return deploy.deployed(run)
 
 
 def _record(name: str) -> Callable[[Run], Any]:
@@ -116,14 +115,14 @@ VERBS: Mapping[str, tuple[str, Callable[[Run], Any]]] = {
     ),
     "compile": ("Compile the network for the target's runtime.", _record("compile")),
     "verify": ("Check the artifact on the device.", _record("verify")),
-    "deploy": ("Deploy the verified artifact on the target's hosts.", _deployed),
 }
-TRAINED = "run", "compile", "verify", "deploy"  # verbs that use the trained network
+TRAINED = "run", "compile", "verify"  # verbs that use the trained network
 
 
-def _verb(name: str, options: OfRun) -> None:
+def _verb(name: str, options: OfRun, after: Callable[[Path], str] | None = None) -> None:
+    """Run a verb, print its answer, and exit. `after` gives a last line, from the folder of the run's verdict."""
     if options.dry_run:
-        _print_forecast(options.project, options.target, whole=True, deploy=name == "deploy")
+        _print_forecast(options.project, options.target, whole=True)
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:  # only then torchrun may have started this process; the import loads torch
         from edgeprune.stages import parallel
@@ -135,6 +134,9 @@ def _verb(name: str, options: OfRun) -> None:
     with opened(options, budget=options.budget, fresh=options.fresh, weights=weights) as (run, answer):
         value = VERBS[name][1](run)
         answer(value)
+        verdict = _verdict(run) if after else None
+    if after and verdict and not options.as_json:
+        print(one_line(after(verdict)))
     outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
     raise typer.Exit(EXIT_CODES[str(outcome)])
 
@@ -159,7 +161,8 @@ def _in_parallel(name: str, options: OfRun) -> None:
 
 def _register(name: str, text: str) -> None:
     options = OfTrained if name in TRAINED else OfRun
-    command(app, name, options, text)(lambda options: _verb(name, options))
+    after = report.offer if name == "run" else None
+    command(app, name, options, text)(lambda options: _verb(name, options, after))
 
 
 for _name, (_text, _) in VERBS.items():
@@ -178,17 +181,12 @@ def _profile(options: OfProfile) -> None:
         answer(profile.explanation(run) if options.explain else run.record(profile.STAGE).profile)
 
 
-def _print_forecast(project: Path, target: str, whole: bool, deploy: bool = False) -> None:
+def _print_forecast(project: Path, target: str, whole: bool) -> None:
     from edgeprune.pipeline.request import request
     from edgeprune.stages import forecast
 
     asked = request(project, target)
-    lines = forecast.forecast(asked.project, asked.target, whole)
-    if deploy:
-        from edgeprune.stages import deploy as deploying
-
-        lines += deploying.forecast(asked.target)
-    print("\n".join(lines))
+    print("\n".join(forecast.forecast(asked.project, asked.target, whole)))
 
 
 # ------------------------------------------------------------------------------------------------ checks and releases
@@ -245,6 +243,12 @@ def _groups(options: OfProject) -> None:
     put(api.groups(options.project), options.as_json, console.show_survey)
 
 
+@command(app, "report", OfReport)
+def _report(options: OfReport) -> None:
+    """Write a report of finished runs: one HTML file, with pictures, which needs no network."""
+    report.report(options)
+
+
 @command(app, "history", OfHistory)
 def _history(options: OfHistory) -> None:
     """Show one figure across past checks, and mark where its level changed."""
@@ -253,36 +257,6 @@ def _history(options: OfHistory) -> None:
 
     found = api.history(options.project, options.target, FIGURES[options.figure])
     put(found, options.as_json, lambda history, screen: screen.print(console.history_table(history)))
-
-
-@command(app, "rollback", OfDevice)
-def _rollback(options: OfDevice) -> None:
-    """Deploy the previous release again."""
-    from edgeprune import api
-
-    def report(text: str) -> None:
-        if not options.quiet:
-            print(one_line(text), file=sys.stderr)
-
-    found = api.rollback(options.project, options.target, report, options.wait)
-    _put_releases(found, options.as_json)
-
-
-@command(app, "releases", OfReleases)
-def _releases(options: OfReleases) -> None:
-    """List the releases on the target's hosts. It shows which one is deployed, and which one a rollback returns to."""
-    from edgeprune import api
-
-    _put_releases(api.releases(options.target, options.wait), options.as_json)
-
-
-def _put_releases(found: list[Release], as_json: bool) -> None:
-    from edgeprune.reports import console
-
-    if not found and not as_json:
-        print("nothing was deployed yet; run: edgeprune deploy")
-        return
-    put(found, as_json, lambda releases, screen: screen.print(console.releases_table(releases)))
 
 
 # ------------------------------------------------------------------------------------------------- other commands
@@ -310,7 +284,7 @@ def _list_targets(options: OfProject) -> None:
 @command(app, "demo", OfDemo)
 def _demo(options: OfDemo) -> None:
     """Run the digits example. It halves the latency of a residual network for handwritten digits."""
-    _verb("run", OfRun(project=_digits(), **vars(options)))
+    _verb("run", OfRun(project=_digits(), **vars(options)), report.of_run)
 
 
 @command(app, "doctor", OfDoctor)

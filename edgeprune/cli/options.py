@@ -50,6 +50,15 @@ class BoardAction(StrEnum):
     status = "status"
 
 
+class Precision(StrEnum):
+    """Precisions of a target."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+    auto = "auto"
+
+
 class Figure(StrEnum):
     """Figures that the history shows."""
 
@@ -148,6 +157,74 @@ class OfHistory(OfTarget):
     """Options of `history`."""
 
     figure: Annotated[Figure, typer.Option("--figure", help="The figure.")] = Figure.p50
+
+
+@dataclass(frozen=True)
+class OfFront(OfDevice):
+    """Options of `front`."""
+
+    points: Annotated[int, typer.Option("--points", help="How many plans, evenly spaced in latency.")] = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfSweep(Options):
+    """Options of `sweep`."""
+
+    budget: Annotated[
+        list[str], typer.Option("--budget", "-b", help='Budgets: 80% 50%, or "12 ms"; also separated by commas.')
+    ]
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target", "-t", help="Targets: names, or paths of files. Default: local.", autocompletion=_targets
+        ),
+    ] = None
+    precision: Annotated[
+        list[Precision] | None, typer.Option("--precision", help="Precisions; by default the target file's.")
+    ] = None
+    project: ProjectOption = HERE
+    export: Annotated[
+        list[Path] | None, typer.Option("--export", help="Write a file: *.json, *.csv or *.md; may be repeated.")
+    ] = None
+    as_json: JsonOption = False
+    wait: WaitOption = False
+    patience: PatienceOption = None
+    dry_run: DryRunOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfCompare(Options):
+    """Options of `compare`."""
+
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders, such as runs/local, or verify-… folders in them; or runs."),
+    ]
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False
+    csv: Annotated[bool, typer.Option("--csv", help="Print a line for each run as CSV.")] = False
+    as_json: JsonOption = False
+
+
+@dataclass(frozen=True)
+class OfReport(Options):
+    """Options of `report`."""
+
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folders, such as runs/local, or verify-… folders in them; by default all of the project.",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write; by default report.html in the run's folder."),
+    ] = None
+    budget: Annotated[
+        str | None, typer.Option("--budget", "-b", help="Show the last run with this budget instead of the last run.")
+    ] = None
+    project: ProjectOption = HERE
+    as_json: JsonOption = False
 
 
 @dataclass(frozen=True)

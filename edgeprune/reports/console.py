@@ -20,6 +20,7 @@ from edgeprune.records import (
     Cut,
     Explanation,
     Figures,
+    Front,
     Groups,
     History,
     Outcome,
@@ -37,12 +38,12 @@ COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "ye
 NO_BASELINE = "none, so nothing is compared with earlier measurements; make one: edgeprune check --update --reason …"
 
 
-def kinds(figures: Result | Verdict | Explanation | Report) -> list[str]:
+def kinds(figures: Result | Verdict | Explanation | Report | Front) -> list[str]:
     """The words that mark figures of an emulated device, or of a stand-in for a runtime, wherever they appear."""
     return [kind for kind in ("emulated", "simulated") if getattr(figures, kind)]
 
 
-def mark(figures: Result | Verdict | Explanation | Report) -> str:
+def mark(figures: Result | Verdict | Explanation | Report | Front) -> str:
     """The same words, as the end of a sentence."""
     return f" ({' and '.join(kinds(figures))}: not the figures of a physical device)" if kinds(figures) else ""
 
@@ -322,9 +323,14 @@ def _share(new: float, old: float) -> str:
 def line(check: Check) -> str:
     """One check in one line: outcome, name, value, limit and note."""
     note = f"  ({check.note})" if check.note else ""
+    value, limit = limit_texts(check)
+    return f"{check.outcome.value:<12} {check.name:<26} {value}, limit {limit}{note}"
+
+
+def limit_texts(check: Check) -> tuple[str, str]:
+    """The value of a check and its limit, in one unit."""
     if check.name.partition(" ")[0].endswith("_ms"):
         value, limit = (time_text(1e6 * ms, 1e6 * check.limit) for ms in (check.value, check.limit))
-    else:
-        shape = ",.0f" if check.name.endswith("bytes") else ".4g"
-        value, limit = f"{check.value:{shape}}", f"{check.limit:{shape}}"
-    return f"{check.outcome.value:<12} {check.name:<26} {value}, limit {limit}{note}"
+        return value, limit
+    shape = ",.0f" if check.name.endswith("bytes") else ".4g"
+    return f"{check.value:{shape}}", f"{check.limit:{shape}}"

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from edgeprune.pipeline.request import Request
-from edgeprune.records import History, Interval, Measurement, Outcome, Record, Target
+from edgeprune.records import History, Interval, Measurement, Outcome, Record
 from edgeprune.storage import baselines
 
 
@@ -17,7 +17,7 @@ def of_request(request: Request, figure: str) -> History:
     """A figure over the checks of a project on a target. Raises `UsageError` if nothing was checked yet."""
     project, target = request.project, request.target
     records = baselines.history(baselines.history_path(request.profiles, project.name))
-    return history(project.name, target, records, figure)
+    return history(project.name, target.name, target.emulated, records, figure)
 
 
 def record(measured: Measurement, outcome: Outcome, commit: str, created_s: int, note: str) -> Record:
@@ -47,19 +47,20 @@ def record(measured: Measurement, outcome: Outcome, commit: str, created_s: int,
     )
 
 
-def history(project: str, target: Target, records: Sequence[Record], figure: str) -> History:
+def history(project: str, target: str, emulated: bool, records: Sequence[Record], figure: str) -> History:
     """A figure of the records that have it, and the indices at which its level changes. Another kind of device begins a level.
 
     Args:
         project: its name.
-        target: the target of the checks. On an emulated one, smaller changes are found.
+        target: its name.
+        emulated: whether the target is emulated. Smaller changes are then found.
         records: the oldest first.
         figure: a field of `Record`.
     """
     from edgeprune.latency.changes import changes
     from edgeprune.stages.verdict import POLICY
 
-    floor = POLICY.allowed_slowdown(None, target.emulated)
+    floor = POLICY.allowed_slowdown(None, emulated)
     records = [one for one in records if getattr(one, figure) is not None]  # an artifact may have had no metric
     values = tuple(_value(one, figure) for one in records)
     starts = [i for i in range(1, len(records)) if records[i].device != records[i - 1].device]
@@ -68,7 +69,7 @@ def history(project: str, target: Target, records: Sequence[Record], figure: str
         part = values[begin:end]
         if all(value > 0 for value in part):
             found |= {begin + at for at in changes(part, floor)}
-    return History(project, target.name, figure, tuple(records), values, tuple(sorted(found)))
+    return History(project, target, figure, tuple(records), values, tuple(sorted(found)))
 
 
 def _value(one: Record, figure: str) -> float:

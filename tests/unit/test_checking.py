@@ -556,8 +556,8 @@ def test_a_history_that_was_merged_is_in_order_and_a_bad_line_is_named(tmp_path:
 def test_checks_without_a_metric_are_left_out_of_its_history() -> None:
     local = Target(Path("t.toml"), "t", "local", "null")
     records = [record(1e6), replace(record(1e6), metric=None), record(1e6)]
-    assert history.history("p", local, records, "metric").values == (0.9, 0.9)
-    assert len(history.history("p", local, records, "p50_ns").values) == 3
+    assert history.history("p", local.name, local.emulated, records, "metric").values == (0.9, 0.9)
+    assert len(history.history("p", local.name, local.emulated, records, "p50_ns").values) == 3
 
 
 @pytest.mark.parametrize("auto", [False, True])
@@ -588,7 +588,7 @@ def record(level: float, device: str = "d") -> Record:
 def test_history_changes_with_the_level_and_with_the_device() -> None:
     local = Target(Path("t.toml"), "t", "local", "null")
     records = [record(1e6)] * 5 + [record(1.2e6)] * 5 + [record(3e6, "other")] * 2
-    assert history.history("p", local, records, "p50_ns").changes == (5, 10)
+    assert history.history("p", local.name, local.emulated, records, "p50_ns").changes == (5, 10)
 
 
 REPORT = Report(
@@ -668,4 +668,4 @@ def test_a_report_as_json_has_a_schema_and_a_status() -> None:
 
 def test_check_and_history_are_functions_of_the_package() -> None:
     assert edgeprune.check is api.check and edgeprune.history is api.history
-    assert {*api.__all__, "Project"} == set(edgeprune.__all__)
+    assert {*api.__all__, *series.__all__, "Project"} == set(edgeprune.__all__)

@@ -1,0 +1,399 @@
+"""The sections of a report: six questions about a finished run, each with its answer first. Pure."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+import numpy as np
+
+from edgeprune.errors import InconclusiveError
+from edgeprune.latency.fit import fit
+from edgeprune.latency.model import LatencyModel
+from edgeprune.latency.stats import median_interval
+from edgeprune.records import Check, Interval, Outcome, Plan, Profile, Scores, TimedProcess
+from edgeprune.reports import pictures
+from edgeprune.reports.console import limit_texts
+from edgeprune.reports.pictures import Picture
+from edgeprune.reports.report.parts import (
+    Line,
+    Part,
+    Section,
+    bytes_text,
+    count,
+    figure,
+    folded,
+    pairs,
+    share,
+    table,
+    text,
+    time,
+    times,
+)
+from edgeprune.stages import front, history
+from edgeprune.stages.finished import Finished
+
+POINTS = 12  # of the front
+PROFILE_MISSING = "The profile is not beside the run folder, so the latency of single layers is not shown: {}"
+WORDS = {Outcome.PASS: "passes", Outcome.FAIL: "fails", Outcome.INCONCLUSIVE: "is inconclusive"}
+NOT_PRUNED = "Nothing was pruned: the run has no latency budget."
+WHOLE = "Nothing was cut: the original network meets the budget."
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan on a front, as the picture takes it."""
+
+    latency_ns: float
+    loss: float
+
+
+class View:
+    """A finished run as a report shows it."""
+
+    def __init__(self, run: Finished) -> None:
+        self.run, self.verdict, self.evidence = run, run.verify, run.evidence
+
+    @cached_property
+    def model(self) -> LatencyModel | None:
+        """The latency model; None if the run has no profile, or if the profile is too small for a model."""
+        if self.run.profile is None:
+            return None
+        try:
+            return fit(self.run.survey, self.run.profile)
+        except InconclusiveError:
+            return None
+
+    @property
+    def title(self) -> str:
+        """The project and the target."""
+        return text(f"{self.run.made.project} on {self.run.made.target}")
+
+    @property
+    def marks(self) -> list[str]:
+        """What marks the figures: they are not those of a physical device."""
+        return [kind for kind in ("emulated", "simulated") if getattr(self.verdict, kind)]
+
+    @property
+    def original_ns(self) -> float:
+        """The original network's latency, whose unit all latencies have."""
+        return 1e6 * self.verdict.baseline.p50_ms
+
+    @property
+    def budget_ns(self) -> float | None:
+        """The budget; None without one."""
+        return None if self.verdict.budget_ms is None else 1e6 * self.verdict.budget_ms
+
+    @property
+    def name(self) -> str:
+        """What the second network is called."""
+        return "artifact" if self.run.confirm is None or not self.is_cut else "pruned"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether anything was removed."""
+        return self.run.confirm is not None and self.run.confirm.plan.cuts(self.run.survey)
+
+    def ms(self, ms: float) -> str:
+        """A latency in milliseconds, in the unit of all latencies."""
+        return time(1e6 * ms, self.original_ns)
+
+    def sections(self) -> list[Section]:
+        """All questions. The last one is left out if nothing was checked after the run."""
+        found = [self.passed(), self.cut(), self.plan(), self.sure(), self.trained()]
+        return [*found, self.later()] if self.run.history else found
+
+    # ------------------------------------------------------------------------------------------------ did it pass?
+
+    def passed(self) -> Section:
+        """Figures before and after, the device, its state, versions, and the command that makes the run again."""
+        made, run = self.run.made, self.run
+        device = made.device
+        parts: list[Part] = [table("Before and after", list(self._figures()))]
+        if device is not None:
+            known = {
+                "processor": device.cpu,
+                "machine": f"{device.machine}, {count(device.cores, 'core')}",
+                "system": device.system,
+                "runtime": f"{device.runtime} {device.runtime_version}",
+                "precision": run.compile.precision,
+                "threads": run.reads.get("[runtime] threads"),
+                "marks": ", ".join(self.marks) or "none: these are the figures of a physical device",
+            }
+            parts.append(pairs("Device", {k: v for k, v in known.items() if v is not None}))
+        if run.command:
+            parts += [
+                Line("The command that makes this run again, in the folder of the project:"),
+                Line(run.command, True),
+            ]
+        day = clock.strftime("%Y-%m-%d %H:%M UTC", clock.gmtime(made.created_s))
+        parts.append(Line(f"Verified on {day}. The artifact has the SHA-256 {self.verdict.artifact}."))
+        states = self.evidence.before, self.evidence.after
+        if names := list(dict.fromkeys(name for state in states for name in state)):
+            rows = [{"condition": n, "before": states[0].get(n), "after": states[1].get(n)} for n in names]
+            parts.append(folded(table("State of the device while it was timed", rows)))
+        parts.append(folded(pairs("Versions on the host", run.versions)))
+        settings = {
+            label: value for label, value in sorted(run.reads.items()) if label.startswith(("[", "file ", "weights "))
+        }
+        parts.append(folded(pairs("Settings, and digests of the files that were read", settings)))
+        return Section("passed", "Did it pass?", self._passed(), parts)
+
+    def _passed(self) -> str:
+        checks, after = self.verdict.checks, self.verdict.pruned
+        bad = [one for one in checks if one.outcome is not Outcome.PASS]
+        outcome = self.verdict.outcome
+        if outcome is Outcome.PASS:
+            within = (
+                "" if self.verdict.budget_ms is None else f", within the budget of {self.ms(self.verdict.budget_ms)}"
+            )
+            first = f"Yes: {count(len(checks), 'check')} pass. The median latency is {self.ms(after.p50_ms)}{within}."
+        else:
+            first = (
+                f"{'No' if outcome is Outcome.FAIL else 'Not decided'}: {len(bad)} of {count(len(checks), 'check')} "
+            )
+            first += f"{'does' if len(bad) == 1 else 'do'} not pass. " + " ".join(map(_failed, bad[:3]))
+        drop = after.metric - self.verdict.baseline.metric
+        metric = (
+            f" The {text(self.verdict.metric_name)} is {after.metric:.4f}, {drop:+.4f} from the original network's."
+        )
+        warned = f" The figures are {' and '.join(self.marks)}: they are not those of a physical device." * bool(
+            self.marks
+        )
+        return first + metric + warned
+
+    def _figures(self) -> Iterator[dict[str, str]]:
+        """The rows of the table of figures."""
+        before, after, kinds = (
+            self.verdict.baseline,
+            self.verdict.pruned,
+            (self.evidence.original, self.evidence.pruned),
+        )
+
+        def row(name: str, old: str, new: str, change: str) -> dict[str, str]:
+            return {"": name, "original, fp32": old, self.name: new, "after / before": change}
+
+        halves = [np.array([one.median_ns for one in own]) for own in kinds]
+        p50 = [times(median_interval(own), self.original_ns) for own in halves]
+        relative = median_interval(halves[1] / halves[0])
+        yield row("latency p50", p50[0], p50[1], f"{_percent(relative)}")
+        p90 = [
+            times(_p90(own, 1e6 * f.p90_ms), self.original_ns) for own, f in zip(kinds, (before, after), strict=True)
+        ]
+        yield row("latency p90", *p90, share(after.p90_ms, before.p90_ms))
+        if self.verdict.budget_ms is not None:
+            yield row("budget", "", self.ms(self.verdict.budget_ms), text(self.run.made.budget))
+        metric = f"{before.metric:.4f}", f"{after.metric:.4f}", f"{after.metric - before.metric:+.4f}"
+        yield row(text(self.verdict.metric_name), *metric)
+        memory = [median(one.peak_memory_bytes for one in own) for own in kinds]
+        yield row("peak memory", *map(bytes_text, memory), share(memory[1], memory[0]))
+        yield row(
+            "size", *map(bytes_text, (before.size_bytes, after.size_bytes)), share(after.size_bytes, before.size_bytes)
+        )
+        for name, key in (("parameters", "parameters"), ("MACs", "macs"), ("operators", "operators")):
+            old, new = getattr(before, key), getattr(after, key)
+            yield row(name, f"{old:,}", f"{new:,}", share(new, old))
+
+    # ---------------------------------------------------------------------------------------------- what was cut?
+
+    def cut(self) -> Section:
+        """The network by layer before and after, removed blocks, locked groups and why."""
+        groups, widths = self.run.survey, self.run.widths
+        parts: list[Part] = []
+        if self.model is not None:
+            parts.append(figure("The network by layer", pictures.network(groups, self.model, widths)))
+        elif self.run.scores is not None:
+            parts.append(Line(PROFILE_MISSING.format(f"profiles/{text(self.run.made.target)}/")))
+        inner = groups.block_of
+        rows = [
+            {
+                "group": one.name,
+                "before": one.width,
+                "after": widths[one.name],
+                "note": f"removed with {inner[one.name].name}" if not widths[one.name] else "",
+            }
+            for one in groups.free
+        ]
+        parts.append(table("Channel groups", rows))
+        if locked := [
+            {"locked group": one.name, "units": one.width, "why": one.locked} for one in groups.groups if one.locked
+        ]:
+            parts.append(table("Locked groups", locked))
+        return Section("cut", "What was cut?", self._cut(), [one for one in parts if not _is_empty(one)])
+
+    def _cut(self) -> str:
+        groups, widths = self.run.survey, self.run.widths
+        locked = [one for one in groups.groups if one.locked]
+        held = f" {count(len(locked), 'group is', 'groups are')} locked, and the table says why." * bool(locked)
+        if self.run.confirm is None:
+            return NOT_PRUNED
+        if not self.is_cut:
+            return WHOLE + held
+        total, kept = (sum(of[one.name] for one in groups.free) for of in (groups.full(), widths))
+        narrower = sum(a.channels(widths) != a.channels(groups.full()) for a in groups.layers)
+        blocks = [text(block.name) for block in groups.removed(widths)]
+        removed = f" {count(len(blocks), 'block is', 'blocks are')} removed: {', '.join(blocks)}." if blocks else ""
+        removed = removed or (" No block is removed." if groups.blocks else "")
+        return (
+            f"{kept:,} of {total:,} channels remain in {count(len(groups.free), 'group')}, so {narrower} of"
+            f" {count(len(groups.layers), 'layer')} are smaller.{removed}{held}"
+        )
+
+    # ----------------------------------------------------------------------------------------------- why this plan?
+
+    def plan(self) -> Section:
+        """Latency by width, predicted against confirmed, the front, and the proof in a sentence."""
+        run = self.run
+        if run.confirm is None:
+            return Section("plan", "Why this plan?", NOT_PRUNED)
+        parts: list[Part] = []
+        if run.profile is not None and self.model is not None:
+            by_width = pictures.latency_by_width(run.survey, run.profile, self.model, run.widths)
+            parts.append(figure("Latency against width", by_width))
+            error = f"{self.model.median_error:.1%}, and 90% of them are within {self.model.error:.1%}"
+            parts.append(
+                Line(
+                    f"The latency model is fitted to {count(len(run.profile.variants), 'experiment')}."
+                    f" Its median error on widths that it has not seen is {error}."
+                )
+            )
+        if run.confirm.measured:
+            parts.append(figure("Predicted and measured plans", pictures.confirmed(run.confirm)))
+        if self.is_cut and self.model is not None and run.scores is not None and run.profile is not None:
+            parts.append(figure("The front", self._front(run.scores, run.profile, self.model, run.confirm.plan)))
+        return Section("plan", "Why this plan?", self._plan(), parts)
+
+    def _front(self, scores: Scores, profile: Profile, model: LatencyModel, plan: Plan) -> Picture:
+        """The best plans at other latencies, with the plan of this run on the front and the budget as a line."""
+        found = front.plans(self.run.survey, model, scores, profile, POINTS)
+        own = Point(plan.predicted.mid, plan.loss)
+        at = front.knee(found)
+        others = [Point(1e6 * one.latency_ms.mid, one.loss) for one in found]
+        return pictures.front([*others, own], plan.budget_ns, own, None if at is None else others[at])
+
+    def _plan(self) -> str:
+        confirmed = self.run.confirm
+        if confirmed is None or not self.is_cut:
+            return WHOLE
+        plan, own = confirmed.plan, confirmed.measurement
+        proof = (
+            f"It has the least expected loss of all plans within its latency: {plan.loss:.4g}, and the solver proves that no"
+            f" plan is below {plan.bound:.4g} (gap {plan.gap:.1e})."
+        )
+        if own is None:
+            return proof
+        off = abs(own.measured.mid / own.predicted_ns - 1)
+        return (
+            f"{proof} It was predicted to take {time(own.predicted_ns, self.original_ns)} and confirmed at"
+            f" {times(own.measured, self.original_ns)} on the device, {off:.1%} off, in"
+            f" {count(confirmed.rounds, 'round')}. It uses {own.share:.1%} of the budget."
+        )
+
+    # ------------------------------------------------------------------------------------------------- how sure is it?
+
+    def sure(self) -> Section:
+        """Each check with its figure, limit and interval; raw times by process, drift, discarded processes."""
+        found, checks = self.evidence, self.verdict.checks
+        rows = [dict(zip(("outcome", "check", "value", "limit", "note"), _cells(one), strict=True)) for one in checks]
+        parts: list[Part] = [
+            table("Checks", rows),
+            figure("Raw times by process", pictures.processes(found, self.budget_ns)),
+            figure("Drift of the machine", pictures.drift(self.run.profile, found)),
+        ]
+        if found.discarded:
+            lost = [
+                {"reason": one.reason, "what competed": one.facts, "median": time(one.median_ns, self.original_ns)}
+                for one in found.discarded
+            ]
+            parts.append(table("Discarded processes", lost))
+        return Section("sure", "How sure is it?", self._sure(), parts)
+
+    def _sure(self) -> str:
+        found, open_ = self.evidence, [one for one in self.verdict.checks if one.outcome is Outcome.INCONCLUSIVE]
+        ratio = median_interval(
+            np.array([new.median_ns / old.median_ns for new, old in zip(found.pruned, found.original, strict=True)])
+        )
+        lost = count(len(found.discarded), "disturbed process was", "disturbed processes were")
+        decided = f"{count(len(open_), 'check is', 'checks are')} inconclusive" if open_ else "Every check is decided"
+        return (
+            f"{decided}. The {self.name} network takes {100 * ratio.low:.1f} to {100 * ratio.high:.1f}% of the original"
+            f" network's latency (95% confidence), by {count(len(found.pruned), 'process', 'processes')} of each,"
+            f" interleaved. {lost} discarded."
+        )
+
+    # ------------------------------------------------------------------------- training, and differences of outputs
+
+    def trained(self) -> Section:
+        """Training curves, and how far the artifact's outputs are from torch's."""
+        tuned, parts = self.run.finetune, list[Part]()
+        if tuned is not None and tuned.history:
+            parts.append(figure("Training", pictures.training(tuned, text(self.verdict.metric_name))))
+        titles = [one.output for one in self.evidence.differences]
+        for one, name in zip(self.evidence.differences, titles, strict=True):
+            title = f"Differences of output {text(name)}" if len(titles) > 1 else "Differences of the output"
+            parts.append(figure(title, pictures.differences(one)))
+        question = "How was it trained, and does it compute the same?"
+        return Section("trained", question, self._trained(), parts)
+
+    def _trained(self) -> str:
+        tuned, found = self.run.finetune, self.evidence.differences
+        training = "Nothing was trained."
+        if tuned is not None and tuned.reason:
+            training = f"Nothing was trained: {text(tuned.reason)}."
+        if tuned is not None and tuned.history:
+            epochs = sum(one.loss is not None for one in tuned.history)
+            first, best = tuned.history[0], tuned.best
+            training = (
+                f"Fine-tuning took {count(epochs, 'epoch')}, and epoch {best.epoch} was kept: the validation"
+                f" {text(self.verdict.metric_name)} was {first.metric:.4f} before, and is {best.metric:.4f}."
+            )
+        if not found:
+            return training
+        worst = max(found, key=lambda one: one.largest / one.tolerance if one.tolerance else 0.0)
+        same = (
+            f" The artifact's outputs differ from torch's by at most {worst.largest:.3g} (limit {worst.tolerance:.3g}),"
+            f" on {count(worst.samples, 'sample')}; the worst is sample {worst.worst}."
+        )
+        return training + same
+
+    # ------------------------------------------------------------------------------------------------ what came later?
+
+    def later(self) -> Section:
+        """The checks after the run, and where the latency changed its level."""
+        checks, made = self.run.history, self.run.made
+        found = history.history(made.project, made.target, self.verdict.emulated, checks, "p50_ns")
+        last = checks[-1]
+        day = clock.strftime("%Y-%m-%d", clock.gmtime(last.created_s))
+        levels = count(len(found.changes), "change of level", "changes of level")
+        own = "this artifact" if last.artifact == self.verdict.artifact else "another artifact"
+        answer = (
+            f"{count(len(checks), 'check')} of this project on this target {'is' if len(checks) == 1 else 'are'} on record,"
+            f" with {levels} of the latency. The last one, on {day}, was of {own}, and {WORDS[last.outcome]}."
+        )
+        return Section("later", "What did later checks find?", answer, [figure("History", pictures.history(found))])
+
+
+def _p90(own: tuple[TimedProcess, ...], mid: float) -> Interval:
+    """The interval of a p90, in nanoseconds. `mid` is the verdict's: of all times, where the evidence has a part of them."""
+    found = median_interval(np.array([np.quantile(one.times_ns, 0.9) for one in own]))
+    return Interval(min(found.low, mid), mid, max(found.high, mid))
+
+
+def _percent(ratio: Interval) -> str:
+    return f"{100 * ratio.mid:.1f}% ({100 * ratio.low:.1f} to {100 * ratio.high:.1f})"
+
+
+def _cells(check: Check) -> tuple[str, str, str, str, str]:
+    return (check.outcome.value, check.name, *limit_texts(check), check.note)
+
+
+def _failed(check: Check) -> str:
+    value, limit = limit_texts(check)
+    return f"{text(check.name)} {WORDS[check.outcome]}: {value}, limit {limit}."
+
+
+def _is_empty(part: Part) -> bool:
+    return part.kind == "table" and not part.rows  # type: ignore[union-attr]
