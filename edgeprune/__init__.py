@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         bench,
         check,
         compile,  # noqa: A004
-        deploy,
         finetune,
         finish,
         groups,
@@ -28,24 +27,27 @@ if TYPE_CHECKING:
         plan,
         profile,
         prune,
-        releases,
-        rollback,
         run,
         setup,
         verify,
     )
+    from edgeprune.fleets import bundle, deploy, releases, rollback, withdraw
     from edgeprune.project import Project
+    from edgeprune.series import compare, front, sweep
 
     __version__: str
 
 __all__ = [
     "Project",
     "bench",
+    "bundle",
     "check",
+    "compare",
     "compile",
     "deploy",
     "finetune",
     "finish",
+    "front",
     "groups",
     "history",
     "load",
@@ -56,8 +58,15 @@ __all__ = [
     "rollback",
     "run",
     "setup",
+    "sweep",
     "verify",
+    "withdraw",
 ]
+MODULES = {  # of the names that are not in `edgeprune.api`
+    "Project": "edgeprune.project",
+    **dict.fromkeys(("compare", "front", "sweep"), "edgeprune.series"),
+    **dict.fromkeys(("bundle", "deploy", "releases", "rollback", "withdraw"), "edgeprune.fleets"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -65,7 +74,7 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("edgeprune")
     if name not in __all__:
         raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
-    return getattr(import_module("edgeprune.project" if name == "Project" else "edgeprune.api"), name)
+    return getattr(import_module(MODULES.get(name, "edgeprune.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from edgeprune import api
+from edgeprune import api, fleets, series
 from edgeprune.errors import UsageError
 from edgeprune.frontends import objects
 from edgeprune.networks import Compressed
@@ -93,21 +93,25 @@ class Project:
         Raises:
             UsageError: neither the project nor the call gives a budget.
         """
-        if options.get("budget") is None and self.record.budget.latency is None:
+        if options.get("budget") is None and not self.record.budget.prunes:
             raise UsageError('compress needs a budget: compress(budget="12 ms"); to keep all channels: verify()')
         return api.run(self, target, **options)
 
     profile = api.profile
     plan = api.plan
+    front = series.front
+    sweep = series.sweep
     prune = api.prune
     finish = api.finish
     compile = api.compile
     verify = api.verify
     check = api.check
-    deploy = api.deploy
+    deploy = fleets.deploy
+    bundle = fleets.bundle
     groups = api.groups
     history = api.history
-    rollback = api.rollback
+    rollback = fleets.rollback
+    withdraw = fleets.withdraw
 
     def __repr__(self) -> str:
         return f"Project({self.record.name!r}, runs in {str(self.record.folder)!r})"

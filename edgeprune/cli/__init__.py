@@ -234,6 +234,10 @@ def _bench(options: OfBench) -> None:
     bench(options)
 
 
+sweep.register(app)
+fleet.register(app)
+
+
 @command(app, "groups", OfProject)
 def _groups(options: OfProject) -> None:
     """List the channel groups. It shows their layers, and why some are locked. It contacts no device."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgeprune.cli.options import OfDevice
+from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
 
 def _document(value: object) -> str:
     """An answer as JSON. A report also has a schema and a status, like a result."""
-    from edgeprune.records import Cut, Report
+    from edgeprune.records import Cut, Fleet, FleetFacts, Report
     from edgeprune.stages.result import SCHEMA
     from edgeprune.storage import codec
 
@@ -75,6 +76,9 @@ def _document(value: object) -> str:
         return codec.dumps(value.to_dict())
     if isinstance(value, Report):
         return codec.dumps({"schema": SCHEMA, "status": value.outcome, **asdict(value)})
+    if isinstance(value, Fleet | FleetFacts):
+        status = "error" if value.exit_code else "pass"
+        return codec.dumps({"schema": SCHEMA, "status": status, "exit_code": value.exit_code, **asdict(value)})
     return codec.dumps(value)
 
 
@@ -100,3 +104,22 @@ def one_line(text: str) -> str:
     """The text as one line of bounded length, without control characters. It may quote a device or a file."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text) <= LIMITS.message_chars else text[: LIMITS.message_chars] + "…"
+
+
+def require_places(exports: Iterable[Path]) -> None:
+    """Raises `UsageError` for a path that cannot be written, before anything is measured."""
+    for path in exports:
+        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+            raise UsageError(
+                f"--export {str(path)!r}: cannot be written; give the path of a file in a folder that you can write to"
+            )
+
+
+def write_export(path: Path, text: str) -> None:
+    """Write a file that the user asked for. Raises `UsageError` if it cannot be written."""
+    from edgeprune.storage.store import write_atomic
+
+    try:
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise UsageError(f"--export {str(path)!r}: cannot be written: {error.strerror}; give another path") from error

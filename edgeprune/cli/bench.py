@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable
 from contextlib import nullcontext
-from pathlib import Path
 
 import typer
 
-from edgeprune.cli.answers import LINE_WIDTH, only_answer_on_stdout, put, screen
+from edgeprune.cli.answers import LINE_WIDTH, only_answer_on_stdout, put, require_places, screen, write_export
 from edgeprune.cli.options import OfBench
-from edgeprune.errors import InconclusiveError, UsageError
+from edgeprune.errors import InconclusiveError
 from edgeprune.limits import LIMITS
 
 
@@ -37,7 +34,7 @@ def bench(options: OfBench) -> None:
     if options.dry_run:
         print("\n".join(stage.forecast(asked, subjects)))
         return
-    _require_places(exports)
+    require_places(exports)
     from edgeprune.pipeline.request import Quiet
     from edgeprune.reports.progress import Watcher
 
@@ -50,24 +47,6 @@ def bench(options: OfBench) -> None:
             found, samples = stage.measure(asked, subjects, patience, watch, wait_s)
     put(found, options.as_json, reports.show)
     for path, write in exports.items():
-        _write(path, write(found, samples))
+        write_export(path, write(found, samples))
     if found.status == "inconclusive":
         raise typer.Exit(InconclusiveError.exit_code)
-
-
-def _require_places(exports: Iterable[Path]) -> None:
-    """Raises `UsageError` for a path that cannot be written, before anything is measured."""
-    for path in exports:
-        if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-            raise UsageError(
-                f"--export {str(path)!r}: cannot be written; give the path of a file in a folder that you can write to"
-            )
-
-
-def _write(path: Path, text: str) -> None:
-    from edgeprune.storage.store import write_atomic
-
-    try:
-        write_atomic(path, text.encode())
-    except OSError as error:
-        raise UsageError(f"--export {str(path)!r}: cannot be written: {error.strerror}; give another path") from error

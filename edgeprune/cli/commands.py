@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
@@ -23,9 +23,15 @@ Given = TypeVar("Given", bound=Options)
 
 
 class _Command(TyperCommand):
-    """A command that refuses an option that is given twice. The parser would use the last one without a word."""
+    """A command that refuses an option that is given twice. The parser would use the last one without a word.
+
+    An option that may be repeated also takes several values, `--budget 80% 50%`, if the command has no other words.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if all(isinstance(parameter, TyperOption) for parameter in self.params):
+            repeated = {name for one in self.params if getattr(one, "multiple", False) for name in one.opts}
+            args = repeat(args, repeated)
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         with _reported("--json" in args):
             for parameter, times in Counter(order).items():
@@ -36,6 +42,21 @@ class _Command(TyperCommand):
                         f" give one, or run {self.name} once for each"
                     )
         return super().parse_args(ctx, args)
+
+
+def repeat(args: Sequence[str], repeated: Collection[str]) -> list[str]:
+    """Arguments with `--name A B` written as `--name A --name B`, for the options in `repeated`."""
+    found: list[str] = []
+    name, given = "", False
+    for word in args:
+        if word.startswith("-"):
+            name, given = word.partition("=")[0], "=" in word
+        elif name in repeated and given:
+            found.append(name)
+        else:
+            given = True
+        found.append(word)
+    return found
 
 
 def command(

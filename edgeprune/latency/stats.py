@@ -115,6 +115,24 @@ def ratios(first: Samples, second: Samples, q: float = 0.5) -> np.ndarray:
     return result
 
 
+def ratio_of_medians(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The ratio of two medians of numbers that do not pair up, one of each process, with its confidence interval.
+
+    It is a bootstrap: processes are drawn from each independently. See `latency`.
+
+    Args:
+        first: (processes,)
+        second: (processes,)
+        confidence: The level of the interval.
+    """
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("a figure must be a finite number")
+    mid, tail = float(np.median(first) / np.median(second)), (1 - confidence) / 2
+    medians = [np.median(v[_drawn(len(v), seed)], axis=1) for seed, v in enumerate((first, second))]
+    low, high = np.quantile(medians[0] / medians[1], [tail, 1 - tail])
+    return Interval(min(float(low), mid), mid, max(float(high), mid))
+
+
 def decide(interval: Interval, limit: float) -> Outcome:
     """Pass if the entire interval is at most the limit, fail if all of it is above, otherwise inconclusive."""
     if math.isnan(limit):
@@ -146,6 +164,6 @@ def median_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(min(float(low), mid), mid, max(float(high), mid))
 
 
-def _drawn(count: int) -> np.ndarray:
+def _drawn(count: int, seed: int = 0) -> np.ndarray:
     """Indices of processes drawn with replacement, (RESAMPLES, count). The seed is fixed, so results are reproducible."""
-    return np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))

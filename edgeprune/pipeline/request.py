@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
@@ -11,7 +11,7 @@ from edgeprune.devices.patience import parse
 from edgeprune.errors import UsageError
 from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
-from edgeprune.records import Project, Target
+from edgeprune.records import Project, Target, TargetPrecision
 
 SHARED = "shared"  # the run folder of stages that do not depend on the target
 
@@ -64,6 +64,7 @@ class Options(TypedDict, total=False):
         wait: wait for a device that somebody else holds.
         patience: how long to repeat measurements that other programs disturb: "90s", "15m" or "2h".
         weights: the file of weights of the pruned network that the user trained. They replace fine-tuning.
+        precision: replaces the target file's: "fp32", "fp16", "int8" or "auto".
     """
 
     budget: str | None
@@ -72,6 +73,7 @@ class Options(TypedDict, total=False):
     wait: bool
     patience: str | None
     weights: Path | str | None
+    precision: TargetPrecision | None
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,15 @@ def request(project: Given, target: str = "local", **options: Unpack[Options]) -
     to = toml.read_target(toml.find_target(target, known.folder))
     if to.name == SHARED:
         raise UsageError(f'{to.path}: "{SHARED}" names the run folder that all targets share; rename the target file')
+    asked = options.get("precision")
     try:
-        runtimes.host(to.runtime).candidates(to.precision)
+        runtimes.host(to.runtime).candidates(asked or to.precision)
     except UsageError as error:
-        raise UsageError(f"{to.path}: [runtime] precision = {to.precision!r}: {error}") from error
+        where = f"{to.path}: [runtime] precision = {to.precision!r}" if asked is None else f"precision = {asked!r}"
+        raise UsageError(f"{where}: {error}") from error
+    to = to if asked is None else replace(to, precision=asked)
     patience, weights = options.get("patience"), options.get("weights")
-    if weights is not None and known.budget.latency is None:
+    if weights is not None and not known.budget.prunes:
         raise UsageError(
             f"{known.where('budget', 'latency')} is missing, so nothing is pruned, and --weights is for the pruned network;"
             f" give the weights as {known.where('model', 'weights')}"

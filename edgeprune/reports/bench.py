@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from edgeprune.devices.validate import printable
 from edgeprune.errors import UsageError
 from edgeprune.records import Benchmark, FileComparison, FileFigures, Interval, OperatorChange, Samples
+from edgeprune.reports import tables as tables_of
+from edgeprune.reports.tables import Rows
 from edgeprune.stages.bench import LEAST_ROUNDS
 from edgeprune.storage import codec
 
@@ -23,7 +20,6 @@ COLUMNS = 4  # files beside each other in one table
 SHOWN_OPERATORS = 30  # of a table
 SHOWN_CHANGES = 10
 NAME_CHARS = 60
-Rows = list[list[str]]  # of a table; the first one is its head
 
 
 def show(found: Benchmark, console: Console) -> None:
@@ -35,12 +31,7 @@ def show(found: Benchmark, console: Console) -> None:
     for title, rows in tables(found):
         for line in title:
             put(line)
-        shown = Table(box=box.SIMPLE_HEAD)
-        for i, heading in enumerate(rows[0]):
-            shown.add_column(escape(printable(heading)), justify="right" if i else "left", overflow="fold")
-        for row in rows[1:]:
-            shown.add_row(*(escape(printable(cell)) for cell in row))
-        console.print(shown)
+        console.print(tables_of.table(rows))
     for line in notes(found):
         put(line)
 
@@ -232,7 +223,7 @@ def figures_csv(found: Benchmark, samples: Sequence[Samples]) -> str:
         line += [repr(row.throughput_per_s.mid), "" if row.load_ms is None else repr(row.load_ms.mid)]
         line += map(str, (row.peak_memory_bytes, row.size_bytes, row.processes, row.timings))
         lines.append(line)
-    return _csv(lines)
+    return tables_of.csv_text(lines)
 
 
 def layers_csv(found: Benchmark, samples: Sequence[Samples]) -> str:
@@ -240,43 +231,15 @@ def layers_csv(found: Benchmark, samples: Sequence[Samples]) -> str:
     lines = [["label", "target", "operator", "kind", "us", "share"]]
     for row in found.files:
         lines += [[row.label, row.target, one.name, one.kind, repr(one.us), repr(one.share)] for one in row.operators]
-    return _csv(lines)
-
-
-def _csv(lines: Rows) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in line] for line in lines)
-    return text.getvalue()
-
-
-def _cell(text: str) -> str:
-    """A name from a file must be no formula of a spreadsheet."""
-    safe = printable(text)
-    return f"'{safe}" if safe[:1] in ("=", "+", "-", "@") else safe
+    return tables_of.csv_text(lines)
 
 
 def markdown(found: Benchmark, samples: Sequence[Samples]) -> str:
     """The tables that are printed."""
-    parts = []
-    for title, rows in tables(found):
-        lines = [
-            f"**{'; '.join(map(_markdown, title))}**",
-            "",
-            _line(rows[0]),
-            _line(["---", *["---:"] * (len(rows[0]) - 1)], str),
-        ]
-        parts.append("\n".join([*lines, *map(_line, rows[1:])]))
-    return "\n\n".join([*parts, "\n".join(f"- {_markdown(line)}" for line in notes(found))]).strip() + "\n"
-
-
-def _line(cells: Sequence[str], text: Callable[[str], str] | None = None) -> str:
-    return f"| {' | '.join(map(text or _markdown, cells))} |"
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown shows unchanged."""
-    escaped = "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in printable(text))
-    return escaped.replace("&", "&amp;")
+    parts = [
+        f"**{'; '.join(map(tables_of.escaped, title))}**\n\n{tables_of.markdown(rows)}" for title, rows in tables(found)
+    ]
+    return "\n\n".join([*parts, "\n".join(f"- {tables_of.escaped(line)}" for line in notes(found))]).strip() + "\n"
 
 
 WITH_LAYERS = "trace.json", "layers.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from edgeprune.errors import DeviceError
 from edgeprune.latency import stats
@@ -37,19 +38,37 @@ def fastest(
     Raises:
         DeviceError: the device can run no candidate. If it cannot run one of several, that one is left out with a warning.
     """
-    runnable = {"fp32": reference, **_runnable(timer, candidates)}
-    taken = timer.compare([artifact.files[0] for artifact in runnable.values()], POLICY.verify.processes)
-    times = dict(zip(runnable, taken, strict=True))
-    slowest_ns = max(stats.latency(samples).mid for samples in taken)
-    calls = accuracy.affordable(timer.device, reference, evaluation.read(), slowest_ns, LIMITS.metric_s)
-    metrics = {
-        name: accuracy.metric_of(timer.device, artifact, evaluation, calls) for name, artifact in runnable.items()
-    }
-    measured = tuple(Candidate(name, stats.latency(times[name]), metrics[name]) for name in runnable)
-    found = {name: times[name] for name in candidates if name in runnable}
+    measured = measure(timer, evaluation, reference, candidates)
+    samples = {name: one.samples for name, one in measured.items()}
+    metrics = {name: one.metric for name, one in measured.items()}
+    found = {name: samples[name] for name in candidates if name in samples}
     if not found:
         raise DeviceError(f"the device can run none of {', '.join(candidates)}")
-    return Choice(best(found, metrics, metrics["fp32"] - max_metric_drop), measured)
+    shown = tuple(Candidate(name, stats.latency(samples[name]), metrics[name]) for name in measured)
+    return Choice(best(found, metrics, metrics["fp32"] - max_metric_drop), shown)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The original network in one precision. Process i of its samples is process i of all precisions."""
+
+    artifact: Artifact
+    samples: Samples
+    metric: float
+
+
+def measure(
+    timer: Timer, evaluation: Evaluation, reference: Artifact, candidates: Mapping[Precision, Artifact]
+) -> dict[Precision, Measured]:
+    """The reference and all candidates that the device can run, interleaved in the same processes; see `fastest`."""
+    runnable = {"fp32": reference, **_runnable(timer, candidates)}
+    taken = timer.compare([artifact.files[0] for artifact in runnable.values()], POLICY.verify.processes)
+    slowest_ns = max(stats.latency(samples).mid for samples in taken)
+    calls = accuracy.affordable(timer.device, reference, evaluation.read(), slowest_ns, LIMITS.metric_s)
+    return {
+        name: Measured(artifact, samples, accuracy.metric_of(timer.device, artifact, evaluation, calls))
+        for (name, artifact), samples in zip(runnable.items(), taken, strict=True)
+    }
 
 
 def _runnable(timer: Timer, candidates: Mapping[Precision, Artifact]) -> dict[Precision, Artifact]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from edgeprune.errors import UsageError
 from edgeprune.pipeline.stage import Output, Stage
@@ -45,21 +47,37 @@ def run(reads: Reads, output: Output) -> Choice:
 
     timer = Timer(reads.device, reads.network.files(output.scratch))
     evaluation = Evaluation(reads.valid, reads.metric, reads.network.inputs, reads.finetune_seed)
-    return choice.fastest(timer, evaluation, reads.original, _candidates(reads, output), reads.budget_max_metric_drop)
+    made = candidates(reads, reads.allowed, output.scratch / "candidates")
+    return choice.fastest(timer, evaluation, reads.original, made, reads.budget_max_metric_drop)
 
 
-def _candidates(reads: Reads, output: Output) -> dict[Precision, Artifact]:
+class Whole(Protocol):
+    """The original network, and what compiles it."""
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def groups(self) -> Groups: ...
+    @property
+    def original(self) -> Artifact: ...
+    @property
+    def runtime(self) -> Runtime: ...
+    @property
+    def calibration(self) -> Calibration: ...
+
+
+def candidates(reads: Whole, allowed: Sequence[Precision], scratch: Path) -> dict[Precision, Artifact]:
     """The original network in each precision. If one of several cannot be compiled, it is left out with a warning."""
     from edgeprune.stages.compile import Compiler
 
     made: dict[Precision, Artifact] = {}
     refused: UsageError | None = None
-    for name in reads.allowed:
+    for name in allowed:
         if name == reads.original.precision:
             made[name] = reads.original
             continue
-        folder = output.scratch / f"candidate-{name}"
-        folder.mkdir()
+        folder = scratch / name
+        folder.mkdir(parents=True)
         try:
             samples = reads.calibration.samples if name.startswith("int8") else []
             compiler, network = Compiler(reads.runtime, name, samples), reads.network

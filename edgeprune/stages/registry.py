@@ -15,6 +15,7 @@ from edgeprune.stages import (
     scores,
     survey,
     trial,
+    unpruned,
     verify,
 )
 from edgeprune.stages.inputs import INPUTS
@@ -25,6 +26,7 @@ STAGES = (
     survey.TRACE,
     compiling.ORIGINAL,
     precision.STAGE,
+    unpruned.STAGE,
     reference.STAGE,
     profile.STAGE,
     scores.STAGE,

@@ -15,11 +15,14 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = {
     "Project",
     "bench",
+    "bundle",
     "check",
+    "compare",
     "compile",
     "deploy",
     "finetune",
     "finish",
+    "front",
     "groups",
     "history",
     "load",
@@ -30,7 +33,9 @@ PUBLIC = {
     "rollback",
     "run",
     "setup",
+    "sweep",
     "verify",
+    "withdraw",
 }
 
 

@@ -1,0 +1,261 @@
+"""Several plans or runs at once: fronts, sweeps and comparisons. The functions are public, as those of `edgeprune.api`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
+
+from edgeprune import api
+from edgeprune.errors import EdgepruneError
+from edgeprune.pipeline.request import Given, Quiet, Watch, read_project, request
+from edgeprune.records import Comparison, Front, Sweep, SweepCell, TargetPrecision, UnprunedNetworks
+
+if TYPE_CHECKING:
+    from edgeprune.pipeline.run import Run
+    from edgeprune.reports.pictures import Picture
+    from edgeprune.stages.sweep import Cell
+
+ORIGINAL = "100%"  # a budget for stages that only ask whether there is one
+
+
+class Board(Protocol):
+    """Follows a sweep: it is called as the cells proceed."""
+
+    def begin(self, cells: Sequence[Cell]) -> None:
+        """The sweep begins."""
+
+    def enter(self, name: str) -> Watch:
+        """A cell begins, or what cells share. The result is called with its progress; see `Watch`."""
+
+    def end(self, cell: Cell, ended: SweepCell) -> None:
+        """The cell ended."""
+
+
+class Silent:
+    """A board that does nothing."""
+
+    def begin(self, cells: Sequence[Cell]) -> None: ...
+
+    def enter(self, name: str) -> Watch:
+        return Quiet()
+
+    def end(self, cell: Cell, ended: SweepCell) -> None: ...
+
+
+@dataclass(frozen=True, repr=False)
+class PlannedFront(Front):
+    """A front that draws itself."""
+
+    def plot(self) -> Picture:
+        """A picture of the expected loss against the predicted latency. It needs the extra `report`."""
+        from edgeprune.reports import pictures
+
+        return pictures.front(self.points, knee=None if self.knee is None else self.points[self.knee])
+
+
+@dataclass(frozen=True, repr=False)
+class MeasuredSweep(Sweep):
+    """A sweep that draws itself."""
+
+    def plot(self) -> Picture:
+        """A picture of the metric against the measured latency: a line for each target. It needs the extra `report`.
+
+        Raises:
+            UsageError: no cell was measured.
+        """
+        from edgeprune.reports.sweep import picture
+
+        return picture(self)
+
+    def report(self, path: Path | str) -> Path:
+        """Write the report of all runs with a verdict: one HTML file. It needs the extra `report`. Returns its path."""
+        from edgeprune.reports import report
+        from edgeprune.stages import finished
+
+        return report.write([finished.read(cell.verdict) for cell in self.cells if cell.verdict], Path(path))
+
+
+def front(project: Given, target: str = "local", points: int = 20, **options: Unpack[api.Options]) -> PlannedFront:
+    """Predict the loss over the whole range of latency, before anything is trained, to choose a budget by.
+
+    Stages that are missing run first: the survey, the scores and the profile. The device is used only for the profile.
+
+    Args:
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
+        target: a target's name, or the path of its file.
+        points: how many exact plans, evenly spaced from the least latency that any plan reaches to the original network's.
+        **options: see `edgeprune.api.Options`.
+
+    Returns:
+        The plans, the fastest one first, and the knee. `plot()` draws them.
+
+    Example:
+        >>> front = edgeprune.front("examples/digits")
+        >>> front.points[front.knee].share
+        0.069
+    """
+    from edgeprune.stages import front as stage
+
+    if options.get("budget") is None and read_project(project).budget.latency is None:
+        options["budget"] = ORIGINAL
+    with api.opened(project, target, **options) as run:
+        return PlannedFront(**vars(stage.front(run, points)))
+
+
+class SweepOptions(TypedDict, total=False):
+    """Options of all runs of a sweep.
+
+    Attributes:
+        wait: wait for a device that somebody else holds.
+        patience: how long each run repeats measurements that other programs disturb: "90s", "15m" or "2h".
+    """
+
+    wait: bool
+    patience: str | None
+
+
+def sweep(
+    project: Given,
+    budgets: Sequence[str],
+    targets: str | Sequence[str] = "local",
+    precisions: Sequence[TargetPrecision] = (),
+    board: Board | None = None,
+    **options: Unpack[SweepOptions],
+) -> MeasuredSweep:
+    """Run a project over targets, precisions and budgets. The survey and the scores run once, a profile once for a target.
+
+    A run that fails does not stop the others. The same call again reuses what is finished.
+
+    Args:
+        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
+        budgets: such as "50%" or "12 ms".
+        targets: names, or paths of target files.
+        precisions: "fp32", "fp16", "int8" or "auto"; by default each target file's.
+        board: follows the sweep; see `Board`.
+        **options: see `SweepOptions`.
+
+    Returns:
+        The runs, and for each target its measured networks beside the unpruned one in every precision. `plot()` draws them.
+
+    Raises:
+        UsageError: a file, the model or the data is wrong, so that every run would fail.
+
+    Example:
+        >>> found = edgeprune.sweep("examples/digits", ["80%", "50%"], ["local", "local-openvino"])
+        >>> found.fronts["local"][0].metric
+    """
+    from edgeprune.stages import sweep as stage
+
+    names = [targets] if isinstance(targets, str) else list(targets)
+    cells = stage.cells(budgets, names, precisions)
+    sweeper = _Sweeper(project, board or Silent(), options, {cell: _name(project, cell) for cell in cells})
+    sweeper.share(cells[0])
+    for _, own in groupby(cells, key=lambda cell: cell.target):
+        first, *rest = own
+        sweeper.measure_unpruned(first)
+        for cell in (first, *rest):
+            sweeper.run(cell)
+    name = request(project, cells[0].target).project.name
+    return MeasuredSweep(**vars(stage.summed(name, sweeper.found, sweeper.unpruned, sweeper.notes)))
+
+
+def _name(project: Given, cell: Cell) -> str:
+    """The name of a cell's target. A wrong file or name is found here, before anything runs."""
+    return request(project, cell.target, budget=cell.budget, precision=cell.precision).target.name
+
+
+def forecast(project: Given, cells: Sequence[Cell]) -> list[str]:
+    """What a sweep would send to each device and run there at most. It contacts no device."""
+    from edgeprune.stages import forecast as stage
+
+    lines = [f"{len(cells)} runs"]
+    for target, own in groupby(cells, key=lambda cell: cell.target):
+        first, *rest = own
+        asked = request(project, target, budget=first.budget, precision=first.precision)
+        budgets = ", ".join(" ".join(filter(None, (cell.precision, cell.budget))) for cell in (first, *rest))
+        lines.append(f"{asked.target.name}: {budgets}, and the unpruned network in every precision")
+        lines += [f"  {line}" for line in stage.forecast(asked.project, asked.target, True, 1 + len(rest))]
+    return lines
+
+
+class _Sweeper:
+    """Runs cells one after the other, and collects what they give."""
+
+    def __init__(self, project: Given, board: Board, options: SweepOptions, names: Mapping[Cell, str]) -> None:
+        self._project, self._board, self._options, self._names = project, board, options, names
+        self.found: list[SweepCell] = []
+        self.unpruned: dict[str, UnprunedNetworks] = {}
+        self.notes: list[str] = []
+        board.begin(list(names))
+
+    def _opened(self, cell: Cell, name: str) -> AbstractContextManager[Run]:
+        watch = self._board.enter(name)
+        return api.opened(
+            self._project,
+            cell.target,
+            False,
+            budget=cell.budget,
+            precision=cell.precision,
+            watch=watch,
+            **self._options,
+        )
+
+    def share(self, cell: Cell) -> None:
+        """Run the stages that no target matters to. If one fails, every cell would."""
+        from edgeprune.stages import survey, trial
+
+        with self._opened(cell, "all runs") as run:
+            run.record(trial.STAGE)
+            run.record(survey.STAGE)
+
+    def measure_unpruned(self, cell: Cell) -> None:
+        """Measure the original network in every precision on the target of a cell. An error is a note."""
+        from edgeprune.stages import unpruned
+
+        name = self._names[cell]
+        try:
+            with self._opened(cell, f"{name} unpruned") as run:
+                self.unpruned[name] = run.record(unpruned.STAGE)
+        except EdgepruneError as error:
+            self.notes.append(f"{name}: the unpruned network was not measured in every precision: {error}")
+
+    def run(self, cell: Cell) -> None:
+        """Run a cell. An error of edgeprune ends only this cell."""
+        from edgeprune.stages import sweep as stage
+
+        try:
+            with self._opened(cell, cell.name) as run:
+                ended = stage.finished(cell, run)
+        except EdgepruneError as error:
+            ended = stage.failed(cell, self._names[cell], error)
+        self.found.append(ended)
+        self._board.end(cell, ended)
+
+
+def compare(runs: Sequence[Path | str]) -> Comparison:
+    """Compare finished runs with the first one. It needs no project and no torch.
+
+    Args:
+        runs: run folders, such as "runs/local", whose last verdict counts, or folders of verdicts in them; or one folder that
+            holds run folders.
+
+    Returns:
+        The figures of each run, with ratios and their intervals. `why_no_ratio` says where latencies cannot be compared.
+
+    Raises:
+        UsageError: a run cannot be read, or there are fewer than two.
+
+    Example:
+        >>> edgeprune.compare(["runs/local", "runs/local-openvino"]).runs[1].latency_ratio
+        Interval(low=0.81, mid=0.83, high=0.84)
+    """
+    from edgeprune.stages import compare as stage
+
+    return stage.compare([Path(run) for run in runs])
+
+
+__all__ = ["compare", "front", "sweep"]
