@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgeprune
-from edgeprune import api
+from edgeprune import api, series
 from edgeprune.cli import answers
 from edgeprune.devices.agent import facts
 from edgeprune.errors import UsageError
