@@ -42,7 +42,7 @@ board: .venv/.installed ## start the virtual board
 	@$(BIN)/edgeprune board up
 
 docs: .venv/.installed ## build the site of the documentation into build/site
-	@$(BIN)/python docs/site/build.py
+	@$(BIN)/python docs/site/website.py
 
 docs-serve: docs ## show the site on http://127.0.0.1:8000
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000

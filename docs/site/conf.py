@@ -1,4 +1,4 @@
-"""Sphinx's settings for the site. docs/site/build.py starts Sphinx with them."""
+"""Sphinx's settings for the site. docs/site/website.py starts Sphinx with them."""
 
 from __future__ import annotations
 

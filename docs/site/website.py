@@ -75,14 +75,16 @@ class _Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.anchors: set[str] = set()
+        self.anchors = {""}  # the page itself
         self.links: set[str] = set()
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.anchors.add(found.get("id") or "")
-        self.links.add(found.get("href") or found.get("src") or "")
+        for name, value in attrs:
+            if name == "id":
+                self.anchors.add(value or "")
+            elif name in ("href", "src"):
+                self.links.add(value or "")
 
 
 def broken() -> list[str]:
