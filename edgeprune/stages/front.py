@@ -13,7 +13,7 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import reference_ns
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.run import Run
-from edgeprune.records import Front, FrontPoint, Groups, Interval, Profile, Scores, Widths, digest
+from edgeprune.records import Front, FrontPoint, Groups, Interval, Scores, Widths
 from edgeprune.stages import allocation, profile, scores, survey
 from edgeprune.stages.figures import Latency
 from edgeprune.stages.program import Program
@@ -41,7 +41,8 @@ def front(run: Run, count: int = POINTS) -> Front:
         )
     groups, known, importance = run.record(survey.STAGE), run.record(profile.STAGE).profile, run.record(scores.STAGE)
     model = fit(groups, known)
-    points = plans(groups, model, importance, known, count)
+    reference = reference_ns(known)
+    points = plans(groups, model, importance, reference, count)
     device, target = known.device, run.request.target
     return Front(
         schema=SCHEMA,
@@ -51,20 +52,20 @@ def front(run: Run, count: int = POINTS) -> Front:
         precision=known.precision,
         emulated=device.emulated,
         simulated=device.simulated,
-        original_ms=reference_ns(known) / 1e6,
+        original_ms=reference / 1e6,
         error=model.error,
         points=tuple(points),
         knee=knee(points),
     )
 
 
-def plans(groups: Groups, model: LatencyModel, scores: Scores, profile: Profile, count: int) -> list[FrontPoint]:
+def plans(groups: Groups, model: LatencyModel, scores: Scores, scale_ns: float, count: int) -> list[FrontPoint]:
     """Exact plans from the least latency that any plan reaches to the original network, the fastest one first.
 
-    Equal plans of neighbouring latencies are one point, so there may be fewer than `count`.
+    Equal plans of neighbouring latencies are one point, so there may be fewer than `count`. Shares are of `scale_ns`.
     """
-    full, scale = groups.full(), reference_ns(profile)
-    whole = _point(groups, model, full, (0.0, 0.0), scale)
+    full = groups.full()
+    whole = _point(groups, model, full, (0.0, 0.0), scale_ns)
     if not groups.free:
         return [whole]
     top = model.ns(full) * (1 - NEAR)
@@ -72,8 +73,8 @@ def plans(groups: Groups, model: LatencyModel, scores: Scores, profile: Profile,
     if least >= top:
         return [whole]
     aims = np.linspace(least, top, count)[:-1] / top
-    found = allocation.plans(groups, model, scores, top, digest(profile), aims.tolist())
-    cut = [_point(groups, model, {**full, **one.widths}, (one.loss, one.gap), scale) for one in found]
+    found = allocation.plans(groups, model, scores, top, "", aims.tolist())
+    cut = [_point(groups, model, {**full, **one.widths}, (one.loss, one.gap), scale_ns) for one in found]
     return [*sorted(cut, key=lambda one: one.latency_ms.mid), whole]
 
 
