@@ -17,6 +17,7 @@ from pathlib import Path
 from edgeprune import runtimes
 
 ROOT = "edgeprune"
+LEAST_PYTHON = (3, 8)  # that runs such a file
 IMPORTER = '''
 import importlib
 import os
@@ -92,8 +93,19 @@ if __name__ == "__main__":
 @functools.cache
 def agent() -> bytes:
     """The agent as one Python file, with every runtime."""
+    return _file(AGENT_DOC, _agent_sources(), AGENT_START)
+
+
+def agent_needs() -> list[str]:
+    """The modules of Python's standard library that the agent imports when it starts."""
+    nodes = [node for text in _agent_sources().values() for node in ast.parse(text).body]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return sorted(names | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and not node.level})
+
+
+def _agent_sources() -> dict[str, str]:
     devices = [f"{ROOT}.runtimes.{name}.device" for name in runtimes.names()]
-    return _file(AGENT_DOC, sources([f"{ROOT}.devices.agent.main", *devices]), AGENT_START)
+    return sources([f"{ROOT}.devices.agent.main", *devices])
 
 
 @functools.cache

@@ -75,7 +75,7 @@ def test_the_jump_hosts_come_first_and_the_target_file_wins(target: Target, conf
     assert (gate.name, gate.user, gate.port) == ("gate", "me", 2200)
     assert (inner.name, inner.user, inner.port) == ("10.0.0.1", "you", 22)
     assert (board.name, board.user, board.port) == ("10.0.0.2", "root", 2222)
-    assert board.identities == (key,) and not board.default_identities and gate.default_identities
+    assert board.identities == (key,) and gate.identities == ()
     assert gate.known_hosts[0] == tmp_path / ".ssh" / "known_hosts"
 
 

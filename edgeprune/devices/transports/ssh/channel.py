@@ -62,6 +62,10 @@ class AgentChannel:
             return f"it was killed; {text}"
         return text or "it printed nothing"
 
+    def ended(self) -> bool:
+        """Whether the agent ended by itself, and the link is there."""
+        return bool(self._channel.status_event.is_set() and self._channel.recv_exit_status() != -1)
+
     def leave(self) -> None:
         """Close the agent's standard input, so that it ends its worker and itself. Wait a little for that."""
         self._over.set()

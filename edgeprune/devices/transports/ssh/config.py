@@ -1,23 +1,30 @@
-"""Which SSH servers to log in at: `[connect]` in the target's file, then `~/.ssh/config`, then ssh's defaults."""
+"""Which SSH servers to log in at: `[connect]` in the target's file, then ssh's configuration, then ssh's defaults."""
 
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
+import re
+import socket
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import paramiko
-
+from edgeprune.devices.transports.ssh.settings import Asked, Settings, Value, at_home, expanded, settings
 from edgeprune.devices.validate import printable
 from edgeprune.errors import SecurityError, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.records import Host, Target
 
-SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
+SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
+OWN_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
+DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
+PORT = 22
+# [user@]host[:port], where an IPv6 address with a port is in brackets. It may be a URI: ssh://…
+PLACE = re.compile(r"(?:ssh://)?(?:([^@]*)@)?(?:\[([^\]]*)\](?::(\d+))?|([^:/]*):(\d+)|([^/]*))/?")
+FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
 @dataclass(frozen=True)
@@ -25,75 +32,157 @@ class Server:
     """One SSH server, and how to log in there.
 
     Attributes:
+        asked: the host as the target file or a ProxyJump names it; commands for the user do too.
         name: the host name or address.
         user: the user there.
         port: the TCP port.
         identities: the files of private keys to try.
-        default_identities: whether to try `~/.ssh/id_*` too.
+        identities_only: whether to try no other keys of the SSH agent.
+        agent: the socket of the SSH agent; None for that of the environment, empty for no agent.
         known_hosts: the files of known host keys; the user adds new keys to the first.
+        alias: the name of its key in these files, if that is not its own (HostKeyAlias).
         fingerprint: the only accepted host key, if it is pinned.
+        family: of the addresses to try; any by default.
+        bind: the address of this machine to connect from.
     """
 
+    asked: Host
     name: str
     user: str
     port: int
     identities: tuple[Path, ...]
-    default_identities: bool
+    identities_only: bool
+    agent: str | None
     known_hosts: tuple[Path, ...]
-    fingerprint: str | None
+    alias: str = ""
+    fingerprint: str | None = None
+    family: int = socket.AF_UNSPEC
+    bind: str = ""
+
+    @property
+    def key_name(self) -> str:
+        """The name of its key in known_hosts."""
+        return self.alias or (self.name if self.port == PORT else f"[{self.name}]:{self.port}")
+
+
+def parsed(host: Host) -> Host:
+    """A host whose name may hold a user and a port, as ssh takes them: `user@host`, `[::1]:2222`, `ssh://user@host:2222`."""
+    match = PLACE.fullmatch(host.name)
+    if match is None:
+        return host  # no name: it is refused when it is checked
+    user, inside, inside_port, outside, outside_port, whole = match.groups()
+    name, port = inside or outside or whole or "", inside_port or outside_port
+    return replace(host, name=name, user=host.user or user or None, port=host.port or (int(port) if port else None))
 
 
 def servers(target: Target, host: Host) -> list[Server]:
     """The jump hosts in their order, then the device.
 
     Raises:
-        UsageError: `~/.ssh/config` cannot be read or is not supported, or an identity is missing.
+        UsageError: ssh's configuration cannot be read or is not supported, or an identity is missing.
         SecurityError: others can read the identity, or a name looks like an option or a command.
     """
-    config = _config()
-    settings = config.lookup(host.name) if config else {}
-    if "proxycommand" in settings:
-        raise UsageError(f"~/.ssh/config: ProxyCommand of {host.name} is not supported. Write ProxyJump instead.")
-    jumps = [jump for jump in settings.get("proxyjump", "").split(",") if jump and jump != "none"]
-    if len(jumps) > LIMITS.jumps:
-        raise UsageError(f"~/.ssh/config: {host.name} has over {LIMITS.jumps} jump hosts. Use fewer.")
-    hops = [_jump(jump) for jump in jumps]
-    found = [_server(target, hop, config.lookup(hop.name) if config else {}) for hop in hops]
-    return [*found, _server(target, host, settings)]
+    found: list[Server] = []
+    jumps: Sequence[str] | None = None
+    while True:
+        host = parsed(host)
+        own = settings(_asked(target, host), Path.home())
+        found.insert(0, _server(target, host, own))
+        # The hosts before the last one of a list are given to it; the first one follows its own configuration.
+        jumps = jumps or _jumps(own)
+        if not jumps:
+            return found
+        if len(found) > LIMITS.jumps:
+            raise UsageError(
+                f"~/.ssh/config: {printable(found[-1].name)} has over {LIMITS.jumps} jump hosts. Use fewer. Does a jump host"
+                " jump through itself? Give it: ProxyJump none"
+            )
+        host, jumps = Host(jumps[-1]), jumps[:-1]
 
 
-def _config() -> paramiko.SSHConfig | None:
-    path = Path("~/.ssh/config").expanduser()
-    if not path.is_file():
-        return None
-    try:
-        return paramiko.SSHConfig.from_path(str(path))
-    except (paramiko.ConfigParseError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {printable(str(error))}") from error
+def _jumps(own: Settings) -> list[str]:
+    for value in own.every("proxy"):
+        if value.text == "proxycommand":
+            if value.words[1:] == ("none",):
+                return []
+            raise UsageError(
+                f"{value.place}: ProxyCommand of {printable(own.host)} is not supported: it runs a program. Write ProxyJump"
+                " instead."
+            )
+        jumps = [jump.strip() for word in value.words for jump in word.split(",") if jump.strip()]
+        return [] if [jump.lower() for jump in jumps] == ["none"] else jumps
+    return []
 
 
-def _jump(text: str) -> Host:
-    """A jump host, written as [user@]name[:port]."""
-    user, _, place = text.rpartition("@")
-    name, _, port = place.partition(":")
-    return Host(name, user or None, int(port) if port.isdigit() else None)
+def _asked(target: Target, host: Host) -> Asked:
+    _checked(host.name, "host", target)
+    given = {"user": host.user, "port": str(host.port) if host.port else None}
+    return Asked(host.name, local_user(), local_user(), {name: text for name, text in given.items() if text})
 
 
-def _server(target: Target, host: Host, settings: Mapping[str, Any]) -> Server:
-    """A host with what `~/.ssh/config` adds to it."""
-    identities = [host.identity] if host.identity else [Path(path) for path in settings.get("identityfile", [])]
-    expanded = [path.expanduser() for path in identities]
+def _server(target: Target, host: Host, own: Settings) -> Server:
+    """A host with what ssh's configuration adds to it."""
     if host.identity:
         _require_private(target, host.identity)
+    name = _checked(own.hostname(), "host", target)
+    user = _checked(own.first("user", local_user()), "user", target)
+    port = own.first("port", str(PORT))
+    if not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise UsageError(f"{own.every('port')[0].place}: Port {printable(port)} is not a port. Write a number.")
+    tokens = _tokens(own, name, user, port)
     return Server(
-        name=_checked(str(settings.get("hostname", host.name)), "host", target),
-        user=_checked(str(host.user or settings.get("user") or local_user()), "user", target),
-        port=host.port or int(settings.get("port", 22)),
-        identities=tuple(path for path in expanded if path.is_file()),
-        default_identities=not identities,
-        known_hosts=(host.known_hosts,) if host.known_hosts else _known_hosts(settings),
+        asked=host,
+        name=name,
+        user=user,
+        port=int(port),
+        identities=_identities(host, own, tokens),
+        identities_only=own.first("identitiesonly").lower() == "yes",
+        agent=_agent(own, tokens),
+        known_hosts=(host.known_hosts,) if host.known_hosts else _known_hosts(own, tokens),
+        alias=own.first("hostkeyalias"),
         fingerprint=host.fingerprint,
+        family=FAMILIES.get(own.first("addressfamily").lower(), socket.AF_UNSPEC),
+        bind=own.first("bindaddress"),
     )
+
+
+def _tokens(own: Settings, name: str, user: str, port: str) -> dict[str, str]:
+    """What stands for `%` and a letter in paths."""
+    here = socket.gethostname()
+    jump = ",".join(word for value in own.every("proxy") for word in value.words)
+    connection = hashlib.sha1(f"{here}{name}{port}{user}{jump}".encode(), usedforsecurity=False).hexdigest()
+    return {
+        "C": connection, "d": str(Path.home()), "h": name, "i": str(os.getuid()), "j": jump, "L": here.partition(".")[0],
+        "k": own.first("hostkeyalias", own.host), "l": here, "n": own.host, "p": port, "r": user, "u": local_user(),
+    }  # fmt: skip
+
+
+def _identities(host: Host, own: Settings, tokens: dict[str, str]) -> tuple[Path, ...]:
+    if host.identity:
+        return (host.identity,)
+    home = Path.home()
+    given = own.every("identityfile")
+    named = [at_home(expanded(value, tokens), home) for value in given if value.text.lower() != "none"]
+    paths = [Path(path) for path in named] if given else [home / ".ssh" / name for name in DEFAULT_KEYS]
+    return tuple(path for path in paths if path.is_file())
+
+
+def _agent(own: Settings, tokens: dict[str, str]) -> str | None:
+    for value in own.every("identityagent"):
+        if value.text in ("none", "SSH_AUTH_SOCK"):
+            return "" if value.text == "none" else None
+        if value.text.startswith("$") and not value.text.startswith("${"):
+            return os.environ.get(value.text[1:], "")
+        return at_home(expanded(value, tokens), Path.home())
+    return None
+
+
+def _known_hosts(own: Settings, tokens: dict[str, str]) -> tuple[Path, ...]:
+    found: list[str] = []
+    for name, default in (("userknownhostsfile", OWN_KNOWN_HOSTS), ("globalknownhostsfile", SYSTEM_KNOWN_HOSTS)):
+        value = own.every(name)[0] if name in own.found else Value(tuple(default.split()), "")
+        found += [expanded(value, tokens, word) for word in value.words if word.lower() != "none"]
+    return tuple(Path(at_home(path, Path.home())) for path in found)
 
 
 def _require_private(target: Target, identity: Path) -> None:
@@ -108,11 +197,6 @@ def _checked(value: str, what: str, target: Target) -> str:
     if value.startswith("-") or not value or not all(c.isalnum() or c in "._-:%@" for c in value):
         raise SecurityError(f"{target.path}: [connect] {what} = {printable(repr(value))} is not a {what} name. Fix it.")
     return value
-
-
-def _known_hosts(settings: Mapping[str, Any]) -> tuple[Path, ...]:
-    own = str(settings.get("userknownhostsfile", "~/.ssh/known_hosts")).split()
-    return (*(Path(path).expanduser() for path in own), SYSTEM_KNOWN_HOSTS)
 
 
 def local_user() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,16 +19,17 @@ import paramiko
 from edgeprune.devices import bundle, wire
 from edgeprune.devices.transports.base import Conversation, Document, Refusal, hello, understood
 from edgeprune.devices.transports.ssh.channel import AgentChannel
-from edgeprune.devices.transports.ssh.config import local_user
+from edgeprune.devices.transports.ssh.diagnosis import no_session, require_python, require_shell
 from edgeprune.devices.transports.ssh.faults import FAULTS, translated
+from edgeprune.devices.transports.ssh.files import Files, Sftp, Shell, run
 from edgeprune.devices.transports.ssh.login import login
-from edgeprune.devices.transports.ssh.remote import FOLDERS, agent_command, agent_path
+from edgeprune.devices.transports.ssh.remote import FOLDER, FOLDERS, agent_command, agent_path
 from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, LinkError
 from edgeprune.limits import LIMITS
 from edgeprune.records import Host, Target
+from edgeprune.runtimes import machine
 
-CHUNK = 1 << 15  # bytes of one SFTP write
 Value = TypeVar("Value")
 Reply = TypeVar("Reply")
 
@@ -38,16 +38,15 @@ class Connection:
     """A login at the device with a started agent. Every fault of the link is raised as `LinkError`."""
 
     def __init__(self, target: Target, host: Host) -> None:
-        self._target = target
+        self._target, self._host = target, host
         self._clients: list[paramiko.SSHClient] = []
         self._channel: AgentChannel | None = None
         try:
             with translated(target, "cannot connect"):
-                client = login(target, host, self._clients)
-                self._sftp = self._within(client.open_sftp)
-                self._sftp.get_channel().settimeout(LIMITS.silence_s)
-                self.home = self._sftp.normalize(".")
-                self._channel = self._start_agent(client, host)
+                self._client = login(target, host, self._clients)
+                self._files = self._opened_files()
+                self.home = self._files.home
+                self._channel = self._start_agent()
         except BaseException:
             self.close()
             raise
@@ -55,13 +54,21 @@ class Connection:
     def greet(self, token: str) -> None:
         """Take the lease. Raises `BusyError` where another token holds it."""
         assert self._channel is not None
-        who = f"{local_user() or 'somebody'}@{socket.gethostname()}"
         try:
-            self._conversation = Conversation(self._channel, hello(who, token, LIMITS.host_silence_s), LIMITS.silence_s)
-        except BaseException as error:
-            if isinstance(error, LinkError):  # the agent's file may be damaged: the next try sends it again
+            self._conversation = Conversation(
+                self._channel, hello(machine.whoami(), token, LIMITS.host_silence_s), LIMITS.silence_s
+            )
+        except LinkError as error:
+            try:
+                self._require_other_cause(error)
                 with suppress(*FAULTS, AttributeError):  # AttributeError: paramiko's own where the link just closed
-                    self._sftp.remove(agent_path())
+                    self._files.remove(agent_path())  # it may be damaged: the next try sends it again
+            except LinkError:
+                raise error from None
+            finally:
+                self.close()
+            raise
+        except BaseException:
             self.close()
             raise
 
@@ -83,26 +90,16 @@ class Connection:
 
     def upload(self, data: bytes, remote: str, partial: int) -> None:
         """Write a file, of which an earlier try left `partial` bytes. The agent checks all of it afterwards."""
-        start = partial if 0 < partial <= len(data) else 0
-        mode = "r+b" if start else "wb"
-        with (
-            translated(self._target, f"uploading {os.path.basename(remote)}"),
-            self._sftp.open(remote, mode) as target,
-        ):
-            target.seek(start)
-            target.set_pipelined(True)
-            for at in range(start, len(data), CHUNK):
-                target.write(data[at : at + CHUNK])
+        with translated(self._target, f"uploading {os.path.basename(remote)}"):
+            self._files.write(remote, data, partial if partial <= len(data) else 0)
 
     def download(self, remote: str, path: Path) -> None:
         """Read a file of at most `LIMITS.output_bytes`."""
         with translated(self._target, f"downloading {os.path.basename(remote)}"):
-            with self._sftp.open(remote, "rb") as source:
-                source.prefetch(min(source.stat().st_size or 0, LIMITS.output_bytes))
-                data = source.read(LIMITS.output_bytes + 1)
-            if len(data) > LIMITS.output_bytes:
-                raise DeviceError(f"{self._target.name} sends a file of over {LIMITS.output_bytes >> 20} MB")
-            path.write_bytes(data)
+            data = self._files.read(remote, LIMITS.output_bytes + 1)
+        if len(data) > LIMITS.output_bytes:
+            raise DeviceError(f"{self._target.name} sends a file of over {LIMITS.output_bytes >> 20} MB")
+        path.write_bytes(data)
 
     # -------------------------------------------------------------------------------------------- beginning and end
 
@@ -122,32 +119,52 @@ class Connection:
                     transport.sock.close()
             client.close()
 
-    def _start_agent(self, client: paramiko.SSHClient, host: Host) -> AgentChannel:
+    def _opened_files(self) -> Files:
+        """SFTP; the shell where the server has no SFTP."""
+        channel = self._session()
+        try:
+            return self._within(lambda: _sftp(channel))
+        except FAULTS:
+            channel.close()
+            require_shell(self._target, self._host, self._client, clean=True)
+            return Shell(self._client)
+
+    def _session(self) -> paramiko.Channel:
+        transport = self._client.get_transport()
+        assert transport is not None
+        try:
+            return self._within(lambda: transport.open_session(timeout=LIMITS.connect_s))
+        except paramiko.ChannelException as error:
+            raise no_session(self._target) from error
+
+    def _start_agent(self) -> AgentChannel:
         """Start the agent; send its file first where it is missing."""
         remote = agent_path()
-        try:
-            present = self._sftp.stat(remote).st_size == len(bundle.agent())
-        except FileNotFoundError:
-            present = False
-        if not present:
+        if self._files.size(remote) != len(bundle.agent()):
             self._send_agent(remote)
-        channel = self._within(lambda: client.get_transport().open_session(timeout=LIMITS.connect_s))
-        command = agent_command(host, f"{self.home}/{remote}")
+        channel = self._session()
+        command = agent_command(self._host, f"{self.home}/{remote}")
         self._within(lambda: channel.exec_command(command))
         return AgentChannel(channel)
+
+    def _require_other_cause(self, fault: LinkError) -> None:
+        """Raises `DeviceError` if the shell or the Python of the device is why the agent ended."""
+        if self._channel is None or not self._channel.ended():
+            return  # it runs, or the link broke
+        self._channel.close()
+        require_shell(self._target, self._host, self._client, clean=False)
+        require_python(self._target, self._host, self._client, fault)
 
     def _send_agent(self, remote: str) -> None:
         try:
             for folder in FOLDERS:
-                with suppress(OSError):
-                    self._sftp.mkdir(folder, 0o700)
+                self._files.make_folder(folder)
             part = f"{remote}.{secrets.token_hex(4)}.part"
-            with self._sftp.open(part, "wb") as target:
-                target.write(bundle.agent())
-            with suppress(OSError):
-                self._sftp.remove(remote)
-            self._sftp.rename(part, remote)
-        except (PermissionError, paramiko.SFTPError, FileNotFoundError) as error:
+            self._files.write(part, bundle.agent())
+            self._files.rename(part, remote)
+        except (PermissionError, paramiko.SFTPError, FileNotFoundError, DeviceError) as error:
+            if isinstance(error, LinkError):
+                raise
             raise self._not_writable(error) from error
         except OSError as error:
             if isinstance(error, TimeoutError) or error.errno is not None:
@@ -155,9 +172,12 @@ class Connection:
             raise self._not_writable(error) from error  # SFTP's plain "Failure"
 
     def _not_writable(self, error: Exception) -> DeviceError:
+        """SFTP gives no reason: the shell does."""
+        tried = run(self._client, f"touch {FOLDER}-probe && rm {FOLDER}-probe")
+        reason = tried.reason if tried.status else printable(str(error))
         return DeviceError(
-            f"{self._target.name}: {printable(self.home)} on the device cannot be written ({printable(str(error))})."
-            " Is it full or read-only? edgeprune needs a folder there."
+            f"{self._target.name}: {printable(self.home)} on the device cannot be written ({reason}). Is it full or read-only?"
+            " edgeprune needs a folder there."
         )
 
     def _within(self, work: Callable[[], Value], seconds: float = LIMITS.connect_s) -> Value:
@@ -178,3 +198,9 @@ class Connection:
             raise
         finally:
             timer.cancel()
+
+
+def _sftp(channel: paramiko.Channel) -> Sftp:
+    channel.settimeout(LIMITS.connect_s)
+    channel.invoke_subsystem("sftp")
+    return Sftp(paramiko.SFTPClient(channel))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
+import errno
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import paramiko
 
-from edgeprune.devices.transports.ssh.host_keys import fingerprint
-from edgeprune.devices.transports.ssh.remote import address
 from edgeprune.devices.validate import printable
-from edgeprune.errors import DeviceError, LinkError, SecurityError
+from edgeprune.errors import DeviceError, LinkError
 from edgeprune.records import Target
 
 FAULTS = (paramiko.SSHException, OSError, EOFError)  # what a link raises; EOFError: the peer closed it
+FORBIDDEN = 1  # the reason of a channel that a server does not open (RFC 4254)
 
 
 @contextmanager
@@ -22,23 +22,46 @@ def translated(target: Target, doing: str) -> Iterator[None]:
     """Raise paramiko's errors as ours. `doing` describes the step that failed."""
     try:
         yield
-    except (paramiko.AuthenticationException, paramiko.PasswordRequiredException) as error:
-        raise DeviceError(
-            f"{target.path}: the device refuses this user or key. Try: ssh {address(target)}. Then name the key in [connect]"
-            " identity, or add it to the SSH agent: ssh-add"
-        ) from error
-    except paramiko.BadHostKeyException as error:
-        raise SecurityError(
-            f"{target.path}: the host key has CHANGED: known is {fingerprint(error.expected_key)}, the device shows"
-            f" {fingerprint(error.key)}. If the device was set up anew, remove the old line: ssh-keygen -R"
-            f" {shlex.quote(error.hostname)}. Otherwise another machine may be answering in its place."
-        ) from error
     except FAULTS as error:
         if is_failure(error):
             raise DeviceError(f"{target.name}: {doing}: the device cannot write. Is its disk full?") from error
         if isinstance(error, FileNotFoundError | PermissionError):
             raise DeviceError(f"{target.name}: {doing}: {printable(str(error))}") from error
         raise LinkError(f"{doing}: {described(error)}") from error
+
+
+def unreachable(place: str, error: BaseException) -> DeviceError:
+    """The error for a server that does not answer. `place` is its name and port."""
+    if isinstance(error, socket.gaierror):
+        return DeviceError(f"no such host: {place}. Fix [connect] host, or write the device's address.")
+    if isinstance(error, ConnectionRefusedError):
+        return LinkError(f"nothing listens at {place}; is the device on, its port right, and SSH enabled there?")
+    if isinstance(error, TimeoutError) or getattr(error, "errno", None) in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return LinkError(f"{place} does not answer; is the device on, and its address right?")
+    return LinkError(f"cannot connect to {place}: {described(error)}; is the device on, and its address right?")
+
+
+def not_spoken(place: str, error: BaseException) -> DeviceError:
+    """The error for a server that answers, and with which no SSH connection begins."""
+    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+        return DeviceError(
+            f"{place} offers only algorithms that are too old: {described(error)}. Update its SSH server."
+        )
+    if "banner" in str(error) or isinstance(error, EOFError):
+        return LinkError(
+            f"{place} does not speak SSH, or closes the connection at once; is the device on, and its port right? Its"
+            " SSH server may also block this machine (fail2ban, MaxStartups, hosts.deny)"
+        )
+    return LinkError(f"{place}: {described(error)}")
+
+
+def not_forwarded(gate: str, place: str, error: paramiko.ChannelException) -> DeviceError:
+    """The error for a jump host that does not connect to the next one."""
+    if error.code == FORBIDDEN:
+        return DeviceError(
+            f"the jump host {gate} forbids connections to {place}. Set AllowTcpForwarding yes in its sshd_config."
+        )
+    return LinkError(f"the jump host {gate} cannot reach {place}; is the device on, and its address right?")
 
 
 def is_failure(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import shlex
 
 from edgeprune.devices import bundle
+from edgeprune.devices.transports.ssh.config import parsed
 from edgeprune.records import Host, Target
 
 FOLDER = ".edgeprune"  # in the home of the user on the device
@@ -39,19 +40,22 @@ def files_folder(digest: str) -> str:
     return f"{FOLDER}/files/{digest}"
 
 
-def address(target: Target) -> str:
-    """The device as `ssh` takes it: [user@]host."""
-    assert target.host is not None
-    user = f"{target.host.user}@" if target.host.user else ""
-    return f"{user}{target.host.name}"
+def typed(host: Host, tool: str = "ssh") -> str:
+    """The command that a user types to reach a host by a tool of OpenSSH, with user, port and key as the target has them."""
+    host = parsed(host)
+    words = [
+        tool,
+        *(["-p", str(host.port)] if host.port else []),
+        *(["-i", str(host.identity)] if host.identity else []),
+    ]
+    return shlex.join([*words, f"{host.user}@{host.name}" if host.user else host.name])
 
 
 def commands(target: Target) -> list[str]:
     """The shell commands of every connection to the device: for `--dry-run`."""
     assert target.host is not None
-    port = f"-p {target.host.port} " if target.host.port else ""
     return [
-        f"ssh {port}{address(target)}",
+        typed(target.host),
         f"  mkdir -m 700 {' '.join(FOLDERS)}",
         f"  sftp put {agent_path()}    # {len(bundle.agent()):,} bytes, once",
         f"  {agent_command(target.host, f'~/{agent_path()}')}    # takes the lease, then reads jobs from its standard input",
