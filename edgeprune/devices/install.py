@@ -14,6 +14,7 @@ from pathlib import Path
 from edgeprune import runtimes
 from edgeprune.devices import transports, wire
 from edgeprune.devices.bench import identified
+from edgeprune.devices.bundle import LEAST_PYTHON
 from edgeprune.devices.transports.base import Refusal, Transport, ask
 from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
@@ -21,7 +22,6 @@ from edgeprune.limits import LIMITS
 from edgeprune.records import Target
 from edgeprune.runtimes.base import Runtime
 
-LEAST_PYTHON = (3, 8)
 LEAST_MANYLINUX = 17  # the minor version of glibc of manylinux2014; older wheels are not requested
 Reporter = Callable[[str], None]
 Version = tuple[int, int]
