@@ -70,7 +70,8 @@ class Sshd:
         return found
 
 
-def start(folder: Path) -> tuple[subprocess.Popen[bytes], Sshd]:
+def start(folder: Path, own_lease: bool = False) -> tuple[subprocess.Popen[bytes], Sshd]:
+    """Start a server. With `own_lease`, it is a board of its own: its lease is not that of this machine. That needs root."""
     assert SSHD is not None
     if os.geteuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)
@@ -85,7 +86,13 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], Sshd]:
         f"PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp -d {folder}/home\nMaxStartups 50\n"
     )
     log = open(folder / "log", "wb")  # noqa: SIM115 - the server writes to it
-    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
+    argv = [SSHD, "-D", "-e", "-f", str(config)]
+    if own_lease:
+        for file in (Path("/tmp/edgeprune-lease"), folder / "lease"):
+            file.touch()
+        mounted = f'mount --bind "{folder}/lease" /tmp/edgeprune-lease && exec "$@"'
+        argv = ["unshare", "--mount", "sh", "-c", mounted, "sh", *argv]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log)
     log.close()
     until = time.monotonic() + 10
     while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ REMEDIES = {
     "clocks_pinned": "sudo jetson_clocks there",
 }
 
+_INSTRUMENTING = threading.Lock()  # the boards of a pool share files
 Reply = TypeVar("Reply")
 log = logging.getLogger("edgeprune")
 
@@ -400,7 +402,8 @@ class Bench:
 
     def _time_job(self, batch: Sequence[Path], inputs: tuple[str, ...], effort: _Effort) -> wire.Time:
         to = self._target
-        instrumented = [self._runtime.instrument(model) for model in batch] if effort.profiled else []
+        with _INSTRUMENTING:
+            instrumented = [self._runtime.instrument(model) for model in batch] if effort.profiled else []
         return wire.Time(
             deadline_s=self._runtime.deadline_s * len(batch),
             runtime=to.runtime,

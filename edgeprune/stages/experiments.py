@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from edgeprune.devices.bench import Bench, Measured
+from edgeprune.devices.pool import Pool
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency import stats
@@ -60,7 +61,9 @@ class Subject:
         return [self.variants.file(widths, role == "reference") for role, widths in batch]
 
 
-def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str], None]) -> Iterator[Profile]:
+def measure(
+    subject: Subject, profile: Profile, on_step: Callable[[int, int, str], None], pool: Pool | None = None
+) -> Iterator[Profile]:
     """Measure more variants, until the latency model predicts well enough.
 
     It stops in one of these cases:
@@ -73,12 +76,14 @@ def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str
         subject: the network's variants and the device.
         profile: all measurements so far.
         on_step: called with (variants measured, variants at most, text).
+        pool: the boards that share the work; by default only the subject's device. With more boards, a step is longer.
 
     Yields:
         The profile with the new measurements, after every step. Nothing, if `profile` is good enough already. If the device
         fails during a step, the measurements before the failure are yielded, and then the error is raised.
     """
     groups, begun = subject.groups, profile
+    pool = pool or Pool(subject.device)
     most = _most(groups)
     while True:
         known = sum(e.role == "fit" for e in profile.experiments)
@@ -88,13 +93,14 @@ def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str
         enough = known >= VARIANTS_PER_GROUP[0] * len(groups.free)  # with fewer, the error may be small by chance
         if known >= most or (enough and error is not None and _converged(groups, profile, error)):
             return
-        chosen = choose(groups, profile, min(STEP, most - known))
+        boards = pool.open(subject.variants.file(anchor(groups)), subject.inputs)
+        chosen = choose(groups, profile, min(TOGETHER * max(PROCESSES, boards), most - known))
         if not chosen and profile.experiments:
             return
         batches = _batches(groups, chosen, profile)
         measured: dict[int, list[Measured]] = {}
         try:
-            _run(subject, profile, batches, measured)
+            _run(subject, profile, batches, measured, pool)
         except (EdgepruneError, KeyboardInterrupt):
             if measured:
                 yield _with(profile, batches, measured, subject.variants.owners)
@@ -103,10 +109,12 @@ def measure(subject: Subject, profile: Profile, on_step: Callable[[int, int, str
         yield profile
 
 
-def _run(subject: Subject, profile: Profile, batches: Sequence[Batch], measured: dict[int, list[Measured]]) -> None:
+def _run(
+    subject: Subject, profile: Profile, batches: Sequence[Batch], measured: dict[int, list[Measured]], pool: Pool
+) -> None:
     """Fill `measured` with the measurements, by index in `batches`. A process whose anchor was slow is measured again."""
     models = [subject.files(batch) for batch in batches]
-    subject.device.measure(models, subject.inputs, TIMED_S, profiled=True, on_done=measured.__setitem__)
+    pool.measure(models, subject.inputs, TIMED_S, profiled=True, on_done=measured.__setitem__)
     for place in _drifted(profile, measured):
         log.warning("the machine was slower for a while: %d models are measured again", len(batches[place]))
         (again,) = subject.device.measure([models[place]], subject.inputs, TIMED_S, profiled=True)

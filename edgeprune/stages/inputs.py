@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeprune.devices.bench import Bench
+    from edgeprune.devices.pool import Pool
     from edgeprune.frontends.data import Loss, Metric, Split
     from edgeprune.frontends.model import Network
     from edgeprune.frontends.trial import Checker
@@ -271,6 +272,15 @@ def _device(run: Run) -> Bench:
     return run.lease(opened)
 
 
+def _pool(run: Run) -> Pool:
+    from edgeprune.devices import pool
+    from edgeprune.devices.patience import Patience
+
+    request, device = run.request, run.value("device")
+    patience = Patience(request.patience_s, request.watch.note)
+    return pool.Pool(device, pool.others(request.target, run.scratch, patience))
+
+
 def _require_converter(run: Run) -> None:
     """Raises `RuntimeMissing` if the host lacks a package that every artifact of the target needs."""
     _runtime(run).require(_allowed(run)[0])
@@ -425,6 +435,7 @@ INPUTS: Mapping[str, Input] = {
         of_target=True,
         leased=True,
     ),
+    "pool": Input(_pool, lambda run: {}, of_target=True, leased=True),  # equal boards: they change no record
     "variants": Input(
         _variants,
         _all(_network_settings, _runtime_settings, _precision_settings, _TRAIN.settings),

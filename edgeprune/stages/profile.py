@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +15,20 @@ from edgeprune.storage.profiles import ProfileFile
 
 if TYPE_CHECKING:
     from edgeprune.devices.bench import Bench
+    from edgeprune.devices.pool import Pool
     from edgeprune.frontends.model import Network
     from edgeprune.stages.inputs import Variants
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The network's groups and variants, the device, and the profile's file with earlier measurements."""
+    """The network's groups and variants, the devices, and the profile's file with earlier measurements."""
 
     network: Network
     survey: Groups
     variants: Variants
     device: Bench
+    pool: Pool
     profile_file: ProfileFile
 
 
@@ -46,9 +49,10 @@ def run(reads: Reads, output: Output) -> Profiled:
     profile = reads.profile_file.empty if output.fresh else reads.profile_file.read()
     known, first = len(profile.experiments), profile.next_batch
     subject = experiments.Subject(reads.device, reads.variants, reads.survey, reads.network.files(output.scratch))
-    for grown in experiments.measure(subject, profile, output.watch.step):
-        profile = grown
-        reads.profile_file.keep(profile)
+    with closing(reads.pool):
+        for grown in experiments.measure(subject, profile, output.watch.step, reads.pool):
+            profile = grown
+            reads.profile_file.keep(profile)
     return Profiled(profile, reads.profile_file.path, known, first)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,10 @@ from edgeprune.records import Host
 
 DEFAULT = "127.0.0.1:20408"  # labgrid's
 ADDRESS = re.compile(r"[A-Za-z0-9_.\[\]:-]+:\d{1,5}")
-OPTIONS = (("grpc.enable_http_proxy", 0),)  # the address is that of a tunnel, which no proxy reaches
+OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # the address is that of a tunnel, which no proxy reaches
+    ("grpc.use_local_subchannel_pool", 1),  # a connection that failed does not delay the next one
+)
 GONE = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED
 
 
@@ -135,8 +138,8 @@ class Farm:
             with grpc.insecure_channel(self.address, OPTIONS) as channel:
                 yield CoordinatorStub(channel)
         except grpc.RpcError as error:
-            said = printable(str(error.details()), 200)  # type: ignore[attr-defined] # every error of a call has it
-            if error.code() not in GONE:  # type: ignore[attr-defined]
+            said = printable(str(error.details()), 200)
+            if error.code() not in GONE:
                 raise Refused(f"the labgrid coordinator at {self.address} refuses: {said}") from error
             port = self.address.rpartition(":")[2]
             raise DeviceError(
@@ -174,12 +177,17 @@ class Farm:
         raise DeviceError(f"the labgrid coordinator at {self.address} ended the connection. Run the command again.")
 
 
-def free_left(farm: Farm, notice: Callable[[str], None]) -> None:
-    """Release the places and cancel the reservations that killed commands of this user left."""
+def free_left(farm: Farm, used: Iterable[str], notice: Callable[[str], None]) -> None:
+    """Release the places and cancel the reservations that ended commands of this user left.
+
+    `used` are the places that this process uses. It may also hold others, which it could not release.
+    """
+    kept = set(used)
     for place in farm.places():
-        if holders.has_ended(place.holder):
+        ours = place.holder == holders.own() and place.name not in kept
+        if ours or holders.has_ended(place.holder):
             farm.release(place.name, place.holder)
-            notice(f"{printable(place.name)} is released: a command that was killed held it")
+            notice(f"{printable(place.name)} is released: a command that has ended held it")
     for ticket in farm.tickets():
         if holders.has_ended(ticket.owner):
             farm.cancel(ticket.token)

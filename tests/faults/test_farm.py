@@ -1,0 +1,219 @@
+"""Boards of a labgrid farm: real coordinator, exporters and sshds on loopback, and what may fail between them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import farm as loopback
+import pytest
+from farm import LoopbackFarm
+
+from edgeprune.devices import transports, wire
+from edgeprune.devices.transports.base import ask
+from edgeprune.errors import BusyError, DeviceError, SecurityError, UsageError
+
+pytestmark = pytest.mark.slow
+
+HOLD = """
+import sys, time
+from dataclasses import replace
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from edgeprune.records import Host, Target
+from edgeprune.devices import transports
+host = Host("name=rack1", identity=Path({identity!r}), known_hosts=Path({known!r}), python=sys.executable,
+    place=(("name", "rack1"),), coordinator={address!r})
+link = transports.connect(Target(Path("farm.toml"), "farm", "ssh", "null", host=host))
+link.put([Path(__file__)])
+print("held", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackFarm]:
+    reason = loopback.absent()
+    if reason:
+        pytest.skip(reason)
+    with loopback.loopback(tmp_path_factory.mktemp("farm")) as farm:
+        yield farm
+
+
+@pytest.fixture
+def farm(made: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
+    """The farm, with all boards free before and after the test."""
+    monkeypatch.setattr("edgeprune.devices.transports.farm.borrowed.POLL_S", 0.1)
+    yield made
+    assert made.holders == {} and made.farm.tickets() == []
+
+
+def identify(link: transports.Transport, farm: LoopbackFarm) -> str:
+    return ask(link, "farm", wire.Identify(20.0, "null")).runtime
+
+
+def first_offered(farm: LoopbackFarm) -> tuple[str, str]:
+    """The place that the coordinator offers first, and the other one. Its scheduler decides."""
+    ticket = farm.farm.reserve(loopback.TAGS)
+    farm.farm.cancel(ticket.token)
+    return (ticket.place, "rack2") if ticket.place == "rack1" else (ticket.place, "rack1")
+
+
+def test_any_free_board_is_acquired_leased_and_released(farm: LoopbackFarm) -> None:
+    with closing(transports.connect(farm.target())) as first, closing(transports.connect(farm.target())) as second:
+        assert identify(first, farm) == identify(second, farm) == "null"
+        assert sorted(farm.holders) == ["rack1", "rack2"]
+        for board in farm.boards:  # our lease protects the board from those who do not ask the farm
+            with closing(board.transport(identity=farm.folder / "client")) as other:
+                with pytest.raises(BusyError, match="in use by"):
+                    ask(other, "other", wire.Identify(20.0, "null"))
+        assert farm.farm.tickets() == []  # nobody waits behind a reservation that is no longer needed
+
+
+def test_a_place_that_does_not_exist_is_refused_with_the_known_tags(farm: LoopbackFarm) -> None:
+    with (
+        closing(transports.connect(farm.target(board="pi6"))) as link,
+        pytest.raises(UsageError, match=r"farm.toml: \[connect\] place = board=pi6: no place .* board=pi5, ram=8g"),
+    ):
+        identify(link, farm)
+
+
+def test_an_empty_farm_is_one_line(farm: LoopbackFarm) -> None:
+    farm.delete_places()
+    try:
+        with closing(transports.connect(farm.target())) as link:
+            with pytest.raises(DeviceError, match="has no place with tags"):
+                identify(link, farm)
+    finally:
+        farm.add_places()
+
+
+def test_a_coordinator_that_does_not_answer_is_one_line_with_the_tunnel(farm: LoopbackFarm) -> None:
+    farm.proxy.refusing = True
+    try:
+        with closing(transports.connect(farm.target())) as link:
+            with pytest.raises(DeviceError, match=r"does not answer .* Open the tunnel to it: ssh -N -L"):
+                identify(link, farm)
+    finally:
+        farm.proxy.refusing = False
+
+
+def test_a_coordinator_that_goes_away_does_not_stop_a_measurement(farm: LoopbackFarm) -> None:
+    said: list[str] = []
+    link = transports.connect(farm.target(name="rack1"), notice=said.append)
+    assert identify(link, farm) == "null"
+    farm.proxy.refusing = True
+    farm.proxy.cut()
+    try:
+        assert identify(link, farm) == "null"
+        link.close()
+    finally:
+        farm.proxy.refusing = False
+    assert "rack1 may stay taken" in said[-1] and list(farm.holders) == ["rack1"]
+    with closing(transports.connect(farm.target(name="rack1"), notice=said.append)) as link:
+        assert identify(link, farm) == "null"  # the next use finds and frees it
+    assert any("rack1 is released" in text for text in said)
+
+
+def test_a_board_that_is_offline_or_vanishes_is_reported_and_another_is_tried(farm: LoopbackFarm) -> None:
+    said: list[str] = []
+    first, second = first_offered(farm)
+    farm.board(first).proxy.refusing = True  # it vanishes after it was reserved
+    try:
+        with closing(transports.connect(farm.target(), notice=said.append)) as link:
+            identify(link, farm)
+            assert list(farm.holders) == [second] and said[0].startswith(f"farm: {first} is not used: ")
+        farm.unexport(second)
+        with closing(transports.connect(farm.target(), notice=said.append)) as link:
+            with pytest.raises(DeviceError, match=f"no board can be used: .*{second}: it is offline"):
+                identify(link, farm)
+    finally:
+        farm.board(first).proxy.refusing = False
+        farm.export(second)
+    assert any(f"{second} is not used: it is offline" in text for text in said)
+
+
+def test_a_board_that_somebody_holds_without_the_farm_is_skipped(farm: LoopbackFarm) -> None:
+    said: list[str] = []
+    first, second = first_offered(farm)
+    with closing(farm.board(first).transport(identity=farm.folder / "client")) as other:
+        ask(other, "other", wire.Identify(20.0, "null"))
+        with closing(transports.connect(farm.target(), notice=said.append)) as link:
+            identify(link, farm)
+            assert list(farm.holders) == [second] and f"{first} is not used" in said[0] and "in use by" in said[0]
+        with closing(transports.connect(farm.target(name=first))) as link:
+            with pytest.raises(BusyError, match=f"{first}: .*in use by"):
+                identify(link, farm)
+
+
+def test_of_two_runs_that_want_the_last_board_one_waits_in_the_queue(farm: LoopbackFarm) -> None:
+    said: list[str] = []
+    first = transports.connect(farm.target(name="rack1"))
+    identify(first, farm)
+    with closing(transports.connect(farm.target(name="rack1"))) as second:
+        with pytest.raises(BusyError, match=r"every board with name=rack1 is taken \(rack1 by .*\); number 1 .*--wait"):
+            identify(second, farm)
+    threading.Timer(1.0, first.close).start()
+    with closing(transports.connect(farm.target(name="rack1"), wait_s=30, notice=said.append)) as second:
+        assert identify(second, farm) == "null"
+    assert "number 1 in the queue; waiting" in said[0]
+
+
+def test_what_a_killed_holder_left_is_freed_by_the_next_command(farm: LoopbackFarm, tmp_path: Path) -> None:
+    script = tmp_path / "hold.py"
+    script.write_text(
+        HOLD.format(
+            tests=str(Path(__file__).parents[1]),
+            root=str(Path(transports.__file__).parents[3]),
+            identity=str(farm.folder / "client"),
+            known=str(farm.folder / "known_hosts"),
+            address=farm.address,
+        )
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"held\n"
+    with closing(transports.connect(farm.target(name="rack1"))) as link, pytest.raises(BusyError):
+        identify(link, farm)  # a holder that lives keeps its board
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    said: list[str] = []
+    with closing(transports.connect(farm.target(name="rack1"), wait_s=30, notice=said.append)) as link:
+        assert identify(link, farm) == "null"
+    assert said[0] == "rack1 is released: a command that has ended held it"
+
+
+def test_a_board_with_an_unknown_host_key_is_refused_and_released(farm: LoopbackFarm, tmp_path: Path) -> None:
+    with closing(transports.connect(loopback.with_key(farm.target(), tmp_path))) as link:
+        with pytest.raises(SecurityError, match="host key"):
+            identify(link, farm)
+
+
+def test_a_reservation_that_a_restart_forgot_is_made_again(farm: LoopbackFarm) -> None:
+    first = transports.connect(farm.target(name="rack1"))
+    identify(first, farm)
+    got: list[Any] = []
+
+    def wait() -> None:
+        with closing(transports.connect(farm.target(name="rack1"), wait_s=30, notice=lambda text: None)) as second:
+            got.append(identify(second, farm))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    until = time.monotonic() + 10
+    while not (tickets := farm.farm.tickets()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    farm.farm.cancel(tickets[0].token)
+    time.sleep(0.5)
+    first.close()
+    waiting.join(30)
+    assert got == ["null"]
