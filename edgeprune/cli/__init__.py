@@ -25,7 +25,6 @@ from edgeprune.cli.options import (
     OfBoard,
     OfCheck,
     OfDemo,
-    OfDevice,
     OfDoctor,
     OfHistory,
     OfInit,
@@ -34,6 +33,7 @@ from edgeprune.cli.options import (
     OfReport,
     OfRun,
     OfSetup,
+    OfTargets,
     OfTensorboard,
     OfTrained,
 )
@@ -277,11 +277,14 @@ def _init(options: OfInit) -> None:
         print("\n".join(map(one_line, scaffold.report(found, path))))
 
 
-@command(app, "targets", OfProject)
-def _list_targets(options: OfProject) -> None:
+@command(app, "targets", OfTargets)
+def _list_targets(options: OfTargets) -> None:
     """List the known targets: those of edgeprune, those beside the project, and those of this folder."""
     from edgeprune.cli import targets
 
+    if options.farm:
+        put(targets.racks(options.project.parent), options.as_json, targets.show_racks)
+        return
     put(targets.known(options.project.parent), options.as_json, targets.show)
 
 

@@ -86,6 +86,15 @@ class OfProject(Options):
 
 
 @dataclass(frozen=True)
+class OfTargets(OfProject):
+    """Options of `targets`."""
+
+    farm: Annotated[
+        bool, typer.Option("--farm", help="List the places of the labgrid farm, their tags, and who has them.")
+    ] = False
+
+
+@dataclass(frozen=True)
 class OfTarget(OfProject):
     """A project on a target."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +18,10 @@ from typing import Any
 import farm as loopback
 import pytest
 from farm import LoopbackFarm
+from small import command
 
 from edgeprune.devices import transports, wire
-from edgeprune.devices.transports.base import ask
+from edgeprune.devices.transports.base import Transport, ask
 from edgeprune.errors import BusyError, DeviceError, SecurityError, UsageError
 
 pytestmark = pytest.mark.slow
@@ -56,8 +59,14 @@ def farm(made: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
     assert made.holders == {} and made.farm.tickets() == []
 
 
-def identify(link: transports.Transport, farm: LoopbackFarm) -> str:
+def identify(link: Transport) -> str:
     return ask(link, "farm", wire.Identify(20.0, "null")).runtime
+
+
+def refused(link: Transport, error: type[Exception], match: str) -> None:
+    """The first use of a device is refused."""
+    with closing(link), pytest.raises(error, match=match):
+        identify(link)
 
 
 def first_offered(farm: LoopbackFarm) -> tuple[str, str]:
@@ -69,12 +78,10 @@ def first_offered(farm: LoopbackFarm) -> tuple[str, str]:
 
 def test_any_free_board_is_acquired_leased_and_released(farm: LoopbackFarm) -> None:
     with closing(transports.connect(farm.target())) as first, closing(transports.connect(farm.target())) as second:
-        assert identify(first, farm) == identify(second, farm) == "null"
+        assert identify(first) == identify(second) == "null"
         assert sorted(farm.holders) == ["rack1", "rack2"]
         for board in farm.boards:  # our lease protects the board from those who do not ask the farm
-            with closing(board.transport(identity=farm.folder / "client")) as other:
-                with pytest.raises(BusyError, match="in use by"):
-                    ask(other, "other", wire.Identify(20.0, "null"))
+            refused(board.transport(identity=farm.folder / "client"), BusyError, "in use by")
         assert farm.farm.tickets() == []  # nobody waits behind a reservation that is no longer needed
 
 
@@ -83,15 +90,13 @@ def test_a_place_that_does_not_exist_is_refused_with_the_known_tags(farm: Loopba
         closing(transports.connect(farm.target(board="pi6"))) as link,
         pytest.raises(UsageError, match=r"farm.toml: \[connect\] place = board=pi6: no place .* board=pi5, ram=8g"),
     ):
-        identify(link, farm)
+        identify(link)
 
 
 def test_an_empty_farm_is_one_line(farm: LoopbackFarm) -> None:
     farm.delete_places()
     try:
-        with closing(transports.connect(farm.target())) as link:
-            with pytest.raises(DeviceError, match="has no place with tags"):
-                identify(link, farm)
+        refused(transports.connect(farm.target()), DeviceError, "has no place with tags")
     finally:
         farm.add_places()
 
@@ -99,9 +104,7 @@ def test_an_empty_farm_is_one_line(farm: LoopbackFarm) -> None:
 def test_a_coordinator_that_does_not_answer_is_one_line_with_the_tunnel(farm: LoopbackFarm) -> None:
     farm.proxy.refusing = True
     try:
-        with closing(transports.connect(farm.target())) as link:
-            with pytest.raises(DeviceError, match=r"does not answer .* Open the tunnel to it: ssh -N -L"):
-                identify(link, farm)
+        refused(transports.connect(farm.target()), DeviceError, r"does not answer .* Open the tunnel to it: ssh -N -L")
     finally:
         farm.proxy.refusing = False
 
@@ -109,17 +112,17 @@ def test_a_coordinator_that_does_not_answer_is_one_line_with_the_tunnel(farm: Lo
 def test_a_coordinator_that_goes_away_does_not_stop_a_measurement(farm: LoopbackFarm) -> None:
     said: list[str] = []
     link = transports.connect(farm.target(name="rack1"), notice=said.append)
-    assert identify(link, farm) == "null"
+    assert identify(link) == "null"
     farm.proxy.refusing = True
     farm.proxy.cut()
     try:
-        assert identify(link, farm) == "null"
+        assert identify(link) == "null"
         link.close()
     finally:
         farm.proxy.refusing = False
     assert "rack1 may stay taken" in said[-1] and list(farm.holders) == ["rack1"]
     with closing(transports.connect(farm.target(name="rack1"), notice=said.append)) as link:
-        assert identify(link, farm) == "null"  # the next use finds and frees it
+        assert identify(link) == "null"  # the next use finds and frees it
     assert any("rack1 is released" in text for text in said)
 
 
@@ -129,12 +132,14 @@ def test_a_board_that_is_offline_or_vanishes_is_reported_and_another_is_tried(fa
     farm.board(first).proxy.refusing = True  # it vanishes after it was reserved
     try:
         with closing(transports.connect(farm.target(), notice=said.append)) as link:
-            identify(link, farm)
+            identify(link)
             assert list(farm.holders) == [second] and said[0].startswith(f"farm: {first} is not used: ")
         farm.unexport(second)
-        with closing(transports.connect(farm.target(), notice=said.append)) as link:
-            with pytest.raises(DeviceError, match=f"no board can be used: .*{second}: it is offline"):
-                identify(link, farm)
+        refused(
+            transports.connect(farm.target(), notice=said.append),
+            DeviceError,
+            f"no board can be used: .*{second}: it is offline",
+        )
     finally:
         farm.board(first).proxy.refusing = False
         farm.export(second)
@@ -147,23 +152,23 @@ def test_a_board_that_somebody_holds_without_the_farm_is_skipped(farm: LoopbackF
     with closing(farm.board(first).transport(identity=farm.folder / "client")) as other:
         ask(other, "other", wire.Identify(20.0, "null"))
         with closing(transports.connect(farm.target(), notice=said.append)) as link:
-            identify(link, farm)
+            identify(link)
             assert list(farm.holders) == [second] and f"{first} is not used" in said[0] and "in use by" in said[0]
-        with closing(transports.connect(farm.target(name=first))) as link:
-            with pytest.raises(BusyError, match=f"{first}: .*in use by"):
-                identify(link, farm)
+        refused(transports.connect(farm.target(name=first)), BusyError, f"{first}: .*in use by")
 
 
 def test_of_two_runs_that_want_the_last_board_one_waits_in_the_queue(farm: LoopbackFarm) -> None:
     said: list[str] = []
     first = transports.connect(farm.target(name="rack1"))
-    identify(first, farm)
-    with closing(transports.connect(farm.target(name="rack1"))) as second:
-        with pytest.raises(BusyError, match=r"every board with name=rack1 is taken \(rack1 by .*\); number 1 .*--wait"):
-            identify(second, farm)
+    identify(first)
+    refused(
+        transports.connect(farm.target(name="rack1")),
+        BusyError,
+        r"every board with name=rack1 is taken \(rack1 by .*\); number 1 .*--wait",
+    )
     threading.Timer(1.0, first.close).start()
     with closing(transports.connect(farm.target(name="rack1"), wait_s=30, notice=said.append)) as second:
-        assert identify(second, farm) == "null"
+        assert identify(second) == "null"
     assert "number 1 in the queue; waiting" in said[0]
 
 
@@ -181,30 +186,28 @@ def test_what_a_killed_holder_left_is_freed_by_the_next_command(farm: LoopbackFa
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"held\n"
     with closing(transports.connect(farm.target(name="rack1"))) as link, pytest.raises(BusyError):
-        identify(link, farm)  # a holder that lives keeps its board
+        identify(link)  # a holder that lives keeps its board
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
     said: list[str] = []
     with closing(transports.connect(farm.target(name="rack1"), wait_s=30, notice=said.append)) as link:
-        assert identify(link, farm) == "null"
+        assert identify(link) == "null"
     assert said[0] == "rack1 is released: a command that has ended held it"
 
 
 def test_a_board_with_an_unknown_host_key_is_refused_and_released(farm: LoopbackFarm, tmp_path: Path) -> None:
-    with closing(transports.connect(loopback.with_key(farm.target(), tmp_path))) as link:
-        with pytest.raises(SecurityError, match="host key"):
-            identify(link, farm)
+    refused(transports.connect(loopback.with_key(farm.target(), tmp_path)), SecurityError, "host key")
 
 
 def test_a_reservation_that_a_restart_forgot_is_made_again(farm: LoopbackFarm) -> None:
     first = transports.connect(farm.target(name="rack1"))
-    identify(first, farm)
+    identify(first)
     got: list[Any] = []
 
     def wait() -> None:
         with closing(transports.connect(farm.target(name="rack1"), wait_s=30, notice=lambda text: None)) as second:
-            got.append(identify(second, farm))
+            got.append(identify(second))
 
     waiting = threading.Thread(target=wait)
     waiting.start()
@@ -217,3 +220,16 @@ def test_a_reservation_that_a_restart_forgot_is_made_again(farm: LoopbackFarm) -
     first.close()
     waiting.join(30)
     assert got == ["null"]
+
+
+def test_targets_farm_lists_places_tags_and_holders(farm: LoopbackFarm, tmp_path: Path) -> None:
+    farm.write(tmp_path / "targets" / "pi5.toml", "onnxruntime")
+    with closing(transports.connect(farm.target(name="rack1"))) as link:
+        identify(link)
+        listed = command("targets", "--farm", "--json", cwd=tmp_path)
+        table = command("targets", "--farm", cwd=tmp_path)
+        one, two = json.loads(listed.out)
+        assert one["holder"] == farm.holders["rack1"] and two["holder"] == ""
+    assert (one["place"], one["tags"], one["coordinator"]) == ("rack1", loopback.TAGS, farm.address)
+    assert one["board"] == f"{getpass.getuser()}@127.0.0.1:{farm.board('rack1').proxy.port}"
+    assert "board=pi5,ram=8g" in table.out and "free" in table.out and one["holder"] in table.out

@@ -18,7 +18,6 @@ from edgeprune.records import Host, Target
 
 POLL_S = 2.0
 LISTED = 5  # places in a message
-_used: set[tuple[str, str]] = set()  # (coordinator, place) that this process holds and uses
 
 
 class Borrowed(Transport):
@@ -70,7 +69,7 @@ class Borrowed(Transport):
 
     def _board(self) -> ssh.Ssh:
         if self._link is None:
-            free_left(self._farm, [place for address, place in _used if address == self._farm.address], self._say)
+            free_left(self._farm, self._say)
             until = time.monotonic() + self._wait_s
             while self._link is None:
                 try:
@@ -155,7 +154,6 @@ class Borrowed(Transport):
         """Acquire a place and its board's lease. Raises `DeviceError` or `BusyError`, and has then released the place."""
         service = self._service(name)
         self._place = name
-        _used.add((self._farm.address, name))
         link = ssh.Ssh(replace(self._target, host=self._address(service)))
         try:
             self._farm.acquire(name)
@@ -182,7 +180,6 @@ class Borrowed(Transport):
         name, self._place = self._place, ""
         if not name:
             return
-        _used.discard((self._farm.address, name))
         try:
             self._farm.release(name, holders.own())
         except DeviceError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # the address is that of a tunnel, which no proxy reaches
     ("grpc.use_local_subchannel_pool", 1),  # a connection that failed does not delay the next one
 )
+_used: set[tuple[str, str]] = set()  # (coordinator, place) that this process uses
 GONE = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED
 
 
@@ -123,11 +124,13 @@ class Farm:
 
     def acquire(self, place: str) -> None:
         """Take a place for this process. Raises `Refused` if somebody else has it."""
+        _used.add((self.address, place))
         with self._session() as (stub, _):
             stub.AcquirePlace(messages.AcquirePlaceRequest(placename=place), timeout=LIMITS.farm_s)
 
     def release(self, place: str, holder: str) -> None:
         """Give a place back if `holder` has it. Otherwise nothing happens."""
+        _used.discard((self.address, place))
         with self._stub() as stub:
             request = messages.ReleasePlaceRequest(placename=place, fromuser=holder)
             stub.ReleasePlace(request, timeout=LIMITS.farm_s)
@@ -177,15 +180,14 @@ class Farm:
         raise DeviceError(f"the labgrid coordinator at {self.address} ended the connection. Run the command again.")
 
 
-def free_left(farm: Farm, used: Iterable[str], notice: Callable[[str], None]) -> None:
+def free_left(farm: Farm, notice: Callable[[str], None]) -> None:
     """Release the places and cancel the reservations that ended commands of this user left.
 
-    `used` are the places that this process uses. It may also hold others, which it could not release.
+    This process may also hold a place that it could not release: its coordinator did not answer then.
     """
-    kept = set(used)
     for place in farm.places():
-        ours = place.holder == holders.own() and place.name not in kept
-        if ours or holders.has_ended(place.holder):
+        unused = place.holder == holders.own() and (farm.address, place.name) not in _used
+        if unused or holders.has_ended(place.holder):
             farm.release(place.name, place.holder)
             notice(f"{printable(place.name)} is released: a command that has ended held it")
     for ticket in farm.tickets():
