@@ -31,7 +31,6 @@ from edgeprune.records import (
     History,
     Plan,
     Profile,
-    Release,
     Report,
     Survey,
     Target,
@@ -207,23 +206,6 @@ def verify(project: Given, target: str = "local", **options: Unpack[Options]) ->
         return started.record(verify.STAGE)
 
 
-def deploy(project: Given, target: str = "local", **options: Unpack[Options]) -> list[Release]:
-    """Deploy the artifact on the target's hosts. Args as in `run`.
-
-    Returns:
-        The deployed release of each host.
-
-    Raises:
-        VerdictError: verification failed, or the release does not run on a host. That host returns to the release before.
-        InconclusiveError: verification was inconclusive.
-        SecurityError: a host refuses the release.
-    """
-    from edgeprune.stages import deploy
-
-    with opened(project, target, **options) as started:
-        return deploy.deployed(started)
-
-
 def check(
     project: Given,
     target: str = "local",
@@ -324,37 +306,6 @@ def history(project: Given, target: str = "local", figure: str = "p50_ns") -> Hi
     return of_request(request.request(project, target), figure)
 
 
-def rollback(
-    project: Given, target: str = "local", report: Callable[[str], None] = print, wait: bool = False
-) -> list[Release]:
-    """Deploy the project's previous release again on the target's hosts.
-
-    Args:
-        project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
-        target: a target's name, or the path of its file.
-        report: is called with a line for each step.
-        wait: wait for a host that somebody else holds.
-
-    Returns:
-        The deployed release of each host.
-
-    Raises:
-        UsageError: a host has no previous release.
-        SecurityError: the previous release was changed since it was deployed.
-    """
-    from edgeprune.stages import deploy
-
-    asked = request.request(project, target, wait=wait)
-    return deploy.rollback(asked.target, asked.project.name, report, asked.wait_s)
-
-
-def releases(target: str = "local", wait: bool = False) -> list[Release]:
-    """All releases of all services on the target's hosts. `wait` waits for a host that somebody else holds."""
-    from edgeprune.stages import deploy
-
-    return deploy.releases(_target(target), LIMITS.lease_wait_s if wait else 0.0)
-
-
 def setup(target: str, report: Callable[[str], None] = print, wait: bool = False) -> str:
     """Install the agent and the target's runtime on the target's hosts, without root.
 
@@ -365,9 +316,15 @@ def setup(target: str, report: Callable[[str], None] = print, wait: bool = False
 
     Returns:
         The runtime's version on the first host.
+
+    Raises:
+        DeviceError: a host fails. The others were set up all the same.
     """
-    found = [install.setup(one, report, LIMITS.lease_wait_s if wait else 0.0) for _, one in _target(target).all_hosts]
-    return found[0]
+    from edgeprune.devices import fleet
+
+    known, wait_s = _target(target), LIMITS.lease_wait_s if wait else 0.0
+    found = fleet.each(known.all_hosts, lambda turn: install.setup(turn.target, turn.report, wait_s), fleet.ALL, report)
+    return fleet.values(known.all_hosts, found)[0]
 
 
 def load(path: Path | str, model: nn.Module) -> nn.Module:
@@ -398,6 +355,6 @@ def _target(name: str) -> Target:
 
 __all__ = [
     "bench",
-    "check", "compile", "deploy", "finetune", "finish", "groups", "history", "load", "plan", "profile", "prune",
-    "releases", "rollback", "run", "setup", "verify",
+    "check", "compile", "finetune", "finish", "groups", "history", "load", "plan", "profile", "prune",
+    "run", "setup", "verify",
 ]  # fmt: skip

@@ -91,6 +91,14 @@ class SolverError(EdgepruneError):
     """A plan does not add up to its latency, or its optimality was not proved in time."""
 
 
+def of_code(exit_code: int, text: str) -> BaseException:
+    """The error that exits with this code, for one that was kept as its code and its text."""
+    if exit_code == EXIT_INTERRUPTED:
+        return KeyboardInterrupt(text)
+    kinds = (UsageError, VerdictError, InfeasibleError, InconclusiveError, DeviceError, SecurityError, BusyError)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), EdgepruneError)(text)
+
+
 QUOTED_CHARS = 80  # of a user's value or key in a message
 
 

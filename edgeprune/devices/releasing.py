@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from edgeprune.devices import transports, wire
 from edgeprune.devices.bench import identified
 from edgeprune.devices.transports.base import Refusal, Transport, ask
+from edgeprune.devices.validate import printable
 from edgeprune.errors import BusyError, DeviceError, EdgepruneError, SecurityError, UsageError, VerdictError
 from edgeprune.limits import LIMITS
 from edgeprune.records import Device, Manifest, Release, Target
+from edgeprune.runtimes import machine
 from edgeprune.storage import codec
 
+KEY_CHARS = 1100
 LATEST_S = 2**33  # of times that a host may report
 # The kinds of refusal that are no fault of the link or the agent.
 REFUSALS: Mapping[str, type[EdgepruneError]] = {
@@ -38,9 +42,11 @@ class ReleaseHost:
         DeviceError: the host or the link fails.
     """
 
-    def __init__(self, name: str, target: Target, transport: Transport) -> None:
-        self.name = name
-        self._target, self._transport = target, transport
+    def __init__(
+        self, name: str, target: Target, transport: Transport, left_s: Callable[[], float] = lambda: LIMITS.host_s
+    ) -> None:
+        self.name, self.transport = name, transport
+        self._target, self._transport, self._left_s = target, transport, left_s
 
     def device(self) -> Device:
         """What the host is."""
@@ -73,7 +79,7 @@ class ReleaseHost:
         source = os.path.dirname(self._transport.put(files))
         runtime = self._target.runtime
         return self._ask(
-            wire.Publish(LIMITS.release_s, runtime, service, digest, source, signer, LIMITS.check_s)
+            wire.Publish(LIMITS.release_s, runtime, service, digest, source, signer, LIMITS.check_s, whoami())
         ).enrolled
 
     def activate(self, service: str, digest: str) -> str | None:
@@ -91,13 +97,37 @@ class ReleaseHost:
             reload=self._target.deploy.reload,
             reload_s=LIMITS.reload_s,
             keep=self._target.deploy.keep,
+            who=whoami(),
         )
         return self._ask(job).previous
+
+    def withdraw(self, service: str, digest: str) -> str | None:
+        """Have the host refuse a release from now on. Returns the digest of the one that is deployed then."""
+        reload, keep = self._target.deploy.reload, self._target.deploy.keep
+        runtime, s = self._target.runtime, LIMITS.release_s
+        return self._ask(
+            wire.Withdraw(s, runtime, service, digest, LIMITS.check_s, reload, LIMITS.reload_s, keep, whoami())
+        ).current
+
+    def keys(
+        self, add: Sequence[str] = (), retire: Sequence[str] = (), revoke: Sequence[str] = ()
+    ) -> dict[str, tuple[str, ...]]:
+        """Change the public keys whose bundles the host accepts. Returns {state: keys}."""
+        job = wire.ChangeKeys(LIMITS.job_s, whoami(), tuple(add), tuple(retire), tuple(revoke))
+        found: dict[str, tuple[str, ...]] = {"accepted": (), "retired": (), "revoked": ()}
+        for entry in self._ask(job).keys:
+            found[entry.state] += (printable(entry.key, KEY_CHARS),)
+        return found
+
+    def audit(self) -> tuple[str, ...]:
+        """The last lines of the host's audit log, as they are there."""
+        return self._ask(wire.ReadAudit(LIMITS.job_s, LIMITS.audit_bytes)).lines
 
     def _ask(self, job: wire.Job[Reply]) -> Reply:
         slowness = LIMITS.emulated_slowness if self._target.emulated else 1
         try:
-            return ask(self._transport, self._target.name, job, slowness)
+            timely = replace(job, deadline_s=min(job.deadline_s, self._left_s()))
+            return ask(self._transport, self._target.name, timely, slowness)
         except Refusal as error:
             if error.kind not in REFUSALS:
                 raise
@@ -106,10 +136,24 @@ class ReleaseHost:
 
 
 @contextmanager
-def open_host(name: str, target: Target, wait_s: float = 0.0) -> Iterator[ReleaseHost]:
-    """Connect to a host; `wait_s` is how long to wait for one that another process holds."""
+def open_host(
+    name: str, target: Target, wait_s: float = 0.0, left_s: Callable[[], float] = lambda: LIMITS.host_s
+) -> Iterator[ReleaseHost]:
+    """Connect to a host.
+
+    Args:
+        name: the host's.
+        target: names only this host.
+        wait_s: how long to wait for a host that another process holds.
+        left_s: the time that is left for the host; it raises if there is none.
+    """
     with closing(transports.connect(target, wait_s)) as transport:
-        yield ReleaseHost(name, target, transport)
+        yield ReleaseHost(name, target, transport, left_s)
+
+
+def whoami() -> str:
+    """Who works on this machine, for audit logs on devices."""
+    return printable(machine.whoami(), 200)
 
 
 def _release(host: str, entry: wire.ReleaseEntry) -> Release:

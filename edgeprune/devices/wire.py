@@ -172,6 +172,35 @@ class Releases:
     releases: Tuple[ReleaseEntry, ...]
 
 
+@dataclass(frozen=True)
+class Withdrawn:
+    """The digest of the release that is in service now, if any."""
+
+    current: Optional[str]
+
+
+@dataclass(frozen=True)
+class KeyEntry:
+    """A public key that the device knows."""
+
+    key: str = field(metadata=PATH)
+    state: Literal["accepted", "retired", "revoked"]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Every key that the device knows."""
+
+    keys: Tuple[KeyEntry, ...]
+
+
+@dataclass(frozen=True)
+class AuditLog:
+    """The last lines of the audit log."""
+
+    lines: Tuple[str, ...] = field(metadata=RAW)
+
+
 # ----------------------------------------------------------------------------------------------------------- jobs
 
 
@@ -334,6 +363,7 @@ class Publish(Work[Published]):
     source: str = field(metadata=PATH)
     signer: str = field(metadata=RAW)
     check_s: float
+    who: str = ""
 
 
 @dataclass(frozen=True)
@@ -346,7 +376,39 @@ class Activate(Work[Activated]):
     reload: Tuple[str, ...] = field(metadata=RAW)
     reload_s: float
     keep: int
+    who: str = ""
     finishes: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Withdraw(Work[Withdrawn]):
+    """Refuse a release from now on. Where it is in service, return to the one before first, as `Activate` does."""
+
+    service: str
+    digest: str
+    check_s: float
+    reload: Tuple[str, ...] = field(metadata=RAW)
+    reload_s: float
+    keep: int
+    who: str = ""
+    finishes: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ChangeKeys(Job[Keys]):
+    """Add, retire and revoke public keys, and list all."""
+
+    who: str = ""
+    add: Tuple[str, ...] = field(default=(), metadata=PATH)
+    retire: Tuple[str, ...] = field(default=(), metadata=PATH)
+    revoke: Tuple[str, ...] = field(default=(), metadata=PATH)
+
+
+@dataclass(frozen=True)
+class ReadAudit(Job[AuditLog]):
+    """Read the end of the audit log."""
+
+    most_bytes: int
 
 
 @dataclass(frozen=True)
@@ -368,6 +430,9 @@ TABLE: Dict[str, Tuple[Type[Job[Any]], Type[Any]]] = {
     "publish": (Publish, Published),
     "activate": (Activate, Activated),
     "releases": (ListReleases, Releases),
+    "withdraw": (Withdraw, Withdrawn),
+    "keys": (ChangeKeys, Keys),
+    "audit": (ReadAudit, AuditLog),
 }
 MODES: Dict[type, str] = {job: mode for mode, (job, _) in TABLE.items()}
 

@@ -11,6 +11,7 @@ from edgeprune.records.target import Precision
 from edgeprune.records.verdict import Verdict
 
 ReleaseState = Literal["current", "previous", "kept"]
+HostStep = Literal["done", "unchanged", "failed", "unknown", "not begun"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Manifest:
         device: the device of the verification.
         verdict: the outcome of the verification.
         files: {name: (bytes, SHA-256)} of all other files of the bundle.
+        sequence: counts the releases of a service. Bundles from before this key count as 0, and are ordered by `created_s`.
+        reload: the command that notifies a server, and
+        keep: how many releases a host keeps, where the bundle is installed by `runner.py --install`.
     """
 
     schema: int
@@ -50,6 +54,14 @@ class Manifest:
     device: Device
     verdict: Verdict
     files: dict[str, tuple[int, str]]
+    sequence: int = 0
+    reload: tuple[str, ...] = ()
+    keep: int = 5
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The order of releases: by sequence, and those without one by their time."""
+        return self.sequence, 0 if self.sequence else self.created_s
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,3 +85,77 @@ class Release(Answer):
     since_s: int | None = None
     manifest: Manifest | None = None
     damage: str = ""
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What came of the work on one host of a fleet.
+
+    Attributes:
+        host: its name.
+        step: "unchanged" had nothing to do; "unknown" did not answer in time, so the work may go on there.
+        releases: those that were asked for: the deployed one, or all.
+        error: why it failed; empty if it did not.
+        exit_code: the exit code of that error; 0 if it did not fail.
+    """
+
+    host: str
+    step: HostStep
+    releases: tuple[Release, ...] = ()
+    error: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class Fleet(Answer):
+    """Every host of a target, in its order, also those that failed. `stopped` says why hosts were left out, if any were."""
+
+    hosts: tuple[HostState, ...]
+    stopped: str = ""
+    interrupted: bool = False
+
+    @property
+    def releases(self) -> list[Release]:
+        """The releases of all hosts."""
+        return [release for host in self.hosts for release in host.releases]
+
+    @property
+    def failed(self) -> list[HostState]:
+        """The hosts that failed, and those that did not answer in time."""
+        return [host for host in self.hosts if host.error]
+
+    @property
+    def exit_code(self) -> int:
+        """130 after an interrupt, else that of the first error; 0 if there is none."""
+        return 130 if self.interrupted else next((host.exit_code for host in self.failed), 0)
+
+
+Facts = dict[str, str]  # of one host, such as a key or an entry of its audit log
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a host reported, or the error and its exit code if it failed."""
+
+    host: str
+    facts: tuple[Facts, ...] = ()
+    error: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class FleetFacts(Answer):
+    """What every host of a target reported, in its order."""
+
+    hosts: tuple[HostFacts, ...]
+    interrupted: bool = False
+
+    @property
+    def failed(self) -> list[HostFacts]:
+        """The hosts that failed."""
+        return [host for host in self.hosts if host.error]
+
+    @property
+    def exit_code(self) -> int:
+        """130 after an interrupt, else that of the first error; 0 if there is none."""
+        return 130 if self.interrupted else next((host.exit_code for host in self.failed), 0)

@@ -20,12 +20,12 @@ from edgeprune.records import (
     Cut,
     Explanation,
     Figures,
+    Fleet,
     Front,
     Groups,
     History,
     Outcome,
     Plan,
-    Release,
     Report,
     Result,
     Survey,
@@ -52,7 +52,7 @@ def show(answer: object, groups: Groups, console: Console) -> None:
     """Print an answer: a table for a run or a plan, one line for each check of a verdict, else the path of the file.
 
     Args:
-        answer: a record, a list of releases, or a path.
+        answer: a record, or a path.
         groups: the network's channel groups, which a plan's table names.
         console: where to print.
     """
@@ -95,8 +95,10 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             )
         case Artifact():
             put(f"artifact  {answer.files[0]}")
-        case list():
-            console.print(releases_table(answer))
+        case Fleet():
+            from edgeprune.reports import fleet
+
+            fleet.show(answer, console)
         case Path():
             put(f"network   {answer}")
 
@@ -120,38 +122,6 @@ def _coloured(text: str, outcome: Outcome, at: int) -> Text:
     """A line with the outcome, which stands at `at`, in its colour."""
     shown = Text(text)
     shown.stylize(f"bold {COLOURS[outcome]}", at, at + len(outcome))
-    return shown
-
-
-def releases_table(releases: Sequence[Release]) -> Table:
-    """The releases: what runs where, since when, and with which verdict."""
-    shown = Table(box=box.SIMPLE_HEAD)
-    for heading in (
-        "host",
-        "service",
-        "release",
-        "state",
-        "since",
-        "runtime",
-        "p50",
-        "budget",
-        "metric",
-        "verdict",
-    ):
-        numeric, unbroken = heading in ("p50", "budget", "metric"), heading in ("host", "release", "since")
-        shown.add_column(heading, justify="right" if numeric else "left", no_wrap=unbroken)
-    for release in releases:
-        since = "" if release.since_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(release.since_s))
-        cells = [release.host, release.service, release.digest[:12], release.state, since]
-        if release.manifest is None:
-            shown.add_row(*map(escape, cells), "", "", "", "", f"damaged: {escape(release.damage)}")
-            continue
-        known, verdict = release.manifest, release.manifest.verdict
-        runtime = f"{known.runtime} {known.device.runtime_version}, {known.precision}"
-        times = ("" if ms is None else time_text(1e6 * ms) for ms in (verdict.pruned.p50_ms, verdict.budget_ms))
-        figures = (*times, f"{verdict.pruned.metric:.4f}")
-        outcome = ", ".join([verdict.outcome, *kinds(verdict)])
-        shown.add_row(*(escape(printable(cell, 200)) for cell in (*cells, runtime, *figures, outcome)))
     return shown
 
 

@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from edgeprune import runtimes
+from edgeprune.devices import fleet, transports, wire
 from edgeprune.devices import install as installing
-from edgeprune.devices import transports, wire
 from edgeprune.devices.bench import REMEDIES
 from edgeprune.devices.transports.base import ask
 from edgeprune.devices.validate import printable
@@ -47,12 +48,23 @@ def examine(target: str, project: Path | None) -> Iterator[Finding]:
         known = toml.read_target(toml.find_target(target, folder))
         yield Finding("ok", f"target {known.name}: {known.path}")
         yield Finding("ok", f"{known.runtime} artifacts are made by {_converter(known)}")
-        for name, one in known.all_hosts:
-            if len(known.all_hosts) > 1:
-                yield Finding("ok", f"host {name}:")
-            yield from _device(one)
+        yield from _hosts(known)
     except EdgepruneError as error:
         yield Finding("fail", str(error), "do what the message says, and run doctor again")
+
+
+def _hosts(target: Target) -> Iterator[Finding]:
+    """The findings of every host, also if some do not answer."""
+    hosts = target.all_hosts
+    found = fleet.each(hosts, lambda turn: list(_device(turn.target)), replace(fleet.ALL, host_s=LIMITS.job_s))
+    if found.interrupted:
+        raise KeyboardInterrupt
+    for name, _ in hosts:
+        if len(hosts) > 1:
+            yield Finding("ok", f"host {name}:")
+        yield from found.values.get(name, [])
+        if name in found.errors:
+            yield Finding("fail", str(found.errors[name]), "do what the message says, and run doctor again")
 
 
 def _converter(target: Target) -> str:
@@ -69,8 +81,7 @@ def _package(name: str) -> Finding:
 def _project(path: Path) -> Iterator[Finding]:
     try:
         known = toml.read_project(path)
-        limit = known.budget.latency
-        shown = f"budget {limit}" if limit else "no latency budget, so nothing is pruned"
+        shown = f"budget {known.budget}" if known.budget.prunes else "no budget, so nothing is pruned"
         yield Finding("ok", f"project {known.name}: {shown}")
         from edgeprune.frontends import dataset
 

@@ -6,11 +6,13 @@ It travels to devices: standard library only, Python 3.8 and up.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import itertools
 import os
 import resource
 import shutil
+import socket
 import sys
 
 
@@ -23,6 +25,15 @@ def root() -> str:
     """The folder that keeps files on a device: the agent's own, or ~/.edgeprune where this machine is the device."""
     here = home()
     return here if os.path.basename(here) == ".edgeprune" else os.path.expanduser("~/.edgeprune")
+
+
+def whoami() -> str:
+    """The user and the name of this machine, for locks and logs on devices."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # as in some containers
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"
 
 
 def free_bytes() -> int:

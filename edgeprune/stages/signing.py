@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeprune.devices.agent.trust import NAMESPACE
+from edgeprune.devices.agent.keys import NAMESPACE
 from edgeprune.devices.validate import printable
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
@@ -65,6 +65,13 @@ def _require_ed25519(key: Path) -> str:
     if _kind(public) not in ED25519:
         raise UsageError(f"{key} is not an Ed25519 key. Name another one in [deploy] key, or {MAKE}")
     return public
+
+
+def public(key: Path) -> str:
+    """The public half of a private Ed25519 key. Raises `UsageError` for another file."""
+    if not key.is_file():
+        raise UsageError(f"no file {key}. Name another one, or {MAKE}")
+    return _require_ed25519(key)
 
 
 def _kind(public: str) -> str:

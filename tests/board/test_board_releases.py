@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import releases as deploying
 from releases import activation, bundle, publication
 from sshd import keygen
 from test_faults import shell, ssh_argv, target
@@ -21,7 +22,7 @@ from edgeprune.devices.transports.ssh.remote import agent_path
 from edgeprune.devices.virtual import board
 from edgeprune.errors import DeviceError
 from edgeprune.records import Device, Target
-from edgeprune.stages import deploy as deploying
+from edgeprune.stages.bundles import Bundle
 
 ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
 pytestmark = pytest.mark.usefixtures("virtual_board")
@@ -73,7 +74,7 @@ def served(tmp_path: Path, device: Device) -> Iterator[tuple[Target, Path]]:
     shell("rm -rf .edgeprune/services .edgeprune/allowed_signers")
 
 
-def made(folder: Path, key: Path, device: Device, ns: int) -> deploying.Bundle:
+def made(folder: Path, key: Path, device: Device, ns: int) -> Bundle:
     time.sleep(1.1)  # a bundle's age is in whole seconds
     return bundle(folder, key, ns, **{name: getattr(device, name) for name in Device.__dataclass_fields__})
 

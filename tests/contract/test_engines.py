@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import releases as deploying
 import torch
 from releases import verdict
 from sshd import keygen
@@ -20,7 +21,7 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import open_bench
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
 from edgeprune.records import Artifact, Prepare, Target
-from edgeprune.stages import deploy as deploying
+from edgeprune.stages import bundles
 from edgeprune.stages.compile import Compiler
 
 StandIn = Callable[[str], None]
@@ -135,10 +136,10 @@ def test_a_release_holds_the_engine_that_was_built_there(
     inputs = [np.ones((1, 3, 16, 16), "float32")]
     with open_bench(target, tmp_path) as bench:
         (outputs,) = bench.outputs(artifact.files[0], [inputs[0][None]])
-        verified = deploying.Verified(bench.device, artifact, verdict(), inputs, outputs[0])
+        verified = bundles.Verified(bench.device, artifact, verdict(), inputs, outputs[0])
     target = replace(target, deploy=replace(target.deploy, key=keygen(tmp_path / "key")))
     (tmp_path / "bundle").mkdir()
-    made = deploying.bundle("eyes", target, verified, tmp_path / "bundle")
+    made = bundles.bundle("eyes", target, verified, tmp_path / "bundle", 1)
     (release,) = deploying.deploy(target, made, lambda text: None)
     folder = tmp_path / ".edgeprune" / "services" / "eyes" / "current"
     assert release.state == "current" and release.manifest is not None and release.manifest.device.simulated
@@ -150,7 +151,7 @@ def test_a_release_holds_the_engine_that_was_built_there(
     (folder / "engine.plan").write_bytes(b"cut off")
     time.sleep(1.1)  # a bundle's age is in whole seconds
     (tmp_path / "again").mkdir()
-    again = deploying.bundle("eyes", target, verified, tmp_path / "again")
+    again = bundles.bundle("eyes", target, verified, tmp_path / "again", 2)
     notes: list[str] = []
     (fixed,) = deploying.deploy(target, again, notes.append)
     assert fixed.digest == again.digest and "does not run" in notes[0]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import releases as deploying
 from releases import bundle
 from safetensors.torch import load_file, save_file
 from small import Finished, command
@@ -22,7 +23,6 @@ from sshd import SSHD, Sshd, keygen, start
 
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError, VerdictError
 from edgeprune.records import Release, Target
-from edgeprune.stages import deploy as deploying
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import releases as deploying
 from releases import bundle, this_device
 from rich.console import Console
 from sshd import keygen
@@ -17,8 +18,8 @@ from edgeprune.devices import transports
 from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import DeviceError, EdgepruneError
 from edgeprune.records import Target
-from edgeprune.reports import console
-from edgeprune.stages import deploy as deploying
+from edgeprune.reports import fleet
+from edgeprune.stages import rollout
 
 IDENTITY = {name: getattr(this_device(), name) for name in type(this_device()).__dataclass_fields__}
 ENTRY = {"service": "vision", "digest": "a" * 64, "state": "current", "since_s": 1_700_000_000}
@@ -75,7 +76,7 @@ def test_text_from_a_device_is_shown_escaped_and_short(tmp_path: Path, monkeypat
     entry = {**ENTRY, "damage": "[bold]no[/bold]\x1b[2J\x07" * 500}
     answering(monkeypatch, {"releases": {"releases": [entry]}})
     out = StringIO()
-    Console(file=out, width=200).print(console.releases_table(deploying.releases(target(tmp_path))))
+    fleet.show(rollout.releases(target(tmp_path)), Console(file=out, width=200))
     assert "\x1b" not in out.getvalue() and "\x07" not in out.getvalue() and len(out.getvalue()) < 20_000
 
 

@@ -1,11 +1,13 @@
 """Releases on the device: check and run a signed bundle, put it into service, and take it out again.
 
     ~/.edgeprune/
-      allowed_signers                   the keys whose bundles are accepted, in OpenSSH's format
+      allowed_signers, …                the keys whose bundles are accepted; see `keys`
+      audit.jsonl                       who put which release here; see `audit`
       services/NAME/
         releases/DIGEST/                a bundle's files; DIGEST is that of manifest.json, manifest.json.sig its signature
         current -> releases/DIGEST      the release in service
         previous -> releases/DIGEST     the release that a rollback returns to
+        withdrawn                       digests of releases that are refused from now on
         switching                       exists during a switch: the state to return to
         lock
 
@@ -25,20 +27,46 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from ...runtimes import machine
 from ...runtimes.device import Failed, Options, find
 from ..validate import WireError, read
-from ..wire import Activate, Activated, Check, ListReleases, Publish, Published, ReleaseEntry, Releases
-from . import trust
-from .trust import MANIFEST, OUTPUT_CHARS, SIGNATURE, Manifest, plain
+from ..wire import (
+    Activate,
+    Activated,
+    Check,
+    ListReleases,
+    Publish,
+    Published,
+    ReleaseEntry,
+    Releases,
+    Withdraw,
+    Withdrawn,
+)
+from . import audit, keys, trust
+from .trust import MANIFEST, MANIFEST_BYTES, OUTPUT_CHARS, SIGNATURE, Manifest, plain
 
 OUTPUT_BYTES = 1 << 14
 LISTED = 200  # releases in a list, at most
 Kind = Literal["current", "previous"]
+NO_KEY = (
+    "this device accepts no key yet; deploy to it once over SSH, or name the file of a public key: --signer KEY.pub"
+)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A bundle that somebody brings: how to open its files by name. `signer` is trusted if the device trusts no key yet."""
+
+    service: str
+    digest: str
+    open: Callable[[str], BinaryIO]
+    signer: str
+    who: str
 
 
 @dataclass(frozen=True)
@@ -56,34 +84,78 @@ class Switch:
 
 def publish(job: Publish) -> Published:
     """Take a bundle: check it and run it before it gets its name. Nothing is switched."""
-    with locked(job.service) as service:
-        final, enrolled = os.path.join(service, "releases", job.digest), False
-        if not os.path.isdir(final):
-            part = final + ".part"
-            _make_folder(part)
-            try:
-                enrolled = _prepared(job, service, part)
-                os.rename(part, final)
-                machine.sync(os.path.dirname(final))
-            except BaseException:
-                shutil.rmtree(part, ignore_errors=True)
-                raise
-        return Published(enrolled)
+
+    def open_file(name: str) -> BinaryIO:
+        try:
+            return open(os.path.join(job.source, name), "rb")
+        except FileNotFoundError as error:
+            raise Failed("refused", f"the bundle lacks {name}") from error
+
+    return Published(take(Offer(job.service, job.digest, open_file, job.signer, job.who), job.check_s))
 
 
-def _prepared(job: Publish, service: str, part: str) -> bool:
-    """Copy, check and run a bundle in the folder `part`: whether its key was enrolled as the device's first."""
-    manifest = _copied(job.source, part, job.digest)
-    first = not os.path.exists(trust.signers())
-    trust.checked(part, job.digest, trust.candidate(part, job.signer) if first else trust.signers())
-    trust.require_own(manifest, job.service)
+def take(offer: Offer, check_s: float) -> bool:
+    """Check a bundle, run it and keep it as a release. Returns whether its key was enrolled as the device's first."""
+    with locked(offer.service) as service:
+        final = os.path.join(service, "releases", offer.digest)
+        if os.path.isdir(final):
+            return False
+        part = final + ".part"
+        _make_folder(part)
+        try:
+            enrolled = _prepared(offer, service, part, check_s)
+            os.rename(part, final)
+            machine.sync(os.path.dirname(final))
+            return enrolled
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def _prepared(offer: Offer, service: str, part: str, check_s: float) -> bool:
+    """Copy, check and run a bundle in the folder `part`: whether its key was enrolled as the device's first.
+
+    The signature is checked before a large file is copied, and no file may be larger than it was signed.
+    """
+    _copy(offer, part, MANIFEST, MANIFEST_BYTES)
+    _copy(offer, part, SIGNATURE, keys.SIGNATURE_BYTES)
+    first = not os.path.exists(keys.allowed())
+    if first and not offer.signer:
+        raise Failed("refused", NO_KEY)
+    manifest = trust.signed(part, offer.digest, (trust.candidate(part, offer.signer) if first else keys.allowed(),))
+    trust.require_own(manifest, offer.service)
+    if offer.digest in trust.withdrawn(service):
+        raise Failed("refused", f"the release {offer.digest[:12]} was withdrawn here")
     trust.require_newer(manifest, service)
+    for name, (size, _) in manifest["files"].items():
+        _copy(offer, part, name, size)
+    machine.sync(part)
+    trust.require_whole(part, manifest)
     _make(part, manifest)
-    run_check(part, manifest, job.check_s)
+    run_check(part, manifest, check_s)
+    _log(offer.who, "publish", part, manifest["service"], offer.digest)
     if first:
-        os.replace(trust.candidate(part, job.signer), trust.signers())
+        os.replace(trust.candidate(part, offer.signer), keys.allowed())
         machine.sync(machine.root())
     return first
+
+
+def _copy(offer: Offer, part: str, name: str, most: int) -> None:
+    """Copy one file of the bundle, down to the disk."""
+    with offer.open(plain(name)) as reading, open(os.path.join(part, plain(name)), "wb") as writing:
+        left = most + 1
+        while left and (data := reading.read(min(left, 1 << 20))):
+            writing.write(data)
+            left -= len(data)
+        if not left:
+            raise Failed("refused", f"{name} was altered: it is larger than it was signed")
+        writing.flush()
+        os.fsync(writing.fileno())
+
+
+def _log(who: str, did: audit.Deed, folder: str, service: str, digest: str) -> None:
+    signer = keys.fingerprint(keys.signer(os.path.join(folder, SIGNATURE)))
+    audit.append(audit.Entry(int(time.time()), who, did, service, digest, signer))
 
 
 def activate(job: Activate) -> Activated:
@@ -106,13 +178,47 @@ def activate(job: Activate) -> Activated:
             _point(service, "current", new)
             found = run_check(current, manifest, job.check_s)
             _notify(service, switch)
+            _log(job.who, "activate", current, job.service, new)
         except Exception as error:  # whatever it is, the release in service must be one that runs
             back = _go_back(service)
+            with contextlib.suppress(OSError):  # the disk may be full: the old release is in service all the same
+                audit.append(audit.Entry(int(time.time()), job.who, "go-back", job.service, new))
             _forget(service, job.keep)
             raise Failed("unhealthy", f"{error}; {back}") from error
         _drop(os.path.join(service, "switching"))
         _forget(service, job.keep)
         return Activated(new, pointed(service, "previous"), found)
+
+
+def withdraw(job: Withdraw) -> Withdrawn:
+    """Refuse a release from now on, and remove it. Where it is in service, the release before it comes back first."""
+    with locked(job.service) as service:
+        current, before = pointed(service, "current"), pointed(service, "previous")
+    if current == job.digest and before:
+        activate(
+            Activate(
+                job.deadline_s,
+                job.runtime,
+                job.service,
+                before,
+                job.check_s,
+                job.reload,
+                job.reload_s,
+                job.keep,
+                job.who,
+            )
+        )
+    with locked(job.service) as service:
+        audit.append(audit.Entry(int(time.time()), job.who, "withdraw", job.service, job.digest))
+        known = trust.withdrawn(service)
+        if job.digest not in known:
+            machine.write(os.path.join(service, "withdrawn"), "\n".join([*known, job.digest, ""]).encode())
+        kinds: tuple[Kind, ...] = ("current", "previous")
+        for kind in kinds:
+            if pointed(service, kind) == job.digest:
+                _drop(os.path.join(service, kind))
+        shutil.rmtree(os.path.join(service, "releases", job.digest), ignore_errors=True)
+        return Withdrawn(pointed(service, "current"))
 
 
 def listed(job: ListReleases) -> Releases:
@@ -142,22 +248,6 @@ def _entry(service: str, name: str, digest: str) -> ReleaseEntry:
 
 
 # ----------------------------------------------------------------------------------------------------- the steps
-
-
-def _copied(source: str, part: str, digest: str) -> Manifest:
-    """Copy the bundle's files into `part`, down to the disk: its manifest."""
-    manifest = trust.loaded(source, digest)
-    for name in (MANIFEST, SIGNATURE, *manifest["files"]):
-        target = os.path.join(part, plain(name))
-        try:
-            with open(os.path.join(source, name), "rb") as reading, open(target, "wb") as writing:
-                shutil.copyfileobj(reading, writing)
-                writing.flush()
-                os.fsync(writing.fileno())
-        except FileNotFoundError as error:
-            raise Failed("refused", f"the bundle lacks {name}") from error
-    machine.sync(part)
-    return manifest
 
 
 def _make(folder: str, manifest: Manifest) -> None:
@@ -289,7 +379,7 @@ def _forget(service: str, keep: int) -> None:
     releases = os.path.join(service, "releases")
     in_use = {pointed(service, "current"), pointed(service, "previous")}
     digests = machine.listed(releases)
-    known = sorted((trust.created_s(os.path.join(releases, digest), digest), digest) for digest in digests)
+    known = sorted((trust.order(os.path.join(releases, digest), digest), digest) for digest in digests)
     for _, digest in known[: max(0, len(known) - keep)]:
         if digest not in in_use:
             shutil.rmtree(os.path.join(releases, digest), ignore_errors=True)

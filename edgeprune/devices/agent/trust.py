@@ -8,31 +8,26 @@ import os
 import platform
 import re
 import subprocess
-import time
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
 from ...runtimes import machine
 from ...runtimes.device import Failed, find
-from . import facts
+from . import facts, keys
+from .keys import NAMESPACE
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
-NAMESPACE = "edgeprune"  # of signatures: a signature of a mail or a commit is not valid here
 MANIFEST_BYTES = 1 << 20
 OUTPUT_CHARS = 600
 SIGNATURE_S = 30
+WITHDRAWN = 10_000  # releases of a service
 Manifest = Dict[str, Any]
 
 
-def signers() -> str:
-    """The file of the keys whose bundles are accepted: the key of the first bundle, and keys that somebody adds."""
-    return os.path.join(machine.root(), "allowed_signers")
-
-
 def candidate(part: str, signer: str) -> str:
-    """Such a file for a first bundle, which is not accepted yet."""
+    """A file of accepted keys for a first bundle, whose key is not accepted yet."""
     path = os.path.join(part, ".signers")
     if not os.path.exists(path):
-        machine.write(path, f'{NAMESPACE} namespaces="{NAMESPACE}" {signer}\n'.encode())
+        machine.write(path, f"{keys.line(keys.valid(signer))}\n".encode())
     return path
 
 
@@ -56,7 +51,8 @@ def loaded(folder: str, digest: str) -> Manifest:
         manifest: Manifest = json.loads(content)
         entries = manifest["files"].items()
         right = all(isinstance(size, int) and isinstance(sha, str) for _, (size, sha) in entries)
-        right = right and isinstance(manifest["created_s"], int) and isinstance(manifest["device"], dict)
+        right = right and isinstance(manifest.get("sequence", 0), int) and isinstance(manifest["created_s"], int)
+        right = right and isinstance(manifest["device"], dict)
         right = right and all(isinstance(manifest[key], str) for key in ("service", "runtime", "model"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         right = False
@@ -65,33 +61,44 @@ def loaded(folder: str, digest: str) -> Manifest:
     return manifest
 
 
-def checked(folder: str, digest: str, allowed: str | None = None) -> Manifest:
-    """The manifest, once its signature is by an allowed key and every file is as it was signed.
-
-    Args:
-        folder: of a release; or of a bundle, where `allowed` names the file of allowed keys.
-    """
+def signed(folder: str, digest: str, allowed: Sequence[str]) -> Manifest:
+    """The manifest of a bundle or release, once its signature is by a key of one of these files."""
     manifest = loaded(folder, digest)
-    _verify_signature(folder, allowed or signers())
+    if not os.path.isfile(os.path.join(folder, SIGNATURE)):
+        raise Failed("refused", "the bundle is not signed")
+    if keys.signer(os.path.join(folder, SIGNATURE)) in keys.held(keys.revoked()):
+        raise Failed("refused", "the signature is by a key that was revoked here")
+    outputs = [_verified(folder, path) for path in allowed if os.path.exists(path)]
+    if "" not in outputs:
+        said = outputs[0] if outputs else "there is no such file"
+        raise Failed("refused", f"the signature is not by a key of {allowed[0]} ({said}); add it: edgeprune keys add")
+    return manifest
+
+
+def checked(folder: str, digest: str) -> Manifest:
+    """The manifest of a release, once its signature is by an accepted or a retired key and every file is as it was signed."""
+    manifest = signed(folder, digest, (keys.allowed(), keys.retired()))
+    require_whole(folder, manifest)
+    for name in find(manifest["runtime"]).made:
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise Failed("refused", f"{name} is missing")
+    return manifest
+
+
+def require_whole(folder: str, manifest: Manifest) -> None:
+    """Refuse a bundle or release whose files are not as they were signed."""
     for name, (size, sha) in manifest["files"].items():
         path = os.path.join(folder, plain(name))
         if os.path.islink(path) or not os.path.isfile(path):
             raise Failed("refused", f"{name} is missing")
         if os.path.getsize(path) != size or machine.sha256(path) != sha:
             raise Failed("refused", f"{name} was altered")
-    if allowed is None:
-        for name in find(manifest["runtime"]).made:
-            if not os.path.isfile(os.path.join(folder, name)):
-                raise Failed("refused", f"{name} is missing")
-    return manifest
 
 
-def _verify_signature(folder: str, allowed: str) -> None:
-    """OpenSSH's own check of the signature."""
+def _verified(folder: str, allowed: str) -> str:
+    """OpenSSH's own check of the signature: empty if it is good, else what ssh-keygen prints."""
     argv = ["ssh-keygen", "-Y", "verify", "-f", allowed, "-I", NAMESPACE, "-n", NAMESPACE]
     argv += ["-s", os.path.join(folder, SIGNATURE)]
-    if not os.path.isfile(os.path.join(folder, SIGNATURE)):
-        raise Failed("refused", "the bundle is not signed")
     try:
         with open(os.path.join(folder, MANIFEST), "rb") as file:
             done = subprocess.run(
@@ -101,11 +108,12 @@ def _verify_signature(folder: str, allowed: str) -> None:
         raise Failed("no-ssh-keygen", "there is no ssh-keygen to check signatures with") from error
     except subprocess.TimeoutExpired as error:
         raise Failed("refused", f"ssh-keygen took over {SIGNATURE_S} s to check the signature") from error
-    if done.returncode:
-        output = " ".join(done.stdout.decode("utf-8", "backslashreplace").split())[:OUTPUT_CHARS]
-        if "usage:" in output:
-            raise Failed("no-ssh-keygen", "the ssh-keygen is older than 8.1 and cannot check signatures")
-        raise Failed("refused", f"the signature is not by a key of {signers()} ({output}); add its line there")
+    if not done.returncode:
+        return ""
+    output = " ".join(done.stdout.decode("utf-8", "backslashreplace").split())[:OUTPUT_CHARS]
+    if "usage:" in output:
+        raise Failed("no-ssh-keygen", "the ssh-keygen is older than 8.1 and cannot check signatures")
+    return output or f"ssh-keygen ended with {done.returncode}"
 
 
 def require_own(manifest: Manifest, service: str) -> None:
@@ -122,22 +130,35 @@ def require_own(manifest: Manifest, service: str) -> None:
 
 
 def require_newer(manifest: Manifest, service: str) -> None:
-    """Refuse a bundle that is older than a release here, though it is signed. A rollback is the way back.
+    """Refuse a bundle that is not after every release here, though it is signed. A rollback is the way back.
 
     Args:
         service: the folder of the service.
     """
     for digest in machine.listed(os.path.join(service, "releases")):
-        known = created_s(os.path.join(service, "releases", digest), digest)
-        if known >= manifest["created_s"]:
-            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(known))
-            fix = "set the clock of the machine that deploys, or roll back"
-            raise Failed("refused", f"the bundle is older than one that is here, which is of {when}; {fix}")
+        if order(os.path.join(service, "releases", digest), digest) >= order_of(manifest):
+            raise Failed(
+                "refused",
+                f"the bundle is older than one that is here: its number is {manifest.get('sequence', 0)}, and release"
+                f" {digest[:12]} comes after it. Deploy again, so that it gets a new number; or take that release back:"
+                f" edgeprune withdraw {digest[:12]}",
+            )
 
 
-def created_s(folder: str, digest: str) -> int:
-    """When a release was made, in seconds since 1970. A damaged release counts as the oldest."""
+def order_of(manifest: Manifest) -> tuple[int, int]:
+    """The order of releases: by their number; those from before there were numbers come first, by their time."""
+    number = manifest.get("sequence", 0)
+    return number, 0 if number else manifest["created_s"]
+
+
+def order(folder: str, digest: str) -> tuple[int, int]:
+    """The order of a release. A damaged one counts as the first."""
     try:
-        return int(loaded(folder, digest)["created_s"])
+        return order_of(loaded(folder, digest))
     except Failed:
-        return 0
+        return 0, 0
+
+
+def withdrawn(service: str) -> list[str]:
+    """The digests of the releases that were withdrawn from a service. They are refused."""
+    return machine.lines(os.path.join(service, "withdrawn"), WITHDRAWN)

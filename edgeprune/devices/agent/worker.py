@@ -34,6 +34,7 @@ DOERS: dict[type[wire.Work[Any]], Callable[[Any], Any]] = {
     wire.Publish: releases.publish,
     wire.Activate: releases.activate,
     wire.ListReleases: releases.listed,
+    wire.Withdraw: releases.withdraw,
 }
 
 
