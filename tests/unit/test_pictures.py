@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from test_latency import profile
 
-pytest.importorskip("matplotlib")
-
+from edgeprune.latency.fit import draft
 from edgeprune.network.outputs import Structure
 from edgeprune.records import (
     Block,
@@ -262,3 +262,25 @@ def test_the_users_style_of_matplotlib_changes_nothing() -> None:
     before = pictures.training(TUNED)
     with matplotlib.rc_context({"text.usetex": True, "font.size": 40, "svg.fonttype": "path", "axes.facecolor": "red"}):
         assert pictures.training(TUNED) == before
+
+
+def test_a_front_over_orders_of_magnitude_shows_no_loss_below_the_rest() -> None:
+    picture = pictures.front([At(1e4, 10.0), At(2e4, 1e-3), At(3e4, 0.0)])
+    assert {"10", "1", "0.1", "0.001", "0"} <= set(texts(picture))
+    assert [row["expected loss"] for row in picture.rows] == [10.0, 1e-3, 0.0]
+
+
+def test_plan_and_knee_may_be_one_point() -> None:
+    assert pictures.front(POINTS, None, POINTS[2], POINTS[2]).rows[1]["note"] == "the plan, knee"
+
+
+def test_the_layers_with_the_largest_share_are_shown_with_their_measured_points() -> None:
+    found = groups(9)
+    measured = profile(found, 20, 1, noise=0.0)
+    picture = pictures.latency_by_width(found, measured, draft(found, measured), {"layer1": 4})
+    shares = {layer.name: layer.macs(found.full()) for layer in found.layers}
+    assert len(picture.rows) == 6 and {str(row["layer"]) for row in picture.rows} <= set(shares) - {"layer0"}
+    assert all(int(str(row["measured points"])) >= 20 for row in picture.rows)
+    changed = {str(row["layer"]) for row in picture.rows if row["channels"] != row["planned"]}
+    assert changed == {"layer1", "layer2"} & {str(row["layer"]) for row in picture.rows}
+    assert {"measured", "fitted", "the plan"} <= set(texts(picture))

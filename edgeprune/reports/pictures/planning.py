@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LAYERS = 6  # whose latency is drawn
+WIDE = 30.0  # largest loss over the smallest one above which the axis is logarithmic
 POINTS = 120  # measured points of a layer
 GRAIN = 4  # a long curve is drawn at its multiples; other widths are rarely chosen, since they are often slower
 PANEL, GAP, KEYS = 128, 38, 36  # heights: a panel with its title, the space below it, the keys above all
@@ -210,37 +211,70 @@ def front(points: Sequence[Point], budget_ns: float | None = None, plan: Point |
     Args:
         points: of the front, in any order.
         budget_ns: is drawn as a line.
-        plan: is marked: the plan of this run.
-        knee: is marked: where more latency begins to buy little.
+        plan: is marked: the plan of this run, which is one of the points.
+        knee: is marked, likewise: where more latency begins to buy little.
     """
     ordered = sorted(points, key=lambda one: one.latency_ns)
     unit, name = unit_of(ordered[-1].latency_ns)
     with canvas(232) as picture:
         axes = picture.axes(54, 36, WIDTH - 64, 168)
-        xs, ys = [one.latency_ns / unit for one in ordered], [one.loss for one in ordered]
-        axes.plot(xs, ys, color=COLOUR["after"], lw=1.6, marker="o", ms=4, mew=0)
+        shown = _loss_axis(axes, [one.loss for one in ordered])
+        axes.plot(
+            [one.latency_ns / unit for one in ordered], shown, color=COLOUR["after"], lw=1.6, marker="o", ms=4, mew=0
+        )
         keys = [("o", "fill", "after", "best plans")]
         if budget_ns is not None:
             axes.axvline(budget_ns / unit, color=COLOUR["limit"], lw=1.4, ls="--", zorder=1)
             keys.append(("--", "line", "limit", "budget"))
-        for one, marker, colour, text in ((plan, "D", "second", "the plan"), (knee, "s", "third", "knee")):
-            if one is not None:
-                axes.plot([one.latency_ns / unit], [one.loss], marker, ms=10, mfc="none", mec=COLOUR[colour], mew=2)
-                keys.append((marker, "none", colour, text))
-        axes.set(xlabel=f"latency, {name}", ylabel="expected increase of the loss", xlim=(0, None), ylim=(0, None))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-        axes.yaxis.labelpad = 2
+        marks: dict[int, str] = {}
+        for i, one in enumerate(ordered):
+            for marked, marker, colour, text in ((plan, "D", "second", "the plan"), (knee, "s", "third", "knee")):
+                if one is marked:
+                    axes.plot(one.latency_ns / unit, shown[i], marker, ms=10, mfc="none", mec=COLOUR[colour], mew=2,
+                              clip_on=False)  # fmt: skip
+                    keys.append((marker, "none", colour, text))
+                    marks[i] = text if i not in marks else f"{marks[i]}, {text}"
+        axes.set(xlabel=f"latency, {name}", xlim=(0, None))
         draw_keys(picture.page(), keys)
-        alt = f"The expected loss against latency of {len(ordered)} best plans, from {time_text(ordered[0].latency_ns)} to"
-        alt += f" {time_text(ordered[-1].latency_ns)}."
-        if knee is not None:
-            alt += f" The knee is at {time_text(knee.latency_ns)}."
-        marks = {id(plan): "the plan", id(knee): "knee"}
+        alt = _front_alt(ordered, knee)
         rows = [
-            {"latency, ms": round(one.latency_ns / 1e6, 4), "expected loss": float(f"{one.loss:.4g}"),
-             "note": marks.get(id(one), "")} for one in ordered
-        ]  # fmt: skip
+            {
+                "latency, ms": round(one.latency_ns / 1e6, 4),
+                "expected loss": float(f"{one.loss:.4g}"),
+                "note": marks.get(i, ""),
+            }
+            for i, one in enumerate(ordered)
+        ]
         return Picture(picture.svg(alt), alt, rows)
+
+
+def _loss_axis(axes: Axes, losses: Sequence[float]) -> list[float]:
+    """Prepare the axis of the loss. It is logarithmic if the loss spans orders of magnitude; no loss is then below the rest.
+
+    Returns:
+        Where to draw each loss.
+    """
+    axes.set_ylabel("expected increase of the loss", labelpad=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    some = [loss for loss in losses if loss > 0]
+    if not some or max(some) < WIDE * min(some):
+        axes.set_ylim(0, 1.08 * max([*some, 1e-9]))
+        return list(losses)
+    floor = min(some) / 3
+    powers = range(math.ceil(math.log10(min(some))), math.floor(math.log10(max(some))) + 1)
+    places = [10.0**power for power in powers]
+    axes.set_yscale("log")
+    axes.set_ylim(floor, 1.5 * max(some))
+    axes.set_yticks([*even(places, 6), floor], [*(f"{place:.0e}".replace("e-0", "e-") if place < 1e-3 else f"{place:g}"
+                                                 for place in even(places, 6)), "0"])  # fmt: skip
+    axes.set_yticks([], minor=True)
+    return [max(loss, floor) for loss in losses]
+
+
+def _front_alt(ordered: Sequence[Point], knee: Point | None) -> str:
+    text = f"The expected loss against latency of {len(ordered)} best plans, from {time_text(ordered[0].latency_ns)} to"
+    text += f" {time_text(ordered[-1].latency_ns)}."
+    return text + (f" The knee is at {time_text(knee.latency_ns)}." if knee is not None else "")
 
 
 def comparison(series: Mapping[str, Sequence[Marked]], others: Sequence[Marked], metric: str) -> Picture:
