@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from edgeprune.records import ComparedRun, Comparison, Front, Interval, Sweep, S
 from edgeprune.records.budget import time_text
 from edgeprune.reports import tables
 from edgeprune.reports.console import mark
+from edgeprune.reports.progress import NAME_WIDTH
 from edgeprune.reports.tables import Rows
 from edgeprune.stages.sweep import Cell
 from edgeprune.storage import codec
@@ -103,7 +105,7 @@ def sweep_tables(found: Sweep) -> Iterator[tuple[str, Rows]]:
 
 def _front_table(points: Sequence[SweepPoint], cells: Sequence[SweepCell], metric: str) -> Rows:
     unit, factor = _fine([one.latency_ms.mid for one in points])
-    rows = [["network", f"p50, {unit}", "of fp32", metric, "size, bytes", "verdict", "best"]]
+    rows = [["network", f"p50, {unit}", "of fp32", metric, "bytes", "verdict"]]
     for one in points:
         cells_of = [
             f"{one.latency_ms.mid * factor:,.3f}",
@@ -111,16 +113,17 @@ def _front_table(points: Sequence[SweepPoint], cells: Sequence[SweepCell], metri
             f"{one.metric:.4f}",
             f"{one.size_bytes:,}",
         ]
-        rows.append([one.label, *cells_of, one.status, "*" if one.best else ""])
+        words = (one.status if one.budget else "", "*" if one.best else "")
+        rows.append([one.label, *cells_of, " ".join(filter(None, words))])
     for cell in cells:
         if cell.result is None:
-            rows.append([cell.budget, *[NO_FIGURE] * 4, f"error {cell.exit_code}", ""])
+            rows.append([cell.budget, *[NO_FIGURE] * 4, f"error {cell.exit_code}"])
     return rows
 
 
 def sweep_notes(found: Sweep) -> Iterator[str]:
     """What the tables leave open, line by line."""
-    yield "best: no other network of the target is faster and as accurate"
+    yield "*: no other network of the target is faster and as accurate"
     yield "p50 is the share of fp32, as each run measured it, times the usual latency of the original network"
     for cell in found.cells:
         if cell.error:
@@ -261,11 +264,11 @@ class _CellWatch:
     """The progress of one cell on a board. See `pipeline.request.Watch`."""
 
     def __init__(self, board: SweepBoard, name: str) -> None:
-        self._board, self._name, self._stage = board, name, ""
+        self._board, self._name, self._stage, self._began = board, name, "", time.monotonic()
 
     def start(self, stage: str) -> None:
         """See `Watch`."""
-        self._stage = stage
+        self._stage, self._began = stage, time.monotonic()
         self._board.put(self._name, stage)
 
     def step(self, done: int, total: int, note: str) -> None:
@@ -280,7 +283,8 @@ class _CellWatch:
     def done(self, stage: str, note: str) -> None:
         """See `Watch`."""
         self._board.put(self._name, f"{stage} done")
-        self._board.line(self._name, f"{stage:<10} {note}")
+        spent = "" if note == "reused" else f" ({time.monotonic() - self._began:.1f} s)"
+        self._board.line(self._name, f"{stage:<{NAME_WIDTH}} {note}{spent}")
 
 
 # ------------------------------------------------------------------------------------------------------ comparisons

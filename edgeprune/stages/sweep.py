@@ -163,7 +163,7 @@ def front(found: Sequence[SweepCell], unpruned: UnprunedNetworks | None) -> tupl
 
 
 def _unpruned(one: Unpruned) -> SweepPoint:
-    label = f"unpruned, {one.precision}"
+    label = f"unpruned {one.precision}"
     return SweepPoint(
         label, None, one.precision, one.latency_ms, one.share, one.metric, one.size_bytes, "unpruned", False
     )
@@ -173,14 +173,14 @@ def _original(found: Result) -> SweepPoint:
     """The original network in fp32, as a verdict measured it."""
     whole, ms = found.baseline, found.baseline.p50_ms
     share, latency = Interval(1.0, 1.0, 1.0), Interval(ms, ms, ms)
-    return SweepPoint("unpruned, fp32", None, "fp32", latency, share, whole.metric, whole.size_bytes, "unpruned", False)
+    return SweepPoint("unpruned fp32", None, "fp32", latency, share, whole.metric, whole.size_bytes, "unpruned", False)
 
 
 def _pruned(cell: SweepCell) -> SweepPoint | None:
     found = cell.result
     if found is None or cell.share is None or cell.status == "error":
         return None
-    figures, label = found.pruned, f"{cell.budget}, {found.precision}"
+    figures, label = found.pruned, f"{cell.budget} {found.precision}"
     share, size = cell.share, figures.size_bytes
     return SweepPoint(label, cell.budget, found.precision, share, share, figures.metric, size, cell.status, False)
 
