@@ -11,6 +11,7 @@ project = PROJECT["name"]
 release = PROJECT["version"]
 root_doc = "README"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+smartquotes = False  # quotes are part of values
 default_role = "code"  # docstrings write `names` as Markdown does
 myst_heading_anchors = 4
 myst_links_external_new_tab = False

@@ -91,25 +91,34 @@ def _toml(value: Any) -> str:
 
 # ------------------------------------------------------------------------------------------------------- Python
 
-ANSWERS = "edgeprune.networks.Compressed", "edgeprune.networks.PrunedNetwork", "edgeprune.pipeline.request.Options"
+ANSWERS = "edgeprune.networks.Compressed", "edgeprune.networks.PrunedNetwork"
+OPTIONS = (
+    "edgeprune.frontends.objects.Options",
+    "edgeprune.pipeline.request.Options",
+)  # keywords, which Python calls options
 
 
 def python() -> str:
     """The page of the Python API. Sphinx reads the docstrings."""
     functions = [name for name in edgeprune.__all__ if name != "Project"]
     blocks = [
-        "## The project\n\n" + _directive("autoclass", "edgeprune.project.Project", members=True),
-        "## Functions\n\n" + "\n".join(_directive("autofunction", f"edgeprune.api.{name}") for name in functions),
-        "## Answers and options\n\n" + "\n".join(_directive("autoclass", name, members=True) for name in ANSWERS),
-        "## Errors\n\n" + _directive("automodule", "edgeprune.errors", members=True),
+        "## The project\n\n" + _directive("autoclass", _home("Project"), ":members:"),
+        "## Functions\n\n" + "\n".join(_directive("autofunction", _home(name)) for name in functions),
+        "## Keywords\n\n" + "\n".join(_directive("autoclass", name, ":no-index:") for name in OPTIONS),
+        "## Answers\n\n" + "\n".join(_directive("autoclass", name, ":members:") for name in ANSWERS),
+        "## Errors\n\n" + _directive("automodule", "edgeprune.errors", ":members:"),
     ]
     guide = "[Python](../python.md) shows how to use it."
     return "# The Python API\n\n" + "\n\n".join((guide, *blocks)) + "\n"
 
 
-def _directive(kind: str, name: str, members: bool = False) -> str:
-    option = "   :members:\n" if members else ""
-    return f"```{{eval-rst}}\n.. {kind}:: {name}\n{option}```\n"
+def _home(name: str) -> str:
+    """The full name of a public object."""
+    return f"{getattr(edgeprune, name).__module__}.{name}"
+
+
+def _directive(kind: str, name: str, option: str = "") -> str:
+    return f"```{{eval-rst}}\n.. {kind}:: {name}\n   {option}\n```\n"
 
 
 # --------------------------------------------------------------------------------------------------------- a notebook

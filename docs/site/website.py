@@ -21,7 +21,7 @@ PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 SOURCES = "*.md", "docs/*.md", "docs/adr/*.md", "examples/*/README.md", "benchmarks/README.md", "profiles/README.md"
 CONTENTS = "docs/README.md"
 NOTEBOOK = "examples/quickstart.py"  # becomes a page
-LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+LINK = re.compile(r"!?\[([^\]]*)\]\(([^)#\s]+)[^)]*\)")  # its text and its file
 FROM_CODE = "Reference, from the code"
 
 
@@ -29,7 +29,7 @@ def collect() -> None:
     """Copy the pages, and the files that they link to, and write the pages that follow from the code."""
     shutil.rmtree(PAGES, ignore_errors=True)
     sources = {path for pattern in SOURCES for path in ROOT.glob(pattern)}
-    linked = {(page.parent / link).resolve() for page in sources for link in LINK.findall(page.read_text())}
+    linked = {(page.parent / link).resolve() for page in sources for _, link in LINK.findall(page.read_text())}
     for path in sources | {path for path in linked if path.is_file()}:
         copy = PAGES / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def navigation() -> str:
     parts = re.split(r"^## (.+)$", (ROOT / CONTENTS).read_text(), flags=re.M)[1:]
     trees = []
     for heading, text in zip(parts[::2], parts[1::2], strict=True):
-        links = [(folder / link).resolve().relative_to(ROOT).as_posix() for link in LINK.findall(text)]
-        trees.append(toctree(heading, [_page(link) for link in links]))
+        links = {name.strip("`"): (folder / link).resolve().relative_to(ROOT) for name, link in LINK.findall(text)}
+        trees.append(toctree(heading, [f"{name} <{_page(link.as_posix())}>" for name, link in links.items()]))
     trees.insert(0, toctree("", [_page(CONTENTS)]))
     return "\n".join([*trees, toctree(FROM_CODE, [f"docs/reference/{name}" for name in reference.PAGES])])
 
