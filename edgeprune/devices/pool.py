@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from edgeprune.devices.bench import Bench, Measured, open_bench
 from edgeprune.devices.patience import Patience
 from edgeprune.errors import EdgepruneError
 from edgeprune.latency import stats
-from edgeprune.records import Device, Interval, Samples, Target
+from edgeprune.records import Device, Interval, Run, Samples, Target
 
 EQUAL = 0.01  # boards whose latencies of the anchor differ by more than this share are not equal
-COMPARED = 5  # processes of the anchor on each board
+COMPARED = 2  # processes of the anchor on each board, before it measures anything else
+CHECKED = 3  # batches of each board from which on their anchors are compared, too
+FIRST = "the first board"
 
 log = logging.getLogger("edgeprune")
 Opener = Callable[[], AbstractContextManager[Bench]]
@@ -46,13 +48,16 @@ def differs(first: Samples, other: Samples) -> Interval | None:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What all boards measure; see `Bench.measure`."""
+class _Work:
+    """Batches that boards take one after another; see `Bench.measure`. `done` has the places that each board measured."""
 
     batches: Sequence[Sequence[Path]]
     inputs: Sequence[Path]
     timed_s: float
     profiled: bool
+    on_done: Callable[[int, list[Measured]], None]
+    todo: deque[int]
+    done: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Pool:
@@ -63,20 +68,20 @@ class Pool:
         openers: open the other boards, by name.
     """
 
-    def __init__(self, first: Bench, openers: dict[str, Opener] | None = None) -> None:
+    def __init__(self, first: Bench, openers: Mapping[str, Opener] | None = None) -> None:
         self._first, self._openers = first, openers or {}
         self._others: dict[str, Bench] = {}
         self._open: dict[str, ExitStack] = {}
+        self._anchors: dict[str, list[Run]] = {}  # in the batches of each board
         self._lock = threading.Lock()
 
     def open(self, anchor: Path, inputs: Sequence[Path]) -> int:
         """Open the other boards, and leave out those that cannot be used or are not equal. Returns the number of boards."""
         openers, self._openers = self._openers, {}
         for name, opener in openers.items():
-            stack = ExitStack()
-            self._open[name] = stack
+            self._open[name] = ExitStack()
             try:
-                self._others[name] = stack.enter_context(opener())
+                self._others[name] = self._open[name].enter_context(opener())
             except EdgepruneError as error:
                 self._leave_out(name, str(error))
         if openers and self._others:
@@ -98,44 +103,50 @@ class Pool:
         profiled: bool,
         on_done: Callable[[int, list[Measured]], None],
     ) -> None:
-        """Measure each batch on any board; see `Bench.measure`. A board that fails is left out, and others do its work.
+        """Measure each batch on any board; see `Bench.measure`. Every batch begins with the anchor.
 
+        A board that fails, or that turns out not to be equal, is left out. The first board then does its work of this call.
         Raises the error of the first board.
         """
         if not self._others:
             self._first.measure(batches, inputs, timed_s, profiled, on_done=on_done)
             return
-        job, todo = _Job(batches, inputs, timed_s, profiled), deque(range(len(batches)))
+        work = _Work(batches, inputs, timed_s, profiled, on_done, deque(range(len(batches))))
         with ThreadPoolExecutor(len(self._others)) as threads:
-            helping = {name: threads.submit(self._work, b, job, todo, on_done) for name, b in self._others.items()}
+            helping = {name: threads.submit(self._take, name, bench, work) for name, bench in self._others.items()}
             try:
-                self._work(self._first, job, todo, on_done)
+                self._take(FIRST, self._first, work)
             except BaseException:
-                todo.clear()  # the others end what they have begun
+                work.todo.clear()  # the others end what they have begun
                 raise
         for name, helped in helping.items():
-            error = helped.exception()
-            if isinstance(error, EdgepruneError):
+            try:
+                helped.result()
+            except EdgepruneError as error:
                 self._leave_out(name, str(error))
-            elif error is not None:
-                raise error
-        self._work(self._first, job, todo, on_done)
+        for name in list(self._others):
+            known = self._anchors.get(FIRST, []), self._anchors.get(name, [])
+            if min(map(len, known)) >= CHECKED and self._is_left_out(name, *known):
+                work.todo.extend(work.done.get(name, []))
+        self._take(FIRST, self._first, work)
 
-    def _work(self, bench: Bench, job: _Job, todo: deque[int], on_done: Callable[[int, list[Measured]], None]) -> None:
+    def _take(self, name: str, bench: Bench, work: _Work) -> None:
         """Measure one batch after another on a board, until none is left. A batch that fails goes back."""
         while True:
             with self._lock:
-                if not todo:
+                if not work.todo:
                     return
-                place = todo.popleft()
+                place = work.todo.popleft()
             try:
-                (found,) = bench.measure([job.batches[place]], job.inputs, job.timed_s, job.profiled)
+                (found,) = bench.measure([work.batches[place]], work.inputs, work.timed_s, work.profiled)
             except BaseException:
                 with self._lock:
-                    todo.append(place)
+                    work.todo.append(place)
                 raise
             with self._lock:
-                on_done(place, found)
+                self._anchors.setdefault(name, []).append(found[0].run)
+                work.done.setdefault(name, []).append(place)
+                work.on_done(place, found)
 
     def _compare(self, anchor: Path, inputs: Sequence[Path]) -> None:
         """Leave out the boards of another kind, and those on which the anchor surely has another latency."""
@@ -144,25 +155,28 @@ class Pool:
             if bench.device.identity != known.identity:
                 self._leave_out(name, f"it is another kind of device: {_difference(known, bench.device)}")
 
-        def anchors(bench: Bench) -> Samples:
-            found = bench.measure([[anchor]] * COMPARED, inputs)
-            return Samples(tuple(one.run for (one,) in found))
+        def anchors(bench: Bench) -> list[Run]:
+            return [one.run for (one,) in bench.measure([[anchor]] * COMPARED, inputs)]
 
         with ThreadPoolExecutor(1 + len(self._others)) as threads:
             asked = {name: threads.submit(anchors, bench) for name, bench in self._others.items()}
             first = anchors(self._first)
         for name, answer in asked.items():
             try:
-                ratio = differs(first, answer.result())
+                self._is_left_out(name, first, answer.result())
             except EdgepruneError as error:
                 self._leave_out(name, str(error))
-                continue
-            if ratio is not None:
-                self._leave_out(
-                    name,
-                    f"its latency is {ratio.mid:.3f} times that of the first board"
-                    f" ({ratio.low:.3f} to {ratio.high:.3f}), and 1 % is allowed",
-                )
+
+    def _is_left_out(self, name: str, first: Sequence[Run], other: Sequence[Run]) -> bool:
+        """Compare the anchor on two boards. A board that surely differs is left out."""
+        ratio = differs(Samples(tuple(first)), Samples(tuple(other)))
+        if ratio is None:
+            return False
+        self._leave_out(
+            name,
+            f"its latency is {ratio.mid:.3f} times that of {FIRST} ({ratio.low:.3f} to {ratio.high:.3f}), and 1 % is allowed",
+        )
+        return True
 
     def _leave_out(self, name: str, reason: str) -> None:
         log.warning("%s is left out: %s", name, reason)

@@ -35,11 +35,11 @@ class Board:
     def answer(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
         if job["mode"] == "identify":
             return {**FACTS, **self.facts}
+        if self.meeting is not None:
+            self.meeting.wait(10)  # it only passes if boards measure at the same time
         if self.left == 0:
             raise LinkError("gone")
         self.left -= 1
-        if self.meeting is not None:
-            self.meeting.wait(10)  # it only passes if boards measure at the same time
         self.models += len(job["models"])
         times = [round(self.slowness * (1_000_000 + i)) for i in range(5)]
         each = {"times_ns": times, "waited_ns": 0, "waits": 1, "nodes": []}
@@ -116,6 +116,29 @@ def test_a_board_that_is_taken_or_disconnects_leaves_its_work_to_the_others(
     assert caplog.messages == ["taken is left out: t: in use by somebody", "weak is left out: gone"]
 
 
+def test_a_board_that_drifts_away_is_left_out_and_its_last_work_is_repeated(
+    tmp_path: Path, models: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Board(tmp_path), Board(tmp_path)
+    with closing(pool(first, second=second)) as boards:
+        boards.open(models[0], [])
+        first.meeting = second.meeting = threading.Barrier(2)
+        second.slowness = 1.1
+        shared(boards, models)
+        first.models = 0
+        first.meeting = second.meeting = threading.Barrier(2)
+
+        def alone(place: int, measured: list[Measured]) -> None:
+            if second.models == 4 + 2:  # its last batch: the first board works alone from here on
+                first.meeting = None
+            found[place] = measured
+
+        found: dict[int, list[Measured]] = {}
+        boards.measure([[model] for model in models], [], 0.1, False, alone)
+    assert all(measured[0].run.times_ns[0] == 1_000_000 for measured in found.values())
+    assert first.models == 4 and [text.partition(":")[0] for text in caplog.messages] == ["second is left out"]
+
+
 def test_an_error_of_the_first_board_is_raised_and_what_was_measured_is_kept(
     tmp_path: Path, models: list[Path]
 ) -> None:
@@ -123,7 +146,7 @@ def test_an_error_of_the_first_board_is_raised_and_what_was_measured_is_kept(
     with closing(pool(first, second=second)) as boards:
         boards.open(models[0], [])
         first.left = 0
-        second.meeting = threading.Barrier(1)
+        first.meeting = second.meeting = threading.Barrier(2)
         found: dict[int, list[Measured]] = {}
         with pytest.raises(DeviceError, match="gone"):
             boards.measure([[model] for model in models], [], 0.1, False, found.__setitem__)

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeprune.devices.transports import ssh
 from edgeprune.devices.transports.base import Document, Transport
 from edgeprune.devices.transports.farm import holders
-from edgeprune.devices.transports.farm.coordinator import Farm, Place, Service, Ticket, address_of, free_left
+from edgeprune.devices.transports.farm.coordinator import Farm, Place, Refused, Service, Ticket, address_of, free_left
 from edgeprune.devices.validate import printable
 from edgeprune.errors import BusyError, DeviceError, UsageError
 from edgeprune.records import Host, Target
@@ -158,6 +158,9 @@ class Borrowed(Transport):
         try:
             self._farm.acquire(name)
             link.open()
+        except Refused:
+            self._place = ""  # somebody has it, perhaps another thread of this process
+            raise
         except BaseException:
             link.close()
             self._release()
