@@ -49,6 +49,10 @@ class Options(TypedDict, total=False):
         weights: the path of a state dict, which is loaded into a copy of the model.
         budget: "12 ms" or "50%".
         max_metric_drop: how much lower than the original network's the metric may be.
+        size: "4 MB" or "50%", of the artifact.
+        parameters: "200k" or "50%".
+        macs: "40M" or "50%", multiply-accumulates of a call.
+        activations: "256 kB" or "50%", tensors that live at the same time.
         mean: of each channel of the first input.
         std: likewise.
         scale: multiplies the first input before.
@@ -80,6 +84,10 @@ class Options(TypedDict, total=False):
     weights: str | Path | None
     budget: str
     max_metric_drop: float
+    size: str
+    parameters: str
+    macs: str
+    activations: str
     mean: Any
     std: Any
     scale: float

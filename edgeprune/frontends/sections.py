@@ -21,13 +21,16 @@ from edgeprune.records import (
     DataSection,
     FinetuneSection,
     Function,
+    Limit,
     ModelSection,
     Preprocess,
     Project,
     PruneSection,
     where,
 )
+from edgeprune.records.budget import LIMITED
 
+PLANNED = (0.5, 0.9)  # quantiles that a plan can be made for
 Made = TypeVar("Made")  # the record of a section
 
 
@@ -46,6 +49,8 @@ Reference = Annotated[
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number from 0 up, such as 0.01")]
 Rate = Annotated[float | None, Field(gt=0, allow_inf_nan=False, description="a number above 0, such as 0.01")]
 Numbers = Annotated[list[float], Field(description="a list of numbers, one a channel, such as [0.485, 0.456, 0.406]")]
+Bytes = Annotated[Text | None, Field(description='bytes such as "4 MB" or a share such as "50%", in quotes')]
+Count = Annotated[Text | None, Field(description='a number such as "200k" or a share such as "50%", in quotes')]
 Epochs = Annotated[int, Field(ge=0, le=LIMITS.epochs, description=f"a whole number from 0 to {LIMITS.epochs}")]
 Seed = Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")]
 
@@ -93,6 +98,10 @@ class _Budget(Section):
         None
     )
     max_metric_drop: Share = 0.01
+    size: Bytes = None
+    parameters: Count = None
+    macs: Count = None
+    activations: Bytes = None
 
 
 class _Preprocess(Section):
@@ -183,7 +192,7 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         UsageError: values do not fit together. The message names the file and the key, or the keyword.
     """
     given = file.budget.latency
-    limit = None if given is None else _median(source.where("budget", "latency"), given)
+    limit = None if given is None else _planned(source.where("budget", "latency"), given)
     if file.data.metric and file.data.closed_loop:
         raise usage_error(f"{source.where('data')} metric and closed_loop exclude each other; keep one of them")
 
@@ -202,7 +211,12 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         name=source.name,
         model=model,
         data=read("data", partial(_data, source, network)),
-        budget=read("budget", BudgetSection, latency=limit if budget is None else _median("--budget", budget)),
+        budget=read(
+            "budget",
+            BudgetSection,
+            latency=limit if budget is None else _planned("--budget", budget),
+            **_limits(source, file.budget),
+        ),
         preprocess=preprocess,
         prune=read("prune", PruneSection),
         finetune=read("finetune", FinetuneSection),
@@ -272,17 +286,29 @@ def _budgets(source: Source, texts: list[str]) -> tuple[Budget, ...]:
     return tuple(read_budget(source.where("check", "budget"), text) for text in texts)
 
 
+def _limits(source: Source, given: _Budget) -> dict[str, Limit | None]:
+    """The limits on other figures than latency."""
+    found: dict[str, Limit | None] = {}
+    for figure in LIMITED:
+        text = getattr(given, figure)
+        try:
+            found[figure] = None if text is None else Limit.parse(figure, text)
+        except UsageError as error:
+            raise usage_error(f"{source.where('budget', figure)}: {error}") from None
+    return found
+
+
 def replaced(project: Project, budget: str) -> Project:
     """The project with another budget: "12 ms" or "50%"."""
-    return replace(project, budget=replace(project.budget, latency=_median("--budget", budget)))
+    return replace(project, budget=replace(project.budget, latency=_planned("--budget", budget)))
 
 
-def _median(where: str, text: str) -> Budget:
-    """The budget that plans are made for. It must be of the median."""
+def _planned(where: str, text: str) -> Budget:
+    """The budget that plans are made for. It must be of the median or the p90."""
     limit = read_budget(where, text)
-    if limit.quantile != 0.5:
+    if limit.quantile not in PLANNED:
         raise usage_error(
-            f"{where}: {quoted(text)} is not of the median, and plans are made for the median;"
+            f"{where}: {quoted(text)} is not of the median or the p90, which plans are made for;"
             " give other quantiles in [check] budget"
         )
     return limit

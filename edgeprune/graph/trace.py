@@ -134,10 +134,20 @@ def trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], patterns: Sequence
         UsageError: The model cannot be exported, or has a dynamic shape.
     """
     model = called(model, inputs)
+    program, traced = traced_program(model, inputs)
+    return collected(traced, program.graph, patterns, _folds(program, model, traced.parameters))
+
+
+def traced_program(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[ExportedProgram, Trace]:
+    """The exported program of a model that was called once (see `called`), and the labels of its tensors."""
     program = exported(model, inputs)
     regions.inline(program.graph_module, _constants(program))
-    traced = propagate(program.graph, _stored(program, canonical_names(model)))
-    return collected(traced, program.graph, patterns, _folds(program, model, traced.parameters))
+    return program, propagate(program.graph, _stored(program, canonical_names(model)))
+
+
+def names_of(traced: Trace) -> dict[int, str]:
+    """For every class of labels the name of its group."""
+    return _collect(traced, ())[1]
 
 
 def collected(traced: Trace, graph: fx.Graph, patterns: Sequence[str], folds: tuple[tuple[str, str], ...]) -> Groups:

@@ -1,10 +1,11 @@
-"""Latency budgets."""
+"""Latency budgets, and limits on other figures."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from edgeprune.errors import UsageError
 
@@ -55,6 +56,68 @@ class Budget:
     def __str__(self) -> str:
         text = f"{self.ns / 1e6:g} ms" if self.ns is not None else f"{100 * (self.fraction or 0):g}%"
         return text if self.quantile == 0.5 else f"p{100 * self.quantile:.0f} {text}"
+
+
+Limited = Literal["size", "parameters", "macs", "activations"]
+LIMITED: tuple[Limited, ...] = get_args(Limited)
+BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+UNITS = {"size": BYTES, "activations": BYTES, "parameters": COUNTS, "macs": COUNTS}
+_EXAMPLES = {"size": "4 MB", "activations": "256 kB", "parameters": "200k", "macs": "40M"}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit on a figure that follows from the network: bytes or a count, or a share of the original network's.
+
+    Attributes:
+        figure: what is limited. "size" is the artifact's bytes, "activations" the peak bytes of the tensors between layers.
+        most: the largest value; None if it is a share.
+        fraction: the share, such as 0.5; None if it is a value.
+        text: as the user wrote it.
+    """
+
+    figure: Limited
+    most: int | None
+    fraction: float | None
+    text: str
+
+    @staticmethod
+    def parse(figure: Limited, text: str) -> Limit:
+        """Read "4 MB", "200k" or "50%". Raises `UsageError` for anything else."""
+        units = UNITS[figure]
+        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(%|[A-Za-z]{0,3})\s*", text, re.ASCII)
+        if match is None or (match[2] != "%" and match[2] not in units):
+            known = ", ".join(filter(None, units))
+            raise UsageError(
+                f"cannot read the limit {text[:40]!r}; write a value such as {_EXAMPLES[figure]!r} ({known}),"
+                " or a share such as '50%'"
+            )
+        value = float(match[1])
+        if value == 0:
+            raise UsageError(f"a limit of {text!r} can never be met; write a value above zero")
+        shown = f"{match[1]}{match[2]}" if units is COUNTS or match[2] == "%" else f"{match[1]} {match[2]}"
+        if match[2] == "%":
+            return Limit(figure, None, value / 100, shown)
+        return Limit(figure, math.floor(value * units[match[2]]), None, shown)
+
+    def resolve(self, original: float) -> float:
+        """The largest value, given the original network's."""
+        return float(self.most) if self.most is not None else float(self.fraction or 0) * original
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.text}"
+
+
+def amount_text(figure: str, value: float) -> str:
+    """A value of a figure as text: "1.4 MB", "45.1 kB", "182,346"; of any other figure as a latency."""
+    if UNITS.get(figure) is COUNTS:
+        return f"{value:,.0f}"
+    if figure not in UNITS:
+        return time_text(value)
+    return next(
+        f"{value / BYTES[unit]:.4g} {unit}" for unit in ("GB", "MB", "kB", "B") if value >= BYTES[unit] or unit == "B"
+    )
 
 
 FINE_NS = 1e5  # a shorter latency is shown in microseconds

@@ -9,6 +9,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+# Fields that later versions added. They are left out where they are empty, so that files and digests stay the same.
+ADDED = frozenset({"limits", "target"})
+
+
+def content(record: Any) -> dict[str, Any]:
+    """The fields of a data class as dictionaries, lists and plain values, as files and digests hold them."""
+
+    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if value or name not in ADDED}
+
+    return asdict(record, dict_factory=kept)
+
 
 def digest(record: Any) -> str:
     """SHA-256, in hex, of a record's canonical JSON. The same content has the same digest on every machine.
@@ -23,7 +35,7 @@ def digest(record: Any) -> str:
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            return asdict(value)
+            return content(value)
         if isinstance(value, StrEnum | Path):
             return str(value)
         if isinstance(value, bytes):

@@ -54,29 +54,77 @@ class Scores:
                 raise ValueError(f"the loss curve of {group} must never rise with another unit, and must end at 0")
 
 
+@dataclass(frozen=True)
+class Amount:
+    """A figure of a plan, and its limit.
+
+    Attributes:
+        figure: "size", "parameters", "macs" or "activations"; or "latency", in nanoseconds.
+        value: the figure of the pruned network.
+        limit: the largest value that the budget allows.
+        original: the figure of the original network.
+        target: the target of a latency; empty if there is one target only.
+    """
+
+    figure: str
+    value: float
+    limit: float
+    original: float
+    target: str = ""
+
+    @property
+    def name(self) -> str:
+        """The figure, and its target if there are several."""
+        return f"{self.figure} on {self.target}" if self.target else self.figure
+
+    @property
+    def share(self) -> float:
+        """The share of the limit that the figure uses."""
+        return self.value / self.limit
+
+
 @dataclass(frozen=True, repr=False)
 class Plan(Answer):
     """The units that each group keeps, with the predicted latency, the expected loss, and a proof that it is the least loss.
 
     Attributes:
         keep: {free group: the units that it keeps, ascending}.
-        predicted: the predicted latency of the pruned network.
-        baseline: the predicted latency of the original network.
-        budget_ns: the latency budget in nanoseconds.
+        predicted: the predicted latency of the pruned network; None without a latency budget.
+        baseline: the predicted latency of the original network; likewise.
+        budget_ns: the latency budget in nanoseconds; likewise.
         loss: the expected increase of the loss.
         bound: no plan within the budget has a smaller expected loss than this.
         gap: (loss − bound) / max(|loss|, tiny), at most 1e-3.
-        profile: the digest of the profile that the plan was made from.
+        profile: the digest of the profile that the plan was made from; empty without a latency budget.
+        limits: the figures with other limits than one latency, see `binding`.
     """
 
     keep: dict[str, tuple[int, ...]]
-    predicted: Interval
-    baseline: Interval
-    budget_ns: float
+    predicted: Interval | None
+    baseline: Interval | None
+    budget_ns: float | None
     loss: float
     bound: float
     gap: float
     profile: str
+    limits: tuple[Amount, ...] = ()
+
+    @property
+    def amounts(self) -> tuple[Amount, ...]:
+        """All figures that have limits, the latency first."""
+        if self.predicted is None or self.baseline is None or self.budget_ns is None:
+            return self.limits
+        own = Amount("latency", self.predicted.mid, self.budget_ns, self.baseline.mid)
+        return self.limits if any(one.figure == "latency" for one in self.limits) else (own, *self.limits)
+
+    def latency_on(self, target: str) -> Amount:
+        """The predicted latency on a target, and its budget; "" is the only target."""
+        return next(one for one in self.amounts if one.figure == "latency" and one.target == target)
+
+    @property
+    def binding(self) -> Amount:
+        """The figure that uses the largest share of its limit. A looser limit on any other one changes nothing."""
+        return max(self.amounts, key=lambda one: one.share)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -102,7 +150,8 @@ class Plan(Answer):
 class MeasuredPlan:
     """A plan as measured in a confirm round: its network was interleaved with the original network.
 
-    `round` counts from 0. `widths` are as in `Plan.widths`. Latencies and the budget are in nanoseconds.
+    `round` counts from 0. `widths` are as in `Plan.widths`. Latencies and the budget are in nanoseconds. `target` is empty if
+    there is one target only.
     """
 
     round: int
@@ -110,6 +159,7 @@ class MeasuredPlan:
     predicted_ns: float
     measured: Interval
     budget_ns: float
+    target: str = ""
 
     @property
     def share(self) -> float:
@@ -136,8 +186,14 @@ class Confirmed(Answer):
 
     @property
     def measurement(self) -> MeasuredPlan | None:
-        """The measurement of the confirmed plan; None if nothing was cut."""
-        return next((one for one in self.measured if one.widths == self.plan.widths), None)
+        """The measurement of the confirmed plan, on the target that binds; None if nothing was cut."""
+        return max(self.measurements, key=lambda one: one.share, default=None)
+
+    @property
+    def measurements(self) -> tuple[MeasuredPlan, ...]:
+        """The measurements of the confirmed plan, one of each target."""
+        found = {one.target: one for one in reversed(self.measured) if one.widths == self.plan.widths}
+        return tuple(reversed(found.values()))
 
 
 @dataclass(frozen=True, repr=False)

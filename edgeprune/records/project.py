@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from edgeprune.errors import UsageError
-from edgeprune.records.budget import Budget
+from edgeprune.records.budget import LIMITED, Budget, Limit
 
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
@@ -120,13 +120,40 @@ class DataSection:
 
 @dataclass(frozen=True)
 class BudgetSection:
-    """`[budget]`: the latency to meet, and how much lower the metric may be than the original network's.
+    """`[budget]`: the limits to meet, and how much lower the metric may be than the original network's.
 
-    Without a latency nothing is pruned: the network is compiled and verified.
+    Without a limit nothing is pruned: the network is compiled and verified.
+
+    Attributes:
+        latency: of one call.
+        max_metric_drop: how much lower the metric may be.
+        size: bytes of the artifact.
+        parameters: how many the network has.
+        macs: multiply-accumulates of one call.
+        activations: most bytes of tensors that live at the same time.
     """
 
     latency: Budget | None = None
     max_metric_drop: float = 0.01
+    size: Limit | None = None
+    parameters: Limit | None = None
+    macs: Limit | None = None
+    activations: Limit | None = None
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits on other figures than latency."""
+        found = (getattr(self, figure) for figure in LIMITED)
+        return tuple(limit for limit in found if limit is not None)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the network is pruned: there is a limit to meet."""
+        return self.latency is not None or bool(self.limits)
+
+    def __str__(self) -> str:
+        latency = [] if self.latency is None else [str(self.latency)]
+        return ", ".join([*latency, *map(str, self.limits)])
 
 
 @dataclass(frozen=True)
@@ -240,7 +267,7 @@ class Project:
     objects: bool = False
 
     def __post_init__(self) -> None:
-        if self.budget.latency is not None and self.data.train is None:
+        if self.budget.prunes and self.data.train is None:
             given = self.where("data", "train")
             raise UsageError(f"{given} is missing; pruning reads training data; give it, or leave out the budget")
 

@@ -1,33 +1,25 @@
-"""Width allocation: the plan with the least expected loss within a latency budget, exact and with a proof; pure.
+"""Width allocation: the plan with the least expected loss within all limits, exact and with a proof; pure.
 
-Each group gets one width, and zero if its block is removed. This is a mixed-integer linear program over widths and pairs
-of widths, since a layer's latency depends on two groups at once. HiGHS solves it through `scipy.optimize.milp` and returns a
-bound. The plan's latency is added up again by plain arithmetic before the plan is accepted.
+Each group gets one width, and zero if its block is removed. `program` is the mixed-integer linear program over widths and
+pairs of widths. HiGHS solves it through `scipy.optimize.milp` and returns a bound. Every figure of the plan is added up again
+by plain arithmetic before the plan is accepted.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from edgeprune.errors import InfeasibleError, SolverError
 from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency.model import LatencyModel
-from edgeprune.latency.surface import LayerCost
 from edgeprune.limits import LIMITS
-from edgeprune.records import Block, Group, Groups, Layer, Plan, Scores, Span, Widths
-from edgeprune.records.budget import time_text
-
-GAP = 1e-3  # largest proven gap of a plan, relative to its loss
-ROUGH = 1e-2  # of the largest loss of a choice; a plan with a smaller loss is solved again at a finer scale
-SUM_LEVELS = 64  # distinct channel counts of a layer that reads several groups; more are rounded up
+from edgeprune.records import Amount, Block, Group, Groups, Plan, Scores, Widths
+from edgeprune.records.budget import amount_text, time_text
+from edgeprune.stages.figures import Bound, Latency
+from edgeprune.stages.program import GAP, Program
 
 
 def losses(group: Group, scores: Scores, block: Block | None = None) -> dict[int, float]:
@@ -78,9 +70,7 @@ def plans(
     profile: str,
     aims: Sequence[float] = (1.0,),
 ) -> list[Plan]:
-    """Plan the widths with the least expected loss within a latency budget.
-
-    If the original network meets the budget, its plan keeps all units.
+    """Plan the widths with the least expected loss within a latency budget. See `planned`.
 
     Args:
         groups: The channel groups, layers and blocks.
@@ -91,58 +81,157 @@ def plans(
         aims: Factors on the budget: a margin, or a correction from an earlier round. One plan is made for each. If none is
             feasible and the first is below one, the budget itself is tried.
 
-    Returns:
-        Different plans, in the order of `aims`, at least one.
-
-    Raises:
-        InfeasibleError: No widths are predicted to meet the budget. The message holds the fastest plan.
-        SolverError: The solution does not add up, or is not proved to `GAP`.
-
     Example:
         >>> (plan,) = plans(groups, fit(groups, profile), scores, 12e6, digest)
         >>> plan.widths
     """
-    full = groups.full()
-    original = model.predict(full)
-    if original.mid <= max(aims[0], 1.0) * budget_ns:
-        return [Plan.whole(groups, original, original, budget_ns, profile)]
+    rounds = [[Bound(Latency(model), budget_ns, aim)] for aim in aims]
+    return planned(groups, scores, rounds, profile)
+
+
+def planned(groups: Groups, scores: Scores, rounds: Sequence[Sequence[Bound]], profile: str) -> list[Plan]:
+    """Plan the widths with the least expected loss within all limits.
+
+    If the original network meets them, its plan keeps all units.
+
+    Args:
+        groups: The channel groups, layers and blocks.
+        scores: The importance scores.
+        rounds: The limits of each plan. They differ only in the aims of figures that a device measures. If no plan is feasible
+            and an aim of the first is below one, the limits themselves are tried.
+        profile: The digest of what the latency models were fitted to; empty if there are none.
+
+    Returns:
+        Different plans, in the order of `rounds`, at least one.
+
+    Raises:
+        InfeasibleError: No widths are predicted to meet all limits. The message names the limit and the least value.
+        SolverError: The solution does not add up, or is not proved to `GAP`.
+    """
+    first, full = rounds[0], groups.full()
+    if all(_value(bound, full) <= max(bound.aim or 1.0, 1.0) * bound.most for bound in first):
+        keep = {group.name: tuple(range(group.width)) for group in groups.free}
+        return [_plan(groups, first, keep, full, (0.0, 0.0, 0.0), profile)]
     if not groups.free:
         reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups.groups[:3])
-        raise InfeasibleError(f"nothing in the model can be cut, so {time_text(budget_ns)} cannot be met ({reasons})")
-    program = _Program.build(groups, model, scores)
-
-    def planned(aim: float) -> Plan | None:
-        limit = aim * budget_ns
-        solved = program.solve(model.sum_ns(limit))
-        if solved is None:
-            return None
-        widths, bound = _widened(groups, model, scores, full | solved[0], limit), solved[1]
-        _check(model, widths, limit)
-        keep, loss, gap = _proved(groups, scores, widths, bound)
-        return Plan(keep, model.predict(widths), original, budget_ns, loss, min(bound, loss), gap, profile)
-
-    made = [planned(aim) for aim in aims]
-    if not any(made) and aims[0] < 1:
-        made = [planned(1.0)]
+        limit = next(b for b in first if _value(b, full) > b.most)
+        raise InfeasibleError(f"nothing in the model can be cut, so {_limit_text(limit)} cannot be met ({reasons})")
+    task = _Task(groups, scores, first)
+    made = [task.plan(bounds, profile) for bounds in rounds]
+    if not any(made) and any(bound.aim is not None and bound.aim < 1 for bound in first):
+        made = [task.plan([replace(b, aim=None if b.aim is None else 1.0) for b in first], profile)]
     if not any(made):
-        raise InfeasibleError(_fastest(program, model, groups, budget_ns))
+        raise InfeasibleError(task.infeasible())
     return list({tuple(plan.widths.values()): plan for plan in made if plan is not None}.values())
 
 
-def _widened(
-    groups: Groups, model: LatencyModel, scores: Scores, widths: dict[str, int], limit: float
-) -> dict[str, int]:
-    """Widen groups within the limit while that does not raise the expected loss.
+def _value(bound: Bound, widths: Widths) -> float:
+    """The figure at these widths: found out if it can be, else by plain arithmetic."""
+    return bound.measured(widths) if bound.measured else bound.figure.of(widths)
 
-    The solver is indifferent to units with a score of zero, so it may leave budget unused. Restoring a block at its
-    narrowest widths may raise the loss.
-    """
-    loss = loss_of(groups, scores)
-    while True:
-        fitting = [w for w in wider(groups, widths) if loss(w) <= loss(widths) and model.ns(w) <= limit]
-        if not fitting:
-            return widths
-        widths = min(fitting, key=lambda wide: (loss(wide), model.ns(wide)))
+
+def _aimed(bound: Bound) -> float:
+    return bound.most if bound.aim is None else bound.aim * bound.most
+
+
+def _plan(
+    groups: Groups,
+    bounds: Sequence[Bound],
+    keep: Mapping[str, tuple[int, ...]],
+    widths: Widths,
+    proof: tuple[float, float, float],
+    profile: str,
+) -> Plan:
+    """The plan with these widths. Of several latencies, the one that uses most of its limit is the plan's own."""
+    full = groups.full()
+    amounts = [
+        Amount(
+            b.figure.name, _value(b, widths), b.most, _value(b, full) if b.original is None else b.original, b.target
+        )
+        for b in bounds
+        if b.target or not isinstance(b.figure, Latency)
+    ]
+    timed = [(b.figure.of(widths) / b.most, b.figure, b.most) for b in bounds if isinstance(b.figure, Latency)]
+    if not timed:
+        return Plan(dict(keep), None, None, None, *proof, profile, tuple(amounts))
+    _, latency, most = max(timed, key=lambda one: one[0])
+    return Plan(dict(keep), latency.predict(widths), latency.predict(full), most, *proof, profile, tuple(amounts))
+
+
+class _Task:
+    """The program of a network with some limits. Only the limits' values differ between its plans."""
+
+    def __init__(self, groups: Groups, scores: Scores, bounds: Sequence[Bound]) -> None:
+        self.groups, self.scores, self.bounds = groups, scores, bounds
+        inner = groups.block_of
+        self.places = [i for i, bound in enumerate(bounds) for _ in bound.figure.rows(bound.most)]
+        rows = [row for bound in bounds for row in bound.figure.rows(bound.most)]
+        self.program = Program.build(groups, rows, lambda group: losses(group, scores, inner.get(group.name)))
+
+    def plan(self, bounds: Sequence[Bound], profile: str) -> Plan | None:
+        """The plan within these limits; None if no widths meet them.
+
+        A figure that can be found out may differ from its sum. Then its limit is lowered by the difference, and solved again.
+        """
+        limits = [_aimed(bound) for bound in bounds]
+        for _ in range(LIMITS.size_rounds):
+            solved = self.program.solve(self._most(bounds, limits))
+            if solved is None:
+                return None
+            widths = self._widened(bounds, {**self.groups.full(), **solved[0]}, limits)
+            _check(bounds, widths, limits)
+            over = [b.measured(widths) - _aimed(b) if b.measured else 0.0 for b in bounds]
+            if max(over) <= 0:
+                keep, loss, gap = _proved(self.groups, self.scores, widths, solved[1])
+                return _plan(self.groups, bounds, keep, widths, (loss, min(solved[1], loss), gap), profile)
+            limits = [limit - max(0.0, excess) for limit, excess in zip(limits, over, strict=True)]
+        raise SolverError(f"no plan's size was confirmed in {LIMITS.size_rounds} rounds; give a smaller size")
+
+    def _most(self, bounds: Sequence[Bound], limits: Sequence[float]) -> list[float]:
+        """The largest value of each row."""
+        return [row.most for b, limit in zip(bounds, limits, strict=True) for row in b.figure.rows(limit)]
+
+    def _widened(self, bounds: Sequence[Bound], widths: dict[str, int], limits: Sequence[float]) -> dict[str, int]:
+        """Widen groups within the limits while that does not raise the expected loss.
+
+        The solver is indifferent to units with a score of zero, so it may leave budget unused. Restoring a block at its
+        narrowest widths may raise the loss.
+        """
+        loss, pairs = loss_of(self.groups, self.scores), list(zip(bounds, limits, strict=True))
+
+        def fits(wide: Widths) -> bool:
+            return loss(wide) <= loss(widths) and all(b.figure.of(wide) <= limit for b, limit in pairs)
+
+        while fitting := [wide for wide in wider(self.groups, widths) if fits(wide)]:
+            widths = min(fitting, key=lambda wide: (loss(wide), bounds[0].figure.of(wide)))
+        return widths
+
+    def infeasible(self) -> str:
+        """Why no plan meets all limits: the limit that cannot be met, and the least value that can."""
+        full = self.groups.full()
+        for number, bound in enumerate(self.bounds):
+            widths = {**full, **self._least(number)}
+            if bound.figure.of(widths) > bound.most:
+                return _too_low(self.groups, bound, widths)
+        for number, bound in enumerate(self.bounds):
+            if self.places.count(number) == 1 and (found := self._least(number, beside=True)):
+                least = amount_text(bound.figure.name, bound.figure.of({**full, **found}))
+                others = ", ".join(_limit_text(other) for other in self.bounds if other is not bound)
+                return (
+                    f"no plan meets {_limit_text(bound)} beside {others}: each can be met alone, but within the others the"
+                    f" least {bound.name} is predicted to be {least}; raise it to that, or raise another limit"
+                )
+        texts = " and ".join(map(_limit_text, self.bounds))
+        return f"no plan meets {texts} together, though each can be met alone; raise one of them"
+
+    def _least(self, number: int, beside: bool = False) -> dict[str, int]:
+        """The widths with the least value of a figure: of all widths, or of those within the other limits."""
+        if self.places.count(number) > 1:  # bytes of tensors never fall with another channel
+            inner = self.groups.block_of
+            return {g.name: 0 if g.name in inner else candidate_widths(g)[0] for g in self.groups.free}
+        most = self._most(self.bounds, [bound.most for bound in self.bounds])
+        limits = [np.inf if place == number else value for place, value in zip(self.places, most, strict=True)]
+        return self.program.least(self.places.index(number), limits if beside else None)
 
 
 def _proved(
@@ -171,247 +260,36 @@ def wider(groups: Groups, widths: Widths) -> list[dict[str, int]]:
     return result
 
 
-def _check(model: LatencyModel, widths: Widths, limit: float) -> None:
-    """Add up the plan's latency again: solvers have reported solutions that violate their constraints."""
-    again = model.ns(widths)
-    if not again <= limit * (1 + 1e-6):
-        raise SolverError(f"the solver's plan adds up to {again / 1e6:.4f} ms, over its limit of {limit / 1e6:.4f} ms")
+def _check(bounds: Sequence[Bound], widths: Widths, limits: Sequence[float]) -> None:
+    """Add up the plan's figures again: solvers have reported solutions that violate their constraints."""
+    for bound, limit in zip(bounds, limits, strict=True):
+        again = bound.figure.of(widths)
+        if not again <= limit * (1 + 1e-6):
+            name = bound.figure.name
+            found, most = amount_text(name, again), amount_text(name, limit)
+            raise SolverError(f"the solver's plan adds up to a {bound.name} of {found}, over its limit of {most}")
 
 
-def _fastest(program: _Program, model: LatencyModel, groups: Groups, budget_ns: float) -> str:
-    """The message of an infeasible budget."""
+def _limit_text(bound: Bound) -> str:
+    """A limit in messages: "2.500 ms", or "size 4 MB"."""
+    text = amount_text(bound.figure.name, bound.most)
+    return text if bound.name == "latency" else f"{bound.name} {text}"
+
+
+def _too_low(groups: Groups, bound: Bound, widths: Widths) -> str:
+    """The message of a limit that no widths meet. `widths` are those with the least value."""
     full = groups.full()
-    widths = {**full, **program.fastest()}
+    least, original = bound.figure.of(widths), bound.figure.of(full)
     parts = [f"{name} {width}/{full[name]}" for name, width in widths.items() if 0 < width < full[name]]
-    text = ", ".join([*parts, *(f"{block.name} removed" for block in groups.removed(widths))])
+    text = ", ".join([*parts, *(f"{block.name} removed" for block in groups.removed(widths))]) or "nothing can be cut"
+    share = f"{100 * least / original:.0f}% of the original network; {text}"
+    if isinstance(bound.figure, Latency):
+        where = f" on {bound.target}" if bound.target else ""
+        return (
+            f"no plan meets {time_text(bound.most)}{where}: the fastest one is predicted to take {time_text(least)}"
+            f" ({share}); raise the budget or unlock more layers"
+        )
     return (
-        f"no plan meets {time_text(budget_ns)}: the fastest one is predicted to take {time_text(model.ns(widths))}"
-        f" ({100 * model.ns(widths) / model.ns(full):.0f}% of the original network; {text or 'nothing can be cut'});"
-        " raise the budget or unlock more layers"
+        f"no plan meets {_limit_text(bound)}: the smallest one has {amount_text(bound.figure.name, least)}"
+        f" ({share}); raise the limit or unlock more layers"
     )
-
-
-_Terms = tuple[tuple[tuple[str, ...], int], ...]
-
-
-@dataclass
-class _Program:
-    """The mixed-integer program. Columns are choices of a width and pairs of choices. Rows tie them together."""
-
-    loss: list[float] = field(default_factory=list)
-    time: list[float] = field(default_factory=list)
-    integer: list[int] = field(default_factory=list)
-    rows: list[tuple[list[int], list[float], float]] = field(default_factory=list)  # columns, factors, equals
-    constant_ns: float = 0.0
-    choice: dict[str, dict[int, int]] = field(default_factory=dict)  # group -> width -> column
-    scale_loss: float = 1.0
-    known: dict[tuple[int, bytes, bytes], np.ndarray] = field(default_factory=dict)  # tables of surfaces
-
-    @staticmethod
-    def build(groups: Groups, model: LatencyModel, scores: Scores) -> _Program:
-        """All choices of widths, with their losses and latencies."""
-        program = _Program(constant_ns=model.overhead_ns)
-        inner = groups.block_of
-        for group in groups.free:
-            cost = losses(group, scores, inner.get(group.name))
-            candidates = [*([0] if group.name in inner else []), *candidate_widths(group)]
-            columns = {w: program._column(cost[w], integer=True) for w in candidates}
-            program.choice[group.name] = columns
-            program.rows.append((list(columns.values()), [1.0] * len(columns), 1.0))
-        for block in groups.blocks:  # remove all of its groups, or none
-            one, *others = (program.choice[name][0] for name in block.groups)
-            program.rows += [([one, other], [1.0, -1.0], 0.0) for other in others]
-        program.scale_loss = max(program.loss, default=1.0) or 1.0
-        pairs: dict[tuple[_Sized, _Sized, int | None], np.ndarray] = {}
-        sums: dict[_Terms, _Sized] = {}
-        for cost_of in model.layers:
-            program._add(cost_of, program._removal(cost_of.layer, groups), pairs, sums)
-        for (first, second, removed), table in pairs.items():
-            if removed is None:
-                program._pair(first, second, table)
-            else:
-                grid = program._pair(first, second, np.zeros(table.shape))
-                program._unless(removed, grid.reshape(-1).tolist(), table.reshape(-1))
-        return program
-
-    def _removal(self, layer: Layer, groups: Groups) -> int | None:
-        """The column of removing a layer's block. None if there is none, or if the layer's channels say so already."""
-        if layer.within is None or 0 not in self.choice.get(layer.within, ()):
-            return None
-        inner = set(groups.block_of[layer.within].groups)
-        ends = (span.terms and not span.fixed and span.groups <= inner for span in (layer.inputs, layer.outputs))
-        return None if any(ends) else self.choice[layer.within][0]
-
-    def solve(self, limit: float) -> tuple[dict[str, int], float] | None:
-        """The widths with the least loss, and the proven bound of that loss. None if no widths meet the limit."""
-        scale, ceiling = self.scale_loss, np.inf
-        best = None
-        while True:
-            found, bound = self._least(limit, scale, ceiling)
-            if found is None:
-                return best
-            best = self._widths(found), bound
-            least = float(np.array(self.loss) @ found)
-            if not 0 < least < ROUGH * scale:
-                return best
-            # HiGHS also stops at an absolute gap of 1e-6. Solve again in units of this loss, without choices above it.
-            scale, ceiling = least, least * (1 + 1e-9)
-
-    def _least(self, limit: float, scale: float, ceiling: float) -> tuple[np.ndarray | None, float]:
-        """The columns with the least loss, and its bound. Solved in units of `scale`, without choices above `ceiling`."""
-        count = len(self.loss)
-        # Latencies in units of the limit keep the program well conditioned on any device.
-        latency = np.array(self.time) / limit
-        constraints = [
-            *self._ties(count),
-            LinearConstraint(csr_array(latency[None, :]), -np.inf, 1 - self.constant_ns / limit - 1e-9),
-        ]
-        found = milp(
-            np.array(self.loss) / scale,
-            constraints=constraints,
-            integrality=np.array(self.integer),
-            bounds=Bounds(0, np.where(np.array(self.loss) > ceiling, 0, 1)),
-            options={"mip_rel_gap": GAP / 10, "time_limit": LIMITS.solver_s},
-        )
-        return found.x, math.nan if found.x is None else float(found.mip_dual_bound) * scale
-
-    def fastest(self) -> dict[str, int]:
-        """The widths with the least predicted latency."""
-        count = len(self.loss)
-        scale = max(self.time, default=1.0) or 1.0
-        found = milp(
-            np.array(self.time) / scale,
-            constraints=self._ties(count),
-            integrality=np.array(self.integer),
-            bounds=Bounds(0, 1),
-            options={"time_limit": LIMITS.solver_s},
-        )
-        return self._widths(found.x) if found.x is not None else {}
-
-    def _column(self, loss: float = 0.0, time: float = 0.0, integer: bool = False) -> int:
-        self.loss.append(loss)
-        self.time.append(time)
-        self.integer.append(int(integer))
-        return len(self.loss) - 1
-
-    def _ties(self, count: int) -> list[LinearConstraint]:
-        """All rows as one sparse constraint."""
-        if not self.rows:
-            return []
-        data = np.concatenate([factors for _, factors, _ in self.rows])
-        columns = np.concatenate([columns for columns, _, _ in self.rows])
-        starts = np.cumsum([0, *(len(columns) for columns, _, _ in self.rows)])
-        matrix = csr_array((data, columns, starts), shape=(len(self.rows), count))
-        equals = np.array([value for *_, value in self.rows])
-        return [LinearConstraint(matrix, equals, equals)]
-
-    def _widths(self, solution: np.ndarray) -> dict[str, int]:
-        return {
-            group: max(columns, key=lambda width: float(solution[columns[width]]))
-            for group, columns in self.choice.items()
-        }
-
-    def _add(
-        self,
-        cost: LayerCost,
-        removed: int | None,
-        pairs: dict[tuple[_Sized, _Sized, int | None], np.ndarray],
-        sums: dict[_Terms, _Sized],
-    ) -> None:
-        """Add a layer's latency to the columns of its choice, or to the table of its pair of choices.
-
-        A channel count may depend on no group, on one, or on sums and products of groups. `removed` is the choice that
-        removes the layer.
-        """
-        layer = cost.layer
-        ins, outs = self._sized(layer.fan_in, sums), self._sized(layer.outputs, sums)
-        if ins is None or outs is None or ins.columns == outs.columns:
-            sized = ins or outs
-            if sized is None:
-                ns = float(cost.ns([layer.fan_in.fixed], [layer.outputs.fixed])[0])
-                self.constant_ns += ns
-                if removed is not None:
-                    self.time[removed] -= ns
-                return
-            i = sized.sizes(layer.fan_in) if ins else np.full(len(sized.columns), layer.fan_in.fixed)
-            o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)
-            if removed is not None:
-                self._unless(removed, sized.columns, self._ns(cost, i, o))
-                return
-            for column, ns in zip(sized.columns, self._ns(cost, i, o), strict=True):
-                self.time[column] += float(ns)
-            return
-        i, o = np.meshgrid(ins.sizes(layer.fan_in), outs.sizes(layer.outputs), indexing="ij")
-        table = self._ns(cost, i.reshape(-1), o.reshape(-1)).reshape(i.shape)
-        if (outs, ins, removed) in pairs:
-            pairs[outs, ins, removed] = pairs[outs, ins, removed] + table.T
-        else:
-            pairs[ins, outs, removed] = pairs.get((ins, outs, removed), 0) + table
-
-    def _ns(self, cost: LayerCost, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """Nanoseconds of a layer at these channel counts, computed once for each surface."""
-        key = id(cost.surface), inputs.tobytes(), outputs.tobytes()
-        if key not in self.known:
-            self.known[key] = cost.ns(inputs, outputs)
-        return self.known[key]
-
-    def _sized(self, span: Span, sums: dict[_Terms, _Sized]) -> _Sized | None:
-        """The choice that determines a channel count, or None if the count is fixed."""
-        terms = tuple(sorted(span.terms))
-        if not terms:
-            return None
-        if terms not in sums:
-            sums[terms] = reduce(partial(self._both, operator.add), [self._term(*term) for term in terms])
-        return sums[terms]
-
-    def _term(self, names: tuple[str, ...], channels: int) -> _Sized:
-        """The choice of a product of widths, times `channels`."""
-        parts = [_Sized(tuple(self.choice[name].values()), tuple(self.choice[name])) for name in names]
-        product = reduce(partial(self._both, operator.mul), parts)
-        return _Sized(product.columns, tuple(channels * total for total in product.totals))
-
-    def _both(self, combined: Callable[[int, int], int], first: _Sized, second: _Sized) -> _Sized:
-        """A choice among the sums or products of two choices, tied to both."""
-        totals = sorted({combined(a, b) for a in first.totals for b in second.totals})
-        if len(totals) > SUM_LEVELS:  # rounded up, so the latency is never underestimated
-            totals = [totals[i] for i in np.linspace(0, len(totals) - 1, SUM_LEVELS).round().astype(int)]
-        columns = {total: self._column() for total in totals}
-        grid = self._pair(first, second, np.zeros((len(first.columns), len(second.columns))))
-        members: dict[int, list[int]] = {total: [] for total in totals}
-        for i, a in enumerate(first.totals):
-            for j, b in enumerate(second.totals):
-                members[next(total for total in totals if total >= combined(a, b))].append(int(grid[i, j]))
-        for total, pairs in members.items():
-            self.rows.append(([columns[total], *pairs], [-1.0, *[1.0] * len(pairs)], 0.0))
-        return _Sized(tuple(columns.values()), tuple(totals))
-
-    def _pair(self, first: _Sized, second: _Sized, table: np.ndarray) -> np.ndarray:
-        """Columns t[i, j] ≥ 0 with row sums y_i and column sums y_j: 1 if both choices are made, else 0."""
-        grid = np.array([[self._column(time=float(ns)) for ns in row] for row in table])
-        for column, members in [*zip(first.columns, grid, strict=True), *zip(second.columns, grid.T, strict=True)]:
-            self.rows.append(([column, *members.tolist()], [-1.0, *[1.0] * len(members)], 0.0))
-        return grid
-
-    def _unless(self, removed: int, choices: Sequence[int], ns: np.ndarray) -> None:
-        """Add the latencies of exclusive choices, which cost nothing if the choice `removed` is made.
-
-        Each choice is the sum of two columns: made and removed, or made and not. Of these, the first add up to `removed`.
-        """
-        with_it = [self._column() for _ in choices]
-        without = [self._column(time=float(value)) for value in ns]
-        self.rows.append(([removed, *with_it], [-1.0, *[1.0] * len(with_it)], 0.0))
-        self.rows += [
-            ([choice, *parts], [-1.0, 1.0, 1.0], 0.0) for choice, *parts in zip(choices, with_it, without, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class _Sized:
-    """A choice among channel counts: a column for each, and the channels it stands for, without fixed ones."""
-
-    columns: tuple[int, ...]
-    totals: tuple[int, ...]
-
-    def sizes(self, span: Span) -> np.ndarray:
-        """Channels of `span` at each choice."""
-        return np.array(self.totals) + span.fixed

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
 from edgeprune.devices.rounds import until
@@ -28,15 +29,18 @@ from edgeprune.records import (
     Reference,
     Samples,
     Scores,
+    Widths,
     digest,
 )
 from edgeprune.stages import allocation, events, experiments
+from edgeprune.stages.figures import Bound, Latency
 from edgeprune.storage.profiles import ProfileFile
 
 if TYPE_CHECKING:
     from edgeprune.devices.bench import Bench
     from edgeprune.frontends.model import Network
-    from edgeprune.stages.inputs import Evidence, Variants
+    from edgeprune.stages.bounds import Evidence
+    from edgeprune.stages.inputs import Variants
 
 LEAST = 0.96  # share of the budget that a plan must use; a plan below it removes more than is needed
 # The share that it may use at most. In the verdict each network has processes of its own, and the ratio was measured to
@@ -49,8 +53,11 @@ PLANS = 4  # most plans of a round
 TIMED_S = 0.1  # time of each network in a process; processes differ more than parts of one, so more time tells little
 
 log = logging.getLogger("edgeprune")
-# (number of the round, its plans) -> the profile with the new measurements, and each plan as measured
-Measure = Callable[[int, Sequence[Plan]], tuple[Profile, list[MeasuredPlan]]]
+Profiles = Mapping[str, Profile]  # by target; a single one has no name
+OnTargets = Mapping[str, MeasuredPlan]  # a plan as measured, by target
+Tried = tuple[Plan, OnTargets]
+# (number of the round, its plans) -> the profiles with the new measurements, and each plan as measured
+Measure = Callable[[int, Sequence[Plan]], tuple[Profiles, list[OnTargets]]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class Reads:
     survey: Groups
     evidence: Evidence | Reference
     plan: Plan
-    budget_latency: Budget
+    budget_latency: Budget | None
+    bounds: tuple[Bound, ...]
     device: Bench
     variants: Variants
     profile_file: ProfileFile
@@ -69,23 +77,23 @@ class Reads:
 
 def run(reads: Reads, output: Output) -> Confirmed:
     """Find a plan whose latency is confirmed on the device. All measurements go into the profile. Raises as `Loop.confirm`."""
-    evidence = reads.evidence
-    if isinstance(evidence, Reference) or not reads.plan.cuts(reads.survey):
+    evidence, budget = reads.evidence, reads.budget_latency
+    if isinstance(evidence, Reference) or budget is None or not reads.plan.cuts(reads.survey):
         return Confirmed(reads.plan, ())  # there is nothing to confirm
-    profile = evidence.profile
+    assert evidence.profile is not None
+    profiles: dict[str, Profile] = {"": evidence.profile}
     subject = experiments.Subject(reads.device, reads.variants, reads.survey, reads.network.files(output.scratch))
 
-    def measured(number: int, plans: Sequence[Plan]) -> tuple[Profile, list[MeasuredPlan]]:
-        nonlocal profile
-        profile, found = measure(subject, profile, reads.budget_latency, number, plans)
-        reads.profile_file.keep(profile)
+    def measured(number: int, plans: Sequence[Plan]) -> tuple[Profiles, list[OnTargets]]:
+        profiles[""], found = measure(subject, profiles[""], budget, number, plans)
+        reads.profile_file.keep(profiles[""])
         output.watch.step(number + 1, max(number + 1, LIMITS.confirm_rounds), "; ".join(map(_figures, found)))
-        return profile, found
+        return profiles, [{"": one} for one in found]
 
-    confirmed = Loop(reads.survey, evidence.scores, reads.budget_latency).confirm(profile, measured)
+    confirmed = Loop(reads.survey, evidence.scores, budget, reads.bounds).confirm(profiles, measured)
     widths = {**reads.survey.full(), **confirmed.plan.widths}
-    folder = output.events / events.name_of(confirmed.plan, reads.budget_latency)
-    events.layers(folder, reads.survey, draft(reads.survey, profile), widths)
+    folder = output.events / events.name_of(confirmed.plan, budget)
+    events.layers(folder, reads.survey, draft(reads.survey, profiles[""]), widths)
     return confirmed
 
 
@@ -113,95 +121,160 @@ class Feedback:
 
     Attributes:
         round: the number of the next round, from 0.
-        correction: measured latency over the latency that the model predicts after the round.
+        corrections: measured latency over the latency that the model predicts after the round, by target.
         error: the largest relative error of the round's predictions.
     """
 
     round: int = 0
-    correction: float = 1.0
+    corrections: Mapping[str, float] = field(default_factory=dict)
     error: float = 0.0
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Makes and measures plans for a latency budget, until one is confirmed."""
+    """Makes and measures plans for the limits, until one is confirmed.
+
+    Attributes:
+        groups: the channel groups.
+        scores: the importance scores.
+        budget: of the latency on each target; None if no latency has a limit.
+        bounds: the limits of other figures.
+    """
 
     groups: Groups
     scores: Scores
-    budget: Budget
+    budget: Budget | None
+    bounds: tuple[Bound, ...] = ()
 
-    def plans(self, profile: Profile, feedback: Feedback | None = None) -> list[Plan]:
-        """The plans of the next confirm round, exact on a profile.
+    def plans(self, profiles: Profiles, feedback: Feedback | None = None) -> list[Plan]:
+        """The plans of the next confirm round, exact on the profiles.
 
-        If the latency model has a small error, there is one plan, in the middle of the accepted range. Else there are several,
+        If the latency models have small errors, there is one plan, in the middle of the accepted range. Else several are made,
         `STRIDE` apart, so that one of them is likely to be accepted. The expected error shrinks with every round.
 
         Args:
-            profile: all measurements so far.
+            profiles: all measurements so far, by target.
             feedback: of the round before; None for the first round.
 
         Raises:
-            InfeasibleError: no plan is predicted to meet the budget.
+            InfeasibleError: no plan is predicted to meet the limits.
         """
         feedback = feedback or Feedback()
-        model = fit(self.groups, profile)
-        budget_ns = self.budget.resolve(reference_ns(profile))
-        error = max(model.error, feedback.error) / (1 + feedback.round)
+        if self.budget is None:
+            return allocation.planned(self.groups, self.scores, [self.bounds], "")
+        models = {name: fit(self.groups, one) for name, one in profiles.items()}
+        figures = {name: Latency(model, self._tail(profiles[name])) for name, model in models.items()}
+        limits = {name: self.budget.resolve(baseline_ns(one, self.budget)) for name, one in profiles.items()}
+        error = max(*(model.error for model in models.values()), feedback.error) / (1 + feedback.round)
         count = min(PLANS, max(1, math.ceil(2 * error / STRIDE)))
         aims = [(MOST + LEAST) / 2 * (1 + STRIDE * (i - (count - 1) / 2)) for i in range(count)]
-        aims = [aim / feedback.correction for aim in aims]
-        return allocation.plans(self.groups, model, self.scores, budget_ns, digest(profile), aims)
+        rounds = [
+            [
+                *(
+                    Bound(own, limits[name], aim / feedback.corrections.get(name, 1.0), name)
+                    for name, own in figures.items()
+                ),
+                *self.bounds,
+            ]
+            for aim in aims
+        ]
+        known = [*profiles.values()]
+        return allocation.planned(self.groups, self.scores, rounds, digest(known[0] if len(known) == 1 else known))
 
-    def confirm(self, profile: Profile, measure: Measure) -> Confirmed:
-        """The plan that uses most of the budget, of those whose whole interval is within `MOST` of it.
+    def _tail(self, profile: Profile) -> float:
+        return 1.0 if self.budget is None else tail(profile, self.budget.quantile)
+
+    def confirm(self, profiles: Profiles, measure: Measure) -> Confirmed:
+        """The plan that uses most of the budget, of those whose whole intervals are within `MOST` of it on every target.
 
         If noise leaves no such plan, it is the fastest plan within the budget.
 
         Args:
-            profile: all measurements so far.
+            profiles: all measurements so far, by target.
             measure: measures the plans of a round.
 
         Raises:
             InconclusiveError: no plan is within the budget after `LIMITS.confirm_rounds_without` rounds.
-            InfeasibleError: no plan is predicted to meet the budget.
+            InfeasibleError: no plan is predicted to meet the limits.
         """
-        planned = self.plans(profile)
-        tried: list[tuple[Plan, MeasuredPlan]] = []
+        planned = self.plans(profiles)
+        tried: list[tuple[Plan, OnTargets]] = []
         for number in itertools.count():
-            profile, measured = measure(number, planned)
+            profiles, measured = measure(number, planned)
             now = list(zip(planned, measured, strict=True))
             tried += now
-            safe = [pair for pair in tried if accepted(pair[1])] or [pair for pair in tried if pair[1].safe]
-            plan, found = max(safe or tried, key=lambda pair: pair[1].share)
-            model = draft(self.groups, profile)
-            ratios = sorted(one.measured.mid / model.ns(plan.widths) for plan, one in now)
-            correction = ratios[len(ratios) // 2]
-            met = any(one.share <= 1 for _, one in tried)
-            if not met:  # an exact planner finds what the model takes for fastest, so its next plans err alike
-                errors = sorted(one.measured.mid / one.predicted_ns for one in measured)
-                correction = max(correction, errors[len(errors) // 2])
-            wider = allocation.wider(self.groups, plan.widths)
-            widest = all(model.ns(widths) * correction > found.budget_ns for widths in wider)
-            if accepted(found) and (found.share >= LEAST or widest):
+            safe = [pair for pair in tried if _all(accepted, pair[1])]
+            safe = safe or [pair for pair in tried if _all(lambda one: one.safe, pair[1])]
+            plan, found = max(safe or tried, key=lambda pair: _share(pair[1]))
+            met = any(_share(one) <= 1 for _, one in tried)
+            latencies = {name: Latency(draft(self.groups, one), self._tail(one)) for name, one in profiles.items()}
+            corrections = {name: self._correction(name, own, now, tried) for name, own in latencies.items()}
+            full = self._is_full(plan, found, latencies, corrections)
+            if _all(accepted, found) and (_share(found) >= LEAST or full):
                 break
             if number + 1 >= (LIMITS.confirm_rounds if met else LIMITS.confirm_rounds_without):
                 break
-            error = max(abs(one.measured.mid / one.predicted_ns - 1) for one in measured)
-            planned = self.plans(profile, Feedback(number + 1, correction, error))
+            error = max(abs(one.measured.mid / one.predicted_ns - 1) for each in measured for one in each.values())
+            planned = self.plans(profiles, Feedback(number + 1, corrections, error))
         if not met:
-            shares = ", ".join(f"{100 * found.share:.1f}%" for _, found in tried)
+            shares = ", ".join(f"{100 * _share(found):.1f}%" for _, found in tried)
             raise InconclusiveError(
                 f"no plan was confirmed in {number + 1} rounds: measured {shares} of the budget; the device may be too busy"
                 " to measure: run again when it is quiet, or raise the budget"
             )
         if not safe:  # the fastest plan is the most likely to meet the budget in another measurement
-            plan, found = min(tried, key=lambda pair: pair[1].share)
-        if found.share < LEAST and not widest:
+            plan, found = min(tried, key=lambda pair: _share(pair[1]))
+        if _share(found) < LEAST and not full:
             log.warning(
                 "the confirmed plan uses only %.1f%% of the budget; a plan that uses more may keep more accuracy",
-                100 * found.share,
+                100 * _share(found),
             )
-        return Confirmed(plan, tuple(found for _, found in tried))
+        return Confirmed(plan, tuple(one for _, found in tried for one in found.values()))
+
+    def _correction(self, target: str, latency: Latency, now: Sequence[Tried], tried: Sequence[Tried]) -> float:
+        """Measured latency on a target over the predicted one: the median of the round's plans."""
+        ratios = sorted(found[target].measured.mid / latency.of(plan.widths) for plan, found in now)
+        correction = ratios[len(ratios) // 2]
+        if any(found[target].share <= 1 for _, found in tried):
+            return correction
+        # An exact planner finds what the model takes for fastest, so its next plans err alike.
+        errors = sorted(found[target].measured.mid / found[target].predicted_ns for _, found in now)
+        return max(correction, errors[len(errors) // 2])
+
+    def _is_full(
+        self, plan: Plan, found: OnTargets, latencies: Mapping[str, Latency], corrections: Mapping[str, float]
+    ) -> bool:
+        """Whether a plan uses all of some limit: another figure's, or every wider plan exceeds a limit."""
+        if any(one.share >= LEAST for one in plan.limits if one.figure != "latency"):
+            return True
+
+        def exceeds(widths: Widths) -> bool:
+            slow = (own.of(widths) * corrections[name] > found[name].budget_ns for name, own in latencies.items())
+            return any(slow) or any(bound.figure.of(widths) > bound.most for bound in self.bounds)
+
+        return all(map(exceeds, allocation.wider(self.groups, plan.widths)))
+
+
+def _all(holds: Callable[[MeasuredPlan], bool], found: OnTargets) -> bool:
+    return all(map(holds, found.values()))
+
+
+def _share(found: OnTargets) -> float:
+    """The share of the budget that a plan uses on the target where it uses most."""
+    return max(one.share for one in found.values())
+
+
+def tail(profile: Profile, quantile: float) -> float:
+    """The quantile of the original network's latency over its median. A plan is assumed to have the same."""
+    if quantile == 0.5:
+        return 1.0
+    taken = [one.samples for one in profile.experiments if one.role == profile.original_role]
+    return median(stats.latency(one, quantile).mid / stats.latency(one).mid for one in taken)
+
+
+def baseline_ns(profile: Profile, budget: Budget) -> float:
+    """The original network's latency at the quantile of a budget, in nanoseconds."""
+    return reference_ns(profile) * tail(profile, budget.quantile)
 
 
 def accepted(found: MeasuredPlan) -> bool:
@@ -217,7 +290,7 @@ def decided(found: Sequence[MeasuredPlan]) -> bool:
 
 
 def measure(
-    subject: experiments.Subject, profile: Profile, budget: Budget, number: int, plans: Sequence[Plan]
+    subject: experiments.Subject, profile: Profile, budget: Budget, number: int, plans: Sequence[Plan], target: str = ""
 ) -> tuple[Profile, list[MeasuredPlan]]:
     """Measure the networks of plans, interleaved with the anchor and the original network.
 
@@ -227,6 +300,7 @@ def measure(
         budget: the latency budget.
         number: the number of the confirm round, from 0.
         plans: the plans of the round.
+        target: the target's name, if there are several.
 
     Returns:
         The profile with the new experiments, and each plan as measured.
@@ -235,18 +309,20 @@ def measure(
     full = groups.full()
     wanted: experiments.Batch = [("anchor", experiments.anchor(groups)), (profile.original_role, full)]
     wanted += [("confirm", {**full, **plan.widths}) for plan in plans]
-    files, baseline_ns = subject.files(wanted), reference_ns(profile)
+    files, original_ns = subject.files(wanted), baseline_ns(profile, budget)
+    latencies = [plan.latency_on(target) for plan in plans]
 
     def found(samples: Sequence[Samples]) -> list[MeasuredPlan]:
         return [
             MeasuredPlan(
                 number,
                 plan.widths,
-                plan.predicted.mid,
-                _latency_ns(budget, taken, samples[1], baseline_ns),
-                plan.budget_ns,
+                own.value,
+                _latency_ns(budget, taken, samples[1], original_ns),
+                own.limit,
+                target,
             )
-            for plan, taken in zip(plans, samples[2:], strict=True)
+            for plan, own, taken in zip(plans, latencies, samples[2:], strict=True)
         ]
 
     samples = until(
@@ -261,9 +337,9 @@ def measure(
     return profile.with_experiments(new), found(samples)
 
 
-def _latency_ns(budget: Budget, taken: Samples, original: Samples, baseline_ns: float) -> Interval:
-    """A network's latency. Drift cancels out in the ratio of interleaved runs: `baseline_ns` turns it into nanoseconds."""
+def _latency_ns(budget: Budget, taken: Samples, original: Samples, original_ns: float) -> Interval:
+    """A network's latency. Drift cancels out in the ratio of interleaved runs: `original_ns` turns it into nanoseconds."""
     if budget.ns is not None:
-        return stats.latency(taken)
-    ratio = stats.ratio(taken, original, FIT_QUANTILE)
-    return Interval(ratio.low * baseline_ns, ratio.mid * baseline_ns, ratio.high * baseline_ns)
+        return stats.latency(taken, budget.quantile)
+    ratio = stats.ratio(taken, original, FIT_QUANTILE if budget.quantile == 0.5 else budget.quantile)
+    return Interval(ratio.low * original_ns, ratio.mid * original_ns, ratio.high * original_ns)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 FRONT = "front"  # holds a run for each budget of a target
 
 
-def name_of(plan: Plan, budget: Budget) -> str:
+def name_of(plan: Plan, budget: Budget | None) -> str:
     """The folder of a plan's events."""
-    return f"{budget}-{digest(plan)[:8]}".replace(" ", "")
+    return f"{budget or 'limits'}-{digest(plan)[:8]}".replace(" ", "")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Reads:
     metric: Metric
     finetune_section: FinetuneSection
     given_weights: Path | None
-    budget_latency: Budget
+    budget_latency: Budget | None
 
 
 def run(reads: Reads, output: Output) -> Tuned:

@@ -32,29 +32,30 @@ class Part:
     most_s: float
 
 
-def forecast(project: Project, target: Target, whole: bool) -> list[str]:
+def forecast(project: Project, target: Target, whole: bool, budgets: int = 1) -> list[str]:
     """What a run sends to the device and runs there at most, and how many minutes that takes.
 
     Args:
-        project: the project. Without a latency budget, a whole run only compiles and verifies.
+        project: the project. Without a budget, a whole run only compiles and verifies.
         target: the target.
         whole: whether all stages run, or only `profile`.
+        budgets: how many runs share the profile.
 
     Returns:
         Lines of text.
     """
     network, runtime = Network(project), runtimes.host(target.runtime)
     network.require_locks(project.prune.lock)
-    pruned = project.budget.latency is not None
+    pruned = project.budget.prunes
     candidates = runtime.candidates(target.precision)
     parts = []
-    if pruned or not whole:
+    timed = project.budget.latency is not None
+    if (pruned and timed) or not whole:
         parts.append(_profile(project, network, runtime))
     if len(candidates) > 1:
         parts.append(_choice(candidates))
-    if whole and pruned:
-        parts.append(_confirm())
-    if whole:
+    for _ in range(budgets if whole else 0):
+        parts += [_confirm()] if timed else []
         parts.append(_verify(network))
     least_s, most_s = sum(part.least_s for part in parts), sum(part.most_s for part in parts)
     return [

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import runtimes
-from edgeprune.errors import UsageError
 from edgeprune.frontends import checkpoint
 from edgeprune.frontends.samples import Samples
 from edgeprune.frontends.sources import installed
@@ -19,25 +18,21 @@ from edgeprune.pipeline.request import SHARED
 from edgeprune.pipeline.run import Run
 from edgeprune.pipeline.stage import Input, Stage
 from edgeprune.records import (
-    Budget,
     BudgetSection,
     Device,
     FinetuneSection,
     Function,
     Groups,
-    Outcome,
     Precision,
-    Profile,
     PruneSection,
-    Reference,
-    Scores,
     SplitName,
     Widths,
     digest,
 )
+from edgeprune.records.budget import LIMITED
 from edgeprune.runtimes.base import Runtime
+from edgeprune.stages import bounds, confirm, finetune, precision, survey, trial
 from edgeprune.stages import compile as compiling
-from edgeprune.stages import confirm, finetune, precision, profile, reference, scores, survey, trial
 from edgeprune.stages.final import Final
 from edgeprune.storage.profiles import ProfileFile
 from edgeprune.storage.store import file_sha256
@@ -222,6 +217,8 @@ def _setting(name: str, keys: Sequence[str], pick: Callable[[Any], Any]) -> Inpu
         found: dict[str, object] = {}
         for key in keys:
             label, value = f"[{name}] {key}", getattr(section(run), key)
+            if value is None and name == "budget" and key in LIMITED:
+                continue  # so that a project without limits keeps its keys
             found |= _code(label, value) if isinstance(value, Function) else {label: _plain(value)}
         return found
 
@@ -337,26 +334,9 @@ def _profile_file(run: Run) -> ProfileFile:
     return ProfileFile.of(request.profiles, name, request.target, groups, device, _precision(run))
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What a plan is made from: the scores of all channels, and the profile."""
-
-    scores: Scores
-    profile: Profile
-
-
-def _limit(run: Run) -> Budget:
-    """The latency budget. Raises `UsageError` if the project has none."""
-    project = run.request.project
-    if project.budget.latency is None:
-        where = project.where("budget", "latency")
-        raise UsageError(f'{where} is missing, so nothing is pruned; give a budget, such as "50%"')
-    return project.budget.latency
-
-
 def _pruned(run: Run) -> bool:
-    """Whether the network is pruned: the project has a latency budget."""
-    return run.request.project.budget.latency is not None
+    """Whether the network is pruned: the project has a limit to meet."""
+    return run.request.project.budget.prunes
 
 
 def _traced(run: Run) -> Stage[Any, Groups]:
@@ -380,38 +360,17 @@ def _final_made(run: Run) -> Mapping[str, object]:
     return {"finetune": run.key(finetune.STAGE)} if _pruned(run) else {}
 
 
-def _meets(run: Run) -> Reference | None:
-    """The measurement of the original network, if it surely meets the budget. Then nothing is profiled and scored."""
-    if not reference.needed(_limit(run), _precision(run)):
-        return None
-    found = run.record(reference.STAGE)
-    return found if found.outcome is Outcome.PASS else None
-
-
-def _evidence(run: Run) -> Evidence | Reference:
-    met = _meets(run)
-    if met is not None:
-        return met
-    measured = run.record(profile.STAGE).profile
-    return Evidence(run.record(scores.STAGE), measured)
-
-
-def _evidence_settings(run: Run) -> dict[str, object]:
-    budget = {"[budget] latency": str(_limit(run))}
-    return {**budget, "scores": run.settings(scores.STAGE), "profile": run.settings(profile.STAGE)}
-
-
-def _evidence_made(run: Run) -> dict[str, object]:
-    if _meets(run) is not None:
-        return {"reference": run.key(reference.STAGE)}
-    return {"scores": run.key(scores.STAGE), "profile": run.key(profile.STAGE)}
-
-
 def _all(*parts: Settings) -> Settings:
     return lambda run: {label: value for part in parts for label, value in part(run).items()}
 
 
 _TRAIN = _split("train")
+_VARIANTS = Input(
+    _variants,
+    _all(_network_settings, _runtime_settings, _precision_settings, _TRAIN.settings),
+    _all(_libraries, _packages, _precision_made),
+    of_target=True,
+)
 INPUTS: Mapping[str, Input] = {
     "network": Input(_network, _network_settings, _libraries),
     "given_weights": Input(lambda run: run.request.weights, _given_weights),
@@ -436,13 +395,14 @@ INPUTS: Mapping[str, Input] = {
         leased=True,
     ),
     "pool": Input(_pool, lambda run: {}, of_target=True, leased=True),  # equal boards: they change no record
-    "variants": Input(
-        _variants,
-        _all(_network_settings, _runtime_settings, _precision_settings, _TRAIN.settings),
-        _all(_libraries, _packages, _precision_made),
+    "variants": _VARIANTS,
+    "budget_latency": Input(bounds.latency, bounds.latency_settings),
+    "bounds": Input(
+        bounds.of_run,
+        lambda run: bounds.settings(run, _VARIANTS.settings),
+        lambda run: bounds.machine(run, _VARIANTS.machine),
         of_target=True,
     ),
-    "budget_latency": Input(_limit, lambda run: {"[budget] latency": str(_limit(run))}),
     "is_pruned": Input(_pruned, lambda run: {"[budget] latency is given": _pruned(run)}),
     "groups": Input(
         lambda run: run.record(_traced(run)),
@@ -450,7 +410,7 @@ INPUTS: Mapping[str, Input] = {
         lambda run: {_traced(run).name: run.key(_traced(run))},
     ),
     "final": Input(_final, _final_settings, _final_made, of_target=True),
-    "evidence": Input(_evidence, _evidence_settings, _evidence_made, of_target=True),
+    "evidence": Input(bounds.evidence, bounds.evidence_settings, bounds.evidence_made, of_target=True),
     # Only a path, so it is not in keys: the profile stage makes the content.
     "profile_file": Input(_profile_file, lambda run: {}, of_target=True),
 }

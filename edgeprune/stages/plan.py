@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import Budget, Groups, Plan, Reference, digest
-from edgeprune.records.budget import time_text
+from edgeprune.records.budget import amount_text, time_text
 
 if TYPE_CHECKING:
-    from edgeprune.stages.inputs import Evidence
+    from edgeprune.stages.bounds import Evidence
+    from edgeprune.stages.figures import Bound
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Reads:
 
     survey: Groups
     evidence: Evidence | Reference
-    budget_latency: Budget
+    budget_latency: Budget | None
+    bounds: tuple[Bound, ...]
 
 
 def run(reads: Reads, output: Output) -> Plan:
@@ -29,18 +31,25 @@ def run(reads: Reads, output: Output) -> Plan:
     evidence = reads.evidence
     if isinstance(evidence, Reference):
         return Plan.whole(reads.survey, evidence.latency, evidence.before, evidence.budget_ns, digest(asdict(evidence)))
-    return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency).plans(evidence.profile)[0]
+    profiles = {} if evidence.profile is None else {"": evidence.profile}
+    return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency, reads.bounds).plans(profiles)[0]
 
 
 def describe(plan: Plan, reads: Reads) -> str:
-    """The channels that remain, the blocks that are removed, and the predicted latency."""
+    """The channels that remain, the blocks that are removed, the predicted figures, and the limit that binds."""
     groups = reads.survey
     if not plan.cuts(groups):
-        return f"the original network meets {reads.budget_latency}: nothing to prune"
+        limits = " and ".join(f"{one.name} {amount_text(one.figure, one.limit)}" for one in plan.limits)
+        return f"the original network meets {limits or reads.budget_latency}: nothing to prune"
     removed = ", ".join(block.name for block in groups.removed({**groups.full(), **plan.widths}))
     kept, total = sum(plan.widths.values()), sum(group.width for group in groups.free)
     channels = f"keeps {kept} of {total} channels" + (f", removes {removed}" if removed else "")
-    return f"{channels}, predicted {time_text(plan.predicted.mid)}, gap {plan.gap:.1e}"
+    if not plan.limits:
+        figures = time_text(plan.binding.value)
+    else:
+        shown = (f"{one.name} {amount_text(one.figure, one.value)}" for one in plan.amounts)
+        figures = f"{', '.join(shown)} ({plan.binding.name} binds)"
+    return f"{channels}, predicted {figures}, gap {plan.gap:.1e}"
 
 
 STAGE = Stage("plan", Reads, run, Plan, describe)

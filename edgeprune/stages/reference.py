@@ -48,14 +48,15 @@ def run(reads: Reads, output: Output) -> Reference:
         lambda samples: _decide(budget, samples) is not Outcome.INCONCLUSIVE,
         ROUNDS,
     )
-    before_ns = stats.latency(taken[0])
-    return Reference(_decide(budget, taken), stats.latency(taken[-1]), before_ns, budget.resolve(before_ns.mid))
+    before_ns = stats.latency(taken[0], budget.quantile)
+    latency_ns = stats.latency(taken[-1], budget.quantile)
+    return Reference(_decide(budget, taken), latency_ns, before_ns, budget.resolve(before_ns.mid))
 
 
 def _decide(budget: Budget, samples: Sequence[Samples]) -> Outcome:
     if budget.ns is not None:
-        return stats.decide(stats.latency(samples[-1]), budget.ns)
-    share = stats.ratio(samples[-1], samples[0]) if len(samples) > 1 else Interval(1.0, 1.0, 1.0)
+        return stats.decide(stats.latency(samples[-1], budget.quantile), budget.ns)
+    share = stats.ratio(samples[-1], samples[0], budget.quantile) if len(samples) > 1 else Interval(1.0, 1.0, 1.0)
     return stats.decide(share, budget.resolve(1.0))
 
 

@@ -41,10 +41,12 @@ def result(run: Run) -> Result:
     )
 
 
-def _planned(run: Run) -> tuple[float, float, int, dict[str, Any]]:
+def _planned(run: Run) -> tuple[float | None, float | None, int, dict[str, Any]]:
     """The latency as predicted and as confirmed, in nanoseconds, the confirm rounds, and the plan."""
     confirmed, full = run.record(confirm.STAGE), run.record(survey.STAGE).full()
     plan, own = confirmed.plan, confirmed.measurement
-    latency = (own.predicted_ns, own.measured.mid) if own else (plan.predicted.mid, plan.predicted.mid)
+    whole = None if plan.predicted is None else plan.predicted.mid
+    latency = (own.predicted_ns, own.measured.mid) if own else (whole, whole)
     widths = {name: [width, full[name]] for name, width in plan.widths.items()}
-    return *latency, confirmed.rounds, {"gap": plan.gap, "widths": widths}
+    limits = {one.name: [one.value, one.limit] for one in plan.limits}
+    return *latency, confirmed.rounds, {"gap": plan.gap, "widths": widths, "binds": plan.binding.name, "limits": limits}

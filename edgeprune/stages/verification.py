@@ -154,7 +154,8 @@ def latency(budget: Budget | None, timed: Timed) -> list[Check]:
     if budget is None:
         return []
     checks = [verdict.budget(budget, timed)]
-    if timed.original is not None and not timed.same:  # against itself, a tail can only be inconclusive
+    limited = budget.quantile == 0.9  # the tail itself has a limit
+    if timed.original is not None and not timed.same and not limited:  # against itself, a tail can only be inconclusive
         checks.append(verdict.tail(timed.samples, timed.original, timed.confidence))
     return checks
 

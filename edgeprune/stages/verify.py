@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
-from edgeprune.records import Artifact, BudgetSection, Check, Discarded, Groups, Outcome, Samples, Verdict
-from edgeprune.stages import events
+from edgeprune.records import Artifact, BudgetSection, Check, Discarded, Figures, Groups, Outcome, Samples, Verdict
+from edgeprune.stages import bounds, events
 from edgeprune.storage import codec
 from edgeprune.storage import evidence as evidence_files
 from edgeprune.storage.store import write_atomic
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeprune.devices.bench import Bench
     from edgeprune.frontends.data import Metric, Split
     from edgeprune.frontends.model import Network
@@ -72,7 +74,26 @@ def run(reads: Reads, output: Output) -> Verdict:
     found = verify(times, evaluation, reads.device, versions, budget, reads.budget_section.max_metric_drop)
     evidence_files.write(output.folder, evidence(times, discarded(), found.differences))
     events.front(output.events, budget, found.verdict.pruned)
-    return found.verdict
+    return _limited(reads, found.verdict)
+
+
+def _limited(reads: Reads, verdict: Verdict) -> Verdict:
+    """The verdict with a check of each other limit of `[budget]`. Live tensors are counted in the networks' own graphs."""
+    limits = reads.budget_section.limits
+
+    def figures(of: Figures, network: nn.Module) -> dict[str, float]:
+        found = {"size": of.size_bytes, "parameters": of.parameters, "macs": of.macs}
+        if any(limit.figure == "activations" for limit in limits):
+            from edgeprune.network.activations import peak_bytes
+
+            found["activations"] = peak_bytes(network, reads.network.inputs)
+        return {**found}
+
+    if not limits:
+        return verdict
+    before = figures(verdict.baseline, reads.network.module)
+    after = figures(verdict.pruned, reads.final.module)
+    return replace(verdict, checks=(*verdict.checks, *bounds.checks(limits, before, after)))
 
 
 def _on_round(

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from edgeprune import records
 from edgeprune.errors import quoted, usage_error
 from edgeprune.records import Baseline, Profile
+from edgeprune.records.digests import content
 
 T = TypeVar("T")  # a record
 SCHEMAS: dict[type, int] = {records.Profile: 2, records.Baseline: 1}  # of files that later versions read
@@ -107,7 +108,7 @@ def _adapter(cls: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return content(value)
     if isinstance(value, Path):
         return value.as_posix()
     raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -74,7 +74,7 @@ class Simulated:
         samples = Samples((Run((total,), 1),))
         return Experiment(role, batch, dict(widths), samples, layers if role != "confirm" else {}, OVERHEAD)
 
-    def measure(self, number: int, plans: Sequence[Plan]) -> tuple[Profile, list[MeasuredPlan]]:
+    def measure(self, number: int, plans: Sequence[Plan]) -> tuple[dict[str, Profile], list[dict[str, MeasuredPlan]]]:
         self.rounds += 1
         batch = self.profile.next_batch
         anchor = self._taken(batch, "anchor", experiments.anchor(self.groups), 1.0)
@@ -84,11 +84,12 @@ class Simulated:
         for plan, taken in zip(plans, confirmed, strict=True):
             ns = measured_ns(self.profile, taken)
             measured = Interval(ns * (1 - self.noise), ns, ns * (1 + self.noise))
-            rounds.append(MeasuredPlan(number, plan.widths, plan.predicted.mid, measured, plan.budget_ns))
-        return self.profile, rounds
+            own = plan.latency_on("")
+            rounds.append({"": MeasuredPlan(number, plan.widths, own.value, measured, own.limit)})
+        return {"": self.profile}, rounds
 
     def confirmed(self) -> Confirmed:
-        return confirm.Loop(self.groups, self.scores, self.budget).confirm(self.profile, self.measure)
+        return confirm.Loop(self.groups, self.scores, self.budget).confirm({"": self.profile}, self.measure)
 
     def true_ns(self, widths: Widths) -> float:
         """What the device takes."""
@@ -121,7 +122,7 @@ def test_if_noise_decides_nothing_the_fastest_plan_within_the_budget_is_chosen()
 
 def test_a_device_that_never_meets_it_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Simulated(Budget(fraction=0.6), 1.5, noise=0.0)
-    same = confirm.Loop(device.groups, device.scores, device.budget).plans(device.profile)
+    same = confirm.Loop(device.groups, device.scores, device.budget).plans({"": device.profile})
     monkeypatch.setattr(confirm.Loop, "plans", lambda *given: same)
     with pytest.raises(InconclusiveError, match="6 rounds"):
         device.confirmed()
@@ -162,7 +163,7 @@ class Noisy:
 def test_a_round_is_measured_longer_while_no_plan_is_decided(share: float, rounds: int) -> None:
     """At a budget of 50 %, ± 4 % decide nothing about 49 %, but show that 60 and 40 % are out of the accepted range."""
     simulated = Simulated(Budget(fraction=0.5), 1.0, noise=0.0)
-    plan = confirm.Loop(simulated.groups, simulated.scores, simulated.budget).plans(simulated.profile)[0]
+    plan = confirm.Loop(simulated.groups, simulated.scores, simulated.budget).plans({"": simulated.profile})[0]
     device = Noisy(share, 0.04, quiet=9)
     subject = SimpleNamespace(device=device, groups=simulated.groups, inputs=[], files=lambda wanted: list(wanted))
     profile, (found,) = confirm.measure(subject, simulated.profile, simulated.budget, 0, [plan])  # type: ignore[arg-type]
