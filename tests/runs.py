@@ -79,7 +79,7 @@ def groups(layer: str) -> Groups:
     layers = (
         Layer(a, "conv", f"{a}.weight", Span(3), span(a), 256, 9),
         Layer(b, "conv", f"{b}.weight", span(a), span(b), 256, 9),
-        Layer(fc, "linear", f"{fc}.weight", span(b), span(fc), 1, 1),
+        Layer(fc, "linear", f"{fc}.weight", span(b), Span(10), 1, 1),
     )
     return Groups("0" * 64, tuple(units.values()), layers, operators=7)
 
@@ -192,7 +192,7 @@ def evidence_of(texts: Texts) -> Evidence:
 
     def processes(ns: int) -> tuple[TimedProcess, ...]:
         return tuple(
-            TimedProcess(tuple(ns + 1000 * i + 10 * j for j in range(9)), 9, ns + 40.0, 5_000_000) for i in range(4)
+            TimedProcess(tuple(ns + 1000 * i + 10 * j for j in range(9)), 9, ns + 1000.0 * i + 40, 5_000_000) for i in range(4)
         )
 
     lost = (Discarded(texts.reason, f"the most by {texts.device}", 3_000_000),)

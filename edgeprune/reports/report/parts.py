@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from edgeprune.devices.validate import printable
 from edgeprune.records import Interval
 from edgeprune.records.budget import time_text
-from edgeprune.reports.pictures.svg import Picture
+from edgeprune.reports.pictures import Picture
+from edgeprune.reports.tables import Rows
 
 CELL_CHARS = 400
 ROWS = 300  # of a table
@@ -90,6 +91,12 @@ def pairs(caption: str, values: Mapping[str, Any]) -> Table:
     """A table of names and values."""
     rows = tuple((text(name), text(value) or "none") for name, value in values.items())
     return Table(caption, (), rows)
+
+
+def rows_table(caption: str, rows: Rows) -> Table:
+    """A table of texts, whose first row is its head. All columns but the first are aligned to the right."""
+    head, *body = (tuple(map(text, row)) for row in rows)
+    return Table(caption, head, tuple(body), frozenset(range(1, len(head))))
 
 
 def folded(found: Table) -> Table:

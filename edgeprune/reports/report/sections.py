@@ -13,8 +13,10 @@ import numpy as np
 from edgeprune.errors import InconclusiveError
 from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
+from edgeprune.latency.observations import reference_ns
 from edgeprune.latency.stats import median_interval
-from edgeprune.records import Check, Interval, Outcome, Plan, Profile, Scores, TimedProcess
+from edgeprune.records import Amount, Check, Interval, Outcome, Plan, Profile, Scores, TimedProcess
+from edgeprune.records.budget import amount_text
 from edgeprune.reports import pictures
 from edgeprune.reports.console import limit_texts
 from edgeprune.reports.pictures import Picture
@@ -39,7 +41,7 @@ from edgeprune.stages.finished import Finished
 POINTS = 12  # of the front
 PROFILE_MISSING = "The profile is not beside the run folder, so the latency of single layers is not shown: {}"
 WORDS = {Outcome.PASS: "passes", Outcome.FAIL: "fails", Outcome.INCONCLUSIVE: "is inconclusive"}
-NOT_PRUNED = "Nothing was pruned: the run has no latency budget."
+NOT_PRUNED = "Nothing was pruned: the run has no budget."
 WHOLE = "Nothing was cut: the original network meets the budget."
 
 
@@ -260,6 +262,8 @@ class View:
                     f" Its median error on widths that it has not seen is {error}."
                 )
             )
+        if len(run.confirm.plan.amounts) > 1:
+            parts.append(table("Limits", [_amount(one) for one in run.confirm.plan.amounts]))
         if run.confirm.measured:
             parts.append(figure("Predicted and measured plans", pictures.confirmed(run.confirm)))
         if self.is_cut and self.model is not None and run.scores is not None and run.profile is not None:
@@ -268,11 +272,10 @@ class View:
 
     def _front(self, scores: Scores, profile: Profile, model: LatencyModel, plan: Plan) -> Picture:
         """The best plans at other latencies, with the plan of this run on the front and the budget as a line."""
-        found = front.plans(self.run.survey, model, scores, profile, POINTS)
-        own = Point(plan.predicted.mid, plan.loss)
-        at = front.knee(found)
-        others = [Point(1e6 * one.latency_ms.mid, one.loss) for one in found]
-        return pictures.front([*others, own], plan.budget_ns, own, None if at is None else others[at])
+        found = front.plans(self.run.survey, model, scores, reference_ns(profile), POINTS)
+        knee = front.knee(found)
+        own = Point(model.ns(self.run.widths), plan.loss)
+        return pictures.front([*found, own], plan.budget_ns, own, None if knee is None else found[knee])
 
     def _plan(self) -> str:
         confirmed = self.run.confirm
@@ -280,8 +283,8 @@ class View:
             return WHOLE
         plan, own = confirmed.plan, confirmed.measurement
         proof = (
-            f"It has the least expected loss of all plans within its latency: {plan.loss:.4g}, and the solver proves that no"
-            f" plan is below {plan.bound:.4g} (gap {plan.gap:.1e})."
+            f"It has the least expected loss of all plans within the budget: {plan.loss:.4g}. The solver proves that none"
+            f" is below {plan.bound:.4g} (gap {plan.gap:.1e})."
         )
         if own is None:
             return proof
@@ -388,6 +391,17 @@ def _percent(ratio: Interval) -> str:
 
 def _cells(check: Check) -> tuple[str, str, str, str, str]:
     return (check.outcome.value, check.name, *limit_texts(check), check.note)
+
+
+def _amount(one: Amount) -> dict[str, str]:
+    value, limit, original = (amount_text(one.figure, size) for size in (one.value, one.limit, one.original))
+    return {
+        "limit on": one.name,
+        "plan": value,
+        "limit": limit,
+        "used": share(one.value, one.limit),
+        "original": original,
+    }
 
 
 def _failed(check: Check) -> str:

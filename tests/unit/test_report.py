@@ -1,0 +1,266 @@
+"""A report answers its questions with the figures of the run, and shows hostile text as text."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Texts, checked, put
+from small import InProcess
+
+from edgeprune.errors import RuntimeMissing
+from edgeprune.limits import LIMITS
+from edgeprune.records import Check, Outcome
+from edgeprune.stages import finished
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+from edgeprune.reports import report
+
+HOSTILE = (
+    "<script>document.title='ran'</script>",
+    "</script><script>document.title='ran'</script>",
+    '"><img src=x onerror="document.title=\'ran\'">',
+    "<!--<script>",
+    "{{ 7*7 }}{% raw %}",
+    "a\x00b\x1b[31mc\u2028d\u202ee\ud800",
+    "</style><svg onload=document.title='ran'>",
+)
+ALLOWED_SCRIPTS = [{"type": "application/json", "id": "edgeprune-data"}]
+
+
+class Page(HTMLParser):
+    """The elements of a page, the text of each section, and the JSON inside."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.sections: dict[str, str] = {}
+        self.data, self._open = "", [""]
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "section":
+            self._open.append(dict(attrs)["id"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "section":
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][1].get("id") == "edgeprune-data":
+            self.data += data
+        self.sections[self._open[-1]] = self.sections.get(self._open[-1], "") + data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page(*verdicts: Path) -> Page:
+    return Page(html(*verdicts))
+
+
+def html(*verdicts: Path) -> str:
+    return report.html([finished.read(verdict) for verdict in verdicts])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    home = tmp_path_factory.mktemp("home")
+    verdict = put(home)
+    checked(home)
+    return page(verdict)
+
+
+@pytest.mark.parametrize(
+    ("section", "figures"),
+    [
+        ("passed", ["Yes: 3 checks pass.", "0.990 ms, within the budget of 1.050 ms", "0.9100, -0.0100", "Cortex-A72"]),
+        ("passed", ["2.002 ms (2.000 to 2.003)", "5.0 MB", "onnxruntime 1.20", "torch", "2.13.0", "governor"]),
+        ("passed", ["edgeprune run --project edgeprune.toml --target pi --budget 50%", "2025-06-15"]),
+        (
+            "cut",
+            ["24 of 64 channels remain in 2 groups", "1 group is locked", "output of the model net", "net.a", "12"],
+        ),
+        (
+            "plan",
+            ["least expected loss", "0.02", "predicted to take 1.000 ms", "confirmed at 0.990 ms (0.980 to 1.000)"],
+        ),
+        ("plan", ["94.3% of the budget", "Latency against width", "The front", "18 experiments"]),
+        ("sure", ["Every check is decided", "4 processes of each", "1 disturbed process was discarded", "metric_drop"]),
+        ("sure", ["other processes used the processor", "48 to 50% of the original network, limit 50%", "Raw times"]),
+        (
+            "trained",
+            ["2 epochs", "epoch 1 was kept", "0.7000 before, and is 0.9100", "at most 9e-08 (limit 0.01)", "sample 4"],
+        ),
+        ("later", ["2 checks of this project", "this artifact, and passes", "History"]),
+    ],
+)
+def test_every_section_answers_with_its_figures(small: Page, section: str, figures: list[str]) -> None:
+    shown = " ".join(small.sections[section].split())
+    assert [figure for figure in figures if figure not in shown] == []
+
+
+def test_the_questions_are_in_their_order_and_each_begins_with_its_answer(small: Page) -> None:
+    assert [one["id"] for one in small.all("section")] == ["passed", "cut", "plan", "sure", "trained", "later"]
+    assert len([one for one in small.all("p") if one.get("class") == "answer"]) == 6
+    assert [one["href"] for one in small.all("a")][1:] == ["#passed", "#cut", "#plan", "#sure", "#trained", "#later"]
+
+
+def test_a_page_can_be_read_without_eyes_and_without_a_network(small: Page) -> None:
+    assert small.all("html") == [{"lang": "en"}] and len(small.all("h1")) == 1 and small.all("title")
+    levels = [int(tag[1]) for tag, _ in small.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    pictures = small.all("svg")
+    assert len(pictures) >= 8 and all(one["role"] == "img" and one["aria-label"] for one in pictures)
+    assert len(small.all("figure")) == len(pictures) == len([one for one in small.all("details")]) - 3
+    assert all(small.all("th")[i].get("scope") for i in range(len(small.all("th"))))
+    assert small.all("a")[0] == {"class": "skip", "href": "#content"}
+    assert small.all("script") == ALLOWED_SCRIPTS
+    (policy,) = (one["content"] for one in small.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none';") and "script-src" not in policy
+    for _, attributes in small.elements:
+        links = [value for name, value in attributes.items() if name in ("href", "src", "xlink:href", "action")]
+        assert all(value is not None and value.startswith(("#", "data:,")) for value in links)
+
+
+def test_all_records_are_inside_as_json(small: Page, tmp_path: Path) -> None:
+    content = json.loads(small.data)
+    (run,) = content["runs"]
+    assert (content["schema"], content["shortened"]) == (1, [])
+    assert run["made"]["device"]["cpu"] == "Cortex-A72" and run["verify"]["pruned"]["p50_ms"] == 0.99
+    assert len(run["profile"]["experiments"]) == 18 and len(run["evidence"]["pruned"]) == 4
+    assert run["folder"].startswith("runs/pi/verify-") and run["compile"]["files"][0].startswith("runs/pi/compile-")
+
+
+def test_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    assert str(tmp_path) not in html(put(tmp_path))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_as_text(tmp_path: Path, text: str) -> None:
+    text = text.replace("\ud800", "")
+    plain, hostile = page(put(tmp_path / "a")), page(put(tmp_path / "b", Texts.all(text)))
+    assert hostile.all("script") == ALLOWED_SCRIPTS and len(hostile.all("svg")) == len(plain.all("svg"))
+    assert hostile.all("img") == [] and not [
+        1 for _, given in hostile.elements if any(n.startswith("on") for n in given)
+    ]
+    assert json.loads(hostile.data)["runs"][0]["made"]["device"]["cpu"] == text
+    visible = "".join(part for name, part in hostile.sections.items() if name)
+    assert all(c.isprintable() or c == "\n" for c in visible)
+    if text.isprintable():
+        assert text in hostile.sections["passed"] and text in hostile.sections["sure"]
+
+
+def test_the_json_cannot_end_its_element(tmp_path: Path) -> None:
+    found = html(put(tmp_path, Texts.all("</script>&\u2028<!--")))
+    data = found[found.index('id="edgeprune-data">') :].partition(">")[2].partition("</script>")[0]
+    assert not set("<>&\u2028\u2029") & set(data) and json.loads(data)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "answer"),
+    [
+        (Outcome.FAIL, "No: 1 of 1 check does not pass. latency_p50_ms fails: 1.100 ms, limit 1.050 ms."),
+        (Outcome.INCONCLUSIVE, "Not decided: 1 of 1 check does not pass. latency_p50_ms is inconclusive: 1.100 ms"),
+    ],
+)
+def test_a_verdict_that_does_not_pass_says_why_first(tmp_path: Path, outcome: Outcome, answer: str) -> None:
+    found = page(put(tmp_path, checks=(Check("latency_p50_ms", outcome, 1.1, 1.05, "note"),)))
+    assert answer in found.sections["passed"]
+
+
+def test_figures_of_an_emulated_device_are_marked(tmp_path: Path) -> None:
+    found = page(put(tmp_path, emulated=True, simulated=True))
+    assert "emulated and simulated: they are not those of a physical device" in found.sections["passed"]
+    assert [one["class"] for one in found.all("span")] == ["badge pass", "badge mark", "badge mark"]
+
+
+def test_a_run_without_a_budget_says_that_nothing_was_pruned(tmp_path: Path) -> None:
+    found = page(put(tmp_path, budget=None))
+    assert "has no budget" in found.sections["cut"] and "has no budget" in found.sections["plan"]
+    assert "Nothing was trained" in found.sections["trained"] and "within the budget" not in found.sections["passed"]
+
+
+def test_a_missing_profile_is_said_at_its_place(tmp_path: Path) -> None:
+    verdict = put(tmp_path)
+    (tmp_path / "profiles").rename(tmp_path / "gone")
+    assert "profiles/pi/" in page(verdict).sections["cut"]
+
+
+def test_several_runs_begin_with_a_table_of_all(tmp_path: Path) -> None:
+    found = page(put(tmp_path), put(tmp_path, target="jetson"))
+    assert next(iter(found.all("section")))["id"] == "all" and len(found.all("article")) == 2
+    shown = found.sections["all"]
+    assert (
+        "2 of 2 runs pass" in shown and "pi 50% fp32" in shown and "jetson 50% fp32" in shown and "another" not in shown
+    )
+    assert len(found.all("h1")) == 1 and {one["href"] for one in found.all("a")} == {"#content", "#run-1", "#run-2"}
+    ids = [
+        given["id"]
+        for tag, given in found.elements
+        if tag in ("section", "article", "main", "h2", "h3") and "id" in given
+    ]
+    assert len(ids) == len(set(ids))
+
+
+def test_runs_that_cannot_be_compared_say_so(tmp_path: Path) -> None:
+    found = page(put(tmp_path / "a"), put(tmp_path / "b", Texts(device="another", metric="recall")))
+    shown = found.sections["all"]
+    assert "no ratio of latencies: it ran on another device: cpu another, not Cortex-A72" in shown
+    assert "no difference of metrics: its metric is another one: recall" in shown
+
+
+def test_a_report_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = put(tmp_path)
+    whole = html(verdict)
+    assert len(whole.encode()) < 2_000_000
+    monkeypatch.setattr("edgeprune.reports.report.data.LIMITS", replace(LIMITS, report_json_bytes=9_000))
+    content = json.loads(page(verdict).data)
+    assert content["shortened"][0].startswith("profile: each process") and len(html(verdict)) < len(whole)
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def test_the_command_writes_the_report_beside_the_run(edgeprune: InProcess, tmp_path: Path) -> None:
+    verdict = put(tmp_path)
+    path = verdict.parent / "report.html"
+    assert edgeprune("report") == (0, f"report    {path}\n", "")
+    assert path.read_text().startswith("<!doctype html>")
+    assert edgeprune("report", "runs/pi", "-o", "r.html", "--json") == (0, '{"path": "r.html"}\n', "")
+    put(tmp_path, target="jetson")
+    assert edgeprune("report")[1] == f"report    {tmp_path / 'runs' / 'report.html'}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "runs: is not a folder; give a run folder"),
+        (("nope",), "nope: is not a folder"),
+        (("home/runs", "--budget", "40%"), "has no run with the budget 40%; it has 50%"),
+        (("home/runs", "--budget", "5 apples"), "cannot read the budget '5 apples'"),
+        (("home/runs", "-o", "home"), "home: "),
+    ],
+)
+def test_bad_input_is_one_line(edgeprune: InProcess, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    put(tmp_path / "home")
+    code, out, err = edgeprune("report", *arguments)
+    assert (code, out) == (2, "") and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    run: Any = finished.read(put(tmp_path))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RuntimeMissing, match=r"pip install 'edgeprune\[report\]'"):
+        report.html([run])
