@@ -36,14 +36,18 @@ Tags = Annotated[
     str, StringConstraints(pattern=r"^[a-z][a-z0-9_]+=[\w.:-]+(,[a-z][a-z0-9_]+=[\w.:-]+)*$", max_length=500)
 ]
 Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\[\]:-]+:\d{1,5}$", max_length=255)]
+# A host may also be an address with its port, or a URI: [::1]:2222, ssh://pi@board:2222.
+HostName = Annotated[
+    str, StringConstraints(pattern=r"^(ssh://)?[A-Za-z0-9_:\[][A-Za-z0-9._:%@\[\]-]*$", max_length=255)
+]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 
 class _Connect(Section):
     transport: Literal["local", "ssh"]
-    host: Annotated[Name | None, Field(description="a host name, an address, or a Host of ~/.ssh/config")] = None
+    host: Annotated[HostName | None, Field(description="a host name, an address, or a Host of ~/.ssh/config")] = None
     hosts: Annotated[
-        list[Name], Field(max_length=LIMITS.boards, description='a list of equal boards, such as ["pi-1", "pi-2"]')
+        list[HostName], Field(max_length=LIMITS.boards, description='a list of equal boards, such as ["pi-1", "pi-2"]')
     ] = []  # noqa: RUF012 - pydantic copies it
     place: Annotated[Tags | None, Field(description='tags of a labgrid place, such as "board=pi5,ram=8g"')] = None
     boards: Annotated[int, Field(ge=1, le=LIMITS.boards, description=f"a whole number from 1 to {LIMITS.boards}")] = 1
@@ -80,7 +84,7 @@ class _Prepare(Section):
 
 
 class _Deploy(Section):
-    hosts: Annotated[list[Name], Field(description='a list of host names, such as ["pi-1", "pi-2"]')] = []  # noqa: RUF012 - pydantic copies it
+    hosts: Annotated[list[HostName], Field(description='a list of host names, such as ["pi-1", "pi-2"]')] = []  # noqa: RUF012 - pydantic copies it
     key: Annotated[Text | None, Field(description="the path of a private Ed25519 key")] = None
     reload: Annotated[
         list[Text], Field(description='a command in words, such as ["systemctl", "--user", "reload", "vision"]')

@@ -67,10 +67,9 @@ class Settings:
         return self.found.get(name, [])
 
     def again(self, host: str) -> None:
-        """Prepare for the second reading, in which `Match final` applies and `Host` compares the real name."""
+        """Prepare for the second reading: `Match final` applies, and `Host` compares the real name, which stays."""
         self.host, self._final = host, True
-        for name in LISTS:
-            self.found.pop(name, None)
+        self.found["hostname"] = [Value((host.replace("%", "%%"),), "HostName")]
 
     def set(self, keyword: str, value: Value) -> None:
         """Keep an option of a block that applies."""
