@@ -284,3 +284,11 @@ def test_the_layers_with_the_largest_share_are_shown_with_their_measured_points(
     changed = {str(row["layer"]) for row in picture.rows if row["channels"] != row["planned"]}
     assert changed == {"layer1", "layer2"} & {str(row["layer"]) for row in picture.rows}
     assert {"measured", "fitted", "the plan"} <= set(texts(picture))
+
+
+def test_a_few_very_slow_times_do_not_hide_the_others() -> None:
+    slow = Samples(tuple(Run((36_000,) * 40 + (20_000_000,) * 5, 1) for _ in range(8)))
+    picture = pictures.processes(evidence.evidence(Timed(slow, samples(82_000, 8)), (), ()))
+    assert "40 slow times are to the right of the picture" in texts(picture)
+    ticks = [float(text) for text in texts(picture) if text.isdigit()]
+    assert max(ticks) < 400

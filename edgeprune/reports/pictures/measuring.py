@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DOTS = 1600  # of all processes together
 TALL, LOW = 15.0, 4.0  # rows of few processes and of many
-SHOWN = 99.0  # percentile of all times that a picture shows at least
+SHOWN, FAR = 99.0, 2.0  # a picture shows this percentile of all times, up to so many times the largest median
 REASONS = 3  # of discarded processes, in the picture
 PANEL, GAP = 84, 56  # heights: a panel, and the space above and below it
 
@@ -42,7 +42,9 @@ def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
         networks = networks[:1]
     every = np.concatenate([one.times_ns for _, own, _, _ in networks for one in own])
     unit, name = unit_of(float(np.median(every)))
-    last = 1.15 * float(np.percentile(every, SHOWN))
+    largest = max(one.median_ns for _, own, _, _ in networks for one in own)
+    last = 1.15 * min(float(np.percentile(every, SHOWN)), FAR * largest)
+    last = max(last, 1.15 * largest, 1.05 * (budget_ns or 0.0))
     beyond = int((every > last).sum())
     step = max(LOW, min(TALL, 400 / pairs))
     notes = [part for line in _lines(evidence, beyond) for part in textwrap.wrap(line, 58)]
@@ -50,7 +52,7 @@ def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
     with canvas(62 + high + 13 * len(notes)) as picture:
         axes = picture.axes(40, 36 + 13 * len(notes), WIDTH - 50, high)
         for _, own, colour, size in networks:
-            _dots(axes, own, unit, DOTS // (len(networks) * pairs), (colour, size))
+            _dots(axes, own, (unit, last), DOTS // (len(networks) * pairs), (colour, size))
         for i, (_, own, _, _) in enumerate(networks):
             for row, one in enumerate(own):
                 axes.plot(
@@ -74,14 +76,17 @@ def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
         return Picture(picture.svg(alt), alt, _process_rows(evidence, unit, name))
 
 
-def _dots(axes: Axes, own: Sequence[TimedProcess], unit: float, most: int, style: tuple[str, float]) -> None:
-    colour, size = style
+def _dots(
+    axes: Axes, own: Sequence[TimedProcess], scale: tuple[float, float], most: int, style: tuple[str, float]
+) -> None:
+    (unit, last), (colour, size) = scale, style
     x: list[float] = []
     y: list[float] = []
     for row, one in enumerate(own):
         times = even(one.times_ns, max(1, most))
-        x += [ns / unit for ns in times]
-        y += [row + 0.8 * ((i + 0.5) / len(times) - 0.5) for i in range(len(times))]
+        shown = [(i, ns) for i, ns in enumerate(times) if ns <= last]
+        x += [ns / unit for _, ns in shown]
+        y += [row + 0.8 * ((i + 0.5) / len(times) - 0.5) for i, _ in shown]
     dots(axes, x, y, size, colour)
 
 

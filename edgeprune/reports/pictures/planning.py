@@ -111,6 +111,10 @@ def _layer(axes: Axes, cost: LayerCost, measured: Sequence[tuple[int, int, int]]
         )  # fmt: skip
     axes.plot(channels, whole / 1e3, color=COLOUR["after"], lw=1.4, drawstyle="steps-pre", zorder=2)
     at = float(cost.ns([after[0]], [after[1]])[0]) if min(after) else 0.0
+    if 0 < after[1 - side] < other[0]:
+        here = np.full(len(channels), float(after[1 - side]))
+        planned = cost.ns(*((here, channels) if side else (channels, here)))
+        axes.plot(channels, planned / 1e3, color=COLOUR["limit"], lw=1, ls="--", drawstyle="steps-pre", zorder=2)
     axes.plot([after[side]], [at / 1e3], "D", ms=6, mfc="none", mec=COLOUR["limit"], mew=1.6, zorder=4, clip_on=False)
     axes.set(xlim=(0, most * 1.04), ylim=(0, None))
     axes.set_title(tail(cost.layer.name, 24), fontsize=TEXT - 0.5, pad=4)
@@ -138,13 +142,10 @@ def _scale(cost: LayerCost, measured: Sequence[tuple[int, int, int]]) -> float:
 def _keys(page: Axes) -> None:
     """What the marks of `latency_by_width` mean."""
     page.text(0, 8, "µs", va="center", color=COLOUR["muted"])
-    draw_keys(
-        page,
-        [("o", "fill", "ink", "measured"), ("-", "line", "after", "fitted"), ("D", "none", "limit", "the plan")],
-        8,
-        34,
-    )
-    draw_keys(page, [("o", "fill", "before", "measured, with fewer channels on the other side")], 24, 34)
+    measured, fitted = ("o", "fill", "ink", "measured"), ("-", "line", "after", "fitted")
+    draw_keys(page, [measured, fitted, ("D", "none", "limit", "the plan")], 8, 34)
+    draw_keys(page, [("o", "fill", "before", "measured"), ("--", "line", "limit", "fitted")], 24, 34)
+    page.text(180, 24, "with a narrower other side", va="center", color=COLOUR["muted"])
 
 
 # --------------------------------------------------------------------------------- predicted against confirmed

@@ -28,14 +28,15 @@ def training(tuned: Tuned, metric: str = "metric") -> Picture:
     high = 108
     with canvas(TOP + len(panels) * (high + 52)) as picture:
         for i, (title, own, values, colour) in enumerate(panels):
-            axes = picture.axes(46, picture.height - TOP - (i + 1) * (high + 52) + 36, WIDTH - 56, high)
+            axes = picture.axes(56, picture.height - TOP - (i + 1) * (high + 52) + 36, WIDTH - 66, high)
             numbers = [one.epoch for one in own]
             axes.plot(numbers, values, color=COLOUR[colour], lw=1.5, marker="o", ms=3.5, mew=0)
             axes.axvline(best.epoch, color=COLOUR["second"], lw=1.2, ls="--", zorder=1)
             axes.set_title(title, pad=4)
             axes.set(xlim=(-0.3, max(1, epochs[-1].epoch) + 0.3), xlabel="epoch")
             axes.locator_params(axis="x", integer=True)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+            axes.locator_params(axis="y", nbins=4)
             axes.margins(y=0.15)
         keys(picture.page(), [("--", "line", "second", f"epoch {best.epoch} was kept")])
         alt = f"{len(trained)} epochs of training. The validation metric was {epochs[0].metric:.4g} before, and is"
