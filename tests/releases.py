@@ -85,5 +85,5 @@ def rollback(target: Target, service: str, report: Callable[[str], None] = print
 
 
 def releases(target: Target) -> list[Release]:
-    """All releases; an error if a host fails."""
-    return rollout.require(rollout.releases(target)).releases
+    """All releases; an error if a host fails. Hosts of tests may share the lease of this machine, so they wait."""
+    return rollout.require(rollout.releases(target, wait_s=30.0)).releases

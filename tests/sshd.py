@@ -6,14 +6,16 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune.records import Host, Target
+from edgeprune.records import Deployment, Host, Target
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
 
@@ -70,8 +72,26 @@ class Sshd:
         return found
 
 
-def start(folder: Path, own_lease: bool = False) -> tuple[subprocess.Popen[bytes], Sshd]:
-    """Start a server. With `own_lease`, it is a board of its own: its lease is not that of this machine. That needs root."""
+def named(servers: Mapping[str, Sshd], home: Path) -> Target:
+    """A target whose hosts are these servers, by their names in `home`/.ssh/config. The key there signs."""
+    config = ""
+    for name, server in servers.items():
+        config += f"Host {name}\n HostName 127.0.0.1\n Port {server.proxy.port}\n"
+        config += f" UserKnownHostsFile {server.folder}/known_hosts\n IdentityFile {server.folder}/client\n"
+    (home / ".ssh" / "config").write_text(config)
+    first = next(iter(servers.values())).target
+    host = Host("127.0.0.1", python=sys.executable)
+    return replace(first, host=host, deploy=Deployment(tuple(servers), home / ".ssh" / "id_ed25519"))
+
+
+def start(folder: Path, own_lease: bool = False, disk_bytes: int | None = None) -> tuple[subprocess.Popen[bytes], Sshd]:
+    """Start a server.
+
+    Args:
+        folder: an empty folder.
+        own_lease: it is a board of its own: its lease is not that of this machine. That needs root.
+        disk_bytes: its home is a file system of its own of this size. That needs `own_lease`.
+    """
     assert SSHD is not None
     if os.geteuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)
@@ -90,7 +110,10 @@ def start(folder: Path, own_lease: bool = False) -> tuple[subprocess.Popen[bytes
     if own_lease:
         for file in (Path("/tmp/edgeprune-lease"), folder / "lease"):
             file.touch()
-        mounted = f'mount --bind "{folder}/lease" /tmp/edgeprune-lease && exec "$@"'
+        mounted = f'mount --bind "{folder}/lease" /tmp/edgeprune-lease && '
+        if disk_bytes is not None:
+            mounted += f'mount -t tmpfs -o size={disk_bytes} none "{folder}/home" && '
+        mounted += 'exec "$@"'
         argv = ["unshare", "--mount", "sh", "-c", mounted, "sh", *argv]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log)
     log.close()
@@ -117,6 +140,7 @@ class Proxy:
         self._flowing.set()
         self._open: list[socket.socket] = []
         self.refusing = False
+        self.delay_s = 0.0  # before each piece of data
         self.cut_after: int | None = None  # bytes towards the server
         self.sent = 0  # bytes towards the server
         threading.Thread(target=self._accept, daemon=True).start()
@@ -163,6 +187,7 @@ class Proxy:
         with suppress(OSError, ValueError):
             while data := source.recv(1 << 16):
                 self._flowing.wait(60)
+                time.sleep(self.delay_s)
                 sink.sendall(data)
                 if up:
                     self.sent += len(data)

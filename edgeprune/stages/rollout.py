@@ -18,6 +18,7 @@ from edgeprune import errors
 from edgeprune.devices import fleet
 from edgeprune.devices.bench import Bench
 from edgeprune.devices.fleet import Hosts, Overdue, Pace, Reporter, Turn, Worked
+from edgeprune.devices.patience import Patience
 from edgeprune.devices.releasing import ReleaseHost, open_host
 from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, EdgepruneError, InconclusiveError, SecurityError, UsageError, VerdictError
@@ -271,7 +272,8 @@ def _judge_latency(host: ReleaseHost, target: Target, bundle: Bundle) -> str:
     files = {path.name: path for path in bundle.files}
     inputs = [files[name] for name in sorted(files) if name.startswith("input_")]
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-        bench = Bench(target, host.transport, Path(scratch))
+        patience = Patience(LIMITS.bench_patience_s, accepting=True)  # a device in service is never quiet
+        bench = Bench(target, host.transport, Path(scratch), patience)
         (samples,) = bench.time([files[known.model]], inputs, CANARY_PROCESSES)
     ms = known.verdict.budget_ms or WITHOUT_BUDGET * known.verdict.pruned.p50_ms
     found = verdict.budget(Budget(max(1, round(1e6 * ms))), verdict.Timed(samples))

@@ -19,7 +19,7 @@ import releases as deploying
 from releases import bundle
 from safetensors.torch import load_file, save_file
 from small import Finished, command
-from sshd import SSHD, Sshd, keygen, start
+from sshd import SSHD, Sshd, keygen, named, start
 
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError, VerdictError
 from edgeprune.records import Release, Target
@@ -110,25 +110,12 @@ def fleet(home: Path, tmp_path_factory: pytest.TempPathFactory, alone: None) -> 
     pytest.importorskip("paramiko")
     if SSHD is None:
         pytest.skip("no sshd on this machine; apt-get install openssh-server")
-    servers, config = [], ""
-    for name in ("one", "two"):
-        process, server = start(tmp_path_factory.mktemp("sshd"))
-        servers.append((process, server))
-        host = server.target.host
-        assert host is not None
-        config += f"Host {name}\n HostName 127.0.0.1\n Port {server.proxy.port}\n"
-        config += f" UserKnownHostsFile {host.known_hosts}\n IdentityFile {host.identity}\n"
-    (home / ".ssh" / "config").write_text(config)
-    target = servers[0][1].target
-    assert target.host is not None
-    target = replace(
-        target, host=replace(target.host, port=None, identity=None, known_hosts=None, python=sys.executable)
-    )
-    target = replace(target, deploy=replace(target.deploy, hosts=("one", "two"), key=home / ".ssh" / "id_ed25519"))
+    servers = {name: start(tmp_path_factory.mktemp("sshd")) for name in ("one", "two")}
+    target = named({name: server for name, (_, server) in servers.items()}, home)
     try:
-        yield target, [server for _, server in servers]
+        yield target, [server for _, server in servers.values()]
     finally:
-        for process, server in servers:
+        for process, server in servers.values():
             server.proxy.close()
             process.terminate()
             process.wait(10)
