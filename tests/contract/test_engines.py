@@ -103,8 +103,15 @@ def test_layers_that_fall_back_from_the_dla_are_counted(
         bench.measure([[artifact.files[0]]], image(tmp_path))
 
 
-@pytest.mark.parametrize("version", ["8.5.2", "10.3.0", "11.1.0"])
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize(
+    ("version", "precision"),
+    [
+        ("8.5.2", "int8"),
+        ("11.1.0", "fp16"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [("8.5.2", "fp16"), ("11.1.0", "int8")]),
+        *(pytest.param("10.3.0", precision, marks=pytest.mark.slow) for precision in ("fp16", "int8")),
+    ],
+)
 def test_every_version_builds_every_precision(
     version: str, precision: str, target: Target, tmp_path: Path, stand_in: StandIn
 ) -> None:

@@ -178,7 +178,7 @@ class Words(nn.Module):
         return self.fc((torch.relu(self.up(self.words(ids))) * mask[..., None]).mean(1))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "tensorrt"])
 def test_token_ids_and_several_inputs(
     name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
@@ -283,9 +283,17 @@ LOWER = {
     "tflite": ("fp16", "int8", "int8-dynamic"),
     "tensorrt": ("fp16", "int8"),
 }
+QUICK = {("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("openvino", "int8"), ("tflite", "int8")}
 
 
-@pytest.mark.parametrize(("name", "precision"), [(name, p) for name, all_ in LOWER.items() for p in all_])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, p, marks=[] if (name, p) in QUICK else pytest.mark.slow)
+        for name, all_ in LOWER.items()
+        for p in all_
+    ],
+)
 def test_lower_precisions_agree_and_their_nodes_are_known(
     name: str, precision: str, residual: Subject, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
@@ -371,8 +379,9 @@ class Mlp(torch.nn.Sequential):
     ("name", "net"),
     [
         ("openvino", "Mlp"),  # it counts microseconds, and a node of the small encoder takes less than one
-        *(("onnxruntime", net) for net in ("Mlp", "Encoder")),
-        ("tflite", "Mlp"),
+        ("onnxruntime", "Mlp"),
+        pytest.param("onnxruntime", "Encoder", marks=pytest.mark.slow),
+        pytest.param("tflite", "Mlp", marks=pytest.mark.slow),
         pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
     ],
 )

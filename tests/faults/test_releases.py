@@ -298,8 +298,14 @@ def do(job: wire.Work[Any]) -> None:
         device.activate(job)
 
 
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("verb", ["deploy", "rollback"])
+@pytest.mark.parametrize(
+    ("verb", "after"),
+    [
+        ("deploy", False),
+        ("rollback", True),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [("deploy", True), ("rollback", False)]),
+    ],
+)
 def test_a_kill_at_any_step_leaves_the_old_or_the_new_release(
     verb: str, after: bool, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

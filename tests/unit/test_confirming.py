@@ -97,7 +97,11 @@ class Simulated:
 
 
 @pytest.mark.parametrize(
-    ("bias", "share"), [(0.9, 0.7), (0.9, 0.45), (0.97, 0.45), (1.0, 0.7), (1.04, 0.45), (1.1, 0.7), (1.1, 0.45)]
+    ("bias", "share"),
+    [
+        *((0.9, 0.45), (1.0, 0.7), (1.1, 0.45)),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((0.9, 0.7), (0.97, 0.45), (1.04, 0.45), (1.1, 0.7))),
+    ],
 )
 def test_the_budget_is_met_and_used_in_three_rounds(bias: float, share: float) -> None:
     device = Simulated(Budget(fraction=share), bias, noise=0.005)

@@ -24,9 +24,12 @@ from edgeprune.network.survey import survey
 EXAMPLES = Path(__file__).parents[2] / "examples"
 METADATA = tomllib.loads((EXAMPLES.parent / "pyproject.toml").read_text())["project"]
 PROJECTS = sorted(path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.glob("*/*.toml"))
+QUICK = "control/edgeprune.toml", "digits/edgeprune.toml", "image/edgeprune.toml"
 
 
-@pytest.mark.parametrize("name", PROJECTS)
+@pytest.mark.parametrize(
+    "name", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in PROJECTS]
+)
 def test_an_example_is_complete_without_its_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGEPRUNE_DATA", raising=False)
     if name.startswith("detection/"):

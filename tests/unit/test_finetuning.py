@@ -82,7 +82,13 @@ def test_the_same_seed_gives_the_same_network(known: Project, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("last", "ema", "optimizer"), [(1, None, "sgd"), (2, None, "sgd"), (2, 0.9, "sgd"), (2, None, "adamw")]
+    ("last", "ema", "optimizer"),
+    [
+        (1, None, "sgd"),
+        (2, 0.9, "sgd"),
+        pytest.param(2, None, "sgd", marks=pytest.mark.slow),
+        pytest.param(2, None, "adamw", marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_killed_after_an_epoch_ends_with_the_same_weights(
     last: int, ema: float | None, optimizer: str, known: Project, tmp_path: Path
