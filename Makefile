@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One process for each core, four at most. A process takes whole test files.
 SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo docs docs-serve test test-slow test-board test-models coverage board lint run example check deploy rollback releases doctor clean
+.PHONY: help install demo docs docs-serve test test-slow test-board test-models coverage board lint pictures run example check deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -52,6 +52,9 @@ lint: .venv/.installed ## check style, types and the direction of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+pictures: .venv/.installed ## draw the pictures of the README into docs/pictures
+	@$(BIN)/python benchmarks/pictures.py
 
 run: .venv/.installed ## run the pipeline for PROJECT on TARGET
 	@$(BIN)/edgeprune run --project $(PROJECT) --target $(TARGET)

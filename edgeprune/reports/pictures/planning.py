@@ -116,7 +116,8 @@ def _layer(axes: Axes, cost: LayerCost, measured: Sequence[tuple[int, int, int]]
         planned = cost.ns(*((here, channels) if side else (channels, here)))
         axes.plot(channels, planned / 1e3, color=COLOUR["limit"], lw=1, ls="--", drawstyle="steps-pre", zorder=2)
     axes.plot([after[side]], [at / 1e3], "D", ms=6, mfc="none", mec=COLOUR["limit"], mew=1.6, zorder=4, clip_on=False)
-    axes.set(xlim=(0, most * 1.04), ylim=(0, None))
+    top = max([*whole, at, *(one[2] * scale for one in shown)]) / 1e3
+    axes.set(xlim=(0, most * 1.04), ylim=(0, 1.1 * top))
     axes.set_title(tail(cost.layer.name, 24), fontsize=TEXT - 0.5, pad=4)
     axes.set_xlabel(("input" if side == 0 else "output") + " channels", labelpad=2)
     axes.locator_params(nbins=4)
