@@ -112,7 +112,7 @@ def reported(where: str, check: Callable[..., None], *arguments: Any) -> str:
 
 def test_commands_have_the_options_that_pages_give_them() -> None:
     wrong = [reported(block.where, command, words) for block, text in scripts() for words in commands(text)]
-    assert not list(filter(None, wrong))
+    assert not any(wrong), "\n".join(filter(None, wrong))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def mentioned(text: str) -> None:
 
 def test_commands_in_sentences_exist() -> None:
     wrong = [reported(block.where, mentioned, block.text) for block in sentences()]
-    assert not list(filter(None, wrong))
+    assert not any(wrong), "\n".join(filter(None, wrong))
 
 
 def test_a_workflow_gives_the_action_what_it_takes() -> None:
@@ -275,7 +275,7 @@ def names(code: str) -> None:
 
 def test_python_on_pages_has_names_and_keywords_that_exist() -> None:
     wrong = [reported(block.where, names, block.text) for block in everywhere("python")]
-    assert not list(filter(None, wrong))
+    assert not any(wrong), "\n".join(filter(None, wrong))
 
 
 def test_python_in_sentences_has_names_and_keywords_that_exist() -> None:
