@@ -66,7 +66,7 @@ class LoopbackFarm:
 
     def write(self, path: Path, runtime: str, more: str = "") -> Path:
         """A target file of any board of the farm."""
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             f'[connect]\ntransport = "ssh"\nplace = "board=pi5,ram=8g"\ncoordinator = "{self.address}"\n'
             f'identity = "{self.folder}/client"\nknown_hosts = "{self.folder}/known_hosts"\npython = "{sys.executable}"\n'

@@ -18,11 +18,12 @@ from typing import Any
 import farm as loopback
 import pytest
 from farm import LoopbackFarm
-from small import command
+from small import FILE, MODULE, command
 
 from edgeprune.devices import transports, wire
 from edgeprune.devices.transports.base import Transport, ask
 from edgeprune.errors import BusyError, DeviceError, SecurityError, UsageError
+from edgeprune.stages import experiments
 
 pytestmark = pytest.mark.slow
 
@@ -233,3 +234,14 @@ def test_targets_farm_lists_places_tags_and_holders(farm: LoopbackFarm, tmp_path
     assert (one["place"], one["tags"], one["coordinator"]) == ("rack1", loopback.TAGS, farm.address)
     assert one["board"] == f"{getpass.getuser()}@127.0.0.1:{farm.board('rack1').proxy.port}"
     assert "board=pi5,ram=8g" in table.out and "free" in table.out and one["holder"] in table.out
+
+
+def test_a_profile_is_shared_by_two_boards_of_the_farm(farm: LoopbackFarm, tmp_path: Path) -> None:
+    project = tmp_path / "blobs"
+    farm.write(project / "targets" / "pi5.toml", "null", "boards = 2")
+    (project / "blobs.py").write_text(MODULE.replace("48", "16").replace("64", "24"))
+    (project / "edgeprune.toml").write_text(FILE.replace('weights = "blobs.safetensors"\n', ""))
+    done = command("profile", "--project", project, "--target", "pi5")
+    assert done.code == 0 and "0 experiments reused" in done.out, done.err
+    variants = [len(list((board.home / ".edgeprune" / "files").glob("*/model.json"))) for board in farm.boards]
+    assert min(variants) > experiments.TOGETHER, done.err  # a board that was left out has only the anchor

@@ -1,6 +1,6 @@
 """A labgrid coordinator as its clients see it: places, reservations, acquiring and releasing.
 
-It speaks labgrid's gRPC protocol with labgrid's own messages. Every call opens a connection of its own and has a deadline. So
+It speaks labgrid's gRPC protocol with labgrid's own messages. Every call opens a separate connection and has a deadline. So
 nothing runs while a board measures, and the coordinator may restart between two calls.
 """
 
