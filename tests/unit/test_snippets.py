@@ -6,6 +6,7 @@ tests/e2e/test_snippets_run.py runs what needs no board.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -31,9 +32,6 @@ LANGUAGES = {"sh", "console", "python", "toml", "yaml", "text"}
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text()
-# Other programs that pages use. A misspelt `edgeprune` is none of them.
-PROGRAMS = set("cd echo export git pwd rm ssh ssh-keygen sudo unzip vcgencmd".split())
-SHELL = {"for", "do", "done", "case", "esac", "exit", ">", "*"}
 IMPORTED = {"edgeprune", "torch", "os", "sys", "pathlib"}  # modules of pages that are imported; others take seconds
 HISTORY = [ROOT / "CHANGELOG.md", *(ROOT / "docs" / "adr").glob("0*.md")]  # they name what is gone
 
@@ -88,7 +86,8 @@ def command(words: list[str]) -> None:
     elif program in ("python", "python3"):
         python_command(arguments)
     else:
-        assert program in PROGRAMS | SHELL or program.isdigit() or program == "pre-commit", f"unknown program {program}"
+        near = difflib.get_close_matches(program, [*checks, "python"], cutoff=0.7)
+        assert not near, f"{program} is misspelt: {near[0]}"
 
 
 def torchrun_command(words: list[str]) -> None:
