@@ -13,7 +13,8 @@ from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, LinkError
 from edgeprune.records import Target
 
-FAULTS = (paramiko.SSHException, OSError, EOFError)  # what a link raises; EOFError: the peer closed it
+# What a link raises. EOFError: the peer closed it.
+FAULTS = (paramiko.SSHException, paramiko.SFTPError, OSError, EOFError)
 FORBIDDEN = 1  # the reason of a channel that a server does not open (RFC 4254)
 
 
