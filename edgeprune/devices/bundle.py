@@ -67,6 +67,8 @@ RUNNER_DOC = """Runs the model of the release that this file lies in. Needs nump
 
     python3 runner.py --check              run the kept input and compare with the kept output: a line of JSON, exit 0 or 1
     python3 runner.py x.npy [y.npy ...]    run these inputs, one file each: writes output_0.npy, ... into the working folder
+    python3 runner.py --metrics [PORT]     answer Prometheus: calls, errors, p50, p90, p99, temperature, release
+    python3 runner.py --install FILE.tar   put another bundle into service; also --rollback, --withdraw, --releases, --audit
 
 In a program, which uses a new release once it loads `current` again:
 
@@ -86,6 +88,8 @@ def load(folder=HERE):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1] in ("--install", "--rollback", "--withdraw", "--releases", "--audit"):
+        runner = importlib.import_module(PACKAGE + ".devices.agent.offline")
     sys.exit(runner.main(HERE, sys.argv[1:]))
 '''
 
@@ -104,14 +108,18 @@ def agent_needs() -> list[str]:
 
 
 def _agent_sources() -> dict[str, str]:
-    devices = [f"{ROOT}.runtimes.{name}.device" for name in runtimes.names()]
-    return sources([f"{ROOT}.devices.agent.main", *devices])
+    return sources([f"{ROOT}.devices.agent.main", *_devices()])
 
 
 @functools.cache
-def runner(runtime: str) -> bytes:
-    """The runner.py of a release of this runtime, which loads models as the agent does."""
-    return _file(RUNNER_DOC, sources([f"{ROOT}.runtimes.runner", f"{ROOT}.runtimes.{runtime}.device"]), RUNNER_START)
+def runner() -> bytes:
+    """The runner.py of a release, which loads models as the agent does. It has every runtime, for bundles that it installs."""
+    entries = [f"{ROOT}.runtimes.runner", f"{ROOT}.devices.agent.offline", *_devices()]
+    return _file(RUNNER_DOC, sources(entries), RUNNER_START)
+
+
+def _devices() -> list[str]:
+    return [f"{ROOT}.runtimes.{name}.device" for name in runtimes.names()]
 
 
 def sources(entries: Iterable[str]) -> dict[str, str]:

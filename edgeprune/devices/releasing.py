@@ -123,6 +123,10 @@ class ReleaseHost:
         """The last lines of the host's audit log, as they are there."""
         return self._ask(wire.ReadAudit(LIMITS.job_s, LIMITS.audit_bytes)).lines
 
+    def metrics(self, service: str) -> str:
+        """The figures of a running service, in Prometheus' text format."""
+        return self._ask(wire.ReadMetrics(LIMITS.job_s, service)).text
+
     def _ask(self, job: wire.Job[Reply]) -> Reply:
         slowness = LIMITS.emulated_slowness if self._target.emulated else 1
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Dict, Generic, Literal, Mapping, Optional, Tuple, Type, TypeVar
 
+from ..runtimes.cores import Cluster
 from ..runtimes.device import ErrorKind, Fact
 from ..runtimes.timing import Timed
 from .validate import MESSAGE, PATH, RAW, WireError, read, shown
@@ -73,6 +74,10 @@ class Platform:
     clock_s: float
     cores: int
     pip: bool
+    bits: int = 64  # of its programs: a 64-bit kernel may have 32-bit ones
+    noexec: bool = False  # whether no library can be loaded from the home
+    symlinks: bool = True  # whether the home can hold symbolic links
+    clusters: Tuple[Cluster, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Identity:
     serial: str
     emulated: bool
     simulated: bool
+    pinned: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,7 +277,9 @@ class Install(Job[Done]):
 
 @dataclass(frozen=True)
 class Identify(Work[Identity]):
-    """Report what the device is."""
+    """Report what the device is, and that it has these cores."""
+
+    cores: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -304,6 +312,7 @@ class Time(Work[Measurement]):
     runs_min: int
     runs_max: int
     dla: Optional[int] = None
+    cores: Optional[str] = None
     prepare: Optional[Prepare] = None
     profiled: Tuple[str, ...] = field(default=(), metadata=PATH)
     profiled_s: float = 0.0
@@ -329,6 +338,7 @@ class GetOutputs(Work[Outputs]):
     most_s: float
     most_bytes: int
     dla: Optional[int] = None
+    cores: Optional[str] = None
 
     @property
     def label(self) -> str:
@@ -347,6 +357,7 @@ class GetThroughput(Work[Throughput]):
     warmup_s: float
     timed_s: float
     dla: Optional[int] = None
+    cores: Optional[str] = None
 
     @property
     def label(self) -> str:
@@ -412,6 +423,20 @@ class ReadAudit(Job[AuditLog]):
 
 
 @dataclass(frozen=True)
+class Metrics:
+    """The figures of a service in Prometheus' text format."""
+
+    text: str = field(metadata=RAW)
+
+
+@dataclass(frozen=True)
+class ReadMetrics(Job[Metrics]):
+    """Read the figures of a service that is running."""
+
+    service: str
+
+
+@dataclass(frozen=True)
 class ListReleases(Work[Releases]):
     """List every release of every service."""
 
@@ -433,6 +458,7 @@ TABLE: Dict[str, Tuple[Type[Job[Any]], Type[Any]]] = {
     "withdraw": (Withdraw, Withdrawn),
     "keys": (ChangeKeys, Keys),
     "audit": (ReadAudit, AuditLog),
+    "metrics": (ReadMetrics, Metrics),
 }
 MODES: Dict[type, str] = {job: mode for mode, (job, _) in TABLE.items()}
 

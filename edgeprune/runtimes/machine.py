@@ -38,10 +38,14 @@ def whoami() -> str:
 
 def free_bytes() -> int:
     """The free space where files are kept."""
-    place = root()
+    return shutil.disk_usage(_existing(root())).free
+
+
+def _existing(place: str) -> str:
+    """A folder, or the nearest one above it that exists."""
     while not os.path.isdir(place):
         place = os.path.dirname(place)
-    return shutil.disk_usage(place).free
+    return place
 
 
 def write(path: str, content: bytes) -> None:
@@ -102,6 +106,29 @@ def lines(path: str, most: int = 1000) -> list[str]:
             return [line.strip("\0\n ") for line in itertools.islice(file, most)]
     except (OSError, UnicodeDecodeError):
         return []
+
+
+def temperature_mc() -> int | None:
+    """The temperature of the hottest part in millidegrees; None where the device does not report any."""
+    thermal = "/sys/class/thermal"
+    zones = [first_line(f"{thermal}/{name}/temp") for name in listed(thermal)]
+    return max((int(value) for value in zones if value.lstrip("-").isdigit()), default=None)
+
+
+def is_noexec() -> bool:
+    """Whether no program and no library can be loaded from where files are kept."""
+    return bool(os.statvfs(_existing(root())).f_flag & os.ST_NOEXEC)
+
+
+def has_symlinks() -> bool:
+    """Whether the file system there has symbolic links: exFAT has none."""
+    place = os.path.join(_existing(root()), f".edgeprune-link-{os.getpid()}")
+    try:
+        os.symlink("nothing", place)
+    except OSError:
+        return False
+    os.unlink(place)
+    return True
 
 
 def boot_id() -> str:

@@ -12,20 +12,27 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import metrics
 from .device import Array, Failed, Options, find
 
 USAGE = """usage: python3 runner.py --check              compare the model's output with the kept one
        python3 runner.py x.npy [y.npy ...]    run these inputs, one file each; writes output_0.npy, ...
+       python3 runner.py --metrics [PORT]     answer Prometheus with the figures of this service: http://127.0.0.1:9477/metrics
+       python3 runner.py --install FILE.tar   put another bundle into service; also --rollback, --withdraw, --releases, --audit
        --site FOLDER                          find the runtime in this folder"""
 CHECKED_RUNS = 5
 
 
 def load(folder: str) -> Callable[[Sequence[Array]], list[Array]]:
-    """Load the model of the release in `folder`.
+    """Load the model of the release in `folder`, to serve. Its calls are counted: see `metrics`.
 
     Returns:
         A function that takes a list of input arrays and returns the list of output arrays.
     """
+    return metrics.recorded(_loaded(folder), folder)
+
+
+def _loaded(folder: str) -> Callable[[Sequence[Array]], list[Array]]:
     manifest = _manifest(folder)
     options = Options(manifest["threads"], manifest["dla"])
     version = manifest["device"]["runtime_version"]
@@ -37,7 +44,7 @@ def check(folder: str) -> dict[str, Any]:
     import numpy
 
     limit = _manifest(folder)["relative_error"]
-    model, inputs = load(folder), _kept_inputs(folder)
+    model, inputs = _loaded(folder), _kept_inputs(folder)
     wanted = numpy.load(os.path.join(folder, "expected.npy"), allow_pickle=False).astype("float64")
     times = []
     for _ in range(CHECKED_RUNS):
@@ -57,6 +64,8 @@ def main(folder: str, arguments: list[str]) -> int:
         at = arguments.index("--site")
         sys.path.insert(0, arguments[at + 1])
         del arguments[at : at + 2]
+    if arguments and arguments[0] == "--metrics" and len(arguments) < 3:
+        return _serve(folder, arguments[1] if len(arguments) > 1 else str(metrics.PORT))
     if not arguments or (arguments[0].startswith("-") and arguments != ["--check"]):
         print(USAGE)
         return 2
@@ -65,6 +74,18 @@ def main(folder: str, arguments: list[str]) -> int:
     except Failed as error:
         print(f"the release does not run: {error}", file=sys.stderr)
         return 1
+
+
+def _serve(folder: str, address: str) -> int:
+    service = os.path.dirname(os.path.dirname(os.path.realpath(folder)))
+    try:
+        metrics.serve(service, address)
+    except (OSError, ValueError, OverflowError) as error:
+        print(f"{address}: {error}; give a free PORT, or ADDRESS:PORT", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    return 0
 
 
 def _check(folder: str) -> int:
@@ -76,7 +97,7 @@ def _check(folder: str) -> int:
 def _run(folder: str, files: list[str]) -> int:
     import numpy
 
-    outputs = load(folder)([numpy.load(path, allow_pickle=False) for path in files])
+    outputs = _loaded(folder)([numpy.load(path, allow_pickle=False) for path in files])
     for i, output in enumerate(outputs):
         numpy.save(f"output_{i}.npy", output)
     return 0

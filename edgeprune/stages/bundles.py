@@ -176,7 +176,7 @@ def _write_sample(verified: Verified, folder: Path) -> None:
 
 def _write_runner(runtime: str, folder: Path) -> None:
     """The code that loads the model: runner.py for Python, and load.cpp for C++."""
-    (folder / "runner.py").write_bytes(bundling.runner(runtime))
+    (folder / "runner.py").write_bytes(bundling.runner())
     snippet = runtimes.snippet(runtime)
     if snippet is not None:
         shutil.copy(snippet, folder / "load.cpp")

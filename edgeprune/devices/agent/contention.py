@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from ...runtimes import machine
+from ...runtimes.cores import own
 from ...runtimes.device import Conditions
 from ..validate import printable
 
@@ -72,18 +73,23 @@ def limits(cgroup: str = CGROUP, proc: str = "/proc", cpus: str = "/sys/devices/
     quota = quota_cores(proc, cgroup)
     if quota is not None:
         found["quota"] = round(quota, 3)
-    cpufreq = f"{cpus}/cpu0/cpufreq/"
-    highest, allowed = (machine.first_line(cpufreq + name) for name in ("cpuinfo_max_freq", "scaling_max_freq"))
-    if highest.isdigit() and allowed.isdigit() and 0 < int(allowed) < int(highest):
-        found["capped"] = round(int(allowed) / int(highest), 3)
+    shares = [share for core in own() if (share := _allowed(f"{cpus}/cpu{core}/cpufreq/")) is not None]
+    if shares and min(shares) < 1:
+        found["capped"] = round(min(shares), 3)
     return found
+
+
+def _allowed(cpufreq: str) -> float | None:
+    """The share of its full clock that a core may use; None where it is not reported."""
+    highest, allowed = (machine.first_line(cpufreq + name) for name in ("cpuinfo_max_freq", "scaling_max_freq"))
+    known = highest.isdigit() and allowed.isdigit() and int(highest) > 0 and int(allowed) > 0
+    return int(allowed) / int(highest) if known else None
 
 
 def cores(proc: str = "/proc", cgroup: str = CGROUP) -> int:
     """The processors that this process may use: its affinity, and not more than its quota, rounded down; at least one."""
     quota = quota_cores(proc, cgroup)
-    own = len(os.sched_getaffinity(0))
-    return own if quota is None else max(1, min(own, int(quota)))
+    return len(own()) if quota is None else max(1, min(len(own()), int(quota)))
 
 
 def quota_cores(proc: str = "/proc", cgroup: str = CGROUP) -> float | None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ...runtimes import machine
+from ...runtimes import cores, machine
 from ...runtimes.device import Conditions, Runtime, find
 from ..validate import printable
 from ..wire import Examine, GetState, Identify, Identity, Platform, State
@@ -33,17 +33,24 @@ def examine(job: Examine) -> Platform:
         clock_s=time.time(),
         cores=contention.cores(),
         pip=importlib.util.find_spec("pip") is not None,
+        bits=64 if sys.maxsize > 1 << 32 else 32,
+        noexec=machine.is_noexec(),
+        symlinks=machine.has_symlinks(),
+        clusters=cores.clusters(),
     )
 
 
 def identify(job: Identify) -> Identity:
     """The device and the runtime of the job."""
-    runtime = find(job.runtime)
+    runtime, usable = find(job.runtime), contention.cores()
+    if job.cores:
+        cores.pin(job.cores)
     serial = machine.first_line("/etc/machine-id") + machine.first_line("/proc/device-tree/serial-number")
     return Identity(
         machine=platform.machine(),
         cpu=printable(cpu_name(), IDENTITY_CHARS),
-        cores=contention.cores(),
+        cores=usable,
+        pinned=job.cores or "",
         # Major and minor: a patch release of the kernel does not make another device.
         system=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         runtime=job.runtime,
@@ -84,18 +91,18 @@ def cpu_name() -> str:
 def conditions(runtime: Runtime) -> Conditions:
     """The conditions now. A fact that this device does not report is left out."""
     found: Conditions = {"boot_id": machine.boot_id(), "load": os.getloadavg()[0]}
-    thermal = "/sys/class/thermal"
-    zones = [machine.first_line(f"{thermal}/{name}/temp") for name in machine.listed(thermal)]
-    temperatures = [int(value) for value in zones if value.lstrip("-").isdigit()]
-    if temperatures:
-        found["temperature_mc"] = max(temperatures)
-    cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/"
-    governor = machine.first_line(cpufreq + "scaling_governor")
-    frequency = machine.first_line(cpufreq + "scaling_cur_freq")
-    if governor:
-        found["governor"] = governor
-    if frequency.isdigit():
-        found["frequency_khz"] = int(frequency)
+    temperature = machine.temperature_mc()
+    if temperature is not None:
+        found["temperature_mc"] = temperature
+    own = cores.own()
+    found["cores"] = cores.written(own)
+    policies = [f"{cores.CPUS}/cpu{core}/cpufreq/" for core in own]
+    governors = {machine.first_line(policy + "scaling_governor") for policy in policies} - {""}
+    frequencies = [machine.first_line(policy + "scaling_cur_freq") for policy in policies]
+    if governors:
+        found["governor"] = " and ".join(sorted(governors))
+    if any(map(str.isdigit, frequencies)):
+        found["frequency_khz"] = max(int(text) for text in frequencies if text.isdigit())
     for name, value in (("os", os_name()), ("firmware", firmware()), ("throttled", throttled())):
         if value is not None:
             found[name] = value

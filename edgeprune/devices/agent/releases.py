@@ -30,9 +30,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import BinaryIO, Literal
+from typing import Literal
 
-from ...runtimes import machine
+from ...runtimes import machine, metrics
 from ...runtimes.device import Failed, Options, find
 from ..validate import WireError, read
 from ..wire import (
@@ -40,17 +40,21 @@ from ..wire import (
     Activated,
     Check,
     ListReleases,
+    Metrics,
     Publish,
     Published,
+    ReadMetrics,
     ReleaseEntry,
     Releases,
     Withdraw,
     Withdrawn,
 )
-from . import audit, keys, trust
+from . import archive, audit, keys, trust
+from .archive import Readable
 from .trust import MANIFEST, MANIFEST_BYTES, OUTPUT_CHARS, SIGNATURE, Manifest, plain
 
 OUTPUT_BYTES = 1 << 14
+METRICS_CHARS = 1 << 16
 LISTED = 200  # releases in a list, at most
 Kind = Literal["current", "previous"]
 NO_KEY = (
@@ -64,7 +68,7 @@ class Offer:
 
     service: str
     digest: str
-    open: Callable[[str], BinaryIO]
+    open: Callable[[str], Readable]
     signer: str
     who: str
 
@@ -84,14 +88,8 @@ class Switch:
 
 def publish(job: Publish) -> Published:
     """Take a bundle: check it and run it before it gets its name. Nothing is switched."""
-
-    def open_file(name: str) -> BinaryIO:
-        try:
-            return open(os.path.join(job.source, name), "rb")
-        except FileNotFoundError as error:
-            raise Failed("refused", f"the bundle lacks {name}") from error
-
-    return Published(take(Offer(job.service, job.digest, open_file, job.signer, job.who), job.check_s))
+    source = archive.Folder(job.source)
+    return Published(take(Offer(job.service, job.digest, source.open, job.signer, job.who), job.check_s))
 
 
 def take(offer: Offer, check_s: float) -> bool:
@@ -219,6 +217,11 @@ def withdraw(job: Withdraw) -> Withdrawn:
                 _drop(os.path.join(service, kind))
         shutil.rmtree(os.path.join(service, "releases", job.digest), ignore_errors=True)
         return Withdrawn(pointed(service, "current"))
+
+
+def metrics_of(job: ReadMetrics) -> Metrics:
+    """The figures of a service that is running."""
+    return Metrics(metrics.text(os.path.join(machine.root(), "services", plain(job.service)))[:METRICS_CHARS])
 
 
 def listed(job: ListReleases) -> Releases:

@@ -47,12 +47,19 @@ def loaded(folder: str, digest: str) -> Manifest:
         raise Failed("refused", f"{MANIFEST}: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise Failed("refused", f"{MANIFEST} was altered: it is not the one that was signed")
+    return parsed(content)
+
+
+def parsed(content: bytes) -> Manifest:
+    """A manifest. Raises `Failed` where its parts are of other types."""
     try:
         manifest: Manifest = json.loads(content)
         entries = manifest["files"].items()
         right = all(isinstance(size, int) and isinstance(sha, str) for _, (size, sha) in entries)
         right = right and isinstance(manifest.get("sequence", 0), int) and isinstance(manifest["created_s"], int)
         right = right and isinstance(manifest["device"], dict)
+        right = right and isinstance(manifest["threads"], int) and isinstance(manifest.get("keep", 5), int)
+        right = right and all(isinstance(word, str) for word in manifest.get("reload", []))
         right = right and all(isinstance(manifest[key], str) for key in ("service", "runtime", "model"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         right = False

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-from ...runtimes import machine
+from ...runtimes import cores, machine
 from ...runtimes.device import Failed
 from .. import wire
 from . import facts, measure, releases
@@ -144,12 +144,23 @@ def work(writer: int) -> None:
     site = os.path.join(machine.home(), "site", job.runtime)
     if os.path.isdir(site):
         sys.path.insert(0, site)
-    reply = answer(job.label, lambda: wire.document(DOERS[type(job)](job)))
+    reply = answer(job.label, lambda: wire.document(_done(job)))
     with os.fdopen(writer, "wb") as pipe:
         pipe.write(json.dumps(reply, allow_nan=False).encode())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # runtimes must not stop their threads now: some hang or crash there
+
+
+def _done(job: wire.Work[Any]) -> Any:
+    """The reply to a job, done on the cores that it names."""
+    pinned = getattr(job, "cores", None)
+    if pinned and not isinstance(job, wire.Identify):
+        cores.pin(pinned)
+    reply = DOERS[type(job)](job)
+    if pinned:
+        cores.require_pinned(pinned)
+    return reply
 
 
 def answer(label: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,212 @@
+"""`runner.py --install` does what a deployment does: the same checks, the same switch, the same way back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from releases import bundle, resigned
+from sshd import keygen
+
+from edgeprune.devices import bundle as bundling
+from edgeprune.stages import bundles
+from edgeprune.stages.bundles import Bundle
+
+
+@dataclass
+class Board:
+    """A device without a network: `home` is its user's, and `runner` the runner.py that came with the first bundle."""
+
+    home: Path
+    runner: Path
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, str(self.runner), *map(str, arguments)]
+        environment = {**os.environ, "HOME": str(self.home)}
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    def install(self, path: Path) -> subprocess.CompletedProcess[str]:
+        return self.run("--install", path)
+
+    @property
+    def service(self) -> Path:
+        return self.home / ".edgeprune" / "services" / "vision"
+
+    @property
+    def current(self) -> str | None:
+        link = self.service / "current"
+        return os.path.basename(os.readlink(link)) if link.is_symlink() else None
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    return keygen(tmp_path / "key")
+
+
+@pytest.fixture
+def board(tmp_path: Path, key: Path) -> Board:
+    """It accepts the key."""
+    home = tmp_path / "home"
+    (home / ".edgeprune").mkdir(parents=True)
+    public = key.with_suffix(".pub").read_text()
+    (home / ".edgeprune" / "allowed_signers").write_text(f'edgeprune namespaces="edgeprune" {public}')
+    runner = tmp_path / "runner.py"
+    runner.write_bytes(bundling.runner())
+    return Board(home, runner)
+
+
+def tar(made: Bundle, place: Path) -> Path:
+    bundles.write(made, place)
+    return place
+
+
+@pytest.mark.slow
+def test_bundles_follow_each_other_and_the_way_back_is_one_command(board: Board, key: Path, tmp_path: Path) -> None:
+    first, second = (bundle(tmp_path / str(i), key, 1000 * i, sequence=i) for i in (1, 2))
+    done = board.install(tar(first, tmp_path / "1.tar"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) | {"median_ms": 0} == {
+        "service": "vision", "release": first.digest, "before": None, "changed": True, "enrolled": False, "median_ms": 0,
+    }  # fmt: skip
+    folder = tmp_path / "folder"
+    bundles.write(second, folder)
+    assert json.loads(board.install(folder).stdout)["before"] == first.digest
+    assert json.loads(board.install(folder).stdout)["changed"] is False
+    assert json.loads(board.run("--rollback", "vision").stdout)["release"] == first.digest == board.current
+    assert json.loads(board.run("--rollback", "vision").stdout)["changed"] is False
+    states = {one["release"]: one["state"] for one in json.loads(board.run("--releases").stdout)}
+    assert states == {first.digest: "current", second.digest: "previous"}
+    old = board.install(tar(first, tmp_path / "old.tar"))
+    assert old.returncode == 0, "it is the one in service"
+    assert board.run("--withdraw", "vision", second.digest[:12]).returncode == 0
+    refused = board.install(folder)
+    assert refused.returncode == 6 and "was withdrawn here" in refused.stderr
+    deeds = [entry["did"] for entry in json.loads(board.run("--audit").stdout)]
+    assert deeds == ["publish", "activate", "publish", "activate", "activate", "withdraw"]
+
+
+def old(made: Bundle, key: Path, place: Path) -> None:
+    tar(resigned(made, key, sequence=1), place)
+
+
+def truncated(made: Bundle, key: Path, place: Path) -> None:
+    tar(made, place)
+    place.write_bytes(place.read_bytes()[:-9000])
+
+
+def altered(made: Bundle, key: Path, place: Path) -> None:
+    tar(made, place)
+    place.write_bytes(place.read_bytes().replace(b'{"ns": 2000}', b'{"ns": 3000}'))
+
+
+def of_another_device(made: Bundle, key: Path, place: Path) -> None:
+    device = {**json.loads(made.files[0].read_text())["device"], "cpu": "another"}
+    tar(resigned(made, key, device=device), place)
+
+
+def of_another_runtime(made: Bundle, key: Path, place: Path) -> None:
+    device = {**json.loads(made.files[0].read_text())["device"], "runtime_version": "9"}
+    tar(resigned(made, key, device=device), place)
+
+
+def by_another_key(made: Bundle, key: Path, place: Path) -> None:
+    tar(resigned(made, keygen(key.with_name("other"))), place)
+
+
+def that_does_not_run(made: Bundle, key: Path, place: Path) -> None:
+    tar(bundle(place.with_name("wrong"), key, 3000, expected=2.0, sequence=3), place)
+
+
+def with_a_link(made: Bundle, key: Path, place: Path) -> None:
+    entry = tarfile.TarInfo("expected.npy")
+    entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    added(place, made, entry)
+
+
+def leading_out(made: Bundle, key: Path, place: Path) -> None:
+    added(place, made, tarfile.TarInfo("../../evil"))
+
+
+def with_a_file_twice(made: Bundle, key: Path, place: Path) -> None:
+    added(place, made, tarfile.TarInfo("manifest.json"))
+
+
+def larger_than_signed(made: Bundle, key: Path, place: Path) -> None:
+    model = made.files[0].parent / "model.json"
+    model.write_text(model.read_text() + " " * 100_000)
+    tar(made, place)
+
+
+def no_archive(made: Bundle, key: Path, place: Path) -> None:
+    place.write_bytes(os.urandom(4096))
+
+
+def added(place: Path, made: Bundle, entry: tarfile.TarInfo) -> None:
+    with tarfile.open(place, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for file in made.files:
+            archive.add(file, file.name)
+        archive.addfile(entry, io.BytesIO())
+
+
+REFUSED: dict[Callable[[Bundle, Path, Path], None], str] = {
+    old: "older than one that is here",
+    truncated: "truncated",
+    altered: "model.json was altered",
+    of_another_device: "its cpu is 'another'",
+    of_another_runtime: "its runtime_version is '9'",
+    by_another_key: "not by a key of",
+    that_does_not_run: "does not run",
+    with_a_link: "not a plain file",
+    leading_out: "file of the name",
+    with_a_file_twice: "twice",
+    larger_than_signed: "larger than it was signed",
+    no_archive: "damaged|not a .tar file",
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)
+def test_a_bad_bundle_changes_nothing(
+    spoil: Callable[[Bundle, Path, Path], None], board: Board, key: Path, tmp_path: Path
+) -> None:
+    first = bundle(tmp_path / "1", key, 1000, sequence=1)
+    assert board.install(tar(first, tmp_path / "first.tar")).returncode == 0
+    place = tmp_path / "bad.tar"
+    spoil(bundle(tmp_path / "2", key, 2000, sequence=2), key, place)
+    done = board.install(place)
+    assert done.returncode == (1 if spoil is that_does_not_run else 6), done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1 and not done.stdout
+    assert re.search(REFUSED[spoil], done.stderr), done.stderr
+    assert board.current == first.digest and os.listdir(board.service / "releases") == [first.digest]
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_device_that_trusts_no_key_needs_one_by_name(board: Board, key: Path, tmp_path: Path) -> None:
+    (board.home / ".edgeprune" / "allowed_signers").unlink()
+    place = tar(bundle(tmp_path / "1", key, sequence=1), tmp_path / "1.tar")
+    done = board.install(place)
+    assert done.returncode == 6 and "--signer KEY.pub" in done.stderr and board.current is None
+    other = keygen(tmp_path / "other").with_suffix(".pub")
+    assert board.run("--install", place, "--signer", other).returncode == 6
+    done = board.run("--install", place, "--signer", key.with_suffix(".pub"))
+    assert done.returncode == 0 and json.loads(done.stdout)["enrolled"] is True
+
+
+def test_a_reload_that_fails_restores_the_release_before(board: Board, key: Path, tmp_path: Path) -> None:
+    """The command comes from the signed manifest, since no target file is on the device."""
+    first, second = (bundle(tmp_path / str(i), key, 1000 * i, sequence=i) for i in (1, 2))
+    noted: Any = ["sh", "-c", "grep -q 1000 current/model.json"]
+    for made in (first, second):
+        place = tar(resigned(made, key, reload=noted), tmp_path / f"{made.manifest.sequence}.tar")
+        done = board.install(place)
+    assert done.returncode == 1 and "[deploy] reload ended with 1" in done.stderr and "back to" in done.stderr
+    assert json.loads((board.service / "current" / "model.json").read_text()) == {"ns": 1000}
