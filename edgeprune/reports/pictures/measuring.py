@@ -37,7 +37,7 @@ def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
         budget_ns: is drawn as a line.
     """
     pairs = len(evidence.pruned)
-    networks = [("pruned", evidence.pruned, "after", 3.0), ("original", evidence.original, "muted", 3.0)]
+    networks = [("pruned", evidence.pruned, "after", 3.0), ("original", evidence.original, "before", 3.0)]
     if evidence.pruned == evidence.original:  # one artifact without a budget
         networks = networks[:1]
     every = np.concatenate([one.times_ns for _, own, _, _ in networks for one in own])
@@ -60,7 +60,7 @@ def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
                 )
         if evidence.discarded:
             lost = [min(one.median_ns, last) / unit for one in evidence.discarded]
-            axes.plot(lost, [pairs] * len(lost), "x", ms=5, mew=1.2, color=COLOUR["limit"], zorder=5)
+            axes.plot(lost, [pairs] * len(lost), "x", ms=5, mew=1.2, color=COLOUR["limit"], zorder=5, clip_on=False)
         if budget_ns is not None:
             axes.axvline(budget_ns / unit, color=COLOUR["limit"], lw=1.3, ls="--", zorder=1)
         _process_axes(axes, pairs, bool(evidence.discarded), (last / unit, f"latency, {name}"))

@@ -146,7 +146,7 @@ def _keys(page: Axes) -> None:
     measured, fitted = ("o", "fill", "ink", "measured"), ("-", "line", "after", "fitted")
     draw_keys(page, [measured, fitted, ("D", "none", "limit", "the plan")], 8, 34)
     draw_keys(page, [("o", "fill", "before", "measured"), ("--", "line", "limit", "fitted")], 24, 34)
-    page.text(180, 24, "with a narrower other side", va="center", color=COLOUR["muted"])
+    page.text(172, 24, "with a narrower other side", va="center", color=COLOUR["muted"])
 
 
 # --------------------------------------------------------------------------------- predicted against confirmed
@@ -289,7 +289,7 @@ def comparison(series: Mapping[str, Sequence[Marked]], others: Sequence[Marked],
     """
     everything = [one for points in series.values() for one in points] + list(others)
     unit, name = unit_of(max(one.latency.mid for one in everything))
-    with canvas(250 + 15 * len(series)) as picture:
+    with canvas(228 + 15 * len(series)) as picture:
         axes = picture.axes(54, 36, WIDTH - 64, 180)
         lines: list[tuple[str, str, str, str]] = []
         for i, (title, points) in enumerate(series.items()):
