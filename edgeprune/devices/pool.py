@@ -86,6 +86,11 @@ class Pool:
                 self._leave_out(name, str(error))
         if openers and self._others:
             self._compare(anchor, inputs)
+        return self.size
+
+    @property
+    def size(self) -> int:
+        """The number of boards that measure now."""
         return 1 + len(self._others)
 
     def close(self) -> None:

@@ -34,12 +34,16 @@ class Reads:
 
 @dataclass(frozen=True)
 class Profiled:
-    """A profile, and its file. `known` experiments, and the batches before `first_batch`, are from earlier runs."""
+    """A profile, and its file. `known` experiments, and the batches before `first_batch`, are from earlier runs.
+
+    `boards` were still measuring at the end.
+    """
 
     profile: Profile
     path: Path
     known: int
     first_batch: int
+    boards: int = 1
 
 
 def run(reads: Reads, output: Output) -> Profiled:
@@ -53,14 +57,15 @@ def run(reads: Reads, output: Output) -> Profiled:
         for grown in experiments.measure(subject, profile, output.watch.step, reads.pool):
             profile = grown
             reads.profile_file.keep(profile)
-    return Profiled(profile, reads.profile_file.path, known, first)
+        return Profiled(profile, reads.profile_file.path, known, first, reads.pool.size)
 
 
 def describe(profiled: Profiled, reads: Reads) -> str:
     """How many experiments were reused and measured, and the profile's file."""
     new = len(profiled.profile.experiments) - profiled.known
     processes = profiled.profile.next_batch - profiled.first_batch
-    return f"{profiled.known} experiments reused, {new} measured in {processes} processes; {profiled.path}"
+    boards = f" on {profiled.boards} boards" if profiled.boards > 1 else ""
+    return f"{profiled.known} experiments reused, {new} measured in {processes} processes{boards}; {profiled.path}"
 
 
 STAGE = Stage("profile", Reads, run, Profiled, describe, kept=False)

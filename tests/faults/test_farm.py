@@ -242,6 +242,6 @@ def test_a_profile_is_shared_by_two_boards_of_the_farm(farm: LoopbackFarm, tmp_p
     (project / "blobs.py").write_text(MODULE.replace("48", "16").replace("64", "24"))
     (project / "edgeprune.toml").write_text(FILE.replace('weights = "blobs.safetensors"\n', ""))
     done = command("profile", "--project", project, "--target", "pi5")
-    assert done.code == 0 and "0 experiments reused" in done.out, done.err
+    assert done.code == 0 and "0 experiments reused" in done.out and "on 2 boards" in done.out, done.out + done.err
     variants = [len(list((board.home / ".edgeprune" / "files").glob("*/model.json"))) for board in farm.boards]
     assert min(variants) > experiments.TOGETHER, done.err  # a board that was left out has only the anchor

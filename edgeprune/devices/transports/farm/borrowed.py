@@ -129,6 +129,7 @@ class Borrowed(Transport):
                 self._say(f"{position}; waiting")
             shown = position
             time.sleep(POLL_S)
+            self._require_any({})  # the administrator may have deleted the places
             alive = {found.token: found for found in self._farm.poll(tokens)}
             if ticket.token in alive:
                 ticket = alive[ticket.token]

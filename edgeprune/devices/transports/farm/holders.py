@@ -30,8 +30,10 @@ def has_ended(holder: str) -> bool:
 
 def _user() -> str:
     host = os.environ.get("LG_HOSTNAME", socket.gethostname())
-    user = os.environ.get("LG_USERNAME")
-    return f"{host}/{user or getpass.getuser()}"
+    try:
+        return f"{host}/{os.environ.get('LG_USERNAME') or getpass.getuser()}"
+    except (KeyError, OSError):  # a container may have no name for its user
+        return f"{host}/{os.getuid()}"
 
 
 def _start(pid: int) -> int | None:
