@@ -186,21 +186,25 @@ class _Sweeper:
     """Runs cells one after the other, and collects what they give."""
 
     def __init__(self, project: Given, board: Board, options: SweepOptions, names: Mapping[Cell, str]) -> None:
+        from edgeprune.stages.registry import RULES
+        from edgeprune.stages.sharing import shared
+
         self._project, self._board, self._options, self._names = project, board, options, names
         self.found: list[SweepCell] = []
         self.unpruned: dict[str, UnprunedNetworks] = {}
         self.notes: list[str] = []
+        self._rules = shared(RULES)
         board.begin(list(names))
 
     def _opened(self, cell: Cell, name: str) -> AbstractContextManager[Run]:
-        watch = self._board.enter(name)
         return api.opened(
             self._project,
             cell.target,
-            False,
+            progress=False,
+            rules=self._rules,
             budget=cell.budget,
             precision=cell.precision,
-            watch=watch,
+            watch=self._board.enter(name),
             **self._options,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from edgeprune.errors import UsageError
 from edgeprune.frontends import agreement
 from edgeprune.frontends.data import Loss, Metric, Split
+from edgeprune.limits import LIMITS
 from edgeprune.network import layout
 from edgeprune.network.outputs import Flat, Structure, main_of, tensors
 from edgeprune.records import Epoch, FinetuneSection
@@ -150,7 +153,7 @@ class _Trainer:
             first = tuple(tensor.to(device) for tensor in parallel.shard(*next(batches))[0])
             self.steps = 1 + sum(1 for _ in batches)
         model = layout.channels_last(networks.start.to(device), first)
-        self.original = layout.channels_last(networks.original.to(device), first).eval()
+        self.teacher = _Teacher(layout.channels_last(networks.original.to(device), first).eval())
         self.model, self.parallel = model, parallel.trained(model)
         ema = self.settings.ema
         self.averaged = AveragedModel(model, multi_avg_fn=_moving(ema), use_buffers=True) if ema else None
@@ -207,7 +210,7 @@ class _Trainer:
         if not self.course.loss.is_default:
             return task
         with torch.no_grad():
-            original = self.original(*inputs)
+            original = self.teacher(inputs)
         pairs = _distilled(outputs, original, self.course.loss.structure)
         divergence = torch.stack([agreement.divergence(*pair, TEMPERATURE) for pair in pairs]).mean()
         return (1 - DISTILLED) * task + DISTILLED * TEMPERATURE**2 * divergence
@@ -254,6 +257,40 @@ class _Trainer:
             parameter, _, key = name.partition(".")
             states.setdefault(int(parameter), {})[key] = tensor
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, dict[bytes, Any]] = WeakKeyDictionary()
+
+
+class _Teacher:
+    """The original network. Its outputs for a batch are kept, since other trainings of a sweep read the same batches.
+
+    Only outputs on the CPU are kept, as long as all together are within `LIMITS.teacher_bytes`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network, self._known = network, _KNOWN.setdefault(network, {})
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
+        if any(x.device.type != "cpu" for x in inputs):
+            return self._network(*inputs)
+        key = _content(inputs)
+        if key in self._known:
+            return self._known[key]
+        found = self._network(*inputs)
+        kept = sum(one.nbytes for outputs in (found, *self._known.values()) for one in tensors(outputs))
+        if kept <= LIMITS.teacher_bytes:
+            self._known[key] = found
+        return found
+
+
+def _content(inputs: tuple[Tensor, ...]) -> bytes:
+    """A digest of a batch: its types, shapes and values."""
+    sha = hashlib.sha256()
+    for x in inputs:
+        sha.update(f"{x.dtype}{tuple(x.shape)}".encode())
+        sha.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.digest()
 
 
 def _optimiser(model: nn.Module, settings: FinetuneSection) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,3 +197,29 @@ def test_the_project_chooses_the_optimiser_and_its_weight_decay(
     trainer = training._Trainer(course(chosen), Networks(*pruned(known)), torch.device("cpu"))
     (group,) = trainer.optimiser.param_groups
     assert type(trainer.optimiser) is kind and (group["lr"], group["weight_decay"]) == (0.003, 0.02)
+
+
+def test_a_second_training_reuses_the_teachers_outputs_and_gives_the_same_network(
+    known: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, teacher = pruned(known)
+    calls: list[int] = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    first = train(known, tmp_path / "a", networks=Networks(copy.deepcopy(small), teacher))
+    taught = len(calls)
+    again = train(known, tmp_path / "b", networks=Networks(copy.deepcopy(small), teacher))
+    assert len(calls) - taught < taught / 2  # a trial of the memory layout calls copies
+    monkeypatch.setattr(training, "LIMITS", replace(training.LIMITS, teacher_bytes=0))
+    training._KNOWN.pop(teacher)
+    alone = train(known, tmp_path / "c", networks=Networks(copy.deepcopy(small), teacher))
+    assert not training._KNOWN[teacher]
+    for other in (again, alone):
+        pairs = zip(first.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_batches_with_other_values_shapes_or_types_are_others() -> None:
+    one = torch.arange(4.0)
+    others = [one + 1, one.reshape(2, 2), one.to(torch.float64)]
+    assert len({training._content((x,)) for x in (one, one.clone(), *others)}) == 4
+    assert training._content((torch.tensor(True),)) != training._content((torch.tensor(False),))

@@ -19,6 +19,7 @@ import edgeprune as package
 from edgeprune import api, series
 from edgeprune.cli.commands import repeat
 from edgeprune.errors import BusyError, DeviceError, InfeasibleError, UsageError
+from edgeprune.pipeline.stage import Input, Rules
 from edgeprune.records import (
     Figures,
     Interval,
@@ -33,6 +34,8 @@ from edgeprune.records import (
 from edgeprune.reports import sweep as reports
 from edgeprune.stages import sweep as stage
 from edgeprune.stages import unpruned
+from edgeprune.stages.registry import RULES
+from edgeprune.stages.sharing import SHARED, shared
 from edgeprune.stages.sweep import Cell
 
 FIGURES = Figures(p50_ms=2.0, p90_ms=2.1, metric=0.9, parameters=100, macs=1000, size_bytes=4000, operators=9)
@@ -193,6 +196,25 @@ def test_a_sweep_is_a_table_in_a_notebook() -> None:
 # ----------------------------------------------------------------------------------------------------------- running
 
 
+def test_runs_of_a_process_share_what_no_budget_matters_to() -> None:
+    made: list[str] = []
+
+    def input_of(key: str) -> Input:
+        return Input(lambda run: made.append(key) or [key], lambda run: {"key": run.asked if key == "network" else 1})
+
+    rules = shared(Rules({}, {name: input_of(name) for name in ("network", "budget_latency")}))
+    first, again, other = (SimpleNamespace(asked=asked) for asked in (1, 1, 2))
+    values = [rules.inputs["network"].value(run) for run in (first, again, other)]  # type: ignore[arg-type]
+    assert values[0] is values[1] is not values[2] and made == ["network", "network"]
+    one, two = (rules.inputs["budget_latency"].value(run) for run in (first, again))  # type: ignore[arg-type]
+    assert one is not two
+
+
+def test_what_runs_share_depends_on_no_target() -> None:
+    inputs = RULES.inputs
+    assert not [name for name in SHARED if inputs[name].of_target or inputs[name].leased]
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "edgeprune.toml").write_text(SMALLEST)
@@ -209,7 +231,7 @@ class Opened:
         self.errors, self.stages = errors, list[str]()
 
     @contextmanager
-    def __call__(self, project: object, target: str, progress: bool, **options: str) -> Iterator[SimpleNamespace]:
+    def __call__(self, project: object, target: str, **options: str) -> Iterator[SimpleNamespace]:
         def record(one: SimpleNamespace) -> object:
             self.stages.append(f"{target} {one.name}")
             if one is unpruned.STAGE and target in self.errors:
