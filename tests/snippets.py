@@ -110,3 +110,13 @@ def commands(script: str) -> Iterator[list[str]]:
             if words:
                 yield words
             words = []
+
+
+HERE = {"local", "local-openvino", "local-tflite"}  # targets that need no board
+
+
+def runs_here(words: list[str]) -> bool:
+    """Whether a command of edgeprune needs no board, no farm and no virtual board."""
+    named = [words[i + 1] for i, word in enumerate(words) if word in ("-t", "--target")]
+    named += words[2:3] if words[1] == "doctor" else []
+    return set(named) <= HERE and words[1] not in ("board", "setup")

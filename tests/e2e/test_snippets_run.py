@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 from small import Finished, command
-from snippets import ROOT, blocks, commands, scripts
+from snippets import ROOT, blocks, commands, runs_here, scripts
 
-HERE = {"local", "local-openvino", "local-tflite"}  # targets that need no board
 QUICKSTART = ROOT / "docs" / "quickstart.md"
-# Commands with tests of their own, and those that are no run of the pipeline.
-ELSEWHERE = "demo", "init", "board", "setup", "--version"
+ELSEWHERE = "demo", "--version"  # .ci/package runs them
 
 
 def run(words: list[str], folder: Path) -> None:
@@ -44,12 +42,6 @@ def test_the_quickstart_runs(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "local" / "latest" / "model.onnx").is_file()
 
 
-def targets(words: list[str]) -> list[str]:
-    """The targets that a command names."""
-    named = [words[i + 1] for i, word in enumerate(words) if word in ("-t", "--target")]
-    return [*named, *words[2:3]] if words[1] == "doctor" else named
-
-
 def here() -> list[list[str]]:
     """The commands of all pages that need no board, each once."""
     found = {
@@ -58,7 +50,7 @@ def here() -> list[list[str]]:
         for words in commands(text)
         if words[0] == "edgeprune" and block.page != QUICKSTART and not block.needs
     }
-    return [list(words) for words in sorted(found) if words[1] not in ELSEWHERE and set(targets([*words])) <= HERE]
+    return [list(words) for words in sorted(found) if words[1] not in ELSEWHERE and runs_here([*words])]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from typing import Any, get_args
 import pytest
 import typer
 import yaml
-from snippets import PAGES, ROOT, Block, all_blocks, commands, everywhere, scripts, steps
+from snippets import PAGES, ROOT, Block, all_blocks, commands, everywhere, runs_here, scripts, steps
 
 import edgeprune
 from edgeprune.cli import app
@@ -132,6 +132,17 @@ def test_commands_have_the_options_that_pages_give_them() -> None:
 )
 def test_a_wrong_command_is_found(line: str) -> None:
     assert [reported("page", command, words) for words in commands(line)] != [""]
+
+
+def test_commands_that_need_a_board_are_marked() -> None:
+    """tests/e2e/test_snippets_run.py runs the others."""
+    unmarked = {
+        block.where: words
+        for block, text in scripts()
+        for words in commands(text)
+        if words[0] == "edgeprune" and not block.needs and not runs_here(words) and block.language != "yaml"
+    }
+    assert not unmarked, "write <!-- needs: a board --> before these blocks"
 
 
 def test_scripts_are_those_of_a_shell() -> None:
