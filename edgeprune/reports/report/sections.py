@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -284,7 +285,7 @@ class View:
         plan, own = confirmed.plan, confirmed.measurement
         proof = (
             f"It has the least expected loss of all plans within the budget: {plan.loss:.4g}. The solver proves that none"
-            f" is below {plan.bound:.4g} (gap {plan.gap:.1e})."
+            f" is below {plan.bound:.4g} (gap {plan.gap:.1g})."
         )
         if own is None:
             return proof
@@ -306,12 +307,10 @@ class View:
             figure("Raw times by process", pictures.processes(found, self.budget_ns)),
             figure("Drift of the machine", pictures.drift(self.run.profile, found)),
         ]
-        if found.discarded:
-            lost = [
-                {"reason": one.reason, "what competed": one.facts, "median": time(one.median_ns, self.original_ns)}
-                for one in found.discarded
-            ]
-            parts.append(table("Discarded processes", lost))
+        facts = {one.reason: one.facts for one in found.discarded}
+        lost = Counter(one.reason for one in found.discarded).most_common()
+        rows = [{"reason": why, "processes": number, "what competed": facts[why]} for why, number in lost]
+        parts += [table("Discarded processes", rows)] if rows else []
         return Section("sure", "How sure is it?", self._sure(), parts)
 
     def _sure(self) -> str:
