@@ -36,6 +36,7 @@ from edgeprune.cli.options import (
     OfTargets,
     OfTensorboard,
     OfTrained,
+    OfWhole,
 )
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ def _options(
 
 def _result(run: Run) -> Any:
     from edgeprune.stages.result import result
+    from edgeprune.stages.together import together
 
-    return result(run)
+    return together(run) if run.members else result(run)
 
 
 def _verdict(run: Run) -> Path:
@@ -122,7 +124,8 @@ TRAINED = "run", "compile", "verify"  # verbs that use the trained network
 def _verb(name: str, options: OfRun, after: Callable[[Path], str] | None = None) -> None:
     """Run a verb, print its answer, and exit. `after` gives a last line, from the folder of the run's verdict."""
     if options.dry_run:
-        _print_forecast(options.project, options.target, whole=True)
+        for target in [options.target] if isinstance(options.target, str) else options.target or ["local"]:
+            _print_forecast(options.project, target, whole=True)
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:  # only then torchrun may have started this process; the import loads torch
         from edgeprune.stages import parallel
@@ -134,7 +137,7 @@ def _verb(name: str, options: OfRun, after: Callable[[Path], str] | None = None)
     with opened(options, budget=options.budget, fresh=options.fresh, weights=weights) as (run, answer):
         value = VERBS[name][1](run)
         answer(value)
-        verdict = _verdict(run) if after else None
+        verdict = _verdict(run) if after and not run.members else None
     if after and verdict and not options.as_json:
         print(one_line(after(verdict)))
     outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
@@ -160,7 +163,7 @@ def _in_parallel(name: str, options: OfRun) -> None:
 
 
 def _register(name: str, text: str) -> None:
-    options = OfTrained if name in TRAINED else OfRun
+    options = OfWhole if name == "run" else OfTrained if name in TRAINED else OfRun
     after = report.offer if name == "run" else None
     command(app, name, options, text)(lambda options: _verb(name, options, after))
 
@@ -195,6 +198,9 @@ def _print_forecast(project: Path, target: str, whole: bool) -> None:
 @command(app, "check", OfCheck)
 def _check(options: OfCheck) -> None:
     """Compare the artifact with its budgets. If there is a baseline, compare it with that, too."""
+    if options.deployed or options.from_metrics:
+        fleet.check(options)
+        return
     if options.junit is not None:
         _clear(options.junit)
     reason = one_line(options.reason.strip())

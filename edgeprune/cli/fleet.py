@@ -15,7 +15,16 @@ import typer
 from edgeprune import errors
 from edgeprune.cli.answers import one_line, opened, put
 from edgeprune.cli.commands import command
-from edgeprune.cli.options import JsonOption, OfReleases, OfTarget, OfTrained, Options, TargetOption, WaitOption
+from edgeprune.cli.options import (
+    JsonOption,
+    OfCheck,
+    OfReleases,
+    OfTarget,
+    OfTrained,
+    Options,
+    TargetOption,
+    WaitOption,
+)
 from edgeprune.limits import LIMITS
 
 if TYPE_CHECKING:
@@ -198,6 +207,29 @@ def audit(options: OfReleases) -> None:
 
     found = signers.audit(fleets.target_of(options.target), LIMITS.lease_wait_s if options.wait else 0.0)
     columns = "when", "who", "did", "service", "digest", "signer"
+    put(found, options.as_json, lambda facts, screen: reports.show_facts(facts, columns, screen))
+    _end(found)
+
+
+def check(options: OfCheck) -> None:
+    """Check what is deployed, on every host: its own check, or the metrics of the running service."""
+    from edgeprune.frontends import sections
+    from edgeprune.pipeline.request import request
+    from edgeprune.reports import fleet as reports
+    from edgeprune.stages import rollout, watched
+
+    given = [name for name in ("baseline", "update", "junit", "weights") if getattr(options, name)]
+    if given or (options.deployed and options.from_metrics):
+        raise errors.UsageError("--deployed, --from-metrics and options of an artifact's check exclude each other")
+    asked = request(options.project, options.target, wait=options.wait)
+    if options.deployed:
+        plan = rollout.Plan(wait_s=asked.wait_s)
+        _show(rollout.checked(asked.target, asked.project.name, _reporter(options), plan), options.as_json)
+        return
+    section, own = asked.project.check.budget, asked.project.budget.latency
+    budgets = [sections.read_budget("--budget", text) for text in options.budget or []]
+    found = watched.check(asked.target, asked.project.name, budgets or section or ((own,) if own else ()), asked.wait_s)
+    columns = "process", "release", "check", "outcome", "value", "limit", "note"
     put(found, options.as_json, lambda facts, screen: reports.show_facts(facts, columns, screen))
     _end(found)
 

@@ -24,6 +24,15 @@ def _targets(incomplete: str) -> list[str]:
 
 TARGET_HELP = "A target's name, or the path of its file."
 TargetOption = Annotated[str, typer.Option("--target", "-t", help=TARGET_HELP, autocompletion=_targets)]
+TargetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        "-t",
+        help="A target's name, or the path of its file. Repeat it: one network then meets the budget on each target.",
+        autocompletion=_targets,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Redo everything, the measurements too.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for a device that somebody else holds.")]
@@ -128,6 +137,13 @@ class OfTrained(OfRun):
     """Options of the stages that use the trained network."""
 
     weights: WeightsOption = None
+
+
+@dataclass(frozen=True)
+class OfWhole(OfTrained):
+    """Options of `run`."""
+
+    target: TargetsOption = None  # type: ignore[assignment] # several
 
 
 @dataclass(frozen=True)
@@ -335,4 +351,10 @@ class OfCheck(OfDevice):
         str, typer.Option("--reason", help="Reason, stored with the baseline (required with --update).")
     ] = ""
     junit: Annotated[Path | None, typer.Option("--junit", help="Write the checks as JUnit XML.")] = None
+    deployed: Annotated[
+        bool, typer.Option("--deployed", help="Only run what is deployed, on every host of the target.")
+    ] = False
+    from_metrics: Annotated[
+        bool, typer.Option("--from-metrics", help="Judge the metrics of the running service, on every host of the target.")
+    ] = False
     weights: WeightsOption = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
 from edgeprune.records.digests import digest
+
+REVISION = re.compile(r" Rev \d+(\.\d+)*$")
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,17 @@ class Device:
     serial: str = "unknown"  # a digest: two boards of the same kind differ in it
     emulated: bool = False
     simulated: bool = False  # the runtime is a stand-in
+    pinned: str = ""  # the cores that measurements use; empty if all
 
     @property
     def identity(self) -> str:
         """A digest of the hardware, the operating system and the runtime: devices with the same one are comparable."""
-        facts = asdict(self)
+        facts = {**asdict(self), "cpu": REVISION.sub("", self.cpu)}  # earlier versions kept the board's revision
         del facts["boot_id"], facts["serial"]
         if not self.simulated:  # profiles from before this fact existed keep their digest
             del facts["simulated"]
+        if not self.pinned:
+            del facts["pinned"]
         return digest(facts)
 
 

@@ -69,13 +69,13 @@ def changed(target: Target, asked: Change, report: Reporter, wait_s: float = 0.0
     elif asked.retire:
         found = fleet.each(hosts, partial(_change_on, asked=replace(asked, add=()), wait_s=wait_s), fleet.ALL, report)
         report(f"the old key signs no new release; name the new one in {target.path}: [deploy] key")
-    return _facts(hosts, found)
+    return facts_of(hosts, found)
 
 
 def audit(target: Target, wait_s: float = 0.0) -> FleetFacts:
     """The audit log of every host. A host whose chain is broken has an error of exit code 6."""
     hosts = target.each_host
-    found = _facts(hosts, fleet.each(hosts, partial(_read_log, wait_s=wait_s)))
+    found = facts_of(hosts, fleet.each(hosts, partial(_read_log, wait_s=wait_s)))
     return replace(found, hosts=tuple(map(_judged, found.hosts)))
 
 
@@ -128,7 +128,8 @@ def _judged(host: HostFacts) -> HostFacts:
     return host
 
 
-def _facts(hosts: Hosts, worked: Worked[tuple[Facts, ...]]) -> FleetFacts:
+def facts_of(hosts: Hosts, worked: Worked[tuple[Facts, ...]]) -> FleetFacts:
+    """What every host reported, in the target's order."""
     found = []
     for name, _ in hosts:
         error = worked.errors.get(name)

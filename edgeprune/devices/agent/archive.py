@@ -14,13 +14,11 @@ FILE = (b"0", b"\0")  # types of plain files; links, folders and extensions are 
 
 
 class Readable(Protocol):
-    """A file of a bundle, as a context manager."""
+    """An open file of a bundle."""
 
-    def read(self, size: int) -> bytes: ...
+    def read(self, size: int, /) -> bytes: ...
 
-    def __enter__(self) -> Readable: ...
-
-    def __exit__(self, *error: object) -> None: ...
+    def close(self) -> None: ...
 
 
 class Source:
@@ -49,7 +47,8 @@ class Tar(Source):
     """A .tar file of plain files (POSIX ustar, which GNU tar writes too for short names). Raises `Failed` for any other."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._members = path, {}  # type: ignore[var-annotated]
+        self._path = path
+        self._members: dict[str, tuple[int, int]] = {}
         size, at = os.path.getsize(path), 0
         with open(path, "rb") as file:
             while at + BLOCK <= size:
@@ -81,15 +80,12 @@ class _Part:
         self._file, self._left = open(path, "rb"), length  # noqa: SIM115 - it is a context manager
         self._file.seek(at)
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int, /) -> bytes:
         data = self._file.read(min(size, self._left))
         self._left -= len(data)
         return data
 
-    def __enter__(self) -> _Part:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._file.close()
 
 

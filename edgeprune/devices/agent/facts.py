@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from . import contention
 FACT_BYTES = 1 << 16  # that are read of a file or a program
 FACT_CHARS = 100  # of a fact that is text
 IDENTITY_CHARS = 200
+REVISION = re.compile(r" Rev \d+(\.\d+)*$")  # as a Raspberry Pi's firmware writes it
 
 
 def examine(job: Examine) -> Platform:
@@ -80,12 +82,28 @@ def cpu_name() -> str:
         pass
     implementer, part = fields.get("CPU implementer"), fields.get("CPU part")
     return (
-        fields.get("model name")
-        or machine.first_line("/proc/device-tree/model")
+        board_name()
+        or fields.get("model name")
         or (f"{implementer}/{part}" if implementer and part else "")
         or platform.processor()
         or "unknown"
     )
+
+
+def board_name(tree: str = "/proc/device-tree") -> str:
+    """The kind of a board by its device tree; empty where there is none.
+
+    Boards of one kind are equal: a revision of the board ("Rev 1.4") is left out. Modules of one family are not: all Orins
+    name the same processor, and only the module's number in `compatible` tells them, and so their GPUs, apart.
+    """
+    name = kind_of(machine.first_line(f"{tree}/model"))
+    module = machine.first_line(f"{tree}/compatible").split("\0")[0]
+    return f"{name} ({module})" if name and module.startswith("nvidia,") else name
+
+
+def kind_of(name: str) -> str:
+    """The name of a board without its revision, so that equal boards are equal: also in manifests of earlier versions."""
+    return REVISION.sub("", name)
 
 
 def conditions(runtime: Runtime) -> Conditions:

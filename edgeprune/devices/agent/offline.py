@@ -6,6 +6,7 @@ that the service belongs to. Standard library only; Python 3.8 and up.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,7 +68,7 @@ def install(path: str, signer: str) -> dict[str, Any]:
         signer: the public key that is trusted if this device trusts none yet; empty for none.
     """
     source = archive.source(path)
-    with source.open(trust.MANIFEST) as file:
+    with contextlib.closing(source.open(trust.MANIFEST)) as file:
         content = file.read(trust.MANIFEST_BYTES)
     digest = hashlib.sha256(content).hexdigest()
     manifest = trust.parsed(content)

@@ -140,7 +140,7 @@ def _prepared(offer: Offer, service: str, part: str, check_s: float) -> bool:
 
 def _copy(offer: Offer, part: str, name: str, most: int) -> None:
     """Copy one file of the bundle, down to the disk."""
-    with offer.open(plain(name)) as reading, open(os.path.join(part, plain(name)), "wb") as writing:
+    with contextlib.closing(offer.open(plain(name))) as reading, open(os.path.join(part, plain(name)), "wb") as writing:
         left = most + 1
         while left and (data := reading.read(min(left, 1 << 20))):
             writing.write(data)

@@ -130,6 +130,8 @@ def require_own(manifest: Manifest, service: str) -> None:
     own = {"machine": platform.machine(), "cpu": facts.cpu_name(), "cores": len(os.sched_getaffinity(0))}
     for fact, value in own.items():
         other = manifest["device"].get(fact)
+        if isinstance(other, str):
+            other = facts.kind_of(other)
         if other != value:
             raise Failed(
                 "refused", f"the bundle was verified on another device: its {fact} is {other!r}, this one's {value!r}"
