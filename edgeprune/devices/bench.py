@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def identified(transport: Transport, target: Target) -> Device:
     """What the device is. Raises `RuntimeMissing` where it does not have the target's runtime."""
     runtime = runtimes.host(target.runtime)
     try:
-        identity = ask(transport, target.name, wire.Identify(LIMITS.identify_s, target.runtime))
+        identity = ask(transport, target.name, wire.Identify(LIMITS.identify_s, target.runtime, target.cores))
     except Refusal as error:
         if error.kind != "runtime-missing":
             raise
@@ -115,6 +115,9 @@ class Bench:
     def __init__(self, target: Target, transport: Transport, scratch: Path, patience: Patience = FEW_ATTEMPTS) -> None:
         self._target, self._transport, self._scratch = target, transport, scratch
         self._runtime = runtimes.host(target.runtime)
+        self._options: Any = {
+            key: getattr(target, key) for key in ("runtime", "threads", "dla", "cores")
+        }  # of every job
         self._disturbances = Disturbances(target.name, patience)
         self.device = identified(transport, target)
         self._boots = {self.device.boot_id}
@@ -308,9 +311,7 @@ class Bench:
         """Inferences in a second, while so many of them always run at the same time."""
         job = wire.GetThroughput(
             deadline_s=self._runtime.deadline_s,
-            runtime=self._target.runtime,
-            threads=self._target.threads,
-            dla=self._target.dla,
+            **self._options,
             streams=streams,
             model=self._put(model),
             inputs=self._put_each(inputs),
@@ -325,9 +326,7 @@ class Bench:
     def _outputs(self, model: Path, files: Sequence[Path], count: int, start: int, seconds: float) -> wire.Outputs:
         job = wire.GetOutputs(
             deadline_s=self._runtime.deadline_s,
-            runtime=self._target.runtime,
-            threads=self._target.threads,
-            dla=self._target.dla,
+            **self._options,
             model=self._put(model),
             inputs=self._put_each(files),
             outputs=count,
@@ -371,6 +370,9 @@ class Bench:
     def _require_state(self, state: Mapping[str, object]) -> None:
         """The device has to be in the state that the target expects."""
         to = self._target
+        if to.cores and state.get("cores") != to.cores:
+            used = printable(str(state.get("cores", "unknown cores")), 40)
+            raise DeviceError(f"{to.path}: [runtime] cores = {to.cores}, and the device measured on {used}. Run again.")
         for key, wanted in (("power_mode", to.power_mode), ("clocks_pinned", to.clocks_pinned)):
             found = state.get(key, "not reported")
             if wanted is not None and found != wanted:
@@ -406,9 +408,7 @@ class Bench:
             instrumented = [self._runtime.instrument(model) for model in batch] if effort.profiled else []
         return wire.Time(
             deadline_s=self._runtime.deadline_s * len(batch),
-            runtime=to.runtime,
-            threads=to.threads,
-            dla=to.dla,
+            **self._options,
             models=tuple(map(self._put, batch)),
             inputs=inputs,
             prepare=wire.Prepare(to.prepare.power_mode, to.prepare.jetson_clocks) if to.prepare else None,

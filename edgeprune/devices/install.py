@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def setup(target: Target, report: Reporter, wait_s: float = 0.0) -> str:
     with closing(transports.connect(target, wait_s)) as transport:
         facts = ask(transport, target.name, wire.Examine(LIMITS.identify_s))
         platform = platform_of(target, facts)
+        for what, fix in obstacles(facts):
+            raise DeviceError(f"{target.name}: {what}. {fix}")
         versions = f"Python {dotted(platform.python)}, glibc {dotted(platform.glibc)}"
         report(f"{target.name} answers: {platform.machine}, {versions}")
         present = installed_version(transport, target)
@@ -69,7 +72,7 @@ def setup(target: Target, report: Reporter, wait_s: float = 0.0) -> str:
         if not runtime.packages:
             raise UsageError(f"{target.name} has no {runtime.name}, and pip has no package for it. {runtime.install}")
         if not facts.pip or not _by_pip(transport, target, runtime, report):
-            _by_wheels(transport, target, platform, report)
+            _by_wheels(transport, target, platform, facts.free_bytes, report)
         version = installed_version(transport, target)
     if version is None:
         raise DeviceError(
@@ -119,15 +122,33 @@ def _by_pip(transport: Transport, target: Target, runtime: Runtime, report: Repo
     return installed_version(transport, target) is not None
 
 
-def _by_wheels(transport: Transport, target: Target, platform: WheelPlatform, report: Reporter) -> None:
+def _by_wheels(
+    transport: Transport, target: Target, platform: WheelPlatform, free_bytes: int, report: Reporter
+) -> None:
     runtime = runtimes.host(target.runtime)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         wheels = fetch(runtime.packages, platform, Path(folder))
         size = sum(wheel.stat().st_size for wheel in wheels)
+        needed = size + sum(unpacked_bytes(wheel) for wheel in wheels)
+        if needed > free_bytes:
+            text = f"{runtime.name} needs {needed / 1e6:.0f} MB on the device, and {free_bytes / 1e6:.0f} MB are free"
+            raise DeviceError(f"{target.name}: {text}. Free some space in its home.")
         report(f"sending {len(wheels)} wheels, {size / 1e6:.1f} MB")
         places = tuple(transport.put([wheel]) for wheel in wheels)
         report("unpacking them on the device")
         ask(transport, target.name, wire.Install(LIMITS.install_s, runtime.name, wheels=places))
+
+
+def obstacles(facts: wire.Platform) -> list[tuple[str, str]]:
+    """What keeps a runtime from being installed: pairs of the obstacle and its fix."""
+    found = []
+    if facts.bits < 64:
+        text = f"a 32-bit system on a {printable(facts.machine, 20)} processor, and the runtimes have no wheels for it"
+        found.append((text, "Install the 64-bit system. Its Python must be a 64-bit one."))
+    if facts.noexec:
+        text = "the home there is mounted noexec, so no library can be loaded from it"
+        found.append((text, "Mount it with exec, or give the user another home."))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- wheels
@@ -152,6 +173,12 @@ def platform_of(target: Target, facts: wire.Platform) -> WheelPlatform:
             f" it in {target.path}: [connect] python"
         )
     return WheelPlatform(facts.machine, python, glibc)
+
+
+def unpacked_bytes(wheel: Path) -> int:
+    """The size of a wheel's files."""
+    with zipfile.ZipFile(wheel) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
 
 
 def _version(text: str) -> Version | None:

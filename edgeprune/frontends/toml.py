@@ -24,6 +24,7 @@ from edgeprune.records import (
     Project,
     Target,
 )
+from edgeprune.runtimes import cores
 from edgeprune.storage.store import read_capped
 
 PATH_CHARS = 1000  # of a path in a message; nearly all paths are shown whole, since the end matters most
@@ -40,6 +41,7 @@ Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\[\]:-]+:\d{1,
 HostName = Annotated[
     str, StringConstraints(pattern=r"^(ssh://)?[A-Za-z0-9_:\[][A-Za-z0-9._:%@\[\]-]*$", max_length=255)
 ]
+Cores = Annotated[str, StringConstraints(pattern=r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$", max_length=255)]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 
@@ -68,6 +70,7 @@ class _Runtime(Section):
     name: Literal[runtimes.names()]  # type: ignore[valid-type] # mypy wants a list of names here
     dla: Annotated[int | None, Field(ge=0, le=7, description="the number of a DLA core, such as 0")] = None
     threads: Threads = 1
+    cores: Annotated[Cores | None, Field(description='cores as Linux writes them, such as "4-7"')] = None
     precision: Literal["fp32", "fp16", "int8", "auto"] = "fp32"
 
 
@@ -144,11 +147,26 @@ def read_target(path: Path) -> Target:
         precision=file.runtime.precision,
         host=host,
         others=_others(host, file.connect),
+        cores=_cores(path, file.runtime),
         dla=file.runtime.dla,
         **file.expect.model_dump(),
         prepare=Prepare(**file.prepare.model_dump()) if file.prepare else None,
         deploy=_deployment(path, file),
     )
+
+
+def _cores(path: Path, runtime: _Runtime) -> str | None:
+    """The cores to pin to, in one way of writing."""
+    if runtime.cores is None:
+        return None
+    try:
+        known = cores.listed(runtime.cores)
+    except ValueError as error:
+        raise usage_error(f'{path}: [runtime] {error}; write the first core first: cores = "4-7"') from error
+    if runtime.threads > len(known):
+        text = f"threads = {runtime.threads} do not fit on cores = {quoted(runtime.cores)}"
+        raise usage_error(f"{path}: [runtime] {text}; set threads = {len(known)}, or name more cores")
+    return cores.written(known)
 
 
 def _deployment(path: Path, file: TargetFile) -> Deployment:

@@ -75,6 +75,7 @@ class Target:
         others: boards of the same kind. They share the experiments of the profile.
         emulated: whether the user wants an emulated device. Its times are not those of a board.
         simulated: whether the user wants a stand-in for the runtime. Its times are not those of a board.
+        cores: the cores that measurements use, as Linux writes them; None for all.
         dla: the core of the deep-learning accelerator to use.
         power_mode: the mode that a Jetson must be in, by nvpmodel's name.
         clocks_pinned: whether a Jetson's clocks must be pinned.
@@ -92,6 +93,7 @@ class Target:
     others: tuple[Host, ...] = ()
     emulated: bool = False
     simulated: bool = False
+    cores: str | None = None
     dla: int | None = None
     power_mode: str | None = None
     clocks_pinned: bool | None = None
@@ -102,7 +104,8 @@ class Target:
     def state(self) -> tuple[object, ...]:
         """The settings that the device must have, since latencies depend on them; empty if the target names none."""
         asked = self.dla, self.power_mode, self.clocks_pinned, self.prepare
-        return asked if any(key is not None for key in asked) else ()
+        settings: tuple[object, ...] = asked if any(key is not None for key in asked) else ()
+        return (*settings, self.cores) if self.cores else settings
 
     @property
     def each_host(self) -> list[tuple[str, Target]]:

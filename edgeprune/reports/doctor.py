@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
 from edgeprune.records import THROTTLED_NOW, Finding, Target
+from edgeprune.runtimes.cores import Cluster
 
 LEAST_FREE_BYTES = 1 << 30
 HOT_MC = 75_000  # millidegrees; a Raspberry Pi lowers its clock from 80 °C on
@@ -98,6 +99,11 @@ def _device(target: Target) -> Iterator[Finding]:
             yield Finding("ok", "the device answers, and its host key is known")
             platform = installing.platform_of(target, facts)
             yield Finding("ok", f"device: {platform.machine}, Python {installing.dotted(platform.python)}")
+            yield from (Finding("fail", what, fix) for what, fix in installing.obstacles(facts))
+            if not facts.symlinks:
+                what = "the file system of the home there has no symbolic links, so no release can be deployed"
+                yield Finding("warn", what, "use ext4, not exFAT or FAT")
+        yield from _clusters(target, facts.clusters)
         there = installing.installed_version(transport, target)
         state = ask(transport, target.name, wire.GetState(LIMITS.identify_s, target.runtime))
     if there is not None:
@@ -110,6 +116,22 @@ def _device(target: Target) -> Iterator[Finding]:
     if abs(skew) > SKEW_S:
         yield Finding("warn", f"the device's clock is off by {skew:.0f} s", "sudo timedatectl set-ntp true")
     yield from _state(target, state.conditions, facts.cores)
+
+
+def _clusters(target: Target, clusters: Sequence[Cluster]) -> Iterator[Finding]:
+    """The kinds of cores, if there are several: times on them differ."""
+    if target.cores:
+        yield Finding("ok", f"measurements run on cores {target.cores}")
+    elif len(clusters) > 1:
+        kinds = "; ".join(_cluster(one) for one in clusters)
+        fastest = max(clusters, key=lambda one: one.max_khz or 0)
+        fix = f'pin the measurements: [runtime] cores = "{printable(fastest.cores, 40)}" in {target.path}'
+        yield Finding("warn", f"{len(clusters)} kinds of cores: {kinds}", fix)
+
+
+def _cluster(one: Cluster) -> str:
+    clock = f", up to {one.max_khz / 1e6:.1f} GHz" if one.max_khz else ""
+    return printable(f"{one.cores} {one.kind}".strip() + clock, 100)
 
 
 def _free(where: str, free: int) -> Finding:

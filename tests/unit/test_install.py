@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from edgeprune.devices import install, wire
 from edgeprune.devices.transports.fake import Fake
-from edgeprune.errors import UsageError
+from edgeprune.errors import DeviceError, UsageError
 from edgeprune.records import Host, Target
 
 PLATFORM = wire.Platform("3.11", "aarch64", "2.36", free_bytes=1 << 30, clock_s=0.0, cores=4, pip=True)
@@ -32,7 +33,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         def answer(job: Any) -> dict[str, Any]:
             reply: dict[str, Any] = {}
             if job["mode"] == "examine":
-                reply = asdict(PLATFORM)
+                reply = {**asdict(PLATFORM), "clusters": []}
             elif job["mode"] == "identify":
                 reply = asdict(IDENTITY) if installed["there"] else failure("runtime-missing")
             elif job["wheels"] or pip_works:
@@ -46,7 +47,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         return fake
 
     def fetched(packages: object, platform: object, folder: Path) -> list[Path]:
-        (folder / "a.whl").touch()
+        with zipfile.ZipFile(folder / "a.whl", "w") as wheel:
+            wheel.writestr("a.py", "#" * 1000)
         return [folder / "a.whl"]
 
     monkeypatch.setattr(install, "fetch", fetched)
@@ -68,6 +70,24 @@ def test_a_runtime_is_installed_once(present: bool, pip_works: bool, expected: l
     assert install.setup(TARGET, lines.append) == "1.2"
     assert [(wheels, min(1, packages)) for wheels, packages in installs(fake)] == expected
     assert lines[0] == "board answers: aarch64, Python 3.11, glibc 2.36" and "onnxruntime 1.2 is" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"free_bytes": 500}, "onnxruntime needs 0 MB on the device, and 0 MB are free"),
+        ({"bits": 32}, "board: a 32-bit system on a aarch64 processor"),
+        ({"noexec": True}, "mounted noexec"),
+    ],
+)
+def test_nothing_is_sent_to_a_device_that_cannot_hold_or_load_it(
+    change: dict[str, Any], reason: str, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.PLATFORM", replace(PLATFORM, **change))
+    fake = device(False, False)
+    with pytest.raises(DeviceError, match=reason):
+        install.setup(TARGET, print)
+    assert fake.files == [] and all(not job["wheels"] for job in fake.jobs if job["mode"] == "install")
 
 
 def test_this_machine_is_not_set_up() -> None:
