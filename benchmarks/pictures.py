@@ -3,8 +3,8 @@ latency of layers by width.
 
     python benchmarks/pictures.py [--target local] [--project examples/digits] [--out docs/pictures]
 
-It runs the project first, and reuses what an earlier run has measured. Without --project the example is run in a copy, so that
-the checkout stays as it is.
+It runs the project first, and reuses what an earlier run has measured. Without --project it runs a copy of the example, so the
+checkout does not change.
 """
 
 from __future__ import annotations

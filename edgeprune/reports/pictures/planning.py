@@ -1,4 +1,4 @@
-"""Why a plan is as it is: latency by width, predictions and measurements, the front of loss against latency."""
+"""Why a plan was chosen: latency by width, predictions and measurements, the front of loss against latency."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """The picture as an SVG file of its own. It follows the reader's light or dark mode."""
+        """The picture as a separate SVG file. It follows the reader's light or dark mode."""
         head, rest = self.svg.removeprefix("<svg").split(">", 1)
         return f'<svg xmlns="{NAMESPACE}"{head}><style>{STYLE}:root{{{FONT}}}</style>{rest}\n'
 
