@@ -27,13 +27,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 from farm import absent, loopback
+from nets import NETS, image
 from test_profile_kept import Machine
 
 from edgeprune import api
 from edgeprune.devices.bench import PROFILED_S
 from edgeprune.devices.pool import Pool
 from edgeprune.limits import LIMITS
+from edgeprune.network.survey import survey
 from edgeprune.pipeline.request import Quiet
+from edgeprune.records import Groups
 from edgeprune.stages import experiments, forecast
 from edgeprune.stages import profile as profiling
 
@@ -49,13 +52,13 @@ class Waiting(Machine):
         return super().answer(job)
 
 
-def simulated(folder: Path, boards: int, variants: int) -> tuple[float, int]:
+def simulated(folder: Path, groups: Groups, boards: int, variants: int) -> tuple[float, int]:
     """Seconds of a profile of at least so many variants, and how many it had."""
     machines = []
     for number in range(boards):
         own = folder / f"{boards}-{number}"
         own.mkdir()
-        machines.append(Waiting(own))
+        machines.append(Waiting(own, groups))
     first, *others = machines
     pool = Pool(first.bench, {f"board {i}": lambda m=m: nullcontext(m.bench) for i, m in enumerate(others, 2)})
     subject = experiments.Subject(first.bench, first, first.groups, [])  # type: ignore[arg-type]
@@ -111,9 +114,9 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     print(f"| boards | wall time | variants | times as fast | at least {SHARE} k |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        alone = None
+        alone, groups = None, survey(NETS["Bottlenecks"](), image())
         for boards in options.boards:
-            spent_s, variants = simulated(Path(scratch), boards, options.variants)
+            spent_s, variants = simulated(Path(scratch), groups, boards, options.variants)
             alone = alone or spent_s
             verdict = "yes" if alone / spent_s >= SHARE * boards else "no"
             print(f"| {boards} | {spent_s:.0f} s | {variants} | {alone / spent_s:.2f} | {verdict} |", flush=True)

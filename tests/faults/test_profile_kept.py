@@ -17,7 +17,7 @@ from edgeprune.errors import LinkError
 from edgeprune.latency.fit import last_error
 from edgeprune.latency.observations import measured_ns
 from edgeprune.network.survey import survey
-from edgeprune.records import Experiment, Profile, Target
+from edgeprune.records import Experiment, Groups, Profile, Target
 from edgeprune.stages import experiments
 
 FACTS = {
@@ -27,10 +27,10 @@ FACTS = {
 
 
 class Machine:
-    """A simulated device, and the profile that is measured on it."""
+    """A simulated device, and the profile that is measured on it. The groups are by default those of a residual network."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.groups = folder, survey(NETS["Residual"](), image())
+    def __init__(self, folder: Path, groups: Groups | None = None) -> None:
+        self.folder, self.groups = folder, groups or survey(NETS["Residual"](), image())
         self.left = 10_000  # answers until it disconnects
         self.slowness: list[float] = []  # of the next processes; 1 after that
         self.unexplained = 0.0  # spread of a factor that each variant has, and that no model predicts
