@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -17,6 +18,7 @@ from small import Finished, command, settled
 from torch import nn
 
 from edgeprune.records import Plan
+from edgeprune.storage import evidence
 
 
 def test_a_run_prints_the_documented_json(finished_run: tuple[Path, Finished]) -> None:
@@ -50,6 +52,18 @@ def test_a_run_prints_the_documented_json(finished_run: tuple[Path, Finished]) -
     assert latest.samefile(result["artifact"]) and latest.parts[-2:] == ("latest", "model.onnx")
     session = onnxruntime.InferenceSession(result["artifact"], providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 1, 24, 24]
+
+
+def test_a_verdict_keeps_what_it_rests_on(finished_run: tuple[Path, Finished]) -> None:
+    _, run = finished_run
+    (verdict,) = Path(run.json["run"]).glob("verify-*")
+    found = evidence.read(verdict)
+    assert len(found.original) == len(found.pruned) >= 3 and all(one.count >= 5 for one in found.pruned)
+    assert np.median([one.median_ns for one in found.pruned]) / 1e6 == pytest.approx(run.json["pruned"]["p50_ms"])
+    (differences,) = found.differences
+    checks = {check["name"]: check["value"] for check in run.json["checks"]}
+    assert differences.largest == pytest.approx(checks["output_max_abs_error"])
+    assert differences.samples == 96 and (verdict / evidence.NAME).stat().st_size < 200_000
 
 
 def test_a_run_prints_its_stages_and_nothing_of_libraries(finished_run: tuple[Path, Finished]) -> None:
