@@ -289,7 +289,7 @@ def _content(inputs: tuple[Tensor, ...]) -> bytes:
     sha = hashlib.sha256()
     for x in inputs:
         sha.update(f"{x.dtype}{tuple(x.shape)}".encode())
-        sha.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.digest()
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_planning import CHAINS, brute_force, network, stepped
 
+from edgeprune.errors import UsageError
 from edgeprune.records import Front, FrontPoint, Groups, Interval, Scores
 from edgeprune.reports import sweep as reports
 from edgeprune.series import PlannedFront
@@ -95,3 +96,9 @@ def test_a_front_draws_itself_and_is_a_table_in_a_notebook() -> None:
     front = PlannedFront(**vars(known()))
     assert front.plot().svg.startswith("<svg") and "knee" in front.plot().alt
     assert "<table>" in front._repr_html_() and "knee='100%'" in repr(front)
+
+
+@pytest.mark.parametrize("count", [1, 201])
+def test_a_front_has_2_to_200_points(count: int) -> None:
+    with pytest.raises(UsageError, match=f"2 to 200 points, not {count}"):
+        front.front(None, count)  # type: ignore[arg-type]

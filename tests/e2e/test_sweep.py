@@ -1,0 +1,42 @@
+"""A sweep reuses finished runs and goes on after a failed one. A front needs no training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small import Finished, command
+
+import edgeprune
+
+
+@pytest.mark.slow
+def test_a_sweep_reuses_finished_runs_and_goes_on_after_a_failed_one(
+    finished_run: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    project, first = finished_run
+    arguments = "sweep", "--project", project, "--budget", "0.1%", "60%", "--json"
+    swept = command(*arguments, "--export", tmp_path / "s.csv", timeout=600)
+    done, refused = swept.json["cells"]
+    assert (refused["status"], refused["exit_code"], refused["budget"]) == ("error", 3, "0.1%")
+    assert done["budget"] == "60%" and done["result"]["artifact"] == first.json["artifact"]
+    assert swept.code == swept.json["exit_code"] and swept.code in (3, 4)
+    networks = {point["label"]: point for point in swept.json["fronts"]["local"]}
+    assert networks["60% fp32"]["share"]["mid"] < 0.7 and networks["unpruned fp32"]["share"]["mid"] == 1
+    assert {"unpruned fp16", "unpruned int8"} <= set(networks), swept.json["notes"]
+    assert "60% fp32" in (tmp_path / "s.csv").read_text()
+    again = command(*arguments, timeout=600)
+    assert again.json["fronts"] == swept.json["fronts"]
+    assert sum("reused" in line for line in again.err.splitlines() if "unpruned" in line or "60%" in line) >= 10
+
+
+@pytest.mark.slow
+def test_a_front_of_a_profiled_project_trains_nothing(finished_run: tuple[Path, Finished]) -> None:
+    project, _ = finished_run
+    trained = sorted(project.parent.glob("runs/local/finetune-*"))
+    front = edgeprune.front(project, points=8)
+    assert sorted(project.parent.glob("runs/local/finetune-*")) == trained
+    assert len(front.points) >= 5 and front.points[0].share < 0.3 and front.points[-1].loss == 0
+    printed = command("front", "--project", project, "--points", "8", "--json")
+    assert json.loads(printed.out)["points"][0]["widths"] == front.points[0].widths
