@@ -24,6 +24,7 @@ from edgeprune.runtimes.device import Failed
 from edgeprune.runtimes.tensorrt import jetson
 from edgeprune.runtimes.tensorrt import trtexec as trt
 from edgeprune.runtimes.tensorrt.device import RUNTIME
+from edgeprune.runtimes.tensorrt.log import errors_of
 from edgeprune.runtimes.timing import NodeTime
 
 FAMILIES = sorted(trtexec_standin.FLAGS)
@@ -104,12 +105,12 @@ FAILED = """&&&& RUNNING TensorRT.trtexec [TensorRT v8601] # trtexec --onnx=m.on
 
 def test_a_failure_reports_its_errors() -> None:
     assert not trt.passed(FAILED, 1) and not trt.passed(FAILED, 0)
-    text = trt.errors_of(FAILED)
+    text = errors_of(FAILED)
     assert text.startswith("[TRT] ModelImporter.cpp:771: While parsing node number 3")
     assert text.endswith("; Failed to parse onnx file; Parsing model failed")
     good = FAILED.replace("FAILED", "PASSED")
     assert trt.passed(good, 0) and not trt.passed(good, 139) and not trt.passed("", 0)
-    assert trt.errors_of("Segmentation fault\n") == "it printed no error"
+    assert errors_of("[01/02/2024-10:00:00] [I] fine\n") == "it printed no error"
 
 
 TO_GPU = (

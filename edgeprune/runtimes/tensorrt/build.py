@@ -23,7 +23,8 @@ from ..device import Failed, Options
 from ..timing import median
 from . import jetson, tool
 from .engine import Engine
-from .trtexec import ERROR_LINES, build_argv, builder_flags, fallbacks_of, run_argv, time_argv, times_of
+from .log import REASONS
+from .trtexec import build_argv, builder_flags, fallbacks_of, run_argv, time_argv, times_of
 
 ENGINE_BYTES = 2 << 30  # of engines that are kept
 TIMED_RUNS = 30  # of one process: processes differ by more than their runs do
@@ -180,7 +181,7 @@ def _parsed(trt: Any, builder: Any, logger: Any, path: str, flags: int) -> Any:
     parser = trt.OnnxParser(network, logger)
     with open(path, "rb") as file:
         if not parser.parse(file.read()):
-            errors = "; ".join(str(parser.get_error(i)) for i in range(min(parser.num_errors, ERROR_LINES)))
+            errors = "; ".join(str(parser.get_error(i)) for i in range(min(parser.num_errors, REASONS)))
             raise Failed("load", f"TensorRT cannot parse the model: {errors}")
     return network
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -15,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from .. import machine
-from ..device import Failed
-from .trtexec import Version, errors_of, passed, version_of
+from ..device import ErrorKind, Failed
+from .log import Keeper, ended, errors_of, remedy
+from .trtexec import Version, passed, version_of
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # JetPack installs it there
 HELP_S = 30.0
 RUN_S = 900.0  # of one trtexec, which may build an engine
 LINE_BYTES = 4096  # of a log, at most
 KEPT_BYTES = 4 << 20  # of a log
-KEPT = re.compile(rb"\] \[[EF]\] |DLA")
 KNOWN: dict[str, tuple[Version, bool]] = {}  # the version, asked for once
 
 
@@ -96,7 +95,13 @@ def run(arguments: Sequence[str], doing: str, folder: str, deadline_s: float = R
             machine.remove(os.path.join(folder, argument.partition("=")[2]))
     with open(os.path.join(folder, "trtexec.log"), "w+b") as log:
         process = subprocess.Popen([tool, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
-        timer = threading.Timer(deadline_s, process.kill)
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(deadline_s, stop)
         timer.start()
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -106,18 +111,22 @@ def run(arguments: Sequence[str], doing: str, folder: str, deadline_s: float = R
         log.seek(0)
         text = _kept(log)
     if not passed(text, process.returncode):
-        reason = f"trtexec cannot {doing} the model (exit status {process.returncode}): {errors_of(text)}"
-        raise Failed("load" if doing == "build" else "run", reason)
+        kind: ErrorKind = "load" if doing == "build" else "run"
+        if late.is_set():
+            raise Failed(kind, f"trtexec took over {deadline_s:g} s to {doing} the model: {errors_of(text)}")
+        why = f"{errors_of(text)}{remedy(text, process.returncode)}"
+        raise Failed(kind, f"trtexec cannot {doing} the model ({ended(text, process.returncode)}): {why}")
     return text, usage.ru_maxrss * 1024
 
 
 def _kept(log: BinaryIO) -> str:
     """The lines that matter of a log of any length."""
-    found, size = [], 0
-    for line in iter(lambda: log.readline(LINE_BYTES), b""):
-        if line.startswith(b"&&&&") or (KEPT.search(line) and size < KEPT_BYTES):
-            found.append(line.decode("utf-8", "backslashreplace"))
-            size += len(line)
+    found, size, keeper = [], 0, Keeper()
+    for data in iter(lambda: log.readline(LINE_BYTES), b""):
+        line = data.decode("utf-8", "backslashreplace")
+        if keeper.wants(line.rstrip("\n")) and (size < KEPT_BYTES or line.startswith("&&&&")):
+            found.append(line)
+            size += len(data)
     return "".join(found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Tuple
 
 from ..device import Array, Failed
@@ -17,11 +18,11 @@ from ..timing import NodeTime
 Version = Tuple[int, int, int]
 WARM_UP_S = 0.2
 PROFILED_RUNS = 100
-ERROR_LINES = 4  # that are reported
 BANNER = re.compile(r"&&&& (RUNNING|PASSED|FAILED) TensorRT\.trtexec(?: \[TensorRT v(\d+)\])?((?: \[[\w-]+\])*) #")
 STAND_IN = "[stand-in]"
+REGION = "{ForeignNode["
+COPY = re.compile(r" (to nvm|from nvm|copy finish|finish)$")  # to the DLA and back
 FELL_BACK = re.compile(r"Layer '(.+)' \(\w+\): Unsupported on DLA\. Switching this layer's device type to GPU")
-LINE = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([VIWEF])\] (.*)$")
 WARM_UP = f"--warmUp={round(1e3 * WARM_UP_S)}"
 
 
@@ -109,12 +110,6 @@ def passed(text: str, code: int) -> bool:
     return code == 0 and bool(ends) and ends[-1] == "PASSED"
 
 
-def errors_of(text: str) -> str:
-    """The first errors that trtexec printed, in one line."""
-    found = [m.group(2) for m in map(LINE.match, text.splitlines()) if m and m.group(1) in "EF"]
-    return "; ".join(line.strip() for line in found[:ERROR_LINES]) or "it printed no error"
-
-
 def fallbacks_of(text: str) -> list[str]:
     """The layers that the DLA could not run."""
     return sorted(set(FELL_BACK.findall(text)))
@@ -161,7 +156,32 @@ def layers_of(profile: str, layers: str) -> list[NodeTime]:
                 raise ValueError(f"{row['name']} takes {ms!r} ms")
             onnx = re.findall(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$)", known.get(row["name"], ""))
             found.append(NodeTime(row["name"], round(1e6 * ms), tuple(onnx), kinds.get(row["name"], "")))
-    return found
+    return regions_of(found)
+
+
+def regions_of(rows: Sequence[NodeTime]) -> list[NodeTime]:
+    """Each region of the DLA as one layer, with its copies. Its own row is short: the GPU waits in the copy that follows.
+
+    Its nodes are not named: the first of them would get the time of all.
+    """
+    if not any(COPY.search(row.name) for row in rows):
+        return [replace(row, fused=()) if row.kind == "DLA" else row for row in rows]
+    found: list[NodeTime] = []
+    region, before = -1, 0  # the place of the last region, and what was copied for the next one
+    for row in rows:
+        if row.name.startswith(REGION):
+            region = len(found)
+            found.append(replace(row, ns=row.ns + before, fused=()))
+            before = 0
+        elif not COPY.search(row.name):
+            found.append(row)
+        elif row.name.endswith(" to nvm") or region < 0:
+            before += row.ns
+        else:
+            found[region] = replace(found[region], ns=found[region].ns + row.ns)
+    if region >= 0:
+        return [replace(row, ns=row.ns + before) if i == region else row for i, row in enumerate(found)]
+    return list(rows)
 
 
 def outputs_of(text: str, names: Sequence[str]) -> list[Array]:
