@@ -176,8 +176,8 @@ class View:
             (self.evidence.original, self.evidence.pruned),
         )
 
-        def row(name: str, old: str, new: str, change: str) -> dict[str, str]:
-            return {"": name, "original, fp32": old, self.name: new, "after / before": change}
+        def row(name: str, *cells: str) -> dict[str, str]:
+            return dict(zip(("", "original, fp32", self.name, "after / before"), (name, *cells), strict=True))
 
         halves = [np.array([one.median_ns for one in own]) for own in kinds]
         p50 = [times(median_interval(own), self.original_ns) for own in halves]
@@ -309,7 +309,7 @@ class View:
         ]
         facts = {one.reason: one.facts for one in found.discarded}
         lost = Counter(one.reason for one in found.discarded).most_common()
-        rows = [{"reason": why, "processes": number, "what competed": facts[why]} for why, number in lost]
+        rows = [{"reason": why, "processes": str(number), "what competed": facts[why]} for why, number in lost]
         parts += [table("Discarded processes", rows)] if rows else []
         return Section("sure", "How sure is it?", self._sure(), parts)
 
@@ -320,10 +320,11 @@ class View:
         )
         lost = count(len(found.discarded), "disturbed process was", "disturbed processes were")
         decided = f"{count(len(open_), 'check is', 'checks are')} inconclusive" if open_ else "Every check is decided"
+        subject = "pruned network" if self.is_cut else "artifact"
         return (
-            f"{decided}. The {self.name} network takes {100 * ratio.low:.1f} to {100 * ratio.high:.1f}% of the original"
-            f" network's latency (95% confidence), by {count(len(found.pruned), 'process', 'processes')} of each,"
-            f" interleaved. {lost} discarded."
+            f"{decided}. The {subject} takes {100 * ratio.low:.1f} to {100 * ratio.high:.1f}% of the original network's"
+            f" latency (95% confidence), by {count(len(found.pruned), 'process', 'processes')} of each, interleaved."
+            f" {lost} discarded."
         )
 
     # ------------------------------------------------------------------------- training, and differences of outputs
