@@ -26,7 +26,7 @@ def no_session(target: Target) -> DeviceError:
 
 
 def require_shell(target: Target, host: Host, client: paramiko.SSHClient, clean: bool) -> None:
-    """Raises `DeviceError` if the login shell runs no command or, where it must be clean, prints something of its own."""
+    """Raises `DeviceError` if the login shell runs no command or, where it must be clean, prints anything else."""
     word = secrets.token_hex(8)
     ended = run(client, f"echo {word}")
     before, found, after = ended.output.decode("utf-8", "backslashreplace").partition(word)

@@ -146,7 +146,7 @@ def _in_sh(command: str) -> str:
 
 
 def run(client: paramiko.SSHClient, command: str, data: bytes = b"", most: int = LIMITS.stderr_bytes) -> Ended:
-    """Run a command on a channel of its own, with `data` as its standard input.
+    """Run a command on a new channel, with `data` as its standard input.
 
     Raises:
         LinkError: it is silent for `LIMITS.silence_s`, or the link breaks.

@@ -84,7 +84,7 @@ class Settings:
             self.found.setdefault(name, [value])
 
     def hostname(self) -> str:
-        """The real host name: HostName, in which %h is the name that was asked for."""
+        """The real host name: HostName, in which %h is the requested name."""
         for value in self.every("hostname"):
             return expanded(value, {"h": self.host})
         return self.host
