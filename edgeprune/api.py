@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, overload
 
 from edgeprune.devices import install
 from edgeprune.frontends import sections, toml
@@ -24,7 +24,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.networks import Compressed, PrunedNetwork
 from edgeprune.pipeline import request
 from edgeprune.pipeline.request import Given, read_project
-from edgeprune.pipeline.run import Run, open_run
+from edgeprune.pipeline.run import Run, open_common, open_run
 from edgeprune.records import (
     Artifact,
     Benchmark,
@@ -34,11 +34,14 @@ from edgeprune.records import (
     Report,
     Survey,
     Target,
+    Together,
     Verdict,
 )
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from edgeprune.pipeline.stage import Rules
 
 
 class Options(request.Options, total=False):
@@ -53,14 +56,19 @@ class Options(request.Options, total=False):
 
 @contextmanager
 def opened(
-    project: Given, target: str = "local", progress: bool | None = None, **options: Unpack[request.Options]
+    project: Given,
+    target: str | Sequence[str] = "local",
+    progress: bool | None = None,
+    rules: Rules | None = None,
+    **options: Unpack[request.Options],
 ) -> Iterator[Run]:
     """A context with a run of a project on a target. `run.record(STAGE)` gives the record of any stage.
 
     Args:
         project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
-        target: a target's name, or the path of its file.
+        target: a target's name, or the path of its file. Several get one plan; the run is then their common one.
         progress: see `Options`.
+        rules: of the pipeline; by default `edgeprune.stages.registry.RULES`.
         **options: see `Options`.
     """
     from rich.console import Console
@@ -72,25 +80,36 @@ def opened(
     with ExitStack() as stack:
         if shown and options.get("watch") is None:
             options["watch"] = stack.enter_context(shows.Watcher(Console(emoji=False)))
-        asked = request.request(project, target, **options)
-        if asked.project.objects:
+        names = [target] if isinstance(target, str) else list(target)
+        asked = request.requests(project, names, **options)
+        if asked[0].project.objects:
             from edgeprune.frontends.objects import generators_restored
 
-            stack.enter_context(generators_restored(asked.project))
-        yield stack.enter_context(open_run(asked, RULES))
+            stack.enter_context(generators_restored(asked[0].project))
+        known = rules or RULES
+        yield stack.enter_context(open_run(asked[0], known) if len(asked) == 1 else open_common(asked, known))
 
 
-def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Compressed:
+@overload
+def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Compressed: ...
+
+
+@overload
+def run(project: Given, target: list[str] | tuple[str, ...], **options: Unpack[Options]) -> Compressed | Together: ...
+
+
+def run(project: Given, target: str | Sequence[str] = "local", **options: Unpack[Options]) -> Compressed | Together:
     """Run the whole pipeline: profile, plan, prune, finetune, compile, verify.
 
     Args:
         project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
-        target: a target's name, or the path of its file.
+        target: a target's name, or the path of its file. A list of several gives one network for all of them.
         **options: see `Options`.
 
     Returns:
-        The artifact, its figures (milliseconds, bytes) and its checks. `status` is "pass" if it meets the budget and all other
-        checks pass. `model` is the pruned, fine-tuned network. Without a budget, it is the original network.
+        Of several targets: the results of each, and which one binds. Of one: the artifact, its figures (milliseconds, bytes)
+        and its checks. `status` is "pass" if it meets the budget and all other checks pass. `model` is the pruned, fine-tuned
+        network. Without a budget, it is the original network.
 
     Raises:
         InfeasibleError: no plan meets the budget.
@@ -103,13 +122,22 @@ def run(project: Given, target: str = "local", **options: Unpack[Options]) -> Co
         >>> result.pruned.p50_ms <= result.budget_ms
         True
     """
+    with opened(project, target, **options) as started:
+        if started.members:
+            from edgeprune.stages.together import together
+
+            return together(started, _compressed)
+        return _compressed(started)
+
+
+def _compressed(started: Run) -> Compressed:
+    """The result of a run on one target, with its network."""
     from edgeprune.stages import verify
     from edgeprune.stages.result import result
 
-    with opened(project, target, **options) as started:
-        found, network = result(started), started.value("final").tuned
-        verdict = started.entry(verify.STAGE)
-        return Compressed(**vars(found), network=network, project=started.request.project, verdict=verdict)
+    found, network = result(started), started.value("final").tuned
+    verdict = started.entry(verify.STAGE)
+    return Compressed(**vars(found), network=network, project=started.request.project, verdict=verdict)
 
 
 def profile(project: Given, target: str = "local", **options: Unpack[Options]) -> Profile:

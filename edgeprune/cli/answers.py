@@ -37,7 +37,12 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
         with (
             nullcontext(Quiet()) if options.quiet else Watcher(shown) as watch,
             api.opened(
-                options.project, options.target, wait=options.wait, patience=options.patience, watch=watch, **more
+                options.project,
+                options.target or "local",
+                wait=options.wait,
+                patience=options.patience,
+                watch=watch,
+                **more,
             ) as run,
         ):
             yield run, answers.append

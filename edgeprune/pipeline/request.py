@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypedDict, Unpack, runtime_checkable
@@ -146,6 +147,21 @@ def request(project: Given, target: str = "local", **options: Unpack[Options]) -
         watch=options.get("watch") or Quiet(),
         weights=None if weights is None else _existing(Path(weights)),
     )
+
+
+def requests(project: Given, targets: Sequence[str], **options: Unpack[Options]) -> list[Request]:
+    """A request for each target. Several targets get one network. Args and Raises as in `request`."""
+    if not targets:
+        raise UsageError("no target is named; name one, or several for one network")
+    asked = [request(project, target, **options) for target in targets]
+    names = [one.target.name for one in asked]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--target names {', '.join(twice)} twice; name each target once")
+    project_of = asked[0].project
+    if len(asked) > 1 and project_of.budget.latency is None:
+        where = project_of.where("budget", "latency")
+        raise UsageError(f"{where} is missing, and one network for several targets meets a latency on each; give it")
+    return asked
 
 
 def _existing(weights: Path) -> Path:

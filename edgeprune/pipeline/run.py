@@ -7,9 +7,9 @@ command reuses it, and a killed run resumes. Only the stages that need torch imp
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,12 +44,34 @@ def open_run(request: Request, rules: Rules) -> Iterator[Run]:
         yield Run(request, rules, store, stack)
 
 
+@contextmanager
+def open_common(requests: Sequence[Request], rules: Rules) -> Iterator[Run]:
+    """A run of several targets with one plan. Its stages are those that the targets share, up to the trained network.
+
+    `members` are the runs of the targets. They take these stages from it, and make all others.
+    """
+    with ExitStack() as stack:
+        members = {one.target.name: stack.enter_context(open_run(one, rules)) for one in requests}
+        name = "+".join(sorted(members))
+        common = replace(requests[0], target=replace(requests[0].target, name=name))
+        run = stack.enter_context(open_run(common, rules))
+        run.members = dict(sorted(members.items()))
+        for member in members.values():
+            member.common = run
+        yield run
+
+
 class Run:
-    """A run of one request. A call of `record` also runs the earlier stages that are missing."""
+    """A run of one request. A call of `record` also runs the earlier stages that are missing.
+
+    `members` are the runs of several targets with one plan, if it is their common run, and `common` is that of a member.
+    """
 
     def __init__(self, request: Request, rules: Rules, store: Store, stack: ExitStack) -> None:
         self.request, self.stack, self.folder = request, stack, store.folder
         self.device: Device | None = None  # once it has been identified
+        self.members: Mapping[str, Run] = {}
+        self.common: Run | None = None
         self._rules, self._stages, self._inputs, self._store = rules, rules.stages, rules.inputs, store
         self._values: dict[str, Any] = {}
         self._keys: dict[str, str] = {}
@@ -58,6 +80,8 @@ class Run:
 
     def record(self, stage: Stage[Any, Record]) -> Record:
         """The record of a stage: made in this run, kept by an earlier one, or made now."""
+        if stage.joint and self.common is not None:
+            return self.common.record(stage)
         if stage.name not in self._values:
             self._values[stage.name] = self._recorded(stage)
             if stage.published is not None:
@@ -75,6 +99,8 @@ class Run:
 
     def entry(self, stage: Stage[Any, Any]) -> Path:
         """The folder that keeps the record of a stage: made in this run, kept by an earlier one, or made now."""
+        if stage.joint and self.common is not None:
+            return self.common.entry(stage)
         self.record(stage)
         return self._entries[stage.name].folder
 
@@ -93,6 +119,8 @@ class Run:
 
     def key(self, stage: Stage[Any, Any]) -> str:
         """The digest of what a stage reads."""
+        if stage.joint and self.common is not None:
+            return self.common.key(stage)
         if stage.name not in self._keys:
             self._keys[stage.name] = digest([SCHEMA, stage.name, self.reads(stage)])
         return self._keys[stage.name]
@@ -109,6 +137,8 @@ class Run:
 
     def settings(self, stage: Stage[Any, Any]) -> str:
         """The digest of the user's settings that a stage depends on, without the device and the installed packages."""
+        if stage.joint and self.common is not None:
+            return self.common.settings(stage)
         found: dict[str, object] = {}
         for name in self._rules.inputs_of(stage):
             found |= self._inputs[name].settings(self)

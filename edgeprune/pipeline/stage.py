@@ -63,6 +63,7 @@ class Stage(Generic[Reads, Record]):
         settled: whether a kept record is reused. For instance, an inconclusive verdict is made again.
         published: the folder of the record's files that `latest` in the run folder leads to; None if it does not.
         releases_device: whether the lease of the device ends before the stage runs, for instance before training.
+        joint: whether targets with one plan share the stage: it is then of their common run.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Stage(Generic[Reads, Record]):
     settled: Callable[[Record], bool] = _settled
     published: Callable[[Record], Path] | None = None
     releases_device: bool = False
+    joint: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ from edgeprune.records.sweep import (
     UnprunedNetworks,
 )
 from edgeprune.records.target import Deployment, Host, Precision, Prepare, Target, TargetPrecision, TransportName
+from edgeprune.records.together import Together
 from edgeprune.records.verdict import (
     Artifact,
     Baseline,
@@ -184,6 +185,7 @@ __all__ = [
     "TargetPrecision",
     "TensorSpec",
     "TimedProcess",
+    "Together",
     "TransportName",
     "Tried",
     "Tuned",

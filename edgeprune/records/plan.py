@@ -189,6 +189,10 @@ class Confirmed(Answer):
         """The measurement of the confirmed plan, on the target that binds; None if nothing was cut."""
         return max(self.measurements, key=lambda one: one.share, default=None)
 
+    def on(self, target: str) -> MeasuredPlan | None:
+        """The measurement of the confirmed plan on a target; "" is the only one. None if nothing was measured."""
+        return next((one for one in self.measurements if one.target == target), None)
+
     @property
     def measurements(self) -> tuple[MeasuredPlan, ...]:
         """The measurements of the confirmed plan, one of each target."""

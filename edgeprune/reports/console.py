@@ -29,6 +29,7 @@ from edgeprune.records import (
     Report,
     Result,
     Survey,
+    Together,
     Verdict,
 )
 from edgeprune.records.budget import time_text
@@ -69,6 +70,12 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             put(_verdict(answer.status, answer))
             put(f"artifact  {answer.latest}")
             _put_next(Outcome(answer.status), put)
+        case Together():
+            for one in answer.results:
+                show(one, groups, console)
+            shares = ", ".join(f"{name} {100 * share:.1f}%" for name, share in answer.shares.items())
+            of_budget = f" ({shares} of the budget)" if shares else ""
+            put(f"\none network for {len(answer.results)} targets; {answer.binds} binds{of_budget}")
         case Verdict():
             _put_checks(answer.checks, put)
             console.print()

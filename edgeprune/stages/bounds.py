@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import UsageError
-from edgeprune.pipeline.stage import Stage
 from edgeprune.records import Budget, Check, Limit, Outcome, Profile, Reference, Scores, Widths
 from edgeprune.records.budget import amount_text
 from edgeprune.stages import profile, reference, scores, survey
@@ -24,10 +23,34 @@ Settings = Callable[["Run"], Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a plan is made from: the scores of all channels, and the profile. Without a latency budget there is none."""
+    """What a plan is made from: the scores of all channels, and the profile of each target.
+
+    A single target has no name. Without a latency budget there is no profile.
+    """
 
     scores: Scores
-    profile: Profile | None
+    profiles: Mapping[str, Profile]
+
+
+def targets(run: Run) -> Iterator[tuple[str, Run]]:
+    """The targets of a plan, by name. A single one has no name.
+
+    Several targets may be one device, which has one lease. So a device is released before the next target's turn.
+    """
+    if not run.members:
+        yield "", run
+    for name, member in run.members.items():
+        yield name, member
+        member.release_device()
+
+
+def of_targets(run: Run, part: Settings) -> dict[str, object]:
+    """Settings or facts of each target. If there are several, labels begin with the target's name."""
+    return {
+        f"{name}: {label}" if name else label: value
+        for name, member in targets(run)
+        for label, value in part(member).items()
+    }
 
 
 def latency(run: Run) -> Budget | None:
@@ -48,7 +71,12 @@ def latency_settings(run: Run) -> dict[str, object]:
 def _meets(run: Run) -> Reference | None:
     """The measurement of the original network, if it surely meets the budget. Then nothing is profiled and scored."""
     limit = latency(run)
-    if limit is None or run.request.project.budget.limits or not reference.needed(limit, run.value("chosen_precision")):
+    if (
+        limit is None
+        or run.members
+        or run.request.project.budget.limits
+        or not reference.needed(limit, run.value("chosen_precision"))
+    ):
         return None
     found = run.record(reference.STAGE)
     return found if found.outcome is Outcome.PASS else None
@@ -59,31 +87,33 @@ def evidence(run: Run) -> Evidence | Reference:
     met = _meets(run)
     if met is not None:
         return met
-    measured = None if latency(run) is None else run.record(profile.STAGE).profile
-    return Evidence(run.record(scores.STAGE), measured)
+    timed = targets(run) if latency(run) is not None else ()
+    profiles = {name: member.record(profile.STAGE).profile for name, member in timed}
+    return Evidence(run.record(scores.STAGE), profiles)
 
 
 def evidence_settings(run: Run) -> dict[str, object]:
     """The budget, and the settings of the stages that the evidence comes from."""
-    return {**latency_settings(run), **{stage.name: run.settings(stage) for stage in _stages(run)}}
+    found = {**latency_settings(run), "scores": run.settings(scores.STAGE)}
+    return found | _profiled(run, lambda member: {"profile": member.settings(profile.STAGE)})
 
 
 def evidence_made(run: Run) -> dict[str, object]:
     """The keys of the stages that the evidence comes from."""
     if _meets(run) is not None:
         return {"reference": run.key(reference.STAGE)}
-    return {stage.name: run.key(stage) for stage in _stages(run)}
+    return {"scores": run.key(scores.STAGE)} | _profiled(run, lambda member: {"profile": member.key(profile.STAGE)})
 
 
-def _stages(run: Run) -> tuple[Stage[Any, Any], ...]:
-    return (scores.STAGE,) if latency(run) is None else (scores.STAGE, profile.STAGE)
+def _profiled(run: Run, part: Settings) -> dict[str, object]:
+    return {} if latency(run) is None else of_targets(run, part)
 
 
 # ---------------------------------------------------------------------------------------------- other figures
 
 
 def of_run(run: Run) -> tuple[Bound, ...]:
-    """A bound for each limit of `[budget]`. Sizes are of the target's own files."""
+    """A bound for each limit of `[budget]`. A size is of each target's own files."""
     limits = run.request.project.budget.limits
     if not limits:
         return ()
@@ -98,19 +128,24 @@ def of_run(run: Run) -> tuple[Bound, ...]:
     def model() -> Any:
         return formed(network.module, groups, network.inputs)
 
-    def bytes_at(widths: Widths, reference: bool = False) -> int:
-        file = run.value("variants").file({**groups.full(), **widths}, reference)
-        return sum(one.stat().st_size for one in run.value("runtime").files(file))
+    def counts(member: Run) -> Counts:
+        def bytes_at(widths: Widths, reference: bool = False) -> int:
+            file = member.value("variants").file({**groups.full(), **widths}, reference)
+            return sum(one.stat().st_size for one in member.value("runtime").files(file))
 
-    counts = Counts(
-        groups,
-        parameters=lambda: counting.parameters(groups, model()),
-        stored=lambda: counting.parameters(groups, fold(model(), groups.folds)),
-        moments=lambda: activations.live(model(), groups, network.inputs),
-        bytes_at=bytes_at,
-        original_bytes=lambda: bytes_at(groups.full(), reference=True),
-    )
-    return tuple(map(counts.bound, limits))
+        return Counts(
+            groups,
+            parameters=lambda: counting.parameters(groups, model()),
+            stored=lambda: counting.parameters(groups, fold(model(), groups.folds)),
+            moments=lambda: activations.live(model(), groups, network.inputs),
+            bytes_at=bytes_at,
+            original_bytes=lambda: bytes_at(groups.full(), reference=True),
+        )
+
+    shared = [counts(run).bound(limit) for limit in limits if limit.figure != "size"]
+    sizes = [limit for limit in limits if limit.figure == "size"]
+    sized = targets(run) if sizes else ()
+    return (*(counts(member).bound(limit, name) for name, member in sized for limit in sizes), *shared)
 
 
 def settings(run: Run, variants: Settings) -> Mapping[str, object]:
@@ -122,12 +157,12 @@ def settings(run: Run, variants: Settings) -> Mapping[str, object]:
     """
     limits = run.request.project.budget.limits
     found: dict[str, object] = {f"[budget] {limit.figure}": limit.text for limit in limits}
-    return {**found, **(variants(run) if _sized(limits) else {})}
+    return {**found, **(of_targets(run, variants) if _sized(limits) else {})}
 
 
 def machine(run: Run, variants: Settings) -> Mapping[str, object]:
     """The packages that write the files whose size is limited."""
-    return variants(run) if _sized(run.request.project.budget.limits) else {}
+    return of_targets(run, variants) if _sized(run.request.project.budget.limits) else {}
 
 
 def checks(limits: Sequence[Limit], original: Mapping[str, float], pruned: Mapping[str, float]) -> list[Check]:

@@ -61,8 +61,23 @@ Measure = Callable[[int, Sequence[Plan]], tuple[Profiles, list[OnTargets]]]
 
 
 @dataclass(frozen=True)
+class Board:
+    """A target whose latency is limited.
+
+    Attributes:
+        target: its name, if there are several.
+        open: gives the device, the variants, and the profile's file, which new measurements go to.
+        release: ends the lease of the device, if there are several targets.
+    """
+
+    target: str
+    open: Callable[[], tuple[Bench, Variants, ProfileFile]]
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Reads:
-    """The first plan, the records that it was made from, the device, and the profile's file, which new measurements go to."""
+    """The first plan, the records that it was made from, and the devices."""
 
     network: Network
     survey: Groups
@@ -70,9 +85,7 @@ class Reads:
     plan: Plan
     budget_latency: Budget | None
     bounds: tuple[Bound, ...]
-    device: Bench
-    variants: Variants
-    profile_file: ProfileFile
+    boards: tuple[Board, ...]
 
 
 def run(reads: Reads, output: Output) -> Confirmed:
@@ -80,20 +93,27 @@ def run(reads: Reads, output: Output) -> Confirmed:
     evidence, budget = reads.evidence, reads.budget_latency
     if isinstance(evidence, Reference) or budget is None or not reads.plan.cuts(reads.survey):
         return Confirmed(reads.plan, ())  # there is nothing to confirm
-    assert evidence.profile is not None
-    profiles: dict[str, Profile] = {"": evidence.profile}
-    subject = experiments.Subject(reads.device, reads.variants, reads.survey, reads.network.files(output.scratch))
+    profiles = {**evidence.profiles}
 
     def measured(number: int, plans: Sequence[Plan]) -> tuple[Profiles, list[OnTargets]]:
-        profiles[""], found = measure(subject, profiles[""], budget, number, plans)
-        reads.profile_file.keep(profiles[""])
-        output.watch.step(number + 1, max(number + 1, LIMITS.confirm_rounds), "; ".join(map(_figures, found)))
-        return profiles, [{"": one} for one in found]
+        found: list[dict[str, MeasuredPlan]] = [{} for _ in plans]
+        for board in reads.boards:
+            name, (device, variants, file) = board.target, board.open()
+            subject = experiments.Subject(device, variants, reads.survey, reads.network.files(output.scratch))
+            profiles[name], own = measure(subject, profiles[name], budget, number, plans, name)
+            file.keep(profiles[name])
+            board.release()
+            shown = "; ".join(map(_figures, own))
+            output.watch.step(number + 1, max(number + 1, LIMITS.confirm_rounds), f"{name}: {shown}" if name else shown)
+            for each, one in zip(found, own, strict=True):
+                each[name] = one
+        return profiles, [*found]
 
     confirmed = Loop(reads.survey, evidence.scores, budget, reads.bounds).confirm(profiles, measured)
     widths = {**reads.survey.full(), **confirmed.plan.widths}
     folder = output.events / events.name_of(confirmed.plan, budget)
-    events.layers(folder, reads.survey, draft(reads.survey, profiles[""]), widths)
+    for name, profile in profiles.items():
+        events.layers(folder / name, reads.survey, draft(reads.survey, profile), widths)
     return confirmed
 
 
@@ -103,10 +123,13 @@ def describe(confirmed: Confirmed, reads: Reads) -> str:
     if found is None:
         return "nothing is cut, so nothing is measured"
     rounds = f"{confirmed.rounds} round{'s' * (confirmed.rounds != 1)}"
+    if found.target:
+        each = ", ".join(f"{one.target} {100 * one.share:.1f}%" for one in confirmed.measurements)
+        return f"{each} of the budget, {found.target} binds; in {rounds}"
     return f"{_figures(found)} of the budget, in {rounds}"
 
 
-STAGE = Stage("confirm", Reads, run, Confirmed, describe)
+STAGE = Stage("confirm", Reads, run, Confirmed, describe, joint=True)
 
 
 def _figures(one: MeasuredPlan) -> str:

@@ -147,7 +147,7 @@ def describe(tuned: Tuned, reads: Reads) -> str:
     return f"best of {reads.finetune_section.epochs} epochs is {best.epoch}: {name} {best.metric:.4f}"
 
 
-STAGE = Stage("finetune", Reads, run, Tuned, describe, releases_device=True)
+STAGE = Stage("finetune", Reads, run, Tuned, describe, releases_device=True, joint=True)
 
 
 def follow(project: Project) -> None:

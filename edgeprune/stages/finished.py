@@ -208,8 +208,15 @@ def _followed(place: Path) -> Iterator[tuple[str, tuple[Path, Mapping[str, Any]]
             stage = RULES.stages.get(earlier)
             if stage is not None and stage.kept and earlier not in seen | unused:
                 seen.add(earlier)
-                of = place.parent if RULES.of_target(stage) else place.parent.parent / SHARED
-                waiting.append((earlier, of / folder_name(earlier, key)))
+                waiting.append((earlier, _place(stage, place.parent, folder_name(earlier, key))))
+
+
+def _place(stage: Stage[Any, Any], run: Path, name: str) -> Path:
+    """The folder of an entry: in the run folder, in the shared one, or in the common one of several targets."""
+    if not RULES.of_target(stage):
+        return run.parent / SHARED / name
+    common = sorted(run.parent.glob(f"*/{name}")) if stage.joint else []
+    return common[0] if common and not (run / name).is_dir() else run / name
 
 
 def _manifest(stage: Stage[Any, Any], folder: Path) -> Mapping[str, Any]:

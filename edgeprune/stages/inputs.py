@@ -360,11 +360,25 @@ def _final_made(run: Run) -> Mapping[str, object]:
     return {"finetune": run.key(finetune.STAGE)} if _pruned(run) else {}
 
 
+def _boards(run: Run) -> tuple[confirm.Board, ...]:
+    """The targets that a plan is confirmed on. Several are opened in turn, since they may be one device."""
+
+    def opener(member: Run) -> Callable[[], Any]:
+        return lambda: (member.value("device"), member.value("variants"), member.value("profile_file"))
+
+    if not run.members:
+        opened = opener(run)()
+        return (confirm.Board("", lambda: opened, lambda: None),)
+    members = run.members.items()
+    return tuple(confirm.Board(name, opener(member), member.release_device) for name, member in members)
+
+
 def _all(*parts: Settings) -> Settings:
     return lambda run: {label: value for part in parts for label, value in part(run).items()}
 
 
 _TRAIN = _split("train")
+_DEVICE = Input(_device, _state, lambda run: {"device": _identified(run).identity}, of_target=True, leased=True)
 _VARIANTS = Input(
     _variants,
     _all(_network_settings, _runtime_settings, _precision_settings, _TRAIN.settings),
@@ -387,13 +401,7 @@ INPUTS: Mapping[str, Input] = {
     "allowed": Input(_allowed, _precision_settings, of_target=True),
     "chosen_precision": Input(_precision, _precision_settings, _precision_made, of_target=True),
     "calibration": Input(_calibration, _all(_TRAIN.settings, _seed)),
-    "device": Input(
-        _device,
-        _state,
-        lambda run: {"device": _identified(run).identity},
-        of_target=True,
-        leased=True,
-    ),
+    "device": _DEVICE,
     "pool": Input(_pool, lambda run: {}, of_target=True, leased=True),  # equal boards: they change no record
     "variants": _VARIANTS,
     "budget_latency": Input(bounds.latency, bounds.latency_settings),
@@ -411,6 +419,13 @@ INPUTS: Mapping[str, Input] = {
     ),
     "final": Input(_final, _final_settings, _final_made, of_target=True),
     "evidence": Input(bounds.evidence, bounds.evidence_settings, bounds.evidence_made, of_target=True),
+    "boards": Input(
+        _boards,
+        lambda run: bounds.of_targets(run, _all(_state, _VARIANTS.settings)),
+        lambda run: bounds.of_targets(run, _all(_DEVICE.machine, _VARIANTS.machine)),
+        of_target=True,
+        leased=True,
+    ),
     # Only a path, so it is not in keys: the profile stage makes the content.
     "profile_file": Input(_profile_file, lambda run: {}, of_target=True),
 }

@@ -31,8 +31,7 @@ def run(reads: Reads, output: Output) -> Plan:
     evidence = reads.evidence
     if isinstance(evidence, Reference):
         return Plan.whole(reads.survey, evidence.latency, evidence.before, evidence.budget_ns, digest(asdict(evidence)))
-    profiles = {} if evidence.profile is None else {"": evidence.profile}
-    return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency, reads.bounds).plans(profiles)[0]
+    return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency, reads.bounds).plans(evidence.profiles)[0]
 
 
 def describe(plan: Plan, reads: Reads) -> str:
@@ -52,4 +51,4 @@ def describe(plan: Plan, reads: Reads) -> str:
     return f"{channels}, predicted {figures}, gap {plan.gap:.1e}"
 
 
-STAGE = Stage("plan", Reads, run, Plan, describe)
+STAGE = Stage("plan", Reads, run, Plan, describe, joint=True)

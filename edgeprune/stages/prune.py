@@ -61,7 +61,7 @@ def describe(pruned: Pruned, reads: Reads) -> str:
     return f"{remaining:,} of {before:,} parameters kept, proved" + ("; weights refitted" if pruned.refitted else "")
 
 
-STAGE = Stage("prune", Reads, run, Pruned, describe)
+STAGE = Stage("prune", Reads, run, Pruned, describe, joint=True)
 
 
 def prune(

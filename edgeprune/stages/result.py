@@ -44,7 +44,7 @@ def result(run: Run) -> Result:
 def _planned(run: Run) -> tuple[float | None, float | None, int, dict[str, Any]]:
     """The latency as predicted and as confirmed, in nanoseconds, the confirm rounds, and the plan."""
     confirmed, full = run.record(confirm.STAGE), run.record(survey.STAGE).full()
-    plan, own = confirmed.plan, confirmed.measurement
+    plan, own = confirmed.plan, confirmed.on(run.request.target.name if run.common else "")
     whole = None if plan.predicted is None else plan.predicted.mid
     latency = (own.predicted_ns, own.measured.mid) if own else (whole, whole)
     widths = {name: [width, full[name]] for name, width in plan.widths.items()}

@@ -1,0 +1,26 @@
+"""One network on several targets: the result, from the common run. The pipeline's stages make it; see `bounds.targets`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgeprune.pipeline.run import Run
+from edgeprune.records import Outcome, Result, Together
+from edgeprune.stages import bounds, confirm, result
+
+
+def together(run: Run, answer: Callable[[Run], Result] = result.result) -> Together:
+    """The results of all targets. Runs every stage that is missing: first the common ones, then each target's own.
+
+    Args:
+        run: the common run.
+        answer: the result of a target's run.
+    """
+    confirmed = run.record(confirm.STAGE)
+    results = tuple(answer(member) for _, member in bounds.targets(run))
+    shares = {one.target: one.share for one in confirmed.measurements}
+    figure, own = confirmed.plan.binding, confirmed.measurement
+    binds = own.target if own is not None and figure.figure == "latency" else figure.name
+    outcomes = {one.status for one in results}
+    worst = next(one for one in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS) if one in outcomes)
+    return Together(result.SCHEMA, worst, binds, shares, results)
