@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,17 @@ def simulated(folder: Path, groups: Groups, boards: int, variants: int) -> tuple
     return spent_s, fitted
 
 
+def table(folder: Path, counts: Sequence[int], variants: int) -> None:
+    """Print the times of simulated profiles by so many boards."""
+    print(f"| boards | wall time | variants | times as fast | at least {SHARE} k |\n|---|---|---|---|---|")
+    groups, alone = survey(NETS["Bottlenecks"](), image()), 0.0
+    for boards in counts:
+        spent_s, fitted = simulated(folder, groups, boards, variants)
+        alone = alone or spent_s
+        verdict = "yes" if alone / spent_s >= SHARE * boards else "no"
+        print(f"| {boards} | {spent_s:.0f} s | {fitted} | {alone / spent_s:.2f} | {verdict} |", flush=True)
+
+
 class Timed(Quiet):
     """Notes when the profile stage begins and ends."""
 
@@ -108,18 +119,13 @@ def on_farm(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", type=int, default=48, help="variants of a simulated profile")
-    parser.add_argument("--boards", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--boards", type=int, nargs="*", default=[1, 2, 4], help="of simulated profiles")
     parser.add_argument("--farm", action="store_true", help="also real processes on two sshds")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    print(f"| boards | wall time | variants | times as fast | at least {SHARE} k |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
-        alone, groups = None, survey(NETS["Bottlenecks"](), image())
-        for boards in options.boards:
-            spent_s, variants = simulated(Path(scratch), groups, boards, options.variants)
-            alone = alone or spent_s
-            verdict = "yes" if alone / spent_s >= SHARE * boards else "no"
-            print(f"| {boards} | {spent_s:.0f} s | {variants} | {alone / spent_s:.2f} | {verdict} |", flush=True)
+        if options.boards:
+            table(Path(scratch), options.boards, options.variants)
         if options.farm:
             on_farm(Path(scratch))
 
