@@ -142,7 +142,7 @@ def test_commands_that_need_a_board_are_marked() -> None:
         for words in commands(text)
         if words[0] == "edgeprune" and not block.needs and not runs_here(words) and block.language != "yaml"
     }
-    assert not unmarked, "write <!-- needs: a board --> before these blocks"
+    assert not unmarked, f"write <!-- needs: a board --> before these blocks: {unmarked}"
 
 
 def test_scripts_are_those_of_a_shell() -> None:
