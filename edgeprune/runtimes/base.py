@@ -37,6 +37,7 @@ class Runtime(ABC):
     install: str  # the command that installs it on the host, or on a local device
     deadline_s: float = LIMITS.job_s  # of one job with one model on a device
     separate_profile: bool = False  # `instrument` makes another file, about as large as the model
+    engines: int = 0  # that a device builds of one artifact; 0 where the runtime loads the artifact itself
     slow_calls: bool = False  # a call may take far longer than an inference, for instance where it starts a process
     # A target's `precision` and the artifacts that it stands for. The fastest one that is accurate enough is used.
     precisions: Mapping[str, tuple[Precision, ...]] = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 
 from edgeprune import runtimes
 from edgeprune.devices import bench, transports
@@ -18,6 +20,7 @@ from edgeprune.runtimes.base import Runtime
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.stages import confirm, experiments
 from edgeprune.stages.verdict import POLICY
+from edgeprune.storage.profiles import read as read_profile
 
 PREPARED_S = LIMITS.warmup_s / 4  # warm-up ends when the times are stable, mostly long before its limit
 ROUND_S = PREPARED_S + LIMITS.timed_s
@@ -30,6 +33,7 @@ class Part:
     lines: tuple[str, ...]
     least_s: float
     most_s: float
+    engines: tuple[int, int] = (0, 0)  # the fewest and the most that the device builds, where its runtime needs engines
 
 
 def forecast(project: Project, target: Target, whole: bool, budgets: int = 1) -> list[str]:
@@ -53,16 +57,38 @@ def forecast(project: Project, target: Target, whole: bool, budgets: int = 1) ->
     if (pruned and timed) or not whole:
         parts.append(_profile(project, network, runtime))
     if len(candidates) > 1:
-        parts.append(_choice(candidates))
+        parts.append(_choice(candidates, runtime))
     for _ in range(budgets if whole else 0):
         parts += [_confirm()] if timed else []
-        parts.append(_verify(network))
+        parts.append(_verify(network, runtime))
     least_s, most_s = sum(part.least_s for part in parts), sum(part.most_s for part in parts)
     return [
         *transports.commands(target),
         "  agent: identify",
         *(f"  {line}" for part in parts for line in part.lines),
+        *(_engines(parts, project.folder / "profiles" / target.name) if runtime.engines else ()),
         f"expected: {least_s / 60:.1f} to {most_s / 60:.1f} minutes of the device's time",
+    ]
+
+
+def _engines(parts: Sequence[Part], folder: Path) -> list[str]:
+    """How many engines the device builds, and how long that took in earlier profiles of this target."""
+    least, most = (sum(part.engines[i] for part in parts) for i in (0, 1))
+    count = f"  the device builds {least} to {most} engines, without those that it has kept"
+    runs = [
+        run.after
+        for path in sorted(folder.glob("*.json"))
+        for experiment in read_profile(path).experiments
+        for run in experiment.samples.runs
+    ]
+    spent = [float(after["engine_s"]) for after in runs if "engine_s" in after]
+    if not spent:
+        return [
+            f"{count}. How long a build takes is not known before the first profile; it is not in the minutes below"
+        ]
+    each = median(spent)
+    return [
+        f"{count}: {least * each / 60:.0f} to {most * each / 60:.0f} minutes more, at {each:.0f} s each in {folder}"
     ]
 
 
@@ -80,10 +106,10 @@ def _profile(project: Project, network: Network, runtime: Runtime) -> Part:
         f" ({len(file):,} unpacked), {most * together * sent / 1e6:.1f} MB in all",
         f"agent: time, with times by operator: {least} to {most} processes of about {seconds:.0f} s",
     )
-    return Part(lines, least * seconds, most * seconds)
+    return Part(lines, least * seconds, most * seconds, (1 + least * together, 1 + most * together))
 
 
-def _choice(candidates: Sequence[Precision]) -> Part:
+def _choice(candidates: Sequence[Precision], runtime: Runtime) -> Part:
     each = LIMITS.start_s + len(candidates) * ROUND_S
     outputs = len(candidates) * LIMITS.metric_s
     processes = POLICY.verify.processes
@@ -91,7 +117,8 @@ def _choice(candidates: Sequence[Precision]) -> Part:
         f"agent: time and outputs, to choose from {', '.join(candidates)}: {processes} processes of about"
         f" {each:.1f} s and at most {outputs:.0f} s of outputs"
     )
-    return Part((line,), processes * each, processes * each + outputs)
+    engines = len(candidates) * runtime.engines
+    return Part((line,), processes * each, processes * each + outputs, (engines, engines))
 
 
 def _confirm() -> Part:
@@ -101,10 +128,11 @@ def _confirm() -> Part:
         (f"agent: time, to confirm plans: {least} to {most} processes of about {each:.1f} s",),
         least * each,
         most * each,
+        (1 + confirm.PLANS, 1 + confirm.PLANS * LIMITS.confirm_rounds),
     )
 
 
-def _verify(network: Network) -> Part:
+def _verify(network: Network, runtime: Runtime) -> Part:
     each = LIMITS.start_s + ROUND_S
     least, most = 2 * bench.SETTLED, 2 * POLICY.verify.processes * POLICY.verify.rounds
     lines = (
@@ -112,4 +140,4 @@ def _verify(network: Network) -> Part:
         f"agent: time, for the verdict: {least} to {most} processes of about {each:.1f} s",
         f"agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
     )
-    return Part(lines, least * each, most * each + 2 * LIMITS.metric_s)
+    return Part(lines, least * each, most * each + 2 * LIMITS.metric_s, (2 * runtime.engines, 2 * runtime.engines))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgeprune.frontends import toml
-from edgeprune.records import Target
+from edgeprune.records import Device, Experiment, Profile, Run, Samples, Target
 from edgeprune.stages import forecast as forecasting
+from edgeprune.storage import codec
 
 
 def minutes(lines: list[str]) -> tuple[float, float]:
@@ -37,6 +38,26 @@ def test_several_precisions_take_longer(project: Path) -> None:
     several = forecasting.forecast(known, replace(one, precision="auto"), False)
     assert any("to choose from fp32, fp16, int8" in line for line in several)
     assert minutes(several) > minutes(forecasting.forecast(known, one, False))
+
+
+def test_engines_are_counted_and_their_minutes_come_from_the_users_own_profile(tmp_path: Path) -> None:
+    parts = [forecasting.Part((), 1.0, 2.0, (31, 181)), forecasting.Part((), 1.0, 2.0, (4, 4))]
+    (unknown,) = forecasting._engines(parts, tmp_path)
+    assert "builds 35 to 185 engines" in unknown and "not known before the first profile" in unknown
+    runs = tuple(Run((1000,), 1, after={"engine_s": seconds}) for seconds in (50.0, 60.0, 70.0))
+    device = Device("aarch64", "cpu", 4, "Linux", "tensorrt", "10.3.0", "boot")
+    experiment = Experiment("anchor", 0, {"a": 1}, Samples(runs))
+    profile = Profile("jetson", "net", "digest", device, 1, "fp16", (experiment,))
+    (tmp_path / "net-00000000.json").write_text(codec.dumps_kept(profile))
+    (known,) = forecasting._engines(parts, tmp_path)
+    assert "35 to 185 minutes more, at 60 s each" in known
+
+
+def test_only_a_runtime_that_builds_engines_has_a_line_about_them(project: Path) -> None:
+    known, one = toml.read_project(project), Target(project, "t", "local", "onnxruntime")
+    assert not any("engines" in line for line in forecasting.forecast(known, one, True))
+    lines = forecasting.forecast(known, replace(one, runtime="tensorrt", precision="fp16"), True)
+    assert sum("engines" in line for line in lines) == 1
 
 
 FIXED = """

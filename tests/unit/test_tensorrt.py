@@ -259,6 +259,18 @@ def test_clocks_and_their_limits(tmp_path: Path) -> None:
     assert jetson.gpu_clocks(str(devfreq)) == {"gpu_hz": 510000000, "gpu_max_hz": 918000000, "clocks_pinned": 0}
     put(devfreq / "17000000.gpu" / "min_freq", "918000000\n")
     assert jetson.gpu_clocks(str(devfreq))["clocks_pinned"] == 1
+    thor = tmp_path / "thor"
+    for name, clocks in (
+        ("bwmgr", (4266, 665, 4266)),
+        ("gpu-nvd-0", (900, 300, 1692)),
+        ("gpu-gpc-0", (1500, 1500, 1500)),
+    ):
+        for kind, clock in zip(("cur", "min", "max"), clocks, strict=True):
+            put(thor / name / f"{kind}_freq", f"{clock}000000\n")
+    assert jetson.gpu_clocks(str(thor)) == {"gpu_hz": 1500000000, "gpu_max_hz": 1500000000, "clocks_pinned": 1}
+    for kind, clock in (("cur", 800), ("min", 300), ("max", 1500)):
+        put(thor / "gpu-gpc-1" / f"{kind}_freq", f"{clock}000000\n")
+    assert jetson.gpu_clocks(str(thor))["clocks_pinned"] == 0  # every part of the GPU counts
     assert jetson.gpu_clocks(str(tmp_path / "none")) == {} == jetson.limits(str(thermal), str(monitors))
     put(thermal / "cooling_device0" / "type", "pwm-fan\n")
     put(thermal / "cooling_device0" / "cur_state", "3\n")

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from .engine import Engine
 from .log import REASONS
 from .trtexec import build_argv, builder_flags, fallbacks_of, run_argv, time_argv, times_of
 
+BUILT_S: list[float] = []  # the seconds of each build of this process
 ENGINE_BYTES = 2 << 30  # of engines that are kept
 TIMED_RUNS = 30  # of one process: processes differ by more than their runs do
 
@@ -120,10 +122,14 @@ def fastest(path: str, build: Mapping[str, Any], known: str, options: Options) -
 
 def _build(path: str, plan: str, cache: str, precision: str, dla: int | None) -> list[str]:
     """Build one engine: the layers that the DLA cannot run."""
+    start = time.monotonic()
     if tool.trtexec() is None:
-        return built(path, plan, cache, precision, dla)
-    arguments = build_argv(tool.known_version()[0], path, plan, cache, precision, dla)
-    return fallbacks_of(tool.run(arguments, "build", os.getcwd())[0])
+        found = built(path, plan, cache, precision, dla)
+    else:
+        arguments = build_argv(tool.known_version()[0], path, plan, cache, precision, dla)
+        found = fallbacks_of(tool.run(arguments, "build", os.getcwd())[0])
+    BUILT_S.append(time.monotonic() - start)
+    return found
 
 
 def typical_ns(plan: str, build: Mapping[str, Any], options: Options) -> int:

@@ -18,7 +18,7 @@ from .. import machine
 from ..device import Array, Conditions, Failed, Model, Options, Runtime, Undo
 from ..timing import NodeTime, Timed, Timing, concurrent
 from . import jetson, tool
-from .build import TIMED_RUNS, engine_of, fallbacks, how_to_build
+from .build import BUILT_S, TIMED_RUNS, engine_of, fallbacks, how_to_build
 from .engine import Engine
 from .trtexec import (
     Version,
@@ -126,8 +126,9 @@ class TensorRt(Runtime):
         return tool.known_version()[1]
 
     def conditions(self) -> Conditions:
-        """The state of a Jetson."""
-        return jetson.conditions()
+        """The state of a Jetson, and how long this process takes to build an engine."""
+        builds = {"engine_s": round(sum(BUILT_S) / len(BUILT_S), 1)} if BUILT_S else {}
+        return {**jetson.conditions(), **builds}
 
     def prepare(self, power_mode: str | None, jetson_clocks: bool, undo: Undo) -> None:
         """Set a Jetson's power mode and pin its clocks."""

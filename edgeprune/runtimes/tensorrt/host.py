@@ -33,6 +33,7 @@ class TensorRt(Runtime):
     packages = ()  # JetPack installs it, not pip
     converter = quantizer = "onnxruntime"
     deadline_s = LIMITS.engine_s
+    engines = BUILDS
     slow_calls = True  # trtexec starts a process for each
     install = "on a Jetson: sudo apt install tensorrt"
 

@@ -17,7 +17,9 @@ from ..device import Conditions, Failed, Undo
 MODES_FILE = "/etc/nvpmodel.conf"
 SUDO = "it needs sudo without a password for {}"
 ANSWER_BYTES = 1 << 16  # of a tool
-GPUS = ("gv11b", "gp10b", "ga10b", "gb10b", "gpu")  # names of the device-tree node, by generation
+GPU = re.compile(
+    r"gpu|g[a-z]\d+b|gpu-gpc-\d+"
+)  # the device-tree node by generation; Thor: gpu-gpc-0. gpu-nvd is the decoder
 COOLED = re.compile(r".*throttle-alert|hot-surface-alert|.*cpufreq.*|devfreq-.*gpu.*|(gpu|cpu)-balanced")
 THROTTLED = 4  # the bit of a Raspberry Pi for it
 
@@ -102,15 +104,23 @@ def _first_printed(argv: list[str], deadline_s: float = 3.0) -> str:
 
 
 def gpu_clocks(folder: str = "/sys/class/devfreq") -> dict[str, int]:
-    """The GPU's clock, and whether jetson_clocks pinned it: its lowest frequency is its highest."""
+    """The GPU's clock, and whether jetson_clocks pinned it: its lowest frequency is its highest. A GPU may have several."""
+    found = []
     for entry in machine.listed(folder):
         place = os.path.join(folder, entry)
-        node = machine.first_line(place + "/device/of_node/name") or entry.partition(".")[2]
+        node = machine.first_line(place + "/device/of_node/name") or entry.rpartition(".")[2]
         clocks = [machine.first_line(f"{place}/{name}_freq") for name in ("cur", "min", "max")]
-        if node in GPUS and all(clock.isdigit() for clock in clocks):
-            now, least, most = map(int, clocks)
-            return {"gpu_hz": now, "gpu_max_hz": most, "clocks_pinned": int(least == most)}
-    return {}
+        if GPU.fullmatch(entry.rpartition(".")[2]) or GPU.fullmatch(node):
+            found.append([int(clock) for clock in clocks if clock.isdigit()])
+    known = [clocks for clocks in found if len(clocks) == 3]
+    if not known:
+        return {}
+    pinned = all(least == most for _, least, most in known)
+    return {
+        "gpu_hz": max(now for now, _, _ in known),
+        "gpu_max_hz": max(most for _, _, most in known),
+        "clocks_pinned": int(pinned),
+    }
 
 
 def limits(thermal: str = "/sys/class/thermal", monitors: str = "/sys/class/hwmon") -> dict[str, int]:
