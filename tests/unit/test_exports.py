@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgeprune import runtimes
 from edgeprune.errors import UsageError
 from edgeprune.runtimes.formats import FORMATS
+from edgeprune.runtimes.formats.base import refusal
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
 
 
@@ -116,3 +117,29 @@ def test_windows_along_any_dimension_are_exported() -> None:
     session = onnxruntime.InferenceSession(OnnxTemplate.written(Windows(), (x,)), providers=["CPUExecutionProvider"])
     for got, expected in zip(session.run(None, {"input_0": x.numpy()}), Windows()(x), strict=True):
         np.testing.assert_array_equal(got, expected.numpy())
+
+
+def test_a_pooling_window_that_is_larger_than_its_input_loads_in_every_runtime(tmp_path: Path) -> None:
+    """EfficientNet of transformers pools 2x2 positions with a window of the hidden size."""
+    openvino = pytest.importorskip("openvino")
+    pool, x = nn.AvgPool2d(512, ceil_mode=True), torch.randn(1, 3, 4, 5)
+    (tmp_path / "pool.onnx").write_bytes(OnnxTemplate.written(nn.Sequential(nn.ReLU(), pool), (x,)))
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(tmp_path / "pool.onnx"), "CPU")
+    np.testing.assert_allclose(compiled([x.numpy()])[0], pool(x.relu()).numpy(), rtol=1e-6)
+
+
+def test_a_file_that_openvino_cannot_convert_is_refused_with_the_operator_and_the_reason(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    window = onnx.helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[9, 9])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [1, 3, 4, 4]) for name in "xy")
+    graph = onnx.helper.make_graph([window], "net", [x], [y])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match=r"cannot convert the model: AveragePool-\d+: Kernel after dilation has size"):
+        runtimes.host("openvino").convert(tmp_path / "net.onnx", tmp_path)
+
+
+def test_an_error_of_a_converter_names_files_without_their_folders() -> None:
+    error = ValueError("Failed to run passes: /opt/venv/lib/nets/conv.py:565:0: error: 'tfl.mul' op has no shape")
+    found = refusal("TFLite", nn.ReLU(), (), error)
+    assert str(found).endswith("Failed to run passes: conv.py:565: error: 'tfl.mul' op has no shape")

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from edgeprune.runtimes.formats import sizes
 from edgeprune.runtimes.formats.sizes import Constants, Sizes
 
 # The operator in the message of an exporter or of a runtime.
+PLACE = re.compile(r"(/\S+\.py):(\d+)(?::\d+)?")  # in an error of a converter
 OPERATOR = re.compile(r"aten(?:::|\.)(\w+)|builtin opcode '(?:STABLEHLO_)?(\w+)'")
 
 Dims = dict[int, tuple[int, ...]]  # dimension -> indices kept
@@ -81,12 +83,16 @@ def refusal(form: str, model: nn.Module, inputs: tuple[Tensor, ...], error: Exce
     telling = next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)
     found = OPERATOR.search(telling)
     if found is None:
-        return UsageError(f"the model cannot be exported to {form}: {telling[:200]}")
+        return UsageError(f"the model cannot be exported to {form}: {PLACE.sub(_named, telling)[:200]}")
     name = (found[1] or found[2]).lower().strip("_")
     nodes = exported(copy.deepcopy(model), inputs).graph.nodes
     calls = (node for node in nodes if getattr(node.target, "_opname", "").strip("_") == name)
     place = next(filter(None, map(places.of_call, calls)), "the model")
     return UsageError(f"{place}: {name} cannot be written as {form}; use other operators")
+
+
+def _named(place: re.Match[str]) -> str:
+    return f"{Path(place[1]).name}:{place[2]}"
 
 
 class Template(ABC):

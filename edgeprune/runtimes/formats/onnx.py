@@ -30,6 +30,7 @@ from edgeprune.runtimes.onnxruntime.device import quiet
 # A file has the first of these opsets that has all of the model's operators. A runtime that reads a later one reads the first,
 # too, and an older runtime may read no other. Torch's exporter writes no later ones.
 OPSETS = 17, 18, 19, 20
+POOLS = "AveragePool", "MaxPool"
 
 
 class OnnxTemplate(Template):
@@ -205,7 +206,23 @@ def _simplified(file: bytes) -> bytes:
         proto = onnx.load(options.optimized_model_filepath)
     for known in [known for known in proto.opset_import if known.domain]:
         proto.opset_import.remove(known)
-    return bytes(proto.SerializeToString())
+    return bytes(_fitting(proto).SerializeToString())
+
+
+def _fitting(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Pooling windows larger than what they pool become as large. `ceil_mode` allows them, and OpenVINO refuses them."""
+    pools = [(node, {one.name: one for one in node.attribute}) for node in proto.graph.node if node.op_type in POOLS]
+    pools = [(node, given) for node, given in pools if "ceil_mode" in given and given["ceil_mode"].i]
+    if not pools:
+        return proto
+    known = onnx.shape_inference.infer_shapes(proto).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*known.input, *known.value_info)}
+    for node, given in pools:
+        sizes = [one.dim_value for one in shapes.get(node.input[0], ())][2:]
+        kernel = given["kernel_shape"].ints
+        if len(sizes) == len(kernel) and all(sizes) and not any(given["pads"].ints if "pads" in given else ()):
+            kernel[:] = [min(pair) for pair in zip(kernel, sizes, strict=True)]
+    return proto
 
 
 def _regroup(node: onnx.NodeProto, groups: int) -> None:

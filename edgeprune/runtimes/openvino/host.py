@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -58,9 +59,12 @@ class OpenVino(Runtime):
 
 
 def _telling(error: RuntimeError) -> str:
-    """The line of an error of OpenVINO that says what is wrong. The lines before it name its own files."""
+    """The lines of an error of OpenVINO that say what is wrong. The lines before them name its own files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if line.startswith("-- ")), lines[-1]).removeprefix("-- ")[:200]
+    at = next((i for i, line in enumerate(lines) if line.startswith("-- ")), len(lines) - 1)
+    operator, named, _ = lines[at].removeprefix("-- ").partition(" with a message:")
+    reasons = list(itertools.takewhile(lambda line: not line.startswith(("-- ", "Summary")), lines[at + 1 :]))
+    return (f"{operator}: {reasons[-1]}" if named and reasons else operator)[:200]
 
 
 def _quantized(model: Any, samples: Calls, exact: bool) -> Any:
