@@ -50,7 +50,7 @@ def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
     notes = [part for line in _lines(evidence, beyond) for part in textwrap.wrap(line, 58)]
     high = step * (pairs + bool(evidence.discarded))
     with canvas(62 + high + 13 * len(notes)) as picture:
-        axes = picture.axes(40, 36 + 13 * len(notes), WIDTH - 50, high)
+        axes = picture.axes(40, 36 + 13 * len(notes), WIDTH - 56, high)
         for _, own, colour, size in networks:
             _dots(axes, own, (unit, last), DOTS // (len(networks) * pairs), (colour, size))
         for i, (_, own, _, _) in enumerate(networks):

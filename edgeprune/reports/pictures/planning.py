@@ -146,7 +146,7 @@ def _keys(page: Axes) -> None:
     measured, fitted = ("o", "fill", "ink", "measured"), ("-", "line", "after", "fitted")
     draw_keys(page, [measured, fitted, ("D", "none", "limit", "the plan")], 8, 34)
     draw_keys(page, [("o", "fill", "before", "measured"), ("--", "line", "limit", "fitted")], 24, 34)
-    page.text(172, 24, "with a narrower other side", va="center", color=COLOUR["muted"])
+    page.text(178, 24, "with a narrower other side", va="center", color=COLOUR["muted"])
 
 
 # --------------------------------------------------------------------------------- predicted against confirmed
@@ -158,7 +158,7 @@ def confirmed(record: Confirmed) -> Picture:
     budget_ns = (record.measurement or plans[-1]).budget_ns
     unit, name = unit_of(budget_ns)
     with canvas(62 + 16 * len(plans)) as picture:
-        axes = picture.axes(58, 34, WIDTH - 66, picture.height - 56)
+        axes = picture.axes(58, 34, WIDTH - 76, picture.height - 56)
         for i, one in enumerate(plans):
             _plan(axes, i, one, unit, chosen=one is record.measurement)
         axes.axvline(budget_ns / unit, color=COLOUR["limit"], lw=1.4, ls="--", zorder=1)
@@ -219,7 +219,7 @@ def front(points: Sequence[Point], budget_ns: float | None = None, plan: Point |
     ordered = sorted(points, key=lambda one: one.latency_ns)
     unit, name = unit_of(ordered[-1].latency_ns)
     with canvas(232) as picture:
-        axes = picture.axes(54, 36, WIDTH - 64, 168)
+        axes = picture.axes(54, 36, WIDTH - 70, 168)
         shown = _loss_axis(axes, [one.loss for one in ordered])
         axes.plot(
             [one.latency_ns / unit for one in ordered], shown, color=COLOUR["after"], lw=1.6, marker="o", ms=4, mew=0
@@ -290,7 +290,7 @@ def comparison(series: Mapping[str, Sequence[Marked]], others: Sequence[Marked],
     everything = [one for points in series.values() for one in points] + list(others)
     unit, name = unit_of(max(one.latency.mid for one in everything))
     with canvas(228 + 15 * len(series)) as picture:
-        axes = picture.axes(54, 36, WIDTH - 64, 180)
+        axes = picture.axes(54, 36, WIDTH - 70, 180)
         lines: list[tuple[str, str, str, str]] = []
         for i, (title, points) in enumerate(series.items()):
             colour, marker, style = LOOKS[i % len(LOOKS)]

@@ -204,7 +204,7 @@ def keys(page: Axes, marks: Sequence[tuple[str, str, str, str]], y: float = 10.0
             fill = "none" if kind == "none" else COLOUR[colour]
             page.plot([x + 6], [y], mark, ms=6, mfc=fill, mec=COLOUR[colour], mew=1.4 if kind == "none" else 0)
         page.text(x + 20, y, text, va="center", color=COLOUR["muted"])
-        x += 30 + 5.5 * len(text)
+        x += 31 + 5.8 * len(text)
 
 
 def even(items: Sequence[Any], most: int) -> Sequence[Any]:
