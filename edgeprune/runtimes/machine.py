@@ -10,10 +10,15 @@ import getpass
 import hashlib
 import itertools
 import os
+import re
 import resource
 import shutil
 import socket
 import sys
+
+COLDEST_MC, HOTTEST_MC = -60_000, 150_000  # others are the values of sensors that are switched off
+PROCESSOR = re.compile(r"cpu|gpu|soc|pkg|package|core|tj|big|little")  # types of thermal zones
+CAPS = re.compile(r"cpufreq|^Processor$")  # types of cooling devices that lower the processor's clock
 
 
 def home() -> str:
@@ -108,11 +113,29 @@ def lines(path: str, most: int = 1000) -> list[str]:
         return []
 
 
-def temperature_mc() -> int | None:
-    """The temperature of the hottest part in millidegrees; None where the device does not report any."""
-    thermal = "/sys/class/thermal"
-    zones = [first_line(f"{thermal}/{name}/temp") for name in listed(thermal)]
-    return max((int(value) for value in zones if value.lstrip("-").isdigit()), default=None)
+def temperature_mc(thermal: str = "/sys/class/thermal") -> int | None:
+    """The temperature of the processor's hottest zone, in millidegrees; None where the device does not report any.
+
+    Without such a zone, all zones count. A power controller (PMIC) reports a constant.
+    """
+    zones = {}
+    for name in listed(thermal):
+        kind, value = first_line(f"{thermal}/{name}/type").lower(), first_line(f"{thermal}/{name}/temp")
+        if value.lstrip("-").isdigit() and COLDEST_MC < int(value) < HOTTEST_MC and "pmic" not in kind:
+            zones[name] = kind, int(value)
+    own = [value for kind, value in zones.values() if PROCESSOR.search(kind)]
+    return max(own or [value for _, value in zones.values()], default=None)
+
+
+def heat_caps(thermal: str = "/sys/class/thermal") -> bool | None:
+    """Whether heat lowers the processor's clock now; None where the kernel cannot lower it."""
+    states = [
+        first_line(f"{thermal}/{name}/cur_state")
+        for name in listed(thermal)
+        if CAPS.search(first_line(f"{thermal}/{name}/type"))
+    ]
+    known = [int(state) for state in states if state.isdigit()]
+    return any(known) if known else None
 
 
 def is_noexec() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -22,6 +23,7 @@ from . import contention
 FACT_BYTES = 1 << 16  # that are read of a file or a program
 FACT_CHARS = 100  # of a fact that is text
 IDENTITY_CHARS = 200
+HEAT = 4  # the flag of a Raspberry Pi that is throttled now
 REVISION = re.compile(r" Rev \d+(\.\d+)*$")  # as a Raspberry Pi's firmware writes it
 
 
@@ -150,13 +152,18 @@ def firmware(jetson: str = "/etc/nv_tegra_release") -> str | None:
     return found[0][:FACT_CHARS] or None
 
 
-def throttled() -> int | None:
-    """A Raspberry Pi's throttling flags: bits 0 to 3 mean now, bits 16 to 19 since boot. None elsewhere."""
-    answer = vcgencmd("get_throttled")
-    try:
-        return None if answer is None else int(answer.strip().partition("throttled=")[2], 16)
-    except ValueError:
-        return None
+def throttled(sysfs: str = "/sys/devices/platform/soc/soc:firmware/get_throttled") -> int | None:
+    """The throttling flags of a Raspberry Pi: bits 0 to 3 mean now, bits 16 to 19 since boot.
+
+    In a container, vcgencmd may not reach the firmware; the kernel then reports the flags. On other boards, heat that
+    lowers the clock sets the flag of it. None where nothing is reported.
+    """
+    answers = (vcgencmd("get_throttled") or "").partition("throttled=")[2], machine.first_line(sysfs)
+    for answer in answers:
+        with contextlib.suppress(ValueError):
+            return int(answer.strip(), 16)
+    capped = machine.heat_caps()
+    return None if capped is None else HEAT * capped
 
 
 def vcgencmd(question: str) -> str | None:
