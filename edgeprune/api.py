@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Unpack, overload
 
 from edgeprune.devices import install
+from edgeprune.errors import InfeasibleError
 from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
 from edgeprune.networks import Compressed, PrunedNetwork
@@ -122,12 +123,45 @@ def run(project: Given, target: str | Sequence[str] = "local", **options: Unpack
         >>> result.pruned.p50_ms <= result.budget_ms
         True
     """
+    if options.get("budget") is None and read_project(project).budget.goal is not None:
+        options["budget"] = fastest_budget(project, target, **options)
+        options["fresh"] = False
     with opened(project, target, **options) as started:
         if started.members:
             from edgeprune.stages.together import together
 
             return together(started, _compressed)
         return _compressed(started)
+
+
+def fastest_budget(project: Given, target: str | Sequence[str] = "local", **options: Unpack[Options]) -> str:
+    """The least latency budget, such as "37%", at which the metric falls by at most `[budget] max_metric_drop`.
+
+    It trains at most `fastest.TRAININGS` networks. They are kept, so a run with this budget reuses them. Args as in `run`.
+
+    Raises:
+        InfeasibleError: the metric of every trained network falls by more.
+    """
+    from edgeprune.stages import bounds, verify
+    from edgeprune.stages.fastest import fastest
+    from edgeprune.stages.verdict import POLICY
+
+    allowed = read_project(project).budget.max_metric_drop + POLICY.rounding
+
+    def loses_little(share: float) -> bool:
+        options["budget"] = _percent(share)
+        try:
+            with opened(project, target, **options) as started:
+                verdicts = [member.record(verify.STAGE) for _, member in bounds.targets(started)]
+        except InfeasibleError:
+            return False
+        return all(one.baseline.metric - one.pruned.metric <= allowed for one in verdicts)
+
+    return _percent(fastest(loses_little))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g}%"
 
 
 def _compressed(started: Run) -> Compressed:

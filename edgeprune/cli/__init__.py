@@ -8,6 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 
 from edgeprune import errors
 from edgeprune.cli import fleet, logs, report, sweep
-from edgeprune.cli.answers import one_line, opened, put
+from edgeprune.cli.answers import one_line, only_answer_on_stdout, opened, put
 from edgeprune.cli.commands import command
 from edgeprune.cli.options import (
     HERE,
@@ -134,6 +135,8 @@ def _verb(name: str, options: OfRun, after: Callable[[Path], str] | None = None)
             _in_parallel(name, options)
             return
     weights = options.weights if isinstance(options, OfTrained) else None
+    if name == "run":
+        options = _with_goal(options)
     with opened(options, budget=options.budget, fresh=options.fresh, weights=weights) as (run, answer):
         value = VERBS[name][1](run)
         answer(value)
@@ -142,6 +145,25 @@ def _verb(name: str, options: OfRun, after: Callable[[Path], str] | None = None)
         print(one_line(after(verdict)))
     outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
     raise typer.Exit(EXIT_CODES[str(outcome)])
+
+
+def _with_goal(options: OfRun) -> OfRun:
+    """The options with the latency budget that `[budget] goal` asks for. Finding it trains several networks."""
+    from edgeprune import api
+    from edgeprune.pipeline.request import read_project
+
+    if options.budget is not None or read_project(options.project).budget.goal is None:
+        return options
+    with only_answer_on_stdout(options.as_json):
+        found = api.fastest_budget(
+            options.project,
+            options.target or "local",
+            wait=options.wait,
+            patience=options.patience,
+            fresh=options.fresh,
+            progress=not options.quiet and not options.as_json,
+        )
+    return replace(options, budget=found, fresh=False)
 
 
 def _in_parallel(name: str, options: OfRun) -> None:

@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
         parameters: "200k" or "50%".
         macs: "40M" or "50%", multiply-accumulates of a call.
         activations: "256 kB" or "50%", tensors that live at the same time.
+        goal: "fastest", instead of a budget.
         mean: of each channel of the first input.
         std: likewise.
         scale: multiplies the first input before.
@@ -88,6 +89,7 @@ class Options(TypedDict, total=False):
     parameters: str
     macs: str
     activations: str
+    goal: str
     mean: Any
     std: Any
     scale: float

@@ -102,6 +102,7 @@ class _Budget(Section):
     parameters: Count = None
     macs: Count = None
     activations: Bytes = None
+    goal: Annotated[Literal["fastest"] | None, Field(description='"fastest"')] = None
 
 
 class _Preprocess(Section):
@@ -203,6 +204,8 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         except UsageError as error:
             raise usage_error(f"{source.where(section)} {error}") from error
 
+    if given is not None and file.budget.goal is not None:
+        raise usage_error(f"{source.where('budget')} latency and goal exclude each other; keep one of them")
     model = _model(source, file.model)
     preprocess = read("preprocess", Preprocess) if file.preprocess else preprocess_of(model.factory)
     network = model, preprocess, file.finetune.seed

@@ -122,6 +122,10 @@ def request(project: Given, target: str = "local", **options: Unpack[Options]) -
         UsageError: a file cannot be read or is wrong, or the target's runtime does not have its precision.
     """
     known = read_project(project, options.get("budget"))
+    if known.budget.goal is not None and known.budget.latency is None:
+        raise UsageError(
+            f"{known.where('budget', 'goal')} is for edgeprune run, which finds the latency; give a --budget to this command"
+        )
     to = toml.read_target(toml.find_target(target, known.folder))
     if to.name == SHARED:
         raise UsageError(f'{to.path}: "{SHARED}" names the run folder that all targets share; rename the target file')

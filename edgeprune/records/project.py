@@ -131,6 +131,7 @@ class BudgetSection:
         parameters: how many the network has.
         macs: multiply-accumulates of one call.
         activations: most bytes of tensors that live at the same time.
+        goal: "fastest" to find the least latency at which the metric falls by at most `max_metric_drop`.
     """
 
     latency: Budget | None = None
@@ -139,6 +140,7 @@ class BudgetSection:
     parameters: Limit | None = None
     macs: Limit | None = None
     activations: Limit | None = None
+    goal: Literal["fastest"] | None = None
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -149,10 +151,10 @@ class BudgetSection:
     @property
     def prunes(self) -> bool:
         """Whether the network is pruned: there is a limit to meet."""
-        return self.latency is not None or bool(self.limits)
+        return self.latency is not None or self.goal is not None or bool(self.limits)
 
     def __str__(self) -> str:
-        latency = [] if self.latency is None else [str(self.latency)]
+        latency = [str(one) for one in (self.latency or self.goal,) if one is not None]
         return ", ".join([*latency, *map(str, self.limits)])
 
 

@@ -29,7 +29,6 @@ from edgeprune.records import (
     Widths,
     digest,
 )
-from edgeprune.records.budget import LIMITED
 from edgeprune.runtimes.base import Runtime
 from edgeprune.stages import bounds, confirm, finetune, precision, survey, trial
 from edgeprune.stages import compile as compiling
@@ -217,7 +216,7 @@ def _setting(name: str, keys: Sequence[str], pick: Callable[[Any], Any]) -> Inpu
         found: dict[str, object] = {}
         for key in keys:
             label, value = f"[{name}] {key}", getattr(section(run), key)
-            if value is None and name == "budget" and key in LIMITED:
+            if value is None and name == "budget" and key != "latency":
                 continue  # so that a project without limits keeps its keys
             found |= _code(label, value) if isinstance(value, Function) else {label: _plain(value)}
         return found
