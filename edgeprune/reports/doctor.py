@@ -159,6 +159,9 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
         yield _power_mode(target, printable(str(state["power_mode"]), 40))
     if "clocks_pinned" in state:
         yield _clocks(target, bool(state["clocks_pinned"]))
+    if "unheard" in state:
+        fix = "let its user ask the firmware: sudo usermod -aG video USER, then log in again; in a container, pass /dev/vcio"
+        yield Finding("warn", "vcgencmd does not reach the firmware, so low voltage stays unseen", fix)
     if "throttled" in state:
         yield _throttling(int(state["throttled"]))
 

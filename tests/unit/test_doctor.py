@@ -34,6 +34,7 @@ def target(**more: Any) -> Target:
         ({}, {"clocks_pinned": False}, "warn", "may vary"),
         ({"clocks_pinned": True}, {"clocks_pinned": False}, "fail", "may vary"),
         ({"prepare": Prepare(jetson_clocks=True)}, {"clocks_pinned": False}, "ok", "may vary"),
+        ({}, {"unheard": 1}, "warn", "does not reach the firmware"),
         ({}, {"throttled": 0}, "ok", "0x0"),
         ({}, {"throttled": 0x50000}, "warn", "0x50000"),
         ({}, {"throttled": 0x1}, "fail", "0x1"),

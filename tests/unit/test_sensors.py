@@ -79,3 +79,17 @@ def test_throttling_is_asked_of_the_firmware_then_of_the_kernel(
     monkeypatch.setattr(facts, "vcgencmd", lambda question: answer)
     monkeypatch.setattr(machine, "heat_caps", lambda: capped)
     assert facts.throttled(str(tmp_path / "get_throttled")) == expected
+
+
+def test_a_firmware_that_answers_nobody_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/vcgencmd")
+    for answer, kernel, expected in (
+        ("VCHI initialization failed", "", True),
+        ("throttled=0x0", "", False),
+        (None, "0", False),
+    ):
+        (tmp_path / "get_throttled").write_text(kernel)
+        monkeypatch.setattr(facts, "vcgencmd", lambda question, answer=answer: answer)
+        assert facts.is_unheard(str(tmp_path / "get_throttled")) is expected
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert facts.is_unheard(str(tmp_path / "none")) is False

@@ -23,6 +23,7 @@ from . import contention
 FACT_BYTES = 1 << 16  # that are read of a file or a program
 FACT_CHARS = 100  # of a fact that is text
 IDENTITY_CHARS = 200
+FLAGS = "/sys/devices/platform/soc/soc:firmware/get_throttled"  # of a Raspberry Pi, by its kernel
 HEAT = 4  # the flag of a Raspberry Pi that is throttled now
 REVISION = re.compile(r" Rev \d+(\.\d+)*$")  # as a Raspberry Pi's firmware writes it
 
@@ -126,6 +127,8 @@ def conditions(runtime: Runtime) -> Conditions:
     for name, value in (("os", os_name()), ("firmware", firmware()), ("throttled", throttled())):
         if value is not None:
             found[name] = value
+    if is_unheard():
+        found["unheard"] = 1
     found.update(contention.limits())
     found.update(runtime.conditions())
     return {name: printable(fact, FACT_CHARS) if isinstance(fact, str) else fact for name, fact in found.items()}
@@ -152,7 +155,7 @@ def firmware(jetson: str = "/etc/nv_tegra_release") -> str | None:
     return found[0][:FACT_CHARS] or None
 
 
-def throttled(sysfs: str = "/sys/devices/platform/soc/soc:firmware/get_throttled") -> int | None:
+def throttled(sysfs: str = FLAGS) -> int | None:
     """The throttling flags of a Raspberry Pi: bits 0 to 3 mean now, bits 16 to 19 since boot.
 
     In a container, vcgencmd may not reach the firmware; the kernel then reports the flags. On other boards, heat that
@@ -164,6 +167,15 @@ def throttled(sysfs: str = "/sys/devices/platform/soc/soc:firmware/get_throttled
             return int(answer.strip(), 16)
     capped = machine.heat_caps()
     return None if capped is None else HEAT * capped
+
+
+def is_unheard(sysfs: str = FLAGS) -> bool:
+    """Whether a Raspberry Pi reports no flags: its user may not ask the firmware."""
+    return (
+        shutil.which("vcgencmd") is not None
+        and "0x" not in (vcgencmd("get_throttled") or "")
+        and not machine.first_line(sysfs)
+    )
 
 
 def vcgencmd(question: str) -> str | None:
