@@ -14,6 +14,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 smartquotes_action = "D"  # dashes; quotes are part of values
 default_role = "code"  # docstrings write `names` as Markdown does
 myst_heading_anchors = 4
+myst_enable_extensions = ["html_image"]
 myst_links_external_new_tab = False
 highlight_language = "text"
 pygments_dark_style = "github-dark"

@@ -21,7 +21,8 @@ PAGES, SITE = ROOT / "build" / "pages", ROOT / "build" / "site"
 SOURCES = "*.md", "docs/*.md", "docs/adr/*.md", "examples/*/README.md", "benchmarks/README.md", "profiles/README.md"
 CONTENTS = "docs/README.md"
 NOTEBOOK = "examples/quickstart.py"  # becomes a page
-LINK = re.compile(r"!?\[([^\]]*)\]\(([^)#\s]+)[^)]*\)")  # its text and its file
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)[^)]*\)")  # its text and its file
+FILE = re.compile(r'(?:\]\(|<img src=")([^)"#\s]+)')  # that a page links to, or shows
 FROM_CODE = "Reference, from the code"
 
 
@@ -29,7 +30,7 @@ def collect() -> None:
     """Copy the pages, and the files that they link to, and write the pages that follow from the code."""
     shutil.rmtree(PAGES, ignore_errors=True)
     sources = {path for pattern in SOURCES for path in ROOT.glob(pattern)}
-    linked = {(page.parent / link).resolve() for page in sources for _, link in LINK.findall(page.read_text())}
+    linked = {(page.parent / link).resolve() for page in sources for link in FILE.findall(page.read_text())}
     for path in sources | {path for path in linked if path.is_file()}:
         copy = PAGES / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
