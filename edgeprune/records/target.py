@@ -125,10 +125,11 @@ class Target:
 
     @property
     def all_hosts(self) -> list[tuple[str, Target]]:
-        """The device that is measured, then the other hosts that releases go to; pairs as in `each_host`."""
+        """The boards that are measured, then the other hosts that releases go to; pairs as in `each_host`."""
         if self.host is None:
             return self.each_host
-        own = (self.host.name, self)
-        if self.host.place and not self.deploy.hosts:
-            return [own]
-        return [own, *(host for host in self.each_host if host[0] != own[0])]
+        found = {self.host.name: self}
+        found |= {host.name: replace(self, host=host) for host in self.others if not host.place}
+        if self.deploy.hosts:
+            found |= {name: one for name, one in self.each_host if name not in found}
+        return list(found.items())

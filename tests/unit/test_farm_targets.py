@@ -34,6 +34,12 @@ def test_hosts_are_a_first_board_and_others(tmp_path: Path) -> None:
     assert target.host is not None
     assert (target.host.name, target.host.user) == ("pi-1", "pi")
     assert [(host.name, host.user) for host in target.others] == [("pi-2", "pi"), ("pi-3", "pi")]
+    served = written(tmp_path, 'hosts = ["pi-1", "pi-2"]', '[deploy]\nhosts = ["pi-2", "shop"]\n')
+    assert [(name, one.host and one.host.name) for name, one in served.all_hosts] == [
+        ("pi-1", "pi-1"),
+        ("pi-2", "pi-2"),
+        ("shop", "shop"),
+    ]  # setup and doctor use them
 
 
 @pytest.mark.parametrize(
