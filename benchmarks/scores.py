@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cifar
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.surface import LayerCost, Surface, features
 from edgeprune.network.importance import CRITERIA
+from edgeprune.network.observe import observe
 from edgeprune.network.survey import survey
 from edgeprune.records import Groups
 from edgeprune.stages import allocation
@@ -122,7 +124,7 @@ def main() -> None:
             continue
         budget = float(options.share.rstrip("%")) / 100 * groups.macs(groups.full())
         (plan,) = allocation.plans(groups, by_macs(groups), scores, budget, "")
-        pruned = pruning.prune(model, groups, plan, example, train).untrained
+        pruned = pruning.prune(model, groups, plan, example, partial(observe, batches=train)).untrained
         print("{:.4f}, {:.2%}, of {:.4f}, {:.2%} originally".format(*judged(pruned, valid), *judged(model, valid)))
 
 

@@ -109,6 +109,7 @@ class Limits:
     trial_metric_s: float = 3.0  # to compute their outputs
     trial_read_s: float = 120.0  # to read a split once
     # training
+    observed_bytes: int = 1 << 30  # of the original network at work, which are kept for other prunings of a sweep
     teacher_bytes: int = 64 << 20  # outputs of the original network that are kept for other trainings of a sweep
     importance_batches: int = 64  # for a data-driven importance score
     fisher_samples: int = 512

@@ -96,6 +96,12 @@ class Reference:
         """Multiply-accumulates of a refit of all layers, roughly."""
         return sum((len(layer.rows) + layer.rows.shape[1]) * layer.rows.shape[1] ** 2 for layer in self.layers.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs and outputs that it holds."""
+        inputs, outputs = self.held_out
+        return sum(x.nbytes for x in (*self.inputs, *inputs, *outputs, *(one.rows for one in self.layers.values())))
+
     def readers(self, group: Group) -> list[Slot]:
         """The slots at which dense layers read the channels of a group."""
         return [s for s in group.slots if s.parameter in self.layers and self.layers[s.parameter].dim == s.dim]

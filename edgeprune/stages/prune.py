@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
+from edgeprune.limits import LIMITS
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import Confirmed, Groups, Plan, Pruned, Recipe
 
@@ -47,12 +49,34 @@ def run(reads: Reads, output: Output) -> Pruned:
 
     original = formed(reads.network.module, reads.survey, reads.network.inputs)
     with reads.train.repeatable(reads.finetune_seed):
-        found = prune(original, reads.survey, reads.confirm.plan, reads.network.inputs, reads.train, output.watch.step)
+        watch = output.watch.step
+        found = prune(original, reads.survey, reads.confirm.plan, reads.network.inputs, _observer(reads), watch)
     untrained, start = output.path("pruned.safetensors"), output.path("start.safetensors")
     weights.save(untrained, found.untrained, found.recipe)
     weights.save(start, found.start, found.recipe)
     counts = weights.count_parameters(found.untrained), weights.count_parameters(original)
     return Pruned(untrained, start, counts, found.refitted)
+
+
+_KNOWN: WeakKeyDictionary[Split, tuple[object, Reference]] = WeakKeyDictionary()
+
+
+def _observer(reads: Reads) -> Callable[[nn.Module], Reference]:
+    """Observes the original network on the training data. Runs of a sweep share the split, and so what was observed."""
+    from edgeprune.network.observe import observe
+
+    network = reads.survey.network, reads.finetune_seed
+
+    def observed(model: nn.Module) -> Reference:
+        known = _KNOWN.get(reads.train)
+        if known is not None and known[0] == network:
+            return known[1]
+        found = observe(model, reads.train)
+        if found.nbytes <= LIMITS.observed_bytes:
+            _KNOWN[reads.train] = network, found
+        return found
+
+    return observed
 
 
 def describe(pruned: Pruned, reads: Reads) -> str:
@@ -69,7 +93,7 @@ def prune(
     groups: Groups,
     plan: Plan,
     inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[tuple[Tensor, ...], Tensor]],
+    observe: Callable[[nn.Module], Reference],
     step: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> Networks:
     """Cut a network to a plan, prove the cut, and refit the remaining weights (see `edgeprune.network.refit`).
@@ -81,7 +105,7 @@ def prune(
         groups: its channel groups.
         plan: the channels to keep.
         inputs: example inputs, (batch, ...) each, that the cut is proved on.
-        batches: training data that weights are refitted on: pairs of (inputs, targets), (batch, ...) each.
+        observe: observes a network on the training data that weights are refitted on; see `network.observe.observe`.
         step: is called as the work proceeds, with (done, total, note).
 
     Raises:
@@ -89,7 +113,6 @@ def prune(
     """
     from edgeprune.graph.groups import make_recipe
     from edgeprune.network.cut import cut, provable, sliced
-    from edgeprune.network.observe import observe
     from edgeprune.network.prove import is_provable, prove
     from edgeprune.network.survey import generic
 
@@ -103,7 +126,7 @@ def prune(
     if not recipe:
         return Networks(pruned, pruned, recipe, False)
     step(1, PARTS, "")
-    reference = observe(model, batches)
+    reference = observe(model)
     step(2, PARTS, "")
     return refitted(model, pruned, recipe, reference)
 

@@ -14,6 +14,7 @@ from releases import FIGURES
 from rich.console import Console
 
 from edgeprune.cli import logs
+from edgeprune.network.observe import observe
 from edgeprune.network.survey import survey
 from edgeprune.records import Check, Figures, Outcome, Plan, Result, Verdict
 from edgeprune.records.budget import time_text
@@ -140,5 +141,6 @@ def test_the_survey_and_the_prune_stage_report_their_progress() -> None:
     steps.clear()
     keep = {group.name: tuple(range(group.width // 2)) for group in groups.free}
     plan = Plan(keep, *[None] * 7)  # type: ignore[arg-type] # only the units count
-    prune.prune(model, groups, plan, inputs, [(image(), torch.zeros(1))] * 4, lambda *step: steps.append(step))
+    batches = [(image(), torch.zeros(1))] * 4
+    prune.prune(model, groups, plan, inputs, lambda one: observe(one, batches), lambda *step: steps.append(step))
     assert steps == [(1, 3, ""), (2, 3, "")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -13,6 +15,7 @@ from nets import Plain, image
 from torch import Tensor, nn
 
 from edgeprune.graph.groups import make_recipe
+from edgeprune.network.observe import observe
 from edgeprune.network.prove import is_provable
 from edgeprune.network.survey import randomised, survey, whole
 from edgeprune.records import Plan
@@ -142,7 +145,7 @@ def test_a_network_whose_outputs_are_all_alike_is_cut() -> None:
     assert not is_provable(model, make_recipe(groups, keep), image())
     plan = Plan(keep, *[None] * 7)  # type: ignore[arg-type] # only the units count
     before = copy.deepcopy(model.state_dict())
-    found = prune.prune(model, groups, plan, image(), [(image(), torch.zeros(1))] * 4)
+    found = prune.prune(model, groups, plan, image(), lambda one: observe(one, [(image(), torch.zeros(1))] * 4))
     assert found.untrained.a[0].out_channels == 4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -159,4 +162,27 @@ def test_a_wrong_cut_of_such_a_network_is_found(monkeypatch: pytest.MonkeyPatch)
         cut, "_slice", lambda t, dims: slicing(t, {d: (i[::-1] if d == 1 else i) for d, i in dims.items()})
     )
     with pytest.raises(CutError, match="differs from the masked original"):
-        prune.prune(model, groups, plan, image(), [(image(), torch.zeros(1))] * 4)
+        prune.prune(model, groups, plan, image(), lambda one: observe(one, [(image(), torch.zeros(1))] * 4))
+
+
+def test_prunings_that_share_their_data_observe_the_original_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Data(list[object]):
+        __hash__ = object.__hash__
+
+    observed: list[object] = []
+    found = SimpleNamespace(nbytes=10)
+    monkeypatch.setattr("edgeprune.network.observe.observe", lambda model, batches: observed.append(batches) or found)
+
+    def reads(data: Data, network: str = "n", seed: int = 0) -> prune.Reads:
+        return SimpleNamespace(train=data, survey=SimpleNamespace(network=network), finetune_seed=seed)  # type: ignore[return-value]
+
+    data = Data()
+    assert prune._observer(reads(data))(nn.Identity()) is prune._observer(reads(data))(nn.Identity()) is found
+    assert len(observed) == 1
+    for other in (reads(Data()), reads(data, network="m"), reads(data, network="m", seed=1)):
+        prune._observer(other)(nn.Identity())
+    assert len(observed) == 4
+    monkeypatch.setattr(prune, "LIMITS", replace(prune.LIMITS, observed_bytes=9))
+    for count in (5, 6):
+        prune._observer(reads(Data()))(nn.Identity())
+        assert len(observed) == count
