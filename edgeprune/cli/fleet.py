@@ -156,7 +156,9 @@ def bundle(options: OfBundle) -> None:
 
     _not_in_parallel("bundle")
     with opened(options, budget=options.budget, fresh=options.fresh, weights=options.weights) as (run, answer):
-        answer(deploy.written(run, options.output, options.sequence))
+        written = deploy.written(run, options.output, options.sequence)
+        if options.as_json:
+            answer(written)
 
 
 def rollback(options: OfHosts) -> None:

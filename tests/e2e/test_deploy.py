@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -41,13 +42,18 @@ def known(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True)) / "edgeprune.toml"
 
 
+def deployed(done: Finished) -> list[dict[str, Any]]:
+    """The releases of the hosts that a command printed."""
+    return [release for host in done.json["hosts"] for release in host["releases"]]
+
+
 @pytest.mark.slow
 def test_deploy_and_roll_back_by_the_command_line(known: Path, home: Path) -> None:
     """The budget is so large that noise cannot make it fail. The second release has other weights."""
     deploy = ("deploy", "--project", known, "--budget", "50 ms")
     first = command(*deploy, "--json")
     assert first.code == 0, first.out + first.err
-    (one,) = first.json
+    (one,) = deployed(first)
     assert (one["host"], one["service"], one["state"]) == ("here", "blobs", "current")
     assert one["manifest"]["verdict"]["artifact"] == one["manifest"]["artifact"]
     again = command(*deploy)
@@ -74,9 +80,21 @@ def test_deploy_and_roll_back_by_the_command_line(known: Path, home: Path) -> No
     assert command("rollback", "--project", known).code == 0
     again = command("rollback", "--project", known)  # as after a rollback that failed on a later host
     assert again.code == 0 and "was rolled back already" in again.err
-    states = {release["digest"]: release["state"] for release in command("releases", "--json").json}
-    assert states == {one["digest"]: "current", second.json[0]["digest"]: "previous"}
+    states = {release["digest"]: release["state"] for release in deployed(command("releases", "--json"))}
+    assert states == {one["digest"]: "current", deployed(second)[0]["digest"]: "previous"}
     assert "emulated" not in command("releases").out
+
+    written = command("bundle", "--project", known, "--budget", "50 ms", "-o", known.with_name("b.tar"), "--json")
+    assert written.code == 0 and written.json == {"path": str(known.with_name("b.tar"))}
+    runner = [sys.executable, current / "runner.py"]
+    done = subprocess.run(
+        [*runner, "--install", known.with_name("b.tar")], capture_output=True, timeout=120, check=True
+    )
+    third = json.loads(done.stdout)["release"]
+    assert command("withdraw", third[:12], "--project", known).code == 0
+    assert third not in {release["digest"] for release in deployed(command("releases", "--json"))}
+    assert "withdraw" in command("audit").out and "accepted" in command("keys", "list").out
+    assert command("check", "--deployed", "--project", known).code == 0
 
     (home / ".ssh" / "id_ed25519").unlink()
     keyless = command(*deploy)
