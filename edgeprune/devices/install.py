@@ -140,15 +140,11 @@ def _by_wheels(
 
 
 def obstacles(facts: wire.Platform) -> list[tuple[str, str]]:
-    """What keeps a runtime from being installed: pairs of the obstacle and its fix."""
-    found = []
-    if facts.bits < 64:
-        text = f"a 32-bit system on a {printable(facts.machine, 20)} processor, and the runtimes have no wheels for it"
-        found.append((text, "Install the 64-bit system. Its Python must be a 64-bit one."))
-    if facts.noexec:
-        text = "the home there is mounted noexec, so no library can be loaded from it"
-        found.append((text, "Mount it with exec, or give the user another home."))
-    return found
+    """What keeps an installed runtime from working: pairs of the obstacle and its fix."""
+    if not facts.noexec:
+        return []
+    text = "the home there is mounted noexec, so no library can be loaded from it"
+    return [(text, "Mount it with exec, or give the user another home.")]
 
 
 # ------------------------------------------------------------------------------------------------------------- wheels
@@ -163,6 +159,11 @@ def platform_of(target: Target, facts: wire.Platform) -> WheelPlatform:
     python, glibc = _version(facts.python), _version(facts.glibc)
     if not re.fullmatch(r"\w{1,20}", facts.machine) or python is None:
         raise DeviceError(f"{target.name}: the device does not report a known platform: {printable(str(facts))}")
+    if facts.bits < 64:
+        raise DeviceError(
+            f"{target.name} has a 32-bit system (its kernel is {facts.machine}), and the runtimes have no wheels for it. Install"
+            " the 64-bit system. Its Python must be a 64-bit one."
+        )
     if glibc is None:
         raise DeviceError(
             f"{target.name} has no glibc, so no wheels fit. Install a system with glibc, such as Raspberry Pi OS."

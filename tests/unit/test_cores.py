@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeprune.devices import install, wire
+from edgeprune.devices import wire
 from edgeprune.devices.bench import Bench, identified
 from edgeprune.devices.transports.base import Refusal, ask
 from edgeprune.devices.transports.local import Local
@@ -180,8 +180,6 @@ def test_cores_that_are_no_list_or_too_few_are_refused(runtime: str, reason: str
 
 # ----------------------------------------------------------------------------------------------------------- doctor
 
-FIT = wire.Platform("3.11", "aarch64", "2.36", free_bytes=1 << 30, clock_s=0.0, cores=8, pip=True)
-
 
 def test_doctor_names_the_clusters_and_pins_to_the_fastest() -> None:
     clusters = (Cluster("0-3", "Cortex-A55", 1_800_000), Cluster("4-7", "Cortex-A76", 2_400_000))
@@ -191,14 +189,3 @@ def test_doctor_names_the_clusters_and_pins_to_the_fastest() -> None:
     assert found.fix == 'pin the measurements: [runtime] cores = "4-7" in t.toml'
     assert [one.level for one in doctor._clusters(target(cores="4-7"), clusters)] == ["ok"]
     assert list(doctor._clusters(target(), clusters[:1])) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [({"bits": 32}, "a 32-bit system on a aarch64 processor"), ({"noexec": True}, "mounted noexec"), ({}, "")],
-)
-def test_what_keeps_a_runtime_from_being_installed_is_found_before_anything_is_sent(
-    change: dict[str, Any], text: str
-) -> None:
-    found = install.obstacles(replace(FIT, **change))
-    assert bool(found) == bool(text) and all(text in what and fix for what, fix in found)

@@ -76,7 +76,7 @@ def test_a_runtime_is_installed_once(present: bool, pip_works: bool, expected: l
     ("change", "reason"),
     [
         ({"free_bytes": 500}, "onnxruntime needs 0 MB on the device, and 0 MB are free"),
-        ({"bits": 32}, "board: a 32-bit system on a aarch64 processor"),
+        ({"bits": 32}, r"board has a 32-bit system \(its kernel is aarch64\)"),
         ({"noexec": True}, "mounted noexec"),
     ],
 )
