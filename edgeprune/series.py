@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 from edgeprune import api
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.pipeline.request import Given, Quiet, Watch, read_project, request
 from edgeprune.records import Comparison, Front, Sweep, SweepCell, TargetPrecision, UnprunedNetworks
 
@@ -72,11 +72,18 @@ class MeasuredSweep(Sweep):
         return picture(self)
 
     def report(self, path: Path | str) -> Path:
-        """Write the report of all runs with a verdict: one HTML file. It needs the extra `report`. Returns its path."""
+        """Write the report of all runs with a verdict: one HTML file. It needs the extra `report`. Returns its path.
+
+        Raises:
+            UsageError: no run has a verdict.
+        """
         from edgeprune.reports import report
         from edgeprune.stages import finished
 
-        return report.write([finished.read(cell.verdict) for cell in self.cells if cell.verdict], Path(path))
+        verdicts = [cell.verdict for cell in self.cells if cell.verdict is not None]
+        if not verdicts:
+            raise UsageError("no run of this sweep has a verdict, so there is nothing to report; see its errors")
+        return report.write([finished.read(verdict) for verdict in verdicts], Path(path))
 
 
 def front(project: Given, target: str = "local", points: int = 20, **options: Unpack[api.Options]) -> PlannedFront:

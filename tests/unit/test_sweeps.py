@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from runs import put
 from small import SMALLEST, InProcess
 
 import edgeprune as package
@@ -187,6 +188,17 @@ def test_a_sweep_draws_itself() -> None:
     assert "metric against measured latency of t" in swept().plot().alt  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="nothing to draw"):
         reports.picture(stage.summed("p", [failed()], {}))
+
+
+def test_a_sweep_writes_the_report_of_all_verdicts(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    cells = [replace(cell(0.5, 0.9), verdict=put(tmp_path, budget=budget)) for budget in ("50%", "12 ms")]
+    found = series.MeasuredSweep(**vars(stage.summed("p", [*cells, failed()], {})))
+    text = found.report(tmp_path / "sweep.html").read_text()
+    assert "12 ms" in text and "50%" in text
+    with pytest.raises(UsageError, match="nothing to report"):
+        series.MeasuredSweep(**vars(stage.summed("p", [failed()], {}))).report(tmp_path / "none.html")
 
 
 def test_a_sweep_is_a_table_in_a_notebook() -> None:
