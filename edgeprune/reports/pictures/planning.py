@@ -219,7 +219,7 @@ def front(points: Sequence[Point], budget_ns: float | None = None, plan: Point |
     ordered = sorted(points, key=lambda one: one.latency_ns)
     unit, name = unit_of(ordered[-1].latency_ns)
     with canvas(232) as picture:
-        axes = picture.axes(54, 36, WIDTH - 70, 168)
+        axes = picture.axes(60, 36, WIDTH - 76, 168)
         shown = _loss_axis(axes, [one.loss for one in ordered])
         axes.plot(
             [one.latency_ns / unit for one in ordered], shown, color=COLOUR["after"], lw=1.6, marker="o", ms=4, mew=0
