@@ -67,10 +67,10 @@ def pip_command(words: list[str]) -> None:
 
 
 def python_command(words: list[str]) -> None:
-    """A file that Python runs is in the repository, or on the page, and has these options."""
+    """A file that Python runs is in the repository, on the page or on a device, and has these options."""
     if words[0] == "-m" and words[1] == "edgeprune":
         edgeprune_command(words[2:])
-    if words[0].startswith("-") or words[0] in {block.file for block in everywhere("python")}:
+    if words[0].startswith(("-", "~")) or words[0] in {block.file for block in everywhere("python")}:
         return
     code = (ROOT / words[0]).read_text()
     for word in words[1:]:
