@@ -10,15 +10,33 @@ evaluate.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Dict, Generic, Literal, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, Mapping, Optional, Tuple, Type
 
 from ..runtimes.cores import Cluster
 from ..runtimes.device import ErrorKind, Fact
 from ..runtimes.timing import Timed
-from .validate import MESSAGE, PATH, RAW, WireError, read, shown
-
-Reply = TypeVar("Reply")
-
+from .jobs import MODES as MODES
+from .jobs import Job as Job
+from .jobs import Reply
+from .jobs import Work as Work
+from .release_messages import Activate as Activate
+from .release_messages import Activated as Activated
+from .release_messages import AuditLog as AuditLog
+from .release_messages import ChangeKeys as ChangeKeys
+from .release_messages import Check as Check
+from .release_messages import KeyEntry as KeyEntry
+from .release_messages import Keys as Keys
+from .release_messages import ListReleases as ListReleases
+from .release_messages import Metrics as Metrics
+from .release_messages import Publish as Publish
+from .release_messages import Published as Published
+from .release_messages import ReadAudit as ReadAudit
+from .release_messages import ReadMetrics as ReadMetrics
+from .release_messages import ReleaseEntry as ReleaseEntry
+from .release_messages import Releases as Releases
+from .release_messages import Withdraw as Withdraw
+from .release_messages import Withdrawn as Withdrawn
+from .validate import MESSAGE, PATH, WireError, read, shown
 
 # -------------------------------------------------------------------------------------------------------- replies
 
@@ -133,101 +151,7 @@ class Throughput:
     after: Dict[str, Fact]
 
 
-@dataclass(frozen=True)
-class Published:
-    """Whether the device accepted the key of this bundle as its first one."""
-
-    enrolled: bool
-
-
-@dataclass(frozen=True)
-class Check:
-    """What a release's runner answered to --check."""
-
-    ok: bool
-    relative_error: float
-    limit: float
-    median_ms: float
-
-
-@dataclass(frozen=True)
-class Activated:
-    """The digests of the releases that are in service and before it."""
-
-    current: str
-    previous: Optional[str]
-    check: Check
-
-
-@dataclass(frozen=True)
-class ReleaseEntry:
-    """A release on the device, with its manifest, or with what damaged it."""
-
-    service: str
-    digest: str
-    state: Literal["kept", "previous", "current"]
-    since_s: Optional[int] = None
-    manifest: Optional[Dict[str, Any]] = None
-    damage: str = field(default="", metadata=MESSAGE)
-
-
-@dataclass(frozen=True)
-class Releases:
-    """Every release of every service."""
-
-    releases: Tuple[ReleaseEntry, ...]
-
-
-@dataclass(frozen=True)
-class Withdrawn:
-    """The digest of the release that is in service now, if any."""
-
-    current: Optional[str]
-
-
-@dataclass(frozen=True)
-class KeyEntry:
-    """A public key that the device knows."""
-
-    key: str = field(metadata=PATH)
-    state: Literal["accepted", "retired", "revoked"]
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Every key that the device knows."""
-
-    keys: Tuple[KeyEntry, ...]
-
-
-@dataclass(frozen=True)
-class AuditLog:
-    """The last lines of the audit log."""
-
-    lines: Tuple[str, ...] = field(metadata=RAW)
-
-
 # ----------------------------------------------------------------------------------------------------------- jobs
-
-
-@dataclass(frozen=True)
-class Job(Generic[Reply]):
-    """A job of the agent; `deadline_s` is the most that it may take, by the device's clock."""
-
-    deadline_s: float
-
-    @property
-    def label(self) -> str:
-        """What the job does, for messages."""
-        return MODES[type(self)]
-
-
-@dataclass(frozen=True)
-class Work(Job[Reply]):
-    """A job that a fresh process does, since it loads a runtime or lasts long."""
-
-    runtime: str
-    finishes: ClassVar[bool] = False  # where the host is gone, the agent still lets it come to its end
 
 
 @dataclass(frozen=True)
@@ -365,82 +289,6 @@ class GetThroughput(Work[Throughput]):
         return _of("throughput", (self.model,))
 
 
-@dataclass(frozen=True)
-class Publish(Work[Published]):
-    """Check a signed bundle in the folder `source`, run it, and keep it as a release. Nothing is switched."""
-
-    service: str
-    digest: str
-    source: str = field(metadata=PATH)
-    signer: str = field(metadata=RAW)
-    check_s: float
-    who: str = ""
-
-
-@dataclass(frozen=True)
-class Activate(Work[Activated]):
-    """Put a release into service: switch, run it, and have `reload` notify the server. Undo it where any of that fails."""
-
-    service: str
-    digest: str
-    check_s: float
-    reload: Tuple[str, ...] = field(metadata=RAW)
-    reload_s: float
-    keep: int
-    who: str = ""
-    finishes: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class Withdraw(Work[Withdrawn]):
-    """Refuse a release from now on. Where it is in service, return to the one before first, as `Activate` does."""
-
-    service: str
-    digest: str
-    check_s: float
-    reload: Tuple[str, ...] = field(metadata=RAW)
-    reload_s: float
-    keep: int
-    who: str = ""
-    finishes: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class ChangeKeys(Job[Keys]):
-    """Add, retire and revoke public keys, and list all."""
-
-    who: str = ""
-    add: Tuple[str, ...] = field(default=(), metadata=PATH)
-    retire: Tuple[str, ...] = field(default=(), metadata=PATH)
-    revoke: Tuple[str, ...] = field(default=(), metadata=PATH)
-
-
-@dataclass(frozen=True)
-class ReadAudit(Job[AuditLog]):
-    """Read the end of the audit log."""
-
-    most_bytes: int
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """The figures of a service in Prometheus' text format."""
-
-    text: str = field(metadata=RAW)
-
-
-@dataclass(frozen=True)
-class ReadMetrics(Job[Metrics]):
-    """Read the figures of a service that is running."""
-
-    service: str
-
-
-@dataclass(frozen=True)
-class ListReleases(Work[Releases]):
-    """List every release of every service."""
-
-
 TABLE: Dict[str, Tuple[Type[Job[Any]], Type[Any]]] = {
     "reserve": (Reserve, Reserved),
     "store": (Store, Done),
@@ -460,7 +308,7 @@ TABLE: Dict[str, Tuple[Type[Job[Any]], Type[Any]]] = {
     "audit": (ReadAudit, AuditLog),
     "metrics": (ReadMetrics, Metrics),
 }
-MODES: Dict[type, str] = {job: mode for mode, (job, _) in TABLE.items()}
+MODES.update({job: mode for mode, (job, _) in TABLE.items()})
 
 
 # ------------------------------------------------------------------------------------------------ to and from JSON
