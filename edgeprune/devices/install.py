@@ -161,8 +161,8 @@ def platform_of(target: Target, facts: wire.Platform) -> WheelPlatform:
         raise DeviceError(f"{target.name}: the device does not report a known platform: {printable(str(facts))}")
     if facts.bits < 64:
         raise DeviceError(
-            f"{target.name} has a 32-bit system (its kernel is {facts.machine}), and the runtimes have no wheels for it. Install"
-            " the 64-bit system. Its Python must be a 64-bit one."
+            f"{target.name} has a 32-bit system (its kernel is {facts.machine}), and the runtimes have no wheels for it."
+            " Install the 64-bit system. Its Python must be a 64-bit one."
         )
     if glibc is None:
         raise DeviceError(
