@@ -9,29 +9,29 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from runs import Texts, checked, put
 from small import InProcess
 
+from edgeprune.cli import report as cli
 from edgeprune.errors import RuntimeMissing
 from edgeprune.limits import LIMITS
+from edgeprune.networks import Compressed
 from edgeprune.records import Check, Outcome
 from edgeprune.stages import finished
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 from edgeprune.reports import report
+from edgeprune.reports.report import data
 
 HOSTILE = (
-    "<script>document.title='ran'</script>",
-    "</script><script>document.title='ran'</script>",
-    '"><img src=x onerror="document.title=\'ran\'">',
-    "<!--<script>",
-    "{{ 7*7 }}{% raw %}",
-    "a\x00b\x1b[31mc\u2028d\u202ee\ud800",
-    "</style><svg onload=document.title='ran'>",
+    "</style></title></script><script>document.title='ran'</script><svg onload=document.title='ran'>",
+    '"><img src=x onerror="document.title=\'ran\'"><!--<script>{{ 7*7 }}{% raw %}',
+    "a\x00b\x1b[31mc\u2028d\u202ee",
 )
 ALLOWED_SCRIPTS = [{"type": "application/json", "id": "edgeprune-data"}]
 
@@ -41,6 +41,7 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
+        self.size = len(html.encode())
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.sections: dict[str, str] = {}
         self.data, self._open = "", [""]
@@ -66,11 +67,7 @@ class Page(HTMLParser):
 
 
 def page(*verdicts: Path) -> Page:
-    return Page(html(*verdicts))
-
-
-def html(*verdicts: Path) -> str:
-    return report.html([finished.read(verdict) for verdict in verdicts])
+    return Page(report.html([finished.read(verdict) for verdict in verdicts]))
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +140,14 @@ def test_all_records_are_inside_as_json(small: Page, tmp_path: Path) -> None:
 
 
 def test_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    assert str(tmp_path) not in html(put(tmp_path))
+    assert str(tmp_path) not in data.embedded([finished.read(put(tmp_path))])
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_shown_as_text(tmp_path: Path, text: str) -> None:
-    text = text.replace("\ud800", "")
-    plain, hostile = page(put(tmp_path / "a")), page(put(tmp_path / "b", Texts.all(text)))
-    assert hostile.all("script") == ALLOWED_SCRIPTS and len(hostile.all("svg")) == len(plain.all("svg"))
+def test_hostile_text_is_shown_as_text(small: Page, tmp_path: Path, text: str) -> None:
+    hostile = page(put(tmp_path, Texts.all(text)))
+    assert hostile.all("script") == ALLOWED_SCRIPTS
+    assert len(hostile.all("svg")) == len(small.all("svg")) - 1  # it has no history
     assert hostile.all("img") == [] and not [
         1 for _, given in hostile.elements if any(n.startswith("on") for n in given)
     ]
@@ -162,9 +159,9 @@ def test_hostile_text_is_shown_as_text(tmp_path: Path, text: str) -> None:
 
 
 def test_the_json_cannot_end_its_element(tmp_path: Path) -> None:
-    found = html(put(tmp_path, Texts.all("</script>&\u2028<!--")))
-    data = found[found.index('id="edgeprune-data">') :].partition(">")[2].partition("</script>")[0]
-    assert not set("<>&\u2028\u2029") & set(data) and json.loads(data)
+    found = data.embedded([finished.read(put(tmp_path, Texts.all("</script>&\u2028<!--")))])
+    assert not set("<>&\u2028\u2029") & set(found)
+    assert json.loads(found)["runs"][0]["made"]["device"]["cpu"] == "</script>&\u2028<!--"
 
 
 @pytest.mark.parametrize(
@@ -220,13 +217,13 @@ def test_runs_that_cannot_be_compared_say_so(tmp_path: Path) -> None:
     assert "no difference of metrics: its metric is another one: recall" in shown
 
 
-def test_a_report_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = put(tmp_path)
-    whole = html(verdict)
-    assert len(whole.encode()) < 2_000_000
+def test_a_report_stays_small(small: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert small.size < 2_000_000
+    run = finished.read(put(tmp_path))
+    whole = data.embedded([run])
     monkeypatch.setattr("edgeprune.reports.report.data.LIMITS", replace(LIMITS, report_json_bytes=9_000))
-    content = json.loads(page(verdict).data)
-    assert content["shortened"][0].startswith("profile: each process") and len(html(verdict)) < len(whole)
+    content = json.loads(data.embedded([run]))
+    assert content["shortened"][0].startswith("profile: each process") and len(json.dumps(content)) < len(whole)
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -237,9 +234,8 @@ def test_the_command_writes_the_report_beside_the_run(edgeprune: InProcess, tmp_
     path = verdict.parent / "report.html"
     assert edgeprune("report") == (0, f"report    {path}\n", "")
     assert path.read_text().startswith("<!doctype html>")
-    assert edgeprune("report", "runs/pi", "-o", "r.html", "--json") == (0, '{"path": "r.html"}\n', "")
     put(tmp_path, target="jetson")
-    assert edgeprune("report")[1] == f"report    {tmp_path / 'runs' / 'report.html'}\n"
+    assert edgeprune("report", "--json") == (0, f'{{"path": "{tmp_path / "runs" / "report.html"}"}}\n', "")
 
 
 @pytest.mark.parametrize(
@@ -264,3 +260,22 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'edgeprune\[report\]'"):
         report.html([run])
+
+
+def test_a_result_writes_its_own_report(tmp_path: Path) -> None:
+    verdict, other = put(tmp_path, budget="40%"), put(tmp_path, budget="50%")
+    result: Any = SimpleNamespace(verdict=verdict, run=verdict.parent)
+    assert Compressed.report(result) == verdict.parent / "report.html"
+    assert Compressed.report(result, str(tmp_path / "a" / "r.html")) == tmp_path / "a" / "r.html"
+    assert "--budget 40%" in (tmp_path / "a" / "r.html").read_text() and other.exists()
+
+
+def test_a_run_names_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = put(tmp_path / "a b")
+    assert cli.offer(verdict) == f"report    edgeprune report '{verdict.parent}'"
+    assert (
+        cli.of_run(verdict) == f"report    {verdict.parent / 'report.html'}"
+        and (verdict.parent / "report.html").is_file()
+    )
+    monkeypatch.setattr(cli, "NEEDED", ("jinja2", "no_such_package"))
+    assert cli.of_run(verdict) == f"{cli.offer(verdict)}, after: pip install 'edgeprune[report]'"
