@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from allocation import synthetic
 from cifar import NETS
 from nets import RUNTIMES, Subject, local
 
-from edgeprune.devices.bench import open_bench
+from edgeprune.devices.bench import Bench, open_bench
+from edgeprune.devices.patience import Patience
 from edgeprune.latency import stats
 from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
 from edgeprune.records import Budget, MeasuredPlan, Plan, Profile, Scores, Widths
@@ -36,15 +37,15 @@ PROCESSES = 8
 class Fleet:
     """One network on several runtimes of this machine. It has one lease, so they are used in turn."""
 
-    def __init__(self, net: str, names: Sequence[str], folder: Path) -> None:
-        self.net, self.folder = net, folder
+    def __init__(self, net: str, names: Sequence[str], folder: Path, patience_s: float) -> None:
+        self.net, self.folder, self._patience_s = net, folder, patience_s
         self.subjects: dict[str, Subject] = {}
         torch.manual_seed(0)
         model, example = NETS[net]().eval(), (torch.zeros(1, 3, 32, 32),)
         for name in names:
             place = folder / name
             place.mkdir()
-            with open_bench(local(name), place) as bench:
+            with self._opened(name) as bench:
                 self.subjects[name] = Subject(net, model, example, local(name), bench, place)
         self.profiles: dict[str, Profile] = {}
         for name in names:
@@ -53,11 +54,16 @@ class Fleet:
             print(f"{net} on {name}: {len(self.profiles[name].experiments)} experiments, original "
                   f"{reference_ns(self.profiles[name]) / 1e6:.3f} ms", flush=True)  # fmt: skip
 
+    def _opened(self, name: str) -> AbstractContextManager[Bench]:
+        """The device. Disturbed processes are accepted after the patience, and then said to be."""
+        patience = Patience(self._patience_s, print, accepting=True)
+        return open_bench(local(name), self.folder / name, 0.0, patience)
+
     @contextmanager
     def at(self, name: str) -> Iterator[Subject]:
         """The subject of a runtime, with the device."""
         subject = self.subjects[name]
-        with open_bench(local(name), self.folder / name) as subject.bench:
+        with self._opened(name) as subject.bench:
             yield subject
 
     def confirmed(self, names: Sequence[str], scores: Scores, budget: Budget) -> tuple[Plan, int]:
@@ -96,6 +102,9 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)
     parser.add_argument("--budget", default="50%")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--patience", type=float, default=600.0, help="seconds; disturbed processes are accepted after it"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     budget, rows = Budget.parse(options.budget), []
@@ -103,7 +112,7 @@ def main() -> None:
         parser.error("--budget is a share, such as 50%")
     for net in options.nets:
         with tempfile.TemporaryDirectory() as folder:
-            fleet = Fleet(net, options.runtimes, Path(folder))
+            fleet = Fleet(net, options.runtimes, Path(folder), options.patience)
             groups = next(iter(fleet.subjects.values())).groups
             slowest = max(fleet.profiles, key=lambda name: reference_ns(fleet.profiles[name]))
             for seed in options.seeds:

@@ -20,7 +20,7 @@ from edgeprune.cli import app, logs, main
     ("arguments", "option"),
     [
         (("plan", "-b", "80%", "-b", "90%"), "--budget"),
-        (("run", "--target", "local", "-t", "pi"), "--target"),
+        (("prune", "--target", "local", "-t", "pi"), "--target"),
         (("history", "-p", "a.toml", "-p", "b.toml"), "--project"),
         (("demo", "--target", "a", "--target", "b"), "--target"),
     ],
