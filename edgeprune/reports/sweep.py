@@ -66,12 +66,13 @@ def show_front(found: Front, console: Console) -> None:
 def front_rows(found: Front) -> Rows:
     """A row for each plan, the fastest one first."""
     unit, factor = _fine([one.latency_ms.mid for one in found.points])
-    rows = [[f"predicted, {unit}", "of fp32", "expected loss", "channels", "blocks removed", ""]]
+    blocks = ["blocks removed"] if any(one.removed for one in found.points) else []
+    rows = [[f"predicted, {unit}", "of fp32", "expected loss", "channels", *blocks, ""]]
     for i, one in enumerate(found.points):
         note = "knee" if i == found.knee else "original" if i == len(found.points) - 1 else ""
-        removed = ", ".join(one.removed)
-        cells = [_interval(one.latency_ms, factor), f"{one.share:.1%}", f"{one.loss:.4g}", str(one.channels)]
-        rows.append([*cells, printable(removed, NAME_CHARS) if removed else "", note])
+        removed = [printable(", ".join(one.removed), NAME_CHARS)] if blocks else []
+        latency = _interval(one.latency_ms, factor)
+        rows.append([latency, f"{one.share:.1%}", f"{one.loss:.4g}", str(one.channels), *removed, note])
     return rows
 
 

@@ -91,6 +91,12 @@ def test_a_front_without_a_knee_is_printed(capsys: pytest.CaptureFixture[str]) -
     assert "knee" not in capsys.readouterr().out
 
 
+def test_a_front_without_removed_blocks_has_no_column_for_them() -> None:
+    found = known()
+    assert "blocks removed" in reports.front_rows(found)[0]
+    assert "blocks removed" not in reports.front_rows(replace(found, points=found.points[:2]))[0]
+
+
 def test_a_front_draws_itself_and_is_a_table_in_a_notebook() -> None:
     pytest.importorskip("matplotlib")
     front = PlannedFront(**vars(known()))
