@@ -20,6 +20,7 @@ import edgeprune as package
 from edgeprune import api, series
 from edgeprune.cli.commands import repeat
 from edgeprune.errors import BusyError, DeviceError, InfeasibleError, UsageError
+from edgeprune.pipeline.request import request
 from edgeprune.pipeline.stage import Input, Rules
 from edgeprune.records import (
     Figures,
@@ -234,6 +235,11 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "null.toml").write_text('[connect]\ntransport = "local"\n[runtime]\nname = "null"\n')
     return tmp_path / "edgeprune.toml"
+
+
+def test_a_request_may_replace_the_target_files_precision(project: Path) -> None:
+    assert request(project, "local").target.precision == "fp32"
+    assert request(project, "local", precision="auto").target.precision == "auto"
 
 
 class Opened:
