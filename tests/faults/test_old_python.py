@@ -20,6 +20,7 @@ from edgeprune.devices import bundle as bundling
 from edgeprune.devices import wire
 from edgeprune.devices.transports.base import Transport, ask
 from edgeprune.devices.transports.local import Local
+from edgeprune.stages import bundles
 
 VARIABLE = "EDGEPRUNE_PYTHON38"  # names a Python 3.8, for instance one of a virtual environment with numpy
 DEADLINE_S = 30.0
@@ -99,6 +100,22 @@ def test_it_publishes_activates_and_runs_a_release(numpy_python: str, device: Tr
     runner = tmp_path / ".edgeprune" / "services" / "vision" / "current" / "runner.py"
     done = subprocess.run([numpy_python, "-I", str(runner), "--check"], capture_output=True, timeout=60, check=True)
     assert json.loads(done.stdout)["ok"]
+
+
+def test_it_installs_a_bundle_and_counts_its_calls(numpy_python: str, tmp_path: Path) -> None:
+    key, home = keygen(tmp_path / "key"), {**os.environ, "HOME": str(tmp_path)}
+    made = bundle(tmp_path / "1", key, sequence=1)
+    bundles.write(made, tmp_path / "1.tar")
+    runner = made.files[0].parent / "runner.py"
+    argv = [numpy_python, runner, "--install", tmp_path / "1.tar", "--signer", key.with_suffix(".pub")]
+    (tmp_path / ".edgeprune").mkdir()
+    done = subprocess.run(argv, env=home, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and json.loads(done.stdout)["release"] == made.digest, done.stderr
+    service = tmp_path / ".edgeprune" / "services" / "vision"
+    script = f"import sys; sys.path.insert(0, {str(service / 'current')!r}); import runner; runner.load()([1])"
+    script += f"; m = sys.modules[runner.runner.metrics.__name__]; print(m.text({str(service)!r}))"
+    done = subprocess.run([numpy_python, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert f'edgeprune_calls_total{{service="vision",release="{made.digest[:12]}"' in done.stdout
 
 
 def test_a_release_that_gives_another_output_is_refused(numpy_python: str, device: Transport, tmp_path: Path) -> None:

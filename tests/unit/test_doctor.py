@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgeprune.records import Prepare, Target
+from edgeprune.errors import DeviceError
+from edgeprune.records import Deployment, Finding, Host, Prepare, Target
 from edgeprune.reports import doctor
 
 CALM = {"load": 0.1}
@@ -47,6 +49,25 @@ def test_each_condition_has_a_finding_and_each_problem_a_fix(
     assert len(found) == len({**CALM, **state})
     assert found[-1].level == level and text in found[-1].what
     assert bool(found[-1].fix) == (level != "ok")
+
+
+def test_every_host_is_examined_also_when_the_first_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(target: Target) -> Iterator[Finding]:
+        assert target.host is not None
+        if target.host.name == "dead":
+            raise DeviceError("is the device on?")
+        yield Finding("ok", f"{target.host.name} answers")
+
+    monkeypatch.setattr(doctor, "_device", device)
+    deployed = Deployment(hosts=("dead", "alive"))
+    target = Target(Path("t.toml"), "t", "ssh", "null", host=Host("dead"), deploy=deployed)
+    found = [(finding.level, finding.what) for finding in doctor._hosts(target)]
+    assert found == [
+        ("ok", "host dead:"),
+        ("fail", "is the device on?"),
+        ("ok", "host alive:"),
+        ("ok", "alive answers"),
+    ]
 
 
 def test_more_threads_than_cores_are_found() -> None:
