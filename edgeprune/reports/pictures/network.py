@@ -163,15 +163,10 @@ def _reasons(reasons: Sequence[str]) -> list[str]:
 def _alt(groups: Groups, layers: Sequence[_Row], widths: Widths, figure: str) -> str:
     before, after = (100 * sum(row.shares[i] for row in layers) for i in (0, 1))
     blocks = [label(block.name, 40) for block in groups.removed({**groups.full(), **widths})]
-    text = (
-        f"The network by layer: {sum(a < b for b, a in (row.channels for row in layers))} of {len(layers)} layers are"
-    )
-    text += f" narrower or removed. The layers take {before:.0f}% of the original network's {figure} before, and {after:.0f}%"
-    return (
-        text
-        + " after."
-        + (f" Removed blocks: {', '.join(blocks[:10])}{', …' if blocks[10:] else ''}." if blocks else "")
-    )
+    fewer = sum(row.channels[1] < row.channels[0] for row in layers)
+    text = f"The network by layer: {fewer} of {len(layers)} layers have fewer output channels or are removed. The layers take"
+    text += f" {before:.0f}% of the original network's {figure} before, and {after:.0f}% after."
+    return text + (f" Removed blocks: {', '.join(blocks[:10])}{', …' if blocks[10:] else ''}." if blocks else "")
 
 
 def _record(row: _Row, figure: str) -> Mapping[str, object]:
