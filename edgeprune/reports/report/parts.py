@@ -76,8 +76,8 @@ def text(value: Any) -> str:
 
 
 def table(caption: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of dictionaries with the same keys. Columns of numbers are aligned to the right."""
-    head = tuple(rows[0]) if rows else ()
+    """A table of dictionaries with the same keys. Columns of numbers are aligned to the right, and empty ones are left out."""
+    head = tuple(name for name in (rows[0] if rows else ()) if any(row[name] not in ("", None) for row in rows))
     numeric = frozenset(
         i
         for i, name in enumerate(head)

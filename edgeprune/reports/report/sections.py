@@ -38,8 +38,10 @@ from edgeprune.reports.report.parts import (
 )
 from edgeprune.stages import front, history
 from edgeprune.stages.finished import Finished
+from edgeprune.stages.verdict import POLICY
 
 POINTS = 12  # of the front
+CONFIDENCE = POLICY.verify.confidence  # of all intervals, as in the checks
 PROFILE_MISSING = "The profile is not beside the run folder, so the latency of single layers is not shown: {}"
 WORDS = {Outcome.PASS: "passes", Outcome.FAIL: "fails", Outcome.INCONCLUSIVE: "is inconclusive"}
 NOT_PRUNED = "Nothing was pruned: the run has no budget."
@@ -180,8 +182,8 @@ class View:
             return dict(zip(("", "original, fp32", self.name, "after / before"), (name, *cells), strict=True))
 
         halves = [np.array([one.median_ns for one in own]) for own in kinds]
-        p50 = [times(median_interval(own), self.original_ns) for own in halves]
-        relative = median_interval(halves[1] / halves[0])
+        p50 = [times(_interval(own), self.original_ns) for own in halves]
+        relative = _interval(halves[1] / halves[0])
         yield row("latency p50", p50[0], p50[1], f"{_percent(relative)}")
         p90 = [
             times(_p90(own, 1e6 * f.p90_ms), self.original_ns) for own, f in zip(kinds, (before, after), strict=True)
@@ -315,7 +317,7 @@ class View:
 
     def _sure(self) -> str:
         found, open_ = self.evidence, [one for one in self.verdict.checks if one.outcome is Outcome.INCONCLUSIVE]
-        ratio = median_interval(
+        ratio = _interval(
             np.array([new.median_ns / old.median_ns for new, old in zip(found.pruned, found.original, strict=True)])
         )
         lost = count(len(found.discarded), "disturbed process was", "disturbed processes were")
@@ -323,8 +325,8 @@ class View:
         subject = "pruned network" if self.is_cut else "artifact"
         return (
             f"{decided}. The {subject} takes {100 * ratio.low:.1f} to {100 * ratio.high:.1f}% of the original network's"
-            f" latency (95% confidence), by {count(len(found.pruned), 'process', 'processes')} of each, interleaved."
-            f" {lost} discarded."
+            f" latency ({CONFIDENCE:.1%} confidence), by {count(len(found.pruned), 'process', 'processes')} of each,"
+            f" interleaved. {lost} discarded."
         )
 
     # ------------------------------------------------------------------------- training, and differences of outputs
@@ -379,9 +381,13 @@ class View:
         return Section("later", "What did later checks find?", answer, [figure("History", pictures.history(found))])
 
 
+def _interval(values: np.ndarray) -> Interval:
+    return median_interval(values, CONFIDENCE)
+
+
 def _p90(own: tuple[TimedProcess, ...], mid: float) -> Interval:
     """The interval of a p90, in nanoseconds. `mid` is the verdict's: of all times, where the evidence has a part of them."""
-    found = median_interval(np.array([np.quantile(one.times_ns, 0.9) for one in own]))
+    found = _interval(np.array([np.quantile(one.times_ns, 0.9) for one in own]))
     return Interval(min(found.low, mid), mid, max(found.high, mid))
 
 
