@@ -29,4 +29,5 @@ def test_one_command_gives_one_network_for_two_runtimes(project: Path) -> None:
     runs = project.parent / "runs"
     assert [place.parent.name for place in runs.glob("*/finetune-*")] == ["one+two"]
     again = command(*arguments, timeout=900)
-    assert "finetune   reused" in again.err and again.json["results"][0]["plan"] == found["results"][0]["plan"]
+    assert "confirm    reused" in again.err and "finetune" not in again.err  # nothing is planned or trained again
+    assert again.json["results"][0]["plan"] == found["results"][0]["plan"]
