@@ -58,6 +58,11 @@ def test_a_crash_is_reported_with_its_signal(tmp_path: Path) -> None:
     assert crashed["error"] == "killed" and str(int(signal.SIGSEGV)) in crashed["message"]
 
 
+def test_an_exception_of_a_runtime_is_reported_without_its_traceback(tmp_path: Path) -> None:
+    (failed,) = done([job({"ns": 1000, "raises": "no signal"}, tmp_path)])
+    assert failed["error"] == "run" and "no reply; TypeError: " in failed["message"]
+
+
 def test_a_worker_that_hangs_is_ended_at_its_deadline(tmp_path: Path) -> None:
     started = time.monotonic()
     (late,) = done([job({"ns": 1000, "hangs": 600}, tmp_path, deadline_s=1.0)])

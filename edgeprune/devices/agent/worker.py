@@ -129,7 +129,14 @@ def _ended(code: int, stderr: str) -> Failed:
         return Failed("killed", f"the process was killed (out of memory?); {stderr}")
     if code < 0:
         return Failed("killed", f"the process died of signal {-code}; {stderr}")
-    return Failed("run", f"the process ended with {code} and no reply; {stderr}")
+    return Failed("run", f"the process ended with {code} and no reply; {_raised(stderr)}")
+
+
+def _raised(stderr: str) -> str:
+    """The exception that a traceback ends with. Output without a traceback comes back as it is."""
+    lines = stderr.splitlines()
+    calls = [number for number, line in enumerate(lines, 1) if line.startswith("  ")]
+    return "\n".join(lines[calls[-1] :]) if calls and calls[-1] < len(lines) else stderr
 
 
 # ------------------------------------------------------------------------------------------------ in the worker
