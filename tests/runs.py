@@ -192,7 +192,8 @@ def evidence_of(texts: Texts) -> Evidence:
 
     def processes(ns: int) -> tuple[TimedProcess, ...]:
         return tuple(
-            TimedProcess(tuple(ns + 1000 * i + 10 * j for j in range(9)), 9, ns + 1000.0 * i + 40, 5_000_000) for i in range(4)
+            TimedProcess(tuple(ns + 1000 * i + 10 * j for j in range(9)), 9, ns + 1000.0 * i + 40, 5_000_000)
+            for i in range(4)
         )
 
     lost = (Discarded(texts.reason, f"the most by {texts.device}", 3_000_000),)

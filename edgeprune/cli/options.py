@@ -355,6 +355,7 @@ class OfCheck(OfDevice):
         bool, typer.Option("--deployed", help="Only run what is deployed, on every host of the target.")
     ] = False
     from_metrics: Annotated[
-        bool, typer.Option("--from-metrics", help="Judge the metrics of the running service, on every host of the target.")
+        bool,
+        typer.Option("--from-metrics", help="Judge the metrics of the running service, on every host of the target."),
     ] = False
     weights: WeightsOption = None

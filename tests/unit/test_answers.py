@@ -106,7 +106,9 @@ def test_a_result_is_a_line_the_table_of_the_terminal_and_its_json(tmp_path: Pat
     file = tmp_path / "edgeprune.toml"
     file.write_text('[model]\nfactory = "m:f"\ninputs = "m:i"\n[data]\ntrain = "m:t"\nvalid = "m:v"\n')
     known = result(tmp_path)
-    found = Compressed(**vars(known), network=tmp_path / "tuned.safetensors", project=read_project(file), verdict=tmp_path)
+    found = Compressed(
+        **vars(known), network=tmp_path / "tuned.safetensors", project=read_project(file), verdict=tmp_path
+    )
     assert repr(found).startswith("Compressed(status='pass', target='local'") and len(repr(found)) < LINE
     assert found.to_dict() == known.to_dict() == json.loads(codec.dumps(known))
     html = found._repr_html_()
