@@ -17,11 +17,14 @@ LARGE = 10_000  # numbers in a tensor
 
 
 class Rounded(nn.Module):
-    """Rounds a weight to few values, so that its file compresses well. Gradients pass through unchanged."""
+    """Rounds a weight to one of two values, so that its file compresses well. Gradients pass through unchanged.
+
+    Courbariaux et al., "BinaryConnect", NeurIPS 2015.
+    """
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        step = 2.0 ** weight.detach().std().log2().round()
-        return weight + ((weight / step).round().clamp(-4, 4) * step - weight).detach()
+        step = 2.0 ** weight.detach().abs().mean().log2().round()
+        return weight + (torch.where(weight < 0, -step, step) - weight).detach()
 
 
 def stored(model: nn.Module) -> dict[str, torch.Tensor]:
