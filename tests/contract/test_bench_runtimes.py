@@ -19,7 +19,9 @@ TARGET = '[connect]\ntransport = "local"\n[runtime]\nname = "{}"\n[expect]\nsimu
 Bench = Callable[..., Benchmark]
 
 
-@pytest.fixture(params=sorted(KINDS))
+@pytest.fixture(
+    params=["onnxruntime", *(pytest.param(one, marks=pytest.mark.slow) for one in ("openvino", "tflite", "tensorrt"))]
+)
 def runtime(request: pytest.FixtureRequest, stand_in: Callable[[str], None]) -> str:
     """The real runtimes. TensorRT is a stand-in, since only NVIDIA's devices have it."""
     pytest.importorskip({"tflite": "ai_edge_litert", "tensorrt": "onnx"}.get(request.param, request.param))

@@ -150,7 +150,9 @@ class Module:
         return SimpleNamespace(deserialize_cuda_engine=lambda plan: Engine(plan) if plan.startswith(b"plan") else None)
 
 
-@pytest.fixture(params=["8.5.2", "10.3.0", "11.1.0"])
+@pytest.fixture(
+    params=[pytest.param("8.5.2", marks=pytest.mark.slow), "10.3.0", pytest.param("11.1.0", marks=pytest.mark.slow)]
+)
 def fake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
     found = Module(request.param)
     monkeypatch.setattr(tool, "trtexec", lambda: None)

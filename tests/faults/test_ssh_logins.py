@@ -129,6 +129,7 @@ def servers(tmp_path: Path, alone: None) -> Iterator[Servers]:
         made.stop()
 
 
+@pytest.mark.slow
 def test_a_shell_that_prints_is_named_with_what_it_prints_and_a_test(servers: Servers) -> None:
     servers.shell(
         servers.script("loud", '#!/bin/sh\nprintf "Welcome\\033[31m to the lab\\nline two\\n"\nexec /bin/sh "$@"\n')

@@ -46,13 +46,15 @@ def run_tflite(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
+QUICK = "Residual", "Concat", "Depthwise", "Grouped", "Blocks", "Encoder", "Packed", "UNet", "Recurrent", "Tokens"
 RUN = {"onnx": run_onnx, "tflite": run_tflite}
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        *(("onnx", n) for n in NETS),
+        *(("onnx", n) for n in QUICK),
+        *(pytest.param("onnx", n, marks=pytest.mark.slow) for n in sorted(NETS.keys() - set(QUICK))),
         *(pytest.param("tflite", n, marks=pytest.mark.slow) for n in TFLITE),
     ],
 )

@@ -86,7 +86,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("code", "reason"), BAD.values(), ids=list(BAD))
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        pytest.param(
+            *case, id=name, marks=() if name in ("train", "metric", "outputs", "backward") else pytest.mark.slow
+        )
+        for name, case in BAD.items()
+    ],
+)
 def test_a_mistake_is_reported_before_a_device_is_opened(
     code: str, reason: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

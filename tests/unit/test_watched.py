@@ -77,6 +77,7 @@ def test_figures_of_a_process_that_is_gone_are_removed(folder: Path) -> None:
     assert one.name == str(os.getpid()) and list(place.iterdir()) == [mine]
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, which a converter in this process may have imported
 def test_a_child_process_keeps_figures_of_its_own(folder: Path) -> None:
     call = served(folder, 2)
     with warnings.catch_warnings():
