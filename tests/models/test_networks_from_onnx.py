@@ -1,4 +1,4 @@
-"""As much of a network from an .onnx file can be cut as of its original: small networks, and architectures of docs/models.md."""
+"""As much of a network from an .onnx file can be cut as of its original: all small networks, and some architectures."""
 
 from __future__ import annotations
 
