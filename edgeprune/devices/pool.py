@@ -76,7 +76,7 @@ class Pool:
         self._lock = threading.Lock()
 
     def open(self, anchor: Path, inputs: Sequence[Path]) -> int:
-        """Open the other boards, and leave out those that cannot be used or are not equal. Returns the number of boards."""
+        """Open the other boards, and leave out any that cannot be used or differs. Returns the number of boards."""
         openers, self._openers = self._openers, {}
         for name, opener in openers.items():
             self._open[name] = ExitStack()

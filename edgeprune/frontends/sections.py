@@ -251,7 +251,7 @@ def _model(source: Source, given: _Model) -> ModelSection:
 
 
 def _data(source: Source, network: tuple[ModelSection, Preprocess | None, int], **values: Any) -> DataSection:
-    """The data: the user's functions, or those that samples without labels stand for.
+    """The data: the user's functions, or what samples without labels stand for.
 
     Args:
         source: where they come from.

@@ -1,4 +1,4 @@
-"""TensorFlow models as networks of torch: `[model] tensorflow`. tf2onnx makes an ONNX file, in a process of its own.
+"""TensorFlow models as networks of torch: `[model] tensorflow`. tf2onnx makes an ONNX file, in a separate process.
 
 The model is a folder of `tf.saved_model.save`, or a `.tflite`. TensorFlow executes parts of a SavedModel while it converts it.
 So it must be trusted as a program is.

@@ -267,7 +267,7 @@ def find_target(name: str, project_dir: Path) -> Path:
 
 
 def target_files(project_dir: Path) -> dict[str, Path]:
-    """The known targets, {name: file}: those that `find_target` finds by name."""
+    """The known targets, {name: file}, as `find_target` finds them by name."""
     folders = reversed(_target_folders(project_dir))
     return {path.stem: Path(os.path.abspath(path)) for folder in folders for path in sorted(folder.glob("*.toml"))}
 

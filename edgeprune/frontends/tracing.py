@@ -68,7 +68,7 @@ class Trace:
             self.complete = False
 
     def settle(self) -> None:
-        """Add the files that are open or mapped now, and remove those that no longer exist."""
+        """Add the files that are open or mapped now, and remove files that no longer exist."""
         for path in set(_open_now()) - _open_before:
             self.add(path, of_file)
         self.files = {path: found for path, found in self.files.items() if os.path.isfile(path)}

@@ -55,7 +55,7 @@ def _spans(groups: Groups) -> dict[tuple[str, int], Span]:
 
 
 def span_of(owners: Sequence[tuple[str, ...]], size: int, free: Mapping[str, int]) -> Span:
-    """The size of a dimension, from the groups that own each index. `free` are the widths of those that can be cut."""
+    """The size of a dimension, from the groups that own each index. `free` are the widths of groups that can be cut."""
     counts = Counter(tuple(name for name in names if name in free) for names in owners)
     units = {names: math.prod(free[name] for name in names) for names in counts}
     terms = tuple((names, count // units[names]) for names, count in counts.items() if names)

@@ -62,7 +62,7 @@ def make_recipe(groups: Groups, keep: Mapping[str, Sequence[int]]) -> dict[str, 
     """Translate kept units of groups into kept indices of parameters.
 
     A block is removed when all its inner groups keep no unit. Its parameters then keep no index of dimension 0, and it has
-    an entry of its own, without dimensions.
+    a separate entry, without dimensions.
 
     Args:
         groups: The channel groups of the network.

@@ -1,6 +1,6 @@
 """Inline the regions of a graph: code under autocast, without gradients, under a checkpoint, or of a condition.
 
-`torch.export` keeps such code as a graph of its own, which an operator of higher order calls. Here its operators move into the
+`torch.export` keeps such code as a separate graph, which an operator of higher order calls. Here its operators move into the
 graph that calls it, so that their rules apply and their layers count.
 """
 
@@ -78,7 +78,7 @@ def _copied(graph: fx.Graph, region: fx.GraphModule, given: Sequence[Any]) -> An
 def _selected(
     graph: fx.Graph, node: fx.Node, regions: Sequence[fx.GraphModule], constants: Mapping[str, Tensor]
 ) -> Any:
-    """The outputs of a condition's branches, joined by a selection. The branch of a constant condition, alone."""
+    """The outputs of a condition's branches, joined by a selection. Of a constant condition, its branch only."""
     condition, _, _, given = node.args
     known = constants.get(_origin(condition).name) if isinstance(condition, fx.Node) else condition
     if known is not None:

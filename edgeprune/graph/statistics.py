@@ -20,7 +20,7 @@ _NORMS = ("layer_norm", "rms_norm", "group_norm")
 
 
 def take_over_remaining(network: GraphNetwork, recipe: Recipe) -> None:
-    """Make statistics over channels leave out those that a cut removes, in place. The network keeps its shapes.
+    """Make statistics over channels leave out channels that a cut removes, in place. The network keeps its shapes.
 
     A removed channel of a normalised tensor is zero.
     """

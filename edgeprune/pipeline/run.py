@@ -46,7 +46,7 @@ def open_run(request: Request, rules: Rules) -> Iterator[Run]:
 
 @contextmanager
 def open_common(requests: Sequence[Request], rules: Rules) -> Iterator[Run]:
-    """A run of several targets with one plan. Its stages are those that the targets share, up to the trained network.
+    """A run of several targets with one plan. The targets share its stages, up to the trained network.
 
     `members` are the runs of the targets. They take these stages from it, and make all others.
     """

@@ -108,7 +108,7 @@ class HostState:
 
 @dataclass(frozen=True, repr=False)
 class Fleet(Answer):
-    """Every host of a target, in its order, also those that failed. `stopped` says why hosts were left out, if any were."""
+    """Every host of a target, in its order, the failed ones too. `stopped` says why hosts were left out, if any were."""
 
     hosts: tuple[HostState, ...]
     stopped: str = ""
@@ -121,7 +121,7 @@ class Fleet(Answer):
 
     @property
     def failed(self) -> list[HostState]:
-        """The hosts that failed, and those that did not answer in time."""
+        """The hosts that failed or did not answer in time."""
         return [host for host in self.hosts if host.error]
 
     @property

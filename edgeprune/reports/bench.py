@@ -124,7 +124,7 @@ def _ratio(one: Interval) -> str:
 
 
 def _sense(one: FileComparison) -> str:
-    """Which one is faster, if enough processes say so."""
+    """Which one is faster, if enough processes agree."""
     if one.pairs < LEAST_ROUNDS:
         return f"no verdict, for there are only {one.pairs} of {LEAST_ROUNDS} pairs of processes; more: --time 2m"
     if one.ratio.low <= 1 <= one.ratio.high:

@@ -104,7 +104,7 @@ class Program:
         return program
 
     def _removal(self, layer: Layer, groups: Groups) -> int | None:
-        """The column of removing a layer's block. None if there is none, or if the layer's channels say so already."""
+        """The column of removing a layer's block. None if there is none, or if the layer's channels already imply it."""
         if layer.within is None or 0 not in self.choice.get(layer.within, ()):
             return None
         inner = set(groups.block_of[layer.within].groups)

@@ -63,8 +63,8 @@ class Page:
         """The page of a file."""
         text, _, tables = content.partition(MARK)
         table, _, reasons = tables.partition(REASONS)
-        why = dict(_reason(line) for line in reasons.splitlines() if line.startswith("- **"))
-        rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+        why = dict(_rows(reasons))
+        rows = _rows(table)
         lines = {
             row[0]: Line(row[0], tuple(row[1:]), why.get(row[0], "")) for row in rows if len(row) == len(COLUMNS) + 1
         }
@@ -73,7 +73,7 @@ class Page:
     def written(self, titles: Iterable[str]) -> str:
         """The page as a file, with the lines in this order."""
         lines = [self.lines[title] for title in titles if title in self.lines]
-        return "\n".join([self.text + MARK, *_table(lines), "", REASONS, "", *map(_shown, lines), ""])
+        return "\n".join([self.text + MARK, *_table(lines), "", REASONS, "", *_reasons(lines), ""])
 
 
 def _table(lines: list[Line]) -> Iterator[str]:
@@ -87,10 +87,12 @@ def _table(lines: list[Line]) -> Iterator[str]:
     yield f"{sum(line.peer == 'yes' for line in lines)}."
 
 
-def _shown(line: Line) -> str:
-    return f"- **{line.title}**: {line.locked}."
+def _reasons(lines: list[Line]) -> Iterator[str]:
+    yield "| architecture | groups that stay whole, by reason |"
+    yield "|---|---|"
+    yield from (f"| {line.title} | {line.locked} |" for line in lines)
 
 
-def _reason(shown: str) -> tuple[str, str]:
-    title, _, reason = shown.removeprefix("- **").partition("**: ")
-    return title, reason.removesuffix(".")
+def _rows(table: str) -> list[list[str]]:
+    """The cells of a table, without its head."""
+    return [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]

@@ -113,7 +113,7 @@ def values(variable: Any) -> Tensor:
 
 
 def filled(module: nn.Module, **tensors: Tensor | None) -> nn.Module:
-    """The module with these parameters and buffers. None leaves one as it is."""
+    """The module with these parameters and buffers. None leaves one unchanged."""
     state = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     module.load_state_dict(state, strict=False)
     return module

@@ -110,7 +110,7 @@ def _removed(module: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
 
 
 def _restored(layer: Any, path: str, state: Mapping[str, Tensor]) -> Restored:
-    """What a layer becomes. Layers without trained weights stay as they are."""
+    """What a layer becomes. Layers without trained weights stay unchanged."""
     if of_class(layer) in RESTORES:
         own = {name.removeprefix(f"{path}."): tensor for name, tensor in state.items() if name.startswith(f"{path}.")}
         return RESTORES[of_class(layer)](layer, own)

@@ -58,7 +58,7 @@ def is_one_call(units: Sequence[Unit], members: Collection[Unit]) -> bool:
 
 
 def _order(units: Sequence[Unit], members: Collection[Unit]) -> tuple[list[Unit], list[Unit]] | None:
-    """The other units, as those that may come before the members and those that must come after. None if one must do both."""
+    """The other units, as units that may come before the members and units that must come after. None if one must do both."""
     inside: set[Value] = set()
     outside: set[Value] = set()
     before: list[Unit] = []

@@ -229,7 +229,7 @@ def _layer_norm(call: Call) -> Value:
 
 @rule("_weight_norm")
 def _weight_norm(call: Call) -> Value:
-    """Channels with a norm of their own are cut with it.
+    """Channels with a separate norm are cut with it.
 
     v · g / ‖v‖: the norm is over all dimensions but those of g.
     """

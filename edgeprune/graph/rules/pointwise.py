@@ -117,7 +117,7 @@ def _difference(call: Call) -> Value:
 
 @rule("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
 def _fake_quantised(call: Call) -> Value:
-    """A channel is cut with its scale, if it has one of its own."""
+    """A channel is cut with its scale, if every channel has one."""
     source = call.axes("self")
     for name in ("scale", "zero_point"):
         if isinstance(call.args[name], fx.Node) and "axis" in call.args:

@@ -150,7 +150,7 @@ def _rearranged(call: Call) -> Value:
 
 @rule("pad", "constant_pad_nd")
 def _pad(call: Call) -> Value:
-    """Added channels stay, and so do those that are later aligned with them. Reflected or cropped channels are locked."""
+    """Added channels stay, and so do channels that are later aligned with them. Reflected or cropped channels are locked."""
     # The model's code fixes the number of added constants. `unite` locks the channels that are later aligned with them.
     result = list(call.axes("self"))
     amounts: Sequence[int] = call.args["pad"]

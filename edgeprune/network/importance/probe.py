@@ -46,7 +46,7 @@ class Probe:
         return self._tapes[0].first_use(parameters)
 
     def advance(self, parameters: Iterable[str]) -> None:
-        """Prepare for changes of these parameters, and of those that are used later."""
+        """Prepare for changes of these parameters, and of parameters that are used later."""
         advance(self._tapes, self.model, parameters, LIMITS.curve_bytes)
 
     def rise(self, changed: nn.Module) -> float:
@@ -74,7 +74,7 @@ class Resuming:
         self._tapes = {id(inputs): Tape.recorded(model, inputs)[0] for inputs in used}
 
     def at(self, parameters: Iterable[str]) -> Reference:
-        """The reference for changes of these parameters. Its layers are those that are executed."""
+        """The reference for changes of these parameters. Its layers are the executed ones."""
         names, tape = tuple(parameters), self._tapes[id(self._reference.inputs)]
         advance(self._tapes.values(), self._model, names, LIMITS.curve_bytes)
         start = tape.first_use(names)

@@ -126,7 +126,7 @@ def share(new: float, old: float) -> str:
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """A number with its noun."""
+    """A number, and what it counts in the singular or plural."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
