@@ -1,6 +1,6 @@
 """Figures of releases in service, in Prometheus' text format.
 
-Every process that loads a release keeps its figures in a file of its own, which it maps into memory. So a call costs no system
+Every process that loads a release keeps its figures in a separate file, which it maps into memory. So a call costs no system
 call more, and another process can read them: `runner.py --metrics`, or the agent.
 
     services/NAME/metrics/RELEASE-PID-BOOT.bin    magic, calls, errors, sum of ns, then the times of the last calls in ns
@@ -11,7 +11,6 @@ It travels to devices: standard library only, Python 3.8 and up.
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import mmap
 import os
@@ -186,6 +185,8 @@ def serve(service: str, address: str) -> None:
         service: the folder of the service.
         address: PORT, which only this machine reaches, or ADDRESS:PORT.
     """
+    import http.server  # a program that loads a release needs no server
+
     host, _, port = address.rpartition(":")
 
     class Handler(http.server.BaseHTTPRequestHandler):
