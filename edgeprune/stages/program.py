@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 from edgeprune.graph.groups import candidate_widths
 from edgeprune.limits import LIMITS
 from edgeprune.records import Group, Groups, Layer, Span
+from edgeprune.runtimes.base import silenced
 
 GAP = 1e-3  # largest proven gap of a plan, relative to its loss
 ROUGH = 1e-2  # of the largest loss of a choice; a plan with a smaller loss is solved again at a finer scale
@@ -128,26 +129,26 @@ class Program:
 
     def _least(self, limits: Sequence[float], scale: float, ceiling: float) -> tuple[np.ndarray | None, float]:
         """The columns with the least loss, and its bound. Solved in units of `scale`, without choices above `ceiling`."""
-        found = milp(
-            np.array(self.loss) / scale,
-            constraints=[*self._tied(), *self._bounded(limits)],
-            integrality=np.array(self.integer),
-            bounds=Bounds(0, np.where(np.array(self.loss) > ceiling, 0, 1)),
-            options={"mip_rel_gap": GAP / 10, "time_limit": LIMITS.solver_s},
-        )
+        allowed = np.array(self.loss) <= ceiling
+        found = self._solved(np.array(self.loss) / scale, allowed, limits, mip_rel_gap=GAP / 10)
         return found.x, math.nan if found.x is None else float(found.mip_dual_bound) * scale
 
     def least(self, number: int, limits: Sequence[float] | None = None) -> dict[str, int]:
         """The widths with the least value of a row, within the limits of other rows; empty if no widths meet these."""
         values = self._row(number)
-        found = milp(
-            values / (max(values, default=1.0) or 1.0),
-            constraints=[*self._tied(), *(self._bounded(limits) if limits else ())],
-            integrality=np.array(self.integer),
-            bounds=Bounds(0, 1),
-            options={"time_limit": LIMITS.solver_s},
-        )
+        found = self._solved(values / (max(values, default=1.0) or 1.0), np.ones(len(values)), limits or ())
         return self._widths(found.x) if found.x is not None else {}
+
+    def _solved(self, values: np.ndarray, most: np.ndarray, limits: Sequence[float], **options: float) -> Any:
+        """SciPy's result for the least sum of the values, with each column up to `most`."""
+        with silenced():  # HiGHS prints while it solves a part of the program again
+            return milp(
+                values,
+                constraints=[*self._tied(), *self._bounded(limits)],
+                integrality=np.array(self.integer),
+                bounds=Bounds(0, most),
+                options={"time_limit": LIMITS.solver_s, **options},
+            )
 
     def _bounded(self, limits: Sequence[float]) -> list[LinearConstraint]:
         """The rows with a finite limit. Figures in units of it keep the program well conditioned on any device."""
