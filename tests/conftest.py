@@ -112,6 +112,12 @@ def finished_run(shared: Path, trained: Path, tmp_path_factory: pytest.TempPathF
     return folder / "edgeprune.toml", Finished(**printed)
 
 
+@pytest.fixture
+def own_run(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
+    """A copy of the finished run, which a test may change."""
+    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True)) / "edgeprune.toml"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Only one process at a time is in this context."""

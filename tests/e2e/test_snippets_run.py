@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small import Finished, command
+from small import command
 from snippets import ROOT, blocks, commands, runs_here, scripts
 
 QUICKSTART = ROOT / "docs" / "quickstart.md"
@@ -54,9 +54,9 @@ def here() -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_commands_that_need_no_board_run(finished_run: tuple[Path, Finished]) -> None:
+def test_commands_that_need_no_board_run(own_run: Path) -> None:
     """In the folder of a small project after its run, with the files that the pages name."""
-    folder = finished_run[0].parent
+    folder = own_run.parent
     for name in ("model.onnx", "pruned.onnx", "digits.onnx"):
         shutil.copy(folder / "runs" / "local" / "latest" / "model.onnx", folder / name)
     (trained,) = folder.glob("runs/local/finetune-*/tuned.safetensors")

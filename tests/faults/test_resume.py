@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small import Finished, command, kill_after, settled, start
+from small import command, kill_after, settled, start
 
 
 @pytest.mark.slow
@@ -35,8 +34,8 @@ def test_a_run_killed_several_times_resumes_after_its_last_finished_stage(projec
 
 
 @pytest.mark.slow
-def test_damaged_files_are_set_aside_and_made_again(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
+def test_damaged_files_are_set_aside_and_made_again(own_run: Path) -> None:
+    folder = own_run.parent
     (tuned,) = folder.glob("runs/local/finetune-*/tuned.safetensors")
     tuned.write_bytes(tuned.read_bytes()[:-10])
     (verdict,) = folder.glob("runs/local/verify-*/verify.json")
@@ -64,9 +63,9 @@ def test_two_runs_in_one_folder_exit_with_7(project: Path) -> None:
         first.stderr.close()
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_loses_nothing(own_run: Path) -> None:
     """A write that fails as on a full disk."""
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
+    folder = own_run.parent
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     code = (
         "import errno, os, sys\n"
