@@ -150,3 +150,6 @@ def releases(target: str = "local", wait: bool = False) -> Fleet:
 def look(target: str = "local", wait: bool = False) -> Fleet:
     """As `releases`, with the errors of hosts that fail in the result."""
     return rollout.releases(target_of(target), LIMITS.lease_wait_s if wait else 0.0)
+
+
+__all__ = ["bundle", "deploy", "releases", "rollback", "withdraw"]
