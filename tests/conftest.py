@@ -24,7 +24,7 @@ import effort  # noqa: F401 - it must come first
 import pytest
 from inconclusive import Inconclusive
 from small import FILE, FORKS, MODULE, Finished, InProcess, command
-from sshd import SSHD, Sshd, start
+from sshd import SSHD, Sshd, keygen, start
 from standin import put_stand_in
 
 TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "board", "models")
@@ -116,6 +116,16 @@ def finished_run(shared: Path, trained: Path, tmp_path_factory: pytest.TempPathF
 def own_run(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
     """A copy of the finished run, which a test may change."""
     return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True)) / "edgeprune.toml"
+
+
+@pytest.fixture
+def home_with_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a key to sign with."""
+    folder = tmp_path / "home"
+    (folder / ".ssh").mkdir(parents=True)
+    keygen(folder / ".ssh" / "id_ed25519")
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Literal, Optional, Tuple
 
-from .jobs import Job, Work
+from .jobs import Job, Reply, Work
 from .validate import MESSAGE, PATH, RAW
 
 
@@ -107,8 +107,8 @@ class Publish(Work[Published]):
 
 
 @dataclass(frozen=True)
-class Activate(Work[Activated]):
-    """Put a release into service: switch, run it, and have `reload` notify the server. Undo it where any of that fails."""
+class Switch(Work[Reply]):
+    """A change of the release that is in service. It runs the release, and notifies the server by `reload`."""
 
     service: str
     digest: str
@@ -121,17 +121,13 @@ class Activate(Work[Activated]):
 
 
 @dataclass(frozen=True)
-class Withdraw(Work[Withdrawn]):
-    """Refuse a release from now on. Where it is in service, return to the one before first, as `Activate` does."""
+class Activate(Switch[Activated]):
+    """Put a release into service: switch, run it, and have `reload` notify the server. Undo it where any of that fails."""
 
-    service: str
-    digest: str
-    check_s: float
-    reload: Tuple[str, ...] = field(metadata=RAW)
-    reload_s: float
-    keep: int
-    who: str = ""
-    finishes: ClassVar[bool] = True
+
+@dataclass(frozen=True)
+class Withdraw(Switch[Withdrawn]):
+    """Refuse a release from now on. Where it is in service, return to the one before first, as `Activate` does."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,26 +19,10 @@ import releases as deploying
 from releases import bundle
 from safetensors.torch import load_file, save_file
 from small import Finished, command
-from sshd import SSHD, Sshd, keygen, named, start
+from sshd import SSHD, Sshd, named, start
 
 from edgeprune.errors import EdgepruneError, SecurityError, UsageError, VerdictError
 from edgeprune.records import Release, Target
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a key to sign with."""
-    folder = tmp_path / "home"
-    (folder / ".ssh").mkdir(parents=True)
-    keygen(folder / ".ssh" / "id_ed25519")
-    monkeypatch.setenv("HOME", str(folder))
-    return folder
-
-
-@pytest.fixture
-def known(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
-    """A copy of the small project whose profile is there."""
-    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True)) / "edgeprune.toml"
 
 
 def deployed(done: Finished) -> list[dict[str, Any]]:
@@ -48,9 +31,9 @@ def deployed(done: Finished) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_deploy_and_roll_back_by_the_command_line(known: Path, home: Path) -> None:
+def test_deploy_and_roll_back_by_the_command_line(own_run: Path, home_with_key: Path) -> None:
     """The budget is so large that noise cannot make it fail. The second release has other weights."""
-    deploy = ("deploy", "--project", known, "--budget", "50 ms")
+    deploy = ("deploy", "--project", own_run, "--budget", "50 ms")
     first = command(*deploy, "--json")
     assert first.code == 0, first.out + first.err
     (one,) = deployed(first)
@@ -58,7 +41,7 @@ def test_deploy_and_roll_back_by_the_command_line(known: Path, home: Path) -> No
     assert one["manifest"]["verdict"]["artifact"] == one["manifest"]["artifact"]
     again = command(*deploy)
     assert again.code == 0 and "already, and it passes its check" in again.out
-    current = home / ".edgeprune" / "services" / "blobs" / "current"
+    current = home_with_key / ".edgeprune" / "services" / "blobs" / "current"
     done = subprocess.run(
         [sys.executable, current / "runner.py", "--check"], capture_output=True, timeout=60, check=False
     )
@@ -66,37 +49,37 @@ def test_deploy_and_roll_back_by_the_command_line(known: Path, home: Path) -> No
         "// Loads this release with ONNX Runtime"
     )
 
-    weights = load_file(known.with_name("blobs.safetensors"))
-    save_file({name: 1.01 * value for name, value in weights.items()}, known.with_name("blobs.safetensors"))
+    weights = load_file(own_run.with_name("blobs.safetensors"))
+    save_file({name: 1.01 * value for name, value in weights.items()}, own_run.with_name("blobs.safetensors"))
     second = command(*deploy, "--json")
     assert second.code == 0, second.err
     before = Path(os.path.realpath(current.parent / "previous")) / "model.onnx"
     content = before.read_bytes()
     before.write_bytes(content + b"\0")
-    altered = command("rollback", "--project", known)
+    altered = command("rollback", "--project", own_run)
     assert altered.code == 6 and "model.onnx was altered; deploy again" in altered.err
     assert "damaged" in command("releases").out
     before.write_bytes(content)
-    assert command("rollback", "--project", known).code == 0
-    again = command("rollback", "--project", known)  # as after a rollback that failed on a later host
+    assert command("rollback", "--project", own_run).code == 0
+    again = command("rollback", "--project", own_run)  # as after a rollback that failed on a later host
     assert again.code == 0 and "was rolled back already" in again.err
     states = {release["digest"]: release["state"] for release in deployed(command("releases", "--json"))}
     assert states == {one["digest"]: "current", deployed(second)[0]["digest"]: "previous"}
     assert "emulated" not in command("releases").out
 
-    written = command("bundle", "--project", known, "--budget", "50 ms", "-o", known.with_name("b.tar"), "--json")
-    assert written.code == 0 and written.json == {"path": str(known.with_name("b.tar"))}
+    written = command("bundle", "--project", own_run, "--budget", "50 ms", "-o", own_run.with_name("b.tar"), "--json")
+    assert written.code == 0 and written.json == {"path": str(own_run.with_name("b.tar"))}
     runner = [sys.executable, current / "runner.py"]
     done = subprocess.run(
-        [*runner, "--install", known.with_name("b.tar")], capture_output=True, timeout=120, check=True
+        [*runner, "--install", own_run.with_name("b.tar")], capture_output=True, timeout=120, check=True
     )
     third = json.loads(done.stdout)["release"]
-    assert command("withdraw", third[:12], "--project", known).code == 0
+    assert command("withdraw", third[:12], "--project", own_run).code == 0
     assert third not in {release["digest"] for release in deployed(command("releases", "--json"))}
     assert "withdraw" in command("audit").out and "accepted" in command("keys", "list").out
-    assert command("check", "--deployed", "--project", known).code == 0
+    assert command("check", "--deployed", "--project", own_run).code == 0
 
-    (home / ".ssh" / "id_ed25519").unlink()
+    (home_with_key / ".ssh" / "id_ed25519").unlink()
     keyless = command(*deploy)
     assert keyless.code == 2 and "ssh-keygen -t ed25519" in keyless.err
     assert not keyless.out.strip(), "it is an error before any stage runs"
@@ -113,23 +96,25 @@ def metric(outputs, targets):
 
 
 @pytest.mark.slow
-def test_an_artifact_that_failed_is_not_deployed(known: Path, home: Path) -> None:
-    with open(known.with_name("blobs.py"), "a") as module:
+def test_an_artifact_that_failed_is_not_deployed(own_run: Path, home_with_key: Path) -> None:
+    with open(own_run.with_name("blobs.py"), "a") as module:
         module.write(FALLING)
-    known.write_text(known.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
-    done = command("deploy", "--project", known, "--budget", "50 ms")
+    own_run.write_text(own_run.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
+    done = command("deploy", "--project", own_run, "--budget", "50 ms")
     assert done.code == 1 and "nothing was deployed: the verdict is fail (metric_drop)" in done.err
-    assert not (home / ".edgeprune").exists()
+    assert not (home_with_key / ".edgeprune").exists()
 
 
 @pytest.fixture
-def fleet(home: Path, tmp_path_factory: pytest.TempPathFactory, alone: None) -> Iterator[tuple[Target, list[Sshd]]]:
+def fleet(
+    home_with_key: Path, tmp_path_factory: pytest.TempPathFactory, alone: None
+) -> Iterator[tuple[Target, list[Sshd]]]:
     """A target of two hosts, named in ~/.ssh/config."""
     pytest.importorskip("paramiko")
     if SSHD is None:
         pytest.skip("no sshd on this machine; apt-get install openssh-server")
     servers = {name: start(tmp_path_factory.mktemp("sshd")) for name in ("one", "two")}
-    target = named({name: server for name, (_, server) in servers.items()}, home)
+    target = named({name: server for name, (_, server) in servers.items()}, home_with_key)
     try:
         yield target, [server for _, server in servers.values()]
     finally:
@@ -145,7 +130,7 @@ def states(found: list[Release]) -> list[tuple[str, str, str]]:
 
 @pytest.mark.slow
 def test_hosts_are_deployed_in_order_up_to_the_first_that_fails(
-    fleet: tuple[Target, list[Sshd]], home: Path, tmp_path: Path
+    fleet: tuple[Target, list[Sshd]], home_with_key: Path, tmp_path: Path
 ) -> None:
     target, servers = fleet
     key = target.deploy.key

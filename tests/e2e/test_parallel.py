@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,21 +74,17 @@ def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_finetune_trains_under_torchrun_and_all_its_processes_end(
-    finished_run: tuple[Path, Finished], tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
-    toml = folder / "edgeprune.toml"
-    text = toml.read_text()
+def test_finetune_trains_under_torchrun_and_all_its_processes_end(own_run: Path) -> None:
+    text = own_run.read_text()
     assert "epochs = 2" in text
-    toml.write_text(text.replace("epochs = 2", "epochs = 3"))
+    own_run.write_text(text.replace("epochs = 2", "epochs = 3"))
     for _ in ("trained", "reused"):
-        done = run(*TORCHRUN, "-m", "edgeprune", "finetune", "--project", toml, "--json")
+        done = run(*TORCHRUN, "-m", "edgeprune", "finetune", "--project", own_run, "--json")
         path = Path(json.loads(done.stdout.strip().splitlines()[-1])["path"])
         history = codec.loads(Tuned, path.with_name("finetune.json").read_text(), "finetune").history
         assert [epoch.epoch for epoch in history] == [0, 1, 2, 3]
     refused = subprocess.run(
-        [*TORCHRUN, "-m", "edgeprune", "verify", "--project", str(toml)],
+        [*TORCHRUN, "-m", "edgeprune", "verify", "--project", str(own_run)],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert "torchrun is for edgeprune finetune" in refused.stderr

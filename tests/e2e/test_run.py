@@ -90,9 +90,8 @@ def test_what_is_reused_needs_no_torch(finished_run: tuple[Path, Finished]) -> N
     settled(Finished(done.returncode, done.stdout, done.stderr))
 
 
-def test_another_budget_measures_no_profile_again(finished_run: tuple[Path, Finished], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
-    plan = command("plan", "--project", folder / "edgeprune.toml", "--budget", "80%", "--json")
+def test_another_budget_measures_no_profile_again(own_run: Path) -> None:
+    plan = command("plan", "--project", own_run, "--budget", "80%", "--json")
     assert plan.code == 0, plan.err
     assert "0 measured" in plan.err
     assert plan.json["budget_ns"] == pytest.approx(0.8 * plan.json["baseline"]["mid"], rel=0.1)
@@ -107,11 +106,8 @@ def test_an_original_network_that_meets_the_budget_is_only_verified(project: Pat
     assert run.json["rounds"] == 0 and run.json["pruned"]["parameters"] == run.json["baseline"]["parameters"]
 
 
-def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(
-    finished_run: tuple[Path, Finished], tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
-    run = command("run", "--project", folder / "edgeprune.toml", "--budget", "1 us", "--json")
+def test_a_budget_that_nothing_meets_exits_with_3_and_shows_the_fastest_plan(own_run: Path) -> None:
+    run = command("run", "--project", own_run, "--budget", "1 us", "--json")
     assert run.code == 3
     assert "no plan meets 1.00 µs" in run.err and "fastest" in run.err
     assert run.json == {"schema": 1, "status": "error", "exit_code": 3, "error": run.json["error"]}
@@ -176,7 +172,7 @@ def test_verbs_alone_and_as_functions(finished_run: tuple[Path, Finished]) -> No
 
 
 def test_training_starts_at_the_separate_refit_and_epoch_0_is_the_sequential_one(
-    finished_run: tuple[Path, Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import edgeprune
     from edgeprune.frontends import toml
@@ -184,7 +180,7 @@ def test_training_starts_at_the_separate_refit_and_epoch_0_is_the_sequential_one
     from edgeprune.frontends.model import build_model
     from edgeprune.stages import training
 
-    folder = Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
+    folder = own_run.parent
     (trained,) = folder.glob("runs/local/finetune-*")
     history = json.loads((trained / "finetune.json").read_text())["history"]
     shutil.rmtree(trained)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import runpy
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import Finished, command, settled
+from small import command, settled
 
 import edgeprune
 
@@ -24,8 +23,8 @@ def train(model, original, data):
 
 
 @pytest.fixture
-def folder(finished_run: tuple[Path, Finished], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_run[0].parent, tmp_path / "blobs", symlinks=True))
+def folder(own_run: Path) -> Path:
+    return own_run.parent
 
 
 @pytest.mark.slow

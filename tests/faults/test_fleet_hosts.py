@@ -24,15 +24,6 @@ WITHOUT_SPACE = "small"
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    (folder / ".ssh").mkdir(parents=True)
-    keygen(folder / ".ssh" / "id_ed25519")
-    monkeypatch.setenv("HOME", str(folder))
-    return folder
-
-
-@pytest.fixture
 def launched(tmp_path_factory: pytest.TempPathFactory, alone: None) -> Iterator[ExitStack]:
     pytest.importorskip("paramiko")
     if SSHD is None:
@@ -64,13 +55,13 @@ def service(server: Sshd) -> Path:
 
 @pytest.mark.slow
 def test_a_fleet_of_twenty_with_every_fault_at_once(
-    home: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    home_with_key: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     good = [f"good{i}" for i in range(10)]
     dead, slow = [f"dead{i}" for i in range(5)], ["slow0", "slow1"]
     names = [*dead, *slow, WITHOUT_SPACE, "otherkey", "unhealthy", *good]
     servers = launch(launched, tmp_path_factory, names)
-    target = named(servers, home)
+    target = named(servers, home_with_key)
     key = target.deploy.key
     assert key is not None and len(names) == 20
     old = bundle(tmp_path / "old", key, 1000, sequence=1)
@@ -120,10 +111,10 @@ def test_a_fleet_of_twenty_with_every_fault_at_once(
 
 @pytest.mark.slow
 def test_the_others_wait_for_the_canary(
-    home: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    home_with_key: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     servers = launch(launched, tmp_path_factory, ["canary", "two", "three"])
-    target = named(servers, home)
+    target = named(servers, home_with_key)
     key = target.deploy.key
     assert key is not None
     lines: list[str] = []
@@ -145,10 +136,10 @@ def test_the_others_wait_for_the_canary(
 
 @pytest.mark.slow
 def test_keys_of_a_fleet_and_the_way_out_of_a_bad_release(
-    home: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    home_with_key: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     servers = launch(launched, tmp_path_factory, ["one", "two"])
-    target: Target = named(servers, home)
+    target: Target = named(servers, home_with_key)
     key, new = target.deploy.key, keygen(tmp_path / "new")
     assert key is not None
     lines: list[str] = []
