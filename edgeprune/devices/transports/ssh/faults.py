@@ -53,6 +53,10 @@ def not_spoken(place: str, error: BaseException) -> DeviceError:
             f"{place} does not speak SSH, or closes the connection at once; is the device on, and its port right? Its"
             " SSH server may also block this machine (fail2ban, MaxStartups, hosts.deny)"
         )
+    if "No existing session" in str(error):  # what paramiko says when its deadline for the handshake has passed
+        return LinkError(
+            f"{place} takes the connection, and the SSH handshake does not end; is the device on, and not busy?"
+        )
     return LinkError(f"{place}: {described(error)}")
 
 
