@@ -57,11 +57,6 @@ FIGURES = {
     Figure.size: "size_bytes",
     Figure.metric: "metric",
 }
-EXIT_CODES = {
-    "pass": errors.EXIT_PASS,
-    "fail": errors.EXIT_FAIL,
-    "inconclusive": errors.InconclusiveError.exit_code,
-}
 
 
 def _print_version(value: bool) -> None:
@@ -143,8 +138,10 @@ def _verb(name: str, options: OfRun, after: Callable[[Path], str] | None = None)
         verdict = _verdict(run) if after and not run.members else None
     if after and verdict and not options.as_json:
         print(one_line(after(verdict)))
+    from edgeprune.records import Outcome
+
     outcome = getattr(value, "status", None) or getattr(value, "outcome", "pass")
-    raise typer.Exit(EXIT_CODES[str(outcome)])
+    raise typer.Exit(Outcome(str(outcome)).exit_code)
 
 
 def _with_goal(options: OfRun) -> OfRun:
@@ -241,7 +238,7 @@ def _check(options: OfCheck) -> None:
         write_atomic(options.junit, ci.junit(report).encode())
     for line in ci.announce(report, os.environ):
         print(one_line(line), file=sys.stderr if options.as_json else sys.stdout)
-    raise typer.Exit(EXIT_CODES[str(report.outcome)])
+    raise typer.Exit(report.outcome.exit_code)
 
 
 def _clear(junit: Path) -> None:

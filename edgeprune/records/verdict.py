@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from edgeprune.errors import EXIT_FAIL, EXIT_PASS, InconclusiveError
 from edgeprune.records.answer import Answer
 from edgeprune.records.device import Conditions, Device, Interval, Samples
 from edgeprune.records.target import Precision
@@ -62,6 +63,12 @@ class Outcome(StrEnum):
     PASS = "pass"  # noqa: S105 - an outcome, not a password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
+
+    @property
+    def exit_code(self) -> int:
+        """What a command with this outcome exits with."""
+        codes = {Outcome.PASS: EXIT_PASS, Outcome.FAIL: EXIT_FAIL, Outcome.INCONCLUSIVE: InconclusiveError.exit_code}
+        return codes[self]
 
     @staticmethod
     def of(checks: Iterable[Check]) -> Outcome:

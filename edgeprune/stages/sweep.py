@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgeprune.errors import EXIT_FAIL, EXIT_PASS, EdgepruneError, InconclusiveError, UsageError
+from edgeprune.errors import EXIT_FAIL, EXIT_PASS, EdgepruneError, UsageError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.run import Run
@@ -28,11 +28,6 @@ from edgeprune.stages import result, verify
 from edgeprune.storage import evidence
 
 SCHEMA = 1  # of the record; changes when a key changes its meaning
-EXIT_CODES = {
-    Outcome.PASS: EXIT_PASS,
-    Outcome.FAIL: EXIT_FAIL,
-    Outcome.INCONCLUSIVE: InconclusiveError.exit_code,
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ def finished(cell: Cell, run: Run) -> SweepCell:
         precision=cell.precision,
         budget=cell.budget,
         status=found.status.value,
-        exit_code=EXIT_CODES[found.status],
+        exit_code=found.status.exit_code,
         share=stats.median_interval(shares(kept.pruned, kept.original)),
         result=found,
         verdict=folder,
@@ -122,7 +117,7 @@ def summed(
         notes: see `Sweep`.
     """
     code = exit_code(found)
-    outcome = next((name for name, value in EXIT_CODES.items() if value == code), None)
+    outcome = next((one for one in Outcome if one.exit_code == code), None)
     results = [cell.result for cell in found if cell.result is not None]
     names = dict.fromkeys([*(cell.target for cell in found), *unpruned])
     return Sweep(

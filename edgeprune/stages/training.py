@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -259,7 +259,15 @@ class _Trainer:
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[bytes, Any]] = WeakKeyDictionary()
+@dataclass
+class _Outputs:
+    """Outputs by the digest of their batch, and the bytes of all."""
+
+    by_batch: dict[bytes, Any] = field(default_factory=dict)
+    nbytes: int = 0
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, _Outputs] = WeakKeyDictionary()
 
 
 class _Teacher:
@@ -269,18 +277,19 @@ class _Teacher:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network, self._known = network, _KNOWN.setdefault(network, {})
+        self._network, self._known = network, _KNOWN.setdefault(network, _Outputs())
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Any:
         if any(x.device.type != "cpu" for x in inputs):
             return self._network(*inputs)
         key = _content(inputs)
-        if key in self._known:
-            return self._known[key]
+        known = self._known
+        if key in known.by_batch:
+            return known.by_batch[key]
         found = self._network(*inputs)
-        kept = sum(one.nbytes for outputs in (found, *self._known.values()) for one in tensors(outputs))
-        if kept <= LIMITS.teacher_bytes:
-            self._known[key] = found
+        nbytes = known.nbytes + sum(one.nbytes for one in tensors(found))
+        if nbytes <= LIMITS.teacher_bytes:
+            known.by_batch[key], known.nbytes = found, nbytes
         return found
 
 

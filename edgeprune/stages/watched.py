@@ -25,7 +25,6 @@ ROW = re.compile(r'([a-zA-Z_:][\w:]{0,99})(?:\{((?:[a-z_]\w{0,49}="[^"\\]{0,200}
 LABEL = re.compile(r'([a-z_]\w*)="([^"]*)"')
 ROWS = 5000
 MOST_ERRORS = 0.01  # of all calls
-CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: InconclusiveError.exit_code}
 
 
 @dataclass
@@ -85,7 +84,7 @@ def _with_outcome(host: HostFacts) -> HostFacts:
         worst = next((fact for fact in host.facts if fact["outcome"] == outcome), None)
         if worst and not host.error:
             text = f"{worst['check']} of process {worst['process']} is {worst['value']}, limit {worst['limit']} ({outcome})"
-            return replace(host, error=text, exit_code=CODES[outcome])
+            return replace(host, error=text, exit_code=outcome.exit_code)
     return host
 
 

@@ -212,7 +212,7 @@ def test_a_second_training_reuses_the_teachers_outputs_and_gives_the_same_networ
     monkeypatch.setattr(training, "LIMITS", replace(training.LIMITS, teacher_bytes=0))
     training._KNOWN.pop(teacher)
     alone = train(known, tmp_path / "c", networks=Networks(copy.deepcopy(small), teacher))
-    assert not training._KNOWN[teacher]
+    assert not training._KNOWN[teacher].by_batch
     for other in (again, alone):
         pairs = zip(first.model.state_dict().values(), other.model.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)

@@ -56,7 +56,7 @@ def result(share: float, metric: float, status: Outcome = Outcome.PASS, emulated
 def cell(share: float, metric: float, status: Outcome = Outcome.PASS, target: str = "t") -> SweepCell:
     found = result(share, metric, status)
     return SweepCell(
-        target, None, f"{100 * share:g}%", status.value, stage.EXIT_CODES[status], "",
+        target, None, f"{100 * share:g}%", status.value, status.exit_code, "",
         Interval(share - 0.01, share, share + 0.01), found, Path("runs/t/verify-0"),
     )  # fmt: skip
 
