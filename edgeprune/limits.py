@@ -56,6 +56,7 @@ class Limits:
     boards: int = 64  # that share the experiments of a profile
     install_s: float = 900.0
     known_hosts_bytes: int = 16 << 20
+    certificate_bytes: int = 1 << 16  # of a host
     probe_s: float = 5.0  # for what the shell or the Python of a device answers, after a failure
     # releases
     sign_s: float = 30.0
@@ -70,6 +71,8 @@ class Limits:
     soak_most_s: float = 24 * 3600.0
     soak_check_s: float = 60.0  # between two health checks of a canary
     lease_wait_s: float = 24 * 3600.0  # with --wait
+    lock_touch_s: float = 15.0  # between two signs of life of a run, in its lock
+    lock_stale_s: float = 180.0  # without one, after which a run on another machine counts as dead; NFS may hide 60 s
     verify_s: float = 600.0  # to time both artifacts of a verdict; no further round begins after it
     report_json_bytes: int = 1 << 20  # of the records inside a report, of all runs together
     evidence_times: int = 16_000  # that a verdict keeps, of all processes
@@ -94,6 +97,7 @@ class Limits:
     board_build_s: float = 600.0
     board_boot_s: float = 90.0
     emulated_slowness: float = 100.0  # seconds of this machine that a second of an emulated device takes
+    registry_s: float = 60.0  # without an answer of an OCI registry
     # the search
     confirm_rounds: int = 3
     confirm_rounds_without: int = 6  # while no plan is within the budget

@@ -40,7 +40,7 @@ def open_run(request: Request, rules: Rules) -> Iterator[Run]:
     Raises `BusyError` if another run holds the folder or the device.
     """
     with ExitStack() as stack:
-        store = stack.enter_context(Store(request.runs / request.target.name))
+        store = stack.enter_context(Store(request.runs / request.target.name, request.wait_s))
         yield Run(request, rules, store, stack)
 
 
@@ -136,9 +136,18 @@ class Run:
         return found
 
     def settings(self, stage: Stage[Any, Any]) -> str:
-        """The digest of the user's settings that a stage depends on, without the device and the installed packages."""
-        if stage.joint and self.common is not None:
+        """The digest of the user's settings that a stage depends on, without the device and the installed packages.
+
+        A stage after a joint one depends on those of all targets. So its record is not mistaken for that of one target alone.
+        """
+        if self.common is not None and stage.joint:
             return self.common.settings(stage)
+        if self.common is None or not self._rules.after_joint(stage):
+            return self._own_settings(stage)
+        others = {name: member._own_settings(stage) for name, member in self.common.members.items()}
+        return digest([self._own_settings(stage), others])
+
+    def _own_settings(self, stage: Stage[Any, Any]) -> str:
         found: dict[str, object] = {}
         for name in self._rules.inputs_of(stage):
             found |= self._inputs[name].settings(self)
@@ -165,7 +174,12 @@ class Run:
             return made
         if (found := self._found(stage)) is not None:
             return found
-        return self._found(stage, self._reads_of(stage))  # type: ignore[return-value]
+        reads = self._reads_of(stage)
+        if not stage.releases_device:
+            return self._found(stage, reads)  # type: ignore[return-value]
+        self.release_device()
+        with self._store.apart(stage.name, self.key(stage)):
+            return self._found(stage, reads)  # type: ignore[return-value]
 
     def _found(self, stage: Stage[Any, Record], reads: Any = None) -> Record | None:
         """The record that a store keeps under the stage's key. If there is none, it is made from `reads`, if given."""
@@ -210,8 +224,6 @@ class Run:
 
     def _made(self, stage: Stage[Any, Record], reads: Any, folder: Path) -> Record:
         """Run a stage. An error of the user's code in it becomes a `UsageError`."""
-        if stage.releases_device:
-            self.release_device()
         watch, partial = self.request.watch, self._store.scratch
         output = Output(
             folder=folder,

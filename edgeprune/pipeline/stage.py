@@ -62,7 +62,7 @@ class Stage(Generic[Reads, Record]):
         kept: whether the run folder keeps the record. A stage that is not kept decides itself what is missing.
         settled: whether a kept record is reused. For instance, an inconclusive verdict is made again.
         published: the folder of the record's files that `latest` in the run folder leads to; None if it does not.
-        releases_device: whether the lease of the device ends before the stage runs, for instance before training.
+        releases_device: whether the device and the run folder are free for other runs meanwhile, for instance in training.
         joint: whether targets with one plan share the stage: it is then of their common run.
     """
 
@@ -127,6 +127,11 @@ class Rules:
         for name in stage.names:
             found |= dict.fromkeys(self.inputs_of(self.stages[name]) if name in self.stages else (name,))
         return tuple(found)
+
+    def after_joint(self, stage: Stage[Any, Any]) -> bool:
+        """Whether a stage reads a joint stage, directly or not."""
+        read = [self.stages[name] for name in stage.names if name in self.stages]
+        return any(one.joint or self.after_joint(one) for one in read)
 
     def of_target(self, stage: Stage[Any, Any]) -> bool:
         """Whether a stage depends on the target. All targets of a project share the other stages."""

@@ -1,7 +1,8 @@
 """The run folder: content-addressed, atomic, locked, resumable. No other module writes it.
 
     runs/TARGET/               or runs/shared/ for stages that do not depend on the target
-      lock                     the run that works here holds it
+      lock.N                   the run that works here holds it; see `storage/lock.py`
+      locks/STAGE-KEY/         the lock of a stage that is made while other runs may work here, such as a training
       STAGE-KEY/               a finished stage: its files, and `entry.json` with their digests and what the stage read
       partial/STAGE-KEY/       files that an interrupted stage resumes from
       aside/STAGE-KEY-N/       a finished stage that was found damaged
@@ -13,7 +14,6 @@ process is killed or the power fails.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from edgeprune.errors import BusyError, UsageError
+from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
+from edgeprune.storage.lock import Lock, is_held
 
 MANIFEST = "entry.json"
 KEY = re.compile(r"[0-9a-f]{12,}")
-POLL_S = 0.1  # between two attempts to take a lock
 KEY_CHARS = 12  # of a key in a folder's name; the manifest holds the whole key
 FULL = "the disk is full: free some space and run the same command again"
 NO_PERMISSION = "no permission to write: make the folder writable or copy the project elsewhere"
@@ -47,8 +46,7 @@ HINTS = {
     errno.ENOTDIR: "there is a file in place of a folder: move it away",
     errno.EISDIR: "there is a folder in place of a link: move it away",
     errno.EEXIST: "there is a file in place of a folder: move it away",
-    errno.ENOLCK: "the file system has no locks: copy the project to a local disk",
-    errno.ENOTSUP: "the file system has no locks: copy the project to a local disk",
+    errno.ENOTSUP: "the file system has no hard links: copy the project to another disk",
 }
 
 log = logging.getLogger("edgeprune")
@@ -93,7 +91,7 @@ class Draft:
 class Store:
     """A run folder. One process at a time holds it, until the context ends.
 
-    The lock is the kernel's, so it ends with the process, also after a kill.
+    The lock ends with the process, also after a kill; see `storage/lock.py`.
 
     Args:
         folder: the run folder. It is made if it is missing.
@@ -107,49 +105,48 @@ class Store:
     def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
         self.folder = folder
         self._wait_s = wait_s
-        self._lock: int | None = None
+        self._lock = Lock(folder)
 
     def __enter__(self) -> Self:
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with _explained(self.folder):
-                self._acquire(self._lock)
-                for leftover in self.folder.glob(".draft-*"):  # of a killed run: no other run holds the lock
-                    shutil.rmtree(leftover)
-        except BaseException:
-            self._release()
-            raise
+            self._lock.acquire(self._wait_s)
+            try:
+                self._remove_drafts()
+            except BaseException:
+                self._lock.release()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        self._lock.release()
 
-    def _acquire(self, lock: int) -> None:
-        until, waited = time.monotonic() + self._wait_s, False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = " ".join(os.pread(lock, 100, 0).decode(errors="replace").split()) or "another process"
-                if time.monotonic() >= until:
-                    raise BusyError(f"{self.folder} is in use by {holder}; wait for it to end, or end it") from None
-            if not waited:
-                log.warning("%s is in use by %s: waiting", self.folder, holder)
-            waited = True
-            time.sleep(POLL_S)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+    def _remove_drafts(self) -> None:
+        """Remove what killed runs left. Stages that are made apart have their own locks."""
+        for draft in self.folder.glob(".draft-*"):
+            stage = draft.name.removeprefix(".draft-").rpartition("-")[0]
+            if not stage or not is_held(self.folder / "locks" / stage):
+                shutil.rmtree(draft)
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child may still hold the descriptor
-            os.close(self._lock)
-            self._lock = None
+    @contextmanager
+    def apart(self, name: str, key: str) -> Iterator[None]:
+        """Let other runs work in the folder while a long stage is made. Nobody else makes this stage meanwhile.
+
+        Look for the stage inside the context: another run may just have finished it.
+        """
+        own = self.folder / "locks" / self._place(name, key).name
+        with _explained(own):
+            own.mkdir(parents=True, exist_ok=True)
+        lock = Lock(own)
+        self._lock.release()
+        lock.acquire(LIMITS.lease_wait_s)
+        try:
+            yield
+        finally:
+            lock.release()
+        self._lock.acquire(LIMITS.lease_wait_s)  # not after an error: the run ends then
 
     def find(self, name: str, key: str) -> Entry | None:
         """A finished stage with all its files checked by size and digest; None if there is none.
@@ -218,7 +215,7 @@ class Store:
         """
         final = self._place(name, key)
         with _explained(self.folder):
-            temporary = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.folder))
+            temporary = Path(tempfile.mkdtemp(prefix=f".draft-{final.name}-", dir=self.folder))
             try:
                 temporary.chmod(0o755)  # mkdtemp makes it private
                 draft = Draft(temporary, final)
@@ -280,7 +277,7 @@ class Store:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file in one step, and make the folders above it. After a failure, the earlier file is unchanged.
 
-    Only one process may write at a time; the lock of the run folder ensures it. Raises `UsageError` with the path and what
+    Only one process may write it at a time; the lock of the run folder ensures it. Raises `UsageError` with the path and what
     to do.
     """
     with _explained(path):

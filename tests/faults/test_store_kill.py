@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ def test_a_kill_leaves_complete_stages_or_none(tmp_path: Path, caplog: pytest.Lo
             time.sleep(chance.uniform(0.0, 0.25))
             child.kill()
         with Store(tmp_path / "runs") as store:  # the dead process's lock is free
-            left = {path.name.partition("-")[0] for path in store.folder.iterdir()}
+            left = {re.split("[-.]", path.name)[0] for path in store.folder.iterdir()}
             assert left <= {"lock", "partial", "stage"}, left
             for number in range(7):
                 entry = store.find("stage", hashlib.sha256(str(number).encode()).hexdigest())
@@ -109,7 +110,7 @@ def test_an_error_about_another_folder_is_not_attributed_to_the_run_folder(tmp_p
     with Store(tmp_path / "runs") as store:
         with pytest.raises(PermissionError), store.create("stage", "b" * 64):
             raise PermissionError(errno.EACCES, "no", "/somewhere/else/data.bin")
-        assert [path.name for path in store.folder.iterdir()] == ["lock"]
+        assert [path.name for path in store.folder.iterdir()] == ["lock.0000000000"]
 
 
 def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:

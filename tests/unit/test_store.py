@@ -37,7 +37,7 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError), opened.create("stage", KEY) as draft:
             draft.write_text("record.json", str(1 / 0))
         assert opened.find("stage", KEY) is None
-        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        assert [path.name for path in tmp_path.iterdir()] == ["lock.0000000000"]
 
 
 def test_a_stage_made_anew_replaces_the_old_one(tmp_path: Path) -> None:
