@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeprune.records import Deployment, Host, Target
 
+Certify = Callable[[Path], Path]
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
 
 
@@ -26,8 +27,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def keygen(path: Path) -> Path:
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)]
+def keygen(path: Path, kind: str = "ed25519") -> Path:
+    argv = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)]
     subprocess.run(argv, check=True, timeout=30)
     return path
 
@@ -84,13 +85,16 @@ def named(servers: Mapping[str, Sshd], home: Path) -> Target:
     return replace(first, host=host, deploy=Deployment(tuple(servers), home / ".ssh" / "id_ed25519"))
 
 
-def start(folder: Path, own_lease: bool = False, disk_bytes: int | None = None) -> tuple[subprocess.Popen[bytes], Sshd]:
+def start(
+    folder: Path, own_lease: bool = False, disk_bytes: int | None = None, certify: Certify | None = None
+) -> tuple[subprocess.Popen[bytes], Sshd]:
     """Start a server.
 
     Args:
         folder: an empty folder.
         own_lease: it is a board of its own: its lease is not that of this machine. That needs root.
         disk_bytes: its home is a file system of its own of this size. That needs `own_lease`.
+        certify: makes a certificate of the host's key, and gives its path.
     """
     assert SSHD is not None
     if os.geteuid() == 0:
@@ -105,6 +109,9 @@ def start(folder: Path, own_lease: bool = False, disk_bytes: int | None = None) 
         "StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         f"PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp -d {folder}/home\nMaxStartups 50\n"
     )
+    if certify is not None:
+        with open(config, "a") as file:
+            file.write(f"HostCertificate {certify(host)}\n")
     log = open(folder / "log", "wb")  # noqa: SIM115 - the server writes to it
     argv = [SSHD, "-D", "-e", "-f", str(config)]
     if own_lease:

@@ -266,6 +266,8 @@ def test_keys_of_the_target_file_win_over_those_in_the_name_of_the_host() -> Non
 class Key:
     """A host key as paramiko gives it."""
 
+    public_blob = None  # no certificate
+
     def __init__(self, seed: str, kind: str = "ssh-ed25519") -> None:
         self._kind, self._blob = kind, packed(kind.encode()) + packed(hashlib.sha256(seed.encode()).digest())
 
@@ -330,7 +332,10 @@ def test_a_known_key_is_accepted_whatever_other_lines_say(text: str, target: Tar
         ("", "is not known"),
         (f"[board]:22 {RIGHT.line}\nboards {RIGHT.line}\n!board,![board]:2222,* {RIGHT.line}", "is not known"),
         (f"board {WRONG.line}", "is not known"),
-        (f"@cert-authority * {RIGHT.line}", "checks no host certificates"),
+        (
+            f"@cert-authority * {RIGHT.line}",
+            "known_hosts:1 names an authority for it, but the device shows no certificate",
+        ),
         (f"[board]:2222 {RIGHT.line}\n@revoked * {RIGHT.line}", r"is revoked in .*known_hosts:2"),
         (f"[board]:2222 {WRONG.line}", r"CHANGED.*known_hosts:1.*ssh-keygen -f \S+ -R '\[board\]:2222'"),
     ],
@@ -356,6 +361,17 @@ def test_the_kinds_of_known_keys_are_asked_for_first() -> None:
     known = [host_keys.Known("", "board", "ssh-rsa", b"", Path("known_hosts"), 1)]
     asked = host_keys.algorithms(known, ["ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256"])
     assert asked == ["rsa-sha2-512", "rsa-sha2-256", "ssh-ed25519"]
+
+
+def test_certificates_are_asked_for_where_an_authority_is_known() -> None:
+    known = [host_keys.Known("@cert-authority", "board", "ssh-ed25519", b"", Path("known_hosts"), 1)]
+    asked = host_keys.algorithms(known, ["ssh-ed25519", "rsa-sha2-512"])
+    assert asked == [
+        "ssh-ed25519-cert-v01@openssh.com",
+        "rsa-sha2-512-cert-v01@openssh.com",
+        "ssh-ed25519",
+        "rsa-sha2-512",
+    ]
 
 
 def test_words_are_split_as_openssh_splits_them() -> None:

@@ -7,19 +7,22 @@ import binascii
 import hashlib
 import hmac
 import shlex
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
 
+from edgeprune.devices.transports.ssh.certificates import SUFFIX, certificate
 from edgeprune.devices.transports.ssh.config import PORT, Server
 from edgeprune.devices.transports.ssh.settings import listed
 from edgeprune.errors import SecurityError, UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.records import Target
 
-MARKERS = ("", "@revoked", "@cert-authority")
+AUTHORITY, REVOKED = "@cert-authority", "@revoked"
+MARKERS = ("", REVOKED, AUTHORITY)
 
 
 @dataclass(frozen=True)
@@ -91,37 +94,68 @@ def fingerprint(blob: bytes) -> str:
 
 
 def algorithms(known: Iterable[Known], all_of_them: Iterable[str]) -> list[str]:
-    """The algorithms of host keys, with those of known keys first: a server may have several keys."""
+    """The algorithms of host keys, with those of known keys first: a server may have several keys.
+
+    Certificates come before all of them where an authority is known, and are not asked for elsewhere.
+    """
+    all_of_them, known = list(all_of_them), list(known)
+    certificates = [name + SUFFIX for name in all_of_them if any(line.marker == AUTHORITY for line in known)]
     kinds = {line.kind for line in known if not line.marker}
     first = [name for name in all_of_them if name in kinds or ("ssh-rsa" in kinds and name.startswith("rsa-sha2-"))]
-    return [*first, *(name for name in all_of_them if name not in first)]
+    return [*certificates, *first, *(name for name in all_of_them if name not in first)]
 
 
 class Verdict(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Accepts a known or a pinned host key. Every other key is refused, with what makes it known."""
+    """Accepts a known, a certified or a pinned host key. Every other key is refused, with what makes it known."""
 
     def __init__(self, target: Target, server: Server) -> None:
         self._target, self._server = target, server
-        self.known = [] if server.fingerprint else known_keys(server)
+        pinned = server.fingerprint is not None
+        self._own, self._usual = ([], []) if pinned else (known_keys(server), known_at_usual_port(server))
+
+    @property
+    def known(self) -> list[Known]:
+        """The lines about the server. Lines about its port come before those about its name."""
+        return self._own + self._usual
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        """paramiko calls this for every key, since it knows none itself."""
-        blob = key.asbytes()
+        """paramiko calls this for every key, since it knows none itself. It has checked that the server holds the key."""
+        blob = key.asbytes()  # without a certificate
         if self._server.fingerprint:
             self._require_pinned(fingerprint(blob))
             return
-        same = [line for line in (self.known or known_at_usual_port(self._server)) if line.blob == blob]
-        revoked = [line for line in same if line.marker == "@revoked"]
-        if revoked:
-            raise SecurityError(
-                f"{self._target.path}: the host key of {self._server.key_name} is revoked in {revoked[0].place}:"
-                f" {fingerprint(blob)}. Give the device a new key, or ask who revoked it."
-            )
-        if any(not line.marker for line in same):
+        self._refuse_revoked(blob, "host key")
+        try:
+            self._require_certified(key.public_blob.key_blob if key.public_blob else b"")
             return
-        plain = [line for line in self.known if not line.marker]
-        kin = [line for line in plain if line.kind == key.get_name()] or plain
-        raise self._changed(kin[0], blob) if kin else self._unknown(key)
+        except ValueError as error:
+            why = f" {error}." if str(error) else ""
+        own, usual = ([line for line in lines if not line.marker] for lines in (self._own, self._usual))
+        if any(line.blob == blob for line in own or usual):
+            return
+        kin = [line for line in own if line.kind == key.get_name()] or own
+        raise self._changed(kin[0], blob, why) if kin else self._unknown(key, why)
+
+    def _refuse_revoked(self, blob: bytes, what: str) -> None:
+        for line in self.known:
+            if line.marker == REVOKED and line.blob == blob:
+                raise SecurityError(
+                    f"{self._target.path}: the {what} of {self._server.key_name} is revoked in {line.place}:"
+                    f" {fingerprint(blob)}. Give the device a new key, or ask who revoked it."
+                )
+
+    def _require_certified(self, shown: bytes) -> None:
+        """Raises `ValueError` with the reason if no certificate vouches for the key. It is empty if none is expected."""
+        lines = [line for line in self.known if line.marker == AUTHORITY]
+        if not lines:
+            raise ValueError
+        if not shown:
+            raise ValueError(f"{lines[0].place} names an authority for it, but the device shows no certificate")
+        found = certificate(shown)
+        self._refuse_revoked(found.authority, "authority")
+        if not any(line.blob == found.authority for line in lines):
+            raise ValueError(f"No @cert-authority line for it has the authority {fingerprint(found.authority)}")
+        found.require(self._server.alias or self._server.name, time.time())
 
     def _require_pinned(self, shown: str) -> None:
         pinned = self._server.fingerprint
@@ -131,25 +165,19 @@ class Verdict(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
                 " If the device was set up anew, pin the new one. Otherwise another machine may be answering in its place."
             )
 
-    def _changed(self, line: Known, blob: bytes) -> SecurityError:
+    def _changed(self, line: Known, blob: bytes, why: str) -> SecurityError:
         remove = shlex.join(["ssh-keygen", "-f", str(line.file), "-R", self._server.key_name])
         return SecurityError(
             f"{self._target.path}: the host key has CHANGED: known is {fingerprint(line.blob)} ({line.place}), the device"
-            f" shows {fingerprint(blob)}. If the device was set up anew, remove the old line: {remove}. Otherwise another"
+            f" shows {fingerprint(blob)}.{why} If the device was set up anew, remove the old line: {remove}. Otherwise another"
             " machine may be answering in its place."
         )
 
-    def _unknown(self, key: paramiko.PKey) -> SecurityError:
+    def _unknown(self, key: paramiko.PKey, why: str) -> SecurityError:
         name, files = self._server.key_name, self._server.known_hosts
-        authority = [line.place for line in self.known if line.marker == "@cert-authority"]
-        why = (
-            f" {authority[0]} names an authority for it, and edgeprune checks no host certificates."
-            if authority
-            else ""
-        )
         where = f"add this line to {files[0]}" if files else "name a file in [connect] known_hosts with this line"
         return SecurityError(
-            f"{self._target.path}: the host key of {name} is not known: {fingerprint(key.asbytes())}.{why} Compare it with the"
-            " device's own console: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. If they are equal,"
+            f"{self._target.path}: the host key of {name} is not known: {fingerprint(key.asbytes())}.{why} Compare it"
+            " with the device's own console: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. If they are equal,"
             f" {where}: {name} {key.get_name()} {key.get_base64()}"
         )

@@ -21,6 +21,12 @@ logging.getLogger(LOG).propagate = False
 logging.getLogger(LOG).addHandler(logging.NullHandler())  # without a handler, Python would print warnings
 
 
+class _Transport(paramiko.Transport):  # type: ignore[misc]
+    """Asks for the kinds of host keys that are wanted. paramiko would add a certificate of each, and prefer it to none."""
+
+    preferred_keys: tuple[str, ...] = ()
+
+
 def login(target: Target, host: Host, opened: list[paramiko.SSHClient]) -> paramiko.SSHClient:
     """Log in at the device.
 
@@ -48,9 +54,8 @@ def _client(target: Target, server: Server, sock: Any, opened: list[paramiko.SSH
     client.set_missing_host_key_policy(verdict)
 
     def transport(*arguments: Any, **options: Any) -> paramiko.Transport:
-        made = paramiko.Transport(*arguments, **options)
-        security = made.get_security_options()
-        security.key_types = tuple(algorithms(verdict.known, security.key_types))
+        made = _Transport(*arguments, **options)
+        made.preferred_keys = tuple(algorithms(verdict.known, made.get_security_options().key_types))
         return made
 
     try:
