@@ -1,12 +1,15 @@
 """Measures how a first run ends: whether its verdict settles, the used share of the budget, and the seconds.
 
     python benchmarks/first_run.py [--nets ...] [--runtimes ...] [--budgets 70% 50% 40%] [--again 10] [--idle] [--quick]
+                                   [--out runs.jsonl [--most N]]
 
 Each run is a process of the command line, as a user starts it. It begins with nothing: no profile, no scores. A neighbour
 keeps the last core busy, except with --idle. The networks learn the digits of examples/digits: its residual network, an
 inverted-residual network and a transformer. A passed verdict is measured again with `--again` times its processes. It is a
 false pass if that measurement is above the budget.
 With --quick, scores are magnitudes and nothing is trained. The seconds then say nothing; the verdicts are the same.
+With --out, each finished run is a line of JSON in that file. The same command again does the runs that are missing there, at
+most `--most` of them, and its table covers all.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -36,6 +40,7 @@ from torch import Tensor, nn
 
 from edgeprune.devices.bench import open_bench
 from edgeprune.devices.patience import Patience
+from edgeprune.errors import InconclusiveError
 from edgeprune.latency import stats
 from edgeprune.records import Interval
 from edgeprune.stages.verdict import POLICY
@@ -101,25 +106,57 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 EPOCHS = {"residual": 0, "inverted": 8, "transformer": 36}  # the first has its own weights
 
 
+Cell = tuple[str, str, str]  # network, runtime, budget
+
+
 @dataclass(frozen=True)
 class Row:
-    """One first run. `share` is the pruned network's p50 in the verdict over the budget; `again` in the new measurement."""
+    """One first run. `share` is the pruned network's p50 in the verdict over the budget; `again` in the new measurement.
+
+    `how` holds the options that it was made with. A figure that was not measured is NaN, and is left out of files.
+    """
 
     net: str
     runtime: str
     budget: str
+    how: str
     status: str
-    share: float
     seconds: float
+    share: float = math.nan
     again: float = math.nan
     again_high: float = math.nan
     why: str = ""
 
     @property
+    def cell(self) -> Cell:
+        return self.net, self.runtime, self.budget
+
+    @property
     def settled(self) -> bool:
         return self.status in ("pass", "fail")
 
+    def __str__(self) -> str:
+        """A line of the table."""
+        shown = ("" if math.isnan(value) else f"{value:.1%}" for value in (self.share, self.again))
+        why = f" <!-- {self.why} -->" if self.why else ""
+        return f"| {' | '.join((*self.cell, self.status, *shown))} | {self.seconds:.0f} |{why}"
 
+
+def read(path: Path) -> list[Row]:
+    """The finished runs that a file holds; none if there is no file."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [Row(**json.loads(line)) for line in lines]
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Write finished runs to a file, in one step, so that an interrupt leaves whole lines."""
+    kept = [{name: value for name, value in asdict(row).items() if value == value} for row in rows]
+    draft = path.with_name(path.name + ".new")
+    draft.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    draft.replace(path)
+
+
+@cache
 def trained(net: str, epochs: int) -> nn.Module:
     """The network after a short training."""
     torch.manual_seed(0)
@@ -152,21 +189,31 @@ def folder_of(net: str, runtime: str, model: nn.Module, root: Path, quick: bool)
     return folder
 
 
-def first(net: str, runtime: str, budget: str, folder: Path, again: int) -> Row:
+def first(cell: Cell, how: str, folder: Path, again: int) -> Row:
     """Run once, from nothing to the verdict."""
+    (_, runtime, budget), started = cell, time.monotonic()
     command = [sys.executable, "-m", "edgeprune", "run", "--json", "--target", "bench", "--budget", budget]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # for `SUBJECT`
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, timeout=MOST_S)
-    spent, result = time.monotonic() - started, json.loads(done.stdout)
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, timeout=MOST_S)
+    except subprocess.TimeoutExpired:
+        return Row(*cell, how, "no answer", MOST_S)
+    spent = time.monotonic() - started
+    if not done.stdout:
+        return Row(*cell, how, f"error {done.returncode}", spent, why="no output")
+    result = json.loads(done.stdout)
     if result["status"] == "error":
-        return Row(net, runtime, budget, f"error {result['exit_code']}", math.nan, spent, why=result["error"])
+        return Row(*cell, how, f"error {result['exit_code']}", spent, why=result["error"])
     share = result["pruned"]["p50_ms"] / result["budget_ms"]
     why = "; ".join(f"{check['name']}: {check['note']}" for check in result["checks"] if check["outcome"] != "pass")
-    row = Row(net, runtime, budget, result["status"], share, spent, why=why)
+    row = Row(*cell, how, result["status"], spent, share, why=why)
     if not again or row.status != "pass":
         return row
-    found, limit = repeated(runtime, folder, Path(result["artifact"]), again), float(budget.rstrip("%")) / 100
+    try:
+        found = repeated(runtime, folder, Path(result["artifact"]), again)
+    except InconclusiveError as error:
+        return replace(row, why=f"not measured again: {error}")
+    limit = float(budget.rstrip("%")) / 100
     return replace(row, again=found.mid / limit, again_high=found.high / limit)
 
 
@@ -201,29 +248,27 @@ def main() -> None:
     parser.add_argument("--idle", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--most", type=int, default=sys.maxsize)
     options = parser.parse_args()
-    models = {net: trained(net, 1 if options.quick else EPOCHS[net]) for net in options.nets}
+    how = f"again {options.again}{', quick' * options.quick}{', idle' * options.idle}"
     cells = list(itertools.product(options.nets, options.runtimes, options.budgets))
     random.Random(0).shuffle(cells)  # noqa: S311 - so that an interrupted benchmark has seen all kinds
-    rows: list[Row] = []
-    print(
-        "| network | runtime | budget | verdict | of budget | again | seconds |\n|---|---|---|---|---|---|---|",
-        flush=True,
-    )
+    rows = read(options.out) if options.out else []
+    if other := {row.how for row in rows} - {how}:
+        parser.error(f"{options.out} has runs with other options ({', '.join(other)}); give another file")
+    print("| network | runtime | budget | verdict | of budget | again | seconds |\n|---|---|---|---|---|---|---|")
+    print(*rows, sep="\n", end="\n" * bool(rows), flush=True)
+    missing = [cell for cell in cells if cell not in {row.cell for row in rows}]
     busy = nullcontext() if options.idle else neighbour(last_core())
     with busy, tempfile.TemporaryDirectory() as name:
-        for net, runtime, budget in cells:
-            folder = folder_of(net, runtime, models[net], Path(name), options.quick)
-            row = first(net, runtime, budget, folder, options.again)
+        for net, runtime, budget in missing[: options.most]:
+            model = trained(net, 1 if options.quick else EPOCHS[net])
+            folder = folder_of(net, runtime, model, Path(name), options.quick)
+            row = first((net, runtime, budget), how, folder, options.again)
             rows.append(row)
-            again = "" if math.isnan(row.again) else f"{row.again:.1%}"
-            print(
-                f"| {net} | {runtime} | {budget} | {row.status} | {row.share:.1%} | {again} | {row.seconds:.0f} |"
-                + (f" <!-- {row.why} -->" if row.why else ""),
-                flush=True,
-            )
+            print(row, flush=True)
             if options.out:
-                options.out.write_text(json.dumps([vars(one) for one in rows], indent=1))
+                write(options.out, rows)
             shutil.rmtree(folder)
     show(rows)
 
