@@ -1,0 +1,264 @@
+"""ncnn's files, from pnnx: it reads the traced network (TorchScript) as a program of its own."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import RuntimeMissing, UsageError, quoted
+from edgeprune.graph.trace import exporting
+from edgeprune.limits import LIMITS
+from edgeprune.network.adapter import file_names
+from edgeprune.network.outputs import tensors
+from edgeprune.records import Widths
+from edgeprune.runtimes.base import silenced
+from edgeprune.runtimes.device import Failed, Options
+from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
+from edgeprune.runtimes.formats.sizes import Constants
+from edgeprune.runtimes.ncnn.device import NcnnModel, module
+from edgeprune.runtimes.ncnn.network import FEATURES, Layer, pack, read, unpack, write
+
+INSTALL = "pip install 'edgeprune[ncnn]'"
+PARAMS = 100  # the position of the first parameter among the constants of a layer, which follow its weights
+RESHAPED = (0, 1, 11, 2)  # the sizes of a Reshape. One of them may be -1
+RELATIVE = 1e-3  # of the largest output: how much ncnn's outputs may differ from torch's
+ALONE = "aten::", "prim::"  # what pnnx writes before the name of an operator of torch
+
+
+class NcnnTemplate(Template):
+    """The .param and the .bin, sliced as objects. ncnn infers the shapes of blobs."""
+
+    _known: list[Layer] | None = None
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of the exported file."""
+        if self._known is None:
+            self._known = unpack(self.exported)
+            origins = Origins(self._folded, self._computed)
+            found = {place: origins.find(value) for place, (value, _) in _weights(self._known)}
+            self.origins: dict[tuple[int, int], Origin] = {
+                place: origin for place, origin in found.items() if origin is not None
+            }
+        return self._known
+
+    @staticmethod
+    def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
+        """See `Template.written`. ncnn must also compute what torch computes."""
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+            layers = _converted(model, inputs, Path(scratch))
+            _require_known(layers, model, inputs)
+            _named(layers, model, inputs)
+            with torch.no_grad():
+                wanted = [tensor.numpy() for tensor in tensors(model(*inputs))]
+            _require_equal(layers, [x.numpy() for x in inputs], wanted, Path(scratch))
+        return pack(layers)
+
+    @staticmethod
+    def operators(file: bytes) -> int:
+        """See `Template.operators`."""
+        return sum(layer.kind not in ("Input", "MemoryData", "Split", "Noop") for layer in unpack(file))
+
+    def nodes(self) -> Iterator[Node]:
+        """A profiler uses the name of a layer."""
+        for number, layer in enumerate(self.layers):
+            parameters = tuple(origin.parameter for (own, _), origin in self.origins.items() if own == number)
+            yield Node((layer.name,), tuple(layer.inputs), tuple(layer.outputs), parameters)
+
+    @staticmethod
+    def constants(file: bytes) -> Constants:
+        """See `Template.constants`. Whole numbers among the parameters are constants, too."""
+        layers = unpack(file)
+        weights = {place: value for place, (value, _) in _weights(layers)}
+        return weights | {
+            (number, PARAMS + keys[0]): np.array([layer.params.get(key, 0) for key in keys]).ravel()
+            for number, layer in enumerate(layers)
+            for keys in _numeric(layer)
+        }
+
+    def sliced(self, kept: Mapping[str, Dims], widths: Widths, filled: bool = False) -> bytes:
+        """See `Template.sliced`."""
+        grouped = {layer.weight: layer for layer in self._groups.layers if layer.per_group is not None}
+        layers = copy.deepcopy([Layer(**{**vars(layer), "weights": []}) for layer in self.layers])
+        for number, layer in enumerate(layers):
+            for position, (value, tagged) in enumerate(self.layers[number].weights):
+                origin, resized = self.origins.get((number, position)), self._sizes.get((number, position))
+                if origin is not None:
+                    value = origin.patterned(value, kept) if filled else origin.take(value, kept)
+                elif filled:
+                    value = pattern(value)
+                if resized is not None and not resized.fits(value.shape, widths):
+                    value = resized.at(value, widths)
+                layer.weights.append((value, tagged))
+            layer.fit()
+            for keys in _numeric(layer):
+                resized = self._sizes.get((number, PARAMS + keys[0]))
+                if resized is not None:
+                    values = np.array([layer.params.get(key, 0) for key in keys]).ravel()
+                    _set(layer, keys, resized.at(values, widths).tolist())
+            origin = self.origins.get((number, 0))
+            if origin is not None and origin.parameter in grouped and "DepthWise" in layer.kind:
+                layer.params[7] = grouped[origin.parameter].convolution_groups(widths)
+        return pack(layers)
+
+    @staticmethod
+    def filled(file: bytes) -> bytes:
+        """See `Template.filled`."""
+        layers = unpack(file)
+        for layer in layers:
+            layer.weights = [(pattern(value), tagged) for value, tagged in layer.weights]
+        return pack(layers)
+
+    def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
+        """See `Template.agrees`."""
+        ours, theirs = unpack(self.sliced(kept, widths)), unpack(exported)
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+
+
+def _weights(layers: list[Layer]) -> Iterator[tuple[tuple[int, int], tuple[np.ndarray, bool]]]:
+    for number, layer in enumerate(layers):
+        for position, weight in enumerate(layer.weights):
+            yield (number, position), weight
+
+
+def _numeric(layer: Layer) -> Iterator[tuple[int, ...]]:
+    """The parameters that are whole numbers. Those of a target shape come together, since one size may be inferred."""
+    together = RESHAPED if layer.kind == "Reshape" else ()
+    if together:
+        yield tuple(key for key in together if key in layer.params)
+    yield from ((key,) for key, value in layer.params.items() if key not in together and not isinstance(value, str))
+
+
+def _set(layer: Layer, keys: tuple[int, ...], values: list[int]) -> None:
+    if isinstance(layer.params[keys[0]], tuple):
+        layer.params[keys[0]] = tuple(values)
+    else:
+        layer.params |= dict(zip(keys, values, strict=True))
+
+
+def _same(first: Layer, second: Layer) -> bool:
+    """Whether kinds, blobs, parameters and weights are the same. An inferred size of a shape may be any."""
+    inferred = {key for key in RESHAPED if first.kind == "Reshape" and first.params.get(key) == -1}
+    parts = [
+        (one.kind, one.inputs, one.outputs, {k: v for k, v in one.params.items() if k not in inferred})
+        for one in (first, second)
+    ]
+    return parts[0] == parts[1] and all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-5)
+        for (a, _), (b, _) in zip(first.weights, second.weights, strict=True)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- conversion
+
+
+def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> list[Layer]:
+    """The layers that pnnx makes of a model. Their kinds may be unknown to ncnn."""
+    found = importlib.util.find_spec("pnnx")
+    if found is None or found.origin is None:
+        raise RuntimeMissing(f"pnnx is not installed; {INSTALL}")
+    try:
+        with exporting(), silenced():
+            traced: Any = torch.jit.trace(model.eval(), inputs, check_trace=False)
+            traced.save(str(folder / "model.pt"))
+        argv = [str(Path(found.origin).with_name("pnnx")), "model.pt", "fp16=0"]
+        done = subprocess.run(argv, cwd=folder, capture_output=True, timeout=LIMITS.convert_s, check=False)
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+            raise UsageError(f"the model cannot be exported to ncnn: pnnx: {quoted(lines[-1])}")
+        return read((folder / "model.ncnn.param").read_text(), (folder / "model.ncnn.bin").read_bytes())
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"the model cannot be exported to ncnn: pnnx took over {LIMITS.convert_s:g} s") from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise refusal("ncnn", model, inputs, error) from error
+
+
+def _require_known(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Raises `UsageError`, which names the operator and its line, if ncnn has no such layer."""
+    ncnn = _ncnn()
+    unknown = list(dict.fromkeys(layer.kind for layer in layers if ncnn.layer_to_index(layer.kind) < 0))
+    # Expressions, lists and constants are parts of another operator that pnnx could not convert.
+    telling = sorted(unknown, key=lambda kind: kind.startswith(("pnnx.", "prim::")))
+    if telling:
+        operator = re.split(r"[.:]+", telling[0])[-1].lower()
+        raise refusal("ncnn", model, inputs, ValueError(f"aten::{operator}"))
+
+
+def _named(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Give inputs and outputs the user's names, if there are any, and their order. An input gets its shape, too."""
+    given, made = file_names(model) or ([], [])
+    read_in = sorted((layer for layer in layers if layer.kind == "Input"), key=lambda layer: _number(layer.outputs[0]))
+    for layer, x in zip(read_in, inputs, strict=False):
+        layer.params |= dict(zip((2, 11, 1, 0)[-len(x.shape[1:]) or 4 :], x.shape[1:], strict=False))
+    blobs = [blob for layer in layers for blob in layer.outputs]
+    ends = sorted((blob for blob in blobs if re.fullmatch(r"out\d+", blob)), key=_number)
+    starts = [layer.outputs[0] for layer in read_in]
+    for layer in [layer for layer in layers if layer.kind == "Input"]:
+        layers.remove(layer)
+    layers[:0] = read_in
+    names = {old: _free(new, blobs) for old, new in (*zip(starts, given, strict=False), *zip(ends, made, strict=False))}
+    for layer in layers:
+        layer.inputs = [names.get(blob, blob) for blob in layer.inputs]
+        layer.outputs = [names.get(blob, blob) for blob in layer.outputs]
+    in_order = [names.get(blob, blob) for blob in ends]
+    if in_order != [blob for layer in layers for blob in layer.outputs if blob in in_order]:
+        for layer in layers:
+            layer.outputs = [f"{blob}_" if blob in in_order else blob for blob in layer.outputs]
+        layers += [Layer("Noop", f"output_{i}", [f"{blob}_"], [blob]) for i, blob in enumerate(in_order)]
+
+
+def _number(blob: str) -> int:
+    return int(re.sub(r"\D", "", blob) or 0)
+
+
+def _free(name: str, blobs: list[str]) -> str:
+    """A name that no blob inside has, without spaces."""
+    name = re.sub(r"\s", "_", name)[:200] or "_"
+    return name if name not in blobs else f"{name}_"
+
+
+def _require_equal(layers: list[Layer], inputs: list[np.ndarray], wanted: list[np.ndarray], folder: Path) -> None:
+    """Raises `UsageError` if ncnn's outputs differ from torch's: pnnx converts some networks wrongly."""
+    path = folder / "check.param"
+    for layer in layers:
+        layer.params[FEATURES] = 7
+    text, weights = write(layers)
+    for layer in layers:
+        del layer.params[FEATURES]
+    path.write_text(text)
+    path.with_suffix(".bin").write_bytes(weights)
+    try:
+        with silenced():
+            got = NcnnModel(str(path), Options(1)).call(inputs)
+    except Failed as error:
+        raise UsageError(f"the model cannot be exported to ncnn: {error}") from error
+    for number, (mine, other) in enumerate(zip(got, wanted, strict=False)):
+        if mine.shape != other.shape:
+            raise UsageError(
+                f"the model cannot be exported to ncnn: output {number} has the shape {mine.shape} there, not"
+                f" {other.shape}; ncnn keeps the samples in the first dimension of every tensor"
+            )
+        error = float(np.abs(mine - other).max()) / max(float(np.abs(other).max()), 1e-6)
+        if not error <= RELATIVE:
+            raise UsageError(
+                f"the model cannot be exported to ncnn: output {number} differs from torch's by {error:.1%}"
+            )
+    if len(got) != len(wanted):
+        raise UsageError(f"the model cannot be exported to ncnn: it has {len(got)} outputs there, not {len(wanted)}")
+
+
+def _ncnn() -> Any:
+    try:
+        return module()
+    except Failed as error:
+        raise RuntimeMissing(f"ncnn is not installed; {INSTALL}") from error
