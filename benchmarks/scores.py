@@ -69,7 +69,8 @@ def by_macs(groups: Groups) -> LatencyModel:
     costs = []
     for layer in groups.layers:
         coefficients = np.zeros(features(layer, np.ones(1), np.ones(1)).shape[1])
-        coefficients[0] = layer.positions * layer.kernel * (layer.per_group or 1)
+        fixed = layer.per_group.fixed if layer.per_group and layer.loses_whole_groups else 1  # inputs that are no term
+        coefficients[0] = layer.positions * layer.kernel * fixed
         costs.append(LayerCost(layer, Surface(layer, coefficients, np.zeros((0, 2)), np.zeros(0), 0.0)))
     return LatencyModel(tuple(costs), 1.0)
 

@@ -107,13 +107,19 @@ class Reference:
         return [s for s in group.slots if s.parameter in self.layers and self.layers[s.parameter].dim == s.dim]
 
 
-def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], extent: Extent | None = None) -> Reference:
+def observe(
+    model: nn.Module,
+    batches: Iterable[tuple[Inputs, Tensor]],
+    extent: Extent | None = None,
+    call: Callable[[nn.Module, Inputs], Any] = forward,
+) -> Reference:
     """Run a network and record what its dense layers read.
 
     Args:
         model: The original network.
         batches: Batches of (inputs, targets). The first samples are used.
         extent: How much is used at most; None is `Extent.full()`.
+        call: Calls the model, with the inputs of the result.
 
     Returns:
         The dense layers, and held-out samples with the network's outputs.
@@ -131,12 +137,12 @@ def observe(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], extent: 
             found.setdefault(call.weight, []).append((rows, call.positions))
 
     try:
-        run(model, inputs, record)
-        expected = run(model, held_out)
+        run(model, inputs, record, call)
+        expected = run(model, held_out, call=call)
     except (RuntimeError, ValueError, IndexError, AssertionError):  # the model accepts only the batch size of training
         inputs = held_out = first[0]
         found.clear()
-        expected = run(model, inputs, record)
+        expected = run(model, inputs, record, call)
     layers = {name: _layer(known[name], calls) for name, calls in found.items()}
     usable = {name: x for name, x in layers.items() if x.positions >= x.rows.shape[1] and bool(x.rows.isfinite().all())}
     return Reference(inputs, usable, (held_out, expected))
@@ -243,7 +249,9 @@ class _Watch(TorchFunctionMode):
             return
         added = args[bias] if bias < len(args) and not named else None  # a keyword argument may scale the bias
         plain = isinstance(added, Tensor) and added.shape == (w.shape[1 - dim],)
-        self.on_call(DenseCall(self.names[id(w)], self.names.get(id(added), "") if plain else "", dim, x, axis))
+        found = DenseCall(self.names[id(w)], self.names.get(id(added), "") if plain else "", dim, x, axis)
+        with torch._C._DisableTorchDispatch():  # its operations are not the model's, see `network.replay`
+            self.on_call(found)
 
 
 @dataclass(frozen=True)

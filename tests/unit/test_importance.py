@@ -234,16 +234,16 @@ def test_loss_curves_keep_no_more_than_their_cap(monkeypatch: pytest.MonkeyPatch
 def test_the_refit_uses_other_samples_than_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     used: dict[str, Tensor] = {}
 
-    def observed(model: nn.Module, batches: sampling.Sample, extent: Extent) -> Reference:
+    def observed(model: nn.Module, batches: sampling.Sample, extent: Extent, call: Any) -> Reference:
         used["refit"] = torch.cat([inputs[0] for inputs, _ in batches])
-        return observe(model, batches, extent)
+        return observe(model, batches, extent, call)
 
     def first(model: nn.Module, batches: Iterable[Any], count: int) -> sampling.Sample:
         sample = sampling.first(model, batches, count)
         used["loss"] = torch.cat([inputs[0] for inputs, _ in sample])
         return sample
 
-    monkeypatch.setattr(curves, "observe", observed)
+    monkeypatch.setattr(probe, "observe", observed)
     monkeypatch.setattr(curves, "first", first)
     monkeypatch.setattr(sampling, "REFIT_SAMPLES", (16, 16))
     monkeypatch.setattr(sampling, "CURVE_SAMPLES", (8, 8))
@@ -315,3 +315,13 @@ def test_the_model_stays_unchanged(name: str) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not model.norm.training
+
+
+def test_what_observing_computes_is_not_recorded_as_the_model_s() -> None:
+    model, batches = nets.Blocks().eval(), images(4)
+    found = probe.Resuming.of(model, batches, Extent(32, 1000, 1 << 20, 1 << 20))
+    alone, _ = Tape.recorded(model, found.reference.inputs)
+    beside = found.tapes[id(found.reference.inputs)]
+    last = [survey(model, nets.image()).layers[-1].weight]
+    assert beside.first_use(last) == alone.first_use(last) > 0
+    assert len(found.tapes) == 2

@@ -22,11 +22,11 @@ from edgeprune.network.importance.probe import Probe, Resuming
 from edgeprune.network.importance.sampling import Sample, counts, first, up_to
 from edgeprune.network.layout import channels_last
 from edgeprune.network.moments import Moments
-from edgeprune.network.observe import Extent, Reference, observe
+from edgeprune.network.observe import Extent, Reference
 from edgeprune.network.refit import refit_sequentially, removal_losses
 from edgeprune.records import Block, Group, Groups, Scores
 
-SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of a group's units, at which the loss is measured
+SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 7 / 8)  # of a group's units, at which the loss is measured
 
 Curve = tuple[float, ...]
 
@@ -51,7 +51,8 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, 
     few = tuple(tensor[:2] for tensor in refitted_on[0][0])  # the trial differentiates, which takes memory
     model = channels_last(copy.deepcopy(opened(model)).eval(), few)
     extent = Extent(samples.refit, LIMITS.curve_rows, LIMITS.curve_bytes, 2 * LIMITS.curve_bytes)
-    reference = observe(model, refitted_on, extent)
+    resuming = Resuming.of(model, refitted_on, extent)
+    reference = resuming.reference
     sample = first(model, chain(unread, batches), samples.curve)
     refits = bool(reference.layers) and len(groups.blocks) * reference.macs <= LIMITS.curve_macs
     fitted: list[Group | Block] = [group for group in groups.free if reference.readers(group)]
@@ -71,9 +72,10 @@ def loss_curves(model: nn.Module, groups: Groups, batches: Batches, loss: Loss, 
                 units[part.name], curves[part.name] = subject.curve(part, units.get(part.name))
 
     if fitted:
-        measure(_Subject(model, groups, reference, sample, loss), fitted)
+        measure(_Subject(model, groups, resuming, sample, loss), fitted)
     if others:
-        measure(_Subject(_with_batch_statistics(model), groups, replace(reference, layers={}), sample, loss), others)
+        unfitted = replace(resuming, reference=replace(reference, layers={}))
+        measure(_Subject(_with_batch_statistics(model), groups, unfitted, sample, loss), others)
     step(total, total, "")
     return Scores("loss-curves", {name: units[name] for name in curves}, curves, blocks)
 
@@ -84,16 +86,15 @@ class _Subject:
     Args:
         model: The original network. If nothing is refitted, its batch-norm uses the statistics of each batch.
         groups: Its channel groups.
-        reference: The layers that are refitted.
+        resuming: The original network at work, with the layers that are refitted.
         sample: The data on which the loss is measured.
         loss: The training loss.
     """
 
-    def __init__(self, model: nn.Module, groups: Groups, reference: Reference, sample: Sample, loss: Loss) -> None:
-        self._model, self._groups, self._reference = model, groups, reference
+    def __init__(self, model: nn.Module, groups: Groups, resuming: Resuming, sample: Sample, loss: Loss) -> None:
+        self._model, self._groups, self._resuming, self._reference = model, groups, resuming, resuming.reference
         self._parameters = {name for name, _ in model.named_parameters()}
         self._probe = Probe(model, sample, loss)
-        self._resuming = Resuming(model, reference) if reference.layers else None
 
     def first_use(self, part: Group | Block) -> int:
         """The first operation that differs if a group is cut or a block removed."""
@@ -126,10 +127,10 @@ class _Subject:
         """How far the loss rises in a network that keeps these units. The cut changes these parameters."""
         recipe = make_recipe(self._groups, keep)
         pruned = sliced(self._model, recipe).eval()
-        if self._resuming is None:
-            pruned = _with_batch_statistics(pruned)
-        else:
+        if self._reference.layers:
             pruned = refit_sequentially(self._model, pruned, recipe, self._resuming.at(parameters))
+        else:
+            pruned = _with_batch_statistics(pruned)
         self._probe.advance(parameters)
         return self._probe.rise(pruned)
 

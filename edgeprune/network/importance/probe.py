@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.network.importance.base import Loss
 from edgeprune.network.importance.sampling import Sample
-from edgeprune.network.observe import Inputs, Reference
+from edgeprune.network.observe import Extent, Inputs, Reference, observe
 from edgeprune.network.replay import Tape, advance
 
 
@@ -65,21 +65,35 @@ class Probe:
         return mean
 
 
+@dataclass(frozen=True)
 class Resuming:
-    """A reference whose calls execute only operations from the changed parameters on."""
+    """A reference whose calls execute only operations from the changed parameters on.
 
-    def __init__(self, model: nn.Module, reference: Reference) -> None:
-        self._model, self._reference = model, reference
-        used = reference.inputs, reference.held_out[0]
-        self._tapes = {id(inputs): Tape.recorded(model, inputs)[0] for inputs in used}
+    `tapes` are those of its inputs, by the identity of the tuple.
+    """
+
+    model: nn.Module
+    reference: Reference
+    tapes: Mapping[int, Tape]
+
+    @staticmethod
+    def of(model: nn.Module, batches: Sample, extent: Extent) -> Resuming:
+        """Observe a network, and record it in the same passes."""
+        tapes: dict[int, Tape] = {}
+
+        def recorded(model: nn.Module, inputs: Inputs) -> object:
+            tapes[id(inputs)], outputs = Tape.recorded(model, inputs)
+            return outputs
+
+        return Resuming(model, observe(model, batches, extent, recorded), tapes)
 
     def at(self, parameters: Iterable[str]) -> Reference:
         """The reference for changes of these parameters. Its layers are the executed ones."""
-        names, tape = tuple(parameters), self._tapes[id(self._reference.inputs)]
-        advance(self._tapes.values(), self._model, names, LIMITS.curve_bytes)
+        names, tape = tuple(parameters), self.tapes[id(self.reference.inputs)]
+        advance(self.tapes.values(), self.model, names, LIMITS.curve_bytes)
         start = tape.first_use(names)
-        later = {name: layer for name, layer in self._reference.layers.items() if tape.first_use([name]) >= start}
-        return replace(self._reference, layers=later, call=self._call)
+        later = {name: layer for name, layer in self.reference.layers.items() if tape.first_use([name]) >= start}
+        return replace(self.reference, layers=later, call=self._call)
 
     def _call(self, model: nn.Module, inputs: Inputs) -> object:
-        return self._tapes[id(inputs)].run(model)
+        return self.tapes[id(inputs)].run(model)
