@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nets import inverted_residuals, layer
+from nets import VisionTransformer, inverted_residuals, layer
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -128,7 +128,53 @@ class SmallMobileNet(nn.Module):
         return self.fc(self.features(x).mean((2, 3)))
 
 
-NETS = {"resnet20": lambda: CifarResNet(3), "resnet32": lambda: CifarResNet(5), "mobilenet": SmallMobileNet}
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of (n, channels, height, width)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Inverted(nn.Module):
+    """A ConvNeXt block (Liu et al. 2022): depthwise 7×7, norm, expand, project, and a scale for each channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(width, width, 7, 1, 3, groups=width), ChannelNorm(width)
+        self.up, self.down = nn.Conv2d(width, 4 * width, 1), nn.Conv2d(4 * width, width, 1)
+        self.scale = nn.Parameter(torch.full((width, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(self.depthwise(x)))))
+
+
+class ConvNext(nn.Module):
+    """ConvNeXt at its "atto" size (timm: widths 40 to 320). Its first convolution halves the small images, not quarters."""
+
+    WIDTHS, DEPTHS = (40, 80, 160, 320), (2, 2, 6, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(3, self.WIDTHS[0], 2, 2), ChannelNorm(self.WIDTHS[0])]
+        before = self.WIDTHS[0]
+        for width, depth in zip(self.WIDTHS, self.DEPTHS, strict=True):
+            if width != before:
+                parts += [ChannelNorm(before), nn.Conv2d(before, width, 2, 2)]
+            parts += [Inverted(width) for _ in range(depth)]
+            before = width
+        self.features, self.norm, self.fc = nn.Sequential(*parts), nn.LayerNorm(before), nn.Linear(before, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.features(x).mean((2, 3))))
+
+
+NETS = {
+    "resnet20": partial(CifarResNet, 3),
+    "resnet32": partial(CifarResNet, 5),
+    "mobilenet": SmallMobileNet,
+    "vit": partial(VisionTransformer, 32, 8, 10),
+    "convnext": ConvNext,
+}
 
 
 def inputs() -> tuple[Tensor]:

@@ -3,12 +3,14 @@
     python benchmarks/compression.py --data DIR [--full | --short] [--nets …] [--runtimes …] [--budgets …] [--criteria …]
 
 `--data` has `cifar10-jpeg-{train,test}.npz`, and optionally initial weights `resnet{20,32}-cifar10.safetensors`. Without
-`--data`, handwritten digits replace them, and the figures mean little. The original networks are trained on these images
-first. A budget is a share of the original network's measured latency. These methods compete at each budget:
+`--data`, handwritten digits replace them, and the figures mean little. The network `bert` reads `ag-news-7600.csv` of
+`--data` instead of images. The original networks are trained on these samples first. A budget is a share of the original
+network's measured latency. These methods compete at each budget:
 
 - edgeprune: the exact plan with its default criterion, refitted by least squares before training;
 - exact, CRITERION: the same with another criterion of `--criteria`;
-- not fitted, widths only: edgeprune without the refit, or without the removal of blocks; only if `--methods` names them;
+- not fitted, widths only, heads and blocks: edgeprune without the refit, without the removal of blocks, or with the residual
+  stream of a transformer whole; only if `--methods` names them;
 - uniform: the same share of every group, the best units of each by edgeprune's criterion;
 - Torch-Pruning: its global group magnitude (Fang et al., CVPR 2023), widths rounded up to 4 channels;
 - HALP-style: `allocation.py`'s knapsack with first-order Taylor scores;
@@ -43,6 +45,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import cifar
+import news
 import numpy as np
 import torch
 import torch_pruning
@@ -73,7 +76,9 @@ PROCESSES = 4
 LEAST, AIM = 0.96, 0.985  # of the budget
 ROUND_TO = 4  # channels; the usual choice of Torch-Pruning's users without a GPU
 METHODS = "edgeprune", "uniform", "Torch-Pruning", "HALP-style", "NetAdapt-style", "random", "from scratch"
-PARTS = "not fitted", "widths only"  # edgeprune without one of its parts
+PARTS = "not fitted", "widths only", "heads and blocks"  # edgeprune without one of its parts
+SOURCES = {net: module for module in (cifar, news) for net in module.NETS}  # the module of a network and its samples
+TRANSFORMERS = {"vit", "convnext", "bert"}  # they need another optimiser
 PROJECT = """
 [model]
 factory = "subject:build"
@@ -85,19 +90,20 @@ test = "subject:test"
 [budget]
 latency = "50%"
 [finetune]
+optimizer = "{optimizer}"
 learning_rate = {rate}
 """
 SUBJECT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-import cifar
+import {module} as source
 
 DATA = {data!r} and Path({data!r})
-build, inputs = cifar.NETS[{net!r}], cifar.inputs
-train = lambda: cifar.batches(DATA, "train", {images})
-valid = lambda: cifar.batches(DATA, "valid", {images})
-test = lambda: cifar.batches(DATA, "test")
+build, inputs = source.NETS[{net!r}], source.inputs
+train = lambda: source.batches(DATA, "train", {images})
+valid = lambda: source.batches(DATA, "valid", {images})
+test = lambda: source.batches(DATA, "test")
 """
 
 
@@ -126,11 +132,13 @@ SHORT = replace(FULL, nets=("resnet20",), runtimes=("onnxruntime",), budgets=("5
 
 
 def project(folder: Path, net: str, data: Path | None, images: int | None, rate: float) -> Project:
-    """A project of this network and so many training images."""
+    """A project of this network and so many training images. A transformer's learning rate is a 20th, for AdamW."""
     folder.mkdir()
     here, place = str(Path(__file__).parent), str(data.absolute()) if data else None
-    (folder / "subject.py").write_text(SUBJECT.format(folder=here, net=net, data=place, images=images))
-    (folder / "edgeprune.toml").write_text(PROJECT.format(rate=rate))
+    module = SOURCES[net].__name__
+    (folder / "subject.py").write_text(SUBJECT.format(folder=here, module=module, net=net, data=place, images=images))
+    optimizer, rate = ("adamw", rate / 20) if net in TRANSFORMERS else ("sgd", rate)
+    (folder / "edgeprune.toml").write_text(PROJECT.format(optimizer=optimizer, rate=rate))
     return toml.read_project(folder / "edgeprune.toml")
 
 
@@ -169,12 +177,12 @@ def tuned(asked: Project, model: nn.Module, teacher: nn.Module, untrained: nn.Mo
 def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path | None = None) -> nn.Module:
     """The original network, trained on all images, or read from `kept`."""
     torch.manual_seed(0)
-    model = cifar.NETS[net]()
+    model = SOURCES[net].NETS[net]()
     if kept is not None and kept.exists():
         model.load_state_dict(load_file(kept))
         return model.eval()
     weights = data / f"{net}-cifar10.safetensors" if data else None
-    epochs, rate = size.from_nothing, 0.1
+    epochs, rate = size.from_nothing, 0.02 if net in TRANSFORMERS else 0.1
     if weights is not None and weights.exists():
         model.load_state_dict(load_file(weights), strict=False)  # all but num_batches_tracked
         epochs, rate = size.from_weights, 0.01
@@ -198,6 +206,7 @@ class Small:
     untrained: nn.Module | None = None
 
 
+Example = tuple[torch.Tensor, ...]  # the inputs of one call
 Cut = Callable[[float], Small | None]  # the network with a predicted latency of at most this many nanoseconds
 
 
@@ -210,14 +219,14 @@ def ways(
     whole: Original,
 ) -> dict[str, Cut]:
     """Every method, by its name in the table. edgeprune uses the `default` criterion and every other requested one."""
-    scores = whole.scores
+    scores, example = whole.scores, whole.example
 
     def at(widths: Widths | None, by: str, fitted: bool = False) -> Small | None:
         if widths is None:
             return None
         keep = {group.name: allocation.best_units(group, scores[by], widths[group.name]) for group in groups.free}
         recipe = make_recipe(groups, keep)
-        small = cut(model, recipe, cifar.inputs())
+        small = cut(model, recipe, example)
         if not fitted:
             return Small(small)
         pruned = pruning.refitted(model, small, recipe, whole.reference)
@@ -237,16 +246,26 @@ def ways(
         "edgeprune": exact(default),
         "not fitted": exact(default, fitted=False),
         "widths only": exact(default, replace(groups, blocks=())),
+        "heads and blocks": exact(default, whole_stream(groups)),
         **{f"exact, {name}": exact(name) for name in others},
         "uniform": lambda limit: at(uniform(groups, costs, scores[default], limit), default),
-        "Torch-Pruning": lambda limit: dependency_graph(model, groups, costs, limit),
+        "Torch-Pruning": lambda limit: dependency_graph(model, example, groups, costs, limit),
         "HALP-style": lambda limit: at(halp(groups, costs, scores["taylor"], limit), "taylor"),
         "NetAdapt-style": lambda limit: at(greedy(groups, costs, scores["magnitude-l2"], limit), "magnitude-l2"),
         "random": exact("random", replace(groups, blocks=()), fitted=False),
     }
 
 
-def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limit: float) -> Small | None:
+def whole_stream(groups: Groups) -> Groups:
+    """The groups without those that a normalisation is taken over: a transformer's residual stream stays whole."""
+    return replace(
+        groups, groups=tuple(replace(g, locked=g.locked or "whole") if g.normalised else g for g in groups.groups)
+    )
+
+
+def dependency_graph(
+    model: nn.Module, example: Example, groups: Groups, costs: LatencyModel, limit: float
+) -> Small | None:
     """Torch-Pruning at the least global ratio that is predicted to meet the limit (bisection)."""
     low, high, found = 0.0, 0.98, None
     for _ in range(9):
@@ -255,7 +274,7 @@ def dependency_graph(model: nn.Module, groups: Groups, costs: LatencyModel, limi
         last = [module for module in small.modules() if isinstance(module, nn.Linear)]
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
         pruner = torch_pruning.pruner.BasePruner(
-            small, cifar.inputs()[0], importance, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.95,
+            small, example[0], importance, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.95,
             ignored_layers=last, round_to=ROUND_TO,
         )  # fmt: skip
         pruner.step()
@@ -332,19 +351,20 @@ Row = dict[str, object]
 class Original:
     """Facts about an original network that do not depend on the runtime."""
 
+    example: Example
     accuracy: float
     scores: Mapping[str, Scores]
     reference: Reference
 
 
-def original(asked: Project, model: nn.Module, criteria: Sequence[str]) -> Original:
+def original(asked: Project, model: nn.Module, example: Example, criteria: Sequence[str]) -> Original:
     """Its test accuracy, its scores by every used criterion, and its layers' inputs."""
     torch.manual_seed(0)  # training batches are read in random order
-    groups = survey(model, cifar.inputs())
+    groups = survey(model, example)
     accuracy, read = evaluated(asked, model), list(Split(asked, "train"))
     wanted = dict.fromkeys((asked.prune.importance, "taylor", "magnitude-l2", "random", *criteria))
     scores = {name: CRITERIA[name](model, groups, read, Loss(asked)) for name in wanted}
-    return Original(accuracy, scores, observe(model, read))
+    return Original(example, accuracy, scores, observe(model, read))
 
 
 def case(
@@ -440,7 +460,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--full", action="store_true", help="all images, epochs and seeds; needs a GPU, or some days")
     parser.add_argument("--short", action="store_true", help="one network, one budget, one epoch, a few images")
-    parser.add_argument("--nets", nargs="+", choices=sorted(cifar.NETS))
+    parser.add_argument("--nets", nargs="+", choices=sorted(SOURCES))
     parser.add_argument("--runtimes", nargs="+")
     parser.add_argument("--budgets", nargs="+")
     parser.add_argument("--seeds", type=int)
@@ -475,11 +495,12 @@ def main() -> None:
                 kept = options.out.parent / f"{options.out.stem}-{net}.safetensors" if options.out else None
                 model = baseline(net, options.data, size, folder, kept)
                 asked = project(folder / net, net, options.data, size.images, options.rate)
-                read = cache(partial(original, asked, model, options.criteria))
+                example = SOURCES[net].inputs()
+                read = cache(partial(original, asked, model, example, options.criteria))
                 for runtime in size.runtimes:
                     target = local(runtime)
                     with open_bench(target, folder) as bench:
-                        subject = Subject(net, model, cifar.inputs(), target, bench, folder)
+                        subject = Subject(net, model, example, target, bench, folder)
                         case(subject, asked, size, rows, keep, read, options.criteria, options.methods, trainers)
         except BaseException:
             trainers.shutdown(wait=False, cancel_futures=True)  # queued trainings would be wasted

@@ -165,14 +165,14 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 16×16, width 192, 3 heads, 12 layers: DeiT-Tiny (Touvron et al. 2021), a mean in place of its token."""
+    """Width 192, 3 heads, 12 layers: DeiT-Tiny (Touvron et al. 2021), a mean in place of its token."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 224, patch: int = 16, classes: int = 1000) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 192, 16, 16)
-        self.positions = nn.Parameter(torch.zeros(1, 196, 192))
+        self.patches = nn.Conv2d(3, 192, patch, patch)
+        self.positions = nn.Parameter(torch.zeros(1, (size // patch) ** 2, 192))
         self.layers = nn.Sequential(*(Encoder(192, 3) for _ in range(12)))
-        self.norm, self.fc = nn.LayerNorm(192), nn.Linear(192, 1000)
+        self.norm, self.fc = nn.LayerNorm(192), nn.Linear(192, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
