@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeprune import runtimes
 from edgeprune.errors import UsageError
+from edgeprune.runtimes import device
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.runtimes.formats.base import refusal
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
@@ -143,3 +144,19 @@ def test_an_error_of_a_converter_names_files_without_their_folders() -> None:
     error = ValueError("Failed to run passes: /opt/venv/lib/nets/conv.py:565:0: error: 'tfl.mul' op has no shape")
     found = refusal("TFLite", nn.ReLU(), (), error)
     assert str(found).endswith("Failed to run passes: conv.py:565: error: 'tfl.mul' op has no shape")
+
+
+class SecondOnly(nn.Module):
+    """A network that does not use its first input."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return second + 1
+
+
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("tflite", marks=pytest.mark.slow)])
+def test_a_file_has_all_inputs_of_the_model(kind: str, tmp_path: Path) -> None:
+    inputs = torch.zeros(1, 2), torch.ones(1, 3)
+    file = tmp_path / f"model.{kind}"
+    file.write_bytes(FORMATS[kind].written(SecondOnly(), inputs))
+    loaded = device.find("onnxruntime" if kind == "onnx" else kind).load(str(file), device.Options(1))
+    assert loaded.call([tensor.numpy() for tensor in inputs])[0].tolist() == [[2, 2, 2]]

@@ -161,7 +161,20 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...], names: FileNa
         except torch.onnx.errors.OnnxExporterError:
             if opset == OPSETS[-1]:
                 raise
-    return buffer.getvalue()
+    return _with_inputs(buffer.getvalue(), dict(zip(given, inputs, strict=False)))
+
+
+def _with_inputs(file: bytes, given: Mapping[str, Tensor]) -> bytes:
+    """The file with all its inputs. Torch's exporter leaves out those that no output depends on, and callers pass them all."""
+    proto = onnx.load_from_string(file)
+    known = {value.name: value for value in proto.graph.input}
+    if known.keys() >= given.keys():
+        return file
+    del proto.graph.input[:]
+    for name, tensor in given.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
+        proto.graph.input.append(known.get(name) or onnx.helper.make_tensor_value_info(name, kind, tensor.shape))
+    return bytes(proto.SerializeToString())
 
 
 @contextmanager
