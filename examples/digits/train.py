@@ -14,17 +14,20 @@ from torch.nn.utils import parametrize
 EPOCHS = 30
 RATE = 0.05
 LARGE = 10_000  # numbers in a tensor
+KEPT = 1 / 16  # of the numbers of a large tensor
 
 
 class Rounded(nn.Module):
-    """Rounds a weight to one of two values, so that its file compresses well. Gradients pass through unchanged.
+    """Rounds a weight to a step, its negative or zero, so that its file compresses well. Gradients pass through unchanged.
 
-    Courbariaux et al., "BinaryConnect", NeurIPS 2015.
+    Every filter keeps as many numbers that are not zero. Li et al., "Ternary Weight Networks", arXiv:1605.04711.
     """
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        step = 2.0 ** weight.detach().abs().mean().log2().round()
-        return weight + (torch.where(weight < 0, -step, step) - weight).detach()
+        size = weight.detach().abs().flatten(1)
+        large = torch.zeros_like(size).scatter_(1, size.topk(round(size.shape[1] * KEPT)).indices, 1.0)
+        step = 2.0 ** size[large > 0].mean().log2().round()
+        return weight + (weight.sign() * step * large.view_as(weight) - weight).detach()
 
 
 def stored(model: nn.Module) -> dict[str, torch.Tensor]:
