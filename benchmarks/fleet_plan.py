@@ -1,6 +1,9 @@
 """Compares one plan for several runtimes with plans for one of them, on the same profiles and scores.
 
     python benchmarks/fleet_plan.py --nets resnet20 mobilenet [--budget 50%] [--runtimes onnxruntime openvino tflite]
+        [--out results.jsonl]
+
+With `--out`, every result is a line of that file. The same command again goes on after the last line.
 
 - joint: the least loss within the budget on every runtime, as `edgeprune run` with several targets makes it;
 - slowest alone: the plan for the runtime with the largest latency, "the others will be faster";
@@ -15,9 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from allocation import synthetic
@@ -30,14 +34,38 @@ from edgeprune.latency import stats
 from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
 from edgeprune.records import Budget, MeasuredPlan, Plan, Profile, Scores, Widths
 from edgeprune.stages import allocation, confirm, experiments
+from edgeprune.storage import codec
 
 PROCESSES = 8
+
+
+class Rows:
+    """Results by name. They are kept in a file, if there is one, with a line of JSON for each."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        text = path.read_text() if path and path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a line
+        if path and whole != text:
+            path.write_text(whole)
+        self._known: dict[tuple[str, ...], Any] = dict(
+            (tuple(name), value) for name, value in map(json.loads, whole.splitlines())
+        )
+
+    def row(self, name: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        """The result of this name, which is made unless the file has it."""
+        if name not in self._known:
+            self._known[name] = make()
+            if self._path:
+                with self._path.open("a") as file:
+                    file.write(json.dumps([name, self._known[name]]) + "\n")
+        return self._known[name]
 
 
 class Fleet:
     """One network on several runtimes of this machine. It has one lease, so they are used in turn."""
 
-    def __init__(self, net: str, names: Sequence[str], folder: Path, patience_s: float) -> None:
+    def __init__(self, net: str, names: Sequence[str], folder: Path, patience_s: float, rows: Rows) -> None:
         self.net, self.folder, self._patience_s = net, folder, patience_s
         self.subjects: dict[str, Subject] = {}
         torch.manual_seed(0)
@@ -49,8 +77,8 @@ class Fleet:
                 self.subjects[name] = Subject(net, model, example, local(name), bench, place)
         self.profiles: dict[str, Profile] = {}
         for name in names:
-            with self.at(name) as subject:
-                self.profiles[name] = subject.profiled(lambda *_: None)
+            kept = rows.row((net, "profile", name), lambda name=name: codec.dumps_kept(self._profiled(name)))
+            self.profiles[name] = codec.loads_kept(Profile, kept, "--out")
             print(f"{net} on {name}: {len(self.profiles[name].experiments)} experiments, original "
                   f"{reference_ns(self.profiles[name]) / 1e6:.3f} ms", flush=True)  # fmt: skip
 
@@ -66,8 +94,12 @@ class Fleet:
         with self._opened(name) as subject.bench:
             yield subject
 
-    def confirmed(self, names: Sequence[str], scores: Scores, budget: Budget) -> tuple[Plan, int]:
-        """The plan for these runtimes, and its confirm rounds."""
+    def _profiled(self, name: str) -> Profile:
+        with self.at(name) as subject:
+            return subject.profiled(lambda *_: None)
+
+    def confirmed(self, names: Sequence[str], scores: Scores, budget: Budget) -> Widths:
+        """The widths of the plan that is confirmed on these runtimes."""
         profiles = {name: self.profiles[name] for name in names}
 
         def measure(number: int, plans: Sequence[Plan]) -> tuple[dict[str, Profile], list[dict[str, MeasuredPlan]]]:
@@ -82,18 +114,36 @@ class Fleet:
 
         groups = self.subjects[names[0]].groups
         made = confirm.Loop(groups, scores, budget).confirm(profiles, measure)
-        return made.plan, made.rounds
+        return groups.full() | made.plan.widths
 
-    def shares(self, networks: Mapping[str, Widths], fraction: float) -> dict[str, dict[str, float]]:
-        """{network: {runtime: measured share of the budget}}, all networks of a runtime interleaved."""
-        found: dict[str, dict[str, float]] = {name: {} for name in networks}
-        for runtime in self.subjects:
-            with self.at(runtime) as subject:
-                models = [subject.file(subject.groups.full()), *(subject.file(one) for one in networks.values())]
-                original, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
-            for name, samples in zip(networks, taken, strict=True):
-                found[name][runtime] = stats.ratio(samples, original, FIT_QUANTILE).mid / fraction
-        return found
+    def shares(self, networks: Mapping[str, Widths], fraction: float, runtime: str) -> dict[str, float]:
+        """{network: measured share of the budget} on a runtime. All networks are interleaved."""
+        with self.at(runtime) as subject:
+            models = [subject.file(subject.groups.full()), *(subject.file(one) for one in networks.values())]
+            original, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
+        ratios = [stats.ratio(samples, original, FIT_QUANTILE).mid / fraction for samples in taken]
+        return dict(zip(networks, ratios, strict=True))
+
+
+def compared(fleet: Fleet, seed: int, budget: Budget, rows: Rows) -> None:
+    """Make the plans of one seed, measure them, and print a line for each."""
+    groups, runtimes = next(iter(fleet.subjects.values())).groups, list(fleet.subjects)
+    slowest = max(fleet.profiles, key=lambda name: reference_ns(fleet.profiles[name]))
+    scores, at = synthetic(groups, seed), (fleet.net, str(budget), str(seed))
+    total, loss = sum(map(sum, scores.units.values())), allocation.loss_of(groups, scores)
+    plans = {"joint": runtimes}
+    plans |= {f"{name} alone" + (" (slowest)" if name == slowest else ""): [name] for name in runtimes}
+    networks: dict[str, Widths] = {}
+    for label, names in plans.items():
+        networks[label] = rows.row((*at, "plan", *names), lambda names=names: fleet.confirmed(names, scores, budget))
+    fraction = budget.fraction or 1.0
+    shares = {
+        name: rows.row((*at, "shares", name), lambda name=name: fleet.shares(networks, fraction, name))
+        for name in runtimes
+    }
+    for label, widths in networks.items():
+        told = ", ".join(f"{name} {100 * shares[name][label]:.1f}%" for name in runtimes)
+        print(f"{fleet.net} {seed} {label:<24} kept {1 - loss(widths) / total:.2%}; of the budget: {told}", flush=True)
 
 
 def main() -> None:
@@ -105,32 +155,16 @@ def main() -> None:
     parser.add_argument(
         "--patience", type=float, default=600.0, help="seconds; disturbed processes are accepted after it"
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="the file of results, a line of JSON each; an earlier run goes on")
     options = parser.parse_args()
-    budget, rows = Budget.parse(options.budget), []
+    budget, rows = Budget.parse(options.budget), Rows(options.out)
     if budget.fraction is None:
         parser.error("--budget is a share, such as 50%")
     for net in options.nets:
         with tempfile.TemporaryDirectory() as folder:
-            fleet = Fleet(net, options.runtimes, Path(folder), options.patience)
-            groups = next(iter(fleet.subjects.values())).groups
-            slowest = max(fleet.profiles, key=lambda name: reference_ns(fleet.profiles[name]))
+            fleet = Fleet(net, options.runtimes, Path(folder), options.patience, rows)
             for seed in options.seeds:
-                scores = synthetic(groups, seed)
-                total, loss = sum(map(sum, scores.units.values())), allocation.loss_of(groups, scores)
-                plans = {"joint": fleet.confirmed(options.runtimes, scores, budget)[0]}
-                for name in options.runtimes:
-                    label = f"{name} alone" + (" (slowest)" if name == slowest else "")
-                    plans[label] = fleet.confirmed([name], scores, budget)[0]
-                networks = {label: {**groups.full(), **plan.widths} for label, plan in plans.items()}
-                shares = fleet.shares(networks, budget.fraction)
-                for label, widths in networks.items():
-                    kept = 1 - loss(widths) / total
-                    rows.append({"net": net, "seed": seed, "method": label, "kept": kept, "shares": shares[label]})
-                    told = ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares[label].items())
-                    print(f"{net} {seed} {label:<24} kept {kept:.2%}; of the budget: {told}", flush=True)
-                if options.out:
-                    options.out.write_text(json.dumps(rows, indent=1))
+                compared(fleet, seed, budget, rows)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from edgeprune.records import (
     Plan,
     Profile,
     Report,
+    Reports,
     Survey,
     Target,
     Together,
@@ -268,6 +269,7 @@ def verify(project: Given, target: str = "local", **options: Unpack[Options]) ->
         return started.record(verify.STAGE)
 
 
+@overload
 def check(
     project: Given,
     target: str = "local",
@@ -275,30 +277,51 @@ def check(
     baseline: Path | None = None,
     reason: str = "",
     **options: Unpack[Options],
-) -> Report:
+) -> Report: ...
+
+
+@overload
+def check(
+    project: Given,
+    target: list[str] | tuple[str, ...],
+    budgets: Sequence[str] = (),
+    baseline: Path | None = None,
+    reason: str = "",
+    **options: Unpack[Options],
+) -> Report | Reports: ...
+
+
+def check(
+    project: Given,
+    target: str | Sequence[str] = "local",
+    budgets: Sequence[str] = (),
+    baseline: Path | None = None,
+    reason: str = "",
+    **options: Unpack[Options],
+) -> Report | Reports:
     """Compare the artifact with its budgets and its baseline.
 
     Args:
         project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
-        target: a target's name, or the path of its file.
+        target: a target's name, or the path of its file. Of several, each one's artifact of their common run is checked.
         budgets: such as "12 ms", "p99 20 ms" or "50%"; they replace the project's.
         baseline: the baseline's file; by default it is in `profiles/TARGET/` of the project.
         reason: with a reason, the measurement becomes the baseline.
         **options: see `Options`.
 
     Returns:
-        The checks, and their outcome.
+        The checks, and their outcome; of several targets a report of each.
 
     Example:
         >>> report = edgeprune.check("edgeprune.toml", target="raspberrypi", budgets=["p99 20 ms"])
         >>> report.outcome
         <Outcome.PASS: 'pass'>
     """
-    from edgeprune.stages import check
+    from edgeprune.stages import check as checking
 
     wanted = [sections.read_budget("budget", text) for text in budgets]
     with opened(project, target, **options) as started:
-        return check.check(started, check.Options(wanted, baseline, reason))
+        return checking.checked(started, checking.Options(wanted, baseline, reason))
 
 
 def bench(

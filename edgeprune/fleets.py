@@ -5,7 +5,7 @@ All of them look at every host that they may. An error is raised at the end, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -15,7 +15,7 @@ from edgeprune.devices.patience import parse
 from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import Given, request
-from edgeprune.records import Fleet, Target
+from edgeprune.records import BundleFiles, Fleet, Target
 from edgeprune.stages import rollout
 
 Reporter = Callable[[str], None]
@@ -55,7 +55,7 @@ def target_of(name: str) -> Target:
 
 def deploy(
     project: Given,
-    target: str = "local",
+    target: str | Sequence[str] = "local",
     plan: rollout.Plan | None = None,
     again: bool = False,
     **options: Unpack[api.Options],
@@ -64,7 +64,7 @@ def deploy(
 
     Args:
         project: as in `run`.
-        target: a target's name, or the path of its file.
+        target: a target's name, or the path of its file. Of several, each gets its artifact of their common run.
         plan: from `edgeprune.fleets.plan(canary=1, soak="10m")`; by default eight hosts at a time, and none may fail.
         again: continue the last deployment; only hosts that lack its release get it.
         **options: as in `run`.
@@ -84,23 +84,26 @@ def deploy(
 
 
 def bundle(
-    project: Given, target: str = "local", output: Path | str = "bundle", **options: Unpack[api.Options]
-) -> Path:
-    """Write the verified artifact as a signed bundle, for devices that SSH does not reach. Args as in `run`.
+    project: Given,
+    target: str | Sequence[str] = "local",
+    output: Path | str = "bundle",
+    **options: Unpack[api.Options],
+) -> BundleFiles:
+    """Write the verified artifact as a signed bundle, for devices that SSH does not reach.
 
     Args:
         project: as in `run`.
-        target: a target's name, or the path of its file.
-        output: a new folder, or a file that ends in .tar.
+        target: a target's name, or the path of its file. Each of several has a bundle, and its name is added to `output`.
+        output: a new folder, a file that ends in .tar, or `oci://REGISTRY/NAME:TAG`.
         **options: as in `run`.
 
     Returns:
-        `output`. On the device: `python3 runner.py --install FILE.tar`.
+        Where each bundle is, with its digests. On the device: `python3 runner.py --install FILE.tar`.
     """
     from edgeprune.stages import deploy
 
     with api.opened(project, target, **options) as started:
-        return deploy.written(started, Path(output))
+        return deploy.written(started, str(output))
 
 
 def rollback(

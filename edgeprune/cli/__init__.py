@@ -157,6 +157,7 @@ def _with_goal(options: OfRun) -> OfRun:
             options.target or "local",
             wait=options.wait,
             patience=options.patience,
+            precision=options.precision.value if options.precision else None,
             fresh=options.fresh,
             progress=not options.quiet and not options.as_json,
         )
@@ -226,19 +227,21 @@ def _check(options: OfCheck) -> None:
     if options.update != bool(reason):
         raise errors.UsageError('--update and --reason need each other; write: --update --reason "why it is good"')
     from edgeprune.frontends import sections
+    from edgeprune.records import Reports
     from edgeprune.reports import ci
     from edgeprune.stages import check
     from edgeprune.storage.store import write_atomic
 
     budgets = [sections.read_budget("--budget", text) for text in options.budget or []]
     with opened(options, weights=options.weights) as (run, answer):
-        report = check.check(run, check.Options(budgets, options.baseline, reason))
-        answer(report)
+        found = check.checked(run, check.Options(budgets, options.baseline, reason))
+        answer(found)
+    reports = found.reports if isinstance(found, Reports) else (found,)
     if options.junit is not None:
-        write_atomic(options.junit, ci.junit(report).encode())
-    for line in ci.announce(report, os.environ):
+        write_atomic(options.junit, ci.junit(reports).encode())
+    for line in ci.announce(reports, os.environ):
         print(one_line(line), file=sys.stderr if options.as_json else sys.stdout)
-    raise typer.Exit(report.outcome.exit_code)
+    raise typer.Exit(found.outcome.exit_code)
 
 
 def _clear(junit: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgeprune.cli.options import OfDevice
+from edgeprune.cli.options import OfDevice, OfRun
 from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 
@@ -41,6 +41,7 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
                 options.target or "local",
                 wait=options.wait,
                 patience=options.patience,
+                precision=options.precision.value if isinstance(options, OfRun) and options.precision else None,
                 watch=watch,
                 **more,
             ) as run,
@@ -71,7 +72,7 @@ def put(value: Any, as_json: bool, show: Callable[[Any, Any], None]) -> None:
 
 def _document(value: object) -> str:
     """An answer as JSON. A report also has a schema and a status, like a result."""
-    from edgeprune.records import Cut, Fleet, FleetFacts, Report
+    from edgeprune.records import Cut, Fleet, FleetFacts, Report, Reports
     from edgeprune.stages.result import SCHEMA
     from edgeprune.storage import codec
 
@@ -81,6 +82,9 @@ def _document(value: object) -> str:
         return codec.dumps(value.to_dict())
     if isinstance(value, Report):
         return codec.dumps({"schema": SCHEMA, "status": value.outcome, **asdict(value)})
+    if isinstance(value, Reports):
+        each = [{"status": one.outcome, **asdict(one)} for one in value.reports]
+        return codec.dumps({"schema": SCHEMA, "status": value.outcome, "results": each})
     if isinstance(value, Fleet | FleetFacts):
         status = "error" if value.exit_code else "pass"
         return codec.dumps({"schema": SCHEMA, "status": status, "exit_code": value.exit_code, **asdict(value)})

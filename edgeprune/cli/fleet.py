@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +22,7 @@ from edgeprune.cli.options import (
     OfTrained,
     Options,
     TargetOption,
+    TargetsOption,
     WaitOption,
 )
 from edgeprune.limits import LIMITS
@@ -59,6 +59,7 @@ class KeyAction(StrEnum):
 class OfDeploy(OfTrained):
     """Options of `deploy`."""
 
+    target: TargetsOption = None  # type: ignore[assignment] # several
     canary: Annotated[int, typer.Option("--canary", help="Hosts that come first; the others wait for them.")] = 0
     soak: Annotated[
         str | None, typer.Option("--soak", help="How long the release must run on the canaries: 90s, 10m, 2h.")
@@ -106,9 +107,11 @@ class OfKeys(Options):
 class OfBundle(OfTrained):
     """Options of `bundle`."""
 
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder, or a file that ends in .tar.")] = Path(
-        "bundle.tar"
-    )
+    target: TargetsOption = None  # type: ignore[assignment] # several
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", help="A new folder, a file that ends in .tar, or oci://REGISTRY/NAME:TAG."),
+    ] = "bundle.tar"
     sequence: SequenceOption = None
 
 
@@ -133,8 +136,9 @@ def deploy(options: OfDeploy) -> None:
         from edgeprune.pipeline.request import request
         from edgeprune.stages import forecast
 
-        asked = request(options.project, options.target)
-        print("\n".join(forecast.forecast(asked.project, asked.target, True) + deploy.forecast(asked.target)))
+        for name in options.target or ["local"]:
+            asked = request(options.project, name)
+            print("\n".join(forecast.forecast(asked.project, asked.target, True) + deploy.forecast(asked.target)))
         return
     plan = fleets.plan(
         options.wait,
@@ -156,9 +160,7 @@ def bundle(options: OfBundle) -> None:
 
     _not_in_parallel("bundle")
     with opened(options, budget=options.budget, fresh=options.fresh, weights=options.weights) as (run, answer):
-        written = deploy.written(run, options.output, options.sequence)
-        if options.as_json:
-            answer(written)
+        answer(deploy.written(run, options.output, options.sequence))
 
 
 def rollback(options: OfHosts) -> None:
@@ -223,7 +225,10 @@ def check(options: OfCheck) -> None:
     given = [name for name in ("baseline", "update", "junit", "weights") if getattr(options, name)]
     if given or (options.deployed and options.from_metrics):
         raise errors.UsageError("--deployed, --from-metrics and options of an artifact's check exclude each other")
-    asked = request(options.project, options.target, wait=options.wait)
+    target, *more = options.target or ["local"]
+    if more:
+        raise errors.UsageError("--deployed and --from-metrics look at the hosts of one target; name one")
+    asked = request(options.project, target, wait=options.wait)
     if options.deployed:
         plan = rollout.Plan(wait_s=asked.wait_s)
         _show(rollout.checked(asked.target, asked.project.name, _reporter(options), plan), options.as_json)

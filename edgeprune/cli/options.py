@@ -68,6 +68,13 @@ class Precision(StrEnum):
     auto = "auto"
 
 
+class Executor(StrEnum):
+    """What runs the jobs of a sweep."""
+
+    local = "local"
+    slurm = "slurm"
+
+
 class Figure(StrEnum):
     """Figures that the history shows."""
 
@@ -118,6 +125,9 @@ class OfDevice(OfTarget):
     patience: PatienceOption = None
 
 
+PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Replaces the target file's precision.")]
+
+
 @dataclass(frozen=True)
 class OfRun(OfDevice):
     """Options of the pipeline's stages."""
@@ -128,6 +138,7 @@ class OfRun(OfDevice):
             "--budget", "-b", help='Replaces the file\'s: "12 ms", or "50%" of the original network\'s latency.'
         ),
     ] = None
+    precision: PrecisionOption = None
     fresh: FreshOption = False
     dry_run: DryRunOption = False
 
@@ -212,8 +223,19 @@ class OfSweep(Options):
         list[Path] | None, typer.Option("--export", help="Write a file: *.json, *.csv or *.md; may be repeated.")
     ] = None
     as_json: JsonOption = False
+    fresh: FreshOption = False
     wait: WaitOption = False
     patience: PatienceOption = None
+    executor: Annotated[
+        Executor | None, typer.Option("--executor", help="Run each cell as a job: on this machine, or of Slurm.")
+    ] = None
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="Jobs at the same time; by default 1 on this machine, all of Slurm's.")
+    ] = None
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="Long options of sbatch for each job: partition=gpu time=4:00:00 gpus=1."),
+    ] = None
     dry_run: DryRunOption = False
 
 
@@ -341,6 +363,7 @@ class OfBench(Options):
 class OfCheck(OfDevice):
     """Options of `check`."""
 
+    target: TargetsOption = None  # type: ignore[assignment] # several
     budget: Annotated[
         list[str] | None,
         typer.Option("--budget", "-b", help='Replaces the file\'s: "12 ms", "p99 20 ms", "50%"; may be repeated.'),

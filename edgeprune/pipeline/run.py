@@ -185,7 +185,7 @@ class Run:
         """The record that a store keeps under the stage's key. If there is none, it is made from `reads`, if given."""
         key = self.key(stage)
         with self._store_of(stage) as store:
-            entry = None if self.request.fresh else store.find(stage.name, key)
+            entry = None if self._is_redone(stage) else store.find(stage.name, key)
             if entry is not None and stage.settled(found := load(stage, entry)):
                 note = "reused"
             elif reads is None:
@@ -232,11 +232,18 @@ class Run:
             save=self._store.save,
             events=self.folder / EVENTS,
             watch=watch,
-            fresh=self.request.fresh,
+            fresh=self._is_redone(stage),
         )
         watch.start(stage.name)
         with functions.of_user(self.request.project, stage.name):
-            return stage.run(reads, output)
+            made = stage.run(reads, output)
+        if self._rules.redone is not None:
+            self._rules.redone.add(self.key(stage))
+        return made
+
+    def _is_redone(self, stage: Stage[Any, Any]) -> bool:
+        """Whether a stage ignores what earlier commands kept."""
+        return self.request.fresh and self.key(stage) not in (self._rules.redone or ())
 
     def _why(self, stage: Stage[Any, Any], store: Store) -> str:
         """Why a stage is made again, as the begin of a progress line: the labels that changed since it last finished."""

@@ -106,12 +106,15 @@ class Input:
 class Rules:
     """All stages and inputs of a pipeline, by name.
 
+    `redone` is given if several runs share what they redo: it holds the keys of what was redone, which the next runs reuse.
+
     Raises:
         ValueError: a name is a stage's and an input's, or a stage reads a name that is neither.
     """
 
     stages: Mapping[str, Stage[Any, Any]]
     inputs: Mapping[str, Input]
+    redone: set[str] | None = None
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.stages) & set(self.inputs)):

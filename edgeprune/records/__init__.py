@@ -47,6 +47,8 @@ from edgeprune.records.project import (
     where,
 )
 from edgeprune.records.release import (
+    BundleFile,
+    BundleFiles,
     Facts,
     Fleet,
     FleetFacts,
@@ -70,7 +72,7 @@ from edgeprune.records.sweep import (
     UnprunedNetworks,
 )
 from edgeprune.records.target import Deployment, Host, Precision, Prepare, Target, TargetPrecision, TransportName
-from edgeprune.records.together import Together
+from edgeprune.records.together import Reports, Together
 from edgeprune.records.verdict import (
     Artifact,
     Baseline,
@@ -100,6 +102,8 @@ __all__ = [
     "Block",
     "Budget",
     "BudgetSection",
+    "BundleFile",
+    "BundleFiles",
     "Candidate",
     "Check",
     "CheckSection",
@@ -166,6 +170,7 @@ __all__ = [
     "Release",
     "ReleaseState",
     "Report",
+    "Reports",
     "Result",
     "Role",
     "Run",

@@ -130,6 +130,32 @@ class Fleet(Answer):
         return 130 if self.interrupted else next((host.exit_code for host in self.failed), 0)
 
 
+@dataclass(frozen=True)
+class BundleFile:
+    """A signed bundle for devices that SSH does not reach.
+
+    Attributes:
+        target: the target that it was verified on.
+        path: the folder, the .tar file, or the place in a registry: oci://…
+        release: its digest, which devices name the release by.
+        number: of the release.
+        digest: of the artifact in the registry, sha256:…; empty for a file.
+    """
+
+    target: str
+    path: str
+    release: str
+    number: int
+    digest: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class BundleFiles(Answer):
+    """The bundles of a run: one for each target."""
+
+    bundles: tuple[BundleFile, ...]
+
+
 Facts = dict[str, str]  # of one host, such as a key or an entry of its audit log
 
 

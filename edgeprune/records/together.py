@@ -1,4 +1,4 @@
-"""The result of one network on several targets."""
+"""The results and the checks of one network on several targets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeprune.records.answer import Answer
 from edgeprune.records.result import Result
-from edgeprune.records.verdict import Outcome
+from edgeprune.records.verdict import Outcome, Report
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,5 +38,31 @@ class Together(Answer):
         return {
             "targets": [
                 {"target": one.target, "status": one.status, "p50_ms": one.pruned.p50_ms} for one in self.results
+            ]
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Reports(Answer):
+    """The check of one network on several targets: a report of each target's artifact."""
+
+    reports: tuple[Report, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst outcome of all targets."""
+        return Outcome.worst(one.outcome for one in self.reports)
+
+    def summary(self) -> dict[str, Any]:
+        """See `Answer.summary`."""
+        return {"outcome": self.outcome}
+
+    def rows(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """See `Answer.rows`: a row for each check of each target."""
+        return {
+            "checks": [
+                {"target": report.target, "check": check.name, "outcome": check.outcome, "value": check.value}
+                for report in self.reports
+                for check in report.checks
             ]
         }

@@ -72,9 +72,14 @@ class Outcome(StrEnum):
 
     @staticmethod
     def of(checks: Iterable[Check]) -> Outcome:
-        """Fail if any check failed, else inconclusive if any was, else pass."""
-        outcomes = {check.outcome for check in checks}
-        return next((one for one in (Outcome.FAIL, Outcome.INCONCLUSIVE) if one in outcomes), Outcome.PASS)
+        """The worst outcome of the checks."""
+        return Outcome.worst(check.outcome for check in checks)
+
+    @staticmethod
+    def worst(outcomes: Iterable[Outcome]) -> Outcome:
+        """Fail if any is, else inconclusive if any is, else pass."""
+        found = set(outcomes)
+        return next((one for one in (Outcome.FAIL, Outcome.INCONCLUSIVE) if one in found), Outcome.PASS)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A check's report for CI: JUnit, GitHub's annotations and its job summary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,8 +8,18 @@ from edgeprune.records import Check, Outcome, Report
 from edgeprune.reports.console import NO_BASELINE, line, mark
 
 
-def junit(report: Report) -> str:
-    """The report as JUnit XML: one test case for each check. A fail is a failure, an inconclusive check an error."""
+def junit(reports: Sequence[Report]) -> str:
+    """The reports as JUnit XML: one test case for each check. A fail is a failure, an inconclusive check an error."""
+    suites = list(map(_suite, reports))
+    root = suites[0]
+    if len(suites) > 1:
+        root = ElementTree.Element("testsuites")
+        root.extend(suites)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _suite(report: Report) -> ElementTree.Element:
     counts = {outcome: sum(check.outcome is outcome for check in report.checks) for outcome in Outcome}
     suite = ElementTree.Element(
         "testsuite",
@@ -24,8 +34,7 @@ def junit(report: Report) -> str:
             kind = "failure" if check.outcome is Outcome.FAIL else "error"
             detail = ElementTree.SubElement(case, kind, type=str(check.outcome), message=_plain(line(check)))
             detail.text = "\n".join(map(_plain, _more(report, check)))
-    ElementTree.indent(suite)
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return suite
 
 
 def _more(report: Report, check: Check) -> list[str]:
@@ -87,16 +96,16 @@ def _cell(text: str) -> str:
     return _plain(text).translate({ord(character): f"&#{ord(character)};" for character in "\\`*_[]|<>&"})
 
 
-def announce(report: Report, environment: Mapping[str, str]) -> list[str]:
+def announce(reports: Sequence[Report], environment: Mapping[str, str]) -> list[str]:
     """Report to GitHub Actions, if it runs this process: append to the job summary, and return the lines to print.
 
     Args:
-        report: the check.
+        reports: of each target.
         environment: the process's variables; `GITHUB_ACTIONS` and `GITHUB_STEP_SUMMARY` decide.
     """
     if environment.get("GITHUB_ACTIONS") != "true":
         return []
     if environment.get("GITHUB_STEP_SUMMARY"):
         with Path(environment["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as summary:
-            summary.write(markdown(report))
-    return workflow_commands(report)
+            summary.write("\n".join(map(markdown, reports)))
+    return [line for report in reports for line in workflow_commands(report)]

@@ -16,6 +16,7 @@ from rich.text import Text
 from edgeprune.devices.validate import printable
 from edgeprune.records import (
     Artifact,
+    BundleFiles,
     Check,
     Cut,
     Explanation,
@@ -27,6 +28,7 @@ from edgeprune.records import (
     Outcome,
     Plan,
     Report,
+    Reports,
     Result,
     Survey,
     Together,
@@ -87,6 +89,11 @@ def show(answer: object, groups: Groups, console: Console) -> None:
                 put(f"slower    {shift.operator}: {shift.before_ns / 1e3:,.1f} → {shift.after_ns / 1e3:,.1f} µs")
             put(f"\nbaseline  {answer.baseline or NO_BASELINE}")
             put(_verdict(answer.outcome, answer))
+        case Reports():
+            for report in answer.reports:
+                put(f"target    {report.target}")
+                show(report, groups, console)
+            put(f"\n{len(answer.reports)} targets: {answer.outcome}")
         case Explanation():
             for part in explanation_tables(answer):
                 console.print(part)
@@ -100,6 +107,9 @@ def show(answer: object, groups: Groups, console: Console) -> None:
                 f"to train it yourself: edgeprune.load({str(answer.network)!r}, MODEL); then: edgeprune verify --weights FILE,"
                 " with the options of this command"
             )
+        case BundleFiles():
+            for bundle in answer.bundles:
+                put(f"bundle    {bundle.path}" + (f"@{bundle.digest}" if bundle.digest else ""))
         case Artifact():
             put(f"artifact  {answer.files[0]}")
         case Fleet():

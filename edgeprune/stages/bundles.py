@@ -145,7 +145,7 @@ def write(made: Bundle, output: Path) -> None:
     """
     try:
         if output.suffix == ".tar":
-            write_atomic(output, _tar(made.files))
+            write_atomic(output, archive(made))
             return
         output.mkdir(parents=True)
         for file in made.files:
@@ -156,15 +156,15 @@ def write(made: Bundle, output: Path) -> None:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from error
 
 
-def _tar(files: Sequence[Path]) -> bytes:
-    """Plain files by their names: no folders, owners or times."""
+def archive(made: Bundle) -> bytes:
+    """A bundle as a .tar file: plain files by their names, without folders, owners and times."""
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for file in files:
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in made.files:
             entry = tarfile.TarInfo(file.name)
             entry.size, entry.mode = file.stat().st_size, 0o644
             with open(file, "rb") as stream:
-                archive.addfile(entry, stream)
+                tar.addfile(entry, stream)
     return content.getvalue()
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from edgeprune.errors import UsageError
 from edgeprune.frontends import functions
 from edgeprune.pipeline.run import Run
-from edgeprune.records import Baseline, Budget, Outcome, Report
+from edgeprune.records import Baseline, Budget, Outcome, Report, Reports
+from edgeprune.stages import bounds, history
 from edgeprune.stages import compile as compiling
-from edgeprune.stages import history
 from edgeprune.storage import baselines
 
 if TYPE_CHECKING:
@@ -41,6 +41,19 @@ class Options:
     budgets: Sequence[Budget] = ()
     baseline: Path | None = None
     reason: str = ""
+
+
+def checked(run: Run, options: Options) -> Report | Reports:
+    """Check the artifact of a run, or those of all targets of a common run. Each target has its own budget and baseline.
+
+    Raises:
+        UsageError: as in `check`, or several targets are given one baseline's file.
+    """
+    if not run.members:
+        return check(run, options)
+    if options.baseline is not None:
+        raise UsageError("--baseline is the file of one target; check each target by itself, or leave --baseline out")
+    return Reports(tuple(check(member, options) for _, member in bounds.targets(run)))
 
 
 def check(run: Run, options: Options) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ from edgeprune.devices import transports
 from edgeprune.errors import InconclusiveError, UsageError, VerdictError
 from edgeprune.frontends import functions
 from edgeprune.limits import LIMITS
+from edgeprune.pipeline.request import Request
 from edgeprune.pipeline.run import Run
-from edgeprune.records import Fleet, Outcome, Target, Verdict
-from edgeprune.stages import bundles, rollout, signing, verify
+from edgeprune.records import BundleFile, BundleFiles, Fleet, Outcome, Target, Verdict
+from edgeprune.stages import bounds, bundles, oci, rollout, signing, verify
 from edgeprune.stages import compile as compiling
 from edgeprune.stages.bundles import Bundle, Verified
 from edgeprune.storage import sequences
@@ -23,6 +25,9 @@ BUNDLE = "bundle"  # names the folder of the run folder that keeps it
 
 def deployed(run: Run, plan: rollout.Plan, again: bool = False, sequence: int | None = None) -> Fleet:
     """Deploy the artifact of a run on every host of its target, if verification passed.
+
+    Of a common run, each target's artifact goes to the hosts of that target, one target after the other. Nothing is deployed
+    unless verification passed on all of them.
 
     Args:
         run: the run.
@@ -34,16 +39,47 @@ def deployed(run: Run, plan: rollout.Plan, again: bool = False, sequence: int | 
         What came of every host, also if some failed.
 
     Raises:
-        UsageError: there is no key to sign with, or no bundle to go on with.
+        UsageError: there is no key to sign with, no bundle to go on with, or two targets have the same host.
         VerdictError: verification failed.
         InconclusiveError: verification was inconclusive.
     """
-    request = run.request
-    report = partial(request.watch.done, "deploy")
-    made = kept(run) if again else bundled(run, plan.wait_s, sequence)
+    _require_apart(run)
+    made = [
+        (name, member, kept(member) if again else bundled(member, plan.wait_s, sequence))
+        for name, member in bounds.targets(run)
+    ]
     run.release_device()  # each host is leased by itself
-    restored_s = LIMITS.heal_s if request.target.prepare else 0.0  # the agent that ends restores the device first
-    return rollout.deploy(request.target, made, report, replace(plan, wait_s=max(plan.wait_s, restored_s)))
+    found: dict[str, Fleet] = {}
+    for name, member, bundle in made:
+        found[name] = _rolled_out(member.request, bundle, plan, list(found.values()))
+    return rollout.joined(found) if run.members else found[""]
+
+
+def _rolled_out(request: Request, bundle: Bundle, plan: rollout.Plan, before: Sequence[Fleet]) -> Fleet:
+    """Roll out to the hosts of one target, unless too many of the targets `before` failed."""
+    target, failed = request.target, sum(len(one.failed) for one in before)
+    most = plan.pace.max_failures
+    canary_failed = any(host.error for one in before for host in one.hosts[: plan.canary])
+    if canary_failed or any(one.interrupted for one in before) or (most is not None and failed > most):
+        return rollout.left_out(target, "hosts failed, so no other target was begun")
+    pace = replace(plan.pace, max_failures=None if most is None else most - failed)
+    restored_s = LIMITS.heal_s if target.prepare else 0.0  # the agent that ends restores the device first
+    paced = replace(plan, pace=pace, wait_s=max(plan.wait_s, restored_s))
+    return rollout.deploy(target, bundle, partial(request.watch.done, "deploy"), paced)
+
+
+def _require_apart(run: Run) -> None:
+    """Raises `UsageError` if targets of a common run cannot be deployed to. A host has one release of a service."""
+    owners: dict[tuple[str, int | None], str] = {}
+    for name, member in run.members.items():
+        target = member.request.target
+        require_ready(run.request.project.name, target)
+        for host, one in target.each_host:
+            first = owners.setdefault((host, one.host.port if one.host else None), name)
+            if first != name:
+                raise UsageError(
+                    f"{first} and {name} have the host {host}, and a host has one release of a service; deploy one of them"
+                )
 
 
 def bundled(run: Run, wait_s: float = 0.0, sequence: int | None = None, ask: bool = True) -> Bundle:
@@ -66,16 +102,47 @@ def bundled(run: Run, wait_s: float = 0.0, sequence: int | None = None, ask: boo
     return bundles.read(folder)
 
 
-def written(run: Run, output: Path, sequence: int | None = None) -> Path:
-    """Write the signed bundle of a run's artifact into a new folder or a .tar file. No host is contacted.
+def written(run: Run, output: str, sequence: int | None = None) -> BundleFiles:
+    """Write the signed bundle of a run's artifact. No host is contacted.
+
+    Args:
+        run: the run. Each target of a common run has a bundle, and its name is added to `output`.
+        output: a new folder, a .tar file, or a place in an OCI registry: `oci://REGISTRY/NAME:TAG`.
+        sequence: as in `deployed`.
 
     Raises:
-        UsageError: `output` exists or cannot be written. Others as in `deployed`.
+        UsageError: `output` exists or cannot be written, or the registry refuses the login. Others as in `deployed`.
+        DeviceError: the registry does not answer.
     """
+    if output.startswith(oci.SCHEME):
+        oci.Reference.parse(output)
+        oci.require()
+    members = bounds.targets(run)
+    return BundleFiles(tuple(_written(member, _named(output, name), sequence) for name, member in members))
+
+
+def _written(run: Run, output: str, sequence: int | None) -> BundleFile:
     made = bundled(run, sequence=sequence, ask=False)
-    bundles.write(made, output)
-    run.request.watch.done("bundle", f"release {made.digest[:12]}, number {made.manifest.sequence}: {output}")
-    return output
+    number, digest = made.manifest.sequence, ""
+    if output.startswith(oci.SCHEME):
+        place = oci.Reference.parse(output)
+        place = replace(place, tag=place.tag or str(number))
+        digest, output = oci.push(bundles.archive(made), made.manifest, made.digest, place), f"{oci.SCHEME}{place}"
+    else:
+        bundles.write(made, Path(output))
+    text = f"release {made.digest[:12]}, number {number}: {output}"
+    run.request.watch.done("bundle", f"{text}@{digest}" if digest else text)
+    return BundleFile(run.request.target.name, output, made.digest, number, digest)
+
+
+def _named(output: str, target: str) -> str:
+    """The output with the name of one of several targets: out-TARGET, out-TARGET.tar, oci://…/NAME:TAG-TARGET."""
+    if not target:
+        return output
+    if output.startswith(oci.SCHEME):
+        return f"{output}{'-' if oci.Reference.parse(output).tag else ':'}{target}"
+    stem = output.removesuffix(".tar")
+    return f"{stem}-{target}{output[len(stem) :]}"
 
 
 def kept(run: Run) -> Bundle:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,6 +115,18 @@ def checked(target: Target, service: str, report: Reporter, plan: Plan = Plan())
     require_name(service)
     every = replace(plan, pace=replace(plan.pace, max_failures=None))
     return _changed(target, partial(_check_on, service=service), report, every)
+
+
+def joined(found: Mapping[str, Fleet]) -> Fleet:
+    """The hosts of several targets, by the target's name, as one fleet. Each host has its target's name in front."""
+    hosts = tuple(replace(host, host=f"{name}: {host.host}") for name, one in found.items() for host in one.hosts)
+    stopped = next((one.stopped for one in found.values() if one.stopped), "")
+    return Fleet(hosts, stopped, any(one.interrupted for one in found.values()))
+
+
+def left_out(target: Target, why: str) -> Fleet:
+    """The fleet of a target whose hosts were not begun."""
+    return Fleet(tuple(HostState(name, "not begun") for name, _ in target.each_host), why)
 
 
 def require(found: Fleet) -> Fleet:

@@ -21,6 +21,5 @@ def together(run: Run, answer: Callable[[Run], Result] = result.result) -> Toget
     shares = {one.target: one.share for one in confirmed.measurements}
     figure, own = confirmed.plan.binding, confirmed.measurement
     binds = own.target if own is not None and figure.figure == "latency" else figure.name
-    outcomes = {one.status for one in results}
-    worst = next(one for one in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS) if one in outcomes)
+    worst = Outcome.worst(one.status for one in results)
     return Together(result.SCHEMA, worst, binds, shares, results)

@@ -68,12 +68,14 @@ def test_deploy_and_roll_back_by_the_command_line(own_run: Path, home_with_key: 
     assert "emulated" not in command("releases").out
 
     written = command("bundle", "--project", own_run, "--budget", "50 ms", "-o", own_run.with_name("b.tar"), "--json")
-    assert written.code == 0 and written.json == {"path": str(own_run.with_name("b.tar"))}
+    (file,) = written.json["bundles"]
+    assert written.code == 0 and (file["path"], file["number"]) == (str(own_run.with_name("b.tar")), 3)
     runner = [sys.executable, current / "runner.py"]
     done = subprocess.run(
         [*runner, "--install", own_run.with_name("b.tar")], capture_output=True, timeout=120, check=True
     )
     third = json.loads(done.stdout)["release"]
+    assert third == file["release"]
     assert command("withdraw", third[:12], "--project", own_run).code == 0
     assert third not in {release["digest"] for release in deployed(command("releases", "--json"))}
     assert "withdraw" in command("audit").out and "accepted" in command("keys", "list").out

@@ -605,7 +605,7 @@ REPORT = Report(
 
 
 def test_text_of_a_device_is_escaped_in_reports_for_machines() -> None:
-    suite = ElementTree.fromstring(reporting.junit(REPORT).partition("\n")[2])
+    suite = ElementTree.fromstring(reporting.junit([REPORT]).partition("\n")[2])
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
     commands = reporting.workflow_commands(REPORT)
     assert [line.partition(" ")[0] for line in commands] == ["::error", "::warning"]

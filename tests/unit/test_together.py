@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from small import SMALLEST
 from test_confirming import Simulated
 from test_pipeline import Watch
 
-from edgeprune.errors import InconclusiveError, InfeasibleError, UsageError
+from edgeprune.cli import answers
+from edgeprune.devices.fleet import Pace
+from edgeprune.errors import InconclusiveError, InfeasibleError, UsageError, VerdictError
 from edgeprune.latency.fit import draft
 from edgeprune.pipeline.request import Request, requests
-from edgeprune.pipeline.run import open_common
+from edgeprune.pipeline.run import Run, open_common, open_run
 from edgeprune.pipeline.stage import Input, Output, Rules, Stage
-from edgeprune.records import Budget, Interval, MeasuredPlan, Plan, Profile, Shift
-from edgeprune.stages import allocation, bounds, confirm
+from edgeprune.records import (
+    Budget,
+    Check,
+    Fleet,
+    HostState,
+    Interval,
+    MeasuredPlan,
+    Outcome,
+    Plan,
+    Profile,
+    Report,
+    Reports,
+    Shift,
+    Target,
+)
+from edgeprune.reports import ci
+from edgeprune.stages import allocation, bounds, check, confirm, deploy, oci, rollout, signing
 from edgeprune.stages.inputs import INPUTS
 
 
@@ -189,3 +208,169 @@ def test_wrong_targets_are_one_line(targets: list[str], toml: str, words: str, t
     with pytest.raises(UsageError, match=words) as error:
         requests(folder(tmp_path, toml), targets)
     assert "\n" not in str(error.value)
+
+
+# --------------------------------------------------------------------------------- checks and deployments of all targets
+
+
+def own(run: Run) -> Stage[OwnReads, Shift]:
+    found: Stage[OwnReads, Shift] = run._stages["own"]
+    return found
+
+
+def test_an_artifact_of_one_target_alone_is_not_mistaken_for_that_of_a_common_run(tmp_path: Path) -> None:
+    place, trained = folder(tmp_path), []  # type: ignore[var-annotated]
+    with open_common(requests(place, ["one", "two"]), rules(trained)) as run:
+        together = {name: member.last(own(member))[1] for name, member in run.members.items()}
+    with open_run(requests(place, ["one"])[0], rules(trained)) as alone:
+        found = alone.last(own(alone))[1]
+    assert trained == ["one+two", ""] and found != together["one"]
+    with open_common(requests(place, ["one", "two"]), rules(trained)) as run:
+        assert {name: member.last(own(member))[1] for name, member in run.members.items()} == together
+    assert len(trained) == 2
+
+
+def report(target: str, outcome: Outcome) -> Report:
+    return Report("p", target, "a" * 64, (Check("latency_p50_ms", outcome, 1.0, 2.0),), "")
+
+
+@pytest.mark.parametrize("worst", [Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE])
+def test_a_check_of_several_targets_is_as_bad_as_the_worst_of_them(
+    worst: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = {"one": worst, "two": Outcome.PASS}
+
+    def checked(run: Run, options: check.Options) -> Report:
+        name = run.request.target.name
+        return report(name, outcomes[name])
+
+    monkeypatch.setattr(check, "check", checked)
+    with open_common(requests(folder(tmp_path), ["two", "one"]), rules([])) as run:
+        found = check.checked(run, check.Options())
+        with pytest.raises(UsageError, match="--baseline is the file of one target"):
+            check.checked(run, check.Options(baseline=Path("b.json")))
+    assert isinstance(found, Reports) and found.outcome is worst
+    document = json.loads(answers._document(found))
+    assert document["status"] == worst
+    assert [(one["target"], one["status"]) for one in document["results"]] == [("one", worst), ("two", "pass")]
+    suites = ElementTree.fromstring(ci.junit(found.reports).partition("\n")[2])
+    assert [suite.get("name") for suite in suites] == ["edgeprune one", "edgeprune two"]
+
+
+class Fleets:
+    """Targets with hosts of their own. `broken` hosts fail, and `refused` targets have no passed verdict."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken: set[str] = set()
+        self.refused: set[str] = set()
+        self.done: list[tuple[str, str]] = []  # (host, bundle)
+        self.allowed: list[int | None] = []
+        for name in ("one", "two"):
+            file = place / "targets" / f"{name}.toml"
+            hosts = [f"{name}-{i}" for i in range(2)]
+            file.write_text(
+                file.read_text().replace('transport = "local"', f'transport = "ssh"\nhost = "{name}-0"')
+                + f"[deploy]\nhosts = {json.dumps(hosts)}\n"
+            )
+        monkeypatch.setattr(signing, "require_key", lambda target: Path("key"))
+        monkeypatch.setattr(deploy, "bundled", self._bundled)
+        monkeypatch.setattr(rollout, "deploy", self._deploy)
+
+    def _bundled(self, run: Run, wait_s: float, sequence: int | None) -> str:
+        name = run.request.target.name
+        if name in self.refused:
+            raise VerdictError(f"{name}: nothing was deployed")
+        return f"bundle of {name}"
+
+    def _deploy(self, target: Target, bundle: str, report: object, plan: rollout.Plan) -> Fleet:
+        self.allowed.append(plan.pace.max_failures)
+        hosts = []
+        for name, _ in target.each_host:
+            self.done.append((name, bundle))
+            hosts.append(
+                HostState(name, "failed", (), "it broke", 5) if name in self.broken else HostState(name, "done")
+            )
+        return Fleet(tuple(hosts))
+
+
+@pytest.fixture
+def fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleets:
+    return Fleets(folder(tmp_path), monkeypatch)
+
+
+def deployed(tmp_path: Path, **options: int) -> Fleet:
+    plan = rollout.Plan(Pace(max_failures=options.pop("max_failures", 0)), **options)
+    with open_common(requests(tmp_path / "p", ["two", "one"]), rules([])) as run:
+        return deploy.deployed(run, plan)
+
+
+def test_each_target_gets_its_own_artifact_on_its_hosts(fleets: Fleets, tmp_path: Path) -> None:
+    found = deployed(tmp_path)
+    assert fleets.done == [(f"{name}-{i}", f"bundle of {name}") for name in ("one", "two") for i in range(2)]
+    assert [host.host for host in found.hosts] == ["one: one-0", "one: one-1", "two: two-0", "two: two-1"]
+    assert found.exit_code == 0 and not found.stopped
+
+
+def test_nothing_is_deployed_unless_all_targets_passed(fleets: Fleets, tmp_path: Path) -> None:
+    fleets.refused.add("two")
+    with pytest.raises(VerdictError, match="two: nothing was deployed"):
+        deployed(tmp_path)
+    assert not fleets.done
+
+
+@pytest.mark.parametrize(
+    ("options", "begun", "allowed"),
+    [({}, 2, [0]), ({"max_failures": 2}, 4, [2, 1]), ({"max_failures": 2, "canary": 1}, 2, [2])],
+)
+def test_no_other_target_begins_after_too_many_failures_or_a_failed_canary(
+    options: dict[str, int], begun: int, allowed: list[int], fleets: Fleets, tmp_path: Path
+) -> None:
+    fleets.broken.add("one-0")
+    found = deployed(tmp_path, **options)
+    assert (len(fleets.done), fleets.allowed, found.exit_code) == (begun, allowed, 5)
+    steps = {host.host: host.step for host in found.hosts}
+    assert steps["two: two-0"] == ("done" if begun == 4 else "not begun")
+    assert ("no other target was begun" in found.stopped) == (begun == 2)
+
+
+def test_two_targets_cannot_be_deployed_to_the_same_host(fleets: Fleets, tmp_path: Path) -> None:
+    file = tmp_path / "p" / "targets" / "two.toml"
+    file.write_text(file.read_text().replace("two-1", "one-1"))
+    with pytest.raises(UsageError, match="one and two have the host one-1"):
+        deployed(tmp_path)
+    assert not fleets.done
+
+
+@pytest.mark.parametrize(
+    ("output", "named"),
+    [
+        ("out", "out-pi"),
+        ("a.b/v-7.tar", "a.b/v-7-pi.tar"),
+        ("oci://r.example/v:7", "oci://r.example/v:7-pi"),
+        ("oci://r.example/v", "oci://r.example/v:pi"),
+    ],
+)
+def test_the_bundle_of_one_of_several_targets_is_named_after_it(output: str, named: str) -> None:
+    assert deploy._named(output, "pi") == named
+    assert deploy._named(output, "") == output
+
+
+# --------------------------------------------------------------------------------------------- places in registries
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["oci://vision:7", "oci://r.example/Vision", "oci://r.example/v:", "oci://r.example/v@sha256:a", "oci://a@b.c/v", "oci://r.example/v:-"],
+)  # fmt: skip
+def test_a_place_in_a_registry_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="must be oci://REGISTRY/NAME:TAG"):
+        oci.Reference.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("registry", "plain"),
+    [("localhost:5000", True), ("127.0.0.1:5000", True), ("localhost.example.com", False), ("127.0.0.1.example.com", False),
+     ("10.0.0.1:5000", False)],
+)  # fmt: skip
+def test_only_a_registry_on_loopback_is_without_tls(registry: str, plain: bool) -> None:
+    assert (oci.LOOPBACK.fullmatch(oci.Reference.parse(f"oci://{registry}/a/b:1").registry) is not None) == plain
