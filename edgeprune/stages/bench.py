@@ -48,6 +48,7 @@ from edgeprune.stages import operators
 SCHEMA = 1  # of the record; changes when a key changes its meaning
 NATIVE = {
     ".onnx": "local",
+    ".param": "local-ncnn",
     ".xml": "local-openvino",
     ".tflite": "local-tflite",
 }  # the target of a file without --target

@@ -32,6 +32,7 @@ from edgeprune.stages import accuracy
 from edgeprune.stages.compile import Compiler
 
 RANDOM = np.random.default_rng(0)
+PACKAGES = {"tflite": "litert_torch", "tensorrt": "onnx", "ncnn": "pnnx", "executorch": "executorch.exir"}  # without which a runtime is not tested
 WEIGHT = RANDOM.standard_normal((16, 3, 1, 1)).astype("float32")
 # OpenVINO reports the time of a node in microseconds, so the network must take several.
 
@@ -63,11 +64,11 @@ class Pointwise(nn.Module):
         return torch.relu(self.layer(x))
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tflite", "tensorrt"])
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tflite", "ncnn", "executorch", "tensorrt"])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """The real runtimes. TensorRT is a stand-in, since only NVIDIA's devices have it."""
     name, folder = request.param, tmp_path_factory.mktemp("bench")
-    pytest.importorskip({"tflite": "litert_torch", "tensorrt": "onnx"}.get(name, name))
+    pytest.importorskip(PACKAGES.get(name, name))
     with pytest.MonkeyPatch.context() as monkeypatch:
         if name == "tensorrt":
             put_stand_in("10.3.0", folder, monkeypatch)
@@ -116,7 +117,7 @@ def test_times_and_nodes(bench: Bench, built: Callable[[Bench], Path], tmp_path:
     ((measured,),) = bench.measure([[model]], inputs, profiled=True)
     assert all(ns >= 0 for _, ns in measured.nodes)
     names = {name for name, _ in measured.nodes}
-    assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D"} & names, names
+    assert {"/layer/Conv", "/layer/Relu", "y", "conv_out", "1:CONV_2D", "0:CONV_2D", "convrelu_0"} & names, names
 
 
 def test_models_are_interleaved_in_one_process(bench: Bench, built: Callable[[Bench], Path], tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ class Words(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "tensorrt"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "ncnn", "executorch", "tensorrt"])
 def test_token_ids_and_several_inputs(
     name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
@@ -199,33 +200,36 @@ def test_token_ids_and_several_inputs(
 
 
 class Many(nn.Module):
-    """Outputs by name, more than one digit can count, and one of them twice."""
+    """Outputs by name, more than one digit can count, and one of them twice. ncnn has no outputs that are indices."""
 
-    def __init__(self) -> None:
+    def __init__(self, indices: bool) -> None:
         super().__init__()
+        self.indices = indices
         self.heads = nn.ModuleList(nn.Linear(6, 2 + i) for i in range(11))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
         found = [torch.tanh(head(x)) for head in self.heads]
-        return {"last": found[-1], "all": tuple(found), "best": found[0].argmax(1)}
+        best = {"best": found[0].argmax(1)} if self.indices else {}
+        return {"last": found[-1], "all": tuple(found)} | best
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "tensorrt"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "ncnn", "executorch", "tensorrt"])
 def test_several_outputs_keep_their_order(
     name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
-    pytest.importorskip({"tflite": "litert_torch", "tensorrt": "onnx"}.get(name, name))
+    pytest.importorskip(PACKAGES.get(name, name))
     if name == "tensorrt":
         stand_in("10.3.0")
     torch.manual_seed(0)
-    model, x = adapted(Many().eval()), torch.randn(5, 2, 6)
+    dims = (0,) * (12 if name == "ncnn" else 13)
+    model, x = adapted(Many(name != "ncnn").eval()), torch.randn((10, 1, 6) if name == "ncnn" else (5, 2, 6))
     artifact = Compiler(runtimes.host(name), precision, [(call.numpy(),) for call in x]).compile(
         model, (x[0],), (), tmp_path, "s"
     )
     with open_bench(Target(tmp_path / "t.toml", "t", "local", name, simulated=name == "tensorrt"), tmp_path) as bench:
-        got = accuracy.outputs_of(bench, artifact, [x.numpy()], 9, (0,) * 13)
-    wanted = accuracy.computed(model, [x.numpy()], 9, (0,) * 13)
+        got = accuracy.outputs_of(bench, artifact, [x.numpy()], 9, dims)
+    wanted = accuracy.computed(model, [x.numpy()], 9, dims)
     assert [array.shape for array in got] == [array.shape for array in wanted] and len(got[0]) == 9
     for one, other in list(zip(got, wanted, strict=True))[:12]:  # the last one is an index
         assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > (0.9 if precision == "int8" else 0.99999)
@@ -281,9 +285,11 @@ LOWER = {
     "onnxruntime": ("fp16", "int8"),
     "openvino": ("fp16", "int8"),
     "tflite": ("fp16", "int8", "int8-dynamic"),
+    "executorch": ("int8",),
+    "ncnn": ("fp16", "int8"),
     "tensorrt": ("fp16", "int8"),
 }
-QUICK = {("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("openvino", "int8"), ("tflite", "int8")}
+QUICK = {("ncnn", "int8"), ("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("openvino", "int8"), ("tflite", "int8")}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +345,7 @@ def test_models_are_interleaved_so_that_drift_cancels() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "ncnn", "executorch"])
 def test_preprocessing_is_in_the_artifact(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """A device feeds raw pixels, as bytes if it likes."""
     torch.manual_seed(0)
@@ -380,8 +386,11 @@ class Mlp(torch.nn.Sequential):
     [
         ("openvino", "Mlp"),  # it counts microseconds, and a node of the small encoder takes less than one
         ("onnxruntime", "Mlp"),
+        ("ncnn", "Mlp"),
         pytest.param("onnxruntime", "Encoder", marks=pytest.mark.slow),
         pytest.param("tflite", "Mlp", marks=pytest.mark.slow),
+        pytest.param("executorch", "Mlp", marks=pytest.mark.slow),
+        pytest.param("executorch", "Encoder", marks=pytest.mark.slow),
         pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
     ],
 )

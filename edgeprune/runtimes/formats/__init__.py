@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from edgeprune.runtimes.formats.base import Template
+from edgeprune.runtimes.formats.ncnn import NcnnTemplate
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
 from edgeprune.runtimes.formats.tflite import TfliteTemplate
 
-FORMATS: dict[str, type[Template]] = {"onnx": OnnxTemplate, "tflite": TfliteTemplate}
+FORMATS: dict[str, type[Template]] = {
+    "ncnn": NcnnTemplate,
+    "onnx": OnnxTemplate,
+    "tflite": TfliteTemplate,
+}

@@ -55,6 +55,11 @@ class NcnnTemplate(Template):
     @staticmethod
     def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """See `Template.written`. ncnn must also compute what torch computes."""
+        if any(x.shape[:1] != (1,) for x in inputs):
+            shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
+            raise UsageError(
+                f"ncnn takes one sample a call, and the inputs are {shapes}; give example inputs of batch 1"
+            )
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
             layers = _converted(model, inputs, Path(scratch))
             _require_known(layers, model, inputs)
@@ -186,6 +191,9 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
 def _require_known(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Raises `UsageError`, which names the operator and its line, if ncnn has no such layer."""
     ncnn = _ncnn()
+    for layer in layers:
+        if layer.kind == "Tensor.to":  # a device feeds fp32, whatever torch casts to it
+            layer.kind, layer.params = "Noop", {}
     unknown = list(dict.fromkeys(layer.kind for layer in layers if ncnn.layer_to_index(layer.kind) < 0))
     # Expressions, lists and constants are parts of another operator that pnnx could not convert.
     telling = sorted(unknown, key=lambda kind: kind.startswith(("pnnx.", "prim::")))
@@ -246,7 +254,7 @@ def _require_equal(layers: list[Layer], inputs: list[np.ndarray], wanted: list[n
         if mine.shape != other.shape:
             raise UsageError(
                 f"the model cannot be exported to ncnn: output {number} has the shape {mine.shape} there, not"
-                f" {other.shape}; ncnn keeps the samples in the first dimension of every tensor"
+                f" {other.shape}; an output needs its sample first, and another dimension"
             )
         error = float(np.abs(mine - other).max()) / max(float(np.abs(other).max()), 1e-6)
         if not error <= RELATIVE:

@@ -16,7 +16,12 @@ from edgeprune.runtimes.timing import NodeTime
 FP32 = 7  # features that a layer of fp32 must not use: arithmetic in fp16, storage in fp16, storage in bf16
 WHOLE = 127  # the largest value of a signed byte that ncnn uses; the smallest is its negative
 CLIPPED = np.linspace(1.0, 0.3, 15)  # shares of the largest value that are tried as the end of a range
-SCALED = {"Convolution": 2, "InnerProduct": 2, "ConvolutionDepthWise": 1}  # kinds in int8, and their scale term
+SCALED = {
+    "Convolution": 2,
+    "InnerProduct": 2,
+    "Gemm": 2,
+    "ConvolutionDepthWise": 1,
+}  # kinds in int8, and their scale term
 OBSERVED = 4096  # numbers of a blob that each call contributes
 
 
@@ -70,17 +75,21 @@ def _save(layers: Sequence[Layer], path: Path) -> None:
 
 
 def _is_scaled(layer: Layer) -> bool:
-    return layer.kind in SCALED and len(layer.inputs) == 1 and bool(layer.weights)
+    """Whether a layer can be in int8. A Gemm must be a linear layer: its second matrix is a weight, (outputs, inputs)."""
+    is_linear = layer.kind != "Gemm" or [layer.number(key) for key in (4, 5, 3)] == [0, 1, 1]
+    return layer.kind in SCALED and len(layer.inputs) == 1 and bool(layer.weights) and is_linear
 
 
 def _quantize(layer: Layer, end: float) -> None:
     """Store a layer's weights as bytes, with a scale for each output, and the scale of its input; in place."""
     (value, _), *rest = layer.weights
-    rows = value.reshape(layer.number(7, 1) if SCALED[layer.kind] == 1 else len(value), -1)
+    groups = {"Gemm": 1, "ConvolutionDepthWise": layer.number(7, 1)}  # with a scale each
+    rows = value.reshape(groups.get(layer.kind, len(value)), -1)
     scales = WHOLE / np.maximum(np.abs(rows).max(1), 1e-12)
     weights = np.clip(np.rint(rows * scales[:, None]), -WHOLE, WHOLE).astype(np.int8).reshape(value.shape)
     layer.params[SCALES[layer.kind]] = SCALED[layer.kind]
-    extra = (scales, np.array([WHOLE / max(end, 1e-6)]))
+    # A Gemm finds the range of its input in every run.
+    extra = (scales,) if layer.kind == "Gemm" else (scales, np.array([WHOLE / max(end, 1e-6)]))
     layer.weights = [(weights, True), *rest, *((array.astype(np.float32), False) for array in extra)]
 
 

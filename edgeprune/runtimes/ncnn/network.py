@@ -9,12 +9,10 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from edgeprune.limits import LIMITS
-from edgeprune.storage.store import read_capped
 
 MAGIC = "7767517"
 ARRAY = -23300  # minus the number of a parameter that is an array
@@ -279,8 +277,3 @@ def unpack(content: bytes) -> list[Layer]:
     """See `pack`."""
     param, _, weights = content.partition(b"\0")
     return read(param.decode(), weights)
-
-
-def read_param(path: Path) -> list[Layer]:
-    """The layers of a file, without weights. Raises `ValueError` as `parse`."""
-    return parse(read_capped(path, LIMITS.ir_bytes).decode("utf-8", "backslashreplace"))
