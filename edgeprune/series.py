@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
 from edgeprune import api
 from edgeprune.errors import EdgepruneError, UsageError
@@ -16,7 +17,9 @@ from edgeprune.records import Comparison, Front, Sweep, SweepCell, TargetPrecisi
 
 if TYPE_CHECKING:
     from edgeprune.pipeline.run import Run
+    from edgeprune.pipeline.stage import Rules
     from edgeprune.reports.pictures import Picture
+    from edgeprune.stages.cluster import Place
     from edgeprune.stages.sweep import Cell
 
 ORIGINAL = "100%"  # a budget for stages that only ask whether there is one
@@ -119,10 +122,20 @@ class SweepOptions(TypedDict, total=False):
     Attributes:
         wait: wait for a device that somebody else holds.
         patience: how long each run repeats measurements that other programs disturb: "90s", "15m" or "2h".
+        fresh: redo everything, once. What several runs share is redone by the first one.
+        progress: show the progress; by default only in a notebook or another interactive session. A `board` replaces it.
+        executor: "local" or "slurm": each run is a job of its own, on this machine or of Slurm. It needs the extra `cluster`.
+        jobs: how many jobs there are at the same time; by default one on this machine, and all of Slurm's.
+        slurm: long options of sbatch for each job: {"partition": "gpu", "time": "4:00:00"}.
     """
 
     wait: bool
     patience: str | None
+    fresh: bool
+    progress: bool | None
+    executor: Literal["local", "slurm"] | None
+    jobs: int | None
+    slurm: Mapping[str, str]
 
 
 def sweep(
@@ -157,17 +170,41 @@ def sweep(
     """
     from edgeprune.stages import sweep as stage
 
-    names = [targets] if isinstance(targets, str) else list(targets)
-    cells = stage.cells(budgets, names, precisions)
-    sweeper = _Sweeper(project, board or Silent(), options, {cell: _name(project, cell) for cell in cells})
-    sweeper.share(cells[0])
-    for _, own in groupby(cells, key=lambda cell: cell.target):
-        first, *rest = own
-        sweeper.measure_unpruned(first)
-        for cell in (first, *rest):
-            sweeper.run(cell)
-    name = request(project, cells[0].target).project.name
-    return MeasuredSweep(**vars(stage.summed(name, sweeper.found, sweeper.unpruned, sweeper.notes)))
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    names = {cell: _name(project, cell) for cell in stage.cells(budgets, wanted, precisions)}
+    with nullcontext(board) if board is not None else _board(options.get("progress")) as shown:
+        sweeper = _Sweeper(project, shown, options, names)
+        if (place := _place(options, len(names))) is None:
+            sweeper.run_here()
+        else:
+            sweeper.run_jobs(place)
+    found = [sweeper.found[cell] for cell in names]
+    name = read_project(project).name
+    return MeasuredSweep(**vars(stage.summed(name, found, sweeper.unpruned, sweeper.notes)))
+
+
+def _board(progress: bool | None) -> AbstractContextManager[Board]:
+    if not (hasattr(sys, "ps1") if progress is None else progress):  # an interactive session has the prompt ps1
+        return nullcontext(Silent())
+    from rich.console import Console
+
+    from edgeprune.reports.sweep import SweepBoard
+
+    return SweepBoard(Console(emoji=False))
+
+
+def _place(options: SweepOptions, cells: int) -> Place | None:
+    """Where jobs run; None if there are none."""
+    executor, jobs, slurm = options.get("executor"), options.get("jobs"), options.get("slurm") or {}
+    if executor is None:
+        if jobs is not None or slurm:
+            raise UsageError("--jobs and --slurm need --executor; write: --executor local, or --executor slurm")
+        return None
+    if options.get("fresh"):
+        raise UsageError("--fresh and --executor exclude each other: jobs reuse what others made; remove runs/ instead")
+    from edgeprune.stages.cluster import Place
+
+    return Place(executor, jobs if jobs is not None else 1 if executor == "local" else cells, slurm)
 
 
 def _name(project: Given, cell: Cell) -> str:
@@ -190,61 +227,96 @@ def forecast(project: Given, cells: Sequence[Cell]) -> list[str]:
 
 
 class _Sweeper:
-    """Runs cells one after the other, and collects what they give."""
+    """Runs all cells, and collects what they give."""
 
     def __init__(self, project: Given, board: Board, options: SweepOptions, names: Mapping[Cell, str]) -> None:
+        self._project, self._board, self._options, self._names = project, board, options, names
+        self.found: dict[Cell, SweepCell] = {}
+        self.unpruned: dict[str, UnprunedNetworks] = {}
+        self.notes: list[str] = []
+        board.begin(list(names))
+
+    def _end(self, cell: Cell, ended: SweepCell) -> None:
+        self.found[cell] = ended
+        self._board.end(cell, ended)
+
+    # ------------------------------------------------------------------------------------------------ in this process
+
+    def run_here(self) -> None:
+        """Run the cells one after the other. First come the stages of all targets: if one fails, every cell would."""
+        from edgeprune.stages import survey, trial
         from edgeprune.stages.registry import RULES
         from edgeprune.stages.sharing import shared
 
-        self._project, self._board, self._options, self._names = project, board, options, names
-        self.found: list[SweepCell] = []
-        self.unpruned: dict[str, UnprunedNetworks] = {}
-        self.notes: list[str] = []
-        self._rules = shared(RULES)
-        board.begin(list(names))
+        rules = shared(RULES)
+        with self._opened(next(iter(self._names)), "all runs", rules) as run:
+            run.record(trial.STAGE)
+            run.record(survey.STAGE)
+        for _, own in groupby(self._names, key=lambda cell: cell.target):
+            first, *rest = own
+            self._measure_unpruned(first, rules)
+            for cell in (first, *rest):
+                self._run(cell, rules)
 
-    def _opened(self, cell: Cell, name: str) -> AbstractContextManager[Run]:
+    def _opened(self, cell: Cell, name: str, rules: Rules) -> AbstractContextManager[Run]:
         return api.opened(
             self._project,
             cell.target,
             progress=False,
-            rules=self._rules,
+            rules=rules,
             budget=cell.budget,
             precision=cell.precision,
             watch=self._board.enter(name),
-            **self._options,
+            wait=self._options.get("wait", False),
+            patience=self._options.get("patience"),
+            fresh=self._options.get("fresh", False),
         )
 
-    def share(self, cell: Cell) -> None:
-        """Run the stages that no target matters to. If one fails, every cell would."""
-        from edgeprune.stages import survey, trial
-
-        with self._opened(cell, "all runs") as run:
-            run.record(trial.STAGE)
-            run.record(survey.STAGE)
-
-    def measure_unpruned(self, cell: Cell) -> None:
+    def _measure_unpruned(self, cell: Cell, rules: Rules) -> None:
         """Measure the original network in every precision on the target of a cell. An error is a note."""
         from edgeprune.stages import unpruned
 
         name = self._names[cell]
         try:
-            with self._opened(cell, f"{name} unpruned") as run:
+            with self._opened(cell, f"{name} unpruned", rules) as run:
                 self.unpruned[name] = run.record(unpruned.STAGE)
         except EdgepruneError as error:
             self.notes.append(f"{name}: the unpruned network was not measured in every precision: {error}")
 
-    def run(self, cell: Cell) -> None:
+    def _run(self, cell: Cell, rules: Rules) -> None:
         """Run a cell. An error of edgeprune ends only this cell."""
         from edgeprune.stages import sweep as stage
 
         try:
-            with self._opened(cell, cell.name) as run:
+            with self._opened(cell, cell.name, rules) as run:
                 ended = stage.finished(cell, run)
         except EdgepruneError as error:
             ended = stage.failed(cell, self._names[cell], error)
-        self.found.append(ended)
-        self._board.end(cell, ended)
+        self._end(cell, ended)
+
+    # --------------------------------------------------------------------------------------------------------- as jobs
+
+    def run_jobs(self, place: Place) -> None:
+        """Run each cell as a job. A job that fails, is cancelled or dies ends only its cell."""
+        from edgeprune.stages.cluster import Jobs
+
+        project = read_project(self._project)
+        if project.objects:
+            raise UsageError("a project of objects has no file that a job could read; write an edgeprune.toml")
+        jobs = Jobs(place, project.folder / "runs" / "jobs", lambda cell: self._board.enter(cell.name))
+        for cell, ended in jobs.run({cell: self._command(cell, project.path) for cell in self._names}, self._names):
+            self._end(cell, ended.cell)
+            if ended.unpruned is not None:
+                self.unpruned[ended.cell.target] = ended.unpruned
+            self.notes += [note for note in ended.notes if note not in self.notes]
+
+    def _command(self, cell: Cell, project: Path) -> list[str]:
+        """The command of a cell: a sweep of it alone."""
+        words = [sys.executable, "-m", "edgeprune", "sweep", "--json", "--wait", "--project", str(project.absolute())]
+        words += ["--budget", cell.budget, "--target", cell.target]
+        words += ["--precision", cell.precision] if cell.precision else []
+        patience = self._options.get("patience")
+        return [*words, "--patience", patience] if patience else words
 
 
 def compare(runs: Sequence[Path | str]) -> Comparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -76,12 +76,33 @@ def sweep(options: OfSweep) -> None:
         nullcontext(silent) if options.quiet else reports.SweepBoard(shown) as board,
     ):
         found = series.sweep(
-            options.project, budgets, targets, precisions, board, wait=options.wait, patience=options.patience
+            options.project,
+            budgets,
+            targets,
+            precisions,
+            board,
+            fresh=options.fresh,
+            wait=options.wait,
+            patience=options.patience,
+            executor=None if options.executor is None else options.executor.value,
+            jobs=options.jobs,
+            slurm=_pairs(options.slurm or []),
         )
     put(found, options.as_json, reports.show_sweep)
     for path, write in exports.items():
         write_export(path, write(found))
     raise typer.Exit(found.exit_code)
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """Values of `--slurm` by their names."""
+    found = dict[str, str]()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"--slurm {word!r} has no value; write: --slurm partition=gpu time=4:00:00")
+        found[name] = value
+    return found
 
 
 def compare(options: OfCompare) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,6 +177,7 @@ class Sweep(Answer):
         cells: the runs.
         fronts: {target: its measured networks, the fastest one first}.
         notes: what could not be measured beside the cells, a sentence each.
+        unpruned: {target: the original network in every precision}, where it was measured.
     """
 
     schema: int
@@ -187,6 +188,7 @@ class Sweep(Answer):
     cells: tuple[SweepCell, ...]
     fronts: dict[str, tuple[SweepPoint, ...]]
     notes: tuple[str, ...] = ()
+    unpruned: dict[str, UnprunedNetworks] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """See `Answer.summary`."""

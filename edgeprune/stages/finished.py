@@ -108,6 +108,7 @@ class Finished:
         words = ["edgeprune", "run", "--project", made.file, "--target", made.target]
         if made.budget is not None:
             words += ["--budget", made.budget]
+        words += ["--precision", made.precision]  # a sweep, or an option, may have replaced the target file's
         if "--weights" in self.reads:
             words += ["--weights", "FILE"]
         return shlex.join(words)

@@ -16,11 +16,13 @@ SHARED = ("network", "samples", "train", "augmented", "valid", "test", "loss", "
 def shared(rules: Rules) -> Rules:
     """The same rules, for several runs of one project. Equal inputs of these runs are one object.
 
+    With `fresh`, they redo each stage once.
+
     Two values of an input are equal if its part of the keys is.
     """
     known: dict[str, Any] = {}
     inputs = {name: _remembered(name, one, known) if name in SHARED else one for name, one in rules.inputs.items()}
-    return replace(rules, inputs=inputs)
+    return replace(rules, inputs=inputs, redone=set())
 
 
 def _remembered(name: str, one: Input, known: dict[str, Any]) -> Input:

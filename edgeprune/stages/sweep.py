@@ -129,6 +129,7 @@ def summed(
         cells=tuple(found),
         fronts={name: front([c for c in found if c.target == name], unpruned.get(name)) for name in names},
         notes=tuple(notes),
+        unpruned=dict(unpruned),
     )
 
 

@@ -40,7 +40,7 @@ def test_every_record_of_a_run_is_read(verdict: Path) -> None:
     assert run.compile.files[0].is_file() and run.finetune is not None and run.finetune.network.is_file()
     assert run.versions == {"torch": "2.13.0"}
     assert sorted(run.widths.values()) == [10, KEPT, KEPT]
-    assert run.command == "edgeprune run --project edgeprune.toml --target pi --budget 50%"
+    assert run.command == "edgeprune run --project edgeprune.toml --target pi --budget 50% --precision fp32"
 
 
 def test_a_run_without_a_budget_has_no_plan(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Page:
     [
         ("passed", ["Yes: 3 checks pass.", "0.990 ms, within the budget of 1.050 ms", "0.9100, -0.0100", "Cortex-A72"]),
         ("passed", ["2.002 ms (2.000 to 2.003)", "5.0 MB", "onnxruntime 1.20", "torch", "2.13.0", "governor"]),
-        ("passed", ["edgeprune run --project edgeprune.toml --target pi --budget 50%", "2025-06-15"]),
+        ("passed", ["edgeprune run --project edgeprune.toml --target pi --budget 50% --precision fp32", "2025-06-15"]),
         (
             "cut",
             ["24 of 64 channels remain in 2 groups", "1 group is locked", "output of the model net", "net.a", "12"],
