@@ -248,7 +248,7 @@ def _loaded() -> Any:
 
 
 def _watched(job: Any, watcher: Any) -> Any:
-    """The class of a Slurm job that is asked for more often than every ten minutes."""
+    """The class of a Slurm job whose state is known within `SACCT_S`; submitit asks every ten minutes."""
     return type("WatchedJob", (job,), {"watcher": watcher(delay_s=SACCT_S)})
 
 

@@ -2,8 +2,8 @@
 
     FOLDER/lock.0000000007   the newest number counts: who holds the lock; empty if nobody does
 
-A lock is taken by `link()`, which makes the next number in one step on every file system. The newest number is never removed,
-so numbers only grow, and nobody can take over a lock that somebody else has just taken over. The holder touches its file.
+A lock is taken by `link()`, which makes the next number in one step on every file system. The newest number stays, so
+numbers only grow. Two processes cannot take over the same dead lock. The holder touches its file.
 
 A holder on this machine is gone if its process is. One on another machine is gone if it has not touched its file for
 `LIMITS.lock_stale_s`.

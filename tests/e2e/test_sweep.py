@@ -36,6 +36,21 @@ def test_a_sweep_reuses_finished_runs_and_goes_on_after_a_failed_one(
 
 
 @pytest.mark.slow
+def test_jobs_of_a_sweep_share_the_run_folder(finished_run: tuple[Path, Finished], own_run: Path) -> None:
+    pytest.importorskip("submitit")
+    arguments = "sweep", "--project", own_run, "--budget", "0.1%", "60%", "--executor", "local", "--jobs", "2", "--json"
+    swept = command(*arguments, timeout=600)
+    done, refused = swept.json["cells"]
+    assert (refused["status"], refused["exit_code"]) == ("error", 3), swept.err
+    assert done["result"] and Path(done["result"]["artifact"]).name == Path(finished_run[1].json["artifact"]).name
+    assert {path.parent.parent.name for path in own_run.parent.glob("runs/jobs/*/1/*_log.err")} == {
+        "local-60pct",
+        "local-0.1pct",
+    }
+    assert not list(own_run.parent.rglob("*.pkl")) and "local 60%" in swept.err
+
+
+@pytest.mark.slow
 def test_a_front_of_a_profiled_project_trains_nothing(own_run: Path) -> None:
     project = own_run
     trained = sorted(project.parent.glob("runs/local/finetune-*"))
