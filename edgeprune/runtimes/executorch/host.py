@@ -1,0 +1,109 @@
+"""ExecuTorch on the host: the artifact is the .pte file, with XNNPACK as its delegate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeprune.errors import RuntimeMissing, UsageError
+from edgeprune.records import Precision
+from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
+from edgeprune.runtimes.executorch.program import IDENTIFIER
+from edgeprune.runtimes.timing import NodeTime
+
+INSTALL = "pip install 'edgeprune[executorch]'"
+# Operators of XNNPACK with weights, as its profiler names them. They come in the order of the graph. XNNPACK executes a
+# convolution of single pixels as a fully connected operator.
+LAYERS = re.compile(r"(Convolution|Deconvolution|Fully Connected)\b")
+
+
+class ExecuTorch(Runtime):
+    """The CPU, with XNNPACK. An int8 artifact is quantised by PT2E, which needs the program of torch instead of a .pte."""
+
+    name = "executorch"
+    loads = (".pte",)
+    format = "pte"
+    packages = ("executorch", "numpy")
+    complete_packages = True
+    converter = "executorch"
+    quantizer = "torchao"
+    install = INSTALL
+    precisions: Mapping[str, tuple[Precision, ...]] = {"fp32": ("fp32",), "int8": ("int8",)}
+
+    def exported_as(self, precision: Precision) -> str:
+        """See `Runtime.exported_as`."""
+        return "pte" if precision == "fp32" else "pt2"
+
+    def convert(
+        self, exported: Path, folder: Path, precision: str = "fp32", samples: Calls = (), exact: bool = True
+    ) -> tuple[Path, ...]:
+        """See `Runtime.convert`. The file is a .pte in fp32, or a program of torch."""
+        path = folder / "model.pte"
+        with exported.open("rb") as file:
+            lowered_already = file.read(8).endswith(IDENTIFIER)
+        if lowered_already and precision == "fp32":
+            return (exported.rename(path),)
+        self.require(precision)
+        try:
+            program = torch.export.load(exported)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UsageError(f"executorch cannot convert the model: {reason(error)}") from error
+        path.write_bytes(lowered(program if precision == "fp32" else _quantized(program, samples)))
+        exported.unlink()
+        return (path,)
+
+    def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
+        """Count the operators with weights. Any other operator is reported with the last one of these before it."""
+        found, count = [], 0
+        for node in nodes:
+            count += bool(LAYERS.match(node.name))
+            found.append((f"layer:{count - 1}" if count else node.name, node.ns))
+        return tuple(found)
+
+
+def lowered(program: Any) -> bytes:
+    """The .pte file of a program that torch exported.
+
+    Raises:
+        UsageError: ExecuTorch cannot express the program.
+        RuntimeMissing: ExecuTorch is not installed.
+    """
+    with silenced():
+        try:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+        except ImportError as error:
+            raise RuntimeMissing(f"executorch cannot be imported ({reason(error)}); {INSTALL}") from error
+        try:
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            return bytes(edge.to_executorch().buffer)
+        except Exception as error:  # the passes raise many types, all of them about the model
+            raise UsageError(f"executorch cannot convert the model: {reason(error)}") from error
+
+
+def _quantized(program: Any, samples: Calls) -> Any:
+    """The program with quantised operators. Ranges come from the samples, and weights have a scale for each channel."""
+    with silenced():
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        try:
+            observed = prepare_pt2e(program.module(check_guards=False), quantizer)
+            calls = [tuple(torch.tensor(array) for array in call) for call in samples]
+            with torch.no_grad():
+                for call in calls:
+                    observed(*call)
+                return torch.export.export(convert_pt2e(observed), calls[0])
+        except Exception as error:  # the quantiser raises many types, all of them about the model
+            raise UsageError(f"executorch cannot quantise the model: {reason(error)}") from error
+
+
+RUNTIME = ExecuTorch()
