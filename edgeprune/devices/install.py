@@ -112,7 +112,8 @@ def _by_pip(transport: Transport, target: Target, runtime: Runtime, report: Repo
     """Install by the device's own pip. Returns whether the runtime can be imported then."""
     report(f"the device's pip installs {' '.join(runtime.packages)}")
     try:
-        ask(transport, target.name, wire.Install(LIMITS.install_s, runtime.name, requirements=runtime.packages))
+        job = wire.Install(LIMITS.install_s, runtime.name, (), runtime.packages, not runtime.complete_packages)
+        ask(transport, target.name, job)
     except Refusal as error:
         if error.kind != "pip":
             raise
@@ -127,7 +128,8 @@ def _by_wheels(
 ) -> None:
     runtime = runtimes.host(target.runtime)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        wheels = fetch(runtime.packages, platform, Path(folder))
+        options = [*platform_options(platform), *(["--no-deps"] if runtime.complete_packages else [])]
+        wheels = fetch(runtime.packages, options, Path(folder))
         size = sum(wheel.stat().st_size for wheel in wheels)
         needed = size + sum(unpacked_bytes(wheel) for wheel in wheels)
         if needed > free_bytes:
@@ -192,14 +194,14 @@ def dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-def fetch(packages: Sequence[str], platform: WheelPlatform, folder: Path) -> list[Path]:
-    """Download wheels of packages, and of what they need, for another machine.
+def fetch(packages: Sequence[str], options: Sequence[str], folder: Path) -> list[Path]:
+    """Download wheels of packages, by options of pip such as `platform_options`.
 
     Raises:
         DeviceError: pip fails; the message holds its reason.
     """
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    argv += ["--dest", str(folder), *platform_options(platform), *packages]
+    argv += ["--dest", str(folder), *options, *packages]
     names = " ".join(packages)
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMITS.install_s, check=False)

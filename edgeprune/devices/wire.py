@@ -197,6 +197,7 @@ class Install(Job[Done]):
     runtime: str
     wheels: Tuple[str, ...] = field(default=(), metadata=PATH)
     requirements: Tuple[str, ...] = ()
+    dependencies: bool = True  # of the requirements
 
 
 @dataclass(frozen=True)

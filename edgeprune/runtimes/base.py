@@ -32,6 +32,7 @@ class Runtime(ABC):
     format: str = "onnx"  # of the file that the artifact is made from: a key of `formats.FORMATS`
     loads: tuple[str, ...]  # suffixes of the model files that the runtime loads as they are
     packages: tuple[str, ...]  # that a device needs, by their names in pip
+    complete_packages: bool = False  # `packages` are all that it needs, so pip leaves out what they name themselves
     converter: str  # the package that makes the artifact on the host
     quantizer: str  # the package that lowers the precision on the host
     install: str  # the command that installs it on the host, or on a local device
@@ -53,6 +54,10 @@ class Runtime(ABC):
         if precision not in self.precisions:
             raise UsageError(f"{self.name} has no {precision}; known: {', '.join(self.precisions)}")
         return self.precisions[precision]
+
+    def exported_as(self, precision: Precision) -> str:
+        """The format that an artifact in this precision is made from: a key of `formats.FORMATS`."""
+        return self.format
 
     def require(self, precision: str = "fp32") -> str:
         """The packages that the host needs to compile, with their versions.

@@ -49,6 +49,7 @@ SCHEMA = 1  # of the record; changes when a key changes its meaning
 NATIVE = {
     ".onnx": "local",
     ".param": "local-ncnn",
+    ".pte": "local-executorch",
     ".xml": "local-openvino",
     ".tflite": "local-tflite",
 }  # the target of a file without --target

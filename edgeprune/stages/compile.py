@@ -74,8 +74,8 @@ class Compiler:
         """
         from edgeprune.runtimes.formats import FORMATS
 
-        export = FORMATS[self.runtime.format]
-        exported = folder / f"exported.{self.runtime.format}"
+        form = self.runtime.exported_as(self.precision)
+        export, exported = FORMATS[form], folder / f"exported.{form}"
         content = export.export(model, inputs, folds)
         exported.write_bytes(content)
         files = self.runtime.convert(exported, folder, self.precision, self.samples)

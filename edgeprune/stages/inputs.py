@@ -66,6 +66,7 @@ class Variants:
         self._network, self._groups, self._runtime, self._precision = network, groups, runtime, precision
         self._calibration, self._folder = calibration, folder
         self._files: dict[str, Path] = {}
+        self._form = runtime.exported_as(precision)
 
     @cached_property
     def _template(self) -> Any:
@@ -73,7 +74,7 @@ class Variants:
         from edgeprune.runtimes.formats import FORMATS
 
         model = formed(self._network.module, self._groups, self._network.inputs)
-        return FORMATS[self._runtime.format](model, self._network.inputs, self._groups)
+        return FORMATS[self._form](model, self._network.inputs, self._groups)
 
     @property
     def owners(self) -> Mapping[str, str]:
@@ -88,7 +89,7 @@ class Variants:
         if key not in self._files:
             folder = self._folder / f"variant-{key[:16]}"
             folder.mkdir()
-            exported = folder / f"exported.{self._runtime.format}"
+            exported = folder / f"exported.{self._form}"
             exported.write_bytes(self._template.variant(widths))
             samples = [] if name == "fp32" else self._calibration.samples[:1]
             self._files[key] = self._runtime.convert(exported, folder, name, samples, exact=False)[0]
@@ -406,8 +407,8 @@ INPUTS: Mapping[str, Input] = {
     "budget_latency": Input(bounds.latency, bounds.latency_settings),
     "bounds": Input(
         bounds.of_run,
-        lambda run: bounds.settings(run, _VARIANTS.settings),
-        lambda run: bounds.machine(run, _VARIANTS.machine),
+        lambda run: bounds.settings(run, _VARIANTS.settings, _state),
+        lambda run: bounds.machine(run, _VARIANTS.machine, _DEVICE.machine),
         of_target=True,
     ),
     "is_pruned": Input(_pruned, lambda run: {"[budget] latency is given": _pruned(run)}),

@@ -6,21 +6,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from modelfiles import write_onnx, write_tflite
+from torch import nn
 
 from edgeprune.devices.patience import Patience
 from edgeprune.frontends.feeds import Given
 from edgeprune.pipeline.request import Quiet
 from edgeprune.records import Benchmark
+from edgeprune.runtimes.formats import FORMATS
 from edgeprune.stages import bench
 
-KINDS = {"onnxruntime": "FusedConv Conv", "openvino": "Convolution", "tflite": "TANH", "tensorrt": "Convolution Conv"}
+KINDS = {
+    "onnxruntime": "FusedConv Conv",
+    "openvino": "Convolution",
+    "tflite": "TANH",
+    "executorch": "Fully Connected (NC, F32) GEMM",
+    "tensorrt": "Convolution Conv",
+}
 TARGET = '[connect]\ntransport = "local"\n[runtime]\nname = "{}"\n[expect]\nsimulated = {}\n'
 Bench = Callable[..., Benchmark]
 
 
 @pytest.fixture(
-    params=["onnxruntime", *(pytest.param(one, marks=pytest.mark.slow) for one in ("openvino", "tflite", "tensorrt"))]
+    params=[
+        "onnxruntime",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("openvino", "tflite", "executorch", "tensorrt")),
+    ]
 )
 def runtime(request: pytest.FixtureRequest, stand_in: Callable[[str], None]) -> str:
     """The real runtimes. TensorRT is a stand-in, since only NVIDIA's devices have it."""
@@ -35,7 +47,10 @@ def measured(runtime: str, tmp_path: Path) -> Bench:
     """Measures a small file with an open batch once, briefly."""
     target = tmp_path / "t.toml"
     target.write_text(TARGET.format(runtime, str(runtime == "tensorrt").lower()))
-    if runtime == "tflite":
+    if runtime == "executorch":
+        path = tmp_path / "m.pte"
+        path.write_bytes(FORMATS["pte"].written(nn.Linear(3, 4), (torch.zeros(2, 3),)))
+    elif runtime == "tflite":
         path = write_tflite(tmp_path / "m.tflite", (1, 16), (-1, 16))
     else:
         path = write_onnx(tmp_path / "m.onnx", ("n", 3, 64, 64), width=32)
@@ -67,5 +82,5 @@ def test_operators_have_kinds(measured: Bench, runtime: str) -> None:
     if runtime == "tflite":
         pytest.skip("a file of TFLite with open dimensions cannot be taken apart")
     (row,) = measured(layers=True).files
-    assert {one.kind for one in row.operators} & set(KINDS[runtime].split()), row.operators
+    assert {one.kind for one in row.operators} & {KINDS[runtime], *KINDS[runtime].split()}, row.operators
     assert row.simulated or sum(one.share for one in row.operators) == pytest.approx(1)

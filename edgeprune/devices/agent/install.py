@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
 
 from ...runtimes import machine
 from ...runtimes.device import Failed
@@ -30,7 +29,7 @@ def install(job: Install) -> Done:
             for wheel in job.wheels:
                 unpack(wheel, part)
         else:
-            _by_pip(job.requirements, part, job.deadline_s)
+            _by_pip(job, part)
         shutil.rmtree(site, ignore_errors=True)
         os.rename(part, site)
     finally:
@@ -58,17 +57,18 @@ def unpack(wheel: str, folder: str) -> None:
         shutil.rmtree(os.path.join(folder, data))
 
 
-def _by_pip(requirements: Sequence[str], folder: str, deadline_s: float) -> None:
+def _by_pip(job: Install, folder: str) -> None:
     argv = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    argv += [] if job.dependencies else ["--no-deps"]
     try:
         done = subprocess.run(
-            [*argv, "--only-binary=:all:", "--target", folder, "--", *requirements],
+            [*argv, "--only-binary=:all:", "--target", folder, "--", *job.requirements],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            timeout=deadline_s,
+            timeout=job.deadline_s,
         )
     except subprocess.TimeoutExpired as error:
-        raise Failed("pip", f"pip took over {deadline_s:g} s") from error
+        raise Failed("pip", f"pip took over {job.deadline_s:g} s") from error
     if done.returncode:
         raise Failed("pip", done.stderr.decode("utf-8", "backslashreplace").strip()[-STDERR_CHARS:])

@@ -3,6 +3,7 @@
 .onnx              onnx.py
 .xml, with .bin    ir.py: OpenVINO's intermediate representation
 .param, with .bin  ncnn.py
+.pte               executorch.py
 .tflite            tflite.py
 """
 
@@ -15,7 +16,7 @@ from edgeprune.errors import usage_error
 from edgeprune.limits import LIMITS
 from edgeprune.records import ModelFile
 
-READERS = {".onnx": "onnx", ".xml": "ir", ".param": "ncnn", ".tflite": "tflite"}
+READERS = {".onnx": "onnx", ".xml": "ir", ".param": "ncnn", ".pte": "executorch", ".tflite": "tflite"}
 DTYPES = frozenset(
     "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64".split()
 )  # of inputs that can be made
