@@ -112,7 +112,7 @@ def commands(script: str) -> Iterator[list[str]]:
             words = []
 
 
-HERE = {"local", "local-openvino", "local-tflite"}  # targets that need no board
+HERE = {"local", "local-openvino", "local-tflite", "local-ncnn"}  # targets that need no board
 
 
 def runs_here(words: list[str]) -> bool:
