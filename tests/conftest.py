@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count inconclusive contract tests, and keep coverage quick."""
+    """Count inconclusive contract tests, and keep imports and coverage quick."""
+    gc.disable()  # until all tests are collected
     config.pluginmanager.register(Inconclusive())
     if config.getoption("cov_source", None):
         import untraced
@@ -51,6 +52,7 @@ def pytest_collection_finish() -> None:
     """Leave what is imported by now to no collection of garbage. Torch has a million objects, and an export makes more."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 20)
 
 

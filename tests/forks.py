@@ -83,6 +83,7 @@ def _warm_up() -> None:
 
     Nothing here may start a thread, as onnxruntime does: a fork would wait for it without end.
     """
+    gc.disable()
     import effort  # noqa: F401 - it must come first
     import torch
 
@@ -96,6 +97,7 @@ def _warm_up() -> None:
         untraced.exporters()
     gc.collect()
     gc.freeze()  # or a fork that ends looks at every object of torch, and copies its memory
+    gc.enable()
 
 
 if __name__ == "__main__":

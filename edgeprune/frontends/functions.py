@@ -175,14 +175,15 @@ def _importable(root: Path) -> Iterator[None]:
     for name in [name for name, home in _siblings.items() if home != root]:
         del _siblings[name]  # the other project keeps its references to them
         sys.modules.pop(name, None)
-    before = set(sys.modules)
+    before = [*sys.modules]
     sys.path.insert(0, str(root))
     try:
         yield
     finally:
         if str(root) in sys.path:
             sys.path.remove(str(root))
-        for name in set(sys.modules) - before:
+        after = [*sys.modules]  # mostly the same: a list is quickly copied and compared, and this runs for every batch
+        for name in set(after).difference(before) if after != before else ():
             top = root / name.partition(".")[0]
             if top.is_dir() or top.with_suffix(".py").is_file():
                 _siblings[name] = root

@@ -11,7 +11,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
@@ -59,22 +59,26 @@ def installed(package: str) -> str:
 
 def variables(root: Path, files: Iterable[str]) -> set[str]:
     """The variables of the environment that source files may read: all texts in them that look like a name of one."""
-    found = set()
-    for file in files:
-        path = root / file
-        tree = _parsed(path) if path.is_file() else None
-        for node in ast.walk(tree) if tree else ():
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and VARIABLE.fullmatch(node.value):
-                found.add(node.value)
-    return found
+    paths = (root / file for file in files)
+    return {name for path in paths if path.is_file() for name in _variables(_source(path))}
 
 
-def _parsed(file: Path) -> ast.Module | None:
-    """A source file's syntax; None if it has errors, which its import will report."""
+@lru_cache(maxsize=1024)
+def _variables(source: bytes) -> frozenset[str]:
+    texts = (node.value for node in _nodes(source) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return frozenset(text for text in texts if VARIABLE.fullmatch(text))
+
+
+def _source(file: Path) -> bytes:
+    return read_capped(file, LIMITS.source_bytes)
+
+
+def _nodes(source: bytes) -> Iterator[ast.AST]:
+    """The syntax of a source file. Nothing if it has errors, which its import will report."""
     try:
-        return ast.parse(read_capped(file, LIMITS.source_bytes))
+        yield from ast.walk(ast.parse(source))
     except (SyntaxError, ValueError):
-        return None
+        return
 
 
 def _distributions(module: str) -> list[str]:
@@ -84,16 +88,17 @@ def _distributions(module: str) -> list[str]:
 
 def _imported(root: Path, file: Path) -> Iterator[Path]:
     """The files of `root` that a file imports, and those of the packages around it."""
-    tree = _parsed(file)
-    if tree is None:
-        return
-    for node in ast.walk(tree):
-        for name in _names(node, _package(root, file)):
-            yield from _beside(root) if name is None else _files(root, name)
+    for name in _names(_source(file), file.parent.relative_to(root).parts):
+        yield from _beside(root) if name is None else _files(root, name)
 
 
-def _names(node: ast.AST, package: list[str]) -> Iterator[str | None]:
-    """The modules that a statement may import; None if that is known only when it runs."""
+@lru_cache(maxsize=1024)
+def _names(source: bytes, package: tuple[str, ...]) -> tuple[str | None, ...]:
+    """The modules that a source file may import; None stands for those that are known only when it runs."""
+    return tuple(dict.fromkeys(name for node in _nodes(source) for name in _names_in(node, package)))
+
+
+def _names_in(node: ast.AST, package: tuple[str, ...]) -> Iterator[str | None]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -109,10 +114,6 @@ def _names(node: ast.AST, package: list[str]) -> Iterator[str | None]:
 
 def _called(node: ast.Call) -> str:
     return str(getattr(node.func, "attr", getattr(node.func, "id", "")))
-
-
-def _package(root: Path, file: Path) -> list[str]:
-    return list(file.parent.relative_to(root).parts)
 
 
 def _files(root: Path, module: str) -> list[Path]:

@@ -102,7 +102,7 @@ def test_outputs_agree_with_numpy_in_full_precision(
     bench: Bench, built: Callable[[Bench], Path], tmp_path: Path
 ) -> None:
     """1e-5 is far below what bf16 or tf32 would leave."""
-    inputs = RANDOM.standard_normal((5, 1, 3, 64, 64)).astype("float32")
+    inputs = RANDOM.standard_normal((2, 1, 3, 64, 64)).astype("float32")
     (got,) = bench.outputs(built(bench), [inputs])
     expected = np.maximum(np.einsum("oi,nbihw->nbohw", WEIGHT[:, :, 0, 0], inputs), 0)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)  # trtexec writes six digits
@@ -111,8 +111,8 @@ def test_outputs_agree_with_numpy_in_full_precision(
 def test_times_and_nodes(bench: Bench, built: Callable[[Bench], Path], tmp_path: Path) -> None:
     model = built(bench)
     inputs = bench.save_inputs([np.zeros((1, 3, 64, 64), "float32")], tmp_path)
-    first, second = bench.time([model, model], inputs, 2)
-    assert len(first.runs) == len(second.runs) == 2
+    first, second = bench.time([model, model], inputs, 1)
+    assert len(first.runs) == len(second.runs) == 1
     assert all(len(run.times_ns) >= 5 and run.before["boot_id"] == run.after["boot_id"] for run in first.runs)
     ((measured,),) = bench.measure([[model]], inputs, profiled=True)
     assert all(ns >= 0 for _, ns in measured.nodes)
@@ -126,8 +126,7 @@ def test_models_are_interleaved_in_one_process(bench: Bench, built: Callable[[Be
     ((first, second),) = bench.measure([[model, model]], inputs, timed_s=0.05)
     assert min(len(first.run.times_ns), len(second.run.times_ns)) >= 5
     assert first.run.before == second.run.before and first.run.peak_memory_bytes == second.run.peak_memory_bytes
-    both = bench.compare([model, model], inputs, 4)
-    assert [len(samples.runs) for samples in both] in ([3, 3], [4, 4])  # three where the machine repeats itself
+    assert [len(samples.runs) for samples in bench.compare([model, model], inputs, 2)] == [2, 2]
 
 
 def test_a_model_that_cannot_be_loaded_is_named(bench: Bench, built: Callable[[Bench], Path], tmp_path: Path) -> None:
@@ -162,7 +161,7 @@ def test_what_openvino_cannot_convert_is_our_error(tmp_path: Path) -> None:
 def test_samples_that_are_run_in_parts_give_the_same_outputs(
     bench: Bench, built: Callable[[Bench], Path], tmp_path: Path
 ) -> None:
-    inputs = RANDOM.standard_normal((3, 1, 3, 64, 64)).astype("float32")
+    inputs = RANDOM.standard_normal((2, 1, 3, 64, 64)).astype("float32")
     model = built(bench)
     (whole,), (parts,) = bench.outputs(model, [inputs]), bench.outputs(model, [inputs], seconds=0.0)
     np.testing.assert_array_equal(parts, whole)
@@ -190,7 +189,7 @@ def test_token_ids_and_several_inputs(
         stand_in("8.5.2")  # which has but 32
     torch.manual_seed(0)
     model = Words().eval()
-    ids, masks = torch.randint(0, 50, (6, 1, 12)), (torch.rand(6, 1, 12) > 0.2).float()
+    ids, masks = torch.randint(0, 50, (3, 1, 12)), (torch.rand(3, 1, 12) > 0.2).float()
     example, calls = (ids[0], masks[0]), list(zip(ids.numpy(), masks.numpy(), strict=True))
     artifact = Compiler(runtimes.host(name), precision, calls).compile(model, example, (), tmp_path, "s")
     with open_bench(Target(tmp_path / "t.toml", "t", "local", name, simulated=name == "tensorrt"), tmp_path) as bench:
@@ -224,14 +223,14 @@ def test_several_outputs_keep_their_order(
         stand_in("10.3.0")
     torch.manual_seed(0)
     dims = (0,) * (12 if name == "ncnn" else 13)
-    model, x = adapted(Many(name != "ncnn").eval()), torch.randn((10, 1, 6) if name == "ncnn" else (5, 2, 6))
+    model, x = adapted(Many(name != "ncnn").eval()), torch.randn((5, 1, 6) if name == "ncnn" else (3, 2, 6))
     artifact = Compiler(runtimes.host(name), precision, [(call.numpy(),) for call in x]).compile(
         model, (x[0],), (), tmp_path, "s"
     )
     with open_bench(Target(tmp_path / "t.toml", "t", "local", name, simulated=name == "tensorrt"), tmp_path) as bench:
-        got = accuracy.outputs_of(bench, artifact, [x.numpy()], 9, dims)
-    wanted = accuracy.computed(model, [x.numpy()], 9, dims)
-    assert [array.shape for array in got] == [array.shape for array in wanted] and len(got[0]) == 9
+        got = accuracy.outputs_of(bench, artifact, [x.numpy()], 5, dims)
+    wanted = accuracy.computed(model, [x.numpy()], 5, dims)
+    assert [array.shape for array in got] == [array.shape for array in wanted] and len(got[0]) == 5
     for one, other in list(zip(got, wanted, strict=True))[:12]:  # the last one is an index
         assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > (0.9 if precision == "int8" else 0.99999)
 
@@ -326,19 +325,21 @@ def test_lower_precisions_agree_and_their_nodes_are_known(
     assert {"first", "depthwise", "head"} <= {owners[node] for node, _ in measured.nodes if node in owners}
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_an_int8_layer_that_is_never_active_loads(exact: bool, tmp_path: Path) -> None:
+def test_an_int8_layer_that_is_never_active_loads(tmp_path: Path) -> None:
     """XNNPACK refuses a convolution whose outputs were all zero when it was calibrated."""
     pytest.importorskip("litert_torch")
     example = (torch.randn(1, 16, 8, 8),)
     model = randomised(Residual())
     with torch.no_grad():
         model.depthwise.bias.fill_(-100)
-    exported = tmp_path / "exported.tflite"
-    exported.write_bytes(FORMATS["tflite"].export(model, example, ()))
-    (file,) = runtimes.host("tflite").convert(exported, tmp_path, "int8", [(example[0].numpy(),)], exact=exact)
+    exported = FORMATS["tflite"].export(model, example, ())
     with open_bench(Target(tmp_path / "t.toml", "t", "local", "tflite"), tmp_path) as bench:
-        bench.measure([[file]], bench.save_inputs([example[0].numpy()], tmp_path), timed_s=0.01)
+        inputs = bench.save_inputs([example[0].numpy()], tmp_path)
+        for exact in (True, False):
+            path = tmp_path / "exported.tflite"  # a conversion takes it away
+            path.write_bytes(exported)
+            (file,) = runtimes.host("tflite").convert(path, tmp_path, "int8", [(example[0].numpy(),)], exact=exact)
+            bench.measure([[file]], inputs, timed_s=0.01)
 
 
 def test_models_are_interleaved_so_that_drift_cancels() -> None:
@@ -346,8 +347,17 @@ def test_models_are_interleaved_so_that_drift_cancels() -> None:
     assert interleaved(3, 2) == [0, 1, 2, 2, 1, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "ncnn", "executorch"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.uint8) for name in ("onnxruntime", "openvino", "tflite", "ncnn", "executorch")),
+        ("onnxruntime", torch.float32),
+        *(
+            pytest.param(name, torch.float32, marks=pytest.mark.slow)
+            for name in ("openvino", "tflite", "ncnn", "executorch")
+        ),
+    ],
+)
 def test_preprocessing_is_in_the_artifact(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """A device feeds raw pixels, as bytes if it likes."""
     pytest.importorskip(PACKAGES.get(name, name))

@@ -204,7 +204,7 @@ def test_the_first_remark_comes_within_ten_seconds() -> None:
 
 
 def test_a_large_split_of_known_length_is_read_in_bounded_time(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trying, "LIMITS", replace(LIMITS, trial_read_s=0.2))
+    monkeypatch.setattr(trying, "LIMITS", replace(LIMITS, trial_read_s=0.05))
     length = "    def __len__(self):\n        return 10**9\n"
     assert tried(changed(project, ENDLESS.format(length=length)))
 
