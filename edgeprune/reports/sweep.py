@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from edgeprune.devices.validate import printable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME_CHARS = 60
 NO_FIGURE = "–"
+NARROW_LATENCIES, NARROW_FIGURES = (0, 1, 2, 3), (0, 4, 5, 6, 7)  # columns of a comparison
 
 
 def _put(console: Console, lines: Iterator[str]) -> None:
@@ -292,8 +294,15 @@ class _CellWatch:
 
 
 def show_comparison(found: Comparison, console: Console) -> None:
-    """Print the runs as columns would not fit: a row for each run, then what cannot be compared."""
-    console.print(tables.table(comparison_rows(found)))
+    """Print a row for each run, then what cannot be compared. A table that is too wide for the console becomes two."""
+    rows = comparison_rows(found)
+    whole = tables.table(rows)
+    if Measurement.get(console, console.options.update(max_width=10 * console.width), whole).maximum <= console.width:
+        console.print(whole)
+    else:
+        without = [[*row[:2], row[2].partition(" [")[0], *row[3:]] for row in rows]  # ratios have intervals, too
+        for columns in (NARROW_LATENCIES, NARROW_FIGURES):
+            console.print(tables.table([[row[i] for i in columns] for row in without]))
     _put(console, comparison_notes(found))
 
 

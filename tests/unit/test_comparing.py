@@ -140,6 +140,19 @@ def test_a_comparison_is_printed_with_what_cannot_be_compared(
     assert "50.0%" in out
 
 
+def test_in_80_columns_a_comparison_is_two_tables_without_folded_cells(
+    run: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smaller = timed(run, 0.8)
+    found = compare.of_runs([timed(run, 1.0), replace(smaller, made=replace(smaller.made, budget="35%"))])
+    reports.show_comparison(found, Console(width=80, no_color=True))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert all(len(line) <= 80 for line in lines) and len(lines) == 8, lines
+    latency, figures = (line.removeprefix("  pi 35% fp32").split() for line in lines if "35%" in line)
+    assert latency[:2] == ["pass", "0.803"] and latency[2] == "80.0%" and latency[4].endswith("]")
+    assert figures == ["0.9100", "+0.0000", "900", "3,600"]
+
+
 def test_a_comparison_is_csv_markdown_and_json(tmp_path: Path, edgeprune: InProcess) -> None:
     first, second = (str(put(tmp_path, budget=budget)) for budget in ("50%", "12 ms"))
     code, out, _ = edgeprune("compare", first, second, "--csv")
