@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from releases import bundle, deploy
+from rich.console import Console
 from sshd import SSHD, Sshd, keygen, named, start
 
 from edgeprune.devices import bundle as bundling
 from edgeprune.devices.fleet import Pace
 from edgeprune.errors import SecurityError
 from edgeprune.records import Fleet, Target
+from edgeprune.reports import fleet
 from edgeprune.stages import rollout, signers
 from edgeprune.stages.rollout import Plan
 
@@ -176,3 +180,56 @@ def test_keys_of_a_fleet_and_the_way_out_of_a_bad_release(
     place.write_text(place.read_text().replace('"withdraw"', '"activate"'))
     altered = signers.audit(target)
     assert [host.host for host in altered.failed] == ["one"] and "was altered: entry 9" in altered.failed[0].error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_after_ctrl_c_every_host_runs_a_whole_release_and_the_table_has_all(
+    times: int, home_with_key: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It comes while two hosts switch. Once, they come to their end; twice, they are left, and end by themselves."""
+    names = ["one", "two", "three", "four"]
+    servers = launch(launched, tmp_path_factory, names)
+    target = named(servers, home_with_key)
+    key = target.deploy.key
+    assert key is not None
+    first, second = bundle(tmp_path / "1", key, 1000, sequence=1), bundle(tmp_path / "2", key, 2000, sequence=2)
+    deploy(target, first)
+    slow = replace(target, deploy=replace(target.deploy, reload=("sleep", "3")))
+    pressed: list[str] = []
+
+    def press(text: str) -> None:
+        if len(pressed) < times and ("and it runs there" in text or "Ctrl-C again" in text):
+            pressed.append(text)
+            signal.raise_signal(signal.SIGINT)
+
+    with heeding_ctrl_c():
+        found = rollout.deploy(slow, second, press, Plan(Pace(parallel=2)))
+    assert len(pressed) == times and found.interrupted and found.exit_code == 130
+    assert [host.host for host in found.hosts] == names
+    assert set(list(steps(found).values())[:2]) == ({"done"} if times == 1 else {"unknown"})
+    assert [steps(found)[name] for name in ("three", "four")] == ["not begun"] * 2
+    shown = io.StringIO()
+    fleet.show(found, Console(width=200, file=shown))
+    assert all(name in shown.getvalue() for name in names)
+
+    running = rollout.releases(target, wait_s=60.0)
+    assert not running.failed, running.failed
+    runs = {one.host: one.digest for one in running.releases if one.state == "current"}
+    assert {runs["three"], runs["four"]} == {first.digest} and {runs["one"], runs["two"]} <= {
+        first.digest,
+        second.digest,
+    }
+    assert rollout.checked(target, "vision", lambda text: None).exit_code == 0  # none is half there: each runs
+    again = rollout.deploy(target, second, lambda text: None, Plan(Pace(parallel=2), wait_s=60.0))
+    assert {one.digest for one in again.releases} == {second.digest} and again.exit_code == 0
+
+
+@contextmanager
+def heeding_ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts, also where a shell runs the tests in the background and has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
