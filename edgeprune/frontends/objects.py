@@ -53,6 +53,8 @@ class Options(TypedDict, total=False):
         parameters: "200k" or "50%".
         macs: "40M" or "50%", multiply-accumulates of a call.
         activations: "256 kB" or "50%", tensors that live at the same time.
+        memory: "64 MB" or "80%", the peak of the process on the device.
+        throughput: "200/s", "4 streams 200/s" or "150%", samples a second at least.
         goal: "fastest", instead of a budget.
         mean: of each channel of the first input.
         std: likewise.
@@ -89,6 +91,8 @@ class Options(TypedDict, total=False):
     parameters: str
     macs: str
     activations: str
+    memory: str
+    throughput: str
     goal: str
     mean: Any
     std: Any

@@ -102,6 +102,11 @@ class _Budget(Section):
     parameters: Count = None
     macs: Count = None
     activations: Bytes = None
+    memory: Bytes = None
+    throughput: Annotated[
+        Text | None,
+        Field(description='a rate such as "200/s" or "4 streams 200/s", or a share such as "150%", in quotes'),
+    ] = None
     goal: Annotated[Literal["fastest"] | None, Field(description='"fastest"')] = None
 
 

@@ -58,48 +58,68 @@ class Budget:
         return text if self.quantile == 0.5 else f"p{100 * self.quantile:.0f} {text}"
 
 
-Limited = Literal["size", "parameters", "macs", "activations"]
+Limited = Literal["size", "parameters", "macs", "activations", "memory", "throughput"]
 LIMITED: tuple[Limited, ...] = get_args(Limited)
+ON_DEVICE: tuple[Limited, ...] = ("memory", "throughput")  # what only a measurement can tell
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-UNITS = {"size": BYTES, "activations": BYTES, "parameters": COUNTS, "macs": COUNTS}
-_EXAMPLES = {"size": "4 MB", "activations": "256 kB", "parameters": "200k", "macs": "40M"}
+RATES = {"/s": 1}  # a limit on a rate is one on the nanoseconds of each
+UNITS = {
+    "size": BYTES,
+    "activations": BYTES,
+    "parameters": COUNTS,
+    "macs": COUNTS,
+    "memory": BYTES,
+    "throughput": RATES,
+}
+_EXAMPLES = {"activations": "256 kB", "parameters": "200k", "macs": "40M", "throughput": "4 streams 200/s"}
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit on a figure that follows from the network: bytes or a count, or a share of the original network's.
+    """A limit on a figure of the network: bytes, a count or a rate, or a share of the original network's.
 
     Attributes:
-        figure: what is limited. "size" is the artifact's bytes, "activations" the peak bytes of the tensors between layers.
+        figure: what is limited. "size" is the artifact's bytes, "activations" the peak bytes of the tensors between layers,
+            "memory" the peak of the process on the device, "throughput" the nanoseconds a sample.
         most: the largest value; None if it is a share.
         fraction: the share, such as 0.5; None if it is a value.
         text: as the user wrote it.
+        streams: of a throughput: how many calls run at the same time.
     """
 
     figure: Limited
-    most: int | None
+    most: float | None
     fraction: float | None
     text: str
+    streams: int = 1
 
     @staticmethod
     def parse(figure: Limited, text: str) -> Limit:
-        """Read "4 MB", "200k" or "50%". Raises `UsageError` for anything else."""
-        units = UNITS[figure]
-        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(%|[A-Za-z]{0,3})\s*", text, re.ASCII)
-        if match is None or (match[2] != "%" and match[2] not in units):
-            known = ", ".join(filter(None, units))
+        """Read "4 MB", "200k", "4 streams 200/s" or "50%". Raises `UsageError` for anything else."""
+        units, rate = UNITS[figure], UNITS[figure] is RATES
+        before = r"(?:(?P<streams>[1-9]\d{0,2}) streams? )?" if rate else ""
+        match = re.fullmatch(
+            rf"\s*{before}(?P<value>\d{{1,15}}(?:\.\d{{1,15}})?)\s*(?P<unit>%|/s|[A-Za-z]{{0,3}})\s*", text, re.ASCII
+        )
+        if match is None or (match["unit"] != "%" and match["unit"] not in units):
+            known, example = ", ".join(filter(None, units)), "150%" if rate else "50%"
             raise UsageError(
-                f"cannot read the limit {text[:40]!r}; write a value such as {_EXAMPLES[figure]!r} ({known}),"
-                " or a share such as '50%'"
+                f"cannot read the limit {text[:40]!r}; write a value such as {_EXAMPLES.get(figure, '4 MB')!r} ({known}),"
+                f" or a share such as '{example}'"
             )
-        value = float(match[1])
+        value, unit = float(match["value"]), match["unit"]
         if value == 0:
             raise UsageError(f"a limit of {text!r} can never be met; write a value above zero")
-        shown = f"{match[1]}{match[2]}" if units is COUNTS or match[2] == "%" else f"{match[1]} {match[2]}"
-        if match[2] == "%":
+        shown = f"{match['value']}{' ' * (units is BYTES and unit != '%')}{unit}"
+        if rate:
+            given, streams = match["streams"], int(match["streams"] or 1)
+            shown = f"{given} stream{'s' * (streams > 1)} {shown}" if given else shown
+            share = 100 / value if unit == "%" else None
+            return Limit(figure, None if share else 1e9 / value, share, shown, streams)
+        if unit == "%":
             return Limit(figure, None, value / 100, shown)
-        return Limit(figure, math.floor(value * units[match[2]]), None, shown)
+        return Limit(figure, math.floor(value * units[unit]), None, shown)
 
     def resolve(self, original: float) -> float:
         """The largest value, given the original network's."""
@@ -110,7 +130,9 @@ class Limit:
 
 
 def amount_text(figure: str, value: float) -> str:
-    """A value of a figure as text: "1.4 MB", "45.1 kB", "182,346"; of any other figure as a latency."""
+    """A value of a figure as text: "1.4 MB", "45.1 kB", "182,346", "120.5/s"; of any other figure as a latency."""
+    if UNITS.get(figure) is RATES:
+        return f"{1e9 / value:,.1f}/s"
     if UNITS.get(figure) is COUNTS:
         return f"{value:,.0f}"
     if figure not in UNITS:

@@ -59,7 +59,7 @@ class Amount:
     """A figure of a plan, and its limit.
 
     Attributes:
-        figure: "size", "parameters", "macs" or "activations"; or "latency", in nanoseconds.
+        figure: as in `Limit`; or "latency", in nanoseconds.
         value: the figure of the pruned network.
         limit: the largest value that the budget allows.
         original: the figure of the original network.

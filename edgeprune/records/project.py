@@ -131,6 +131,8 @@ class BudgetSection:
         parameters: how many the network has.
         macs: multiply-accumulates of one call.
         activations: most bytes of tensors that live at the same time.
+        memory: peak of the process on the device.
+        throughput: samples a second on the device, at least.
         goal: "fastest" to find the least latency at which the metric falls by at most `max_metric_drop`.
     """
 
@@ -140,6 +142,8 @@ class BudgetSection:
     parameters: Limit | None = None
     macs: Limit | None = None
     activations: Limit | None = None
+    memory: Limit | None = None
+    throughput: Limit | None = None
     goal: Literal["fastest"] | None = None
 
     @property

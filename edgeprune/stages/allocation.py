@@ -119,7 +119,7 @@ def planned(groups: Groups, scores: Scores, rounds: Sequence[Sequence[Bound]], p
     task = _Task(groups, scores, first)
     made = [task.plan(bounds, profile) for bounds in rounds]
     if not any(made) and any(bound.aim is not None and bound.aim < 1 for bound in first):
-        made = [task.plan([replace(b, aim=None if b.aim is None else 1.0) for b in first], profile)]
+        made = [task.plan([replace(b, aim=None if b.aim is None else 1.0 - b.slack) for b in first], profile)]
     if not any(made):
         raise InfeasibleError(task.infeasible())
     return list({tuple(plan.widths.values()): plan for plan in made if plan is not None}.values())
@@ -128,6 +128,16 @@ def planned(groups: Groups, scores: Scores, rounds: Sequence[Sequence[Bound]], p
 def _value(bound: Bound, widths: Widths) -> float:
     """The figure at these widths: found out if it can be, else by plain arithmetic."""
     return bound.measured(widths) if bound.measured else bound.figure.of(widths)
+
+
+def _excess(bound: Bound, widths: Widths) -> float:
+    """How far a figure that can be found out is above its aim; below zero if a plan should use more of it; zero if neither."""
+    if bound.measured is None:
+        return 0.0
+    excess = bound.measured(widths) - _aimed(bound)
+    if bound.slack and abs(excess) > bound.slack * bound.most:
+        return excess
+    return 0.0 if bound.slack else max(0.0, excess)
 
 
 def _aimed(bound: Bound) -> float:
@@ -171,21 +181,36 @@ class _Task:
     def plan(self, bounds: Sequence[Bound], profile: str) -> Plan | None:
         """The plan within these limits; None if no widths meet them.
 
-        A figure that can be found out may differ from its sum. Then its limit is lowered by the difference, and solved again.
+        A figure that can be found out may differ from its sum. Then its limit is moved by the difference, and solved again.
         """
-        limits = [_aimed(bound) for bound in bounds]
+        limits, best = [_aimed(bound) for bound in bounds], None
+        seen: set[tuple[int, ...]] = set()
         for _ in range(LIMITS.size_rounds):
             solved = self.program.solve(self._most(bounds, limits))
             if solved is None:
-                return None
+                break
             widths = self._widened(bounds, {**self.groups.full(), **solved[0]}, limits)
             _check(bounds, widths, limits)
-            over = [b.measured(widths) - _aimed(b) if b.measured else 0.0 for b in bounds]
+            if tuple(widths.values()) in seen:
+                break
+            seen.add(tuple(widths.values()))
+            over = [_excess(bound, widths) for bound in bounds]
             if max(over) <= 0:
                 keep, loss, gap = _proved(self.groups, self.scores, widths, solved[1])
-                return _plan(self.groups, bounds, keep, widths, (loss, min(solved[1], loss), gap), profile)
-            limits = [limit - max(0.0, excess) for limit, excess in zip(limits, over, strict=True)]
-        raise SolverError(f"no plan's size was confirmed in {LIMITS.size_rounds} rounds; give a smaller size")
+                plan = _plan(self.groups, bounds, keep, widths, (loss, min(solved[1], loss), gap), profile)
+                best = plan if best is None or plan.loss < best.loss else best
+                if min(over) == 0:
+                    return best
+            limits = [
+                bound.figure.of(widths) - excess if excess else limit
+                for bound, limit, excess in zip(bounds, limits, over, strict=True)
+            ]
+        else:
+            if best is None:
+                raise SolverError(
+                    f"no plan's figures were confirmed in {LIMITS.size_rounds} rounds; give a smaller limit"
+                )
+        return best
 
     def _most(self, bounds: Sequence[Bound], limits: Sequence[float]) -> list[float]:
         """The largest value of each row."""
@@ -282,7 +307,8 @@ def _too_low(groups: Groups, bound: Bound, widths: Widths) -> str:
     least, original = bound.figure.of(widths), bound.figure.of(full)
     parts = [f"{name} {width}/{full[name]}" for name, width in widths.items() if 0 < width < full[name]]
     text = ", ".join([*parts, *(f"{block.name} removed" for block in groups.removed(widths))]) or "nothing can be cut"
-    share = f"{100 * least / original:.0f}% of the original network; {text}"
+    part = original / least if bound.figure.name == "throughput" else least / original
+    share = f"{100 * part:.0f}% of the original network; {text}"
     if isinstance(bound.figure, Latency):
         where = f" on {bound.target}" if bound.target else ""
         return (

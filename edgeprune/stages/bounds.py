@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import UsageError
 from edgeprune.records import Budget, Check, Limit, Outcome, Profile, Reference, Scores, Widths
-from edgeprune.records.budget import amount_text
+from edgeprune.records.budget import ON_DEVICE, amount_text
 from edgeprune.stages import profile, reference, scores, survey
 
 if TYPE_CHECKING:
     from edgeprune.pipeline.run import Run
     from edgeprune.stages.figures import Bound
 
+OF_TARGET = ("size", *ON_DEVICE)  # figures that differ between targets
+PROCESSES = 3  # that measure a figure of one plan
 Settings = Callable[["Run"], Mapping[str, object]]
 
 
@@ -121,6 +125,7 @@ def of_run(run: Run) -> tuple[Bound, ...]:
     from edgeprune.network import activations
     from edgeprune.network.cut import formed
     from edgeprune.network.folding import fold
+    from edgeprune.stages import ondevice
     from edgeprune.stages.figures import Counts
 
     groups, network = run.record(survey.STAGE), run.value("network")
@@ -142,31 +147,53 @@ def of_run(run: Run) -> tuple[Bound, ...]:
             original_bytes=lambda: bytes_at(groups.full(), reference=True),
         )
 
-    shared = [counts(run).bound(limit) for limit in limits if limit.figure != "size"]
-    sizes = [limit for limit in limits if limit.figure == "size"]
-    sized = targets(run) if sizes else ()
-    return (*(counts(member).bound(limit, name) for name, member in sized for limit in sizes), *shared)
+    def bound(limit: Limit, name: str, member: Run) -> Bound:
+        if limit.figure not in ON_DEVICE:
+            return counts(member).bound(limit, name)
+
+        @functools.cache
+        def measured(widths: tuple[tuple[str, int], ...], reference: bool) -> float:
+            file = member.value("variants").file(dict(widths), reference)
+            files, size = (
+                network.files(run.scratch),
+                network.inputs[0].shape[run.value("valid").dims(len(network.inputs))[0]],
+            )
+            found = ondevice.values(limit, ondevice.Subject(member.value("device"), files, size), file, PROCESSES)
+            if name:
+                member.release_device()  # several targets may be one device
+            return float(median(found))
+
+        return counts(member).on_device(
+            limit, name, lambda widths, original: measured(tuple({**groups.full(), **widths}.items()), original)
+        )
+
+    own = [limit for limit in limits if limit.figure in OF_TARGET]
+    shared = [counts(run).bound(limit) for limit in limits if limit.figure not in OF_TARGET]
+    members = targets(run) if own else ()
+    return (*(bound(limit, name, member) for name, member in members for limit in own), *shared)
 
 
-def settings(run: Run, variants: Settings) -> Mapping[str, object]:
+def settings(run: Run, variants: Settings, device: Settings) -> Mapping[str, object]:
     """The limits that are given. A project without any has the same keys as before there were limits.
 
     Args:
         run: the run.
-        variants: the settings of the files whose size may be limited.
+        variants: the settings of the files whose size, or what a device does with them, may be limited.
+        device: the settings of the device.
     """
-    limits = run.request.project.budget.limits
-    found: dict[str, object] = {f"[budget] {limit.figure}": limit.text for limit in limits}
-    return {**found, **(of_targets(run, variants) if _sized(limits) else {})}
+    found: dict[str, object] = {f"[budget] {limit.figure}": limit.text for limit in run.request.project.budget.limits}
+    return {**found, **machine(run, variants, device)}
 
 
-def machine(run: Run, variants: Settings) -> Mapping[str, object]:
-    """The packages that write the files whose size is limited."""
-    return of_targets(run, variants) if _sized(run.request.project.budget.limits) else {}
+def machine(run: Run, variants: Settings, device: Settings) -> Mapping[str, object]:
+    """The packages that write the files whose size is limited, and the devices that are asked."""
+    asked = {limit.figure for limit in run.request.project.budget.limits}
+    found = of_targets(run, variants) if asked.intersection(OF_TARGET) else {}
+    return {**found, **(of_targets(run, device) if asked.intersection(ON_DEVICE) else {})}
 
 
 def checks(limits: Sequence[Limit], original: Mapping[str, float], pruned: Mapping[str, float]) -> list[Check]:
-    """A check for each limit, from the figures of the original and of the pruned network by name."""
+    """A check for each limit that needs no device, from the figures of the original and of the pruned network by name."""
     from edgeprune.stages.verdict import at_most
 
     return [
@@ -177,8 +204,5 @@ def checks(limits: Sequence[Limit], original: Mapping[str, float], pruned: Mappi
             f"[budget] {limit}, of {amount_text(limit.figure, original[limit.figure])}",
         )
         for limit in limits
+        if limit.figure not in ON_DEVICE
     ]
-
-
-def _sized(limits: tuple[Limit, ...]) -> bool:
-    return any(limit.figure == "size" for limit in limits)

@@ -16,6 +16,9 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.records import Groups, Interval, Layer, Limit, Widths
 from edgeprune.stages.program import Cost, Row
 
+# Of a figure that a device measures: a plan uses 95.5 to 98.5 % of its limit, so that noise leaves it within.
+SLACK = 0.015
+
 
 class Figure(Protocol):
     """A figure that is a function of the widths. It must be at most a limit."""
@@ -112,7 +115,8 @@ class Bound:
         aim: a factor on `most`; see `allocation.planned`. None if the figure is exact, so that all of the limit is used.
         target: the target of a latency or a size, if there are several.
         original: the original network's, which shares refer to; None if it is the figure at full widths.
-        measured: the figure at some widths, if it can be found out without a device. It corrects `figure`.
+        measured: the figure at some widths, if it can be found out. It corrects `figure`.
+        slack: how far `measured` may be from the aim, as a share of the limit; 0 if it may be anything below.
     """
 
     figure: Figure
@@ -121,6 +125,7 @@ class Bound:
     target: str = ""
     original: float | None = None
     measured: Callable[[Widths], float] | None = None
+    slack: float = 0.0
 
     @property
     def name(self) -> str:
@@ -168,11 +173,29 @@ class Counts:
 
     def _size(self) -> Counted:
         """The bytes of the files: so many for each stored number, and a constant, from the files at two widths."""
-        numbers = Counted("size", (self.stored(),))
-        ends = self.groups.full(), halved(self.groups)
-        counts, sizes = [numbers.of(widths) for widths in ends], [self.bytes_at(widths) for widths in ends]
-        each = (sizes[0] - sizes[1]) / (counts[0] - counts[1]) if counts[0] > counts[1] else 0.0
-        return Counted("size", numbers.sums, each, sizes[0] - each * counts[0])
+        return line("size", self.stored(), self.groups, self.bytes_at)
+
+    def on_device(self, limit: Limit, target: str, value: Callable[[Widths, bool], float]) -> Bound:
+        """A limit that only a measurement can tell. It is a line in the stored numbers or the multiply-accumulates.
+
+        Args:
+            limit: the limit.
+            target: the target, if there are several.
+            value: measures the network at some widths, or the original network in fp32.
+        """
+        layers = self.stored() if limit.figure == "memory" else self.groups.layers
+        original = value(self.groups.full(), True)
+        figure = line(limit.figure, layers, self.groups, lambda widths: value(widths, False))
+        most = limit.resolve(original)
+        return Bound(figure, most, 1 - 2 * SLACK, target, original, lambda widths: value(widths, False), SLACK)
+
+
+def line(name: str, layers: tuple[Layer, ...], groups: Groups, value: Callable[[Widths], float]) -> Counted:
+    """A figure as a constant, and so much for each multiply-accumulate of some layers: from its value at two widths."""
+    numbers, ends = Counted(name, (layers,)), (groups.full(), halved(groups))
+    counts, values = [numbers.of(widths) for widths in ends], [value(widths) for widths in ends]
+    each = max(0.0, (values[0] - values[1]) / (counts[0] - counts[1])) if counts[0] > counts[1] else 0.0
+    return Counted(name, numbers.sums, each, values[0] - each * counts[0])
 
 
 def halved(groups: Groups) -> Mapping[str, int]:

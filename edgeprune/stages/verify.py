@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import Artifact, BudgetSection, Check, Discarded, Figures, Groups, Outcome, Samples, Verdict
+from edgeprune.records.budget import ON_DEVICE
 from edgeprune.stages import bounds, events
 from edgeprune.storage import codec
 from edgeprune.storage import evidence as evidence_files
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edgeprune.frontends.data import Metric, Split
     from edgeprune.frontends.model import Network
     from edgeprune.stages.final import Final
+    from edgeprune.stages.verdict import Timed
 
 TIMES = "times.json"  # samples that an inconclusive or interrupted verdict keeps for the next run
 
@@ -74,7 +76,7 @@ def run(reads: Reads, output: Output) -> Verdict:
     found = verify(times, evaluation, reads.device, versions, budget, reads.budget_section.max_metric_drop)
     evidence_files.write(output.folder, evidence(times, discarded(), found.differences))
     events.front(output.events, budget, found.verdict.pruned)
-    return _limited(reads, found.verdict)
+    return _on_device(reads, times, timer.files, _limited(reads, found.verdict))
 
 
 def _limited(reads: Reads, verdict: Verdict) -> Verdict:
@@ -94,6 +96,22 @@ def _limited(reads: Reads, verdict: Verdict) -> Verdict:
     before = figures(verdict.baseline, reads.network.module)
     after = figures(verdict.pruned, reads.final.module)
     return replace(verdict, checks=(*verdict.checks, *bounds.checks(limits, before, after)))
+
+
+def _on_device(reads: Reads, times: Timed, files: Sequence[Path], verdict: Verdict) -> Verdict:
+    """The verdict with a check of each limit that the device decides."""
+    from edgeprune.stages import ondevice
+
+    assert times.original is not None
+    checks, inputs = [], reads.network.inputs
+    subject = ondevice.Subject(reads.device, files, inputs[0].shape[reads.test.dims(len(inputs))[0]])
+    for limit in reads.budget_section.limits:
+        if limit.figure == "memory":
+            checks.append(ondevice.check(limit, ondevice.peaks(times.original), ondevice.peaks(times.samples)))
+        elif limit.figure in ON_DEVICE:
+            models = reads.original.files[0], reads.compile.files[0]
+            checks.append(ondevice.check(limit, *ondevice.pairs(limit, subject, models)))
+    return replace(verdict, checks=(*verdict.checks, *checks))
 
 
 def _on_round(

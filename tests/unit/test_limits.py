@@ -27,7 +27,7 @@ from edgeprune.network.importance import CRITERIA
 from edgeprune.network.survey import generic, survey
 from edgeprune.records import Budget, Groups, Limit, Outcome, Plan, Scores, Widths, digest
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
-from edgeprune.stages import allocation, bounds, confirm
+from edgeprune.stages import allocation, bounds, confirm, ondevice
 from edgeprune.stages.figures import Bound, Counted, Counts, Latency
 from edgeprune.storage import codec
 
@@ -131,6 +131,42 @@ def test_no_other_widths_within_two_limits_have_a_smaller_loss(share: float) -> 
     assert all(bound.figure.of(plan.widths) <= bound.most for bound in limits)
 
 
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.65])
+@pytest.mark.parametrize("bend", [0.0, 0.5, -0.5])
+def test_a_plan_uses_a_measured_limit_though_the_device_follows_no_line(share: float, bend: float) -> None:
+    """The figure is a constant, a line in the multiply-accumulates, and a bend in the middle that no line has."""
+    groups = network(CHAINS[1], {"a": 24, "b": 24, "c": 24})
+    random = torch.Generator().manual_seed(1)
+    scores = Scores("t", {g.name: tuple(torch.rand(g.width, generator=random).tolist()) for g in groups.free})
+    macs, full = Counted("macs", (groups.layers,)), groups.full()
+    asked: list[Widths] = []
+
+    def value(widths: Widths, original: bool) -> float:
+        asked.append(widths)
+        part = macs.of(widths) / macs.of(full)
+        return 50e6 * (1 + part + bend * part * (1 - part))
+
+    figures = Counts(groups, lambda: (), lambda: groups.layers, lambda: (), lambda widths: 0, lambda: 0)
+    bound = figures.on_device(Limit.parse("memory", f"{100 * share:g}%"), "", value)
+    (plan,) = allocation.planned(groups, scores, [[bound]], "")
+    (found,) = plan.limits
+    assert found.figure == "memory" and 0.93 < found.share < 0.99 and found.limit == share * 100e6
+    assert found.value == value({**full, **plan.widths}, False) and len(asked) < 40
+    with pytest.raises(InfeasibleError, match=r"memory 20 MB: the smallest one has .* MB \("):
+        allocation.planned(groups, scores, [[figures.on_device(Limit.parse("memory", "20 MB"), "", value)]], "")
+
+
+def test_a_measured_limit_is_decided_by_its_interval() -> None:
+    limit = Limit.parse("throughput", "2 streams 200%")
+    slow, fast = [8e6, 8.1e6, 7.9e6] * 3, [3.9e6, 3.8e6, 3.85e6] * 3
+    found = ondevice.check(limit, slow, fast)
+    assert (found.name, found.outcome) == ("throughput_limit", Outcome.PASS)
+    assert found.value > found.limit == pytest.approx(250) and "2 streams 200%, of 125.0/s" in found.note
+    assert ondevice.check(limit, fast, slow).outcome is Outcome.FAIL
+    even = ondevice.check(Limit.parse("memory", "80 MB"), [1e8] * 6, [79e6, 81e6, 80.5e6, 79.5e6, 78e6, 82e6])
+    assert even.outcome is Outcome.INCONCLUSIVE and even.limit == 80e6
+
+
 def test_an_infeasible_limit_is_named_with_the_least_value() -> None:
     groups = network(CHAINS[0], {"a": 4, "b": 4})
     scores = Scores("t", {g.name: (1.0,) * g.width for g in groups.free})
@@ -185,6 +221,10 @@ def test_a_full_limit_ends_the_confirm_loop_though_the_latency_is_far_below_its_
         ("parameters", "200k", 200_000, None),
         ("macs", "1.5 G", 1_500_000_000, None),
         ("macs", "1234", 1234, None),
+        ("memory", "64 MB", 64_000_000, None),
+        ("throughput", "200/s", 5_000_000, None),  # nanoseconds a sample
+        ("throughput", "4 streams 200 /s", 5_000_000, None),
+        ("throughput", "200%", None, 0.5),
         ("size", "50%", None, 0.5),
     ],
 )
@@ -228,7 +268,7 @@ def test_a_wrong_limit_names_the_file_and_the_key(tmp_path: Path) -> None:
 def test_a_project_without_limits_has_the_keys_and_files_that_it_had(tmp_path: Path) -> None:
     project = toml.read_project(written(tmp_path, 'latency = "50%"'))
     run = SimpleNamespace(request=SimpleNamespace(project=project))
-    assert bounds.settings(run, lambda run: {"unused": 1}) == {}  # type: ignore[arg-type]
+    assert bounds.settings(run, lambda run: {"unused": 1}, lambda run: {"unused": 2}) == {}  # type: ignore[arg-type]
     from edgeprune.stages.inputs import INPUTS
 
     assert set(INPUTS["budget_section"].settings(run)) == {"[budget] latency", "[budget] max_metric_drop"}  # type: ignore[arg-type]
