@@ -7,7 +7,7 @@ BIN := .venv/bin
 # One process for each core, four at most. A process takes whole test files.
 SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo docs docs-serve test test-slow test-board test-models coverage board lint pictures run example check deploy rollback releases doctor clean
+.PHONY: help install demo docs docs-serve test test-slow test-nightly test-board test-models coverage board lint pictures run example check deploy rollback releases doctor clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -26,8 +26,11 @@ demo: .venv/.installed ## prune the digits network to half its latency
 test: .venv/.installed ## run the tests, except the slow ones
 	@$(BIN)/python -m pytest -m "not slow" $(SHARED)
 
-test-slow: .venv/.installed ## run the slow tests, of TESTS if given
-	@$(BIN)/python -m pytest -m slow $(SHARED) $(TESTS)
+test-slow: .venv/.installed ## run the slow tests except the nightly ones, of TESTS if given
+	@$(BIN)/python -m pytest -m "slow and not nightly" $(SHARED) $(TESTS)
+
+test-nightly: .venv/.installed ## run the slow tests that repeat a promise on another network
+	@$(BIN)/python -m pytest -m nightly $(SHARED)
 
 test-board: .venv/.installed ## run the tests on the virtual board (needs qemu)
 	@$(BIN)/python -m pytest tests/board

@@ -31,8 +31,10 @@ TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "bo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's tier is the folder it stands in."""
+    """A test's tier is the folder it stands in. What runs nightly is slow, too."""
     for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
         if tier in TIERS:
             item.add_marker(tier)
