@@ -210,3 +210,53 @@ def test_a_reload_that_fails_restores_the_release_before(board: Board, key: Path
         done = board.install(place)
     assert done.returncode == 1 and "[deploy] reload ended with 1" in done.stderr and "back to" in done.stderr
     assert json.loads((board.service / "current" / "model.json").read_text()) == {"ns": 1000}
+
+
+def on_page(language: str, words: str) -> str:
+    """The block of the page about fleets that holds these words."""
+    page = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
+    (found,) = [block for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) if words in block]
+    return found
+
+
+@pytest.mark.slow
+def test_the_update_module_of_the_page_installs_and_goes_back_as_mender_asks_it(
+    board: Board, key: Path, tmp_path: Path
+) -> None:
+    """Mender asks for a rollback after a failed installation, too. Then the release in service must stay."""
+    bundled = {i: tar(bundle(tmp_path / str(i), key, 1000 * i, sequence=i), tmp_path / f"{i}.tar") for i in (1, 2, 3)}
+    assert board.install(bundled[1]).returncode == 0 and board.install(bundled[2]).returncode == 0
+    before = board.current
+    module, tools = tmp_path / "edgeprune", tmp_path / "tools"
+    module.write_text(on_page("sh", "ArtifactInstall").replace("/home/vision", str(board.home)))
+    tools.mkdir()
+    (tools / "runuser").write_text('#!/bin/sh\n[ "$1 $2 $3" = "-u vision --" ] || exit 9\nshift 3\nexec "$@"\n')
+    (tools / "runuser").chmod(0o755)
+    (tools / "python3").symlink_to(sys.executable)
+
+    def asked(state: str, update: Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HOME": str(board.home), "PATH": f"{tools}:{os.environ['PATH']}"}
+        argv = ["sh", str(module), state, str(update)]
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    def update(name: str, content: bytes) -> Path:
+        for part in ("files", "tmp"):
+            (tmp_path / name / part).mkdir(parents=True)
+        (tmp_path / name / "files" / "bundle.tar").write_bytes(content)
+        return tmp_path / name
+
+    good, bad = update("good", bundled[3].read_bytes()), update("bad", bundled[3].read_bytes()[:-9000])
+    assert (asked("SupportsRollback", bad).stdout, asked("NeedsArtifactReboot", bad).stdout) == ("Yes\n", "No\n")
+    assert asked("Cleanup", bad).returncode == 0
+    assert asked("ArtifactInstall", bad).returncode != 0 and asked("ArtifactRollback", bad).returncode == 0
+    assert board.current == before
+    installed = asked("ArtifactInstall", good)
+    assert installed.returncode == 0 and board.current not in (before, None), installed.stderr
+    assert asked("ArtifactRollback", good).returncode == 0 and board.current == before
+
+
+def test_the_play_of_the_page_is_yaml_with_a_command_of_the_runner() -> None:
+    (play,) = pytest.importorskip("yaml").safe_load(on_page("yaml", "hosts: cameras"))
+    copy, install = play["tasks"]
+    assert copy["ansible.builtin.copy"]["dest"] == "/tmp/vision-7.tar"
+    assert install["ansible.builtin.command"].endswith("/current/runner.py --install /tmp/vision-7.tar")
