@@ -20,9 +20,12 @@ from pathlib import Path
 import pytest
 from releases import bundle
 from sshd import keygen
+from test_together import folder, rules
 
 from edgeprune.errors import DeviceError, UsageError
-from edgeprune.stages import bundles, oci
+from edgeprune.pipeline.request import requests
+from edgeprune.pipeline.run import open_common
+from edgeprune.stages import bundles, deploy, oci
 from edgeprune.stages.bundles import Bundle
 
 REGISTRY = shutil.which("docker-registry")
@@ -164,3 +167,16 @@ def test_a_registry_that_does_not_answer_is_one_line(made: Bundle) -> None:
     with pytest.raises(DeviceError, match="the bundle was not pushed") as error:
         push(made, f"oci://127.0.0.1:{port}/vision:7")
     assert "\n" not in str(error.value)
+
+
+def test_the_tag_is_the_number_of_the_release_unless_one_is_given(
+    serve: Serve, made: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = serve()
+    monkeypatch.setattr(deploy, "bundled", lambda run, **options: made)
+    with open_common(requests(folder(tmp_path), ["one", "two"]), rules([])) as run:
+        (alone,) = deploy.written(run.members["one"], f"oci://{there}/vision").bundles
+        both = deploy.written(run, f"oci://{there}/vision:v1").bundles
+    assert (alone.path, alone.number, alone.release) == (f"oci://{there}/vision:7", 7, made.digest)
+    assert [one.path for one in both] == [f"oci://{there}/vision:v1-one", f"oci://{there}/vision:v1-two"]
+    assert {one.digest for one in both} == {alone.digest}, "the same bundle has the same digest"
