@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,12 +15,14 @@ import torch
 from nets import NETS, Blocks, image, inputs_of
 from torch import Tensor, nn
 
+from edgeprune import runtimes
 from edgeprune.graph.groups import first_units, make_recipe
 from edgeprune.network.attention import opened
 from edgeprune.network.cut import formed, sliced
 from edgeprune.network.outputs import tensors
 from edgeprune.network.survey import randomised, survey
 from edgeprune.runtimes.base import silenced
+from edgeprune.runtimes.device import Options, find
 from edgeprune.runtimes.formats import FORMATS, sizes
 from edgeprune.runtimes.formats.base import Origins
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
@@ -26,7 +30,7 @@ from edgeprune.runtimes.tflite import flatbuffer
 
 OWNED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised", "Recurrent"]
 EXPORTED = ["Grouped", "Bottlenecks"]  # the rest is sliced: a norm over whole groups, and a shuffle inside a group
-TFLITE = ["Plain", "Residual", "Depthwise", "Encoder"]  # a conversion takes seconds
+TFLITE = ["Plain", "Residual", "Depthwise"]  # a conversion takes seconds
 
 
 def run_onnx(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
@@ -46,21 +50,34 @@ def run_tflite(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
+def run_ncnn(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
+    pytest.importorskip("ncnn")
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "exported.ncnn"
+        exported.write_bytes(file)
+        model, _ = runtimes.host("ncnn").convert(exported, Path(folder))
+        (found,) = find("ncnn").load(str(model), Options(1)).call([x.numpy() for x in inputs])
+    return found
+
+
 QUICK = "Residual", "Concat", "Depthwise", "Grouped", "Blocks", "Encoder", "Packed", "UNet", "Recurrent", "Tokens"
-RUN = {"onnx": run_onnx, "tflite": run_tflite}
+RUN = {"onnx": run_onnx, "tflite": run_tflite, "ncnn": run_ncnn}
+NCNN = ["SqueezeExcite", "Plain", "Depthwise", "Chunk", "Grouped", "Normalised", "UNet"]
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
         *(("onnx", n) for n in QUICK),
-        *(pytest.param("onnx", n, marks=pytest.mark.slow) for n in sorted(NETS.keys() - set(QUICK))),
+        *(pytest.param("onnx", n, marks=pytest.mark.nightly) for n in sorted(NETS.keys() - set(QUICK))),
         *(pytest.param("tflite", n, marks=pytest.mark.slow) for n in TFLITE),
+        pytest.param("tflite", "Encoder", marks=pytest.mark.nightly),
+        ("ncnn", "Residual"),
+        *(pytest.param("ncnn", n, marks=pytest.mark.slow) for n in NCNN),
     ],
 )
 def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(kind: str, name: str) -> None:
-    if kind == "tflite":
-        pytest.importorskip("litert_torch")
+    pytest.importorskip({"tflite": "litert_torch", "ncnn": "pnnx"}.get(kind, "onnx"))
     model, inputs = opened(NETS[name]()), inputs_of(name)
     groups = survey(model, inputs)
     model = formed(model, groups, inputs)

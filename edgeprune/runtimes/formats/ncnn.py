@@ -105,15 +105,15 @@ class NcnnTemplate(Template):
                 if resized is not None and not resized.fits(value.shape, widths):
                     value = resized.at(value, widths)
                 layer.weights.append((value, tagged))
+            origin = self.origins.get((number, 0))
+            if origin is not None and origin.parameter in grouped and "DepthWise" in layer.kind:
+                _regroup(layer, grouped[origin.parameter].convolution_groups(widths))
             layer.fit()
             for keys in _numeric(layer):
                 resized = self._sizes.get((number, PARAMS + keys[0]))
                 if resized is not None:
                     values = np.array([layer.params.get(key, 0) for key in keys]).ravel()
                     _set(layer, keys, resized.at(values, widths).tolist())
-            origin = self.origins.get((number, 0))
-            if origin is not None and origin.parameter in grouped and "DepthWise" in layer.kind:
-                layer.params[7] = grouped[origin.parameter].convolution_groups(widths)
         return pack(layers)
 
     @staticmethod
@@ -151,6 +151,14 @@ def _set(layer: Layer, keys: tuple[int, ...], values: list[int]) -> None:
         layer.params |= dict(zip(keys, values, strict=True))
 
 
+def _regroup(layer: Layer, groups: int) -> None:
+    """Set the number of groups. pnnx writes one group as the other kind of layer."""
+    layer.params[7] = groups
+    if groups == 1:
+        layer.kind = layer.kind.replace("DepthWise", "")
+        del layer.params[7]
+
+
 def _same(first: Layer, second: Layer) -> bool:
     """Whether kinds, blobs, parameters and weights are the same. An inferred size of a shape may be any."""
     inferred = {key for key in RESHAPED if first.kind == "Reshape" and first.params.get(key) == -1}
@@ -174,7 +182,7 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
         raise RuntimeMissing(f"pnnx is not installed; {INSTALL}")
     try:
         with exporting(), silenced():
-            traced: Any = torch.jit.trace(model.eval(), inputs, check_trace=False)
+            traced: Any = torch.jit.trace(model.eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
             traced.save(str(folder / "model.pt"))
         argv = [str(Path(found.origin).with_name("pnnx")), "model.pt", "fp16=0"]
         done = subprocess.run(argv, cwd=folder, capture_output=True, timeout=LIMITS.convert_s, check=False)
@@ -256,11 +264,9 @@ def _require_equal(layers: list[Layer], inputs: list[np.ndarray], wanted: list[n
                 f"the model cannot be exported to ncnn: output {number} has the shape {mine.shape} there, not"
                 f" {other.shape}; an output needs its sample first, and another dimension"
             )
-        error = float(np.abs(mine - other).max()) / max(float(np.abs(other).max()), 1e-6)
-        if not error <= RELATIVE:
-            raise UsageError(
-                f"the model cannot be exported to ncnn: output {number} differs from torch's by {error:.1%}"
-            )
+        gap = float(np.abs(mine - other).max()) / max(float(np.abs(other).max()), 1e-6)
+        if not gap <= RELATIVE:
+            raise UsageError(f"the model cannot be exported to ncnn: output {number} differs from torch's by {gap:.1%}")
     if len(got) != len(wanted):
         raise UsageError(f"the model cannot be exported to ncnn: it has {len(got)} outputs there, not {len(wanted)}")
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,11 @@ from edgeprune.limits import LIMITS
 MAGIC = "7767517"
 ARRAY = -23300  # minus the number of a parameter that is an array
 FEATURES = 31  # the parameter that says what a layer must not use
-TAGS = {np.dtype(np.float32): 0, np.dtype(np.float16): 0x01306B47, np.dtype(np.int8): 0x000D4B38}
+TAGS: dict[np.dtype[Any], int] = {
+    np.dtype(np.float32): 0,
+    np.dtype(np.float16): 0x01306B47,
+    np.dtype(np.int8): 0x000D4B38,
+}
 
 Numbers = tuple[int, ...]
 
@@ -46,11 +51,11 @@ def _layer(kernel: tuple[int, ...], size: int, bias: int, turned: bool = False) 
 
 
 WEIGHTS: dict[str, tuple[Tensor, ...]] = {
-    **{f"{kind}1D": _layer((1,), 6, 5) for kind in ("Convolution", "ConvolutionDepthWise", "DeconvolutionDepthWise")},
-    **{kind: _layer((11, 1), 6, 5) for kind in ("Convolution", "ConvolutionDepthWise", "DeconvolutionDepthWise")},
+    **{f"{kind}1D": _layer((1,), 6, 5) for kind in ("Convolution", "ConvolutionDepthWise")},
+    **{kind: _layer((11, 1), 6, 5) for kind in ("Convolution", "ConvolutionDepthWise")},
     **{f"{kind}3D": _layer((21, 11, 1), 6, 5) for kind in ("Convolution", "ConvolutionDepthWise")},
-    "Deconvolution1D": _layer((1,), 6, 5, turned=True),
-    "Deconvolution": _layer((11, 1), 6, 5, turned=True),
+    **{f"{kind}1D": _layer((1,), 6, 5, turned=True) for kind in ("Deconvolution", "DeconvolutionDepthWise")},
+    **{kind: _layer((11, 1), 6, 5, turned=True) for kind in ("Deconvolution", "DeconvolutionDepthWise")},
     "InnerProduct": _layer((), 2, 1),
     "Embed": (Tensor((1, 0), 3, tagged=True), Tensor((0,), when=(2, 0))),
     "BatchNorm": (Tensor((0,)),) * 4,
@@ -96,10 +101,16 @@ class Layer:
         """Whether int8 scales follow the weights."""
         return self.kind in SCALES and bool(self.number(SCALES[self.kind]))
 
+    def turned(self, value: np.ndarray) -> np.ndarray:
+        """Exchange the first two dimensions in each group of a transposed convolution. Twice gives the same again."""
+        groups = self.number(7, 1) if "DepthWise" in self.kind else 1
+        split = value.reshape(groups, -1, *value.shape[1:])
+        return split.swapaxes(1, 2).reshape(-1, split.shape[1], *value.shape[2:])
+
     def fit(self) -> None:
         """Make the parameters that count weights agree with them."""
         for known, (value, _) in zip(WEIGHTS.get(self.kind, ()), self.weights, strict=False):
-            shape = value.shape[1::-1] + value.shape[2:] if known.turned else value.shape
+            shape = self.turned(value).shape if known.turned else value.shape
             self.params |= {key: size for key, size in zip(known.dims, shape, strict=True) if key is not None}
             if known.size is not None:
                 self.params[known.size] = value.size
@@ -168,19 +179,22 @@ def read(param: str, weights: bytes) -> list[Layer]:
         if layer.kind in UNREAD or layer.is_int8():
             raise ValueError(f"the weights of {layer.kind} {layer.name} cannot be read")
         for shape, tagged, turned in _shapes(layer):
-            dtype, skip = np.dtype(np.float32), 0
-            if tagged:
-                tag = int.from_bytes(weights[at : at + 4], "little")
-                dtype, skip = next((known for known, own in TAGS.items() if own == tag), np.dtype(np.void)), 4
-            end = at + skip + _padded(math.prod(shape) * dtype.itemsize)
-            if end > len(weights) or dtype.kind != "f":
+            dtype, skip = (_tagged(weights[at : at + 4]), 4) if tagged else (np.dtype(np.float32), 0)
+            end = at + skip + _padded(math.prod(shape) * (dtype.itemsize if dtype else 0))
+            if dtype is None or end > len(weights):
                 raise ValueError(f"the .bin has no weights for {layer.kind} {layer.name}; is it of another .param?")
             value = np.frombuffer(weights, dtype, math.prod(shape), at + skip).reshape(shape)
-            layer.weights.append((value.swapaxes(0, 1) if turned else value, tagged))
+            layer.weights.append((layer.turned(value) if turned else value, tagged))
             at = end
     if at != len(weights):
         raise ValueError(f"the .bin has {len(weights)} bytes, and {at} are read")
     return layers
+
+
+def _tagged(tag: bytes) -> np.dtype[Any] | None:
+    """The type of floats after a tag; None for any other tag."""
+    number = int.from_bytes(tag, "little")
+    return next((dtype for dtype, own in TAGS.items() if own == number and dtype.kind == "f"), None)
 
 
 def _shapes(layer: Layer) -> Iterator[tuple[tuple[int, ...], bool, bool]]:
@@ -249,7 +263,7 @@ def write(layers: Sequence[Layer]) -> tuple[str, bytes]:
     for layer in layers:
         turned = [known.turned for known in WEIGHTS.get(layer.kind, ())]
         for position, (value, tagged) in enumerate(layer.weights):
-            stored = value.swapaxes(0, 1) if position < len(turned) and turned[position] else value
+            stored = layer.turned(value) if position < len(turned) and turned[position] else value
             content = np.ascontiguousarray(stored).tobytes()
             parts += [TAGS[value.dtype].to_bytes(4, "little")] if tagged else []
             parts += [content, bytes(_padded(len(content)) - len(content))]

@@ -1,0 +1,158 @@
+"""ncnn's files: read, written, named, refused; and what int8 stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nets import NETS, image
+from torch import nn
+
+from edgeprune import runtimes
+from edgeprune.errors import UsageError
+from edgeprune.runtimes import files
+from edgeprune.runtimes.ncnn.host import _end
+from edgeprune.runtimes.ncnn.network import FEATURES, Layer, pack, parse, read, unpack, write
+
+PARAM = """7767517
+3 3
+Input                    x                        0 1 x 0=8 1=8 2=3
+Convolution              conv                     1 1 x 1 0=4 1=1 11=1 5=1 6=12 -23310=2,0.0,6.0
+ReLU                     relu                     1 1 1 y
+"""
+
+
+def network() -> list[Layer]:
+    """A convolution with its bias, and an activation."""
+    layers = parse(PARAM)
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3, 1, 1)
+    layers[1].weights = [(weight, True), (np.ones(4, np.float32), False)]
+    return layers
+
+
+def written(path: Path, text: str = PARAM, weights: bytes = b"") -> Path:
+    path.write_text(text)
+    path.with_suffix(".bin").write_bytes(weights)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_network_is_read_as_it_was_written(dtype: type) -> None:
+    layers = network()
+    layers[1].weights[0] = (layers[1].weights[0][0].astype(dtype), True)
+    found = unpack(pack(layers))
+    assert [(one.kind, one.inputs, one.outputs, one.params) for one in found] == [
+        (one.kind, one.inputs, one.outputs, one.params) for one in layers
+    ]
+    for (mine, tagged), (other, own) in zip(found[1].weights, layers[1].weights, strict=True):
+        assert mine.dtype == other.dtype and tagged == own
+        np.testing.assert_array_equal(mine, other)
+    assert write(found) == write(layers)
+
+
+def test_the_counts_of_a_layer_follow_from_its_weights() -> None:
+    layer = network()[1]
+    layer.weights = [(layer.weights[0][0][:2, :2], True), (np.ones(2, np.float32), False)]
+    layer.fit()
+    assert (layer.params[0], layer.params[6]) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no .param of ncnn"),
+        ("7767517\n", "no .param of ncnn"),
+        ("7767517\n99999999 1\n", "over 50000 layers"),
+        ("7767517\n2 2\nInput x 0 1 x\n", "has 1 layers and says 2"),
+        ("7767517\n1 1\nInput x 0 5 x\n", "line 3 has fewer blobs"),
+        ("7767517\n1 1\nInput x 0 -1 x\n", "line 3 is no layer"),
+        ("7767517\n1 1\nInput x 0 1 x 0=\n", "line 3 has a parameter"),
+        ("7767517\n1 1\n\x1b[2J x 0 1 x y\n", "line 3 has a parameter"),
+    ],
+)
+def test_a_damaged_param_is_one_line(text: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        files.read(written(tmp_path / "m.param", text))
+    assert "m.param" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    text, weights = write(network())
+    for wrong in (weights[:-4], weights + b"0000", b"\1\2\3\4" + weights[4:], b""):
+        with pytest.raises(ValueError, match=r"\.bin has"):
+            read(text, wrong)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read(text.replace("0=4", "8=2 0=4"), weights)
+
+
+def test_a_file_says_what_bench_needs(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.param", *write(network()))
+    found = files.read(path)
+    (given,) = found.inputs
+    assert (given.name, given.dtype, given.shape) == ("x", "float32", ("?", 3, 8, 8))
+    assert found.outputs == ("y",) and found.operators == {"Convolution": 1, "ReLU": 1} and found.precision == "fp32"
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(UsageError, match=r"its weights m\.bin are missing"):
+        files.read(path)
+
+
+def convert(tmp_path: Path, precision: str, exact: bool = False) -> list[Layer]:
+    (tmp_path / "exported.ncnn").write_bytes(pack(network()))
+    model, weights = runtimes.host("ncnn").convert(tmp_path / "exported.ncnn", tmp_path, precision, (), exact)
+    assert files.read(model).precision == precision and weights.stat().st_size
+    return parse(model.read_text())
+
+
+def test_the_precision_is_in_the_file(tmp_path: Path) -> None:
+    """ncnn uses fp16 by default: what is fp32 must forbid it in every layer."""
+    assert all(layer.params[FEATURES] == 7 for layer in convert(tmp_path, "fp32"))
+    assert all(FEATURES not in layer.params for layer in convert(tmp_path, "fp16"))
+    layers = convert(tmp_path, "int8")
+    assert layers[1].params[8] == 2 and all(layer.params[FEATURES] == 7 for layer in layers)
+
+
+def test_a_range_leaves_out_rare_values_only_if_that_rounds_better() -> None:
+    even = np.linspace(0, 1, 1000)
+    assert _end(even) == 1.0
+    assert _end(np.append(np.random.default_rng(0).random(100_000), 3.0)) < 3.0
+
+
+def exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[Layer]:
+    pytest.importorskip("pnnx")
+    pytest.importorskip("ncnn")
+    from edgeprune.runtimes.formats.ncnn import NcnnTemplate
+
+    return unpack(NcnnTemplate.export(model.eval(), inputs, ()))
+
+
+def test_an_operator_that_ncnn_lacks_is_named_with_its_line() -> None:
+    with pytest.raises(UsageError, match=r"nets\.py:\d+: sort cannot be written as ncnn"):
+        exported(NETS["NoRule"](), image())
+
+
+def test_a_batch_is_refused_before_the_conversion() -> None:
+    with pytest.raises(UsageError, match="one sample a call, and the inputs are 2x3x8x8"):
+        exported(NETS["Plain"](), (torch.zeros(2, 3, 8, 8),))
+
+
+class Two(nn.Module):
+    """The second output is computed first."""
+
+    names_in_file = (["picture"], ["late", "early one"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        early = torch.relu(self.a(x))
+        return torch.tanh(self.b(early)), early
+
+
+def test_inputs_and_outputs_have_the_users_names_and_order() -> None:
+    layers = exported(Two(), (torch.randn(1, 6),))
+    read_in = {blob for layer in layers for blob in layer.inputs}
+    assert [layer.outputs for layer in layers if layer.kind == "Input"] == [["picture"]]
+    assert [blob for layer in layers for blob in layer.outputs if blob not in read_in] == ["late", "early_one"]
