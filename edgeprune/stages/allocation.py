@@ -236,11 +236,11 @@ class _Task:
         full = self.groups.full()
         for number, bound in enumerate(self.bounds):
             widths = {**full, **self._least(number)}
-            if bound.figure.of(widths) > bound.most:
+            if bound.figure.of(widths) > bound.usable:
                 return _too_low(self.groups, bound, widths)
         for number, bound in enumerate(self.bounds):
             if self.places.count(number) == 1 and (found := self._least(number, beside=True)):
-                least = amount_text(bound.figure.name, bound.figure.of({**full, **found}))
+                least = amount_text(bound.figure.name, bound.figure.of({**full, **found}) / (1 - bound.slack))
                 others = ", ".join(_limit_text(other) for other in self.bounds if other is not bound)
                 return (
                     f"no plan meets {_limit_text(bound)} beside {others}: each can be met alone, but within the others the"
@@ -254,7 +254,7 @@ class _Task:
         if self.places.count(number) > 1:  # bytes of tensors never fall with another channel
             inner = self.groups.block_of
             return {g.name: 0 if g.name in inner else candidate_widths(g)[0] for g in self.groups.free}
-        most = self._most(self.bounds, [bound.most for bound in self.bounds])
+        most = self._most(self.bounds, [bound.usable for bound in self.bounds])
         limits = [np.inf if place == number else value for place, value in zip(self.places, most, strict=True)]
         return self.program.least(self.places.index(number), limits if beside else None)
 
@@ -304,7 +304,7 @@ def _limit_text(bound: Bound) -> str:
 def _too_low(groups: Groups, bound: Bound, widths: Widths) -> str:
     """The message of a limit that no widths meet. `widths` are those with the least value."""
     full = groups.full()
-    least, original = bound.figure.of(widths), bound.figure.of(full)
+    least, original = bound.figure.of(widths) / (1 - bound.slack), bound.figure.of(full)
     parts = [f"{name} {width}/{full[name]}" for name, width in widths.items() if 0 < width < full[name]]
     text = ", ".join([*parts, *(f"{block.name} removed" for block in groups.removed(widths))]) or "nothing can be cut"
     part = original / least if bound.figure.name == "throughput" else least / original
@@ -315,7 +315,8 @@ def _too_low(groups: Groups, bound: Bound, widths: Widths) -> str:
             f"no plan meets {time_text(bound.most)}{where}: the fastest one is predicted to take {time_text(least)}"
             f" ({share}); raise the budget or unlock more layers"
         )
+    needs = "needs" if bound.slack else "has"  # a limit with a margin for noise
     return (
-        f"no plan meets {_limit_text(bound)}: the smallest one has {amount_text(bound.figure.name, least)}"
+        f"no plan meets {_limit_text(bound)}: the smallest one {needs} {amount_text(bound.figure.name, least)}"
         f" ({share}); raise the limit or unlock more layers"
     )

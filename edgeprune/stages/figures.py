@@ -16,8 +16,8 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.records import Groups, Interval, Layer, Limit, Widths
 from edgeprune.stages.program import Cost, Row
 
-# Of a figure that a device measures: a plan uses 95.5 to 98.5 % of its limit, so that noise leaves it within.
-SLACK = 0.015
+# Of a figure that a device measures: a plan stays so far below its limit that noise leaves it within; see `Bound.slack`.
+SLACK = {"memory": 0.003, "throughput": 0.015}
 
 
 class Figure(Protocol):
@@ -128,6 +128,11 @@ class Bound:
     slack: float = 0.0
 
     @property
+    def usable(self) -> float:
+        """The largest value that a plan may have: `most`, or less where noise must leave it within."""
+        return (1 - self.slack) * self.most
+
+    @property
     def name(self) -> str:
         """The figure, and its target if there are several."""
         return f"{self.figure.name} on {self.target}" if self.target else self.figure.name
@@ -187,7 +192,8 @@ class Counts:
         original = value(self.groups.full(), True)
         figure = line(limit.figure, layers, self.groups, lambda widths: value(widths, False))
         most = limit.resolve(original)
-        return Bound(figure, most, 1 - 2 * SLACK, target, original, lambda widths: value(widths, False), SLACK)
+        slack = SLACK[limit.figure]
+        return Bound(figure, most, 1 - 2 * slack, target, original, lambda widths: value(widths, False), slack)
 
 
 def line(name: str, layers: tuple[Layer, ...], groups: Groups, value: Callable[[Widths], float]) -> Counted:
