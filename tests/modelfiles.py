@@ -1,4 +1,4 @@
-"""Small model files, written without torch: ONNX, OpenVINO's format and TFLite."""
+"""Small model files, written without torch: ONNX, OpenVINO's format, TFLite and ncnn."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ def write_onnx(path: Path, shape: Dims = (1, 3, 8, 8), width: int = 4, element: 
         helper.make_node("Relu", ["c"], ["y"], name="relu"),
     ]
     return save(path, helper.make_graph(nodes, "g", [x], [y], [weight]))
+
+
+def write_ncnn(path: Path, width: int = 32) -> Path:
+    """The same as a .param and its .bin; the samples are always open."""
+    lines = [
+        "7767517\n3 3",
+        "Input x 0 1 x 0=64 1=64 2=3",
+        f"Convolution conv 1 1 x c 0={width} 1=1 6={3 * width}",
+        "ReLU relu 1 1 c y",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    path.with_suffix(".bin").write_bytes(bytes(4) + np.ones(3 * width, "float32").tobytes())
+    return path
 
 
 def save(path: Path, graph: onnx.GraphProto) -> Path:

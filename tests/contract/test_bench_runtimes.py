@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from modelfiles import write_onnx, write_tflite
+from modelfiles import write_ncnn, write_onnx, write_tflite
 from torch import nn
 
 from edgeprune.devices.patience import Patience
@@ -21,6 +21,7 @@ KINDS = {
     "onnxruntime": "FusedConv Conv",
     "openvino": "Convolution",
     "tflite": "TANH",
+    "ncnn": "Convolution",
     "executorch": "Fully Connected (NC, F32) GEMM",
     "tensorrt": "Convolution Conv",
 }
@@ -31,7 +32,10 @@ Bench = Callable[..., Benchmark]
 @pytest.fixture(
     params=[
         "onnxruntime",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("openvino", "tflite", "executorch", "tensorrt")),
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("openvino", "tflite", "ncnn", "executorch", "tensorrt")
+        ),
     ]
 )
 def runtime(request: pytest.FixtureRequest, stand_in: Callable[[str], None]) -> str:
@@ -50,6 +54,8 @@ def measured(runtime: str, tmp_path: Path) -> Bench:
     if runtime == "executorch":
         path = tmp_path / "m.pte"
         path.write_bytes(FORMATS["pte"].written(nn.Linear(3, 4), (torch.zeros(2, 3),)))
+    elif runtime == "ncnn":
+        path = write_ncnn(tmp_path / "m.param")
     elif runtime == "tflite":
         path = write_tflite(tmp_path / "m.tflite", (1, 16), (-1, 16))
     else:
