@@ -133,7 +133,9 @@ def observe(
 
     def record(call: DenseCall) -> None:
         if call.weight in known and call.channels <= LIMITS.reconstruction_channels:
-            rows = call.rows(most // known[call.weight].calls).clone()  # the model may change it in place
+            rows = call.rows(most // known[call.weight].calls)
+            if rows.untyped_storage().data_ptr() == call.read.untyped_storage().data_ptr():
+                rows = rows.clone()  # the model may change it in place
             found.setdefault(call.weight, []).append((rows, call.positions))
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -113,6 +114,7 @@ def prune(
     """
     from edgeprune.graph.groups import make_recipe
     from edgeprune.network.cut import cut, provable, sliced
+    from edgeprune.network.layout import channels_first, channels_last
     from edgeprune.network.prove import is_provable, prove
     from edgeprune.network.survey import generic
 
@@ -126,9 +128,12 @@ def prune(
     if not recipe:
         return Networks(pruned, pruned, recipe, False)
     step(1, PARTS, "")
+    model, pruned = (channels_last(copy.deepcopy(one), inputs) for one in (model, pruned))
     reference = observe(model)
     step(2, PARTS, "")
-    return refitted(model, pruned, recipe, reference)
+    found = refitted(model, pruned, recipe, reference)
+    channels_first(found.untrained), channels_first(found.start)
+    return found
 
 
 def refitted(model: nn.Module, pruned: nn.Module, recipe: Recipe, reference: Reference) -> Networks:

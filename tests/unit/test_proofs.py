@@ -148,6 +148,8 @@ def test_a_network_whose_outputs_are_all_alike_is_cut() -> None:
     found = prune.prune(model, groups, plan, image(), lambda one: observe(one, [(image(), torch.zeros(1))] * 4))
     assert found.untrained.a[0].out_channels == 4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    for network in (found.untrained, found.start):  # it is observed in another memory layout
+        assert all(tensor.is_contiguous() for tensor in network.state_dict().values())
 
 
 def test_a_wrong_cut_of_such_a_network_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
