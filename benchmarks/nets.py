@@ -198,7 +198,7 @@ def inputs(net: str = "") -> tuple[Tensor, ...]:
     return (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
 
 
-RUNTIMES = ("onnxruntime", "openvino", "tflite")
+RUNTIMES = ("onnxruntime", "openvino", "tflite", "ncnn", "executorch")
 
 
 def local(runtime: str, threads: int = 1) -> Target:
@@ -260,10 +260,10 @@ class Subject:
 def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
     """Nanoseconds of every operator with weights, timed separately at these widths, summed for each configuration.
 
-    All operators of TFLite come from its own file. The operators of other runtimes come from the ONNX file, with their inputs
+    All operators of TFLite and ncnn come from their own files. The operators of other runtimes come from the ONNX file, with their inputs
     in the network. The sum is NaN if the runtime crashes: OpenVINO 2026.4.1 reads past the end in some single convolutions.
     """
-    if subject.runtime.name == "tflite":
+    if subject.runtime.format != "onnx":
         models = [subject.file(w) for w in configurations]
         found = subject.bench.measure([[m] for m in models], subject.inputs, profiled=True)
         return np.array([sum(ns for _, ns in measured.nodes) for (measured,) in found], float)

@@ -335,7 +335,8 @@ def bench(
     """Measure how fast model files run. It needs no project and no torch.
 
     Args:
-        files: `.onnx`, OpenVINO's `.xml` or `.tflite`; one or several. Several are interleaved, and compared with the first.
+        files: `.onnx`, OpenVINO's `.xml`, `.tflite`, ncnn's `.param` or `.pte`; one or several. Several are interleaved, and
+            compared with the first.
         targets: names, or paths of target files; by default each file's own runtime on this machine.
         shapes: of inputs with dynamic dimensions, by name.
         batch: the samples of a call: the first dimension of every input.

@@ -256,7 +256,7 @@ def _clear(junit: Path) -> None:
 
 @command(app, "bench", OfBench)
 def _bench(options: OfBench) -> None:
-    """Measure how fast model files run: .onnx, OpenVINO's .xml, .tflite. It needs no project."""
+    """Measure how fast model files run: .onnx, OpenVINO's .xml, .tflite, ncnn's .param, .pte. It needs no project."""
     from edgeprune.cli.bench import bench
 
     bench(options)

@@ -323,7 +323,10 @@ class OfTensorboard(Options):
 class OfBench(Options):
     """Options of `bench`."""
 
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Model files: .onnx, .xml (OpenVINO), .tflite.")]
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="Model files: .onnx, .xml (OpenVINO), .tflite, .param (ncnn), .pte."),
+    ]
     target: Annotated[
         list[str] | None,
         typer.Option(

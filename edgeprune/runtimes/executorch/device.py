@@ -88,15 +88,19 @@ class ExecuTorch(Runtime):
             report = os.path.join(folder, "model.etdp")
             model.program.write_etdump_result_to_file(report, os.path.join(folder, "debug"))
             with open(report, "rb") as file:
-                runs = [list(_operators(run)) for run in root(file.read(), 4).tables(1) if run.text(0) == "Execute"]
+                runs = operators(file.read())
         return [
             NodeTime(name, middle_mean([run[i][1] + HALF for run in runs]), kind=name.partition(" #")[0])
             for i, (name, _) in enumerate(runs[-1])
         ]
 
 
-def _operators(run: Table) -> Iterator[tuple[str, int]]:
-    """Pairs of name and nanoseconds: operators of delegates, and operators outside them."""
+def operators(report: bytes) -> list[list[tuple[str, int]]]:
+    """The operators of every run in an ETDump, as pairs of name and nanoseconds."""
+    return [list(_executed(run)) for run in root(report, 4).tables(1) if run.text(0) == "Execute"]
+
+
+def _executed(run: Table) -> Iterator[tuple[str, int]]:
     for event in run.tables(3):
         profiled = event.table(0)
         if profiled is not None:
