@@ -32,6 +32,7 @@ class Ncnn(Runtime):
     loads = (".param",)
     format = "ncnn"
     packages = ("ncnn", "numpy")
+    complete_packages = True  # the others are of its zoo of models
     converter = "pnnx"
     quantizer = "ncnn"
     install = "pip install 'edgeprune[ncnn]'"
