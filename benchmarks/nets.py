@@ -261,7 +261,8 @@ def alone(subject: Subject, configurations: Sequence[Widths]) -> np.ndarray:
     """Nanoseconds of every operator with weights, timed separately at these widths, summed for each configuration.
 
     All operators of TFLite and ncnn come from their own files. The operators of other runtimes come from the ONNX file, with
-    their inputs in the network. The sum is NaN if the runtime crashes: OpenVINO 2026.4.1 reads past the end in some single convolutions.
+    their inputs in the network. The sum is NaN if the runtime crashes: OpenVINO 2026.4.1 reads past the end in some single
+    convolutions.
     """
     if subject.runtime.format != "onnx":
         models = [subject.file(w) for w in configurations]
