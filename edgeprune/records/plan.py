@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,16 @@ class Plan(Answer):
         """The predicted latency on a target, and its budget; "" is the only target."""
         return next(one for one in self.amounts if one.figure == "latency" and one.target == target)
 
+    def budget_on(self, target: str) -> float | None:
+        """The latency budget on a target, whether it is one of several or the only one; None without one."""
+        own = (one.limit for one in self.amounts if one.figure == "latency" and one.target in ("", target))
+        return next(own, None)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of several targets that have the same plan; empty if there is one target only."""
+        return tuple(one.target for one in self.limits if one.target and one.figure == "latency")
+
     @property
     def binding(self) -> Amount:
         """The figure that uses the largest share of its limit. A looser limit on any other one changes nothing."""
@@ -188,6 +198,16 @@ class Confirmed(Answer):
     def measurement(self) -> MeasuredPlan | None:
         """The measurement of the confirmed plan, on the target that binds; None if nothing was cut."""
         return max(self.measurements, key=lambda one: one.share, default=None)
+
+    @property
+    def binds(self) -> str:
+        """The target whose latency, or the figure that, uses the largest share of its limit."""
+        figure, own = self.plan.binding, self.measurement
+        return own.target if own is not None and figure.figure == "latency" else figure.name
+
+    def of(self, target: str) -> Confirmed:
+        """What was measured on one target, whether it is one of several or the only one."""
+        return replace(self, measured=tuple(one for one in self.measured if one.target in ("", target)))
 
     def on(self, target: str) -> MeasuredPlan | None:
         """The measurement of the confirmed plan on a target; "" is the only one. None if nothing was measured."""

@@ -105,7 +105,9 @@ class Finished:
         made = self.made
         if not made.file:
             return ""
-        words = ["edgeprune", "run", "--project", made.file, "--target", made.target]
+        together = self.confirm.plan.targets if self.confirm else ()
+        words = ["edgeprune", "run", "--project", made.file]
+        words += [word for name in together or (made.target,) for word in ("--target", name)]
         if made.budget is not None:
             words += ["--budget", made.budget]
         words += ["--precision", made.precision]  # a sweep, or an option, may have replaced the target file's

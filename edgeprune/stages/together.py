@@ -19,7 +19,5 @@ def together(run: Run, answer: Callable[[Run], Result] = result.result) -> Toget
     confirmed = run.record(confirm.STAGE)
     results = tuple(answer(member) for _, member in bounds.targets(run))
     shares = {one.target: one.share for one in confirmed.measurements}
-    figure, own = confirmed.plan.binding, confirmed.measurement
-    binds = own.target if own is not None and figure.figure == "latency" else figure.name
     worst = Outcome.worst(one.status for one in results)
-    return Together(result.SCHEMA, worst, binds, shares, results)
+    return Together(result.SCHEMA, worst, confirmed.binds, shares, results)
