@@ -15,6 +15,7 @@ from rich.text import Text
 NAME_WIDTH = 10  # of a stage, in characters
 BAR_WIDTH = 24
 PACE_S = 3600.0  # steps within this time give the time that is left
+REDRAW_S = 0.1  # between two drawings of a bar in a notebook
 
 
 class Watcher:
@@ -23,7 +24,9 @@ class Watcher:
     def __init__(self, console: Console) -> None:
         self._console = console
         # In a notebook, rich draws with ipywidgets. Without them, a bar would appear only at the end.
-        self._live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._widget = console.is_jupyter and find_spec("ipywidgets") is not None
+        self._live = console.is_terminal or self._widget
+        self._drawn = 0.0
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", table_column=Column(min_width=NAME_WIDTH, no_wrap=True)),
@@ -35,6 +38,7 @@ class Watcher:
             transient=True,
             expand=True,
             disable=not self._live,
+            auto_refresh=not self._widget,  # whatever is printed while a thread draws in a widget is lost with the bar
             speed_estimate_period=PACE_S,
             redirect_stderr=sys.stderr.isatty(),  # a warning is printed above the bar; in a file it stays a line of its own
         )
@@ -60,20 +64,30 @@ class Watcher:
         """The stage in progress advances. Without a note only the bar moves."""
         shown = {"note": note} if note else {}
         self._progress.update(self._task, completed=done, total=total, **shown)  # type: ignore[arg-type]
+        self._draw(REDRAW_S)
         if note and not self._live:
             self._put("", f"{done}/{total}  {note}")
 
     def note(self, text: str) -> None:
         """The stage in progress waits for something."""
         self._progress.update(self._task, note=text)
+        self._draw()
         if not self._live:
             self._put("", text)
 
     def done(self, stage: str, note: str) -> None:
         """A stage ended; `note` describes its record."""
         self._progress.update(self._task, visible=False)
+        self._draw()
         spent = "" if note == "reused" else f" ({time.monotonic() - self._began:.1f} s)"
         self._put(stage, note + spent)
+
+    def _draw(self, every_s: float = 0.0) -> None:
+        """Draw the bar in a notebook, unless it was drawn in the last `every_s`. On a terminal, a thread of rich draws it."""
+        if self._widget and time.monotonic() - self._drawn >= every_s:
+            sys.stderr.flush()  # else a warning would go into the widget, whose content is replaced
+            self._progress.refresh()
+            self._drawn = time.monotonic()
 
     def _put(self, stage: str, note: str) -> None:
         """Print a line. On a terminal its note wraps at words. Elsewhere it is one line, however long."""
