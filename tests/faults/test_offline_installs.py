@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -56,13 +57,27 @@ def key(tmp_path: Path) -> Path:
 @pytest.fixture
 def board(tmp_path: Path, key: Path) -> Board:
     """It accepts the key."""
-    home = tmp_path / "home"
+    return accepting(key, tmp_path)
+
+
+def accepting(key: Path, folder: Path) -> Board:
+    home = folder / "home"
     (home / ".edgeprune").mkdir(parents=True)
     public = key.with_suffix(".pub").read_text()
     (home / ".edgeprune" / "allowed_signers").write_text(f'edgeprune namespaces="edgeprune" {public}')
-    runner = tmp_path / "runner.py"
+    runner = folder / "runner.py"
     runner.write_bytes(bundling.runner())
     return Board(home, runner)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> tuple[Board, Path, str]:
+    """A board that serves a release, its key, and the release. Tests take a copy of its home."""
+    folder = tmp_path_factory.mktemp("serving")
+    key = keygen(folder / "key")
+    board, first = accepting(key, folder), bundle(folder / "1", key, 1000, sequence=1)
+    assert board.install(tar(first, folder / "first.tar")).returncode == 0
+    return board, key, first.digest
 
 
 def tar(made: Bundle, place: Path) -> Path:
@@ -120,7 +135,7 @@ def of_another_runtime(made: Bundle, key: Path, place: Path) -> None:
 
 
 def by_another_key(made: Bundle, key: Path, place: Path) -> None:
-    tar(resigned(made, keygen(key.with_name("other"))), place)
+    tar(resigned(made, keygen(place.with_name("other"))), place)
 
 
 def that_does_not_run(made: Bundle, key: Path, place: Path) -> None:
@@ -176,17 +191,17 @@ REFUSED: dict[Callable[[Bundle, Path, Path], None], str] = {
 
 @pytest.mark.parametrize("spoil", REFUSED, ids=lambda spoil: spoil.__name__)
 def test_a_bad_bundle_changes_nothing(
-    spoil: Callable[[Bundle, Path, Path], None], board: Board, key: Path, tmp_path: Path
+    spoil: Callable[[Bundle, Path, Path], None], serving: tuple[Board, Path, str], tmp_path: Path
 ) -> None:
-    first = bundle(tmp_path / "1", key, 1000, sequence=1)
-    assert board.install(tar(first, tmp_path / "first.tar")).returncode == 0
+    served, key, first = serving
+    board = Board(Path(shutil.copytree(served.home, tmp_path / "home", symlinks=True)), served.runner)
     place = tmp_path / "bad.tar"
     spoil(bundle(tmp_path / "2", key, 2000, sequence=2), key, place)
     done = board.install(place)
     assert done.returncode == (1 if spoil is that_does_not_run else 6), done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1 and not done.stdout
     assert re.search(REFUSED[spoil], done.stderr), done.stderr
-    assert board.current == first.digest and os.listdir(board.service / "releases") == [first.digest]
+    assert board.current == first and os.listdir(board.service / "releases") == [first]
     assert not (tmp_path / "evil").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import nets
@@ -25,6 +26,7 @@ from edgeprune.network.observe import Extent, Reference, observe
 from edgeprune.network.refit import refit_separately, refit_sequentially
 from edgeprune.network.replay import Tape
 from edgeprune.network.survey import survey
+from edgeprune.records import Groups
 
 
 class Two(nn.Module):
@@ -170,10 +172,17 @@ def images(count: int, size: int = 8) -> list[tuple[tuple[Tensor, ...], Tensor]]
     ]
 
 
-def test_loss_curves_equal_those_of_networks_that_are_cut_and_run_as_a_whole() -> None:
+@cache
+def blocks() -> tuple[nn.Module, Groups]:
+    """A network with blocks, and its groups. Criteria do not change it."""
     torch.manual_seed(0)
-    model, batches = nets.Blocks().eval(), images(4)
-    groups = survey(model, nets.image())
+    model = nets.Blocks().eval()
+    return model, survey(model, nets.image())
+
+
+def test_loss_curves_equal_those_of_networks_that_are_cut_and_run_as_a_whole() -> None:
+    batches = images(4)
+    model, groups = blocks()
     found = CRITERIA["loss-curves"](model, groups, batches, F.cross_entropy)
     reference = observe(model, batches)
 
@@ -226,8 +235,7 @@ def test_loss_curves_keep_no_more_than_their_cap(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(probe, "advance", counted)
     monkeypatch.setattr(probe, "LIMITS", LIMITS.__class__(curve_bytes=most))
-    model = nets.Blocks().eval()
-    CRITERIA["loss-curves"](model, survey(model, nets.image()), images(4), F.cross_entropy)
+    CRITERIA["loss-curves"](*blocks(), images(4), F.cross_entropy)
     assert 0 < max(kept) <= most
 
 
@@ -274,8 +282,7 @@ def test_larger_networks_are_measured_on_fewer_samples_down_to_a_least_number() 
 @pytest.mark.parametrize("name", ["loss-curves", "taylor", "fisher"])
 def test_long_criteria_report_progress(name: str) -> None:
     seen: list[tuple[int, int]] = []
-    model = nets.Blocks().eval()
-    groups = survey(model, nets.image())
+    model, groups = blocks()
     CRITERIA[name](model, groups, images(3), F.cross_entropy, lambda done, total, note: seen.append((done, total)))
     assert len(seen) >= 3
     assert seen == sorted(seen)
