@@ -5,17 +5,21 @@
 The project is the digits example. Each first run is `edgeprune run` in a new folder, with nothing kept. The sweep is
 `edgeprune sweep` in a new folder, too. Half of the first runs come before the sweep and half after it, so that drift of the
 machine affects both. The machine should be quiet: disturbed measurements are repeated, and this time is counted.
+
+The second table says in which stages the time went, as the commands print it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,11 +32,11 @@ GOAL = 0.4  # of the time of the first runs
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that ended: its seconds, its exit code and its document."""
+    """A command that ended: its seconds, its document, and {stage: its seconds}."""
 
     seconds: float
-    code: int
     document: dict[str, Any]
+    stages: Counter[str]
 
 
 def ended(root: Path, *arguments: str) -> Ended:
@@ -40,9 +44,12 @@ def ended(root: Path, *arguments: str) -> Ended:
     folder = Path(tempfile.mkdtemp(dir=root)) / "digits"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("runs", "profiles", "__pycache__"))
     began = time.monotonic()
-    command = [sys.executable, "-m", "edgeprune", *arguments, "--json", "--quiet"]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, timeout=MOST_S)
-    return Ended(time.monotonic() - began, done.returncode, json.loads(done.stdout))
+    command = [sys.executable, "-m", "edgeprune", *arguments, "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=MOST_S)
+    stages = Counter[str]()
+    for stage, seconds in re.findall(r"\b([a-z]+) {2,}.*\((\d+\.\d) s\)$", done.stderr, re.MULTILINE):
+        stages[stage] += float(seconds)
+    return Ended(time.monotonic() - began, json.loads(done.stdout), stages)
 
 
 def main() -> None:
@@ -54,18 +61,22 @@ def main() -> None:
     cells = list(product(options.targets, options.budgets))
     patient = "--patience", options.patience
     print("| command | seconds | status |\n|---|---|---|", flush=True)
-    total, failed = 0.0, False
+    total, failed, stages = 0.0, False, Counter[str]()
     with tempfile.TemporaryDirectory() as name:
         for i, (target, budget) in enumerate(cells):
             if i == len(cells) // 2:
                 sweep = ended(Path(name), "sweep", "--budget", *options.budgets, "--target", *options.targets, *patient)
                 print(f"| sweep of {len(cells)} | {sweep.seconds:.0f} | {sweep.document['status']} |", flush=True)
             first = ended(Path(name), "run", "--budget", budget, "--target", target, *patient)
+            stages += first.stages
             total, failed = total + first.seconds, failed | (first.document["status"] == "error")
             print(f"| run {target} {budget} | {first.seconds:.0f} | {first.document['status']} |", flush=True)
     failed |= any(cell["status"] == "error" for cell in sweep.document.get("cells", [{"status": "error"}]))
     if failed:
         sys.exit("a run ended without a verdict, so the times cannot be compared: try again on a quiet machine")
+    print("\n| stage | first runs, s | sweep, s |\n|---|---|---|")
+    for stage in sorted(stages | sweep.stages, key=lambda one: -stages[one]):
+        print(f"| {stage} | {stages[stage]:.0f} | {sweep.stages[stage]:.0f} |")
     share = sweep.seconds / total
     print(f"\n{len(cells)} first runs: {total:.0f} s; sweep: {sweep.seconds:.0f} s, {share:.0%} (goal: {GOAL:.0%})")
 

@@ -74,6 +74,7 @@ class Limits:
     lock_touch_s: float = 15.0  # between two signs of life of a run, in its lock
     lock_stale_s: float = 180.0  # without one, after which a run on another machine counts as dead; NFS may hide 60 s
     verify_s: float = 600.0  # to time both artifacts of a verdict; no further round begins after it
+    report_bytes: int = 2_000_000  # of a report, as far as shorter lists allow
     report_json_bytes: int = 1 << 20  # of the records inside a report, of all runs together
     evidence_times: int = 16_000  # that a verdict keeps, of all processes
     evidence_discarded: int = 200  # processes that it keeps, the newest

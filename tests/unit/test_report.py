@@ -18,14 +18,14 @@ from small import InProcess
 
 from edgeprune.cli import report as cli
 from edgeprune.errors import RuntimeMissing
-from edgeprune.limits import LIMITS
 from edgeprune.networks import Compressed
-from edgeprune.records import Check, Outcome
+from edgeprune.records import Amount, Check, Interval, Outcome, TimedProcess
 from edgeprune.stages import finished
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 from edgeprune.reports import report
+from edgeprune.reports.pictures.svg import Canvas
 from edgeprune.reports.report import data
 
 HOSTILE = (
@@ -33,6 +33,7 @@ HOSTILE = (
     '"><img src=x onerror="document.title=\'ran\'"><!--<script>{{ 7*7 }}{% raw %}',
     "a\x00b\x1b[31mc\u2028d\u202ee",
 )
+WHOLE = 1 << 20  # bytes of records
 ALLOWED_SCRIPTS = [{"type": "application/json", "id": "edgeprune-data"}]
 
 
@@ -68,6 +69,12 @@ class Page(HTMLParser):
 
 def page(*verdicts: Path) -> Page:
     return Page(report.html([finished.read(verdict) for verdict in verdicts]))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty, for tests of the text: to draw them takes most of the time."""
+    monkeypatch.setattr(Canvas, "svg", lambda canvas, alt: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +147,7 @@ def test_all_records_are_inside_as_json(small: Page, tmp_path: Path) -> None:
 
 
 def test_a_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    assert str(tmp_path) not in data.embedded([finished.read(put(tmp_path))])
+    assert str(tmp_path) not in data.embedded([finished.read(put(tmp_path))], WHOLE)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -159,11 +166,12 @@ def test_hostile_text_is_shown_as_text(small: Page, tmp_path: Path, text: str) -
 
 
 def test_the_json_cannot_end_its_element(tmp_path: Path) -> None:
-    found = data.embedded([finished.read(put(tmp_path, Texts.all("</script>&\u2028<!--")))])
+    found = data.embedded([finished.read(put(tmp_path, Texts.all("</script>&\u2028<!--")))], WHOLE)
     assert not set("<>&\u2028\u2029") & set(found)
     assert json.loads(found)["runs"][0]["made"]["device"]["cpu"] == "</script>&\u2028<!--"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("outcome", "answer"),
     [
@@ -176,24 +184,44 @@ def test_a_verdict_that_does_not_pass_says_why_first(tmp_path: Path, outcome: Ou
     assert answer in found.sections["passed"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_of_an_emulated_device_are_marked(tmp_path: Path) -> None:
     found = page(put(tmp_path, emulated=True, simulated=True))
     assert "emulated and simulated: they are not those of a physical device" in found.sections["passed"]
     assert [one["class"] for one in found.all("span")] == ["badge pass", "badge mark", "badge mark"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_a_budget_says_that_nothing_was_pruned(tmp_path: Path) -> None:
     found = page(put(tmp_path, budget=None))
     assert "has no budget" in found.sections["cut"] and "has no budget" in found.sections["plan"]
     assert "Nothing was trained" in found.sections["trained"] and "within the budget" not in found.sections["passed"]
 
 
+def test_a_report_of_one_of_several_targets_has_its_own_times_and_names_the_one_that_binds(tmp_path: Path) -> None:
+    run = finished.read(put(tmp_path))
+    assert run.confirm is not None
+    (own,) = run.confirm.measured
+    slower = replace(own, target="jetson", predicted_ns=7.7e6, measured=Interval(7.8e6, 7.9e6, 8e6), budget_ns=8.1e6)
+    limits = tuple(
+        Amount("latency", one.measured.mid, one.budget_ns, 2e6, name) for name, one in (("pi", own), ("jetson", slower))
+    )
+    plan = replace(run.confirm.plan, limits=limits)
+    joint = replace(run, confirm=replace(run.confirm, plan=plan, measured=(replace(own, target="pi"), slower)))
+    found = Page(report.html([joint])).sections["plan"]
+    assert "The plan is the same for 2 targets. jetson binds" in found
+    assert "confirmed at 0.990 ms" in found and "latency on jetson" in found
+    assert "--target pi --target jetson --budget 50%" in joint.command
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_missing_profile_is_said_at_its_place(tmp_path: Path) -> None:
     verdict = put(tmp_path)
     (tmp_path / "profiles").rename(tmp_path / "gone")
     assert "profiles/pi/" in page(verdict).sections["cut"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_begin_with_a_table_of_all(tmp_path: Path) -> None:
     found = page(put(tmp_path), put(tmp_path, target="jetson"))
     assert next(iter(found.all("section")))["id"] == "all" and len(found.all("article")) == 2
@@ -210,6 +238,7 @@ def test_several_runs_begin_with_a_table_of_all(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_cannot_be_compared_say_so(tmp_path: Path) -> None:
     found = page(put(tmp_path / "a"), put(tmp_path / "b", Texts(device="another", metric="recall")))
     shown = found.sections["all"]
@@ -217,18 +246,60 @@ def test_runs_that_cannot_be_compared_say_so(tmp_path: Path) -> None:
     assert "no difference of metrics: its metric is another one: recall" in shown
 
 
-def test_a_report_stays_small(small: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_stays_small(small: Page, tmp_path: Path) -> None:
     assert small.size < 2_000_000
     run = finished.read(put(tmp_path))
-    whole = data.embedded([run])
-    monkeypatch.setattr("edgeprune.reports.report.data.LIMITS", replace(LIMITS, report_json_bytes=9_000))
-    content = json.loads(data.embedded([run]))
-    assert content["shortened"][0].startswith("profile: each process") and len(json.dumps(content)) < len(whole)
+    content = json.loads(data.embedded([run], 9_000))
+    assert content["shortened"][0].startswith("profile: each process")
+    assert len(json.dumps(content)) < len(data.embedded([run], WHOLE))
+
+
+def test_of_many_runs_the_first_one_of_a_target_shows_the_latency_model(tmp_path: Path) -> None:
+    run = finished.read(put(tmp_path))
+    runs = [replace(run, made=replace(run.made, target=target)) for target in "abaab"]
+    lines = [str(view.plan().parts[0]) for view in report._views(runs)[2:]]
+    assert [f"those of p on {target}, 50%: see there" in line for target, line in zip("aab", lines, strict=True)] == [
+        True
+    ] * 3
+    assert [view._like for view in report._views(runs[:4])] == [None] * 4
+
+
+@pytest.mark.slow
+def test_many_runs_share_pictures_and_the_page_stays_under_two_megabytes(tmp_path: Path) -> None:
+    """Runs of the sizes that a sweep of the digits has: 6,400 raw times, and profiles of half a megabyte."""
+    run = finished.read(put(tmp_path))
+    assert run.profile is not None
+
+    def longer(processes: tuple[TimedProcess, ...]) -> tuple[TimedProcess, ...]:
+        return tuple(replace(one, times_ns=tuple(int(one.median_ns) + i for i in range(400))) for one in processes)
+
+    evidence = replace(run.evidence, pruned=longer(run.evidence.pruned), original=longer(run.evidence.original))
+    experiments = [
+        replace(
+            one,
+            samples=replace(one.samples, runs=tuple(replace(r, times_ns=r.times_ns * 40) for r in one.samples.runs)),
+        )
+        for one in run.profile.experiments
+    ]
+    run = replace(run, evidence=evidence, profile=replace(run.profile, experiments=tuple(experiments)))
+    runs = [
+        replace(run, made=replace(run.made, target=target, budget=budget))
+        for target in ("a", "b", "c")
+        for budget in ("80%", "65%", "50%", "35%")
+    ]
+    text = report.html(runs)
+    assert len(text.encode()) < 2_000_000
+    found = Page(text)
+    assert len(found.all("article")) == 12
+    assert text.count("The latency model and the front are those of") == 9
+    assert "are those of p on c, 80%: see there" in text
+    assert len(json.loads(found.data)["runs"]) == 12
 
 
 # ------------------------------------------------------------------------------------------------ the command line
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_the_report_beside_the_run(edgeprune: InProcess, tmp_path: Path) -> None:
     verdict = put(tmp_path)
     path = verdict.parent / "report.html"
@@ -238,6 +309,7 @@ def test_the_command_writes_the_report_beside_the_run(edgeprune: InProcess, tmp_
     assert edgeprune("report", "--json") == (0, f'{{"path": "{tmp_path / "runs" / "report.html"}"}}\n', "")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -262,6 +334,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         report.html([run])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_result_writes_its_own_report(tmp_path: Path) -> None:
     verdict, other = put(tmp_path, budget="40%"), put(tmp_path, budget="50%")
     result: Any = SimpleNamespace(verdict=verdict, run=verdict.parent)
@@ -270,6 +343,7 @@ def test_a_result_writes_its_own_report(tmp_path: Path) -> None:
     assert "--budget 40%" in (tmp_path / "a" / "r.html").read_text() and other.exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_names_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = put(tmp_path / "a b")
     assert cli.offer(verdict) == f"report    edgeprune report '{verdict.parent}'"

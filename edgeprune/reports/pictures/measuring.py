@@ -29,12 +29,13 @@ PANEL, GAP = 84, 56  # heights: a panel, and the space above and below it
 # ------------------------------------------------------------------------------------------------ times by process
 
 
-def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
+def processes(evidence: Evidence, budget_ns: float | None = None, most: int = DOTS) -> Picture:
     """Raw times of every process of a verdict: a row for each pair of processes, in which time runs down.
 
     Args:
         evidence: of the verdict.
         budget_ns: is drawn as a line.
+        most: how many times are drawn.
     """
     pairs = len(evidence.pruned)
     networks = [("pruned", evidence.pruned, "after", 3.0), ("original", evidence.original, "before", 3.0)]
@@ -52,7 +53,7 @@ def processes(evidence: Evidence, budget_ns: float | None = None) -> Picture:
     with canvas(62 + high + 13 * len(notes)) as picture:
         axes = picture.axes(40, 36 + 13 * len(notes), WIDTH - 56, high)
         for _, own, colour, size in networks:
-            _dots(axes, own, (unit, last), DOTS // (len(networks) * pairs), (colour, size))
+            _dots(axes, own, (unit, last), most // (len(networks) * pairs), (colour, size))
         for i, (_, own, _, _) in enumerate(networks):
             for row, one in enumerate(own):
                 axes.plot(

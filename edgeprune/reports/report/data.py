@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgeprune.limits import LIMITS
 from edgeprune.records.answer import plain
 from edgeprune.stages.finished import Finished
 from edgeprune.storage.codec import with_paths
@@ -18,15 +17,15 @@ SCHEMA = 1  # of this document; changes when a key changes its meaning
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def embedded(runs: Sequence[Finished]) -> str:
+def embedded(runs: Sequence[Finished], most: int) -> str:
     """The JSON document, for an element <script type="application/json">.
 
-    If it is too large for a report, the longest lists are shortened, in the order of `SHORTER`. The document says which.
+    If it has more than `most` bytes, the longest lists are shortened, in the order of `SHORTER`. The document says which.
     """
     content: dict[str, Any] = {"schema": SCHEMA, "shortened": [], "runs": list(map(_run, runs))}
     found = _text(content)
     for name, shorten in SHORTER.items():
-        if len(found) <= LIMITS.report_json_bytes:
+        if len(found) <= most:
             break
         for run in content["runs"]:
             shorten(run)

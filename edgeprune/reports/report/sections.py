@@ -16,7 +16,7 @@ from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import reference_ns
 from edgeprune.latency.stats import median_interval
-from edgeprune.records import Amount, Check, Interval, Outcome, Plan, Profile, Scores, TimedProcess
+from edgeprune.records import Amount, Check, Confirmed, Interval, Outcome, Plan, Profile, Scores, TimedProcess
 from edgeprune.records.budget import amount_text
 from edgeprune.reports import pictures
 from edgeprune.reports.console import limit_texts
@@ -57,10 +57,17 @@ class Point:
 
 
 class View:
-    """A finished run as a report shows it."""
+    """A finished run as a report shows it.
 
-    def __init__(self, run: Finished) -> None:
+    Args:
+        run: the run.
+        like: in a report of many runs, an earlier view of the same target and precision. It shows their latency model.
+        dots: how many raw times are drawn.
+    """
+
+    def __init__(self, run: Finished, like: View | None = None, dots: int = pictures.DOTS) -> None:
         self.run, self.verdict, self.evidence = run, run.verify, run.evidence
+        self._like, self._dots = like, dots
 
     @cached_property
     def model(self) -> LatencyModel | None:
@@ -76,6 +83,11 @@ class View:
     def title(self) -> str:
         """The project and the target."""
         return text(f"{self.run.made.project} on {self.run.made.target}")
+
+    @property
+    def heading(self) -> str:
+        """The title, with the budget."""
+        return ", ".join(filter(None, (self.title, text(self.run.made.budget))))
 
     @property
     def marks(self) -> list[str]:
@@ -255,7 +267,9 @@ class View:
         if run.confirm is None:
             return Section("plan", "Why this plan?", NOT_PRUNED)
         parts: list[Part] = []
-        if run.profile is not None and self.model is not None:
+        if self._like is not None:
+            parts.append(Line(f"The latency model and the front are those of {self._like.heading}: see there."))
+        elif run.profile is not None and self.model is not None:
             by_width = pictures.latency_by_width(run.survey, run.profile, self.model, run.widths)
             parts.append(figure("Latency against width", by_width))
             error = f"{self.model.median_error:.1%}, and 90% of them are within {self.model.error:.1%}"
@@ -267,9 +281,9 @@ class View:
             )
         if len(run.confirm.plan.amounts) > 1:
             parts.append(table("Limits", [_amount(one) for one in run.confirm.plan.amounts]))
-        if run.confirm.measured:
-            parts.append(figure("Predicted and measured plans", pictures.confirmed(run.confirm)))
-        if self.is_cut and self.model is not None and run.scores is not None and run.profile is not None:
+        if (own := run.confirm.of(run.made.target)).measured:
+            parts.append(figure("Predicted and measured plans", pictures.confirmed(own)))
+        if self._like is None and self.is_cut and self.model and run.scores is not None and run.profile is not None:
             parts.append(figure("The front", self._front(run.scores, run.profile, self.model, run.confirm.plan)))
         return Section("plan", "Why this plan?", self._plan(), parts)
 
@@ -278,12 +292,13 @@ class View:
         found = front.plans(self.run.survey, model, scores, reference_ns(profile), POINTS)
         knee = front.knee(found)
         own = Point(model.ns(self.run.widths), plan.loss)
-        return pictures.front([*found, own], plan.budget_ns, own, None if knee is None else found[knee])
+        budget_ns = plan.budget_on(self.run.made.target)
+        return pictures.front([*found, own], budget_ns, own, None if knee is None else found[knee])
 
     def _plan(self) -> str:
-        confirmed = self.run.confirm
-        if confirmed is None or not self.is_cut:
+        if self.run.confirm is None or not self.is_cut:
             return WHOLE
+        confirmed = self.run.confirm.of(self.run.made.target)
         plan, own = confirmed.plan, confirmed.measurement
         proof = (
             f"It has the least expected loss of all plans within the budget: {plan.loss:.4g}. The solver proves that none"
@@ -295,8 +310,15 @@ class View:
         return (
             f"{proof} It was predicted to take {time(own.predicted_ns, self.original_ns)} and confirmed at"
             f" {times(own.measured, self.original_ns)} on the device, {off:.1%} off, in"
-            f" {count(confirmed.rounds, 'round')}. It uses {own.share:.1%} of the budget."
+            f" {count(confirmed.rounds, 'round')}. It uses {own.share:.1%} of the budget.{self._binds(self.run.confirm)}"
         )
+
+    def _binds(self, confirmed: Confirmed) -> str:
+        """Which of several targets binds; empty for a single one."""
+        if not confirmed.plan.targets:
+            return ""
+        together, binds = count(len(confirmed.plan.targets), "target"), text(confirmed.binds)
+        return f" The plan is the same for {together}. {binds} binds: a looser limit elsewhere changes nothing."
 
     # ------------------------------------------------------------------------------------------------- how sure is it?
 
@@ -306,7 +328,7 @@ class View:
         rows = [dict(zip(("outcome", "check", "value", "limit", "note"), _cells(one), strict=True)) for one in checks]
         parts: list[Part] = [
             table("Checks", rows),
-            figure("Raw times by process", pictures.processes(found, self.budget_ns)),
+            figure("Raw times by process", pictures.processes(found, self.budget_ns, self._dots)),
             figure("Drift of the machine", pictures.drift(self.run.profile, found)),
         ]
         facts = {one.reason: one.facts for one in found.discarded}
