@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from small import SMALLEST
 
-from edgeprune.errors import UsageError
+from edgeprune.errors import BusyError, UsageError
 from edgeprune.frontends import toml
 from edgeprune.pipeline.request import Request, request
 from edgeprune.pipeline.run import open_run
@@ -20,6 +20,7 @@ from edgeprune.pipeline.stage import Input, Output, Rules, Stage
 from edgeprune.records import Artifact, Shift
 from edgeprune.stages.inputs import INPUTS
 from edgeprune.stages.registry import RULES
+from edgeprune.stages.sharing import shared
 
 
 @dataclass
@@ -118,6 +119,31 @@ def test_fresh_redoes_what_is_kept(asked: Request) -> None:
     known = rules()
     made(asked, known)
     assert all(note.startswith("made ") for _, note in made(replace(asked, fresh=True), known))
+
+
+def test_several_fresh_runs_redo_what_they_share_once(asked: Request) -> None:
+    made(asked, rules())
+    known, fresh = shared(rules()), replace(asked, fresh=True)
+    other = replace(fresh, target=replace(asked.target, name="other"))
+    assert [name for name, note in made(fresh, known) if note != "reused"] == ["first", "second"]
+    assert made(fresh, known) == [("second", "reused")]
+    assert [(name, note == "reused") for name, note in made(other, known)] == [("first", True), ("second", False)]
+
+
+def test_another_run_of_the_target_goes_on_while_a_stage_that_releases_the_device_is_made(asked: Request) -> None:
+    inner: list[tuple[str, str]] = []
+
+    def trains(reads: SecondReads, output: Output) -> Shift:
+        if reads.first.operator == "FirstReads(finetune_seed=0)":
+            inner.extend(made(seeded(asked, 1), known))
+        return Shift(str(reads), 1, 2)
+
+    plain = rules(second=trains)
+    known = replace(plain, stages={**plain.stages, "second": replace(plain.stages["second"], releases_device=True)})
+    outer = made(asked, known)
+    assert [name for name, _ in inner] == ["first", "second"] == [name for name, _ in outer]
+    with open_run(asked, known), pytest.raises(BusyError), open_run(asked, known):
+        pass
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,21 @@ def test_a_request_may_replace_the_target_files_precision(project: Path) -> None
     assert request(project, "local", precision="auto").target.precision == "auto"
 
 
+@pytest.mark.parametrize("words", [("run", "--precision", "int8"), ("verify", "--precision", "int8"), ("run",)])
+def test_a_cell_is_repeated_with_its_precision(
+    words: tuple[str, ...], project: Path, edgeprune: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def opened(*given: object, **options: object) -> None:
+        asked.append(options["precision"])
+        raise UsageError("stop")
+
+    monkeypatch.setattr(api, "opened", opened)
+    assert edgeprune(*words, "--project", str(project), "--budget", "50%")[0] == 2
+    assert asked == ["int8" if len(words) > 1 else None]
+
+
 class Opened:
     """Stands in for `api.opened`: remembers what was opened, and fails for some budgets."""
 
@@ -284,6 +299,30 @@ def test_what_targets_share_runs_once_and_a_failed_run_does_not_stop_the_rest(pr
     assert [one.status for one in found.cells] == ["pass", "error", "pass", "error"]
     assert found.exit_code == 3 and "is in use" in found.notes[0]
     assert found.fronts["local"][0].label == "unpruned int8"
+
+
+def test_a_sweep_in_python_shows_its_progress_if_asked(
+    project: Path, opened: Opened, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package.sweep(project, ["80%"])
+    assert capsys.readouterr().out == ""
+    package.sweep(project, ["80%"], progress=True)
+    assert "local 80%" in capsys.readouterr().out
+
+
+def test_all_runs_of_a_fresh_sweep_share_what_they_redo(
+    project: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+
+    def remembering(*arguments: object, **options: object) -> object:
+        given.append(options)
+        return opened(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(api, "opened", remembering)
+    package.sweep(project, ["80%", "50%"], fresh=True)
+    assert all(options["fresh"] for options in given) and len({id(options["rules"]) for options in given}) == 1
+    assert given[0]["rules"].redone == set()  # type: ignore[attr-defined]
 
 
 def test_a_bug_ends_the_sweep(project: Path, opened: Opened) -> None:
