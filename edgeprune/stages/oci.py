@@ -1,6 +1,6 @@
 """Push a bundle to an OCI registry, by oras. See docs/fleet.md.
 
-The bundle's .tar file is the only layer of an artifact. Credentials are those that `docker login` or `oras login` kept.
+The bundle's .tar file is the only layer of an artifact. Credentials come from `docker login` or `oras login`.
 """
 
 from __future__ import annotations
