@@ -39,7 +39,8 @@ with parallel.joined():
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, Path(sys.argv[2]) / "tuned")
         print([epoch.loss for epoch in history])
 """
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ALONE = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+TORCHRUN = [*ALONE[:-1], "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
@@ -84,7 +85,7 @@ def test_finetune_trains_under_torchrun_and_all_its_processes_end(own_run: Path)
         history = codec.loads(Tuned, path.with_name("finetune.json").read_text(), "finetune").history
         assert [epoch.epoch for epoch in history] == [0, 1, 2, 3]
     refused = subprocess.run(
-        [*TORCHRUN, "-m", "edgeprune", "verify", "--project", str(own_run)],
+        [*ALONE, "-m", "edgeprune", "verify", "--project", str(own_run)],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert "torchrun is for edgeprune finetune" in refused.stderr
