@@ -120,8 +120,9 @@ def checked(target: Target, service: str, report: Reporter, plan: Plan = Plan())
 def joined(found: Mapping[str, Fleet]) -> Fleet:
     """The hosts of several targets, by the target's name, as one fleet. Each host has its target's name in front."""
     hosts = tuple(replace(host, host=f"{name}: {host.host}") for name, one in found.items() for host in one.hosts)
+    interrupted = any(one.interrupted for one in found.values())
     stopped = next((one.stopped for one in found.values() if one.stopped), "")
-    return Fleet(hosts, stopped, any(one.interrupted for one in found.values()))
+    return Fleet(hosts, "" if interrupted else stopped, interrupted)
 
 
 def left_out(target: Target, why: str) -> Fleet:

@@ -265,6 +265,7 @@ class Fleets:
         self.refused: set[str] = set()
         self.done: list[tuple[str, str]] = []  # (host, bundle)
         self.allowed: list[int | None] = []
+        self.interrupted = False
         for name in ("one", "two"):
             file = place / "targets" / f"{name}.toml"
             hosts = [f"{name}-{i}" for i in range(2)]
@@ -290,7 +291,7 @@ class Fleets:
             hosts.append(
                 HostState(name, "failed", (), "it broke", 5) if name in self.broken else HostState(name, "done")
             )
-        return Fleet(tuple(hosts))
+        return Fleet(tuple(hosts), interrupted=self.interrupted)
 
 
 @pytest.fixture
@@ -331,6 +332,13 @@ def test_no_other_target_begins_after_too_many_failures_or_a_failed_canary(
     steps = {host.host: host.step for host in found.hosts}
     assert steps["two: two-0"] == ("done" if begun == 4 else "not begun")
     assert ("no other target was begun" in found.stopped) == (begun == 2)
+
+
+def test_no_other_target_begins_after_ctrl_c_and_all_are_in_the_table(fleets: Fleets, tmp_path: Path) -> None:
+    fleets.interrupted = True
+    found = deployed(tmp_path, max_failures=9)
+    assert [host.step for host in found.hosts] == ["done", "done", "not begun", "not begun"]
+    assert (found.exit_code, found.stopped) == (130, "")
 
 
 def test_two_targets_cannot_be_deployed_to_the_same_host(fleets: Fleets, tmp_path: Path) -> None:
