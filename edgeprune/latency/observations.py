@@ -150,10 +150,11 @@ def _node_times(groups: Groups, taken: Sequence[Experiment], total: np.ndarray) 
     seen = np.array([[e.layer_ns.get(name, 0) for name in names] for e in taken], float)
     other = np.array([e.other_ns for e in taken], float)
     profiled = seen.sum(1) > 0
+    work = np.array([[layer.macs(e.widths) for layer in groups.layers] for e in taken], float)
+    removed = work == 0  # a layer of a removed block has no time: zero would be an observation
     if not profiled.any():  # without a profiler, MACs stand in for node times
-        work = np.array([[layer.macs(e.widths) for layer in groups.layers] for e in taken], float)
         nodes = work / work.sum(1, keepdims=True) * total[:, None]
-        nodes[work == 0] = np.nan  # of a removed block
+        nodes[removed] = np.nan
         return nodes, profiled, 0.0
     nodes = np.full(seen.shape, np.nan)
     # The profiler slows the nodes. Two costs are the same at all widths: of a call, and of profiling one node.
@@ -163,6 +164,7 @@ def _node_times(groups: Groups, taken: Sequence[Experiment], total: np.ndarray) 
     own = np.maximum(seen[profiled] - _profiling_ns(max(0.0, -constant / slope), seen[profiled]), 0.0)
     inside = np.maximum(total - overhead, 0.1 * total)[profiled] / own.sum(1)
     nodes[profiled] = own * inside[:, None]
+    nodes[removed] = np.nan
     return nodes, profiled, overhead
 
 
@@ -203,7 +205,7 @@ def _node_noise(nodes: np.ndarray, profiled: np.ndarray, alike: Sequence[list[in
     # Not a robust spread: with TFLite, one node in five times was 10 % slower during an entire process.
     noise: np.ndarray = nodes[most].std(axis=0) / np.maximum(nodes[most].mean(axis=0), 1e-9)
     noise = np.maximum(NODE_NOISE[0], noise)
-    return noise
+    return np.where(np.isnan(noise), np.nanmedian(noise), noise)  # of layers that this configuration lacks
 
 
 def _total_noise(taken: Sequence[Experiment], total: np.ndarray, alike: Sequence[list[int]]) -> float:
