@@ -23,11 +23,12 @@ from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
-from edgeprune.records import Device, Discarded, Run, Samples, Target
+from edgeprune.records import Device, Discarded, Energy, Run, Samples, Target
 from edgeprune.runtimes.base import NodeTimes
 from edgeprune.runtimes.timing import NodeTime
 
 PROFILED_S = 0.05  # of profiled runs in a process: times by node only rank the nodes
+ENERGY_WINDOW_S, ENERGY_CYCLES = 1.0, 8  # idle and busy in turn: the sensors of boards average over up to 0.1 s
 ESTIMATED_S = 0.05  # of timed runs for a first figure
 SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
 REPEATS = 0.002  # spread of their medians, relative, below which a device repeats itself
@@ -322,6 +323,32 @@ class Bench:
         if reply.runs < 1 or reply.spent_ns < 1:
             raise DeviceError(f"{self._target.name}: the device reports {reply.runs} runs in {reply.spent_ns} ns")
         return 1e9 * reply.runs / reply.spent_ns
+
+    def state(self) -> Mapping[str, object]:
+        """The conditions that a measurement would have now."""
+        return ask(
+            self._transport, self._target.name, wire.GetState(LIMITS.identify_s, self._target.runtime)
+        ).conditions
+
+    def energy(self, model: Path, inputs: Sequence[Path]) -> Energy | None:
+        """The energy of an inference beyond that of the idle device; None where no rail can be read."""
+        job = wire.GetEnergy(
+            deadline_s=self._runtime.deadline_s + 2 * ENERGY_CYCLES * ENERGY_WINDOW_S,
+            **self._options,
+            model=self._put(model),
+            inputs=self._put_each(inputs),
+            warmup_s=LIMITS.warmup_s,
+            window_s=ENERGY_WINDOW_S,
+            cycles=ENERGY_CYCLES,
+        )
+        (reply,) = self._ask([job])
+        if not reply.cycles:
+            return None
+        try:
+            each = tuple((one.busy_uj - one.idle_uj * one.busy_ns / one.idle_ns) / one.runs for one in reply.cycles)
+        except ZeroDivisionError as error:
+            raise DeviceError(f"{self._target.name}: the device reports energy of no time or of no runs") from error
+        return Energy(reply.source, each)
 
     def _outputs(self, model: Path, files: Sequence[Path], count: int, start: int, seconds: float) -> wire.Outputs:
         job = wire.GetOutputs(

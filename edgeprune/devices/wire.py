@@ -151,6 +151,27 @@ class Throughput:
     after: Dict[str, Fact]
 
 
+@dataclass(frozen=True)
+class Cycle:
+    """The energy of the device while it was idle, and then while it ran a model so many times; microjoules and nanoseconds."""
+
+    idle_uj: float
+    idle_ns: int
+    busy_uj: float
+    busy_ns: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What a device draws. Without rails that this user can read, `source` is empty and there are no cycles."""
+
+    source: str
+    cycles: Tuple[Cycle, ...]
+    before: Dict[str, Fact]
+    after: Dict[str, Fact]
+
+
 # ----------------------------------------------------------------------------------------------------------- jobs
 
 
@@ -290,6 +311,25 @@ class GetThroughput(Work[Throughput]):
         return _of("throughput", (self.model,))
 
 
+@dataclass(frozen=True)
+class GetEnergy(Work[Energy]):
+    """Let the device be idle and run a model in turn, for `window_s` each, and read its rails meanwhile."""
+
+    threads: int
+    model: str = field(metadata=PATH)
+    inputs: Tuple[str, ...] = field(metadata=PATH)
+    warmup_s: float
+    window_s: float
+    cycles: int
+    dla: Optional[int] = None
+    cores: Optional[str] = None
+
+    @property
+    def label(self) -> str:
+        """The mode and the model."""
+        return _of("energy", (self.model,))
+
+
 TABLE: Dict[str, Tuple[Type[Job[Any]], Type[Any]]] = {
     "reserve": (Reserve, Reserved),
     "store": (Store, Done),
@@ -301,6 +341,7 @@ TABLE: Dict[str, Tuple[Type[Job[Any]], Type[Any]]] = {
     "time": (Time, Measurement),
     "outputs": (GetOutputs, Outputs),
     "throughput": (GetThroughput, Throughput),
+    "energy": (GetEnergy, Energy),
     "publish": (Publish, Published),
     "activate": (Activate, Activated),
     "releases": (ListReleases, Releases),

@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
         macs: "40M" or "50%", multiply-accumulates of a call.
         activations: "256 kB" or "50%", tensors that live at the same time.
         memory: "64 MB" or "80%", the peak of the process on the device.
+        energy: "5 mJ" or "50%", of a call on the device.
         throughput: "200/s", "4 streams 200/s" or "150%", samples a second at least.
         goal: "fastest", instead of a budget.
         mean: of each channel of the first input.
@@ -93,6 +94,7 @@ class Options(TypedDict, total=False):
     activations: str
     memory: str
     throughput: str
+    energy: str
     goal: str
     mean: Any
     std: Any

@@ -107,6 +107,9 @@ class _Budget(Section):
         Text | None,
         Field(description='a rate such as "200/s" or "4 streams 200/s", or a share such as "150%", in quotes'),
     ] = None
+    energy: Annotated[Text | None, Field(description='energy such as "5 mJ" or a share such as "50%", in quotes')] = (
+        None
+    )
     goal: Annotated[Literal["fastest"] | None, Field(description='"fastest"')] = None
 
 

@@ -13,7 +13,7 @@ from edgeprune.records.benchmark import (
     TensorSpec,
 )
 from edgeprune.records.budget import Budget, Limit
-from edgeprune.records.device import CROWDED, THROTTLED_NOW, Conditions, Device, Interval, Run, Samples
+from edgeprune.records.device import CROWDED, THROTTLED_NOW, Conditions, Device, Energy, Interval, Run, Samples
 from edgeprune.records.digests import digest
 from edgeprune.records.evidence import Differences, Discarded, Evidence, TimedProcess
 from edgeprune.records.network import (
@@ -118,6 +118,7 @@ __all__ = [
     "Device",
     "Differences",
     "Discarded",
+    "Energy",
     "Epoch",
     "Evidence",
     "Experiment",

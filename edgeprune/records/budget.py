@@ -58,11 +58,12 @@ class Budget:
         return text if self.quantile == 0.5 else f"p{100 * self.quantile:.0f} {text}"
 
 
-Limited = Literal["size", "parameters", "macs", "activations", "memory", "throughput"]
+Limited = Literal["size", "parameters", "macs", "activations", "memory", "throughput", "energy"]
 LIMITED: tuple[Limited, ...] = get_args(Limited)
-ON_DEVICE: tuple[Limited, ...] = ("memory", "throughput")  # what only a measurement can tell
+ON_DEVICE: tuple[Limited, ...] = ("memory", "throughput", "energy")  # what only a measurement can tell
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+JOULES = {"uJ": 1, "mJ": 10**3, "J": 10**6}  # in microjoules
 RATES = {"/s": 1}  # a limit on a rate is one on the nanoseconds of each
 UNITS = {
     "size": BYTES,
@@ -71,8 +72,15 @@ UNITS = {
     "macs": COUNTS,
     "memory": BYTES,
     "throughput": RATES,
+    "energy": JOULES,
 }
-_EXAMPLES = {"activations": "256 kB", "parameters": "200k", "macs": "40M", "throughput": "4 streams 200/s"}
+_EXAMPLES = {
+    "activations": "256 kB",
+    "parameters": "200k",
+    "macs": "40M",
+    "throughput": "4 streams 200/s",
+    "energy": "5 mJ",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class Limit:
 
     Attributes:
         figure: what is limited. "size" is the artifact's bytes, "activations" the peak bytes of the tensors between layers,
-            "memory" the peak of the process on the device, "throughput" the nanoseconds a sample.
+            "memory" the peak of the process on the device, "throughput" the nanoseconds a sample, "energy" the microjoules of
+            a call beyond those of the idle device.
         most: the largest value; None if it is a share.
         fraction: the share, such as 0.5; None if it is a value.
         text: as the user wrote it.
@@ -111,7 +120,7 @@ class Limit:
         value, unit = float(match["value"]), match["unit"]
         if value == 0:
             raise UsageError(f"a limit of {text!r} can never be met; write a value above zero")
-        shown = f"{match['value']}{' ' * (units is BYTES and unit != '%')}{unit}"
+        shown = f"{match['value']}{' ' * (units in (BYTES, JOULES) and unit != '%')}{unit}"
         if rate:
             given, streams = match["streams"], int(match["streams"] or 1)
             shown = f"{given} stream{'s' * (streams > 1)} {shown}" if given else shown
@@ -137,9 +146,8 @@ def amount_text(figure: str, value: float) -> str:
         return f"{value:,.0f}"
     if figure not in UNITS:
         return time_text(value)
-    return next(
-        f"{value / BYTES[unit]:.4g} {unit}" for unit in ("GB", "MB", "kB", "B") if value >= BYTES[unit] or unit == "B"
-    )
+    units, names = UNITS[figure], ("J", "mJ", "uJ") if figure == "energy" else ("GB", "MB", "kB", "B")
+    return next(f"{value / units[unit]:.4g} {unit}" for unit in names if value >= units[unit] or unit == names[-1])
 
 
 FINE_NS = 1e5  # a shorter latency is shown in microseconds

@@ -125,6 +125,17 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """The energy of an inference beyond that of the idle device, in microjoules: a value of each cycle of idle and busy.
+
+    `source` says which rails were read.
+    """
+
+    source: str
+    each_uj: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Interval:
     """An estimate and its interval: nanoseconds, or a ratio."""
 

@@ -133,6 +133,7 @@ class BudgetSection:
         activations: most bytes of tensors that live at the same time.
         memory: peak of the process on the device.
         throughput: samples a second on the device, at least.
+        energy: of one call on the device, beyond that of the idle device.
         goal: "fastest" to find the least latency at which the metric falls by at most `max_metric_drop`.
     """
 
@@ -144,6 +145,7 @@ class BudgetSection:
     activations: Limit | None = None
     memory: Limit | None = None
     throughput: Limit | None = None
+    energy: Limit | None = None
     goal: Literal["fastest"] | None = None
 
     @property

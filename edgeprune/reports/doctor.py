@@ -116,6 +116,8 @@ def _device(target: Target) -> Iterator[Finding]:
     if abs(skew) > SKEW_S:
         yield Finding("warn", f"the device's clock is off by {skew:.0f} s", "sudo timedatectl set-ntp true")
     yield from _state(target, state.conditions, facts.cores)
+    if "rails" not in state.conditions:
+        yield Finding("ok", "power: none: this user can read no rail there, so energy is not measured")
 
 
 def _clusters(target: Target, clusters: Sequence[Cluster]) -> Iterator[Finding]:
@@ -155,6 +157,8 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
         yield _governor(printable(str(state["governor"]), 40))
     if "temperature_mc" in state:
         yield _temperature(int(state["temperature_mc"]))
+    if "rails" in state:
+        yield _power(state)
     if "power_mode" in state:
         yield _power_mode(target, printable(str(state["power_mode"]), 40))
     if "clocks_pinned" in state:
@@ -164,6 +168,12 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
         yield Finding("warn", "vcgencmd does not reach the firmware, so low voltage stays unseen", fix)
     if "throttled" in state:
         yield _throttling(int(state["throttled"]))
+
+
+def _power(state: Mapping[str, Any]) -> Finding:
+    """What the device draws, by which rails."""
+    draws = f"{int(state['power_mw']) / 1e3:.1f} W, " if "power_mw" in state else ""
+    return Finding("ok", f"power: {draws}by {printable(str(state['rails']), 80)}")
 
 
 def _load(load: float, cores: int) -> Finding:

@@ -139,6 +139,12 @@ class Runtime(ABC):
             model.feed(inputs)
         return concurrent([model.run for model in models], timing)
 
+    def repeated(self, path: str, options: Options, inputs: Sequence[Array]) -> Callable[[], object] | None:
+        """A function that runs the model once, to its end; None where a run starts a process."""
+        model = self.load(path, options)
+        model.feed(inputs)
+        return model.run
+
     def make(self, path: str, options: Options) -> dict[str, str]:
         """Make the files of `made` for a model: the place of each."""
         return {}

@@ -121,7 +121,8 @@ def describe(confirmed: Confirmed, reads: Reads) -> str:
     """The prediction and the measurement of the confirmed plan, as a share of the budget."""
     found = confirmed.measurement
     if found is None:
-        return "nothing is cut, so nothing is measured"
+        cut = reads.plan.cuts(reads.survey)
+        return "no latency has a limit, so none is measured" if cut else "nothing is cut, so nothing is measured"
     rounds = f"{confirmed.rounds} round{'s' * (confirmed.rounds != 1)}"
     if found.target:
         each = ", ".join(f"{one.target} {100 * one.share:.1f}%" for one in confirmed.measurements)

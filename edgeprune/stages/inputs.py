@@ -255,6 +255,7 @@ def _packages(run: Run) -> dict[str, object]:
 def _device(run: Run) -> Bench:
     from edgeprune.devices.bench import open_bench
     from edgeprune.devices.patience import Patience
+    from edgeprune.stages import ondevice
 
     _require_converter(run)
     run.record(trial.STAGE)  # nothing is measured with a model or data that later stages cannot use
@@ -264,6 +265,7 @@ def _device(run: Run) -> Bench:
     def opened(stack: ExitStack) -> tuple[Bench, Device]:
         patience = Patience(request.patience_s, request.watch.note)
         bench = stack.enter_context(open_bench(request.target, run.scratch, request.wait_s, patience))
+        ondevice.require(request.project.budget.limits, bench)
         return bench, bench.device
 
     return run.lease(opened)

@@ -30,6 +30,7 @@ def target(**more: Any) -> Target:
         ({}, {"governor": "ondemand"}, "warn", "governor ondemand"),
         ({}, {"temperature_mc": 50_000}, "ok", "50 °C"),
         ({}, {"temperature_mc": 80_000}, "warn", "80 °C"),
+        ({}, {"rails": "the board's rail VDD_IN"}, "ok", "power: by the board's rail VDD_IN"),
         ({}, {"power_mode": "15W"}, "ok", "power mode 15W"),
         ({"power_mode": "MAXN"}, {"power_mode": "15W"}, "fail", "MAXN is expected"),
         ({}, {"clocks_pinned": True}, "ok", "pinned"),

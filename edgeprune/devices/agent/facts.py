@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ...runtimes import cores, machine
+from ...runtimes import cores, machine, power
 from ...runtimes.device import Conditions, Runtime, find
 from ..validate import printable
 from ..wire import Examine, GetState, Identify, Identity, Platform, State
@@ -130,6 +130,7 @@ def conditions(runtime: Runtime) -> Conditions:
     if is_unheard():
         found["unheard"] = 1
     found.update(contention.limits())
+    found.update(power.conditions(power.meter()))
     found.update(runtime.conditions())
     return {name: printable(fact, FACT_CHARS) if isinstance(fact, str) else fact for name, fact in found.items()}
 

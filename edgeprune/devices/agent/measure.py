@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...runtimes import machine
+from ...runtimes import machine, power
 from ...runtimes.device import Array, Options, find
-from ...runtimes.timing import NodeTime, Timing
+from ...runtimes.timing import NodeTime, Run, Timing, warm_up
 from ..validate import printable
-from ..wire import GetOutputs, GetThroughput, Measurement, Outputs, Throughput, Time
+from ..wire import Cycle, Energy, GetEnergy, GetOutputs, GetThroughput, Measurement, Outputs, Throughput, Time
 from . import contention, undo
 from .facts import conditions
 
@@ -44,6 +44,31 @@ def throughput(job: GetThroughput) -> Throughput:
     before = conditions(runtime)
     runs, spent_ns = runtime.throughput(job.model, options, _loaded(job.inputs), timing)
     return Throughput(runs, spent_ns, before, conditions(runtime))
+
+
+def energy(job: GetEnergy) -> Energy:
+    """The energy of idle windows and of windows that run a model, in turn, so that drift affects both."""
+    runtime, meter = find(job.runtime), power.meter()
+    before = conditions(runtime)
+    call = None
+    if meter is not None:
+        call = runtime.repeated(job.model, Options(job.threads, job.dla), _loaded(job.inputs))
+    if meter is None or call is None:
+        return Energy("", (), before, conditions(runtime))
+    warm_up(call, Timing(job.warmup_s, job.window_s, 1, 1), time.perf_counter_ns)
+    cycles = [_cycle(meter, call, job.window_s) for _ in range(job.cycles)]
+    return Energy(printable(meter.source, KIND_CHARS), tuple(cycles), before, conditions(runtime))
+
+
+def _cycle(meter: power.Meter, call: Run, window_s: float) -> Cycle:
+    with power.Recorder(meter) as idle:
+        time.sleep(window_s)
+    with power.Recorder(meter) as busy:
+        until, runs = time.perf_counter_ns() + int(1e9 * window_s), 0
+        while runs == 0 or time.perf_counter_ns() < until:
+            call()
+            runs += 1
+    return Cycle(idle.spent.uj, idle.spent.ns, busy.spent.uj, busy.spent.ns, runs)
 
 
 def _safe(node: NodeTime) -> NodeTime:

@@ -31,6 +31,7 @@ DOERS: dict[type[wire.Work[Any]], Callable[[Any], Any]] = {
     wire.Time: measure.time_models,
     wire.GetOutputs: measure.outputs,
     wire.GetThroughput: measure.throughput,
+    wire.GetEnergy: measure.energy,
     wire.Publish: releases.publish,
     wire.Activate: releases.activate,
     wire.ListReleases: releases.listed,

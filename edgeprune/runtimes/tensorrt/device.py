@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import machine
@@ -189,6 +189,14 @@ class TensorRt(Runtime):
         model.ask(streams_argv(tool.known_version()[0], "streams.json", options.streams, timing.timed_s), "time")
         with tool.understood("trtexec's times"):
             return completed(model.read("streams.json"))
+
+    def repeated(self, path: str, options: Options, inputs: Sequence[Array]) -> Callable[[], object] | None:
+        """See `Runtime.repeated`: by the Python module. Without it there is only trtexec."""
+        if tool.module() is None:
+            return None
+        model = ModuleModel(tool.module(), engine_of(path, options), how_to_build(path), options)
+        model.feed(inputs)
+        return model.complete
 
     def profile(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> list[NodeTime]:
         """Time every layer of the engine."""

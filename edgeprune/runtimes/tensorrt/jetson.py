@@ -73,6 +73,7 @@ def conditions() -> Conditions:
         found["power_mode"] = mode[0]
     found.update(tegrastats_of(_first_printed(["tegrastats", "--interval", "200"])))
     found.update(gpu_clocks())
+    found.update(memory_clock())
     found.update(limits())
     return found
 
@@ -121,6 +122,14 @@ def gpu_clocks(folder: str = "/sys/class/devfreq") -> dict[str, int]:
         "gpu_max_hz": max(most for _, _, most in known),
         "clocks_pinned": int(pinned),
     }
+
+
+def memory_clock(
+    clock: str = "/sys/kernel/debug/bpmp/debug/clk/emc", caps: str = "/sys/kernel/nvpmodel_clk_cap"
+) -> dict[str, int]:
+    """The memory's clock, which only root can read, and the power mode's cap on it, which is 0 where there is none."""
+    found = {"emc_hz": machine.first_line(f"{clock}/rate"), "emc_cap_hz": machine.first_line(f"{caps}/emc")}
+    return {name: int(text) for name, text in found.items() if text.isdigit() and int(text) > 0}
 
 
 def limits(thermal: str = "/sys/class/thermal", monitors: str = "/sys/class/hwmon") -> dict[str, int]:
