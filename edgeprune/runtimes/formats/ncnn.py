@@ -26,13 +26,13 @@ from edgeprune.runtimes.device import Failed, Options
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.formats.sizes import Constants
 from edgeprune.runtimes.ncnn.device import NcnnModel, module
-from edgeprune.runtimes.ncnn.network import FEATURES, Layer, pack, read, unpack, write
+from edgeprune.runtimes.ncnn.network import FEATURES, FP32, Layer, pack, read, save, unpack
 
 INSTALL = "pip install 'edgeprune[ncnn]'"
 PARAMS = 100  # the position of the first parameter among the constants of a layer, which follow its weights
 RESHAPED = (0, 1, 11, 2)  # the sizes of a Reshape. One of them may be -1
+SIZES = (), (0,), (1, 0), (2, 1, 0), (2, 11, 1, 0)  # parameters of an Input: the sizes of a sample, by their number
 RELATIVE = 1e-3  # of the largest output: how much ncnn's outputs may differ from torch's
-ALONE = "aten::", "prim::"  # what pnnx writes before the name of an operator of torch
 
 
 class NcnnTemplate(Template):
@@ -55,15 +55,16 @@ class NcnnTemplate(Template):
     @staticmethod
     def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """See `Template.written`. ncnn must also compute what torch computes."""
-        if any(x.shape[:1] != (1,) for x in inputs):
+        if any(x.shape[:1] != (1,) or x.ndim > len(SIZES) for x in inputs):
             shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
-            raise UsageError(
-                f"ncnn takes one sample a call, and the inputs are {shapes}; give example inputs of batch 1"
-            )
+            most = f"ncnn takes one sample of at most {len(SIZES) - 1} dimensions a call"
+            raise UsageError(f"{most}, and the inputs are {shapes}; give example inputs of batch 1")
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
             layers = _converted(model, inputs, Path(scratch))
             _require_known(layers, model, inputs)
             _named(layers, model, inputs)
+            for layer in layers:
+                layer.params[FEATURES] = FP32
             with torch.no_grad():
                 wanted = [tensor.numpy() for tensor in tensors(model(*inputs))]
             _require_equal(layers, [x.numpy() for x in inputs], wanted, Path(scratch))
@@ -186,7 +187,7 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
             traced.save(str(folder / "model.pt"))
         argv = [str(Path(found.origin).with_name("pnnx")), "model.pt", "fp16=0"]
         done = subprocess.run(argv, cwd=folder, capture_output=True, timeout=LIMITS.convert_s, check=False)
-        if done.returncode:
+        if done.returncode or not (folder / "model.ncnn.bin").is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
             raise UsageError(f"the model cannot be exported to ncnn: pnnx: {quoted(lines[-1])}")
         return read((folder / "model.ncnn.param").read_text(), (folder / "model.ncnn.bin").read_bytes())
@@ -213,24 +214,27 @@ def _require_known(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, 
 def _named(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Give inputs and outputs the user's names, if there are any, and their order. An input gets its shape, too."""
     given, made = file_names(model) or ([], [])
-    read_in = sorted((layer for layer in layers if layer.kind == "Input"), key=lambda layer: _number(layer.outputs[0]))
-    for layer, x in zip(read_in, inputs, strict=False):
-        layer.params |= dict(zip((2, 11, 1, 0)[-len(x.shape[1:]) or 4 :], x.shape[1:], strict=False))
+    starts = sorted((layer for layer in layers if layer.kind == "Input"), key=lambda layer: _number(layer.outputs[0]))
+    if len(starts) != len(inputs):
+        raise UsageError("the model cannot be exported to ncnn: nothing reads one of its inputs; leave this input out")
+    for layer, x in zip(starts, inputs, strict=True):
+        layer.params |= dict(zip(SIZES[x.ndim - 1], x.shape[1:], strict=True))
+    layers[:] = [*starts, *(layer for layer in layers if layer.kind != "Input")]
     blobs = [blob for layer in layers for blob in layer.outputs]
     ends = sorted((blob for blob in blobs if re.fullmatch(r"out\d+", blob)), key=_number)
-    starts = [layer.outputs[0] for layer in read_in]
-    for layer in [layer for layer in layers if layer.kind == "Input"]:
-        layers.remove(layer)
-    layers[:0] = read_in
-    names = {old: _free(new, blobs) for old, new in (*zip(starts, given, strict=False), *zip(ends, made, strict=False))}
+    known = (*zip((layer.outputs[0] for layer in starts), given, strict=False), *zip(ends, made, strict=False))
+    names = {old: _free(new, blobs) for old, new in known}
+    _rename(layers, names)
+    wanted = [names.get(blob, blob) for blob in ends]
+    if wanted != [blob for layer in layers for blob in layer.outputs if blob in wanted]:
+        _rename(layers, {blob: f"{blob}_" for blob in wanted})
+        layers += [Layer("Noop", f"output_{i}", [f"{blob}_"], [blob]) for i, blob in enumerate(wanted)]
+
+
+def _rename(layers: list[Layer], names: Mapping[str, str]) -> None:
     for layer in layers:
         layer.inputs = [names.get(blob, blob) for blob in layer.inputs]
         layer.outputs = [names.get(blob, blob) for blob in layer.outputs]
-    in_order = [names.get(blob, blob) for blob in ends]
-    if in_order != [blob for layer in layers for blob in layer.outputs if blob in in_order]:
-        for layer in layers:
-            layer.outputs = [f"{blob}_" if blob in in_order else blob for blob in layer.outputs]
-        layers += [Layer("Noop", f"output_{i}", [f"{blob}_"], [blob]) for i, blob in enumerate(in_order)]
 
 
 def _number(blob: str) -> int:
@@ -246,13 +250,7 @@ def _free(name: str, blobs: list[str]) -> str:
 def _require_equal(layers: list[Layer], inputs: list[np.ndarray], wanted: list[np.ndarray], folder: Path) -> None:
     """Raises `UsageError` if ncnn's outputs differ from torch's: pnnx converts some networks wrongly."""
     path = folder / "check.param"
-    for layer in layers:
-        layer.params[FEATURES] = 7
-    text, weights = write(layers)
-    for layer in layers:
-        del layer.params[FEATURES]
-    path.write_text(text)
-    path.with_suffix(".bin").write_bytes(weights)
+    save(layers, path)
     try:
         with silenced():
             got = NcnnModel(str(path), Options(1)).call(inputs)

@@ -10,10 +10,9 @@ import numpy as np
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime
 from edgeprune.runtimes.device import Options
 from edgeprune.runtimes.ncnn.device import NcnnModel
-from edgeprune.runtimes.ncnn.network import FEATURES, SCALES, Layer, unpack, write
+from edgeprune.runtimes.ncnn.network import FEATURES, SCALES, Layer, save, unpack
 from edgeprune.runtimes.timing import NodeTime
 
-FP32 = 7  # features that a layer of fp32 must not use: arithmetic in fp16, storage in fp16, storage in bf16
 WHOLE = 127  # the largest value of a signed byte that ncnn uses; the smallest is its negative
 CLIPPED = np.linspace(1.0, 0.3, 15)  # shares of the largest value that are tried as the end of a range
 SCALED = {
@@ -46,17 +45,15 @@ class Ncnn(Runtime):
         """
         path = folder / "model.param"
         layers = unpack(exported.read_bytes())
-        for layer in layers:
-            if precision == "fp16":
+        if precision == "fp16":
+            for layer in layers:
+                del layer.params[FEATURES]
                 layer.weights = [(value.astype(np.float16) if own else value, own) for value, own in layer.weights]
-            else:
-                layer.params[FEATURES] = FP32
-        _save(layers, path)
         if precision == "int8":
             ends = _ends(layers, samples, path) if exact else {}
             for layer in filter(_is_scaled, layers):
                 _quantize(layer, ends.get(layer.inputs[0], 1.0))
-            _save(layers, path)
+        save(layers, path)
         exported.unlink()
         return self.files(path)
 
@@ -67,12 +64,6 @@ class Ncnn(Runtime):
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """Layers keep their names."""
         return tuple((node.name, node.ns) for node in nodes)
-
-
-def _save(layers: Sequence[Layer], path: Path) -> None:
-    text, weights = write(layers)
-    path.write_text(text)
-    path.with_suffix(".bin").write_bytes(weights)
 
 
 def _is_scaled(layer: Layer) -> bool:
@@ -97,6 +88,7 @@ def _quantize(layer: Layer, end: float) -> None:
 def _ends(layers: Sequence[Layer], samples: Calls, path: Path) -> dict[str, float]:
     """The ends of the ranges of the blobs that layers in int8 read, from a run of each call in fp32."""
     blobs = list(dict.fromkeys(layer.inputs[0] for layer in layers if _is_scaled(layer)))
+    save(layers, path)
     model = NcnnModel(str(path), Options(1))
     model.net.opt.lightmode = False  # it would drop blobs that were read
     seen: dict[str, list[np.ndarray]] = {blob: [] for blob in blobs}

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgeprune.limits import LIMITS
 MAGIC = "7767517"
 ARRAY = -23300  # minus the number of a parameter that is an array
 FEATURES = 31  # the parameter that says what a layer must not use
+FP32 = 7  # its value in fp32: no arithmetic in fp16, no storage in fp16, no storage in bf16
 TAGS: dict[np.dtype[Any], int] = {
     np.dtype(np.float32): 0,
     np.dtype(np.float16): 0x01306B47,
@@ -279,6 +281,13 @@ def _written(key: int, value: int | Numbers | str) -> str:
 
 def _padded(count: int) -> int:
     return -(-count // 4) * 4
+
+
+def save(layers: Sequence[Layer], path: Path) -> None:
+    """Write the .param, and the .bin beside it."""
+    text, weights = write(layers)
+    path.write_text(text)
+    path.with_suffix(".bin").write_bytes(weights)
 
 
 def pack(layers: Sequence[Layer]) -> bytes:
