@@ -65,8 +65,13 @@ def measure(
     taken = timer.compare([artifact.files[0] for artifact in runnable.values()], POLICY.verify.processes)
     slowest_ns = max(stats.latency(samples).mid for samples in taken)
     calls = accuracy.affordable(timer.device, reference, evaluation.read(), slowest_ns, LIMITS.metric_s)
+
+    def metric(artifact: Artifact) -> float:
+        measured = accuracy.metric_of_original if artifact is reference else accuracy.metric_of
+        return measured(timer.device, artifact, evaluation, calls)
+
     return {
-        name: Measured(artifact, samples, accuracy.metric_of(timer.device, artifact, evaluation, calls))
+        name: Measured(artifact, samples, metric(artifact))
         for (name, artifact), samples in zip(runnable.items(), taken, strict=True)
     }
 

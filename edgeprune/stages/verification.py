@@ -105,14 +105,10 @@ def verify(
     before, after = timed.original, timed.samples
     slowest_ns = max(stats.latency(samples).mid for samples in (before, after))
     calls = accuracy.affordable(device, original.artifact, evaluation.read(), slowest_ns, LIMITS.metric_s)
-    distinct = versions[:1] if timed.same and budget is None else versions  # as in `timed`
-    outputs = [
-        accuracy.outputs_of(device, one.artifact, calls.inputs, calls.count, evaluation.output_dims) for one in distinct
-    ]
-    metrics = [
-        accuracy.metric(device, one.artifact, evaluation, found, calls.targets)
-        for one, found in zip(distinct, outputs, strict=True)
-    ]
+    outputs = accuracy.outputs_of(device, pruned.artifact, calls.inputs, calls.count, evaluation.output_dims)
+    metric = accuracy.metric(device, pruned.artifact, evaluation, outputs, calls.targets)
+    is_one = timed.same and budget is None  # as in `timed`
+    reference = metric if is_one else accuracy.metric_of_original(device, original.artifact, evaluation, calls)
     where = (
         "in closed loop" if evaluation.metric.in_closed_loop else f"on {calls.share} {evaluation.split.name} samples"
     )
@@ -121,22 +117,22 @@ def verify(
     precision, structure = pruned.artifact.precision, evaluation.metric.structure
     expected = accuracy.computed(pruned.network, calls.inputs, calls.count, evaluation.output_dims)
     checks = (
-        *accuracy.compared(expected, outputs[-1], precision, structure),
-        verdict.metric_drop(metrics[0], metrics[-1], max_metric_drop, note, evaluation.metric.name),
+        *accuracy.compared(expected, outputs, precision, structure),
+        verdict.metric_drop(reference, metric, max_metric_drop, note, evaluation.metric.name),
         *latency(budget, timed),
         *(_size(versions, timed) if budget else ()),
     )
     found = Verdict(
         pruned.artifact.sha256,
         budget.resolve(stats.latency(before).mid) / 1e6 if budget else None,
-        _figures(original, before, metrics[0]),
-        _figures(pruned, after, metrics[-1]),
+        _figures(original, before, reference),
+        _figures(pruned, after, metric),
         checks,
         emulated=device.device.emulated,
         simulated=device.device.simulated,
         metric_name=evaluation.metric.name,
     )
-    return Verified(found, evidence.differences(expected, outputs[-1], precision, structure))
+    return Verified(found, evidence.differences(expected, outputs, precision, structure))
 
 
 def _size(versions: tuple[Version, Version], timed: Timed) -> list[Check]:

@@ -124,6 +124,25 @@ def verified(board: Board, project: Project, versions: tuple[Version, Version]) 
     return verify(times, evaluation(project, "test"), board, versions, budget, drop).verdict  # type: ignore[arg-type]
 
 
+def test_runs_that_share_the_test_set_ask_the_original_network_once(project: Path, tmp_path: Path) -> None:
+    """The second verdict of a sweep has the same figures as a verdict alone."""
+    alone, board = verdict(project, tmp_path)
+    known = toml.read_project(project, "60%")
+    shared, budget = evaluation(known, "test"), known.budget.latency
+    versions = tuple(
+        Version(model, Artifact((file,), file.name, "fake", "fp32", "source", 1), 1)
+        for file, model in board._models.items()
+    )
+    times = timed(Timer(board, []), budget, versions)  # type: ignore[arg-type]
+    computed = []
+    for _ in range(2):
+        board.computed = 0
+        found = verify(times, shared, board, versions, budget, 0.01).verdict  # type: ignore[arg-type]
+        computed.append(board.computed)
+        assert found.baseline.metric == alone.baseline.metric and found.pruned.metric == alone.pruned.metric
+    assert computed == [2, 1]
+
+
 class Choosing(Board):
     """One that cannot run some of the models."""
 
