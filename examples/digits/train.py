@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 
 EPOCHS = 30
 RATE = 0.05
-LARGE = 10_000  # numbers in a tensor
-KEPT = 1 / 16  # of the numbers of a large tensor
+LARGE = 5_000  # numbers in a tensor
+KEPT = 1 / 24  # of the numbers of a large tensor
 
 
 class Rounded(nn.Module):
