@@ -26,7 +26,7 @@ def write_onnx(path: Path, shape: Dims = (1, 3, 8, 8), width: int = 4, element: 
 
 
 def write_ncnn(path: Path, width: int = 32) -> Path:
-    """The same as a .param and its .bin; the samples are always open."""
+    """The same as a .param and its .bin."""
     lines = [
         "7767517\n3 3",
         "Input x 0 1 x 0=64 1=64 2=3",

@@ -93,7 +93,7 @@ def test_a_file_says_what_bench_needs(tmp_path: Path) -> None:
     path = written(tmp_path / "m.param", *write(network()))
     found = files.read(path)
     (given,) = found.inputs
-    assert (given.name, given.dtype, given.shape) == ("x", "float32", ("?", 3, 8, 8))
+    assert (given.name, given.dtype, given.shape) == ("x", "float32", (1, 3, 8, 8))
     assert found.outputs == ("y",) and found.operators == {"Convolution": 1, "ReLU": 1} and found.precision == "fp32"
     path.with_suffix(".bin").unlink()
     with pytest.raises(UsageError, match=r"its weights m\.bin are missing"):

@@ -39,7 +39,7 @@ def read(path: Path) -> ModelFile:
 
 
 def _spec(layer: Layer, layers: Sequence[Layer]) -> TensorSpec:
-    """An input. Its sizes may be missing, and the samples, which come first, are always open."""
+    """An input of one sample, which is in the first dimension. Its sizes may be missing."""
     sizes = tuple(size for size in (layer.number(key) for key in (2, 11, 1, 0)) if size)
     is_whole = any(other.kind == "Embed" and layer.outputs[0] in other.inputs for other in layers)
-    return TensorSpec(layer.outputs[0], "int32" if is_whole else "float32", ("?", *sizes) if sizes else None)
+    return TensorSpec(layer.outputs[0], "int32" if is_whole else "float32", (1, *sizes) if sizes else None)
