@@ -81,6 +81,7 @@ def _nodes(source: bytes) -> Iterator[ast.AST]:
         return
 
 
+@cache
 def _distributions(module: str) -> list[str]:
     top = module.partition(".")[0]
     return [] if top in sys.stdlib_module_names else packages_distributions().get(top, [])
