@@ -333,7 +333,7 @@ class Bench:
     def energy(self, model: Path, inputs: Sequence[Path]) -> Energy | None:
         """The energy of an inference beyond that of the idle device; None where no rail can be read."""
         job = wire.GetEnergy(
-            deadline_s=self._runtime.deadline_s + 2 * ENERGY_CYCLES * ENERGY_WINDOW_S,
+            deadline_s=self._runtime.deadline_s + 3 * ENERGY_CYCLES * ENERGY_WINDOW_S,
             **self._options,
             model=self._put(model),
             inputs=self._put_each(inputs),

@@ -90,6 +90,8 @@ class FileFigures:
         discarded: processes whose times were discarded as disturbed.
         disturbed: why processes that were measured are disturbed all the same; the figures are then too high.
         operators: with --layers, in the order of execution.
+        energy_mj: of a call beyond the idle device; None where no rail can be read.
+        rails: what the energy was measured by; empty if it was not.
     """
 
     label: str
@@ -115,6 +117,8 @@ class FileFigures:
     discarded: int
     disturbed: tuple[str, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
+    energy_mj: Interval | None = None
+    rails: str = ""
 
     @property
     def p50_ms(self) -> Interval:

@@ -105,6 +105,9 @@ def _figures(part: Sequence[FileFigures]) -> Rows:
         "throughput, 1/s": lambda row: _interval(row.throughput_per_s),
         "load, ms": lambda row: "not reported" if row.load_ms is None else _interval(row.load_ms),
         "peak memory, MB": lambda row: f"{row.peak_memory_bytes / 1e6:,.1f}",
+        "energy of a call, mJ": lambda row: (
+            "none" if row.energy_mj is None else f"{_interval(row.energy_mj)} by {row.rails}"
+        ),
         "size, bytes": lambda row: f"{row.size_bytes:,}",
         "batch × streams": lambda row: f"{row.batch} × {row.streams}",
         "timings, processes": lambda row: f"{row.timings:,} in {row.processes}",

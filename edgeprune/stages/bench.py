@@ -32,6 +32,7 @@ from edgeprune.pipeline.request import Watch
 from edgeprune.records import (
     Benchmark,
     Device,
+    Energy,
     FileComparison,
     FileFigures,
     Interval,
@@ -237,6 +238,7 @@ class _Rounds:
         self._asked, self._staged, self._boards, self._watch = asked, staged, boards, watch
         self._taken: list[list[Measured]] = [[] for _ in staged]
         self._rates: list[list[float]] = [[] for _ in staged]
+        self._energies: dict[int, Energy | None] = {}
         self._discarded = [0 for _ in staged]
         self._devices: dict[int, Device] = {}
         self._pairs: dict[int, list[tuple[Run, Run]]] = {
@@ -287,6 +289,8 @@ class _Rounds:
         with _blamed(one.subject):
             ((measured,),) = bench.measure([[one.model]], one.inputs, profiled=self._asked.layers)
             self._rates[i].append(self._rate(bench, one, measured))
+            if i not in self._energies:
+                self._energies[i] = bench.energy(one.model, one.inputs) if "rails" in measured.run.after else None
         self._taken[i].append(measured)
         self._devices[i] = bench.device
         self._discarded[i] += bench.discarded - before
@@ -325,6 +329,7 @@ class _Rounds:
         taken = self._taken[i]
         device = self._devices[i]
         tails = {name: _quantile(samples, q) for name, q in QUANTILES.items()}
+        energy = self._energies[i]
         loads = [measured.load_ns for measured in taken if measured.load_ns is not None]
         return FileFigures(
             label=one.label,
@@ -355,6 +360,8 @@ class _Rounds:
             operators=operators.timed(one.target.runtime, [measured.operators for measured in taken])
             if asked.layers
             else (),
+            energy_mj=stats.median_interval(np.array(energy.each_uj) / 1e3) if energy else None,
+            rails=energy.source if energy else "",
         )
 
 

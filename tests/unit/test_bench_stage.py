@@ -19,7 +19,8 @@ from edgeprune.errors import UsageError
 from edgeprune.frontends import feeds
 from edgeprune.limits import Limits
 from edgeprune.pipeline.request import Quiet
-from edgeprune.records import Device, Host, OperatorChange, OperatorTime, Run, Target
+from edgeprune.records import Device, Energy, Host, OperatorChange, OperatorTime, Run, Target
+from edgeprune.reports.bench import tables
 from edgeprune.runtimes import host
 from edgeprune.runtimes.timing import NodeTime
 from edgeprune.stages import bench, operators
@@ -270,3 +271,22 @@ def test_targets_of_one_board_share_its_lease(monkeypatch: pytest.MonkeyPatch, t
         boards.bench(ort)
         assert (Link.opened, Link.closed) == ([old, new, old], 2)
     assert Link.closed == 3
+
+
+@pytest.mark.parametrize("rails", ["the board's rail VDD_IN", ""])
+def test_the_energy_of_a_call_is_shown_with_its_rails_or_as_none(
+    rails: str, monkeypatch: pytest.MonkeyPatch, onnx: Path
+) -> None:
+    class Railed(Machine):
+        def energy(self, model: Path, inputs: object) -> Energy:
+            return Energy(rails, tuple(2000.0 + i for i in range(8)))
+
+        def _measured(self, name: str, profiled: bool) -> Measured:
+            found = super()._measured(name, profiled)
+            return replace(found, run=replace(found.run, after={"rails": rails} if rails else {}))
+
+    found, _ = measured(monkeypatch, Railed({"m.onnx": 1e6}), Asked((onnx,)))
+    (row,) = found.files
+    assert row.rails == rails and (row.energy_mj.mid if row.energy_mj else None) == (2.0035 if rails else None)
+    shown = next(line for _, rows in tables(found) for line in rows if line[0] == "energy of a call, mJ")
+    assert (rails in shown[1] and "2.00" in shown[1]) if rails else shown[1] == "none"

@@ -16,6 +16,7 @@ from . import contention, undo
 from .facts import conditions
 
 PROFILED_RUNS = 100  # at most: times by node only rank the nodes
+SETTLE_S = 0.2  # before energy is read: a sensor still averages over what was before
 NODE_CHARS = 1 << 13
 KIND_CHARS = 100
 
@@ -61,14 +62,22 @@ def energy(job: GetEnergy) -> Energy:
 
 
 def _cycle(meter: power.Meter, call: Run, window_s: float) -> Cycle:
+    time.sleep(SETTLE_S)
     with power.Recorder(meter) as idle:
         time.sleep(window_s)
+    _called(call, SETTLE_S)
     with power.Recorder(meter) as busy:
-        until, runs = time.perf_counter_ns() + int(1e9 * window_s), 0
-        while runs == 0 or time.perf_counter_ns() < until:
-            call()
-            runs += 1
+        runs = _called(call, window_s)
     return Cycle(idle.spent.uj, idle.spent.ns, busy.spent.uj, busy.spent.ns, runs)
+
+
+def _called(call: Run, seconds: float) -> int:
+    """Run a model for some time: how often."""
+    until, runs = time.perf_counter_ns() + int(1e9 * seconds), 0
+    while runs == 0 or time.perf_counter_ns() < until:
+        call()
+        runs += 1
+    return runs
 
 
 def _safe(node: NodeTime) -> NodeTime:
