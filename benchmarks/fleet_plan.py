@@ -149,7 +149,7 @@ def compared(fleet: Fleet, seed: int, budget: Budget, rows: Rows) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=["resnet20", "mobilenet"], choices=sorted(NETS))
-    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino", "tflite"], choices=RUNTIMES)
     parser.add_argument("--budget", default="50%")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
