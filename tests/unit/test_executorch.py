@@ -124,7 +124,7 @@ def test_the_kinds_of_nodes_are_those_of_the_installed_schema() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Partly", "Residual", "Encoder"])
+@pytest.mark.parametrize("name", ["Partly", "Residual"])
 def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(name: str, tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     torch.manual_seed(0)

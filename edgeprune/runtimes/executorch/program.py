@@ -22,6 +22,8 @@ IN_SEGMENT = 1  # the place of a delegate's graph
 ALIGNED = 128  # bytes, of segments
 MISSING = 0xFFFFFFFF  # the id of an input that a node does not have
 TENSOR = 5  # the type of a value of the program
+NUMBERS = {2: "q", 3: "B", 4: "d"}  # types of values that are numbers, with their formats
+LISTS = {6: "B", 7: "q", 8: "d", 9: "B", 10: "i", 11: "i"}  # types of values that are texts or lists
 FLOAT, HALF, INT8, CHANNELS_INT8 = 1, 2, 3, 6  # types of values in XNNPACK's schema
 # Kinds of nodes, in the order of XNNPACK's schema. Each has the fields of its table: a number (n), a vector (v), a value that
 # it reads (r), or a value that it writes (w).
@@ -127,24 +129,35 @@ class Program:
         struct.pack_into("<Q", content, 32, len(body))
         return bytes(content + body)
 
-    def skeleton(self) -> list[bytes]:
-        """All that is the same in two files with the same operators and sizes, beside the constants.
+    def skeleton(self) -> list[object]:
+        """All that is the same in two files with the same operators and sizes, beside the constants of graphs.
 
         Where tensors lie in memory does not count: the places of larger tensors suit smaller ones.
         """
-        named = [range(places[0], places[-1] + 1) for one in self.table.tables(7) if (places := one.vector(0, 1))]
-        sizes = [range(place, place + 8) for pair in self._places for place in pair if place is not None]
-        found = [_blanked(self.content, [*named, *sizes, *self._memory(), range(32, 40)])]
-        return found + [_blanked(self.segments[graph.segment], graph.keys) for graph in self.graphs]
+        calls = [
+            (one.number(0, "B"), call.number(0), call.numbers(1))
+            for chain in self.plan.tables(5)
+            for one in chain.tables(2)
+            if (call := one.table(1)) is not None
+        ]
+        used = {value.constant for graph in self.graphs for value in graph.values.values()}
+        used |= {graph.segment for graph in self.graphs}
+        others = [segment for place, segment in enumerate(self.segments) if place not in used]
+        graphs = [_blanked(self.segments[graph.segment], graph.keys) for graph in self.graphs]
+        values = [_outline(one) for one in self.plan.tables(2)]
+        return [self.operators, calls, values, self.plan.numbers(3), self.plan.numbers(4), others, graphs]
 
-    def _memory(self) -> Iterator[range]:
-        yield from (range(place, place + 8) for place in self.plan.vector(8, 8))
-        for value in self.plan.tables(2):
-            tensor = value.table(1) if value.number(0, "B") == TENSOR else None
-            allocation = tensor.table(6) if tensor is not None else None
-            place = allocation.place(1) if allocation is not None else None
-            if place is not None:
-                yield range(place, place + 4)
+
+def _outline(value: Table) -> object:
+    """A value of the program, without its place in memory."""
+    kind, table = value.number(0, "B"), value.table(1)
+    if table is None:
+        return kind
+    if kind == TENSOR:
+        return table.number(0, "b"), table.numbers(2), table.number(5)
+    if kind in LISTS:
+        return table.numbers(0, LISTS[kind])
+    return kind, table.number(0, NUMBERS.get(kind, "B"))
 
 
 def _blanked(content: bytes | bytearray, ranges: Sequence[range]) -> bytes:

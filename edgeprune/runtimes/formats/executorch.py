@@ -1,4 +1,4 @@
-"""ExecuTorch: .pte files in fp32, which are sliced, and programs of torch (.pt2), from which an int8 file is lowered."""
+"""ExecuTorch: .pte files in fp32 are sliced. An int8 file is lowered from a program of torch (.pt2)."""
 
 from __future__ import annotations
 
