@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgeprune import runtimes
-from edgeprune.devices import transports, wire
+from edgeprune.devices import energy, transports, wire
 from edgeprune.devices.patience import FEW_ATTEMPTS, Disturbances, Patience
 from edgeprune.devices.rounds import interleaved
+from edgeprune.devices.sending import portions, with_siblings
 from edgeprune.devices.transports.base import Refusal, Transport, ask, ask_all
 from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
@@ -28,7 +29,6 @@ from edgeprune.runtimes.base import NodeTimes
 from edgeprune.runtimes.timing import NodeTime
 
 PROFILED_S = 0.05  # of profiled runs in a process: times by node only rank the nodes
-ENERGY_WINDOW_S, ENERGY_CYCLES = 1.0, 8  # idle and busy in turn: the sensors of boards average over up to 0.1 s
 ESTIMATED_S = 0.05  # of timed runs for a first figure
 SETTLED = 3  # processes of each model after which a device that repeats itself needs no more
 REPEATS = 0.002  # spread of their medians, relative, below which a device repeats itself
@@ -332,23 +332,9 @@ class Bench:
 
     def energy(self, model: Path, inputs: Sequence[Path]) -> Energy | None:
         """The energy of an inference beyond that of the idle device; None where no rail can be read."""
-        job = wire.GetEnergy(
-            deadline_s=self._runtime.deadline_s + 3 * ENERGY_CYCLES * ENERGY_WINDOW_S,
-            **self._options,
-            model=self._put(model),
-            inputs=self._put_each(inputs),
-            warmup_s=LIMITS.warmup_s,
-            window_s=ENERGY_WINDOW_S,
-            cycles=ENERGY_CYCLES,
-        )
-        (reply,) = self._ask([job])
-        if not reply.cycles:
-            return None
-        try:
-            each = tuple((one.busy_uj - one.idle_uj * one.busy_ns / one.idle_ns) / one.runs for one in reply.cycles)
-        except ZeroDivisionError as error:
-            raise DeviceError(f"{self._target.name}: the device reports energy of no time or of no runs") from error
-        return Energy(reply.source, each)
+        sent, files = self._put(model), self._put_each(inputs)
+        (reply,) = self._ask([energy.job(self._runtime.deadline_s, self._options, sent, files)])
+        return energy.beyond_idle(reply, self._target.name)
 
     def _outputs(self, model: Path, files: Sequence[Path], count: int, start: int, seconds: float) -> wire.Outputs:
         job = wire.GetOutputs(
@@ -426,7 +412,7 @@ class Bench:
     ) -> Iterator[wire.Measurement]:
         """One job a batch, in order. At any time the device holds at most `LIMITS.call_bytes` of models."""
         files = self._put_each(inputs)
-        for portion in _portions(batches):
+        for portion in portions(batches):
             yield from self._ask([self._time_job(batch, files, effort) for batch in portion])
 
     def _time_job(self, batch: Sequence[Path], inputs: tuple[str, ...], effort: _Effort) -> wire.Time:
@@ -453,24 +439,7 @@ class Bench:
         return ask_all(self._transport, self._target.name, jobs, slowness * sum(job.deadline_s for job in jobs))
 
     def _put(self, model: Path) -> str:
-        return self._transport.put(_with_siblings(model))
+        return self._transport.put(with_siblings(model))
 
     def _put_each(self, files: Sequence[Path]) -> tuple[str, ...]:
         return tuple(self._transport.put([path]) for path in files)
-
-
-def _with_siblings(model: Path) -> list[Path]:
-    """A model's file and the other files of its folder, which belong to it."""
-    return [model, *sorted(path for path in model.parent.iterdir() if path.is_file() and path != model)]
-
-
-def _portions(batches: Sequence[Sequence[Path]]) -> Iterator[list[Sequence[Path]]]:
-    part: list[Sequence[Path]] = []
-    for batch in batches:
-        models = {model for b in [*part, batch] for model in b}
-        if part and sum(file.stat().st_size for m in models for file in _with_siblings(m)) > LIMITS.call_bytes:
-            yield part
-            part = []
-        part.append(batch)
-    if part:
-        yield part

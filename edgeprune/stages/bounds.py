@@ -154,11 +154,9 @@ def of_run(run: Run) -> tuple[Bound, ...]:
         @functools.cache
         def measured(widths: tuple[tuple[str, int], ...], reference: bool) -> float:
             file = member.value("variants").file(dict(widths), reference)
-            files, size = (
-                network.files(run.scratch),
-                network.inputs[0].shape[run.value("valid").dims(len(network.inputs))[0]],
-            )
-            found = ondevice.values(limit, ondevice.Subject(member.value("device"), files, size), file, PROCESSES)
+            size = network.inputs[0].shape[run.value("valid").dims(len(network.inputs))[0]]
+            subject = ondevice.Subject(member.value("device"), network.files(run.scratch), size)
+            found = ondevice.values(limit, subject, file, PROCESSES)
             if name:
                 member.release_device()  # several targets may be one device
             return float(median(found))
