@@ -1,6 +1,7 @@
 """Cells of a sweep as jobs: processes of this machine, or jobs of Slurm. submitit starts them. Nothing is pickled.
 
     runs/jobs/CELL/N/        the Nth job of a cell
+      command.txt            what it runs
       ID_submission.sh       what sbatch got
       ID_0_log.out           its answer: the JSON of a sweep of one cell
       ID_0_log.err           its progress and its errors
@@ -32,7 +33,7 @@ from edgeprune.records import Sweep, UnprunedNetworks
 from edgeprune.records.sweep import SweepCell
 from edgeprune.stages.sweep import Cell, failed
 from edgeprune.storage import codec
-from edgeprune.storage.store import read_capped
+from edgeprune.storage.store import read_capped, write_atomic
 
 Executor = Literal["local", "slurm"]
 POLL_S: Mapping[str, float] = {"local": 0.2, "slurm": 2.0}
@@ -90,7 +91,7 @@ class _Job:
     cell: Cell
     handle: Any  # of submitit
     watch: Watch
-    line: str = ""  # of its log, the last one that was seen
+    shown: str = ""  # the last line of its log that was seen, or its state
     ended_s: float | None = None
 
 
@@ -139,8 +140,8 @@ class Jobs:
     def _started(self, cell: Cell, name: str, command: Sequence[str]) -> _Job:
         precision = [cell.precision] if cell.precision else []
         own = self._folder / re.sub(r"[^\w.]+", "-", "-".join([name, *precision, cell.budget.replace("%", "pct")]))
-        own.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name) for path in own.iterdir() if path.name.isdecimal()), default=0)
+        number = 1 + max((int(path.name) for path in own.glob("*") if path.name.isdecimal()), default=0)
+        write_atomic(own / str(number) / "command.txt", shlex.join(command).encode() + b"\n")
         executor = self._executor(own / str(number), f"edgeprune {own.name}")
         words = [*_same_gpus(), *command] if self._place.executor == "local" else command
         try:
@@ -155,7 +156,6 @@ class Jobs:
 
     def _executor(self, folder: Path, name: str) -> Any:
         """submitit's executor with the settings of a job."""
-        folder.mkdir(parents=True)
         if self._place.executor == "local":
             executor = self._submitit.LocalExecutor(folder)
             executor.update_parameters(timeout_min=LIMITS.lease_wait_s / 60)
@@ -171,15 +171,14 @@ class Jobs:
         """What a job gave; None while it runs. A job that ends without an answer is a failed cell."""
         paths, is_over = job.handle.paths, job.handle.done()
         line = _last_line(paths.stderr)
-        if line and line != job.line:
-            job.line = line
-            job.watch.note(line)
+        shown = line or str(job.handle.state).lower()
+        if shown != job.shown:
+            job.shown = shown
+            job.watch.note(shown)
         answer = _answer(paths.stdout)
         if answer is not None and (is_over or self._place.executor == "slurm"):  # Slurm is late with its states
             return read(answer, job.cell, target, str(paths.stdout))
         if not is_over:
-            if not line:
-                job.watch.note(job.handle.state.lower())
             return None
         job.ended_s = job.ended_s or time.monotonic()
         if time.monotonic() - job.ended_s < ANSWER_S[self._place.executor]:

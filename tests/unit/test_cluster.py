@@ -133,6 +133,8 @@ def test_each_cell_is_a_job_and_a_bad_one_is_a_row(executor: cluster.Executor, s
     logs = sorted(path.parts[-3] for path in (tmp_path / "jobs").glob("*/1/*_log.err"))
     assert logs == ["t-12-ms", "t-50pct", "t-80pct"]
     assert not list(tmp_path.rglob("*.pkl")), "nothing is pickled"
+    assert watch.texts.count("running") <= 3, "a state is told once for each job"
+    assert "-c" in (tmp_path / "jobs" / "t-80pct" / "1" / "command.txt").read_text()
     again = run(Place(executor, 1), tmp_path / "jobs", {ONE: printing(ANSWER)})
     assert again[ONE].cell.status == "pass" and (tmp_path / "jobs" / "t-80pct" / "2").is_dir()
 
@@ -173,11 +175,12 @@ def test_a_cancelled_job_and_a_dead_node_are_rows(slurm: Path, tmp_path: Path) -
 @pytest.mark.parametrize("executor", ["local", "slurm"])
 def test_an_interrupt_cancels_all_jobs(executor: cluster.Executor, slurm: Path, tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    waits = script(f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    write = f"open({str(note)!r}, 'w').write(str(os.getpid()))"
+    waits = script(f"import os, sys, time; {write}; print('up', file=sys.stderr, flush=True); time.sleep(600)")
 
     class Interrupting(Lines):
         def note(self, text: str) -> None:
-            if note.exists() and note.read_text():
+            if text == "up":
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
