@@ -159,8 +159,15 @@ def test_energy_is_that_beyond_the_idle_device_and_none_without_rails() -> None:
     assert check.outcome == "pass" and "of 60 mJ; 60.0 to 60.0% of the limit, over 8 cycles" in check.note
 
 
-def test_a_limit_on_energy_where_nothing_measures_it_is_refused() -> None:
+def test_a_limit_on_energy_where_nothing_measures_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = Limit.parse("energy", "50%")
+    opened = Device(wire.Energy("", (), {}, {}))
+    monkeypatch.setattr(Bench, "state", lambda self: {"load": 0.1})
+    with pytest.raises(UsageError, match="the device cannot measure it"):  # as soon as the device is opened
+        ondevice.require([limit], opened)
+    ondevice.require([Limit.parse("memory", "50%")], opened)
+    monkeypatch.setattr(Bench, "state", lambda self: {"load": 0.1, "rails": "the board's rail VDD_IN"})
+    ondevice.require([limit], opened)
     without = ondevice.Subject(Device(wire.Energy("", (), {}, {})), [], 1)
     with pytest.raises(UsageError, match=r"\[budget\] energy: the device cannot measure it"):
         ondevice.values(limit, without, Path("m"), 3)
