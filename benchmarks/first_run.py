@@ -9,7 +9,7 @@ inverted-residual network and a transformer. A passed verdict is measured again 
 false pass if that measurement is above the budget.
 With --quick, scores are magnitudes and nothing is trained. The seconds then say nothing; the verdicts are the same.
 With --out, each finished run is a line of JSON in that file. The same command again does the runs that are missing there, at
-most `--most` of them, and its table covers all.
+most `--most` of them, and its table covers all. To repeat a run, delete its line.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -179,7 +180,12 @@ class DenseCall:
         rows = self.read.movedim(self.axis, -1).reshape(-1, self.channels).float()
         if len(rows) <= most:
             return rows
-        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]]
+        return rows[_drawn(len(rows), most)]
+
+
+@lru_cache(maxsize=64)  # the layers of a network have few sizes
+def _drawn(positions: int, most: int) -> Tensor:
+    return torch.randperm(positions, generator=torch.Generator().manual_seed(0))[:most].clone()
 
 
 def run(
