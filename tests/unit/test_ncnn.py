@@ -13,6 +13,7 @@ from torch import nn
 from edgeprune import runtimes
 from edgeprune.errors import UsageError
 from edgeprune.runtimes import files
+from edgeprune.runtimes.device import Options, find
 from edgeprune.runtimes.ncnn.host import _end
 from edgeprune.runtimes.ncnn.network import FEATURES, FP32, Layer, pack, parse, read, unpack, write
 
@@ -119,6 +120,28 @@ def test_a_range_leaves_out_rare_values_only_if_that_rounds_better() -> None:
     even = np.linspace(0, 1, 1000)
     assert _end(even) == 1.0
     assert _end(np.append(np.random.default_rng(0).random(100_000), 3.0)) < 3.0
+
+
+def test_convolutions_in_int8_pass_bytes_to_each_other_and_stay_accurate(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    random = np.random.default_rng(0)
+    text = "7767517\n3 3\nInput x 0 1 x\nConvolution a 1 1 x b 0=8 1=3 11=3 6=216 4=1 9=1\n"
+    layers = parse(text + "ConvolutionDepthWise c 1 1 b y 0=8 1=3 11=3 6=72 7=8\n")
+    for layer, inputs in ((layers[1], 3), (layers[2], 1)):
+        layer.weights = [(random.standard_normal((8, inputs, 3, 3)).astype(np.float32), True)]
+    for layer in layers:
+        layer.params[FEATURES] = FP32
+    calls = [(random.standard_normal((1, 3, 12, 12)).astype(np.float32),) for _ in range(4)]
+    found = {}
+    for precision in ("fp32", "int8"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        (folder / "exported.ncnn").write_bytes(pack(layers))
+        model, _ = runtimes.host("ncnn").convert(folder / "exported.ncnn", folder, precision, calls)
+        (found[precision],) = find("ncnn").load(str(model), Options(1)).call(calls[0])
+    assert [layer.params.get(8) for layer in parse(model.read_text())] == [None, 102, 1]
+    assert np.abs(found["int8"] - found["fp32"]).max() < 0.03 * np.abs(found["fp32"]).max()
+    assert np.abs(found["int8"] - found["fp32"]).max() > 0
 
 
 def exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[Layer]:

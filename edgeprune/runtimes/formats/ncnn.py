@@ -1,4 +1,4 @@
-"""ncnn's files, from pnnx: it reads the traced network (TorchScript) as a program of its own."""
+"""ncnn's files, from the program pnnx. It reads the traced network (TorchScript)."""
 
 from __future__ import annotations
 

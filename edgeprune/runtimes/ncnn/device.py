@@ -104,7 +104,7 @@ class Ncnn(Runtime):
     def profile(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> list[NodeTime]:
         """Time every layer: blobs are extracted in order, so each extraction runs one layer.
 
-        A call takes about a microsecond by itself. The time of calls that find their blob computed is subtracted.
+        An empty call takes about a microsecond. The time of calls that find their blob computed is subtracted.
         """
         model = NcnnModel(path, options)
         model.feed(inputs)

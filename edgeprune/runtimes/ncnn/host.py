@@ -21,6 +21,8 @@ SCALED = {
     "Gemm": 2,
     "ConvolutionDepthWise": 1,
 }  # kinds in int8, and their scale term
+CHAINED = "Convolution", "ConvolutionDepthWise"  # kinds that may pass bytes to each other
+BYTES = 100  # what the scale term is larger by if the output is bytes
 OBSERVED = 4096  # numbers of a blob that each call contributes
 
 
@@ -53,6 +55,7 @@ class Ncnn(Runtime):
             ends = _ends(layers, samples, path) if exact else {}
             for layer in filter(_is_scaled, layers):
                 _quantize(layer, ends.get(layer.inputs[0], 1.0))
+            _chain(layers)
         save(layers, path)
         exported.unlink()
         return self.files(path)
@@ -83,6 +86,23 @@ def _quantize(layer: Layer, end: float) -> None:
     # A Gemm finds the range of its input in every run.
     extra = (scales,) if layer.kind == "Gemm" else (scales, np.array([WHOLE / max(end, 1e-6)]))
     layer.weights = [(weights, True), *rest, *((array.astype(np.float32), False) for array in extra)]
+
+
+def _chain(layers: Sequence[Layer]) -> None:
+    """Let a convolution pass bytes to the only layer that reads it, if this is a convolution, too; in place."""
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for blob in layer.inputs:
+            readers.setdefault(blob, []).append(layer)
+    for layer in filter(_can_chain, layers):  # before its reader, whose last scale is still that of its input
+        following = readers.get(layer.outputs[0], [])
+        if len(following) == 1 and _can_chain(following[0]):
+            layer.params[SCALES[layer.kind]] = SCALED[layer.kind] + BYTES
+            layer.weights.append(following[0].weights[-1])
+
+
+def _can_chain(layer: Layer) -> bool:
+    return layer.kind in CHAINED and layer.is_int8()
 
 
 def _ends(layers: Sequence[Layer], samples: Calls, path: Path) -> dict[str, float]:
