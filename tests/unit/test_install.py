@@ -46,12 +46,15 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr("edgeprune.devices.transports.connect", lambda target, wait_s: fake)
         return fake
 
-    def fetched(packages: object, platform: object, folder: Path) -> list[Path]:
+    def fetched(packages: object, options: list[str], folder: Path) -> list[Path]:
+        wanted.append("--no-deps" not in options)
         with zipfile.ZipFile(folder / "a.whl", "w") as wheel:
             wheel.writestr("a.py", "#" * 1000)
         return [folder / "a.whl"]
 
+    wanted: list[bool] = []
     monkeypatch.setattr(install, "fetch", fetched)
+    make.dependencies = wanted  # type: ignore[attr-defined]
     return make
 
 
@@ -70,6 +73,15 @@ def test_a_runtime_is_installed_once(present: bool, pip_works: bool, expected: l
     assert install.setup(TARGET, lines.append) == "1.2"
     assert [(wheels, min(1, packages)) for wheels, packages in installs(fake)] == expected
     assert lines[0] == "board answers: aarch64, Python 3.11, glibc 2.36" and "onnxruntime 1.2 is" in lines[-1]
+
+
+@pytest.mark.parametrize(("runtime", "whole"), [("onnxruntime", True), ("executorch", False)])
+def test_packages_that_a_runtime_does_not_import_are_left_out(runtime: str, whole: bool, device: Any) -> None:
+    """ExecuTorch's own list has packages of its exporter, and one without a wheel."""
+    fake = device(False, False)
+    install.setup(replace(TARGET, runtime=runtime), print)
+    by_pip, _ = (job for job in fake.jobs if job["mode"] == "install")
+    assert by_pip["dependencies"] is whole and device.dependencies == [whole]
 
 
 @pytest.mark.parametrize(

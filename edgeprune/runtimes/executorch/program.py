@@ -7,7 +7,7 @@ number is replaced in place: a flatbuffer refers to places, which stay.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
