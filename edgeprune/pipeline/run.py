@@ -51,11 +51,12 @@ def open_common(requests: Sequence[Request], rules: Rules) -> Iterator[Run]:
     `members` are the runs of the targets. They take these stages from it, and make all others.
     """
     with ExitStack() as stack:
-        members = {one.target.name: stack.enter_context(open_run(one, rules)) for one in requests}
+        in_order = sorted(requests, key=lambda one: one.target.name)  # so that two such runs do not wait for each other
+        members = {one.target.name: stack.enter_context(open_run(one, rules)) for one in in_order}
         name = "+".join(sorted(members))
         common = replace(requests[0], target=replace(requests[0].target, name=name))
         run = stack.enter_context(open_run(common, rules))
-        run.members = dict(sorted(members.items()))
+        run.members = members
         for member in members.values():
             member.common = run
         yield run
