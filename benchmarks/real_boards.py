@@ -2,9 +2,14 @@
 
     python benchmarks/real_boards.py --data DIR [--only tophub natgr hat help] [--repeats 3] [--out FILE]
 
-edgeprune took none of these measurements. `DIR` holds the tables: TopHub's layers (AutoTVM's logs, tlc-pack/tophub), pruned
-networks on a Raspberry Pi 3B (NatGr/Master_Thesis), transformers on a Raspberry Pi 4 (mit-han-lab's HAT), and NAS-Bench-201
-on a Raspberry Pi 4 and a Pixel 3 (HW-NAS-Bench and HELP). The model is `edgeprune.latency.fit.fit`, as the product fits it.
+edgeprune took none of these measurements. `DIR` holds four tables:
+
+- TopHub's layers, from the logs of AutoTVM (tlc-pack/tophub);
+- pruned networks on a Raspberry Pi 3B (NatGr/Master_Thesis);
+- transformers on a Raspberry Pi 4 and a Xeon (mit-han-lab/hardware-aware-transformers);
+- NAS-Bench-201 on a Raspberry Pi 4 and a Pixel 3 (HW-NAS-Bench and HELP).
+
+The model is `edgeprune.latency.fit.fit`, as the product fits it.
 For that, every table is stated as a profile of a network whose blocks can be removed.
 """
 
@@ -13,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,7 @@ from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import REPEATS
 from edgeprune.records import Device, Experiment, Group, Groups, Layer, Profile, Run, Samples, Span
+from edgeprune.records.profile import Role
 
 FOLDS = 5
 LEAST = 8  # layers of one geometry, so that a fold leaves some of them
@@ -63,7 +68,10 @@ class Measured:
 def profile(known: Sequence[Measured], anchors: int = 1) -> Profile:
     """State measurements as a profile. The tables have no anchor, so the one nearest the median is that."""
     middle = min(known, key=lambda m: abs(m.ns - np.median([k.ns for k in known])))
-    roles = [*(("fit", m) for m in known if m is not middle), *[("anchor", middle)] * anchors]
+    roles: list[tuple[Role, Measured]] = [
+        *(("fit", m) for m in known if m is not middle),
+        *[("anchor", middle)] * anchors,
+    ]
     experiments = tuple(
         Experiment(
             role, 0, m.widths, Samples((Run((round(m.ns),), 1),)), {name: round(ns) for name, ns in m.layers.items()}
@@ -446,4 +454,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
