@@ -243,8 +243,8 @@ def tophub(data: Path, repeats: int) -> Iterator[Row]:
 def natgr(data: Path, repeats: int) -> Iterator[Row]:
     """The sum of a table of layers is the only layer of a network here. So the model learns what the sum misses."""
     table = rows_of(data / "natgr_rpi3b" / "pruning_methods.csv")
-    pairs = [(r["table_time"], r["measured_time"]) for r in table]
-    times = np.array([[float(a), float(b)] for a, b in pairs if is_number(a) and is_number(b)]) * 1e9
+    times = np.array([[float(r[key] or "nan") for key in ("table_time", "measured_time")] for r in table]) * 1e9
+    times = times[np.isfinite(times).all(axis=1)]
     unit = 1e5  # nanoseconds: the table has four digits of a second
     span = Span(0, ((("sum",), 1),))
     layer = Layer("sum", "linear", "sum.weight", Span(1), span, 1, 1)
@@ -261,13 +261,6 @@ def natgr(data: Path, repeats: int) -> Iterator[Row]:
         | holds(found, times[:, 1])
     )
     yield about | {"predictor": "sum of the table"} | figures(times[:, 0], times[:, 1])
-
-
-def is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
 
 
 # --------------------------------------------------------------------------------------- whole networks on a new board
