@@ -127,7 +127,10 @@ class NcnnTemplate(Template):
 
     def agrees(self, kept: Mapping[str, Dims], widths: Widths, exported: bytes) -> bool:
         """See `Template.agrees`."""
-        ours, theirs = unpack(self.sliced(kept, widths)), unpack(exported)
+        try:
+            ours, theirs = unpack(self.sliced(kept, widths)), unpack(exported)
+        except ValueError:  # a parameter that was not cut contradicts the weights
+            return False
         return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
 
@@ -139,9 +142,9 @@ def _weights(layers: list[Layer]) -> Iterator[tuple[tuple[int, int], tuple[np.nd
 
 def _numeric(layer: Layer) -> Iterator[tuple[int, ...]]:
     """The parameters that are whole numbers. Those of a target shape come together, since one size may be inferred."""
-    together = RESHAPED if layer.kind == "Reshape" else ()
+    together = tuple(key for key in RESHAPED if key in layer.params) if layer.kind == "Reshape" else ()
     if together:
-        yield tuple(key for key in together if key in layer.params)
+        yield together
     yield from ((key,) for key, value in layer.params.items() if key not in together and not isinstance(value, str))
 
 
@@ -167,9 +170,11 @@ def _same(first: Layer, second: Layer) -> bool:
         (one.kind, one.inputs, one.outputs, {k: v for k, v in one.params.items() if k not in inferred})
         for one in (first, second)
     ]
-    return parts[0] == parts[1] and all(
-        a.shape == b.shape and np.allclose(a, b, rtol=1e-5)
-        for (a, _), (b, _) in zip(first.weights, second.weights, strict=True)
+    shapes = [[value.shape for value, _ in one.weights] for one in (first, second)]
+    return (
+        parts[0] == parts[1]
+        and shapes[0] == shapes[1]
+        and all(np.allclose(a, b, rtol=1e-5) for (a, _), (b, _) in zip(first.weights, second.weights, strict=True))
     )
 
 
