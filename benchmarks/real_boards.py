@@ -68,10 +68,8 @@ class Measured:
 def profile(known: Sequence[Measured], anchors: int = 1) -> Profile:
     """State measurements as a profile. The tables have no anchor, so the one nearest the median is that."""
     middle = min(known, key=lambda m: abs(m.ns - np.median([k.ns for k in known])))
-    roles: list[tuple[Role, Measured]] = [
-        *(("fit", m) for m in known if m is not middle),
-        *[("anchor", middle)] * anchors,
-    ]
+    roles: list[tuple[Role, Measured]] = [("fit", m) for m in known if m is not middle]
+    roles += [("anchor", middle)] * anchors
     experiments = tuple(
         Experiment(
             role, 0, m.widths, Samples((Run((round(m.ns),), 1),)), {name: round(ns) for name, ns in m.layers.items()}
