@@ -133,4 +133,6 @@ def test_names_of_targets_are_completed(tmp_path: Path, monkeypatch: pytest.Monk
     from edgeprune.cli import options
 
     monkeypatch.chdir(tmp_path)
-    assert options._targets("virtual-p") == ["virtual-pi", "virtual-pi-onnxruntime"]
+    assert options._targets("virtual-p") == [
+        f"virtual-pi{rest}" for rest in ("", "-executorch", "-ncnn", "-onnxruntime")
+    ]

@@ -417,7 +417,9 @@ def test_the_table_of_a_run_and_a_report_for_ci_name_the_agreement() -> None:
     assert re.search(r"agreement with the original +1\.0000 +1\.0000", html(result))
     assert '"metric_name": "agreement with the original"' in codec.dumps(result)
     report = Report("p", "local", "0" * 64, (check,), "")
-    assert 'name="agreement_drop"' in junit(report) and "agreement with the original: on 20 samples" in junit(report)
+    assert 'name="agreement_drop"' in junit([report]) and "agreement with the original: on 20 samples" in junit(
+        [report]
+    )
 
 
 def test_the_trial_passes_and_only_a_network_that_always_answers_the_same_is_remarked_on() -> None:
