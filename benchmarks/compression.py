@@ -64,7 +64,7 @@ from edgeprune.latency import stats
 from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
-from edgeprune.network.cut import cut, sliced
+from edgeprune.network.cut import cut, formed, sliced
 from edgeprune.network.importance import CRITERIA
 from edgeprune.network.observe import Reference, observe
 from edgeprune.network.survey import survey
@@ -361,6 +361,7 @@ def original(asked: Project, model: nn.Module, example: Example, criteria: Seque
     """Its test accuracy, its scores by every used criterion, and its layers' inputs."""
     torch.manual_seed(0)  # training batches are read in random order
     groups = survey(model, example)
+    model = formed(model, groups, example)
     accuracy, read = evaluated(asked, model), list(Split(asked, "train"))
     wanted = dict.fromkeys((asked.prune.importance, "taylor", "magnitude-l2", "random", *criteria))
     scores = {name: CRITERIA[name](model, groups, read, Loss(asked)) for name in wanted}

@@ -23,6 +23,7 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.frontends import toml
 from edgeprune.latency.observations import FIT_QUANTILE
+from edgeprune.network.cut import formed
 from edgeprune.network.survey import survey
 from edgeprune.records import Profile, Target, Widths
 from edgeprune.runtimes import device, timing
@@ -213,9 +214,10 @@ class Subject:
         self, net: str, model: nn.Module, example: tuple[Tensor, ...], target: Target, bench: Bench, folder: Path
     ) -> None:
         self.net, self.target, self.bench, self._folder = net, target, bench, folder
-        self.model, self.example, self.groups = model, example[0], survey(model, example)
+        self.groups = survey(model, example)
+        self.model, self.example = formed(model, self.groups, example), example[0]
         self.runtime = runtimes.host(target.runtime)
-        self.template = FORMATS[self.runtime.format](model, example, self.groups)
+        self.template = FORMATS[self.runtime.format](self.model, example, self.groups)
         self.inputs = bench.save_inputs([tensor.numpy() for tensor in example], folder)
         self.device_s = self._building_s = 0.0
 

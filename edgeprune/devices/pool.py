@@ -1,4 +1,4 @@
-"""Equal boards that share measurements: each takes the next process as soon as it is free."""
+"""Equal boards that share measurements: each takes the next process when it is free."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Work:
 
 
 class Pool:
-    """The device of a run, and other boards that help it. It is closed as soon as they are no longer needed.
+    """The device of a run, and other boards that help it. It is closed when they are no longer needed.
 
     Args:
         first: the device.
