@@ -232,12 +232,15 @@ def ways(
         pruned = pruning.refitted(model, small, recipe, whole.reference)
         return Small(pruned.start, pruned.untrained)
 
-    def exact(by: str, among: Groups = groups, fitted: bool = True) -> Cut:
+    def exact(by: str, among: Groups = groups, fitted: bool = True, chosen: Scores | None = None) -> Cut:
         def made(limit: float) -> Small | None:
             try:
-                return at(allocation.plans(among, costs, scores[by], limit, "")[0].widths, by, fitted)
+                widths = allocation.plans(among, costs, chosen or scores[by], limit, "")[0].widths
             except InfeasibleError:
                 return None
+            if chosen and any(group.normalised and widths[group.name] < group.width for group in groups.free):
+                return None
+            return at(widths, by, fitted)
 
         return made
 
@@ -246,7 +249,7 @@ def ways(
         "edgeprune": exact(default),
         "not fitted": exact(default, fitted=False),
         "widths only": exact(default, replace(groups, blocks=())),
-        "heads and blocks": exact(default, whole_stream(groups)),
+        "heads and blocks": exact(default, chosen=whole_stream(groups, scores[default])),
         **{f"exact, {name}": exact(name) for name in others},
         "uniform": lambda limit: at(uniform(groups, costs, scores[default], limit), default),
         "Torch-Pruning": lambda limit: dependency_graph(model, example, groups, costs, limit),
@@ -256,11 +259,11 @@ def ways(
     }
 
 
-def whole_stream(groups: Groups) -> Groups:
-    """The groups without those that a normalisation is taken over: a transformer's residual stream stays whole."""
-    return replace(
-        groups, groups=tuple(replace(g, locked=g.locked or "whole") if g.normalised else g for g in groups.groups)
-    )
+def whole_stream(groups: Groups, scores: Scores) -> Scores:
+    """Scores by which a transformer's residual stream, which norms are taken over, stays whole: its cuts cost most."""
+    most = 10 * sum(max(allocation.losses(group, scores).values()) for group in groups.free)
+    whole = {group.name: (most,) * (group.width - 1) + (0.0,) for group in groups.free if group.normalised}
+    return replace(scores, curves=scores.curves | whole)
 
 
 def dependency_graph(
