@@ -87,20 +87,21 @@ def test_deploy_and_roll_back_by_the_command_line(own_run: Path, home_with_key: 
     assert not keyless.out.strip(), "it is an error before any stage runs"
 
 
-FALLING = """
+# The original is evaluated last, so it is better.
+RISING = """
 count = 0
 
 def metric(outputs, targets):
     global count
     count += 1
-    return -count
+    return count
 """
 
 
 @pytest.mark.slow
 def test_an_artifact_that_failed_is_not_deployed(own_run: Path, home_with_key: Path) -> None:
     with open(own_run.with_name("blobs.py"), "a") as module:
-        module.write(FALLING)
+        module.write(RISING)
     own_run.write_text(own_run.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
     done = command("deploy", "--project", own_run, "--budget", "50 ms")
     assert done.code == 1 and "nothing was deployed: the verdict is fail (metric_drop)" in done.err

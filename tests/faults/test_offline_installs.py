@@ -261,7 +261,7 @@ def test_the_update_module_of_the_page_installs_and_goes_back_as_mender_asks_it(
         (tmp_path / name / "files" / "bundle.tar").write_bytes(content)
         return tmp_path / name
 
-    good, bad = update("good", bundled[3].read_bytes()), update("bad", bundled[3].read_bytes()[:-9000])
+    good, bad = update("good", bundled[3].read_bytes()), update("bad", bundled[3].read_bytes()[:512])
     assert (asked("SupportsRollback", bad).stdout, asked("NeedsArtifactReboot", bad).stdout) == ("Yes\n", "No\n")
     assert asked("Cleanup", bad).returncode == 0
     assert asked("ArtifactInstall", bad).returncode != 0 and asked("ArtifactRollback", bad).returncode == 0
