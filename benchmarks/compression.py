@@ -200,9 +200,10 @@ def baseline(net: str, data: Path | None, size: Size, folder: Path, kept: Path |
 
 @dataclass(frozen=True)
 class Small:
-    """A pruned network where training starts, and the best one without training if it differs."""
+    """A pruned network where training starts, its widths, and the best one without training if it differs."""
 
     start: nn.Module
+    widths: Widths
     untrained: nn.Module | None = None
 
 
@@ -228,9 +229,9 @@ def ways(
         recipe = make_recipe(groups, keep)
         small = cut(model, recipe, example)
         if not fitted:
-            return Small(small)
+            return Small(small, widths)
         pruned = pruning.refitted(model, small, recipe, whole.reference)
-        return Small(pruned.start, pruned.untrained)
+        return Small(pruned.start, widths, pruned.untrained)
 
     def exact(by: str, among: Groups = groups, fitted: bool = True, chosen: Scores | None = None) -> Cut:
         def made(limit: float) -> Small | None:
@@ -281,8 +282,9 @@ def dependency_graph(
             ignored_layers=last, round_to=ROUND_TO,
         )  # fmt: skip
         pruner.step()
-        if costs.ns(widths_of(groups, small)) <= limit:
-            found, high = Small(small), ratio
+        widths = widths_of(groups, small)
+        if costs.ns(widths) <= limit:
+            found, high = Small(small, widths), ratio
         else:
             low = ratio
     return found
@@ -326,15 +328,16 @@ def at_budget(
         found = {name: small for name, small in made.items() if small is not None}
         if not found:
             break
-        widths = {name: widths_of(subject.groups, small.start) for name, small in found.items()}
-        different = {tuple(own.values()): own for own in widths.values()}  # networks of one size have one latency
+        different = {
+            tuple(small.widths.values()): small.widths for small in found.values()
+        }  # networks of one size have one latency
         models = [subject.file(own) for own in (subject.groups.full(), *different.values())]
         full, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
         shares = {key: stats.ratio(samples, full, FIT_QUANTILE).mid / share
                   for key, samples in zip(different, taken, strict=True)}  # fmt: skip
         left = {}
         for name, small in found.items():
-            used = shares[tuple(widths[name].values())]
+            used = shares[tuple(small.widths.values())]
             if used <= 1 and used > best.get(name, (small, 0.0))[1]:
                 best[name] = small, used
             if not LEAST <= used <= 1:
@@ -379,6 +382,7 @@ def case(
     groups, model, net, runtime = subject.groups, subject.model, subject.net, subject.runtime.name
     begun: list[list[Future[Row]]] = []
     made: dict[str, Cut] = {}
+    submit = trainers.submit if groups.form == "module" else _now  # a graph cannot be pickled
     for budget in size.budgets:
         same = {"net": net, "runtime": runtime, "budget": budget}
         seeds = [s for s in range(size.seeds) if not any({**same, "seed": s}.items() <= row.items() for row in done)]
@@ -401,15 +405,22 @@ def case(
             if "edgeprune" in cuts and "from scratch" in methods:
                 like, share = cuts["edgeprune"]
                 torch.manual_seed(1000 + seed)
-                smalls["from scratch"] = Small(reset(sliced(like.start, {}))), share
+                smalls["from scratch"] = Small(reset(sliced(like.start, {})), like.widths), share
             train = with_settings(asked, epochs=size.epochs, seed=seed)
             begun.append([])
             for name, (small, used) in smalls.items():
                 row = same | {"seed": seed, "original": whole.accuracy, "method": name, "of_budget": used}
-                begun[-1].append(trainers.submit(trained, train, groups, small, model, row))
+                begun[-1].append(submit(trained, train, groups, small, model, row))
             begun = _finished(begun, keep)
     for _ in as_completed([job for jobs in begun for job in jobs]):
         begun = _finished(begun, keep)
+
+
+def _now(function: Callable[..., Row], *arguments: object) -> Future[Row]:
+    """Call a function in this process."""
+    done: Future[Row] = Future()
+    done.set_result(function(*arguments))
+    return done
 
 
 def _finished(begun: Sequence[list[Future[Row]]], keep: Callable[[Sequence[Row]], None]) -> list[list[Future[Row]]]:
@@ -424,14 +435,13 @@ def trained(asked: Project, groups: Groups, small: Small, teacher: nn.Module, kn
     """The row of a network: `known`, its sizes, and its accuracy before and after training."""
     started = time.monotonic()
     small = copy.deepcopy(small)  # tensors arrive in shared memory, and all seeds use them
-    widths = widths_of(groups, small.start)
-    left = groups.macs(widths) / groups.macs(groups.full())
+    left = groups.macs(small.widths) / groups.macs(groups.full())
     found = tuned(asked, small.start, teacher, small.untrained)
     before, after = found.history[0].metric, evaluated(asked, found.model.to(parallel.device()))
     print("{net:<10} {runtime:<12} {budget:>4} {seed} {method:<16} {of_budget:>6.1%} of budget".format(**known),
           f"MACs {left:>4.0%}, {before:>6.2%} -> {after:>6.2%}", flush=True)  # fmt: skip
     return known | {
-        "before": before, "accuracy": after, "macs": left, "removed": [block.name for block in groups.removed(widths)],
+        "before": before, "accuracy": after, "macs": left, "removed": [block.name for block in groups.removed(small.widths)],
         "seconds": time.monotonic() - started,
     }  # fmt: skip
 
