@@ -107,6 +107,10 @@ class Split:
         """The dimension of each of the inputs that holds the samples."""
         return batch_dims(self._project, inputs)[0]
 
+    def size(self, inputs: Sequence[Tensor]) -> int:
+        """How many samples these inputs of a call hold."""
+        return inputs[0].shape[self.dims(len(inputs))[0]]
+
     @property
     def length(self) -> int | None:
         """How many batches the data claims to have; None if it has no `len()`."""

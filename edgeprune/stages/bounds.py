@@ -154,7 +154,7 @@ def of_run(run: Run) -> tuple[Bound, ...]:
         @functools.cache
         def measured(widths: tuple[tuple[str, int], ...], reference: bool) -> float:
             file = member.value("variants").file(dict(widths), reference)
-            size = network.inputs[0].shape[run.value("valid").dims(len(network.inputs))[0]]
+            size = run.value("valid").size(network.inputs)
             subject = ondevice.Subject(member.value("device"), network.files(run.scratch), size)
             found = ondevice.values(limit, subject, file, PROCESSES)
             if name:

@@ -132,7 +132,8 @@ def prune(
     reference = observe(model)
     step(2, PARTS, "")
     found = refitted(model, pruned, recipe, reference)
-    channels_first(found.untrained), channels_first(found.start)
+    for network in (found.untrained, found.start):
+        channels_first(network)
     return found
 
 

@@ -103,8 +103,8 @@ def _on_device(reads: Reads, times: Timed, files: Sequence[Path], verdict: Verdi
     from edgeprune.stages import ondevice
 
     assert times.original is not None
-    checks, inputs = [], reads.network.inputs
-    subject = ondevice.Subject(reads.device, files, inputs[0].shape[reads.test.dims(len(inputs))[0]])
+    checks = []
+    subject = ondevice.Subject(reads.device, files, reads.test.size(reads.network.inputs))
     for limit in reads.budget_section.limits:
         if limit.figure == "memory":
             checks.append(ondevice.check(limit, ondevice.peaks(times.original), ondevice.peaks(times.samples)))

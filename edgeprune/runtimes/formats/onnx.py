@@ -161,7 +161,7 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...], names: FileNa
         except torch.onnx.errors.OnnxExporterError:
             if opset == OPSETS[-1]:
                 raise
-    return _with_inputs(buffer.getvalue(), dict(zip(given, inputs, strict=False)))
+    return _with_inputs(buffer.getvalue(), dict(zip(given, inputs, strict=True)))
 
 
 def _with_inputs(file: bytes, given: Mapping[str, Tensor]) -> bytes:
