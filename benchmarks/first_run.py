@@ -8,8 +8,8 @@ keeps the last core busy, except with --idle. The networks learn the digits of e
 inverted-residual network and a transformer. A passed verdict is measured again with `--again` times its processes. It is a
 false pass if that measurement is above the budget.
 With --quick, scores are magnitudes and nothing is trained. The seconds then say nothing; the verdicts are the same.
-With --out, each finished run is a line of JSON in that file. The same command again does the runs that are missing there, at
-most `--most` of them, and its table covers all. To repeat a run, delete its line.
+With --out, each finished run is a line of JSON in that file, and trained networks are kept beside it. The same command again
+does the runs that are missing there, at most `--most` of them, and its table covers all. To repeat a run, delete its line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -156,14 +155,21 @@ def write(path: Path, rows: list[Row]) -> None:
     draft.replace(path)
 
 
-@cache
-def trained(net: str, epochs: int) -> nn.Module:
-    """The network after a short training."""
+def trained(net: str, epochs: int, kept: Path | None) -> nn.Module:
+    """The network after a short training. It is read from the file `kept` if that is there, and written to it if not."""
     torch.manual_seed(0)
     model = NETS[net]()
-    if net == "residual":
-        model.load_state_dict(load_file(EXAMPLE / "digits.safetensors"))
-        return model.eval()
+    known = EXAMPLE / "digits.safetensors" if net == "residual" else kept
+    if known is None or not known.is_file():
+        _train(model, epochs)
+        if kept is not None:
+            save_file(model.state_dict(), kept)
+    else:
+        model.load_state_dict(load_file(known))
+    return model.eval()
+
+
+def _train(model: nn.Module, epochs: int) -> None:
     data, optimiser = digits.train_batches(), torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, epochs * sum(1 for _ in data))
     for epoch in range(epochs):
@@ -173,7 +179,6 @@ def trained(net: str, epochs: int) -> nn.Module:
             F.cross_entropy(model(images), labels).backward()
             optimiser.step()
             schedule.step()
-    return model.eval()
 
 
 def folder_of(net: str, runtime: str, model: nn.Module, root: Path, quick: bool) -> Path:
@@ -258,12 +263,15 @@ def main() -> None:
         parser.error(f"{options.out} has runs with other options ({', '.join(other)}); give another file")
     print("| network | runtime | budget | verdict | of budget | again | seconds |\n|---|---|---|---|---|---|---|")
     print(*rows, sep="\n", end="\n" * bool(rows), flush=True)
-    missing = [cell for cell in cells if cell not in {row.cell for row in rows}]
+    missing = [cell for cell in cells if cell not in {row.cell for row in rows}][: options.most]
+    models = {}
+    for net in dict.fromkeys(net for net, _, _ in missing):  # before the neighbour begins
+        kept = options.out and options.out.with_name(f"{options.out.stem}-{net}{'-quick' * options.quick}.safetensors")
+        models[net] = trained(net, 1 if options.quick else EPOCHS[net], kept)
     busy = nullcontext() if options.idle else neighbour(last_core())
     with busy, tempfile.TemporaryDirectory() as name:
-        for net, runtime, budget in missing[: options.most]:
-            model = trained(net, 1 if options.quick else EPOCHS[net])
-            folder = folder_of(net, runtime, model, Path(name), options.quick)
+        for net, runtime, budget in missing:
+            folder = folder_of(net, runtime, models[net], Path(name), options.quick)
             row = first((net, runtime, budget), how, folder, options.again)
             rows.append(row)
             print(row, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -127,6 +128,7 @@ class SweepOptions(TypedDict, total=False):
         executor: "local" or "slurm": each run is a job of its own, on this machine or of Slurm. It needs the extra `cluster`.
         jobs: how many jobs there are at the same time; by default one on this machine, and all of Slurm's.
         slurm: long options of sbatch for each job: {"partition": "gpu", "time": "4:00:00"}.
+        nproc_per_node: how many processes train each job's network, started by torchrun: one for each GPU. By default one.
     """
 
     wait: bool
@@ -136,6 +138,7 @@ class SweepOptions(TypedDict, total=False):
     executor: Literal["local", "slurm"] | None
     jobs: int | None
     slurm: Mapping[str, str]
+    nproc_per_node: int | None
 
 
 def sweep(
@@ -196,15 +199,19 @@ def _board(progress: bool | None) -> AbstractContextManager[Board]:
 def _place(options: SweepOptions, cells: int) -> Place | None:
     """Where jobs run; None if there are none."""
     executor, jobs, slurm = options.get("executor"), options.get("jobs"), options.get("slurm") or {}
+    processes = options.get("nproc_per_node")
     if executor is None:
-        if jobs is not None or slurm:
-            raise UsageError("--jobs and --slurm need --executor; write: --executor local, or --executor slurm")
+        if jobs is not None or slurm or processes is not None:
+            raise UsageError(
+                "--jobs, --slurm and --nproc-per-node need --executor; write: --executor local, or --executor slurm"
+            )
         return None
     if options.get("fresh"):
         raise UsageError("--fresh and --executor exclude each other: jobs reuse what others made; remove runs/ instead")
     from edgeprune.stages.cluster import Place
 
-    return Place(executor, jobs if jobs is not None else 1 if executor == "local" else cells, slurm)
+    most = jobs if jobs is not None else 1 if executor == "local" else cells
+    return Place(executor, most, slurm, processes if processes is not None else 1)
 
 
 def _name(project: Given, cell: Cell) -> str:
@@ -304,19 +311,26 @@ class _Sweeper:
         if project.objects:
             raise UsageError("a project of objects has no file that a job could read; write an edgeprune.toml")
         jobs = Jobs(place, project.folder / "runs" / "jobs", lambda cell: self._board.enter(cell.name))
-        for cell, ended in jobs.run({cell: self._command(cell, project.path) for cell in self._names}, self._names):
+        commands = {cell: self._command(cell, project.path, place.processes) for cell in self._names}
+        for cell, ended in jobs.run(commands, self._names):
             self._end(cell, ended.cell)
             if ended.unpruned is not None:
                 self.unpruned[ended.cell.target] = ended.unpruned
             self.notes += [note for note in ended.notes if note not in self.notes]
 
-    def _command(self, cell: Cell, project: Path) -> list[str]:
-        """The command of a cell: a sweep of it alone."""
-        words = [sys.executable, "-m", "edgeprune", "sweep", "--json", "--wait", "--project", str(project.absolute())]
-        words += ["--budget", cell.budget, "--target", cell.target]
+    def _command(self, cell: Cell, project: Path, processes: int) -> list[str]:
+        """The command of a cell: a sweep of it alone. Several processes train its network before, and the sweep reuses it."""
+        words = ["--wait", "--project", str(project.absolute()), "--budget", cell.budget, "--target", cell.target]
         words += ["--precision", cell.precision] if cell.precision else []
         patience = self._options.get("patience")
-        return [*words, "--patience", patience] if patience else words
+        words += ["--patience", patience] if patience else []
+        sweep = [sys.executable, "-m", "edgeprune", "sweep", "--json", *words]
+        if processes == 1:
+            return sweep
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        finetune = [*torchrun, "-m", "edgeprune", "finetune", *words]
+        # Only the sweep answers on stdout. If the training fails, the sweep meets the same error and answers with it.
+        return ["sh", "-c", f"{shlex.join(finetune)} >&2; exec {shlex.join(sweep)}"]
 
 
 def compare(runs: Sequence[Path | str]) -> Comparison:

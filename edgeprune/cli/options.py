@@ -236,6 +236,12 @@ class OfSweep(Options):
         list[str] | None,
         typer.Option("--slurm", help="Long options of sbatch for each job: partition=gpu time=4:00:00 gpus=1."),
     ] = None
+    nproc_per_node: Annotated[
+        int | None,
+        typer.Option(
+            "--nproc-per-node", help="Processes that train each job's network, by torchrun: one for each GPU."
+        ),
+    ] = None
     dry_run: DryRunOption = False
 
 

@@ -87,6 +87,7 @@ def sweep(options: OfSweep) -> None:
             executor=None if options.executor is None else options.executor.value,
             jobs=options.jobs,
             slurm=_pairs(options.slurm or []),
+            nproc_per_node=options.nproc_per_node,
         )
     put(found, options.as_json, reports.show_sweep)
     for path, write in exports.items():

@@ -52,17 +52,21 @@ class Place:
         executor: "local" or "slurm".
         most: how many jobs there are at the same time.
         slurm: long options of sbatch, without the dashes: {"partition": "gpu", "time": "4:00:00"}.
+        processes: how many processes train the network of a job.
     """
 
     executor: Executor
     most: int
     slurm: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.executor not in POLL_S:
             raise usage_error(f"executor {self.executor!r} is unknown; write local or slurm")
         if not 1 <= self.most <= LIMITS.sweep_cells:
             raise UsageError(f"--jobs {self.most} is not between 1 and {LIMITS.sweep_cells}")
+        if not 1 <= self.processes <= LIMITS.sweep_cells:
+            raise UsageError(f"--nproc-per-node {self.processes} is not between 1 and {LIMITS.sweep_cells}")
         if self.slurm and self.executor != "slurm":
             raise UsageError("--slurm is for --executor slurm; leave it out, or add --executor slurm")
         for name, value in self.slurm.items():

@@ -9,16 +9,17 @@ from pathlib import Path
 from statistics import median
 
 from edgeprune import runtimes
-from edgeprune.devices import bench, transports
+from edgeprune.devices import bench, energy, transports
 from edgeprune.frontends.model import Network
 from edgeprune.limits import LIMITS
 from edgeprune.network import weights
 from edgeprune.network.cut import formed
 from edgeprune.network.survey import survey
-from edgeprune.records import Precision, Project, Target
+from edgeprune.records import Limit, Precision, Project, Target
+from edgeprune.records.budget import ON_DEVICE
 from edgeprune.runtimes.base import Runtime
 from edgeprune.runtimes.formats import FORMATS
-from edgeprune.stages import confirm, experiments
+from edgeprune.stages import bounds, confirm, experiments, ondevice
 from edgeprune.stages.verdict import POLICY
 from edgeprune.storage.profiles import read as read_profile
 
@@ -59,6 +60,7 @@ def forecast(project: Project, target: Target, whole: bool, budgets: int = 1) ->
     if len(candidates) > 1:
         parts.append(_choice(candidates, runtime))
     for _ in range(budgets if whole else 0):
+        parts += [_limit(limit) for limit in project.budget.limits if limit.figure in ON_DEVICE]
         parts += [_confirm()] if timed else []
         parts.append(_verify(network, runtime))
     least_s, most_s = sum(part.least_s for part in parts), sum(part.most_s for part in parts)
@@ -119,6 +121,19 @@ def _choice(candidates: Sequence[Precision], runtime: Runtime) -> Part:
     )
     engines = len(candidates) * runtime.engines
     return Part((line,), processes * each, processes * each + outputs, (engines, engines))
+
+
+def _limit(limit: Limit) -> Part:
+    """A figure that the device tells: of the original, at two widths, of one or several plans, and for the verdict."""
+    each, processes, verdict = {
+        "memory": (ROUND_S, bounds.PROCESSES, 0),  # the verdict reads it in the processes that it times
+        "throughput": (ROUND_S, bounds.PROCESSES, 2 * POLICY.verify.processes),
+        "energy": (PREPARED_S + 2 * energy.CYCLES * energy.WINDOW_S, 1, 2 * ondevice.ENERGY_PROCESSES),
+    }[limit.figure]
+    each += LIMITS.start_s
+    least, most = (processes * (3 + plans) + verdict for plans in (1, LIMITS.size_rounds))
+    line = f"agent: {limit.figure}, for its limit: {least} to {most} processes of about {each:.1f} s"
+    return Part((line,), least * each, most * each)
 
 
 def _confirm() -> Part:

@@ -92,6 +92,31 @@ def test_finetune_trains_under_torchrun_and_all_its_processes_end(own_run: Path)
 
 
 @pytest.mark.slow
+def test_a_job_of_a_sweep_trains_in_several_processes(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    own_run.write_text(own_run.read_text().replace("epochs = 2", "epochs = 3"))
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    arguments = (
+        "sweep",
+        "--project",
+        own_run,
+        "--budget",
+        "60%",
+        "--executor",
+        "local",
+        "--nproc-per-node",
+        "2",
+        "--json",
+    )
+    (cell,) = command(*arguments, timeout=600).json["cells"]
+    assert cell["result"] is not None, cell
+    (log,) = own_run.parent.glob("runs/jobs/*/1/*_log.err")
+    trained, reused = (line for line in log.read_text().splitlines() if line.startswith("finetune "))
+    assert "reused" not in trained and "reused" in reused
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables", [{}, {"TORCHELASTIC_RUN_ID": "none", "LOCAL_RANK": "3"}], ids=["RANK", "torchrun's"]
 )

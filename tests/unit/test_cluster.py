@@ -260,6 +260,22 @@ def test_a_sweep_of_jobs_is_in_the_order_of_its_cells(project: Path, monkeypatch
     assert command[1:] == ["-m", "edgeprune", *words.split()]
 
 
+def test_torchrun_trains_the_network_of_a_job_before_its_sweep(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[Cell, list[str]] = {}
+
+    def answers(jobs: Jobs, commands: dict[Cell, list[str]], names: dict[Cell, str]) -> Iterator[tuple[Cell, Ended]]:
+        asked.update(commands)
+        return iter([(one, Ended(stage.failed(one, names[one], InfeasibleError("no")))) for one in commands])
+
+    monkeypatch.setattr(Jobs, "run", answers)
+    series.sweep(project, ["50%"], executor="local", nproc_per_node=4)
+    shell, flag, text = asked[Cell("local", None, "50%")]
+    training, sweep = text.split("; exec ")
+    assert (shell, flag) == ("sh", "-c") and training.endswith(" >&2"), "only the sweep answers on stdout"
+    assert "--nproc-per-node 4 -m edgeprune finetune --wait" in training and "edgeprune sweep --json --wait" in sweep
+    assert training.removesuffix(" >&2").split("--wait")[1] == sweep.split("--wait")[1], "both are of the same cell"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -267,6 +283,8 @@ def test_a_sweep_of_jobs_is_in_the_order_of_its_cells(project: Path, monkeypatch
         ({"slurm": {"partition": "gpu"}, "executor": "local"}, "--slurm is for --executor slurm"),
         ({"executor": "ray"}, "'ray' is unknown"),
         ({"executor": "local", "jobs": 0}, "--jobs 0"),
+        ({"nproc_per_node": 2}, "need --executor"),
+        ({"executor": "local", "nproc_per_node": 0}, "--nproc-per-node 0"),
         ({"executor": "local", "fresh": True}, "exclude each other"),
     ],
 )

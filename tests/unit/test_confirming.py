@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from nets import Concat, image
 from test_latency import DEVICE, truth
 from torch import nn
@@ -49,6 +50,7 @@ class Wide(Concat):
 
 @cache
 def surveyed(net: type[nn.Module]) -> tuple[Groups, Scores]:
+    torch.manual_seed(0)  # the scores, and so the plans, follow from the weights
     model = net()
     groups = survey(model, image())
     return groups, CRITERIA["magnitude-l2"](model, groups, [], lambda outputs, targets: outputs)
@@ -109,7 +111,7 @@ def test_the_budget_is_met_and_used_in_three_rounds(bias: float, share: float) -
     chosen = confirmed.measurement
     assert chosen is not None and confirm.accepted(chosen)
     wider = [device.true_ns(widths) for widths in allocation.wider(device.groups, chosen.widths)]
-    assert chosen.share >= 0.96 or all(ns * 1.01 > confirm.MOST * chosen.budget_ns for ns in wider)
+    assert chosen.share >= confirm.LEAST or all(ns * 1.01 > confirm.MOST * chosen.budget_ns for ns in wider)
     assert confirmed.rounds == device.rounds <= 3
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgeprune.frontends import toml
-from edgeprune.records import Device, Experiment, Profile, Run, Samples, Target
+from edgeprune.records import Device, Experiment, Limit, Profile, Run, Samples, Target
+from edgeprune.records.budget import Limited
 from edgeprune.stages import forecast as forecasting
 from edgeprune.storage import codec
 
@@ -38,6 +39,21 @@ def test_several_precisions_take_longer(project: Path) -> None:
     several = forecasting.forecast(known, replace(one, precision="auto"), False)
     assert any("to choose from fp32, fp16, int8" in line for line in several)
     assert minutes(several) > minutes(forecasting.forecast(known, one, False))
+
+
+@pytest.mark.parametrize(
+    ("figure", "text", "least_s"), [("memory", "50%", 0), ("throughput", "150%", 20), ("energy", "50%", 100)]
+)
+def test_a_limit_that_the_device_measures_is_in_the_forecast(
+    figure: Limited, text: str, least_s: float, project: Path
+) -> None:
+    known, target = toml.read_project(project), Target(project, "t", "local", "onnxruntime")
+    limited = replace(known, budget=replace(known.budget, **{figure: Limit.parse(figure, text)}))
+    without, found = (forecasting.forecast(one, target, True) for one in (known, limited))
+    (line,) = set(found[:-1]) - set(without)
+    assert f"agent: {figure}, for its limit" in line
+    assert minutes(found)[0] - minutes(without)[0] > least_s / 60
+    assert minutes(found)[1] > minutes(without)[1]
 
 
 def test_engines_are_counted_and_their_minutes_come_from_the_users_own_profile(tmp_path: Path) -> None:

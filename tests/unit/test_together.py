@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 from small import SMALLEST
-from test_confirming import Simulated
+from test_confirming import Simulated, surveyed
 from test_pipeline import Watch
 
 from edgeprune.cli import answers
@@ -26,6 +27,7 @@ from edgeprune.records import (
     Fleet,
     HostState,
     Interval,
+    Limit,
     MeasuredPlan,
     Outcome,
     Plan,
@@ -34,9 +36,11 @@ from edgeprune.records import (
     Reports,
     Shift,
     Target,
+    Widths,
 )
 from edgeprune.reports import ci
-from edgeprune.stages import allocation, bounds, check, confirm, deploy, oci, rollout, signing
+from edgeprune.stages import allocation, bounds, check, confirm, deploy, oci, ondevice, rollout, signing
+from edgeprune.stages.figures import Counted
 from edgeprune.stages.inputs import INPUTS
 
 
@@ -85,6 +89,43 @@ def test_a_plan_has_a_row_for_each_target_and_no_plan_for_one_of_them_has_a_larg
     alone = [two.loop.plans({name: profile})[0] for name, profile in (("a", two.profiles["a"]), ("b", slower))]
     assert all(one.loss <= joint.loss * (1 + 2 * allocation.GAP) for one in alone)
     assert joint.binding.share > 0.9
+
+
+def test_a_limit_that_devices_measure_is_a_row_for_each_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, scores = surveyed(Simulated.net)
+    macs, released = Counted("macs", (groups.layers,)), []
+    overhead = {"one": 0.5, "two": 2.0}  # of the original network's work, in each sample
+
+    def member(name: str) -> SimpleNamespace:
+        variants = SimpleNamespace(file=lambda widths, reference: (name, widths))
+        values = {"variants": variants, "device": name}
+        return SimpleNamespace(value=values.__getitem__, release_device=lambda: released.append(name))
+
+    def measured(limit: Limit, subject: ondevice.Subject, file: tuple[str, Widths], processes: int) -> list[float]:
+        name, widths = file
+        assert subject.device == name, "a target's file is measured on its own device"
+        return [macs.of(widths) / macs.of(groups.full()) + overhead[name]] * processes
+
+    monkeypatch.setattr(ondevice, "values", measured)
+    shared = {
+        "network": SimpleNamespace(module=None, inputs=(), files=lambda place: ()),
+        "valid": SimpleNamespace(size=lambda inputs: 1),
+    }
+    run = SimpleNamespace(
+        request=SimpleNamespace(
+            project=SimpleNamespace(budget=SimpleNamespace(limits=(Limit.parse("throughput", "120%"),)))
+        ),
+        record=lambda stage: groups,
+        value=shared.__getitem__,
+        members={"one": member("one"), "two": member("two")},
+        scratch=tmp_path,
+    )
+    limits = bounds.of_run(run)  # type: ignore[arg-type]
+    (plan,) = allocation.planned(groups, scores, [limits], "p")
+    assert [one.name for one in plan.limits] == ["throughput on one", "throughput on two"]
+    assert all(one.value <= one.limit for one in plan.limits)
+    assert plan.binding.target == "two", "more of its time is not in the network's work"
+    assert set(released) == {"one", "two"}, "several targets may be one device"
 
 
 def _steeper(profile: Profile) -> tuple:  # type: ignore[type-arg]
