@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from edgeprune.stages.inputs import Variants
 
 LEAST = 0.955  # share of the budget that a plan must use; a plan below it removes more than is needed
-# The share that it may use at most. In the verdict each network has processes of its own, and the ratio was measured to be up to
-# 1.3 % above that in shared processes. So a confirmed plan also passes the verdict.
+# The share that it may use at most. In the verdict each network has processes of its own, and the ratio was measured to be
+# up to 1.3 % above that in shared processes. So a confirmed plan also passes the verdict.
 MOST = 0.985
 STRIDE = 0.022  # share of the budget between the plans of a round; less than the accepted range, MOST − LEAST
 PROCESSES = 6  # each interleaves the anchor, the original network and the pruned networks
