@@ -434,9 +434,7 @@ class Bench:
         )
 
     def _ask(self, jobs: Sequence[wire.Job[Reply]]) -> Iterator[Reply]:
-        """The device keeps each job's deadline by its own clock, which runs slower on an emulated device."""
-        slowness = LIMITS.emulated_slowness if self._target.emulated else 1
-        return ask_all(self._transport, self._target.name, jobs, slowness * sum(job.deadline_s for job in jobs))
+        return ask_all(self._transport, self._target.name, jobs, sum(job.deadline_s for job in jobs))
 
     def _put(self, model: Path) -> str:
         return self._transport.put(with_siblings(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def setup(target: Target, report: Reporter, wait_s: float = 0.0) -> str:
 def forecast(target: Target) -> list[str]:
     """The steps of `setup`, for `--dry-run`. It does not connect to the device."""
     runtime = runtimes.host(target.runtime)
-    packages = " ".join(runtime.packages)
+    packages = shlex.join(runtime.packages)
     lines = [*transports.commands(target), "  agent: examine, identify"]
     if not runtime.packages:
         return [*lines, f"nothing is installed: {runtime.install}"]

@@ -128,10 +128,9 @@ class ReleaseHost:
         return self._ask(wire.ReadMetrics(LIMITS.job_s, service)).text
 
     def _ask(self, job: wire.Job[Reply]) -> Reply:
-        slowness = LIMITS.emulated_slowness if self._target.emulated else 1
         try:
             timely = replace(job, deadline_s=min(job.deadline_s, self._left_s()))
-            return ask(self._transport, self._target.name, timely, slowness)
+            return ask(self._transport, self._target.name, timely)
         except Refusal as error:
             if error.kind not in REFUSALS:
                 raise

@@ -25,6 +25,7 @@ from edgeprune.records import THROTTLED_NOW, Finding, Target
 from edgeprune.runtimes.cores import Cluster
 
 LEAST_FREE_BYTES = 1 << 30
+CPUFREQ = "/sys/devices/system/cpu/cpu*/cpufreq"
 HOT_MC = 75_000  # millidegrees; a Raspberry Pi lowers its clock from 80 °C on
 SKEW_S = 60.0
 
@@ -146,12 +147,15 @@ def _state(target: Target, state: Mapping[str, Any], cores: int) -> Iterator[Fin
     if target.threads > cores:
         what = f"{target.threads} threads on {cores} core{'s' * (cores != 1)}"
         yield Finding("warn", what, f"set [runtime] threads = {cores} in {target.path}")
-    yield _load(float(state["load"]), cores)
+    if "load" in state:
+        yield _load(float(state["load"]), cores)
     if "quota" in state:
         fix = "give the container more processors, such as docker run --cpus 2"
         yield Finding("warn", f"a quota limits this device to {float(state['quota']):g} processors", fix)
     if "capped" in state:
-        fix = "sudo cpupower frequency-set --max with the highest frequency that cpupower frequency-info prints"
+        fix = f"write the number in {CPUFREQ}/cpuinfo_max_freq there into scaling_max_freq beside it, of every core"
+        if "power_mode" in state:
+            fix = "the power mode may cap it: list others with nvpmodel -p --verbose, and set one with sudo nvpmodel -m ID"
         yield Finding("warn", f"the clock is capped at {100 * float(state['capped']):.0f}%", fix)
     if "governor" in state:
         yield _governor(printable(str(state["governor"]), 40))
@@ -185,7 +189,7 @@ def _governor(name: str) -> Finding:
     text = f"frequency governor {name}"
     if name == "performance":
         return Finding("ok", text)
-    return Finding("warn", text, "sudo cpupower frequency-set -g performance")
+    return Finding("warn", text, f"echo performance | sudo tee {CPUFREQ}/scaling_governor")
 
 
 def _temperature(millidegrees: int) -> Finding:

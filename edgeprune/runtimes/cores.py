@@ -14,12 +14,17 @@ from . import machine
 from .device import Failed
 
 CPUS = "/sys/devices/system/cpu"
-HYBRID = (("/sys/devices/cpu_core/cpus", "performance"), ("/sys/devices/cpu_atom/cpus", "efficient"))  # of Intel
+HYBRID = tuple(  # of Intel
+    (f"/sys/devices/cpu_{name}/cpus", kind)
+    for name, kind in (("core", "performance"), ("atom", "efficient"), ("lowpower", "low-power"))
+)
 ARM = {  # the part numbers of /proc/cpuinfo
+    "0xc07": "Cortex-A7", "0xc09": "Cortex-A9", "0xc0e": "Cortex-A17", "0xc0f": "Cortex-A15", "0xd01": "Cortex-A32",
     "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
     "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0d": "Cortex-A77", "0xd41": "Cortex-A78",
     "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xd48": "Cortex-X2",
     "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720", "0xd82": "Cortex-X4",
+    "0xd83": "Neoverse-V3AE", "0xd85": "Cortex-X925", "0xd87": "Cortex-A725", "0xd0c": "Neoverse-N1", "0xd49": "Neoverse-N2",
 }  # fmt: skip
 
 
@@ -77,14 +82,19 @@ def clusters(cpus: str = CPUS, proc: str = "/proc", hybrid: Iterable[tuple[str, 
 
 
 def _parts(proc: str) -> dict[int, str]:
-    """The part number of each core of an Arm processor."""
-    found, core = {}, -1
+    """The part number of each core of an Arm processor. Old kernels write it once for all, in a separate block."""
+    found: dict[int, str] = {}
+    block: list[int] = []
+    every: list[int] = []
     for line in machine.lines(f"{proc}/cpuinfo", 20_000):
         name, _, value = line.partition(":")
-        if name.strip() == "processor" and value.strip().isdigit():
-            core = int(value)
+        if not line.strip():
+            block = []
+        elif name.strip() == "processor" and value.strip().isdigit():
+            block = [int(value)]
+            every += block
         elif name.strip() == "CPU part":
-            found[core] = value.strip()
+            found.update(dict.fromkeys(block or every, value.strip()))
     return found
 
 

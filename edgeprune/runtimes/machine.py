@@ -17,8 +17,10 @@ import socket
 import sys
 
 COLDEST_MC, HOTTEST_MC = -60_000, 150_000  # others are the values of sensors that are switched off
-PROCESSOR = re.compile(r"cpu|gpu|soc|pkg|package|core|tj|big|little")  # types of thermal zones
-CAPS = re.compile(r"cpufreq|^Processor$")  # types of cooling devices that lower the processor's clock
+LEAST_MC = 1000  # of a processor at work; old kernels report degrees or percents, which are lower
+PROCESSOR = re.compile(r"cpu|gpu|mpu|soc|pkg|package|core|tj|big|little")  # types of thermal zones
+MONITORS = "k10temp", "zenpower", "coretemp"  # drivers of sensors in a processor, for systems without such a zone
+CAPS = re.compile(r"cpufreq|^Processor$|powerclamp|thermal-idle")  # cooling devices that slow the processor down
 
 
 def home() -> str:
@@ -98,33 +100,36 @@ def listed(folder: str) -> list[str]:
 def first_line(path: str) -> str:
     """The first line of a small file, or an empty string."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8", errors="backslashreplace") as file:
             return file.readline(1000).strip("\0\n ")
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return ""
 
 
 def lines(path: str, most: int = 1000) -> list[str]:
     """The first lines of a small file; none where it cannot be read."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8", errors="backslashreplace") as file:
             return [line.strip("\0\n ") for line in itertools.islice(file, most)]
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return []
 
 
-def temperature_mc(thermal: str = "/sys/class/thermal") -> int | None:
+def temperature_mc(thermal: str = "/sys/class/thermal", monitors: str = "/sys/class/hwmon") -> int | None:
     """The temperature of the processor's hottest zone, in millidegrees; None where the device does not report any.
 
-    Without such a zone, all zones count. A power controller (PMIC) reports a constant.
+    Without such a zone, the processor's own monitor counts, and then all zones. A power controller (PMIC) reports a constant.
     """
-    zones = {}
-    for name in listed(thermal):
-        kind, value = first_line(f"{thermal}/{name}/type").lower(), first_line(f"{thermal}/{name}/temp")
-        if value.lstrip("-").isdigit() and COLDEST_MC < int(value) < HOTTEST_MC and "pmic" not in kind:
-            zones[name] = kind, int(value)
-    own = [value for kind, value in zones.values() if PROCESSOR.search(kind)]
-    return max(own or [value for _, value in zones.values()], default=None)
+    zones = {name: first_line(f"{thermal}/{name}/type").lower() for name in listed(thermal)}
+    others = [f"{thermal}/{name}/temp" for name, kind in zones.items() if "pmic" not in kind]
+    own = [f"{thermal}/{name}/temp" for name, kind in zones.items() if "pmic" not in kind and PROCESSOR.search(kind)]
+    chips = [name for name in listed(monitors) if first_line(f"{monitors}/{name}/name") in MONITORS]
+    for files in (own, [f"{monitors}/{name}/temp1_input" for name in chips], others):
+        values = [int(text) for text in map(first_line, files) if text.lstrip("-").isdigit()]
+        known = [value for value in values if COLDEST_MC < value < HOTTEST_MC and abs(value) >= LEAST_MC]
+        if known:
+            return max(known)
+    return None
 
 
 def heat_caps(thermal: str = "/sys/class/thermal") -> bool | None:

@@ -89,6 +89,7 @@ def test_the_busiest_other_process_is_named(kernel: tuple[Path, Path]) -> None:
     hertz = os.sysconf("SC_CLK_TCK")
     write(proc / "self/cgroup", "0::/\n")
     write(cgroup / "cpu.stat", "nr_throttled 1\nthrottled_usec 0\n")
+    stat(proc, 1, "init", 0)
     stat(proc, 7, "own", 0)
     stat(proc, 8, "ff) mpeg\x1b", 0)
     before = contention.snapshot(str(proc), str(cgroup))

@@ -52,6 +52,14 @@ def test_each_condition_has_a_finding_and_each_problem_a_fix(
     assert bool(found[-1].fix) == (level != "ok")
 
 
+def test_a_capped_clock_of_a_jetson_is_blamed_on_its_power_mode() -> None:
+    capped = [
+        next(one for one in doctor._state(target(), {"capped": 0.6, **state}, 4) if "capped" in one.what)
+        for state in ({}, {"power_mode": "15W"})
+    ]
+    assert "scaling_max_freq" in str(capped[0].fix) and "sudo nvpmodel -m ID" in str(capped[1].fix)
+
+
 def test_every_host_is_examined_also_when_the_first_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     def device(target: Target) -> Iterator[Finding]:
         assert target.host is not None

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from edgeprune.devices import install, wire
+from edgeprune.devices.transports.base import slowness
 from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import DeviceError, UsageError
+from edgeprune.limits import LIMITS
 from edgeprune.records import Host, Target
 
 PLATFORM = wire.Platform("3.11", "aarch64", "2.36", free_bytes=1 << 30, clock_s=0.0, cores=4, pip=True)
@@ -100,6 +102,18 @@ def test_nothing_is_sent_to_a_device_that_cannot_hold_or_load_it(
     with pytest.raises(DeviceError, match=reason):
         install.setup(TARGET, print)
     assert fake.files == [] and all(not job["wheels"] for job in fake.jobs if job["mode"] == "install")
+
+
+def test_an_emulated_device_gets_more_time_for_every_step(device: Any) -> None:
+    """Its clock is slow, and a busy machine makes it slower."""
+    deadlines = {}
+    for emulated in (False, True):
+        target = replace(TARGET, emulated=emulated)
+        fake = device(False, False)
+        fake.slowness, call, seen = slowness(target), fake.call, deadlines.setdefault(emulated, [])
+        fake.call = lambda jobs, deadline_s, call=call, seen=seen: seen.append(deadline_s) or call(jobs, deadline_s)
+        install.setup(target, print)
+    assert deadlines[True] == [LIMITS.emulated_slowness * each for each in deadlines[False]]
 
 
 def test_this_machine_is_not_set_up() -> None:

@@ -14,18 +14,19 @@ from typing import Any
 
 import pytest
 
-from edgeprune.errors import SecurityError, UsageError
+from edgeprune.errors import DeviceError, SecurityError, UsageError
 from edgeprune.frontends import toml
 from edgeprune.records import Host, Target
 
 pytest.importorskip("edgeprune.devices.transports.ssh")
 from edgeprune.devices.transports.ssh import config as reading
-from edgeprune.devices.transports.ssh import host_keys
+from edgeprune.devices.transports.ssh import host_keys, keys
 from edgeprune.devices.transports.ssh import settings as settings_module
 from edgeprune.devices.transports.ssh.config import Server, parsed, servers
 from edgeprune.devices.transports.ssh.remote import typed
 from edgeprune.devices.transports.ssh.settings import Asked, settings, split
 
+paramiko = pytest.importorskip("paramiko")
 KEYS = ("hostname", "user", "port", "proxyjump", "hostkeyalias", "userknownhostsfile", "identitiesonly", "identityfile")
 
 
@@ -203,6 +204,26 @@ def test_files_are_included_from_the_folder_of_the_configuration_and_bytes_may_b
     assert (server.name, server.port) == ("10.1.2.3", 2222)
 
 
+def test_a_variable_in_include_is_replaced_and_an_unknown_one_is_named(
+    config: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAB", "lab")
+    (config.parent / "lab.conf").write_text("Host board\n HostName 10.9.9.9\n")
+    config.write_text("Include ${LAB}.conf\n")
+    assert servers(target, Host("board"))[0].name == "10.9.9.9"
+    config.write_text("Include ${NO_SUCH_LAB}.conf\n")
+    with pytest.raises(UsageError, match=r"config:1: \$\{NO_SUCH_LAB\} is not known here"):
+        servers(target, Host("board"))
+
+
+def test_a_key_is_not_to_be_added_to_the_null_device(config: Path, target: Target) -> None:
+    """Many people who flash boards often write this."""
+    config.write_text("Host 10.*\n StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n")
+    (server,) = servers(target, Host("10.0.0.7"))
+    with pytest.raises(SecurityError, match=r"name a file in \[connect\] known_hosts with this line"):
+        host_keys.Verdict(target, server).missing_host_key(None, "", RIGHT)  # type: ignore[arg-type]
+
+
 def test_the_first_jump_host_follows_its_own_configuration(config: Path, target: Target) -> None:
     config.write_text(
         "Host board\n ProxyJump inner\nHost inner\n ProxyJump outer,middle\nHost middle\n ProxyJump none\n"
@@ -225,6 +246,46 @@ def test_tokens_agent_family_and_alias_are_followed(config: Path, target: Target
     assert server.known_hosts == (tmp_path / "one", tmp_path / "two")
 
 
+class Offering:
+    """An SSH server that takes keys, and paramiko's transport to it."""
+
+    def __init__(self) -> None:
+        self.offered: list[str] = []
+
+    def auth_none(self, user: str) -> None:
+        raise paramiko.BadAuthenticationType("", ["publickey"])
+
+    def auth_publickey(self, user: str, key: Key) -> list[str]:
+        self.offered.append(key.line)
+        return []
+
+    def is_active(self) -> bool:
+        return True
+
+
+def test_a_public_key_selects_one_of_the_ssh_agent(
+    config: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Password managers and smart cards hold the private key: only the public one is in a file."""
+    config.write_text(
+        "Host board other\n IdentitiesOnly yes\n IdentityFile ~/.ssh/work.pub\n IdentityFile ~/.ssh/held\n"
+    )
+    for name, key in (("work.pub", RIGHT), ("held.pub", Key("held"))):
+        (config.parent / name).write_text(key.line + " me@here\n")
+    (server,) = servers(target, Host("board"))
+    assert [path.name for path in server.identities] == ["work.pub", "held"]
+    for held in (RIGHT, Key("held")):
+        monkeypatch.setattr(keys._Agent, "keys", lambda self, held=held: [WRONG, held])
+        offering = Offering()
+        keys.Keys(target, server).authenticate(offering)  # type: ignore[arg-type]
+        assert offering.offered == [held.line]
+    monkeypatch.setattr(keys._Agent, "keys", lambda self: [WRONG])
+    with pytest.raises(
+        DeviceError, match=r"the SSH agent does not hold the private key of .*/work\.pub\. Add it: ssh-add"
+    ):
+        keys.Keys(target, server).authenticate(Offering())  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------------------------------------- names of hosts
 
 
@@ -233,6 +294,7 @@ def test_tokens_agent_family_and_alias_are_followed(config: Path, target: Target
     [
         ("board", ("board", None, None), "ssh board"),
         ("pi@board", ("board", "pi", None), "ssh pi@board"),
+        ("pi@lab.example@board", ("board", "pi@lab.example", None), "ssh pi@lab.example@board"),
         ("ssh://pi@board:2222", ("board", "pi", 2222), "ssh -p 2222 pi@board"),
         ("[::1]:2222", ("::1", None, 2222), "ssh -p 2222 ::1"),
         ("::1", ("::1", None, None), "ssh ::1"),

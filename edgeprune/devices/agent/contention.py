@@ -15,6 +15,7 @@ from ..validate import printable
 NAME_CHARS = 40
 PROCESSES = 10_000  # that are read, at most
 WORTH_NAMING = 0.05  # of a processor
+FIRST = 1  # the process that started all others
 
 CGROUP = "/sys/fs/cgroup"
 
@@ -58,7 +59,8 @@ def between(before: Snapshot, after: Snapshot, own: int) -> Conditions:
         for pid, (name, ticks) in after.ticks.items()
         if pid != own
     }
-    found: Conditions = {"others": round(sum(used.values()), 2)}
+    # Where /proc hides the processes of other users (hidepid), not even the first one is seen.
+    found: Conditions = {"others": round(sum(used.values()), 2)} if FIRST in after.ticks else {}
     busiest = max(used, key=lambda pid: used[pid], default=own)
     if used.get(busiest, 0.0) >= WORTH_NAMING:
         found["busiest"] = f"{printable(after.ticks[busiest][0], NAME_CHARS)} {100 * used[busiest]:.0f}%"
@@ -131,9 +133,10 @@ def _groups(proc: str, cgroup: str) -> Iterator[str]:
         controllers, _, path = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        mount = f"{cgroup}/{controllers}" if controllers else cgroup
+        # The folder of version 1 may have the controllers in another order; `cpu` is a link to it.
+        mounts = [f"{cgroup}/{controllers}", f"{cgroup}/cpu"] if controllers else [cgroup]
         while True:
-            yield mount + path.rstrip("/")
+            yield from (mount + path.rstrip("/") for mount in mounts)
             if path in ("", "/"):
                 break
             path = os.path.dirname(path)

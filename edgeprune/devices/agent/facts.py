@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.util
 import os
@@ -21,11 +22,14 @@ from ..wire import Examine, GetState, Identify, Identity, Platform, State
 from . import contention
 
 FACT_BYTES = 1 << 16  # that are read of a file or a program
+CPUINFO_LINES = 20_000  # of all cores
 FACT_CHARS = 100  # of a fact that is text
 IDENTITY_CHARS = 200
-FLAGS = "/sys/devices/platform/soc/soc:firmware/get_throttled"  # of a Raspberry Pi, by its kernel
+FLAGS = "/sys/devices/platform/soc*/soc*:firmware/get_throttled"  # of a Raspberry Pi, by its kernel; 5: soc@107c000000
 HEAT = 4  # the flag of a Raspberry Pi that is throttled now
-REVISION = re.compile(r" Rev \d+(\.\d+)*$")  # as a Raspberry Pi's firmware writes it
+VCGENCMD = "/opt/vc/bin/vcgencmd"  # in systems before Raspberry Pi OS 11, and then not in PATH
+# A board's revision, as firmware and device trees write it: "Rev 1.4", "v1.3B"; of NVIDIA's boards and modules: "-b00".
+REVISION = re.compile(r" (Rev\.? ?\d+(\.\d+)*|v\d+\.\d+[A-Z]?)(?= \(|$)|(?<=\d{4})-[a-z]\d\d(?=[+)]|$)")
 
 
 def examine(job: Examine) -> Platform:
@@ -33,7 +37,7 @@ def examine(job: Examine) -> Platform:
     return Platform(
         python=f"{sys.version_info[0]}.{sys.version_info[1]}",
         machine=platform.machine(),
-        glibc=platform.libc_ver()[1] or "unknown",
+        glibc=_glibc(),
         free_bytes=machine.free_bytes(),
         clock_s=time.time(),
         cores=contention.cores(),
@@ -45,12 +49,18 @@ def examine(job: Examine) -> Platform:
     )
 
 
+def _glibc() -> str:
+    name, version = platform.libc_ver()
+    return version if name == "glibc" and version else "unknown"  # musl has a version, too
+
+
 def identify(job: Identify) -> Identity:
     """The device and the runtime of the job."""
     runtime, usable = find(job.runtime), contention.cores()
     if job.cores:
         cores.pin(job.cores)
     serial = machine.first_line("/etc/machine-id") + machine.first_line("/proc/device-tree/serial-number")
+    serial = serial or processor().get("Serial", "")  # in a container
     return Identity(
         machine=platform.machine(),
         cpu=printable(cpu_name(), IDENTITY_CHARS),
@@ -73,19 +83,26 @@ def state(job: GetState) -> State:
     return State(conditions(find(job.runtime)))
 
 
-def cpu_name() -> str:
-    """The processor's name, by /proc/cpuinfo, the device tree or its part number."""
+def processor(proc: str = "/proc") -> dict[str, str]:
+    """The fields of /proc/cpuinfo: those of the first core, and those of all."""
     fields: dict[str, str] = {}
-    try:
-        with open("/proc/cpuinfo") as info:
-            for line in info:
-                key, _, value = line.partition(":")
-                fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        pass
+    for line in machine.lines(f"{proc}/cpuinfo", CPUINFO_LINES):
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def cpu_name(proc: str = "/proc") -> str:
+    """The board's name by its device tree, or the processor's by /proc/cpuinfo.
+
+    Containers see no device tree. Then a Raspberry Pi's kernel still has its model, and that of a phone its chip.
+    """
+    fields = processor(proc)
     implementer, part = fields.get("CPU implementer"), fields.get("CPU part")
     return (
-        board_name()
+        board_name(f"{proc}/device-tree")
+        or kind_of(fields.get("Model", ""))
+        or fields.get("Hardware")
         or fields.get("model name")
         or (f"{implementer}/{part}" if implementer and part else "")
         or platform.processor()
@@ -99,19 +116,21 @@ def board_name(tree: str = "/proc/device-tree") -> str:
     Boards of one kind are equal: a revision of the board ("Rev 1.4") is left out. Modules of one family are not: all Orins
     name the same processor, and only the module's number in `compatible` tells them, and so their GPUs, apart.
     """
-    name = kind_of(machine.first_line(f"{tree}/model"))
+    name = machine.first_line(f"{tree}/model")
     module = machine.first_line(f"{tree}/compatible").split("\0")[0]
-    return f"{name} ({module})" if name and module.startswith("nvidia,") else name
+    return kind_of(f"{name} ({module})" if name and module.startswith("nvidia,") else name)
 
 
 def kind_of(name: str) -> str:
-    """The name of a board without its revision, so that equal boards are equal: also in manifests of earlier versions."""
+    """The name of a board without revisions, so that equal boards are equal: also in manifests of earlier versions."""
     return REVISION.sub("", name)
 
 
 def conditions(runtime: Runtime) -> Conditions:
     """The conditions now. A fact that this device does not report is left out."""
-    found: Conditions = {"boot_id": machine.boot_id(), "load": os.getloadavg()[0]}
+    found: Conditions = {"boot_id": machine.boot_id()}
+    with contextlib.suppress(OSError):  # Android lets nobody read it
+        found["load"] = os.getloadavg()[0]
     temperature = machine.temperature_mc()
     if temperature is not None:
         found["temperature_mc"] = temperature
@@ -162,7 +181,7 @@ def throttled(sysfs: str = FLAGS) -> int | None:
     In a container, vcgencmd may not reach the firmware; the kernel then reports the flags. On other boards, heat that
     lowers the clock sets the flag of it. None where nothing is reported.
     """
-    answers = (vcgencmd("get_throttled") or "").partition("throttled=")[2], machine.first_line(sysfs)
+    answers = (vcgencmd("get_throttled") or "").partition("throttled=")[2], _flags(sysfs)
     for answer in answers:
         with contextlib.suppress(ValueError):
             return int(answer.strip(), 16)
@@ -170,18 +189,22 @@ def throttled(sysfs: str = FLAGS) -> int | None:
     return None if capped is None else HEAT * capped
 
 
+def _flags(pattern: str) -> str:
+    return next(filter(None, map(machine.first_line, sorted(glob.glob(pattern)))), "")
+
+
 def is_unheard(sysfs: str = FLAGS) -> bool:
     """Whether a Raspberry Pi reports no flags: its user may not ask the firmware."""
-    return (
-        shutil.which("vcgencmd") is not None
-        and "0x" not in (vcgencmd("get_throttled") or "")
-        and not machine.first_line(sysfs)
-    )
+    return _tool() is not None and "0x" not in (vcgencmd("get_throttled") or "") and not _flags(sysfs)
+
+
+def _tool() -> str | None:
+    return shutil.which("vcgencmd") or shutil.which(VCGENCMD)
 
 
 def vcgencmd(question: str) -> str | None:
     """What a Raspberry Pi's firmware answers; None elsewhere."""
-    tool = shutil.which("vcgencmd")
+    tool = _tool()
     if tool is None:
         return None
     try:

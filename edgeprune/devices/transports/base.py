@@ -20,6 +20,7 @@ from edgeprune.devices import wire
 from edgeprune.devices.validate import WireError, printable, read
 from edgeprune.errors import BusyError, DeviceError, LinkError
 from edgeprune.limits import LIMITS
+from edgeprune.records import Target
 
 HEADER = re.compile(rb"edgeprune ([0-9a-f]{32}) (\d{1,10}) ([0-9a-f]{8})\n")
 LONGEST_HEADER = 80  # bytes: a header that has not fully arrived may take this much of the buffer
@@ -29,7 +30,12 @@ Document = Mapping[str, Any]  # a JSON object
 
 
 class Transport(ABC):
-    """A way to a device. Faults of the link are raised as `DeviceError`."""
+    """A way to a device. Faults of the link are raised as `DeviceError`.
+
+    `slowness` is how many seconds of this machine a second of the device's clock may take.
+    """
+
+    slowness: float = 1.0
 
     @abstractmethod
     def put(self, files: Sequence[Path]) -> str:
@@ -68,25 +74,33 @@ class Refusal(DeviceError):
         self.kind, self.message = failure.error, failure.message
 
 
-def ask(transport: Transport, device: str, job: wire.Job[Reply], slowness: float = 1.0) -> Reply:
+def slowness(target: Target) -> float:
+    """See `Transport`. The clock of an emulated device is slow."""
+    return LIMITS.emulated_slowness if target.emulated else 1.0
+
+
+def ask(transport: Transport, device: str, job: wire.Job[Reply]) -> Reply:
     """Have the agent do one job.
 
     Args:
         device: the name of the target, for errors.
-        slowness: how many seconds of this machine a second of the device may take.
 
     Raises:
         Refusal: the agent cannot do it.
         DeviceError: the reply does not fit the job, or there is none in time.
     """
-    (reply,) = ask_all(transport, device, [job], (job.deadline_s + LIMITS.identify_s) * slowness)
+    (reply,) = ask_all(transport, device, [job], job.deadline_s + LIMITS.identify_s)
     return reply
 
 
 def ask_all(transport: Transport, device: str, jobs: Sequence[wire.Job[Reply]], deadline_s: float) -> Iterator[Reply]:
-    """Have the agent do jobs within a deadline for all of them; yields their replies in order. Raises as `ask` does."""
+    """Have the agent do jobs within a deadline for all of them, by the device's clock; yields their replies in order.
+
+    Raises as `ask` does.
+    """
     documents = [wire.job_document(i, job) for i, job in enumerate(jobs)]
-    for i, (job, document) in enumerate(zip(jobs, transport.call(documents, deadline_s), strict=True)):
+    replies = transport.call(documents, deadline_s * transport.slowness)
+    for i, (job, document) in enumerate(zip(jobs, replies, strict=True)):
         yield understood(device, job, i, document)
 
 

@@ -13,6 +13,7 @@ import subprocess
 
 from .. import machine
 from ..device import Conditions, Failed, Undo
+from ..power import TOTALS
 
 MODES_FILE = "/etc/nvpmodel.conf"
 SUDO = "it needs sudo without a password for {}"
@@ -20,7 +21,9 @@ ANSWER_BYTES = 1 << 16  # of a tool
 GPU = re.compile(
     r"gpu|g[a-z]\d+b|gpu-gpc-\d+"
 )  # the device-tree node by generation; Thor: gpu-gpc-0. gpu-nvd is the decoder
-COOLED = re.compile(r".*throttle-alert|hot-surface-alert|.*cpufreq.*|devfreq-.*gpu.*|(gpu|cpu)-balanced")
+COOLED = re.compile(  # cooling devices that lower a clock; "devfreq-" and the GPU's node
+    rf".*throttle-alert|hot-surface-alert|.*cpufreq.*|devfreq-(.*\.)?({GPU.pattern})|.*-balanced", re.IGNORECASE
+)
 THROTTLED = 4  # the bit of a Raspberry Pi for it
 
 
@@ -45,7 +48,7 @@ def tegrastats_of(line: str) -> dict[str, int]:
     found = {}
     emc = re.search(r"\bEMC_FREQ \d+%@(\d+)", line)
     gpu = re.search(r"\bGR3D_FREQ (?:\d+%)?@(?:\[([\d,]+)\]|(\d+))", line)
-    power = re.search(r"\b(?:VDD_IN|POM_5V_IN) (\d+)(?:mW)?/", line)
+    power = re.search(rf"\b(?:{'|'.join(TOTALS)}) (\d+)(?:mW)?/", line)
     if emc:
         found["emc_mhz"] = int(emc.group(1))
     if gpu:

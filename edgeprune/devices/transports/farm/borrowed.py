@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeprune.devices.transports import ssh
-from edgeprune.devices.transports.base import Document, Transport
+from edgeprune.devices.transports.base import Document, Transport, slowness
 from edgeprune.devices.transports.farm import holders
 from edgeprune.devices.transports.farm.coordinator import Farm, Place, Refused, Service, Ticket, address_of, free_left
 from edgeprune.devices.validate import printable
@@ -32,6 +32,7 @@ class Borrowed(Transport):
     def __init__(self, target: Target, wait_s: float, notice: Callable[[str], None]) -> None:
         assert target.host is not None
         self._target, self._host, self._wait_s, self._notice = target, target.host, wait_s, notice
+        self.slowness = slowness(target)
         self._tags = dict(target.host.place)
         self._farm = Farm(address_of(target.host))
         self._place = ""  # that is acquired, or about to be

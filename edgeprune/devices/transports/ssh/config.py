@@ -22,8 +22,9 @@ SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
 OWN_KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
 PORT = 22
+PUBLIC = ".pub"
 # [user@]host[:port], where an IPv6 address with a port is in brackets. It may be a URI: ssh://…
-PLACE = re.compile(r"(?:ssh://)?(?:([^@]*)@)?(?:\[([^\]]*)\](?::(\d+))?|([^:/]*):(\d+)|([^/]*))/?")
+PLACE = re.compile(r"(?:ssh://)?(?:(.*)@)?(?:\[([^\]]*)\](?::(\d+))?|([^:/]*):(\d+)|([^/]*))/?")
 FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
@@ -36,7 +37,7 @@ class Server:
         name: the host name or address.
         user: the user there.
         port: the TCP port.
-        identities: the files of private keys to try.
+        identities: the files of keys to try: private ones, or public ones of keys that the SSH agent holds.
         identities_only: whether to try no other keys of the SSH agent.
         agent: the socket of the SSH agent; None for that of the environment, empty for no agent.
         known_hosts: the files of known host keys; the user adds new keys to the first.
@@ -164,7 +165,12 @@ def _identities(host: Host, own: Settings, tokens: dict[str, str]) -> tuple[Path
     given = own.every("identityfile")
     named = [at_home(expanded(value, tokens), home) for value in given if value.text.lower() != "none"]
     paths = [Path(path) for path in named] if given else [home / ".ssh" / name for name in DEFAULT_KEYS]
-    return tuple(path for path in paths if path.is_file())
+    return tuple(path for path in paths if path.is_file() or public_of(path).is_file())
+
+
+def public_of(identity: Path) -> Path:
+    """The file of an identity's public key. The identity may be this file itself, if an SSH agent holds the private key."""
+    return identity if identity.suffix == PUBLIC else identity.with_name(identity.name + PUBLIC)
 
 
 def _agent(own: Settings, tokens: dict[str, str]) -> str | None:
@@ -181,14 +187,14 @@ def _known_hosts(own: Settings, tokens: dict[str, str]) -> tuple[Path, ...]:
     found: list[str] = []
     for name, default in (("userknownhostsfile", OWN_KNOWN_HOSTS), ("globalknownhostsfile", SYSTEM_KNOWN_HOSTS)):
         value = own.every(name)[0] if name in own.found else Value(tuple(default.split()), "")
-        found += [expanded(value, tokens, word) for word in value.words if word.lower() != "none"]
+        found += [expanded(value, tokens, word) for word in value.words if word.lower() not in ("none", os.devnull)]
     return tuple(Path(at_home(path, Path.home())) for path in found)
 
 
 def _require_private(target: Target, identity: Path) -> None:
     if not identity.is_file():
         raise UsageError(f"{target.path}: [connect] identity: no file {identity}. Make a key: ssh-keygen -t ed25519")
-    if os.stat(identity).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if identity.suffix != PUBLIC and os.stat(identity).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise SecurityError(f"{target.path}: others can read {identity}. Run: chmod 600 {identity}")
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import paramiko
 
 from edgeprune.devices import bundle, wire
-from edgeprune.devices.transports.base import Conversation, Document, Refusal, hello, understood
+from edgeprune.devices.transports.base import Conversation, Document, Refusal, hello, slowness, understood
 from edgeprune.devices.transports.ssh.channel import AgentChannel
 from edgeprune.devices.transports.ssh.diagnosis import no_session, require_python, require_shell
 from edgeprune.devices.transports.ssh.faults import FAULTS, translated
@@ -78,7 +78,8 @@ class Connection:
 
     def order(self, job: wire.Job[Reply]) -> Reply:
         """The agent's reply to one job about files. Raises `Refusal` or `DeviceError` where the agent cannot do it."""
-        (document,) = self._conversation.ask([wire.job_document(0, job)], job.deadline_s)
+        deadline_s = job.deadline_s * slowness(self._target)
+        (document,) = self._conversation.ask([wire.job_document(0, job)], deadline_s)
         try:
             return understood(self._target.name, job, 0, document)
         except Refusal as error:

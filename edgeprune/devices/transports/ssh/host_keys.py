@@ -23,6 +23,7 @@ from edgeprune.records import Target
 
 AUTHORITY, REVOKED = "@cert-authority", "@revoked"
 MARKERS = ("", REVOKED, AUTHORITY)
+SYSTEM = "/etc"  # whose files only root can change
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ class Verdict(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
         )
 
     def _unknown(self, key: paramiko.PKey, why: str) -> SecurityError:
-        name, files = self._server.key_name, self._server.known_hosts
+        name = self._server.key_name
+        files = [file for file in self._server.known_hosts if not file.is_relative_to(SYSTEM)]  # of the user
         where = f"add this line to {files[0]}" if files else "name a file in [connect] known_hosts with this line"
         return SecurityError(
             f"{self._target.path}: the host key of {name} is not known: {fingerprint(key.asbytes())}.{why} Compare it"

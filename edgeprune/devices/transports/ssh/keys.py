@@ -10,7 +10,7 @@ from pathlib import Path
 
 import paramiko
 
-from edgeprune.devices.transports.ssh.config import Server
+from edgeprune.devices.transports.ssh.config import Server, public_of
 from edgeprune.devices.transports.ssh.remote import typed
 from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError
@@ -26,6 +26,7 @@ class Keys:
         self._tried: list[str] = []
         self._locked: list[Path] = []  # files whose passphrase is not known
         self._touched: list[Path] = []  # security keys
+        self._public_only: list[Path] = []  # whose private keys are not here
         self._agent: _Agent | None = None
 
     def authenticate(self, transport: paramiko.Transport) -> None:
@@ -68,6 +69,9 @@ class Keys:
                 yield key
 
     def _loaded(self, path: Path) -> paramiko.PKey | None:
+        if path == public_of(path) or not path.is_file():
+            self._public_only.append(path)
+            return None
         try:
             return paramiko.PKey.from_path(path)
         except (
@@ -111,6 +115,11 @@ class Keys:
                 f"{self._touched[0]} is a security key, and nobody touches it during a run. Make another key for this device:"
                 f" ssh-keygen -t ed25519, then: {copy}"
             )
+        if self._public_only:
+            return self._refused(
+                f"the SSH agent does not hold the private key of {self._public_only[0]}. Add it: ssh-add. Or name another"
+                " key in [connect] identity"
+            )
         return self._refused(f"this machine has no SSH key. Make one: ssh-keygen -t ed25519, then: {copy}")
 
     def _refused(self, text: str) -> DeviceError:
@@ -146,7 +155,7 @@ class _Agent(paramiko.agent.AgentSSH):  # type: ignore[misc]
 def _public(path: Path) -> bytes | None:
     """The public key beside a private one."""
     try:
-        with open(f"{path}.pub", "rb") as file:
+        with open(public_of(path), "rb") as file:
             return base64.b64decode(file.read(1 << 16).split()[1])
     except (OSError, ValueError, IndexError):
         return None

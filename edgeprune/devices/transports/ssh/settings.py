@@ -194,12 +194,12 @@ class _File:
                 within = applies and self.settings.match_applies(Value(words, place))
             elif keyword == "include":
                 for word in words:
-                    self._include(word, depth, within)
+                    self._include(word, place, depth, within)
             elif within and words:
                 self.settings.set(keyword, Value(words, place))
 
-    def _include(self, word: str, depth: int, applies: bool) -> None:
-        pattern = self.folder / at_home(word, self.home)
+    def _include(self, word: str, place: str, depth: int, applies: bool) -> None:
+        pattern = self.folder / at_home(expanded(Value((word,), place), {"d": str(self.home)}), self.home)
         for name in sorted(glob.glob(str(pattern))):
             self.read(Path(name), depth + 1, applies)
 

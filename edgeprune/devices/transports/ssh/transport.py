@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgeprune.devices import wire
-from edgeprune.devices.transports.base import Document, Refusal, Transport
+from edgeprune.devices.transports.base import Document, Refusal, Transport, slowness
 from edgeprune.devices.transports.ssh.connection import Connection
 from edgeprune.devices.transports.ssh.remote import files_folder, typed
 from edgeprune.errors import BusyError, DeviceError, LinkError
@@ -39,6 +39,7 @@ class Ssh(Transport):
     def __init__(self, target: Target, wait_s: float = 0.0) -> None:
         assert target.host is not None
         self._target, self._host, self._wait_s = target, target.host, wait_s
+        self.slowness = slowness(target)
         self._token = secrets.token_hex(16)
         self._connection: Connection | None = None
         self._reached = False  # only a device that has answered before is waited for
