@@ -7,14 +7,18 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from edgeprune.devices.bench import SETTLED
 from edgeprune.devices.rounds import until
 from edgeprune.errors import InconclusiveError
 from edgeprune.latency import stats
 from edgeprune.latency.fit import draft, fit
-from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
+from edgeprune.latency.observations import FIT_QUANTILE, anchor_ns, reference_ns
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import (
@@ -27,6 +31,7 @@ from edgeprune.records import (
     Plan,
     Profile,
     Reference,
+    Run,
     Samples,
     Scores,
     Widths,
@@ -50,6 +55,10 @@ STRIDE = 0.022  # share of the budget between the plans of a round; less than th
 PROCESSES = 6  # each interleaves the anchor, the original network and the pruned networks
 REPEATS = 3  # of these, while no plan is known to be in the accepted range or out of it
 PLANS = 4  # most plans of a round
+STEADY = (
+    0.05  # a process counts if the ratio of the original network to the anchor is within this share of the profile's
+)
+ATTEMPTS = 4  # at a measurement with enough such processes
 TIMED_S = 0.1  # time of each network in a process; processes differ more than parts of one, so more time tells little
 
 log = logging.getLogger("edgeprune")
@@ -349,16 +358,35 @@ def measure(
             for plan, own, taken in zip(plans, latencies, samples[2:], strict=True)
         ]
 
-    samples = until(
-        lambda _: subject.device.compare(files, subject.inputs, PROCESSES, TIMED_S),
-        lambda samples: decided(found(samples)),
-        REPEATS,
-    )
+    usual = reference_ns(profile) / anchor_ns(profile)
+    samples = until(lambda _: _compared(subject, files, usual), lambda samples: decided(found(samples)), REPEATS)
     new = (
         Experiment(role, profile.next_batch, widths, taken)
         for (role, widths), taken in zip(wanted, samples, strict=True)
     )
     return profile.with_experiments(new), found(samples)
+
+
+def _compared(subject: experiments.Subject, files: Sequence[Path], usual: float) -> list[Samples]:
+    """Processes that interleave the anchor, the original network and plans, without those that were disturbed.
+
+    Programs on other cores may take the memory, which slows down networks with large weights more than others. No counter of
+    the processor shows it, but the ratio of two networks that never change does. If it stays different, the device itself
+    has changed, and all processes count.
+
+    Args:
+        usual: the ratio of the original network to the anchor in the profile.
+    """
+    kept: list[tuple[Run, ...]] = []  # of each process: a run of each file
+    for _ in range(ATTEMPTS):
+        found = subject.device.compare(files, subject.inputs, PROCESSES, TIMED_S)
+        off = np.abs(stats.ratios(found[1], found[0], FIT_QUANTILE) / usual - 1) > STEADY
+        each = list(zip(*(samples.runs for samples in found), strict=True))
+        kept += [runs for runs, bad in zip(each, off, strict=True) if not bad]
+        if len(kept) >= min(SETTLED, len(each)):
+            return [Samples(runs) for runs in zip(*kept, strict=True)]
+        log.warning("other programs used the memory for a while: %d processes are measured again", int(off.sum()))
+    return found
 
 
 def _latency_ns(budget: Budget, taken: Samples, original: Samples, original_ns: float) -> Interval:

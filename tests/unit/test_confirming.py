@@ -15,7 +15,7 @@ from test_latency import DEVICE, truth
 from torch import nn
 
 from edgeprune.errors import InconclusiveError
-from edgeprune.latency.observations import measured_ns
+from edgeprune.latency.observations import anchor_ns, measured_ns, reference_ns
 from edgeprune.network.importance import CRITERIA
 from edgeprune.network.survey import survey
 from edgeprune.records import (
@@ -153,7 +153,8 @@ def test_rounds_go_on_while_no_plan_is_within_the_budget() -> None:
 class Noisy:
     """A device on which processes of the pruned network differ by `noise`, until it is quiet in round `quiet`."""
 
-    def __init__(self, share: float, noise: float, quiet: int) -> None:
+    def __init__(self, simulated: Simulated, share: float, noise: float = 0.0, quiet: int = 0) -> None:
+        self.anchor_ns = 1e6 * anchor_ns(simulated.profile) / reference_ns(simulated.profile)
         self.share, self.noise, self.quiet, self.rounds = share, noise, quiet, 0
 
     def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, timed_s: float) -> list[Samples]:
@@ -161,18 +162,61 @@ class Noisy:
         spread = 0.0 if self.rounds >= self.quiet else self.noise
         factors = [1 + spread * (-1) ** process for process in range(processes)]
         pruned = Samples(tuple(Run((round(1e6 * self.share * factor),), 1) for factor in factors))
-        whole = Samples((Run((1_000_000,), 1),) * processes)
-        return [whole, whole, *([pruned] * (len(models) - 2))]
+        anchor, whole = (Samples((Run((round(ns),), 1),) * processes) for ns in (self.anchor_ns, 1e6))
+        return [anchor, whole, *([pruned] * (len(models) - 2))]
+
+
+def measured(simulated: Simulated, device: Noisy) -> tuple[Profile, MeasuredPlan]:
+    plan = confirm.Loop(simulated.groups, simulated.scores, simulated.budget).plans({"": simulated.profile})[0]
+    subject = SimpleNamespace(device=device, groups=simulated.groups, inputs=[], files=lambda wanted: list(wanted))
+    profile, (found,) = confirm.measure(subject, simulated.profile, simulated.budget, 0, [plan])  # type: ignore[arg-type]
+    return profile, found
 
 
 @pytest.mark.parametrize(("share", "rounds"), [(0.49, 3), (0.6, 1), (0.4, 1)])
 def test_a_round_is_measured_longer_while_no_plan_is_decided(share: float, rounds: int) -> None:
     """At a budget of 50 %, ± 4 % decide nothing about 49 %, but show that 60 and 40 % are out of the accepted range."""
     simulated = Simulated(Budget(fraction=0.5), 1.0, noise=0.0)
-    plan = confirm.Loop(simulated.groups, simulated.scores, simulated.budget).plans({"": simulated.profile})[0]
-    device = Noisy(share, 0.04, quiet=9)
-    subject = SimpleNamespace(device=device, groups=simulated.groups, inputs=[], files=lambda wanted: list(wanted))
-    profile, (found,) = confirm.measure(subject, simulated.profile, simulated.budget, 0, [plan])  # type: ignore[arg-type]
+    device = Noisy(simulated, share, 0.04, quiet=9)
+    profile, found = measured(simulated, device)
     assert device.rounds == rounds
     assert found.share == pytest.approx(share / 0.5, rel=0.05)
     assert sum(e.role == "confirm" for e in profile.experiments) == 1
+
+
+class Crowded(Noisy):
+    """Other programs use the memory in the first rounds: processes take longer, and most of all the original network's."""
+
+    crowded: Sequence[int] = ()  # how many processes of each round
+
+    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, timed_s: float) -> list[Samples]:
+        found = super().compare(models, inputs, processes, timed_s)
+        bad = self.crowded[self.rounds - 1] if self.rounds <= len(self.crowded) else 0
+        slow = [1.25, 1.45, *([1.25] * (len(models) - 2))]
+        return [
+            Samples(tuple(Run((round(run.times_ns[0] * (by if i < bad else 1)),), 1) for i, run in enumerate(one.runs)))
+            for one, by in zip(found, slow, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("crowded", "rounds", "processes"), [((6,), 2, 6), ((2,), 1, 4), ((4, 6, 5), 3, 3), ((4, 4), 2, 4)]
+)
+def test_processes_in_which_other_programs_take_the_memory_do_not_count(
+    crowded: Sequence[int], rounds: int, processes: int
+) -> None:
+    """Their ratio of two networks that never change is wrong, so that of the plan is wrong, too."""
+    simulated = Simulated(Budget(fraction=0.5), 1.0, noise=0.0)
+    device = Crowded(simulated, 0.485)
+    device.crowded = crowded
+    profile, found = measured(simulated, device)
+    assert found.share == pytest.approx(0.97, rel=1e-3) and device.rounds == rounds
+    assert all(len(e.samples.runs) == processes for e in profile.experiments if e.batch == profile.next_batch - 1)
+
+
+def test_a_device_that_has_changed_since_the_profile_is_measured_all_the_same() -> None:
+    simulated = Simulated(Budget(fraction=0.5), 1.0, noise=0.0)
+    device = Crowded(simulated, 0.485)
+    device.crowded = [6] * 99
+    _, found = measured(simulated, device)
+    assert found.share == pytest.approx(0.97 * 1.25 / 1.45, rel=1e-3)
