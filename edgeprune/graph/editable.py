@@ -25,7 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils._pytree import tree_leaves
 
 from edgeprune.errors import CutError, first_line
-from edgeprune.graph import regions
+from edgeprune.graph import batches, places, regions
 from edgeprune.graph.constants import bake
 from edgeprune.graph.rules import bind
 from edgeprune.graph.trace import Trace, called, canonical_names, collected, exporting, propagate
@@ -81,20 +81,16 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = Tr
     Raises:
         CutError: The model cannot be exported, or the graph computes something else than the model.
     """
-    doubled, shapes = inputs, None
-    if free_batch:
-        doubled = tuple(torch.cat([tensor, tensor]) for tensor in inputs)  # the exporter takes a size of one as fixed
-        shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-        for tensor in doubled:
-            shapes[tensor] = {0: Dim.AUTO}
+    doubled = _repeated(inputs, 2) if free_batch else inputs  # the exporter takes a size of one as fixed
     try:
         model = called(model, doubled)
         with exporting():
-            program = torch.export.export(model, doubled, dynamic_shapes=shapes)  # type: ignore[arg-type] # it may be this
-            module: Any = program.module(check_guards=False)
-            regions.inline(module, regions.constants_of(module))
+            module = _exported(model, doubled, free_batch)
+            if free_batch and batches.is_fixed(module.graph):
+                module = _exported(model, doubled, free_batch=False)
+                batches.generalise(module, _exported(model, _repeated(inputs, 3), free_batch=False))
     except Exception as error:  # the exporter raises many types, all of them about the user's model
-        raise CutError(f"the model has no graph for any batch size: {first_line(error)}") from error
+        raise CutError(f"the model has no graph for any batch size: {places.of_failure(error)}") from error
     _plain(module.graph)
     network = GraphNetwork(module, module.graph).eval()
     _take_all(network, model)
@@ -116,6 +112,21 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = Tr
     return network
 
 
+def _repeated(inputs: tuple[Tensor, ...], times: int) -> tuple[Tensor, ...]:
+    return tuple(torch.cat([tensor] * times) for tensor in inputs)
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool) -> fx.GraphModule:
+    """The exported graph of a model as a module, without regions."""
+    shapes = ShapesCollection() if free_batch else None  # type: ignore[no-untyped-call]
+    for tensor in inputs if shapes is not None else ():
+        shapes[tensor] = {0: Dim.AUTO}  # type: ignore[index]
+    program = torch.export.export(model, inputs, dynamic_shapes=shapes)  # type: ignore[arg-type] # it may be this
+    module: Any = program.module(check_guards=False)
+    regions.inline(module, regions.constants_of(module))
+    return module  # type: ignore[no-any-return]
+
+
 def trace_graph(network: GraphNetwork, patterns: Sequence[str] = ()) -> Groups:
     """The channel groups and layers of a network as its graph; see `graph.trace.trace`."""
     found = collected(network.source.traced, network.graph, patterns, folds=_folds(network))
@@ -134,10 +145,10 @@ def _stored(network: GraphNetwork) -> dict[fx.Node, str]:
 def _require_equal(model: nn.Module, network: GraphNetwork, inputs: tuple[Tensor, ...]) -> None:
     with torch.no_grad():
         try:
-            got = network(*inputs)
+            got = network(*(x.clone() for x in inputs))
         except RuntimeError as error:
             raise CutError(f"the exported graph has a fixed batch size: {first_line(error)}") from error
-        expected = model(*inputs)
+        expected = model(*(x.clone() for x in inputs))
     for a, b in zip(_tensors(expected), _tensors(got), strict=True):
         scale = float(a.double().nan_to_num(0, 0, 0).abs().amax()) if a.numel() else 0.0
         if a.shape != b.shape or not torch.allclose(a.double(), b.double(), 0, TOLERANCE * scale, equal_nan=True):

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from torch import fx
 
+from edgeprune.errors import EdgepruneError, first_line
+
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+_NEEDS_VALUES = re.compile("data-?dependent|DynamicOutputShape|but got FakeTensor", re.IGNORECASE)
+_BY_VALUE = (
+    "the code depends on values of a tensor (if, for, int, tolist); use torch.where, or compute it outside the model"
+)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -22,8 +28,23 @@ def of_call(node: fx.Node) -> str:
 
 
 def of_error(error: BaseException) -> str:
-    """The line of the user's code that raises an error; "" if there is none."""
-    return _innermost((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
+    """The line of the user's code that raises an error, or that raised the error behind it; "" if there is none."""
+    place: str = ""
+    behind: BaseException | None = error
+    while behind is not None and not place:
+        place = _innermost((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(behind.__traceback__))
+        behind = behind.__cause__ or behind.__context__
+    return place
+
+
+def of_failure(error: BaseException) -> str:
+    """An error of a model that is called or exported, in one line: what it is, where, and a remedy if one is known."""
+    if isinstance(error, EdgepruneError):
+        return first_line(error)
+    kind, place = type(error).__name__, of_error(error)
+    if _NEEDS_VALUES.search(f"{kind} {error}"):
+        return f"{place}: {_BY_VALUE}" if place else _BY_VALUE
+    return f"{kind}: {first_line(error)}" + (f" ({place})" if place else "")
 
 
 def _innermost(frames: Iterable[tuple[str, int]]) -> str:

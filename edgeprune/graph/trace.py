@@ -28,7 +28,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 
-from edgeprune.errors import UsageError, first_line
+from edgeprune.errors import UsageError
 from edgeprune.graph import places, regions
 from edgeprune.graph.groups import matches
 from edgeprune.graph.labels import Axes, Axis, Labels, none
@@ -187,7 +187,7 @@ def exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ExportedProg
         with exporting():
             return torch.export.export(model, inputs)
     except Exception as error:  # the exporter raises many types, all of them about the user's model
-        raise UsageError(f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}") from error
+        raise UsageError(f"torch.export cannot trace the model: {places.of_failure(error)}") from error
 
 
 def called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
@@ -199,15 +199,26 @@ def called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.Module:
     Raises:
         UsageError: The model fails with these inputs.
     """
-    model = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model).eval()
+    error = _failure(copied, inputs)
+    if error is None:
+        return copied
+    what = "the model fails with the example inputs: " + places.of_failure(error)
+    if _failure(model, inputs) is None:
+        what = (
+            f"a copy of {what}, and the model itself does not; make the hook that refers to it a method of the model"
+            " instead of a lambda"
+        )
+    raise UsageError(what) from error
+
+
+def _failure(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Exception | None:
     try:
         with torch.no_grad():
-            model(*inputs)
-    except Exception as error:  # any error of the user's forward
-        raise UsageError(
-            f"the model fails with the example inputs: {type(error).__name__}: {first_line(error)}"
-        ) from error
-    return model
+            model(*(x.clone() for x in inputs))  # the model may change them in place
+    except Exception as error:  # noqa: BLE001 - any error of the user's forward
+        return error
+    return None
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:

@@ -21,7 +21,7 @@ def opened(model: nn.Module) -> nn.Module:
     Heads can be cut then. PyTorch's transformer layers can be exported then, since they no longer call their fused kernel
     in eval mode. Exceptions:
 
-    - An attention with `add_bias_kv` or `add_zero_attn`, or of a subclass, stays unchanged.
+    - An attention of a subclass stays unchanged.
     - In eval mode `nn.TransformerEncoder` returns zeros at padded positions. The replacement computes them, as in training.
 
     Args:
@@ -45,7 +45,7 @@ def opened(model: nn.Module) -> nn.Module:
 
 
 def _can_be_opened(module: nn.Module) -> bool:
-    return type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
+    return type(module) is nn.MultiheadAttention
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Attention(nn.MultiheadAttention):
             raise ValueError("is_causal is a hint about attn_mask, which is missing")
         q, k, v = (self._heads(x, batched) for x in self._projected(query, key, value))
         mask = _mask(options, q, k, batched)
+        k, v, mask = self._extended(k, self.bias_k), self._extended(v, self.bias_v), self._extended_mask(mask, options)
         weights = None
         if options.need_weights:
             scores = self.scale * q @ k.transpose(-2, -1)
@@ -121,6 +122,19 @@ class Attention(nn.MultiheadAttention):
         if not batched:
             return x.transpose(0, 1)[None]
         return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+
+    def _extended(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Keys or values of all heads, with the learned one of `add_bias_kv` and the zeros of `add_zero_attn` as the last."""
+        one = x[:, :, :1]
+        parts = [x] if bias is None else [x, bias.view(1, self.num_heads, 1, self.head_dim).expand_as(one)]
+        parts += [torch.zeros_like(one)] if self.add_zero_attn else []
+        return torch.cat(parts, 2) if len(parts) > 1 else x
+
+    def _extended_mask(self, mask: Tensor | None, options: _Options) -> Tensor | None:
+        """A mask for these, too. They are seen, unless torch calls its causal kernel."""
+        more = (self.bias_k is not None) + bool(self.add_zero_attn)
+        causal = options.is_causal and options.key_padding_mask is None and not options.need_weights
+        return mask if mask is None or not more else F.pad(mask, (0, more), value=float("-inf") if causal else 0.0)
 
 
 def _mask(options: _Options, q: Tensor, k: Tensor, batched: bool) -> Tensor | None:

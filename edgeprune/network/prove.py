@@ -31,18 +31,16 @@ def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Ten
     Raises:
         CutError: An output differs in number, shape or value. Or no output can show a difference.
     """
-    with _masked(model, recipe) as original, torch.no_grad():
-        inputs = probe(original, inputs)
-        expected = [output.clone() for output in tensors(original(*inputs))]  # one may be a parameter
-    with torch.no_grad():
-        try:
-            got = tensors(pruned.eval()(*inputs))
-        except Exception as error:  # any error of the user's forward on the new sizes refutes the cut
-            place = places.of_error(error)
-            raise CutError(
-                f"{place + ', ' if place else ''}the pruned network's forward raises {type(error).__name__}: "
-                f"{first_line(error)}; take this size from a tensor's shape"
-            ) from error
+    with _masked(model, recipe) as original:
+        inputs, expected = answered(original, inputs)
+    try:
+        got = outputs_of(pruned.eval(), inputs)
+    except Exception as error:  # any error of the user's forward on the new sizes refutes the cut
+        place = places.of_error(error)
+        raise CutError(
+            f"{place + ', ' if place else ''}the pruned network's forward raises {type(error).__name__}: "
+            f"{first_line(error)}; take this size from a tensor's shape"
+        ) from error
     if len(expected) != len(got):
         raise CutError(f"the pruned network has {len(got)} outputs, not {len(expected)}")
     if not any(map(_informative, expected)):
@@ -55,12 +53,10 @@ def is_provable(model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) ->
 
     The outputs of an untrained head may all be zero, and those of a saturated network all one.
     """
-    inputs = probe(model.eval(), inputs)
-    with torch.no_grad():
-        full = [output.clone() for output in tensors(model(*inputs))]
-        with _masked(model, recipe) as original:
-            pairs = zip(full, tensors(original(*inputs)), strict=True)
-            return any(_informative(a) and _range(b) > TOLERANCE * float(a.abs().max()) for a, b in pairs)
+    inputs, full = answered(model.eval(), inputs)
+    with _masked(model, recipe) as original:
+        pairs = zip(full, outputs_of(original, inputs), strict=True)
+        return any(_informative(a) and _range(b) > TOLERANCE * float(a.abs().max()) for a, b in pairs)
 
 
 def _range(output: Tensor) -> float:
@@ -142,7 +138,19 @@ def probe(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
     Returns `inputs` unchanged if the model then answers with NaN or infinity.
     """
+    return answered(model, inputs)[0]
+
+
+def answered(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Inputs as `probe` gives them, and the model's outputs for them."""
     tried = noisy(inputs)
+    found = outputs_of(model, tried)
+    if all(bool(torch.isfinite(out).all()) for out in found if out.is_floating_point()):
+        return tried, found
+    return inputs, outputs_of(model, inputs)
+
+
+def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """All tensors that a model returns. It may change its inputs in place, and return a parameter."""
     with torch.no_grad():
-        finite = all(bool(torch.isfinite(out).all()) for out in tensors(model(*tried)) if out.is_floating_point())
-    return tried if finite else inputs
+        return [output.clone() for output in tensors(model(*(x.clone() for x in inputs)))]

@@ -43,7 +43,7 @@ def update_sizes(module: nn.Module, before: nn.Module, kept: Mapping[int, Sequen
         attributes.out_features, attributes.in_features = module.weight.shape
     elif _is_transposed(module):
         attributes.nx, attributes.nf = module.get_parameter("weight").shape
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         attributes.num_embeddings, attributes.embedding_dim = module.weight.shape
     elif isinstance(module, nn.RNNBase):
         gates = len(before.get_parameter("weight_ih_l0")) // before.hidden_size  # type: ignore[operator]

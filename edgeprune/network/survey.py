@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from edgeprune.errors import CutError, UsageError
 from edgeprune.graph.editable import TOLERANCE, GraphNetwork, as_graph, trace_graph
 from edgeprune.graph.groups import factors, lock, make_recipe
-from edgeprune.graph.rules.layers import READS_FIXED
 from edgeprune.graph.trace import canonical_names, trace
 from edgeprune.network.adapter import has_samples_first
 from edgeprune.network.attention import opened
 from edgeprune.network.cut import cut_as_is
 from edgeprune.network.folding import sound
-from edgeprune.network.outputs import tensors
-from edgeprune.network.prove import probe, zeroed
+from edgeprune.network.prove import answered, outputs_of, probe, zeroed
 from edgeprune.network.sizes import HEAD_WIDTHS
 from edgeprune.records import Block, Group, Groups, Recipe
 
 log = logging.getLogger("edgeprune")
-FIXED = ("output of the model", "a single unit", READS_FIXED)  # ends of reasons that hold in every form of a model
+FIXED = ("output of the model", "a single unit")  # ends of reasons that hold in every form of a model
+TRIAL = "a trial cut fails: "  # begins the reason of a group that the model's code cannot lose
 SMALLER = 0.95  # the graph is cut instead of the model if at least 5 % less remains of its multiply-accumulates
 TRIAL_SHARES = (0.5, 0.25, 0.375)  # shares of their units that the groups of a trial keep, assigned round-robin
 
@@ -62,8 +61,8 @@ def survey(
         >>> [group.name for group in groups.free]
     """
     model = opened(model)
+    traced = trace(model, inputs, patterns)  # it also says why a model fails
     random = generic(model, inputs)
-    traced = trace(model, inputs, patterns)
     graph = _graph(random, inputs) if any(group.normalised for group in traced.free) else None
     groups = _proved(_Subject(random, random, graph or random, inputs), _comparable(traced, graph), step)
     if all(group.locked is None or group.locked.endswith(FIXED) for group in groups.groups):
@@ -76,8 +75,7 @@ def survey(
         if _is_finer(found, groups):
             found = _proved(_Subject(random, graph, graph, inputs), found, step)
     except (CutError, UsageError) as error:
-        log.debug("the groups of the exported graph are not used: %s", error)
-        return groups
+        return _explained(groups, error)
     return found if _is_finer(found, groups) else groups
 
 
@@ -120,6 +118,15 @@ def _comparable(groups: Groups, graph: GraphNetwork | None) -> Groups:
                 groups, group.name, "a normalisation is taken over it, and the model has no graph to prove a cut with"
             )
     return groups
+
+
+def _explained(groups: Groups, error: Exception) -> Groups:
+    """The groups of a model without a graph. Where its code fixes a size, the reason says why no graph is cut instead."""
+    explained = (
+        replace(group, locked=f"{group.locked}; {error}") if (group.locked or "").startswith(TRIAL) else group
+        for group in groups.groups
+    )
+    return replace(groups, groups=tuple(explained))
 
 
 def _is_finer(graph: Groups, module: Groups) -> bool:
@@ -238,7 +245,7 @@ def _trial(subject: _Subject, groups: Groups, names: list[str]) -> str | None:
     try:
         subject.cut(make_recipe(groups, keep))
     except CutError as error:
-        return f"a trial cut fails: {error}"
+        return f"{TRIAL}{error}"
     return None
 
 
@@ -246,9 +253,8 @@ def _lock_invisible(
     model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], on_left: Callable[[int], None]
 ) -> Groups:
     """Lock the groups that no output depends on."""
-    inputs, model = probe(model, inputs), copy.deepcopy(model)
-    with torch.no_grad():
-        outputs = tensors(model(*inputs))
+    model = copy.deepcopy(model)
+    inputs, outputs = answered(model, inputs)
     for number, group in enumerate(groups.free):
         on_left(len(groups.free) - number)
         if not _visible(model, groups, group, inputs, outputs):
@@ -265,8 +271,8 @@ def _visible(
     """
     for first in (0, 1):
         half = make_recipe(groups, {group.name: range(first, group.width, 2)})
-        with zeroed(model, half), torch.no_grad():
-            pairs = zip(outputs, tensors(model(*inputs)), strict=True)
+        with zeroed(model, half):
+            pairs = zip(outputs, outputs_of(model, inputs), strict=True)
         if any(
             (a.double() - b.double()).abs().max() > 2 * TOLERANCE * a.double().abs().max()
             for a, b in pairs
@@ -291,7 +297,7 @@ def _blocks(subject: _Subject, groups: Groups) -> tuple[Block, ...]:
         if path and any(module.children()) and any(True for _ in module.parameters())
     ]
     with torch.no_grad():
-        model(*subject.inputs)
+        model(*(x.clone() for x in subject.inputs))
     for hook in hooks:
         hook.remove()
     found: list[Block] = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import NETS, Attention, HardCoded, Normalised, NoRule, OptionA, Residual, Shared, conv, image, inputs_of
+from nets import NETS, Attention, Residual, Shared, conv, image, surveyed
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError
@@ -110,7 +110,7 @@ def test_a_bilinear_layer_loses_inputs_of_both_sides_and_outputs() -> None:
 
 
 def test_a_residual_stream_is_one_group() -> None:
-    groups = survey(Residual(), image())
+    groups = surveyed("Residual")
     stem = next(group for group in groups.free if group.name == "stem.0")
     assert {"stem.0.weight", "a1.0.weight", "a2.0.weight", "b1.0.weight", "short.weight"} <= {
         slot.parameter for slot in stem.slots
@@ -118,7 +118,7 @@ def test_a_residual_stream_is_one_group() -> None:
 
 
 def test_padding_shortcuts_leave_the_padded_channels_locked() -> None:
-    groups = survey(OptionA(), image())
+    groups = surveyed("OptionA")
     free = {group.name: group.width for group in groups.free}
     assert free == {"stem.0": 8, "b1.0": 16}
     padded = next(group for group in groups.groups if group.name == "b2.0")
@@ -126,7 +126,7 @@ def test_padding_shortcuts_leave_the_padded_channels_locked() -> None:
 
 
 def test_a_size_fixed_in_the_code_is_found_by_the_trial_cut() -> None:
-    groups = survey(HardCoded(), image())
+    groups = surveyed("HardCoded")
     locked = next(group for group in groups.groups if group.name == "a.0")
     assert "trial cut fails" in (locked.locked or "") and "shape" in (locked.locked or "")
     assert [group.name for group in groups.free] == ["b.0"]
@@ -134,19 +134,18 @@ def test_a_size_fixed_in_the_code_is_found_by_the_trial_cut() -> None:
 
 
 def test_an_operator_without_a_rule_locks_its_inputs_and_is_reported() -> None:
-    groups = survey(NoRule(), image())
-    assert groups.unknown_operators == ("aten.sort.default",)
+    groups = surveyed("NoRule")
+    assert groups.unknown_operators == ("aten.renorm.default",)
     assert "has no rule" in (next(g for g in groups.groups if g.name == "a.0").locked or "")
 
 
 def test_the_channels_of_a_layer_normalisation_can_be_cut() -> None:
-    groups = survey(Normalised(), image())
+    groups = surveyed("Normalised")
     assert {group.name: group.normalised for group in groups.free} == {"a": True, "b": False}
 
 
 def test_tied_weights_are_cut_once_and_stay_tied() -> None:
-    model = Shared()
-    groups = survey(model, image())
+    model, groups = Shared(), surveyed("Shared")
     small = cut(model, make_recipe(groups, {"up": [0, 2, 5]}), image())
     assert small.down.weight is small.up.weight
     assert small.up.weight.shape == (3, 8)
@@ -159,7 +158,7 @@ def test_patterns_lock_by_name() -> None:
 
 
 def test_layers_know_their_channels_and_macs() -> None:
-    groups = survey(Residual(), image())
+    groups = surveyed("Residual")
     layer = next(layer for layer in groups.layers if layer.name == "a1.0")
     assert layer.inputs.size(groups.full()) == 8 and layer.outputs.size(groups.full()) == 6
     assert layer.macs(groups.full()) == 8 * 8 * 9 * 8 * 6
@@ -167,7 +166,7 @@ def test_layers_know_their_channels_and_macs() -> None:
 
 
 def test_a_recipe_refuses_invalid_units() -> None:
-    groups = survey(Residual(), image())
+    groups = surveyed("Residual")
     for keep in ({"head.fc": [0]}, {"stem.0": []}, {"stem.0": [8]}, {"missing": [0]}):
         with pytest.raises(ValueError):
             make_recipe(groups, keep)
@@ -178,8 +177,7 @@ def test_groups_agree_with_torch_pruning(name: str) -> None:
     """DepGraph's own implementation, on the structures that both handle (tests only)."""
     tp = pytest.importorskip("torch_pruning")
     torch.manual_seed(0)
-    model = NETS[name]().eval()
-    groups = survey(model, image())
+    model, groups = NETS[name]().eval(), surveyed(name)
     dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=image()[0])
     names = {id(module): path for path, module in model.named_modules()}
     ours = members(groups)
@@ -203,13 +201,12 @@ def test_groups_agree_with_torch_pruning(name: str) -> None:
 
 
 def widths_and_locks(name: str) -> dict[str, tuple[int, bool]]:
-    groups = survey(NETS[name](), inputs_of(name))
-    return {group.name: (group.width, group.locked is None) for group in groups.groups}
+    return {group.name: (group.width, group.locked is None) for group in surveyed(name).groups}
 
 
 def test_heads_and_their_width_are_separate_groups() -> None:
     """Layers have their product as a channel count. A width that the module's code fixes can be cut in the graph only."""
-    groups = survey(NETS["Encoder"](), image())
+    groups = surveyed("Encoder")
     assert groups.form == "graph" and {"mix.1.query", "mix.1.query:2"} <= {group.name for group in groups.free}
     free = {group.name: group.width for group in groups.free}
     heads, width = "mix.0.query", "mix.0.query:2"
@@ -231,7 +228,7 @@ def test_query_key_and_value_of_one_layer_are_cut_by_heads() -> None:
 
 
 def test_heads_of_torch_attention_are_removed_and_narrowed() -> None:
-    groups = survey(NETS["Layers"](), image())
+    groups = surveyed("Layers")
     free = {group.name: group.width for group in groups.free}
     assert (free["encoder.self_attn"], free["encoder.self_attn:2"]) == (4, 2)
     assert (free["decoder.multihead_attn"], free["decoder.multihead_attn:2"]) == (2, 4)
@@ -245,7 +242,7 @@ def test_heads_of_torch_attention_are_removed_and_narrowed() -> None:
 
 
 def test_a_matrix_on_the_right_of_a_product_is_a_layer() -> None:
-    groups = survey(NETS["Transposed"](), image())
+    groups = surveyed("Transposed")
     free = {group.name: group.width for group in groups.free}
     assert free == {"stem.0": 8, "mix": 20, "up": 16, "attention.qkv": 4, "attention.qkv:2": 6}
     layers = {layer.name: layer for layer in groups.layers}
@@ -343,7 +340,7 @@ def test_heads_are_counted_in_any_packing_order(order: str) -> None:
 
 
 def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -> None:
-    groups = survey(NETS["Recurrent"](), image())
+    groups = surveyed("Recurrent")
     units = {group.name: group.width for group in groups.free}
     assert (units["lstm"], units["gru"], units["rnn"]) == (10, 12, 8)
     small = cut(NETS["Recurrent"](), make_recipe(groups, {"lstm": [0, 3, 9], "gru": [1]}), image())
@@ -352,7 +349,7 @@ def test_a_recurrence_is_cut_by_units_in_all_its_gates_layers_and_directions() -
 
 
 def test_cells_that_are_called_step_by_step_are_cut_by_units() -> None:
-    groups = survey(NETS["Cells"](), image())
+    groups = surveyed("Cells")
     units = {group.name: group.width for group in groups.free}
     assert units == {"stem": 10, "gru": 8, "lstm": 6, "rnn": 7}
     small = cut(NETS["Cells"](), make_recipe(groups, {"gru": [0, 3], "lstm": [1, 2, 5], "rnn": [4]}), image())

@@ -88,6 +88,43 @@ BETWEEN: dict[str, Op] = {
     "slice assignment": lambda x: assigned(x, (slice(None), slice(None), slice(1, 3)), 0.5 * x[:, :, 4:6]),
     "fill": lambda x: assigned(x, (slice(None), slice(None), 0), 2.0),
     "index_put": lambda x: assigned(x, (slice(None), slice(None), torch.tensor([1, 5])), x[:, :, :2]),
+    "index of two dimensions": lambda x: x[:, :, torch.tensor([1, 2]), torch.tensor([[0], [3]])],
+    "index of dimensions apart": lambda x: x[torch.tensor([0]), :, torch.tensor([1, 2])].unsqueeze(0).transpose(1, 2),
+    "index_put of two dimensions": lambda x: assigned(
+        x, (slice(None), slice(None), torch.tensor([1, 5]), torch.tensor([0, 2])), 1.0
+    ),
+    "index_put by a mask": lambda x: assigned(x, (x > 1,), 0.5),
+    "gather": lambda x: x.gather(3, (x[..., :4] > 0.5).long()),
+    "gather of channels": lambda x: x.gather(1, (x[:, :4] > 0.5).long()),
+    "scatter": lambda x: x.scatter(3, (x[..., :2] > 0.5).long(), x[..., 2:4]),
+    "scatter of channels": lambda x: x.scatter_add(1, (x[:, :2] > 0.5).long(), x[:, :2]),
+    "sort": lambda x: x.sort(3)[0],
+    "sort of channels": lambda x: x.sort(1)[0],
+    "topk": lambda x: x.topk(4, 3)[0],
+    "argsort": lambda x: x * x.argsort(3),
+    "cumprod": lambda x: x.cumprod(3),
+    "unfold": lambda x: x.unfold(2, 4, 4).mean(4),
+    "tril": lambda x: x.tril() + x.triu(1),
+    "fft_fft2": lambda x: torch.fft.fft2(x).real,
+    "fft_irfft": lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=3), dim=3),
+    "fft_fft of channels": lambda x: torch.fft.fft(x, dim=1).abs(),
+    "view_as_complex": lambda x: torch.view_as_real(torch.view_as_complex(x.unflatten(3, (4, 2)).contiguous())).flatten(
+        3
+    ),
+    "cdist": lambda x: torch.cdist(x, x.flip(2)),
+    "cdist over channels": lambda x: torch.cdist(x.flatten(2).mT, x.flatten(2).mT[:, :8]).mT.unflatten(2, (8, 8)),
+    "pairwise_distance": lambda x: F.pairwise_distance(x, x.flip(2), keepdim=True),
+    "mv": lambda x: torch.mv(x.flatten(2)[0], torch.ones(64)).view(1, -1, 1, 1),
+    "outer": lambda x: x * torch.outer(x.mean((0, 2, 3)), torch.ones(8)).view(1, -1, 8, 1),
+    "affine_grid_generator over channels": lambda x: F.grid_sample(
+        x,
+        F.affine_grid(x.sum((1, 3))[:, :6].view(1, 2, 3) / 64, [1, 1, 4, 4], align_corners=False),
+        align_corners=False,
+    ),
+    "embedding_bag of channels": lambda x: F.embedding_bag(
+        (x.flatten(2)[0, :, :4] > 0.5).long(), torch.ones(2, 8)
+    ).view(1, 8, 8, 1),
+    "any": lambda x: x * (x > 0.5).any(3, keepdim=True),
     "index_put of channels": lambda x: assigned(x, (slice(None), torch.tensor([1, 5])), 1.0),
     "slice_scatter": lambda x: torch.slice_scatter(x, x[:, :, 4:], 2, 0, 4),
     "slice_scatter of channels": lambda x: torch.slice_scatter(x, x[:, 4:], 1, 0, 4),
@@ -229,6 +266,8 @@ ALIKE = set(
     upsample_linear1d _softmax _log_softmax _unsafe_view unsafe_chunk unsafe_split concat concatenate native_channel_shuffle
     new_empty new_full new_zeros rnn_relu norm argmax _to_copy moveaxis swapdims _upsample_nearest_exact1d
     _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d grid_sampler_2d grid_sampler_3d std_mean rnn_relu_cell
+    dot argmin all cummax cummin logcumsumexp scatter_reduce fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_irfft2 fft_irfftn
+    fft_rfft2 fft_rfftn
     """.split()
 )
 

@@ -12,11 +12,11 @@ import operator
 import torch
 
 from edgeprune.graph.labels import none
-from edgeprune.graph.rules import layers, pointwise, products, shapes  # each registers its own
+from edgeprune.graph.rules import indexing, layers, pointwise, products, shapes  # each registers its own
 from edgeprune.graph.rules.base import RULES, Call, Size, Statistic, TracedLayer, Value, bind, shape_of, unknown
 
-__all__ = ["RULES", "Call", "Size", "Statistic", "TracedLayer", "Value", "apply", "bind", "layers", "pointwise", "products",
-           "shape_of", "shapes"]  # fmt: skip
+__all__ = ["RULES", "Call", "Size", "Statistic", "TracedLayer", "Value", "apply", "bind", "indexing", "layers", "pointwise",
+           "products", "shape_of", "shapes"]  # fmt: skip
 
 
 def apply(call: Call) -> Value:

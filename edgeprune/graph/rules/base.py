@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from edgeprune.errors import UsageError
+from edgeprune.graph import places
 from edgeprune.graph.labels import Axes, Axis, Labels, has_labels, none
 from edgeprune.records import LayerKind
 
@@ -89,12 +90,12 @@ class Call:
     def reduces(self, argument: str, dims: Iterable[int], rescaled: bool) -> None:
         """Note that the call takes a statistic over these dimensions. After a cut it is taken over what remains.
 
-        A statistic of a weight locks them instead: in the graph, the weight is a parameter (see `graph.constants`).
+        A mean of a weight locks them instead: in the graph, the weight is a parameter (see `graph.constants`).
         """
         axes = {dim: axis for dim in dims if has_labels(axis := self.axes(argument)[dim])}
-        if axes and self.node not in self.fed:
+        if axes and self.node not in self.fed and rescaled:
             self.lock([*axes.values()], "a weight is normalised over these channels")
-        elif axes:
+        elif axes and self.node in self.fed:
             self.statistics.append(Statistic(self.node.name, argument, axes, rescaled))
 
     @property
@@ -150,8 +151,10 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     """The shape of a node's tensor. Raises `UsageError` for a dynamic one."""
     shape = node.meta["val"].shape
     if not all(isinstance(size, int) for size in shape):
+        place = places.of_call(node) or node.name
         raise UsageError(
-            f"the model has a dynamic shape at {node.name}: {tuple(shape)}; give fixed-size example inputs"
+            f"{place}: the result of {node.name} has a dynamic shape, {tuple(shape)}: it depends on the values of a tensor;"
+            " use torch.where or a fixed number of elements, and give fixed-size example inputs"
         )
     return tuple(shape)
 

@@ -20,23 +20,28 @@ READS_FIXED = "its input channels are an input of the model or a constant"
 def _convolution(call: Call) -> Value:
     """Inputs and outputs are cut apart. In groups: whole groups, or the same channels of every group."""
     source, weight = call.axes("input"), call.axes("weight")
-    groups = int(call.args["groups"])
     channels, made = source[-len(weight) + 1], weight[0]
-    per_group = None
+    per_group, groups = None, len(channels) // len(weight[1])  # the code may compute the argument from the batch
     if groups == 1:
         call.labels.unite(weight[1], channels, READS_FIXED)
     else:
-        per_group, _ = _in_groups(call, channels, made)
+        per_group, _ = _in_groups(call, groups, channels, made)
         _align(call, weight, 1, per_group)
-    for dim in range(2, len(weight)):
-        weight[dim] = none(len(weight[dim]))
+    _keep_kernel(call, weight)
     _with_bias(call, made)
     taps = math.prod(map(len, weight[2:]))
     add_layer(call, "conv", channels, made, Geometry(math.prod(call.shape) // len(made), taps, per_group))
     return _over_space(call, source, len(weight) - 2, made)
 
 
-def _in_groups(call: Call, channels: Axis, made: Axis) -> tuple[Axis, Axis]:
+def _keep_kernel(call: Call, weight: Axes) -> None:
+    """Positions of a kernel stay. A weight that depends on an input has them as labels of what it is computed from."""
+    if call.args["weight"] in call.fed:
+        call.lock(weight[2:], "they are positions of a kernel")
+    weight[2:] = [none(len(axis)) for axis in weight[2:]]
+
+
+def _in_groups(call: Call, groups: int, channels: Axis, made: Axis) -> tuple[Axis, Axis]:
     """Divide the channels of a grouped convolution into (group, position in the group).
 
     A group can be removed with all its inputs and outputs. A position can be removed from all groups at once. The inputs
@@ -45,7 +50,6 @@ def _in_groups(call: Call, channels: Axis, made: Axis) -> tuple[Axis, Axis]:
     Returns:
         The positions of the inputs and of the outputs.
     """
-    groups = int(call.args["groups"])
     ins, positions = split_axis(call, channels.reshape(groups, -1))
     outs, made_positions = split_axis(call, made.reshape(groups, -1))
     call.labels.unite(ins, outs, READS_FIXED)
@@ -65,15 +69,14 @@ def _align(call: Call, weight: Axes, dim: int, positions: Axis) -> None:
 def _transposed_convolution(call: Call) -> Value:
     """As a convolution."""
     source, weight = call.axes("input"), call.axes("weight")
-    groups = int(call.args["groups"])
     channels, made, per_group = source[-len(weight) + 1], weight[1], None
     call.labels.unite(weight[0], channels, READS_FIXED)
+    groups = call.shape[-len(weight) + 1] // len(weight[1])
     if groups > 1:
         made = call.labels.fresh(groups * len(weight[1]))
-        per_group, made_per_group = _in_groups(call, weight[0], made)
+        per_group, made_per_group = _in_groups(call, groups, weight[0], made)
         _align(call, weight, 1, made_per_group)
-    for dim in range(2, len(weight)):
-        weight[dim] = none(len(weight[dim]))
+    _keep_kernel(call, weight)
     _with_bias(call, made)
     taps, positions = math.prod(map(len, weight[2:])), math.prod(map(len, source)) // len(channels)
     add_layer(call, "conv_transpose", channels, made, Geometry(positions, taps, per_group))
@@ -261,6 +264,18 @@ def _embedding(call: Call) -> Value:
     return [*call.axes("indices"), weight[1]]
 
 
+@rule("embedding_bag")
+def _embedding_bag(call: Call) -> Value:
+    """The width is cut. The table keeps its rows, and so do the bags."""
+    weight = call.axes("weight")
+    weight[0] = none(len(weight[0]))
+    for name in ("indices", "offsets", "per_sample_weights"):
+        if isinstance(call.args.get(name), fx.Node):
+            call.lock(call.axes(name), "it sums over these channels as members of a bag")
+    others = [[none(size) for size in part.shape] for part in call.node.meta["val"][1:]]
+    return [[none(call.shape_at(0)[0]), weight[1]], *others]
+
+
 @rule(
     *(f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
     *(f"max_pool{n}d_with_indices" for n in (2, 3)),
@@ -276,6 +291,14 @@ def _spatial(call: Call) -> Value:
     if isinstance(made, torch.Tensor):
         return [*source[:kept], *(none(size) for size in call.shape[kept:])]
     return [[*source[:kept], *(none(size) for size in part.shape[kept:])] for part in made]  # values and indices
+
+
+@rule("affine_grid_generator")
+def _affine_grid(call: Call) -> Value:
+    """Coordinates stay whole."""
+    samples, *coordinates = call.axes("theta")
+    call.lock(coordinates, "it takes these channels as coordinates")
+    return [samples, *(none(size) for size in call.shape[1:])]
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

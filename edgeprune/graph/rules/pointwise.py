@@ -9,13 +9,15 @@ from edgeprune.graph.labels import Axes, none
 from edgeprune.graph.rules.base import Call, Value, broadcast, rule
 
 ELEMENTWISE = """
-    abs add addcdiv addcmul alias alpha_dropout __and__ atan bitwise_and bitwise_not bitwise_or ceil celu clamp
-    clamp_max clamp_min clip clone contiguous copy cos detach div divide dropout elu eq erf exp expm1 feature_dropout fill
-    floor fmod full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isinf isnan le leaky_relu lerp
-    lift_fresh_copy log log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
-    mish mul multiply nan_to_num ne neg ones_like __or__ pow reciprocal relu relu6 remainder round rsqrt rsub selu
-    sigmoid sign silu sin softplus softshrink softsign sqrt square sub subtract tanh threshold true_divide where
-    zeros_like
+    abs absolute acos acosh add addcdiv addcmul alias alpha_dropout __and__ angle asin asinh atan atan2 atanh
+    bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone complex conj
+    contiguous copy cos cosh detach div divide dropout elu eq erf erfc exp exp2 expm1 feature_dropout fill
+    float_power floor floor_divide fmod frac full_like ge gelu greater greater_equal gt hardshrink hardsigmoid
+    hardswish hardtanh hypot imag isfinite isinf isnan le leaky_relu lerp less less_equal lift_fresh_copy log log10
+    log1p log2 log_sigmoid logaddexp logical_and logical_not logical_or logical_xor logit lt masked_fill maximum
+    minimum mish mul multiply nan_to_num ne neg negative not_equal ones_like __or__ polar pow real reciprocal relu
+    relu6 remainder round rrelu rsqrt rsub selu sigmoid sign silu sin sinh softplus softshrink softsign sqrt square
+    sub subtract tan tanh threshold true_divide trunc where xlogy __xor__ zeros_like
 """.split()
 
 
@@ -26,7 +28,7 @@ def _elementwise(call: Call) -> Value:
     return broadcast(call, [call.values[tensor] for tensor in tensors])  # type: ignore[misc]
 
 
-@rule("mean", "sum", "amax", "amin", "prod", "argmax", "var", "std", "norm", "linalg_vector_norm", "logsumexp")
+@rule(*"mean sum amax amin prod argmax argmin any all var std norm linalg_vector_norm logsumexp".split())
 def _reduce(call: Call) -> Axes:
     """A sum, norm, mean or variance over channels lets them be cut, and is then taken over what remains. Others lock them.
 
@@ -68,11 +70,12 @@ def _ignores_zeros(call: Call) -> bool:
     return call.name == "sum" or (call.name in ("norm", "linalg_vector_norm") and order is not None and order > 0)
 
 
-@rule("cosine_similarity")
+@rule("cosine_similarity", "pairwise_distance")
 def _similarity(call: Call) -> Value:
     """Channels are cut in both tensors alike."""
     aligned = broadcast(call, [call.axes("x1"), call.axes("x2")])
-    del aligned[call.dim("dim", len(aligned))]
+    dim = int(call.args.get("dim", -1)) % len(aligned)
+    aligned[dim : dim + 1] = [none(1)] if call.args.get("keepdim") else []
     return aligned
 
 
@@ -105,16 +108,6 @@ def _cumulative(call: Call) -> Value:
     return call.axes("self")
 
 
-@rule("diff")
-def _difference(call: Call) -> Value:
-    """Along channels it locks them. Along other dimensions they pass."""
-    source = list(call.axes("self"))
-    dim = call.dim("dim", len(source))
-    call.lock([source[dim]], "it takes differences of neighbouring channels")
-    source[dim] = none(call.shape[dim])
-    return source
-
-
 @rule("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
 def _fake_quantised(call: Call) -> Value:
     """A channel is cut with its scale, if every channel has one."""
@@ -122,4 +115,30 @@ def _fake_quantised(call: Call) -> Value:
     for name in ("scale", "zero_point"):
         if isinstance(call.args[name], fx.Node) and "axis" in call.args:
             call.labels.unite(source[call.dim("axis", len(source))], call.axes(name)[0], call.reason)
+    return source
+
+
+@rule("view_as_complex")
+def _paired(call: Call) -> Value:
+    """Channels pass. The last dimension, of real and imaginary parts, stays whole."""
+    *source, parts = call.axes("self")
+    call.lock([parts], "it takes these channels as real and imaginary parts")
+    return source
+
+
+@rule("view_as_real")
+def _parted(call: Call) -> Value:
+    """Channels pass."""
+    return [*call.axes("self"), none(2)]
+
+
+@rule(*(f"fft_{kind}{dims}" for kind in ("fft", "ifft", "rfft", "irfft") for dims in ("", "2", "n")))
+def _transformed(call: Call) -> Value:
+    """A Fourier transform along channels locks them. Along other dimensions they pass."""
+    source = list(call.axes("self"))
+    given = call.args.get("dim")
+    dims = range(len(source)) if given is None else given if isinstance(given, list | tuple) else [given]
+    for dim in dims:
+        call.lock([source[dim]], "a Fourier transform mixes these channels")
+        source[dim] = none(call.shape[dim])
     return source

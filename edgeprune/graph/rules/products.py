@@ -13,7 +13,7 @@ from edgeprune.graph.labels import Axes, Axis
 from edgeprune.graph.rules.base import Call, Geometry, Value, add_layer, broadcast, rule, unknown
 
 
-@rule("matmul", "mm", "bmm")
+@rule("matmul", "mm", "bmm", "mv", "dot")
 def _matmul(call: Call) -> Value:
     """Channels that are summed over are cut in both tensors alike. A parameter on the right is a layer."""
     return _product(call, call.node.args[0], call.node.args[1])
@@ -38,6 +38,20 @@ def _product(call: Call, left: Any, right: Any) -> Axes:
         geometry = Geometry(math.prod(call.shape) // len(second[-1]), rows=first[:-1])
         add_layer(call, "matmul", first[-1], second[-1], geometry, right)
     return [*batch, *rows, *columns]
+
+
+@rule("outer")
+def _outer(call: Call) -> Value:
+    """Rows and columns are cut apart."""
+    return [*call.axes("self"), *call.axes("vec2")]
+
+
+@rule("cdist")
+def _distances(call: Call) -> Value:
+    """Channels are cut in both tensors alike. A channel that is zero in both changes no distance."""
+    first, second = call.axes("x1"), call.axes("x2")
+    call.labels.unite(first[-1], second[-1], call.reason)
+    return [*broadcast(call, [first[:-2], second[:-2]]), first[-2], second[-2]]
 
 
 @rule("einsum")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import fx
 
 from edgeprune.graph.labels import NONE, Axes, Axis, has_labels, none
-from edgeprune.graph.rules.base import Call, Value, broadcast, rule, shape_of, unknown
+from edgeprune.graph.rules.base import Call, Value, rule, unknown
 
 IN_SPACE = "it uses these channels as positions in space; permute the channels to dimension 1"
 
@@ -125,27 +124,6 @@ def _select(call: Call) -> Value:
     call.labels.lock(taken.tolist(), "it takes a channel by its number; use chunk, with parts of equal size")
     part = source[:dim] + source[dim + 1 :]
     return part if call.name == "select" else [part] * len(source[dim])
-
-
-@rule("index_select", "index", "roll", "flip")
-def _rearranged(call: Call) -> Value:
-    """Dimensions that are indexed, shifted or flipped stay whole. The others pass."""
-    source = list(call.axes("self"))
-    if call.name == "index":
-        given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
-        if len(given) != 1:
-            return unknown(call)
-        rank = len(shape_of(call.args["indices"][given[0]]))
-    else:
-        dims: Any = call.args.get("dims", call.args.get("dim"))
-        given = [dim % len(source) for dim in (dims if isinstance(dims, list | tuple) else [dims])] or [
-            *range(len(source))
-        ]
-        rank = 1
-    call.lock([source[dim] for dim in given], "it takes or moves channels by number")
-    for dim in sorted(given, reverse=True):
-        source[dim : dim + 1] = [none(size) for size in call.shape[dim : dim + rank]]
-    return source
 
 
 @rule("pad", "constant_pad_nd")
@@ -395,33 +373,6 @@ def _col2im(call: Call) -> Value:
     for ties in windows:
         call.labels.tie(ties.tolist(), call.reason)
     return [*batch, windows[:, 0].copy(), *(none(size) for size in call.shape[-2:])]
-
-
-@rule("slice_scatter", "select_scatter")
-def _scatter(call: Call) -> Value:
-    """The other dimensions are cut in both tensors alike. Channels that are replaced by number are locked."""
-    source, given = list(call.axes("self")), list(call.axes("src"))
-    dim = call.dim("dim", len(source))
-    if call.name == "select_scatter":
-        given.insert(dim, none(1))
-    if len(given[dim]) < len(source[dim]):
-        call.lock([source[dim], given[dim]], "it replaces channels by number")
-        given[dim] = none(len(source[dim]))
-    return broadcast(call, [source, given])
-
-
-@rule("index_put")
-def _index_put(call: Call) -> Value:
-    """The other dimensions are cut in both tensors alike. Channels that are replaced by number are locked."""
-    source = call.axes("self")
-    given = [dim for dim, index in enumerate(call.args["indices"]) if index is not None]
-    if len(given) != 1 or len(shape_of(call.args["indices"][given[0]])) != 1:
-        return unknown(call)
-    call.lock([source[given[0]]], "it replaces channels by number")
-    places = none(len(call.values[call.args["indices"][given[0]]][0]))
-    parts = [*source[: given[0]], places, *source[given[0] + 1 :]]
-    broadcast(call, [parts, call.axes("values")])
-    return source
 
 
 @rule("glu")
