@@ -7,12 +7,14 @@ A/A comparisons would show a difference. Medians of separate processes rarely do
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import bdtr
 
 from edgeprune.records import Interval, Outcome, Samples
 
+GOLDEN = (math.sqrt(5) - 1) / 2
 RESAMPLES = 2000
 
 
@@ -131,6 +133,22 @@ def ratio_of_medians(first: np.ndarray, second: np.ndarray, confidence: float = 
     medians = [np.median(v[_drawn(len(v), seed)], axis=1) for seed, v in enumerate((first, second))]
     low, high = np.quantile(medians[0] / medians[1], [tail, 1 - tail])
     return Interval(min(float(low), mid), mid, max(float(high), mid))
+
+
+def thinned(times: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most so many of the times, in their order: one from each of equal parts.
+
+    Its place in the part is that of a golden-ratio sequence. At even distances, all could be the first of a window of runs,
+    which is slow.
+
+    Example:
+        >>> thinned(range(100), 5)
+        (0, 32, 44, 77, 89)
+    """
+    if len(times) <= most:
+        return tuple(times)
+    part = len(times) / most
+    return tuple(times[int((i + i * GOLDEN % 1) * part)] for i in range(most))
 
 
 def decide(interval: Interval, limit: float) -> Outcome:

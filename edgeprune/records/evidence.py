@@ -27,7 +27,7 @@ class TimedProcess:
     """One fresh process of a verdict.
 
     Attributes:
-        times_ns: raw times in the order in which they were taken; at even distances if there are more than a cap.
+        times_ns: raw times in the order in which they were taken; one of each equal part if there are more than a cap.
         count: how many were taken.
         median_ns: the median of all of them.
         peak_memory_bytes: the process's peak memory.

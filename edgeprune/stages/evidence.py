@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.network.outputs import Structure
 from edgeprune.records import Differences, Discarded, Evidence, Precision, Samples, TimedProcess
@@ -35,17 +36,10 @@ def evidence(timed: Timed, discarded: Sequence[Discarded], differences: Sequence
 def _processes(samples: Samples, most: int) -> tuple[TimedProcess, ...]:
     return tuple(
         TimedProcess(
-            thinned(run.times_ns, most), len(run.times_ns), float(np.median(run.times_ns)), run.peak_memory_bytes
+            stats.thinned(run.times_ns, most), len(run.times_ns), float(np.median(run.times_ns)), run.peak_memory_bytes
         )
         for run in samples.runs
     )
-
-
-def thinned(times: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """At most so many of the times, at even distances and in their order."""
-    if len(times) <= most:
-        return times
-    return tuple(times[i * len(times) // most] for i in range(most))
 
 
 def differences(

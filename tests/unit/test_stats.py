@@ -92,3 +92,17 @@ def test_the_same_samples_give_the_same_interval() -> None:
 def test_invalid_times_are_refused(times: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must be > 0"):
         Run(times, 1)
+
+
+@pytest.mark.parametrize(("count", "most"), [(1000, 500), (1000, 100), (1000, 50), (997, 31), (10_000, 40)])
+def test_times_that_are_left_show_windows_as_they_are(count: int, most: int) -> None:
+    """The first run of each window of ten is slow: a tenth of the times, and about a tenth of those that are left."""
+    times = [200 if i % 10 == 0 else 100 for i in range(count)]
+    kept = stats.thinned(times, most)
+    assert len(kept) == most and sum(ns == 200 for ns in kept) / most == pytest.approx(0.1, abs=0.08)
+    places = stats.thinned(range(count), most)
+    assert list(places) == sorted(set(places))
+
+
+def test_few_times_all_stay() -> None:
+    assert stats.thinned([3, 1, 2], 3) == (3, 1, 2)

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeprune.latency import stats
 from edgeprune.records import Differences, Evidence, History, Outcome, Profile, TimedProcess
-from edgeprune.reports.pictures.svg import COLOUR, TEXT, WIDTH, Canvas, Picture, Row, canvas, dots, even, label, unit_of
+from edgeprune.reports.pictures.svg import COLOUR, TEXT, WIDTH, Canvas, Picture, Row, canvas, dots, label, unit_of
 from edgeprune.reports.pictures.svg import keys as draw_keys
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _dots(
     x: list[float] = []
     y: list[float] = []
     for row, one in enumerate(own):
-        times = even(one.times_ns, max(1, most))
+        times = stats.thinned(one.times_ns, max(1, most))
         shown = [(i, ns) for i, ns in enumerate(times) if ns <= last]
         x += [ns / unit for _, ns in shown]
         y += [row + 0.8 * ((i + 0.5) / len(times) - 0.5) for i, _ in shown]
