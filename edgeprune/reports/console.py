@@ -71,7 +71,7 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             console.print()
             put(_verdict(answer.status, answer))
             put(f"artifact  {answer.latest}")
-            _put_next(Outcome(answer.status), put)
+            _put_next(answer.checks, put, answer)
         case Together():
             for one in answer.results:
                 show(one, groups, console)
@@ -82,7 +82,7 @@ def show(answer: object, groups: Groups, console: Console) -> None:
             _put_checks(answer.checks, put)
             console.print()
             put(_verdict(answer.outcome, answer))
-            _put_next(answer.outcome, put)
+            _put_next(answer.checks, put)
         case Report():
             _put_checks(answer.checks, put)
             for shift in answer.slower:
@@ -125,9 +125,24 @@ def _put_checks(checks: Sequence[Check], put: Callable[[Text], None]) -> None:
         put(_coloured(line(check), check.outcome, 0))
 
 
-def _put_next(outcome: Outcome, put: Callable[[str], None]) -> None:
-    if outcome is Outcome.INCONCLUSIVE:
+def _put_next(checks: Sequence[Check], put: Callable[[str], None], result: Result | None = None) -> None:
+    """What to do about a verdict that is no pass."""
+    failed = [check for check in checks if check.outcome is Outcome.FAIL]
+    if any(check.name == "metric_drop" for check in failed):
+        put("next      train longer ([finetune] epochs), raise the budget, or allow more: [budget] max_metric_drop")
+    elif result is not None and any(_was_confirmed(check, result) for check in failed):
+        put("next      other work disturbed the plan's measurements: run again with --fresh when the device is quiet")
+    elif not failed and any(check.outcome is Outcome.INCONCLUSIVE for check in checks):
         put("next      run the same command again: it keeps these measurements and takes only more of them")
+
+
+def _was_confirmed(check: Check, result: Result) -> bool:
+    """Whether a check is of the latency budget, and the plan was within it when it was confirmed."""
+    if result.budget_ms is None or result.confirmed_ms is None:
+        return False
+    return (
+        check.name.startswith("latency") and result.confirmed_ms <= result.budget_ms and check.limit <= result.budget_ms
+    )
 
 
 def _verdict(outcome: Outcome, answer: Result | Verdict | Report) -> Text:

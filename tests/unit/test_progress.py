@@ -130,6 +130,30 @@ def test_a_network_of_microseconds_is_shown_in_microseconds() -> None:
     assert time_text(99_000, 120_000) == "0.099 ms" and time_text(99_000) == "99.00 µs"
 
 
+@pytest.mark.parametrize(
+    ("checks", "confirmed_ms", "words"),
+    [
+        ({"latency_p50_ms": "fail"}, 0.9, "disturbed the plan's measurements: run again with --fresh"),
+        ({"latency_p50_ms": "fail"}, 1.1, None),
+        ({"metric_drop": "fail", "latency_p50_ms": "fail"}, 0.9, "train longer"),
+        ({"metric_drop": "inconclusive"}, 0.9, "run the same command again"),
+        ({"size_bytes": "fail", "latency_p50_ms": "inconclusive"}, 0.9, None),
+        ({"latency_p50_ms": "pass"}, 0.9, None),
+    ],
+)
+def test_a_verdict_that_is_no_pass_says_what_to_do(
+    checks: dict[str, str], confirmed_ms: float, words: str | None
+) -> None:
+    found = tuple(Check(name, Outcome(outcome), 1.05, 1.0) for name, outcome in checks.items())
+    result = Result(
+        *(1, Outcome.FAIL, "local", "onnxruntime", "fp32", False, False, 1.0, 0.9, confirmed_ms, 1, "metric"),
+        *(FIGURES, FIGURES, {}, found, Path("model.onnx"), Path("latest/model.onnx"), Path("runs")),
+    )
+    screen = Console(file=io.StringIO(), width=120)
+    console.show(result, None, screen)  # type: ignore[arg-type]
+    assert (words is None) == ("next  " not in text(screen)) and (words or "") in text(screen)
+
+
 def test_the_survey_and_the_prune_stage_report_their_progress() -> None:
     """Every stage that may take over two seconds has a bar. Time is left as soon as two steps are done."""
     model, inputs = Plain().eval(), image()
