@@ -199,7 +199,7 @@ def inputs(net: str = "") -> tuple[Tensor, ...]:
     return (torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),)
 
 
-RUNTIMES = ("onnxruntime", "openvino", "tflite", "ncnn", "executorch")
+RUNTIMES = tuple(name for name in runtimes.names() if runtimes.host(name).own)  # that run on this machine
 
 
 def local(runtime: str, threads: int = 1) -> Target:

@@ -212,10 +212,9 @@ class Examine(Job[Platform]):
 
 
 @dataclass(frozen=True)
-class Install(Job[Done]):
+class Install(Work[Done]):
     """Install a runtime from wheels on the device, or by its own pip from requirements."""
 
-    runtime: str
     wheels: Tuple[str, ...] = field(default=(), metadata=PATH)
     requirements: Tuple[str, ...] = ()
     dependencies: bool = True  # of the requirements

@@ -36,6 +36,11 @@ def host(name: str) -> Runtime:
     return found
 
 
+def reading(suffix: str) -> Runtime | None:
+    """The runtime whose own model files have this suffix."""
+    return next((found for found in map(host, names()) if suffix and found.own == suffix), None)
+
+
 def snippet(name: str) -> Path | None:
     """The C++ file that shows how to load a release of this runtime, or None."""
     path = Path(__file__).parent / name / "load.cpp"

@@ -30,6 +30,7 @@ class Runtime(ABC):
 
     name: str
     format: str = "onnx"  # of the file that the artifact is made from: a key of `formats.FORMATS`
+    own: str = ""  # the suffix of model files that `model_file` reads, and that this runtime measures by default
     loads: tuple[str, ...]  # suffixes of the model files that the runtime loads as they are
     packages: tuple[str, ...]  # that a device needs, by their names in pip
     complete_packages: bool = False  # `packages` are all that it needs, so pip leaves out what they name themselves
@@ -94,6 +95,16 @@ class Runtime(ABC):
             UsageError: the model cannot be converted.
             RuntimeMissing: a package is not installed.
         """
+
+    def model_file(self, path: Path) -> ModelFile:
+        """What a file with the suffix `own` says about itself. Files are hostile: they are capped, and not run.
+
+        Raises:
+            UsageError: it is damaged or too large, or a file that belongs to it is missing.
+            SecurityError: it names a file outside its folder.
+            RuntimeMissing: the package that reads this format is not installed.
+        """
+        raise NotImplementedError
 
     def files(self, model: Path) -> tuple[Path, ...]:
         """All files of the artifact that is loaded from the file `model`, this file first."""

@@ -20,6 +20,7 @@ from edgeprune import runtimes
 from edgeprune.devices import transports
 from edgeprune.devices.bench import PROFILED_S, SETTLED, Bench, Measured
 from edgeprune.devices.boards import Boards
+from edgeprune.devices.energy import CYCLES, WINDOW_S
 from edgeprune.devices.patience import Patience
 from edgeprune.devices.rounds import until
 from edgeprune.devices.transports.base import Refusal
@@ -47,13 +48,6 @@ from edgeprune.runtimes import files
 from edgeprune.stages import operators
 
 SCHEMA = 1  # of the record; changes when a key changes its meaning
-NATIVE = {
-    ".onnx": "local",
-    ".param": "local-ncnn",
-    ".pte": "local-executorch",
-    ".xml": "local-openvino",
-    ".tflite": "local-tflite",
-}  # the target of a file without --target
 QUANTILES = {"p90": 0.9, "p99": 0.99}
 TAIL = 0.975  # confidence of each bound of a quantile's interval, which is then one of 95 %
 NARROW = 0.01  # half of an interval, relative: the measurement is then decided
@@ -135,7 +129,13 @@ def _require_parts(file: ModelFile, target: Target) -> None:
 
 
 def _names(asked: Asked) -> list[str]:
-    return list(dict.fromkeys(asked.targets or (NATIVE.get(path.suffix, "local") for path in asked.files)))
+    return list(dict.fromkeys(asked.targets or map(_native, asked.files)))
+
+
+def _native(path: Path) -> str:
+    """The target of a file without --target."""
+    runtime = runtimes.reading(path.suffix)
+    return "local" if runtime is None or runtime.name == "onnxruntime" else f"local-{runtime.name}"
 
 
 def _loads(runtime: str) -> str:
@@ -143,13 +143,11 @@ def _loads(runtime: str) -> str:
 
 
 def _targets_of(path: Path, asked: Asked, targets: dict[str, Target]) -> list[str]:
-    names = dict.fromkeys(asked.targets) or [NATIVE.get(path.suffix, "local")]
+    names = dict.fromkeys(asked.targets) or [_native(path)]
     found = [name for name in names if path.suffix in runtimes.host(targets[name].runtime).loads]
     if not found:
         takes = "; ".join(f"{name} ({targets[name].runtime}) takes {_loads(targets[name].runtime)}" for name in names)
-        raise usage_error(
-            f"{path}: no target takes this file; {takes}; for this file: --target {NATIVE.get(path.suffix, 'local')}"
-        )
+        raise usage_error(f"{path}: no target takes this file; {takes}; for this file: --target {_native(path)}")
     return found
 
 
@@ -436,5 +434,7 @@ def forecast(asked: Asked, found: Sequence[Subject]) -> list[str]:
     each += (LIMITS.start_s + WARM_UP_S + LIMITS.timed_s) * (asked.streams > 1)
     what = "time, with times by operator" if asked.layers else "time"
     lines.append(f"  agent: {what}: {SETTLED} processes of each or more, of about {each:.1f} s")
-    lines.append(f"expected: {each * len(found) * SETTLED:.0f} to {asked.seconds + each * len(found):.0f} s")
+    rails_s = len(found) * (LIMITS.start_s + WARM_UP_S + 2 * CYCLES * WINDOW_S)
+    least_s, most_s = each * len(found) * SETTLED, asked.seconds + each * len(found)
+    lines.append(f"expected: {least_s:.0f} to {most_s:.0f} s, and {rails_s:.0f} s more where power rails can be read")
     return lines

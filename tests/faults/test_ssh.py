@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import venv
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -70,6 +71,27 @@ def kept(sshd: Sshd) -> list[Path]:
     return sorted(
         path.relative_to(sshd.home / ".edgeprune/files") for path in (sshd.home / ".edgeprune/files").rglob("*")
     )
+
+
+SLOW_PIP = """import sys, time
+time.sleep(3)
+folder = sys.argv[sys.argv.index("--target") + 1]
+open(folder + "/installed.py", "w").close()
+"""
+
+
+def test_a_pip_that_is_silent_for_long_breaks_no_link(
+    sshd: Sshd, hasty: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a small board, pip takes minutes. Meanwhile the agent gives signs of life."""
+    venv.create(tmp_path / "venv")
+    (pip,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (pip / "pip").mkdir()
+    (pip / "pip" / "__main__.py").write_text(SLOW_PIP)
+    job = wire.Install(20.0, "null", (), ("installed",))
+    with closing(sshd.transport(python=str(tmp_path / "venv/bin/python"))) as transport:
+        assert base.ask(transport, "sshd", job) == wire.Done()
+    assert (sshd.home / ".edgeprune/site/null/installed.py").is_file() and "connecting again" not in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------- host keys and login

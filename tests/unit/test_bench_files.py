@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +13,10 @@ import pytest
 from modelfiles import save, with_external, write_ir, write_onnx, write_tflite
 from onnx import TensorProto, helper
 
+from edgeprune import runtimes
+from edgeprune.cli import options
 from edgeprune.errors import SecurityError, UsageError
+from edgeprune.frontends import toml
 from edgeprune.limits import Limits
 from edgeprune.records import TensorSpec
 from edgeprune.runtimes import files
@@ -162,3 +168,24 @@ def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"no model")
     with pytest.raises(UsageError, match=r"model file|TFLite"):
         files.read(tmp_path / name)
+
+
+OWN = {runtimes.host(name).own: name for name in runtimes.names() if runtimes.host(name).own}
+
+
+@pytest.mark.parametrize("suffix", OWN)
+def test_the_help_the_page_and_the_targets_know_the_files_of_every_runtime(suffix: str) -> None:
+    name = OWN[suffix]
+    assert suffix in runtimes.host(name).loads
+    assert suffix in inspect.getsource(options.OfBench)
+    target = "local" if name == "onnxruntime" else f"local-{name}"
+    assert toml.read_target(toml.find_target(target, Path.cwd())).runtime == name
+    rows = (Path(__file__).parents[2] / "docs" / "bench.md").read_text().splitlines()
+    (row,) = (row for row in rows if row.startswith(f"| `{suffix}`"))
+    assert f"`{name}`" in row and f"`{target}`" in row
+
+
+def test_bench_imports_no_torch_to_know_the_files_of_runtimes() -> None:
+    script = "import sys; from edgeprune import runtimes; print(runtimes.reading('.pte').name, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "executorch False\n"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +22,8 @@ from edgeprune.graph.groups import first_units, make_recipe
 from edgeprune.network.cut import formed, sliced
 from edgeprune.network.survey import randomised, survey
 from edgeprune.runtimes import files
-from edgeprune.runtimes.device import Options, find
+from edgeprune.runtimes.device import Failed, Options, find
+from edgeprune.runtimes.executorch import bindings
 from edgeprune.runtimes.executorch.device import operators
 from edgeprune.runtimes.executorch.program import KINDS, Program
 from edgeprune.runtimes.formats import FORMATS
@@ -112,6 +117,84 @@ def test_an_operator_without_weights_is_reported_with_the_layer_before_it() -> N
 def test_an_int8_artifact_is_made_from_the_program_of_torch() -> None:
     runtime = runtimes.host("executorch")
     assert [runtime.exported_as(one) for one in ("fp32", "int8")] == ["pte", "pt2"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(24, dtype="int16").reshape(2, 3, 4),
+        np.array(3.5),
+        np.zeros((0, 2), bool),
+        np.ones((1, 3), "float16"),
+        np.arange(6, dtype="int64").reshape(2, 3),
+    ],
+    ids=lambda array: f"{array.dtype}-{array.ndim}",
+)
+def test_an_array_is_the_same_after_its_way_through_cpp(array: np.ndarray) -> None:
+    tensor = bindings.tensor(array)
+    found = bindings.copied(bindings.Value(ctypes.pointer(tensor), bindings.TENSOR))
+    assert found.dtype == array.dtype and found.shape == array.shape and (found == array).all()
+
+
+def test_an_output_in_another_order_of_dimensions_is_read_by_its_strides() -> None:
+    """Channels last: XNNPACK's own order."""
+    array = np.arange(24, dtype="float32").reshape(1, 2, 3, 4)
+    turned = np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    found = bindings.copied(bindings.Value(ctypes.pointer(bindings.tensor(turned)), bindings.TENSOR))
+    assert (found == array).all() and found.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("tag", "dtype", "reason"), [(4, 6, "is no tensor"), (1, 15, "type bfloat16"), (1, 99, "99")])
+def test_an_output_that_numpy_cannot_hold_is_named(tag: int, dtype: int, reason: str) -> None:
+    tensor = bindings.tensor(np.zeros(3, "float32"))
+    tensor.type = dtype
+    with pytest.raises(Failed, match=reason):
+        bindings.copied(bindings.Value(ctypes.pointer(tensor), tag))
+
+
+def test_an_input_of_a_type_that_torch_lacks_is_named() -> None:
+    with pytest.raises(Failed, match="no type uint32"):
+        bindings.tensor(np.zeros(3, "uint32"))
+
+
+def test_another_release_is_refused_since_its_functions_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Libraries:
+        """Libraries without functions."""
+
+    monkeypatch.setattr(bindings, "CDLL", lambda path: Libraries())
+    monkeypatch.setattr(bindings, "version", lambda name: "9.0")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(bindings, "find_spec", lambda name: spec)
+    with pytest.raises(Failed, match=r"executorch 9\.0 lacks a function .*; install executorch 1\.5") as caught:
+        bindings.functions.__wrapped__()
+    assert caught.value.kind == "runtime-missing"
+
+
+def test_a_device_needs_no_torch(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    script = (
+        "import sys, numpy; from edgeprune.runtimes.device import Options, find;"
+        f"print(find('executorch').load({str(SMALL)!r}, Options(1)).call([numpy.ones((1, 3, 8, 8), 'float32')])[0].shape,"
+        "'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "(1, 2) False\n"
+
+
+def test_a_model_that_cannot_be_loaded_or_fed_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    runtime, damaged = find("executorch"), tmp_path / "damaged.pte"
+    damaged.write_bytes(SMALL.read_bytes()[:-100])
+    for path in (damaged, tmp_path / "missing.pte"):
+        with pytest.raises(Failed, match="cannot load the model") as caught:
+            runtime.load(str(path), Options(1))
+        assert caught.value.kind == "load"
+    model = runtime.load(str(SMALL), Options(1))
+    for inputs in ([np.zeros((1, 3, 9, 9), "float32")], [np.zeros((1, 3, 8, 8))], []):
+        with pytest.raises(Failed, match="do they have the right shapes and types"):
+            model.call(inputs)
 
 
 def test_the_kinds_of_nodes_are_those_of_the_installed_schema() -> None:

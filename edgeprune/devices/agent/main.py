@@ -26,7 +26,7 @@ from ...runtimes import machine
 from ...runtimes.device import Failed
 from .. import wire
 from ..validate import WireError, read
-from . import audit, facts, install, keys, lease, releases, undo, uploads, worker
+from . import audit, facts, keys, lease, releases, undo, uploads, worker
 from .link import GONE, Link
 
 DOERS: dict[type[wire.Job[Any]], Callable[[Any], Any]] = {
@@ -34,7 +34,6 @@ DOERS: dict[type[wire.Job[Any]], Callable[[Any], Any]] = {
     wire.Store: uploads.store,
     wire.Discard: uploads.discard,
     wire.Examine: facts.examine,
-    wire.Install: install.install,
     wire.ChangeKeys: keys.change,
     wire.ReadAudit: audit.read,
     wire.ReadMetrics: releases.metrics_of,

@@ -17,7 +17,7 @@ from typing import IO, Any
 from ...runtimes import cores, machine
 from ...runtimes.device import Failed
 from .. import wire
-from . import facts, measure, releases
+from . import facts, install, measure, releases
 from .link import Link
 
 STDERR_CHARS = 2000
@@ -26,6 +26,7 @@ ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # sshd sends the latter where its con
 PR_SET_PDEATHSIG = 1
 
 DOERS: dict[type[wire.Work[Any]], Callable[[Any], Any]] = {
+    wire.Install: install.install,
     wire.Identify: facts.identify,
     wire.GetState: facts.state,
     wire.Time: measure.time_models,

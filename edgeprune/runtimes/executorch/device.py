@@ -1,15 +1,16 @@
-"""ExecuTorch on a device: its Python bindings, on the CPU with XNNPACK."""
+"""ExecuTorch on a device: its C++ libraries, on the CPU with XNNPACK."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import mmap
+import weakref
 from collections.abc import Iterator, Sequence
+from ctypes import addressof, byref, pointer, string_at
 from dataclasses import replace
-from typing import Any
 
-from ..device import Array, Failed, Model, Options, Runtime
+from ..device import Array, ErrorKind, Failed, Model, Options, Runtime
 from ..timing import NodeTime, Timing, middle_mean, repeat
+from . import bindings
 from .table import Table, root
 
 PROFILED_RUNS = 400  # at most: the profiler keeps every event of every run
@@ -17,52 +18,69 @@ HALF = 500  # ns: the profiler cuts times off to whole microseconds
 KERNEL = "native_call_"  # before the name of an operator that no delegate executes
 
 
-def module() -> Any:
-    """The bindings. The public module `executorch.runtime` also imports the exporter, which takes seconds."""
-    try:
-        import torch  # noqa: F401 - the bindings need its libraries
-        from executorch.extension.pybindings import _C
-    except ImportError as error:
-        raise Failed("runtime-missing", f"executorch cannot be imported: {error}") from error
-    return _C
-
-
 class ExecuTorchModel(Model):
-    """A method of a program. All programs of a process share one pool of threads."""
+    """The first method of a program. All programs of a process share one pool of threads."""
 
     def __init__(self, path: str, options: Options, profiling: bool = False) -> None:
-        bindings = module()
+        self._functions = cpp = bindings.functions()
         self._path, self._options = path, options
-        try:
-            bindings._unsafe_reset_threadpool(options.threads)
-            self.program = bindings._load_program(
-                path, enable_etdump=profiling, program_verification=bindings.Verification.InternalConsistency
-            )
-            self._method = self.program.load_method(self.program.get_method_name(0))
-        except (RuntimeError, ValueError) as error:
-            raise Failed("load", f"executorch cannot load the model: {error}") from error
-        self._inputs: list[Any] = []
+        self._module, self._tracer = bindings.Object(), bindings.Object() if profiling else None
+        if cpp.threads(cpp.threadpool()) != options.threads:
+            cpp.set_threads(cpp.threadpool(), options.threads)  # it replaces the pool, which loaded models still use
+        nothing = [bindings.Object() for _ in range(3)]  # a tracer and allocators that it would own
+        cpp.open(self._module, byref(bindings.text(path)), bindings.MMAP, *nothing, False)
+        weakref.finalize(self, cpp.close, self._module)
+        if self._tracer is not None:
+            cpp.open_trace(self._tracer, bindings.Span())
+        _require("load", "executorch cannot load the model", cpp.load(self._module, bindings.CONSISTENT))
+        name = byref(bindings.text(_first_method(path)))
+        code = cpp.load_method(self._module, name, None, self._tracer, None, bindings.Object())
+        _require("load", "executorch cannot load the model", code)
+        self._method = cpp.method(self._module, name).method
+        self.feed(())
 
     def feed(self, inputs: Sequence[Array]) -> None:
-        """Keep the arrays as tensors."""
-        import torch
+        """Keep copies of the arrays."""
+        import numpy
 
-        self._inputs = [torch.tensor(array) for array in inputs]
+        self._arrays = [numpy.array(array, order="C") for array in inputs]
+        self._tensors = [bindings.tensor(array) for array in self._arrays]
+        self._values = (bindings.Value * len(inputs))(
+            *[bindings.Value(pointer(one), bindings.TENSOR) for one in self._tensors]
+        )
+        self._inputs = bindings.Span(addressof(self._values), len(inputs))
 
     def run(self) -> None:
         """Copy the inputs in and execute the method: the memory of an input may be used again within a run."""
-        self._method.set_inputs(self._inputs)
-        self._method.execute()
+        code = self._functions.set_inputs(self._method, byref(self._inputs))
+        _require("run", "executorch refuses the inputs; do they have the right shapes and types?", code)
+        _require("run", "executorch cannot execute the model", self._functions.execute(self._method))
 
     def call(self, inputs: Sequence[Array]) -> list[Array]:
         """One execution of the method; the outputs are copies."""
         self.feed(inputs)
         self.run()
-        return [output.numpy() for output in self._method.get_outputs()]
+        count = self._functions.outputs_size(self._method)
+        return [bindings.copied(self._functions.get_output(self._method, i).contents) for i in range(count)]
 
     def twin(self) -> ExecuTorchModel:
         """Another program: methods of one program share their memory."""
         return ExecuTorchModel(self._path, self._options)
+
+    def trace(self) -> bytes:
+        """What the runtime's own profiler (ETDump) recorded."""
+        found = self._functions.trace(self._tracer)
+        return string_at(found.data, found.size)
+
+
+def _first_method(path: str) -> str:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return next((plan.text(0) for plan in root(content).tables(1)), "")
+
+
+def _require(kind: ErrorKind, problem: str, code: int) -> None:
+    if code:
+        raise Failed(kind, f"{problem} ({bindings.ERRORS.get(code, f'error {code:#x}')})")
 
 
 class ExecuTorch(Runtime):
@@ -70,10 +88,7 @@ class ExecuTorch(Runtime):
 
     def version(self) -> str:
         """The package's version."""
-        from importlib.metadata import version
-
-        module()
-        return version("executorch")
+        return str(bindings.functions().version)
 
     def load(self, path: str, options: Options) -> ExecuTorchModel:
         """Load the program."""
@@ -84,11 +99,7 @@ class ExecuTorch(Runtime):
         model = ExecuTorchModel(path, options, profiling=True)
         model.feed(inputs)
         repeat(model.run, replace(timing, runs_max=min(timing.runs_max, PROFILED_RUNS)))
-        with tempfile.TemporaryDirectory() as folder:
-            report = os.path.join(folder, "model.etdp")
-            model.program.write_etdump_result_to_file(report, os.path.join(folder, "debug"))
-            with open(report, "rb") as file:
-                runs = operators(file.read())
+        runs = operators(model.trace())
         return [
             NodeTime(name, middle_mean([run[i][1] + HALF for run in runs]), kind=name.partition(" #")[0])
             for i, (name, _) in enumerate(runs[-1])

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgeprune.errors import RuntimeMissing, UsageError
-from edgeprune.records import Precision
+from edgeprune.records import ModelFile, Precision
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
-from edgeprune.runtimes.executorch.program import IDENTIFIER
+from edgeprune.runtimes.executorch import program
 from edgeprune.runtimes.timing import NodeTime
 
 INSTALL = "pip install 'edgeprune[executorch]'"
@@ -25,14 +23,19 @@ class ExecuTorch(Runtime):
     """The CPU, with XNNPACK. An int8 artifact is quantised by PT2E, which needs the program of torch instead of a .pte."""
 
     name = "executorch"
+    own = ".pte"
     loads = (".pte",)
     format = "pte"
-    packages = ("executorch", "numpy")
-    complete_packages = True
+    packages = ("executorch>=1.5,<1.6", "numpy")  # see `bindings`
+    complete_packages = True  # the others are of its exporter, and torch
     converter = "executorch"
     quantizer = "torchao"
     install = INSTALL
     precisions: Mapping[str, tuple[Precision, ...]] = {"fp32": ("fp32",), "int8": ("int8",)}
+
+    def model_file(self, path: Path) -> ModelFile:
+        """See `Runtime.model_file`."""
+        return program.model_file(path)
 
     def exported_as(self, precision: Precision) -> str:
         """See `Runtime.exported_as`."""
@@ -44,15 +47,17 @@ class ExecuTorch(Runtime):
         """See `Runtime.convert`. The file is a .pte in fp32, or a program of torch."""
         path = folder / "model.pte"
         with exported.open("rb") as file:
-            lowered_already = file.read(8).endswith(IDENTIFIER)
+            lowered_already = file.read(8).endswith(program.IDENTIFIER)
         if lowered_already and precision == "fp32":
             return (exported.rename(path),)
         self.require(precision)
+        import torch
+
         try:
-            program = torch.export.load(exported)
+            traced = torch.export.load(exported)
         except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(f"executorch cannot convert the model: {reason(error)}") from error
-        path.write_bytes(lowered(program if precision == "fp32" else _quantized(program, samples)))
+        path.write_bytes(lowered(traced if precision == "fp32" else _quantized(traced, samples)))
         exported.unlink()
         return (path,)
 
@@ -65,7 +70,7 @@ class ExecuTorch(Runtime):
         return tuple(found)
 
 
-def lowered(program: Any) -> bytes:
+def lowered(traced: Any) -> bytes:
     """The .pte file of a program that torch exported.
 
     Raises:
@@ -79,14 +84,16 @@ def lowered(program: Any) -> bytes:
         except ImportError as error:
             raise RuntimeMissing(f"executorch cannot be imported ({reason(error)}); {INSTALL}") from error
         try:
-            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            edge = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
         except Exception as error:  # the passes raise many types, all of them about the model
             raise UsageError(f"executorch cannot convert the model: {reason(error)}") from error
 
 
-def _quantized(program: Any, samples: Calls) -> Any:
+def _quantized(traced: Any, samples: Calls) -> Any:
     """The program with quantised operators. Ranges come from the samples, and weights have a scale for each channel."""
+    import torch
+
     with silenced():
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
             XNNPACKQuantizer,
@@ -96,7 +103,7 @@ def _quantized(program: Any, samples: Calls) -> Any:
 
         quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
         try:
-            observed = prepare_pt2e(program.module(check_guards=False), quantizer)
+            observed = prepare_pt2e(traced.module(check_guards=False), quantizer)
             calls = [tuple(torch.tensor(array) for array in call) for call in samples]
             with torch.no_grad():
                 for call in calls:

@@ -7,11 +7,18 @@ number is replaced in place: a flatbuffer refers to places, which stay.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+from edgeprune.errors import UsageError, usage_error
+from edgeprune.limits import LIMITS
+from edgeprune.records import ModelFile, Precision, TensorSpec
+from edgeprune.runtimes.executorch.bindings import DTYPES
 from edgeprune.runtimes.executorch.table import Table, number, root
+from edgeprune.storage.store import read_capped
 
 IDENTIFIER = b"ET12"
 MOST_DELEGATES = 1000
@@ -209,3 +216,35 @@ def _node(entry: Table) -> Node:
         return [] if found == MISSING else [found]
 
     return Node(kind, of("r", value), of("w", value), of("n", single) + of("v", table.vector))
+
+
+def model_file(path: Path) -> ModelFile:
+    """See `Runtime.model_file`. Inputs and outputs have no names, and the first method is the one that runs."""
+    content = read_capped(path, LIMITS.model_bytes)
+    if content[4:8] != IDENTIFIER:
+        raise usage_error(f"{path}: is not an ExecuTorch file of version 12; give the .pte that ExecuTorch wrote")
+    try:
+        program = Program(content)
+        values, taken, made = program.plan.tables(2), program.plan.numbers(3), program.plan.vector(4)
+        if max(len(taken), len(made)) > LIMITS.model_tensors:
+            raise usage_error(f"{path}: has over {LIMITS.model_tensors} inputs or outputs")
+        inputs = tuple(_spec(f"input_{number}", values[index]) for number, index in enumerate(taken))
+        outputs = tuple(f"output_{number}" for number in range(len(made)))
+        return ModelFile(path, (path,), inputs, outputs, dict(Counter(program.operators)), _precision(program))
+    except UsageError:
+        raise
+    except (struct.error, ValueError, LookupError, OverflowError) as error:
+        raise usage_error(f"{path}: is damaged or truncated; get the file again") from error
+
+
+def _spec(name: str, value: Table) -> TensorSpec:
+    tensor = value.table(1)
+    if value.number(0, "B") != TENSOR or tensor is None:
+        return TensorSpec(name, "number", ())
+    dtype = tensor.number(0, "b")
+    return TensorSpec(name, DTYPES.get(dtype, f"type {dtype}"), tuple(tensor.numbers(2, "i")))
+
+
+def _precision(program: Program) -> Precision:
+    types = {value.type for graph in program.graphs for value in graph.values.values()}
+    return "int8" if types & {INT8, CHANNELS_INT8} else "fp16" if HALF in types else "fp32"

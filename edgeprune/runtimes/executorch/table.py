@@ -6,6 +6,7 @@ It travels to devices: standard library only, Python 3.8 and up. A damaged file 
 from __future__ import annotations
 
 import struct
+from mmap import mmap
 from typing import Any
 
 MOST = 100_000  # entries of one vector, but the bytes of a text
@@ -14,7 +15,7 @@ MOST = 100_000  # entries of one vector, but the bytes of a text
 class Table:
     """One table of a flatbuffer; `at` is its place in the content."""
 
-    def __init__(self, content: bytes, at: int) -> None:
+    def __init__(self, content: bytes | mmap, at: int) -> None:
         self.content, self.at = content, at
         self._fields = at - number(content, at, "i")
 
@@ -60,17 +61,17 @@ class Table:
         return self.content[places[0] : places[-1] + 1].decode("utf-8", "backslashreplace") if places else ""
 
 
-def root(content: bytes, at: int = 0) -> Table:
+def root(content: bytes | mmap, at: int = 0) -> Table:
     """The first table of a flatbuffer that starts at this place."""
     return Table(content, _target(content, at))
 
 
-def number(content: bytes | bytearray, place: int, kind: str) -> Any:
+def number(content: bytes | bytearray | mmap, place: int, kind: str) -> Any:
     """The number at a place."""
     if place < 0:
         raise ValueError("a place lies before the file")
     return struct.unpack_from("<" + kind, content, place)[0]
 
 
-def _target(content: bytes, place: int) -> int:
+def _target(content: bytes | mmap, place: int) -> int:
     return int(place + number(content, place, "I"))

@@ -1,38 +1,26 @@
-"""Read what a model file says about itself: inputs, outputs and operators. Files are hostile: they are capped, and not run.
-
-.onnx              onnx.py
-.xml, with .bin    ir.py: OpenVINO's intermediate representation
-.param, with .bin  ncnn.py
-.pte               executorch.py
-.tflite            tflite.py
-"""
+"""Read what a model file says about itself: inputs, outputs and operators. Its runtime reads it."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
+from edgeprune import runtimes
 from edgeprune.errors import usage_error
 from edgeprune.limits import LIMITS
 from edgeprune.records import ModelFile
 
-READERS = {".onnx": "onnx", ".xml": "ir", ".param": "ncnn", ".pte": "executorch", ".tflite": "tflite"}
 DTYPES = frozenset(
     "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64".split()
 )  # of inputs that can be made
 
 
 def read(path: Path) -> ModelFile:
-    """What the file says about itself.
-
-    Raises:
-        UsageError: it is no model file, it is damaged or too large, or a file that belongs to it is missing.
-        SecurityError: it names a file outside its folder.
-        RuntimeMissing: the package that reads this format is not installed.
-    """
-    if path.suffix not in READERS:
-        raise usage_error(f"{path}: is no model file that edgeprune measures; give one of {', '.join(READERS)}")
-    found: ModelFile = import_module(f"{__name__}.{READERS[path.suffix]}").read(path)
+    """See `Runtime.model_file`. Raises `UsageError` also where no runtime has such files, or inputs cannot be made."""
+    runtime = runtimes.reading(path.suffix)
+    if runtime is None:
+        known = ", ".join(sorted(filter(None, (runtimes.host(name).own for name in runtimes.names()))))
+        raise usage_error(f"{path}: is no model file that edgeprune measures; give one of {known}")
+    found = runtime.model_file(path)
     _require_usable(found)
     return found
 

@@ -34,7 +34,7 @@ def parsed(path: Path) -> onnx.ModelProto:
 
 
 def read(path: Path) -> ModelFile:
-    """See `files.read`."""
+    """See `Runtime.model_file`."""
     proto = parsed(path)
     graph = proto.graph
     weights = {text_of(tensor.name) for tensor in graph.initializer} | {

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeprune.records import ModelFile
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime
 from edgeprune.runtimes.device import Options
+from edgeprune.runtimes.ncnn import network
 from edgeprune.runtimes.ncnn.device import NcnnModel
 from edgeprune.runtimes.ncnn.network import FEATURES, SCALES, Layer, save, unpack
 from edgeprune.runtimes.timing import NodeTime
@@ -30,6 +32,7 @@ class Ncnn(Runtime):
     """The CPU."""
 
     name = "ncnn"
+    own = ".param"
     loads = (".param",)
     format = "ncnn"
     packages = ("ncnn", "numpy")
@@ -59,6 +62,10 @@ class Ncnn(Runtime):
         save(layers, path)
         exported.unlink()
         return self.files(path)
+
+    def model_file(self, path: Path) -> ModelFile:
+        """See `Runtime.model_file`. The device reads the weights, in the .bin beside it."""
+        return network.model_file(path)
 
     def files(self, model: Path) -> tuple[Path, ...]:
         """The network, and its weights beside it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeprune.errors import quoted, usage_error
 from edgeprune.limits import LIMITS
+from edgeprune.records import ModelFile, TensorSpec
+from edgeprune.storage.store import read_capped
 
 MAGIC = "7767517"
 ARRAY = -23300  # minus the number of a parameter that is an array
@@ -25,6 +29,9 @@ TAGS: dict[np.dtype[Any], int] = {
     np.dtype(np.float16): 0x01306B47,
     np.dtype(np.int8): 0x000D4B38,
 }
+
+HALF = next(tag.to_bytes(4, "little") for dtype, tag in TAGS.items() if dtype.name == "float16")
+NO_OPERATORS = "Input", "MemoryData", "Split", "Noop"
 
 Numbers = tuple[int, ...]
 
@@ -300,3 +307,32 @@ def unpack(content: bytes) -> list[Layer]:
     """See `pack`."""
     param, _, weights = content.partition(b"\0")
     return read(param.decode(), weights)
+
+
+def model_file(path: Path) -> ModelFile:
+    """See `Runtime.model_file`."""
+    try:
+        layers = parse(read_capped(path, LIMITS.ir_bytes).decode("utf-8", "backslashreplace"))
+    except ValueError as error:
+        raise usage_error(f"{path}: {quoted(str(error))}; get the file again") from error
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise usage_error(f"{path}: its weights {weights.name} are missing; put them beside it")
+    with weights.open("rb") as stream:
+        is_half = stream.read(len(HALF)) == HALF
+    read_in = {blob for layer in layers for blob in layer.inputs}
+    return ModelFile(
+        path=path,
+        files=(path, weights),
+        inputs=tuple(_spec(layer, layers) for layer in layers if layer.kind == "Input" and layer.outputs),
+        outputs=tuple(blob for layer in layers for blob in layer.outputs if blob not in read_in),
+        operators=dict(Counter(layer.kind for layer in layers if layer.kind not in NO_OPERATORS)),
+        precision="int8" if any(layer.is_int8() for layer in layers) else "fp16" if is_half else "fp32",
+    )
+
+
+def _spec(layer: Layer, layers: Sequence[Layer]) -> TensorSpec:
+    """An input of one sample, which is in the first dimension. Its sizes may be missing."""
+    sizes = tuple(size for size in (layer.number(key) for key in (2, 11, 1, 0)) if size)
+    is_whole = any(other.kind == "Embed" and layer.outputs[0] in other.inputs for other in layers)
+    return TensorSpec(layer.outputs[0], "int32" if is_whole else "float32", (1, *sizes) if sizes else None)

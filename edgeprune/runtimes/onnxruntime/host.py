@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeprune.errors import UsageError
+from edgeprune.records import ModelFile
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.onnxruntime.device import quiet
 from edgeprune.runtimes.timing import NodeTime
@@ -24,6 +25,7 @@ class OnnxRuntime(Runtime):
     """CPU execution provider."""
 
     name = "onnxruntime"
+    own = ".onnx"
     loads = (".onnx",)
     packages = ("onnxruntime", "numpy")
     converter = quantizer = "onnxruntime"
@@ -54,6 +56,12 @@ class OnnxRuntime(Runtime):
             raise UsageError(f"onnxruntime cannot make the model {precision}: {reason(error)}") from error
         exported.unlink()
         return (path,)
+
+    def model_file(self, path: Path) -> ModelFile:
+        """See `Runtime.model_file`."""
+        from edgeprune.runtimes.files import onnx
+
+        return onnx.read(path)
 
     def node_times(self, nodes: Sequence[NodeTime]) -> NodeTimes:
         """Remove what ONNX Runtime added to the names."""

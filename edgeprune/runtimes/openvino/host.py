@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UsageError
+from edgeprune.records import ModelFile
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.timing import NodeTime
 
@@ -21,6 +22,7 @@ class OpenVino(Runtime):
     """CPU plug-in."""
 
     name = "openvino"
+    own = ".xml"
     loads = (".onnx", ".xml")
     packages = ("openvino", "numpy")
     converter = "openvino"
@@ -48,6 +50,12 @@ class OpenVino(Runtime):
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=precision == "fp16")
         exported.unlink()
         return folder / "model.xml", folder / "model.bin"
+
+    def model_file(self, path: Path) -> ModelFile:
+        """See `Runtime.model_file`."""
+        from edgeprune.runtimes.openvino import ir
+
+        return ir.read(path)
 
     def files(self, model: Path) -> tuple[Path, ...]:
         """The network, and its weights beside it."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.errors import UsageError
-from edgeprune.records import Precision
+from edgeprune.records import ModelFile, Precision
 from edgeprune.runtimes.base import Calls, NodeTimes, Runtime, reason, silenced
 from edgeprune.runtimes.tflite import flatbuffer
 from edgeprune.runtimes.timing import NodeTime
@@ -27,6 +27,7 @@ class TfLite(Runtime):
     """LiteRT on the CPU, with XNNPACK."""
 
     name = "tflite"
+    own = ".tflite"
     loads = (".tflite",)
     format = "tflite"
     separate_profile = True
@@ -52,6 +53,12 @@ class TfLite(Runtime):
         path.write_bytes(_lowered(exported.read_bytes(), precision, samples, exact))
         exported.unlink()
         return (path,)
+
+    def model_file(self, path: Path) -> ModelFile:
+        """See `Runtime.model_file`."""
+        from edgeprune.runtimes.tflite import file
+
+        return file.read(path)
 
     def instrument(self, model: Path) -> Path:
         """A file of the model's operators: a line of JSON, then a .tflite file for each operator.

@@ -17,7 +17,7 @@ MOST_OPERATORS = 100_000
 
 
 def read(path: Path) -> ModelFile:
-    """See `files.read`."""
+    """See `Runtime.model_file`."""
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:

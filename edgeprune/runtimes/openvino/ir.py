@@ -19,7 +19,7 @@ NO_OPERATORS = "Parameter", "Const", "Result"
 
 
 def read(path: Path) -> ModelFile:
-    """See `files.read`."""
+    """See `Runtime.model_file`."""
     reader = _Reader(path)
     weights = path.with_suffix(".bin")
     if not weights.is_file():
