@@ -90,6 +90,12 @@ def test_weights_of_another_network_are_refused() -> None:
         read(text.replace("0=4", "8=2 0=4"), weights)
 
 
+def test_an_empty_constant_is_named() -> None:
+    """pnnx writes one, such as the register tokens of a transformer that has none, and ncnn reads it wrongly."""
+    with pytest.raises(ValueError, match="the constant tokens has no numbers, and ncnn has no empty tensors"):
+        read("7767517\n1 1\nMemoryData tokens 0 1 tokens 0=48 1=0\n", b"")
+
+
 def test_a_file_says_what_bench_needs(tmp_path: Path) -> None:
     path = written(tmp_path / "m.param", *write(network()))
     found = files.read(path)

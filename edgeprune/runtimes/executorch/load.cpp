@@ -1,5 +1,5 @@
-// Loads this release with ExecuTorch's C++ API. Build it with CMake: find_package(executorch), and link executorch,
-// extension_module, extension_tensor, xnnpack_backend and optimized_native_cpu_ops_lib.
+// Loads this release with ExecuTorch's C++ API, which is in the package of pip (executorch/share/cmake). Build it with CMake:
+// find_package(executorch), and link executorch::runtime, executorch::kernels_optimized and executorch::backend_xnnpack.
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 

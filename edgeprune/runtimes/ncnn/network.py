@@ -237,6 +237,8 @@ def _shapes(layer: Layer) -> Iterator[tuple[tuple[int, ...], bool, bool]]:
         if layer.number(6) and layer.number(10) in shapes:
             yield shapes[layer.number(10)], True, False
     elif layer.kind == "MemoryData":
+        if 0 in [layer.params.get(key) for key in (2, 11, 1, 0)]:  # ncnn reads it as a dimension that is not there
+            raise ValueError(f"the constant {layer.name} has no numbers, and ncnn has no empty tensors")
         shape = tuple(size for size in (layer.number(key) for key in (2, 11, 1, 0)) if size)
         if shape:
             yield shape, not layer.number(21, 1), False
