@@ -30,7 +30,7 @@ from farm import absent, loopback
 from nets import NETS, image
 from test_profile_kept import Machine
 
-from edgeprune import api
+from edgeprune.api import verbs
 from edgeprune.devices.bench import PROFILED_S
 from edgeprune.devices.pool import Pool
 from edgeprune.limits import LIMITS
@@ -111,7 +111,7 @@ def on_farm(folder: Path) -> None:
             shutil.copytree(Path(__file__).parents[1] / "examples" / "digits", project)
             farm.write(project / "targets" / "pi5.toml", "onnxruntime", f"boards = {boards}")
             watch = Timed()
-            with api.opened(project, "pi5", fresh=True, watch=watch) as run:
+            with verbs.opened(project, "pi5", fresh=True, watch=watch) as run:
                 run.record(profiling.STAGE)
             print(f"| {boards} sshd | {watch.spent_s:.0f} s | {watch.text.rpartition(';')[0]} |", flush=True)
 

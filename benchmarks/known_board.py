@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from cifar import NETS
 
-from edgeprune import api
+from edgeprune.api import verbs
 from edgeprune.latency.fit import draft
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import measured_ns
@@ -51,7 +51,7 @@ def of_projects(paths: Sequence[Path]) -> Iterator[tuple[str, Groups, list[Profi
     for path in paths:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(shutil.copytree(path, Path(folder) / path.name))
-            with api.opened(copy, "local", progress=False) as run:
+            with verbs.opened(copy, "local", progress=False) as run:
                 groups = run.record(survey.STAGE)
             found = [profiles.read(file) for file in sorted((copy / "profiles").glob(f"*/{path.name}-*.json"))]
         yield path.name, groups, [one for one in found if one.network == groups.network]

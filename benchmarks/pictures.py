@@ -15,11 +15,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeprune import api
+from edgeprune.api import verbs
+from edgeprune.api.series import front
 from edgeprune.latency.fit import draft
 from edgeprune.reports import pictures
 from edgeprune.reports.pictures import Picture
-from edgeprune.series import front
 from edgeprune.stages import finished
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ class Own:
 
 def drawn(project: Path, target: str) -> dict[str, Picture]:
     """The pictures, by the names of their files."""
-    api.run(project, target)
+    verbs.run(project, target)
     run = finished.read(project / "runs" / target)
     if run.confirm is None or run.profile is None:
         raise SystemExit(f"{project}: nothing was pruned on {target}, so there is nothing to draw")

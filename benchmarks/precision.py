@@ -16,7 +16,7 @@ from pathlib import Path
 import cifar
 from compression import PROJECT, SUBJECT, USUAL, baseline
 
-from edgeprune import api
+from edgeprune.api import verbs
 from edgeprune.errors import EdgepruneError
 
 TARGET = '[connect]\ntransport = "local"\n[runtime]\nname = "{runtime}"\nprecision = "{precision}"\n'
@@ -62,7 +62,7 @@ def main() -> None:
                     for precision in ("fp32", "auto"):
                         row = [net, runtime, budget, precision]
                         try:
-                            result = api.run(project, f"{runtime}-{precision}", budget)
+                            result = verbs.run(project, f"{runtime}-{precision}", budget)
                         except EdgepruneError as error:
                             row += ["–", "–", "–", "–", type(error).__name__]
                         else:

@@ -15,7 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeprune.api import (
+    from edgeprune.api.fleets import bundle, deploy, releases, rollback, withdraw
+    from edgeprune.api.project import Project
+    from edgeprune.api.series import compare, front, sweep
+    from edgeprune.api.verbs import (
         bench,
         check,
         compile,  # noqa: A004
@@ -31,9 +34,6 @@ if TYPE_CHECKING:
         setup,
         verify,
     )
-    from edgeprune.fleets import bundle, deploy, releases, rollback, withdraw
-    from edgeprune.project import Project
-    from edgeprune.series import compare, front, sweep
 
     __version__: str
 
@@ -62,10 +62,10 @@ __all__ = [
     "verify",
     "withdraw",
 ]
-MODULES = {  # of the names that are not in `edgeprune.api`
-    "Project": "edgeprune.project",
-    **dict.fromkeys(("compare", "front", "sweep"), "edgeprune.series"),
-    **dict.fromkeys(("bundle", "deploy", "releases", "rollback", "withdraw"), "edgeprune.fleets"),
+MODULES = {  # of the names that are not in `edgeprune.api.verbs`
+    "Project": "edgeprune.api.project",
+    **dict.fromkeys(("compare", "front", "sweep"), "edgeprune.api.series"),
+    **dict.fromkeys(("bundle", "deploy", "releases", "rollback", "withdraw"), "edgeprune.api.fleets"),
 }
 
 
@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("edgeprune")
     if name not in __all__:
         raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
-    return getattr(import_module(MODULES.get(name, "edgeprune.api")), name)
+    return getattr(import_module(MODULES.get(name, "edgeprune.api.verbs")), name)
 
 
 def __dir__() -> list[str]:

@@ -87,7 +87,15 @@ def _warm_up() -> None:
     import effort  # noqa: F401 - it must come first
     import torch
 
-    edgeprune = ("api", "cli", "reports.ci", "reports.console", "network.survey", "stages.registry", "stages.training")
+    edgeprune = (
+        "api.verbs",
+        "cli",
+        "reports.ci",
+        "reports.console",
+        "network.survey",
+        "stages.registry",
+        "stages.training",
+    )
     for name in (*(f"edgeprune.{name}" for name in edgeprune), "onnx", "safetensors.torch", "torch.onnx"):
         importlib.import_module(name)
     torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),))

@@ -91,7 +91,7 @@ def _toml(value: Any) -> str:
 
 # ------------------------------------------------------------------------------------------------------- Python
 
-ANSWERS = "edgeprune.networks.Compressed", "edgeprune.networks.PrunedNetwork"
+ANSWERS = "edgeprune.api.networks.Compressed", "edgeprune.api.networks.PrunedNetwork"
 OPTIONS = (
     "edgeprune.frontends.objects.Options",
     "edgeprune.pipeline.request.Options",

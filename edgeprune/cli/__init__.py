@@ -146,13 +146,13 @@ def _verb(name: str, options: OfRun, after: Callable[[Path], str] | None = None)
 
 def _with_goal(options: OfRun) -> OfRun:
     """The options with the latency budget that `[budget] goal` asks for. Finding it trains several networks."""
-    from edgeprune import api
+    from edgeprune.api import verbs
     from edgeprune.pipeline.request import read_project
 
     if options.budget is not None or read_project(options.project).budget.goal is None:
         return options
     with only_answer_on_stdout(options.as_json):
-        found = api.fastest_budget(
+        found = verbs.fastest_budget(
             options.project,
             options.target or "local",
             wait=options.wait,
@@ -269,10 +269,10 @@ fleet.register(app)
 @command(app, "groups", OfProject)
 def _groups(options: OfProject) -> None:
     """List the channel groups. It shows their layers, and why some are locked. It contacts no device."""
-    from edgeprune import api
+    from edgeprune.api import verbs
     from edgeprune.reports import console
 
-    put(api.groups(options.project), options.as_json, console.show_survey)
+    put(verbs.groups(options.project), options.as_json, console.show_survey)
 
 
 @command(app, "report", OfReport)
@@ -284,10 +284,10 @@ def _report(options: OfReport) -> None:
 @command(app, "history", OfHistory)
 def _history(options: OfHistory) -> None:
     """Show one figure across past checks, and mark where its level changed."""
-    from edgeprune import api
+    from edgeprune.api import verbs
     from edgeprune.reports import console
 
-    found = api.history(options.project, options.target, FIGURES[options.figure])
+    found = verbs.history(options.project, options.target, FIGURES[options.figure])
     put(found, options.as_json, lambda history, screen: screen.print(console.history_table(history)))
 
 
@@ -356,7 +356,7 @@ def _tensorboard(options: OfTensorboard) -> None:
 @command(app, "setup", OfSetup)
 def _setup(options: OfSetup) -> None:
     """Install the agent on the device. The agent and the runtime go into a private folder, without root."""
-    from edgeprune import api
+    from edgeprune.api import verbs
     from edgeprune.devices import install
     from edgeprune.frontends import toml
 
@@ -369,7 +369,7 @@ def _setup(options: OfSetup) -> None:
         if not options.quiet:
             print(one_line(text), flush=True)
 
-    api.setup(options.target, report, options.wait)
+    verbs.setup(options.target, report, options.wait)
 
 
 @command(app, "board", OfBoard)

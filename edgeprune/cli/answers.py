@@ -26,7 +26,7 @@ LINE_WIDTH, TABLE_WIDTH = 120, 160  # characters, where the output is no termina
 @contextmanager
 def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any], None]]]:
     """A context with a run and a function. Progress is shown. Values that the function gets are printed at the end."""
-    from edgeprune import api
+    from edgeprune.api import verbs
     from edgeprune.pipeline.request import Quiet
     from edgeprune.reports import console
     from edgeprune.reports.progress import Watcher
@@ -36,7 +36,7 @@ def opened(options: OfDevice, **more: Any) -> Iterator[tuple[Run, Callable[[Any]
         answers: list[Any] = []
         with (
             nullcontext(Quiet()) if options.quiet else Watcher(shown) as watch,
-            api.opened(
+            verbs.opened(
                 options.project,
                 options.target or "local",
                 wait=options.wait,

@@ -128,7 +128,7 @@ def register(app: typer.Typer) -> None:
 
 def deploy(options: OfDeploy) -> None:
     """Deploy the verified artifact on the target's hosts."""
-    from edgeprune import fleets
+    from edgeprune.api import fleets
     from edgeprune.stages import deploy
 
     _not_in_parallel("deploy")
@@ -181,7 +181,7 @@ def withdraw(options: OfWithdraw) -> None:
 
 def releases(options: OfReleases) -> None:
     """List the releases on the target's hosts. It shows which one is deployed, and which one a rollback returns to."""
-    from edgeprune import fleets
+    from edgeprune.api import fleets
 
     found = fleets.look(options.target, options.wait)
     if not found.releases and not found.failed and not options.as_json:
@@ -192,7 +192,7 @@ def releases(options: OfReleases) -> None:
 
 def keys(options: OfKeys) -> None:
     """List, add, revoke or rotate the keys whose bundles the hosts accept."""
-    from edgeprune import fleets
+    from edgeprune.api import fleets
     from edgeprune.reports import fleet as reports
     from edgeprune.stages import signers
 
@@ -205,7 +205,7 @@ def keys(options: OfKeys) -> None:
 
 def audit(options: OfReleases) -> None:
     """Show the audit logs of the target's hosts: who put which release there, and when. Their chains are checked."""
-    from edgeprune import fleets
+    from edgeprune.api import fleets
     from edgeprune.reports import fleet as reports
     from edgeprune.stages import signers
 
@@ -243,7 +243,7 @@ def check(options: OfCheck) -> None:
 
 def _asked(options: OfHosts) -> tuple[Target, str, rollout.Plan]:
     """The target, the name of the service and the pace."""
-    from edgeprune import fleets
+    from edgeprune.api import fleets
     from edgeprune.pipeline.request import request
 
     asked = request(options.project, options.target)

@@ -43,7 +43,7 @@ def _screen(as_json: bool) -> Iterator[Console]:
 
 def front(options: OfFront) -> None:
     """Predict the loss over the whole range of latency, to choose a budget by. It trains nothing."""
-    from edgeprune import series
+    from edgeprune.api import series
     from edgeprune.pipeline.request import Quiet
     from edgeprune.reports import sweep as reports
     from edgeprune.reports.progress import Watcher
@@ -57,7 +57,7 @@ def front(options: OfFront) -> None:
 
 def sweep(options: OfSweep) -> None:
     """Run a project over several budgets and targets. What they share runs once."""
-    from edgeprune import series
+    from edgeprune.api import series
     from edgeprune.reports import sweep as reports
     from edgeprune.stages import sweep as stage
 
@@ -108,7 +108,7 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
 
 def compare(options: OfCompare) -> None:
     """Compare finished runs with the first one: figures, ratios and their intervals. It needs no project."""
-    from edgeprune import series
+    from edgeprune.api import series
     from edgeprune.reports import sweep as reports
 
     if sum((options.as_json, options.markdown, options.csv)) > 1:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.networks import PrunedNetwork
+from edgeprune.api.networks import PrunedNetwork
 
 ROOT = Path(__file__).parents[2]
 NULL = '[connect]\ntransport = "local"\n[runtime]\nname = "null"\n'

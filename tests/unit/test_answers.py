@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.api.networks import Compressed, PrunedNetwork
 from edgeprune.frontends.toml import read_project
-from edgeprune.networks import Compressed, PrunedNetwork
 from edgeprune.records import (
     Artifact,
     Check,

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgeprune
-from edgeprune import api, fleets, series
+from edgeprune.api import fleets, series, verbs
 from edgeprune.cli import answers
 from edgeprune.devices.agent import facts
 from edgeprune.errors import UsageError
@@ -667,5 +667,5 @@ def test_a_report_as_json_has_a_schema_and_a_status() -> None:
 
 
 def test_check_and_history_are_functions_of_the_package() -> None:
-    assert edgeprune.check is api.check and edgeprune.history is api.history
-    assert {*api.__all__, *fleets.__all__, *series.__all__, "Project"} == set(edgeprune.__all__)
+    assert edgeprune.check is verbs.check and edgeprune.history is verbs.history
+    assert {*verbs.__all__, *fleets.__all__, *series.__all__, "Project"} == set(edgeprune.__all__)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_sweeps import WHOLE, cell, failed
 
-from edgeprune import series
+from edgeprune.api import series
 from edgeprune.errors import InfeasibleError, RuntimeMissing, UsageError
 from edgeprune.pipeline.request import Quiet
 from edgeprune.stages import cluster

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from small import SMALLEST
 
-from edgeprune import api
+from edgeprune.api import verbs
 from edgeprune.errors import InfeasibleError, UsageError
 from edgeprune.frontends import toml
 from edgeprune.pipeline.request import request
@@ -58,8 +58,8 @@ def test_the_verdict_of_each_budget_decides_and_an_infeasible_one_is_missed(
         figures = SimpleNamespace(baseline=SimpleNamespace(metric=0.9), pruned=SimpleNamespace(metric=0.9 - drop))
         yield SimpleNamespace(members={}, record=lambda stage: figures)
 
-    monkeypatch.setattr(api, "opened", opened)
-    found = api.fastest_budget(project(tmp_path, 'goal = "fastest"\nmax_metric_drop = 0.01'))
+    monkeypatch.setattr(verbs, "opened", opened)
+    found = verbs.fastest_budget(project(tmp_path, 'goal = "fastest"\nmax_metric_drop = 0.01'))
     assert asked == ["50%", "25%", "35.36%", "42.04%"] and found == "42.04%"
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_planning import CHAINS, brute_force, network, stepped
 
+from edgeprune.api.series import PlannedFront
 from edgeprune.errors import UsageError
 from edgeprune.records import Front, FrontPoint, Groups, Interval, Scores
 from edgeprune.reports import sweep as reports
-from edgeprune.series import PlannedFront
 from edgeprune.stages import front
 
 WIDTHS = {"a": 4, "b": 5, "c": 3}

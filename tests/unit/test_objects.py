@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
-from edgeprune.api import opened
+from edgeprune.api.verbs import opened
 from edgeprune.errors import UsageError
 from edgeprune.frontends import objects
 from edgeprune.frontends.data import Loss, Metric, Split

@@ -16,9 +16,9 @@ import pytest
 from runs import Texts, checked, put
 from small import InProcess
 
+from edgeprune.api.networks import Compressed
 from edgeprune.cli import report as cli
 from edgeprune.errors import RuntimeMissing
-from edgeprune.networks import Compressed
 from edgeprune.records import Amount, Check, Interval, Outcome, TimedProcess
 from edgeprune.stages import finished
 

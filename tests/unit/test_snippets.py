@@ -23,10 +23,10 @@ import yaml
 from snippets import PAGES, ROOT, Block, all_blocks, commands, everywhere, runs_here, scripts, steps
 
 import edgeprune
+from edgeprune.api.networks import Compressed, PrunedNetwork
 from edgeprune.cli import app
 from edgeprune.frontends.sections import ProjectFile
 from edgeprune.frontends.toml import TargetFile, keys_of, read_project, read_target
-from edgeprune.networks import Compressed, PrunedNetwork
 
 LANGUAGES = {"sh", "console", "python", "toml", "yaml", "text"}
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from runs import put
 from small import SMALLEST, InProcess
 
 import edgeprune as package
-from edgeprune import api, series
+from edgeprune.api import series, verbs
 from edgeprune.cli.commands import repeat
 from edgeprune.errors import BusyError, DeviceError, InfeasibleError, UsageError
 from edgeprune.pipeline.request import request
@@ -252,13 +252,13 @@ def test_a_cell_is_repeated_with_its_precision(
         asked.append(options["precision"])
         raise UsageError("stop")
 
-    monkeypatch.setattr(api, "opened", opened)
+    monkeypatch.setattr(verbs, "opened", opened)
     assert edgeprune(*words, "--project", str(project), "--budget", "50%")[0] == 2
     assert asked == ["int8" if len(words) > 1 else None]
 
 
 class Opened:
-    """Stands in for `api.opened`: remembers what was opened, and fails for some budgets."""
+    """Stands in for `verbs.opened`: remembers what was opened, and fails for some budgets."""
 
     def __init__(self, errors: dict[str, Exception]) -> None:
         self.errors, self.stages = errors, list[str]()
@@ -284,7 +284,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
             raise opens.errors[one.budget]
         return cell(float(one.budget[:-1]) / 100, 0.9, target=one.target)
 
-    monkeypatch.setattr(api, "opened", opens)
+    monkeypatch.setattr(verbs, "opened", opens)
     monkeypatch.setattr(stage, "finished", finished)
     return opens
 
@@ -319,7 +319,7 @@ def test_all_runs_of_a_fresh_sweep_share_what_they_redo(
         given.append(options)
         return opened(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(api, "opened", remembering)
+    monkeypatch.setattr(verbs, "opened", remembering)
     package.sweep(project, ["80%", "50%"], fresh=True)
     assert all(options["fresh"] for options in given) and len({id(options["rules"]) for options in given}) == 1
     assert given[0]["rules"].redone == set()  # type: ignore[attr-defined]

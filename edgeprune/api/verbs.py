@@ -18,11 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Unpack, overload
 
+from edgeprune.api.networks import Compressed, PrunedNetwork
 from edgeprune.devices import install
 from edgeprune.errors import InfeasibleError
 from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
-from edgeprune.networks import Compressed, PrunedNetwork
 from edgeprune.pipeline import request
 from edgeprune.pipeline.request import Given, read_project
 from edgeprune.pipeline.run import Run, open_common, open_run

@@ -1,4 +1,4 @@
-"""Several plans or runs at once: fronts, sweeps and comparisons. The functions are public, as those of `edgeprune.api`."""
+"""Fronts, sweeps and comparisons: several plans or runs at once. The functions are public, as those of `verbs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
-from edgeprune import api
+from edgeprune.api import verbs
 from edgeprune.errors import EdgepruneError, UsageError
 from edgeprune.pipeline.request import Given, Quiet, Watch, read_project, request
 from edgeprune.records import Comparison, Front, Sweep, SweepCell, TargetPrecision, UnprunedNetworks
@@ -90,7 +90,7 @@ class MeasuredSweep(Sweep):
         return report.write([finished.read(verdict) for verdict in verdicts], Path(path))
 
 
-def front(project: Given, target: str = "local", points: int = 20, **options: Unpack[api.Options]) -> PlannedFront:
+def front(project: Given, target: str = "local", points: int = 20, **options: Unpack[verbs.Options]) -> PlannedFront:
     """Predict the loss over the whole range of latency, before anything is trained, to choose a budget by.
 
     Stages that are missing run first: the survey, the scores and the profile. The device is used only for the profile.
@@ -99,7 +99,7 @@ def front(project: Given, target: str = "local", points: int = 20, **options: Un
         project: an `edgeprune.Project`, or the path of an `edgeprune.toml` or of its folder.
         target: a target's name, or the path of its file.
         points: how many exact plans, evenly spaced from the least latency that any plan reaches to the original network's.
-        **options: see `edgeprune.api.Options`.
+        **options: see `edgeprune.verbs.Options`.
 
     Returns:
         The plans, the fastest one first, and the knee. `plot()` draws them.
@@ -113,7 +113,7 @@ def front(project: Given, target: str = "local", points: int = 20, **options: Un
 
     if options.get("budget") is None and read_project(project).budget.latency is None:
         options["budget"] = ORIGINAL
-    with api.opened(project, target, **options) as run:
+    with verbs.opened(project, target, **options) as run:
         return PlannedFront(**vars(stage.front(run, points)))
 
 
@@ -266,7 +266,7 @@ class _Sweeper:
                 self._run(cell, rules)
 
     def _opened(self, cell: Cell, name: str, rules: Rules) -> AbstractContextManager[Run]:
-        return api.opened(
+        return verbs.opened(
             self._project,
             cell.target,
             progress=False,

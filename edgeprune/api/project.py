@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from edgeprune import api, fleets, series
+from edgeprune.api import fleets, series, verbs
+from edgeprune.api.networks import Compressed
 from edgeprune.errors import UsageError
 from edgeprune.frontends import objects
-from edgeprune.networks import Compressed
 from edgeprune.pipeline.request import read_project
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Project:
         project.record = read_project(path)
         return project
 
-    def compress(self, target: str = "local", **options: Unpack[api.Options]) -> Compressed:
+    def compress(self, target: str = "local", **options: Unpack[verbs.Options]) -> Compressed:
         """Prune the network to the budget, train it, compile it and verify it. See `edgeprune.run`.
 
         Raises:
@@ -95,21 +95,21 @@ class Project:
         """
         if options.get("budget") is None and not self.record.budget.prunes:
             raise UsageError('compress needs a budget: compress(budget="12 ms"); to keep all channels: verify()')
-        return api.run(self, target, **options)
+        return verbs.run(self, target, **options)
 
-    profile = api.profile
-    plan = api.plan
+    profile = verbs.profile
+    plan = verbs.plan
     front = series.front
     sweep = series.sweep
-    prune = api.prune
-    finish = api.finish
-    compile = api.compile
-    verify = api.verify
-    check = api.check
+    prune = verbs.prune
+    finish = verbs.finish
+    compile = verbs.compile
+    verify = verbs.verify
+    check = verbs.check
     deploy = fleets.deploy
     bundle = fleets.bundle
-    groups = api.groups
-    history = api.history
+    groups = verbs.groups
+    history = verbs.history
     rollback = fleets.rollback
     withdraw = fleets.withdraw
 

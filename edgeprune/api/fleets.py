@@ -1,4 +1,4 @@
-"""The releases on the hosts of a target. The functions are public, as those of `edgeprune.api`.
+"""The releases on the hosts of a target. The functions are public, as those of `verbs`.
 
 All of them look at every host that they may. An error is raised at the end, and its message says what each host runs.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from edgeprune import api
+from edgeprune.api import verbs
 from edgeprune.devices.fleet import Pace
 from edgeprune.devices.patience import parse
 from edgeprune.frontends import toml
@@ -58,14 +58,14 @@ def deploy(
     target: str | Sequence[str] = "local",
     plan: rollout.Plan | None = None,
     again: bool = False,
-    **options: Unpack[api.Options],
+    **options: Unpack[verbs.Options],
 ) -> Fleet:
     """Deploy the artifact on the target's hosts: canaries first, then the others, several at the same time.
 
     Args:
         project: as in `run`.
         target: a target's name, or the path of its file. Of several, each gets its artifact of their common run.
-        plan: from `edgeprune.fleets.plan(canary=1, soak="10m")`; by default eight hosts at a time, and none may fail.
+        plan: from `edgeprune.api.fleets.plan(canary=1, soak="10m")`; by default eight hosts at a time, and none may fail.
         again: continue the last deployment; only hosts that lack its release get it.
         **options: as in `run`.
 
@@ -79,7 +79,7 @@ def deploy(
     """
     from edgeprune.stages import deploy
 
-    with api.opened(project, target, **options) as started:
+    with verbs.opened(project, target, **options) as started:
         return rollout.require(deploy.deployed(started, plan or rollout.Plan(wait_s=started.request.wait_s), again))
 
 
@@ -87,7 +87,7 @@ def bundle(
     project: Given,
     target: str | Sequence[str] = "local",
     output: Path | str = "bundle",
-    **options: Unpack[api.Options],
+    **options: Unpack[verbs.Options],
 ) -> BundleFiles:
     """Write the verified artifact as a signed bundle, for devices that SSH does not reach.
 
@@ -102,7 +102,7 @@ def bundle(
     """
     from edgeprune.stages import deploy
 
-    with api.opened(project, target, **options) as started:
+    with verbs.opened(project, target, **options) as started:
         return deploy.written(started, str(output))
 
 
@@ -145,7 +145,7 @@ def releases(target: str = "local", wait: bool = False) -> Fleet:
     """All releases of all services on the target's hosts. `wait` waits for a host that somebody else holds.
 
     Raises:
-        DeviceError: a host does not answer. To see the others: `edgeprune.fleets.look`.
+        DeviceError: a host does not answer. To see the others: `edgeprune.api.fleets.look`.
     """
     return rollout.require(look(target, wait))
 
