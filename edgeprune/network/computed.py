@@ -76,7 +76,8 @@ def copied(module: nn.Module) -> nn.Module:
 
 def kept_with_gradient(module: nn.Module) -> list[Tensor]:
     """The tensors that a model keeps from a call with gradients: weights that hooks computed, or its own features."""
-    values = [value for each in module.modules() for value in vars(each).values()]
+    attributes = (value for each in module.modules() for value in vars(each).values())
+    values = [v for v in attributes if isinstance(v, Tensor) or (isinstance(v, dict | list | tuple) and v)]
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and not leaf.is_leaf]
 
 

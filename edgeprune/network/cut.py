@@ -62,9 +62,8 @@ def cut_as_is(
     model: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...], original: nn.Module | None = None
 ) -> nn.Module:
     """See `cut`. The result is of the model's class. It is compared with `original`, the model or its graph."""
-    model = opened(model)
     pruned = sliced(model, recipe)
-    prove(original or model, pruned, recipe, inputs)
+    prove(original or opened(model), pruned, recipe, inputs)
     return pruned
 
 

@@ -64,19 +64,12 @@ def survey(
     traced = trace(model, inputs, patterns)  # it also says why a model fails
     random = generic(model, inputs)
     graph = _graph(random, inputs) if any(group.normalised for group in traced.free) else None
-    groups = _proved(_Subject(random, random, graph or random, inputs), _comparable(traced, graph), step)
-    if all(group.locked is None or group.locked.endswith(FIXED) for group in groups.groups):
-        return groups
-    if not has_samples_first(model):  # only the first dimension of a graph may have another size
-        return groups
-    try:
-        graph = graph if graph and graph.takes_any_batch else as_graph(random, inputs)
-        found = trace_graph(graph, patterns)
-        if _is_finer(found, groups):
-            found = _proved(_Subject(random, graph, graph, inputs), found, step)
-    except (CutError, UsageError) as error:
-        return _explained(groups, error)
-    return found if _is_finer(found, groups) else groups
+    subject = _Subject(random, random, graph or random, inputs)
+    groups = _proved(subject, _comparable(traced, graph), step)
+    may_be_finer = any(group.locked is not None and not group.locked.endswith(FIXED) for group in groups.groups)
+    if may_be_finer and has_samples_first(model):  # only the first dimension of a graph may have another size
+        subject, groups = _finer(subject, groups, graph, patterns, step)
+    return _with_blocks(subject, groups)
 
 
 @dataclass(frozen=True)
@@ -98,6 +91,25 @@ class _Subject:
     def cut(self, recipe: Recipe) -> None:
         """Raises `CutError` if this cut fails."""
         cut_as_is(self.form, recipe, self.inputs, self.original)
+
+
+def _finer(
+    subject: _Subject,
+    groups: Groups,
+    graph: GraphNetwork | None,
+    patterns: Sequence[str],
+    step: Callable[[int, int, str], None],
+) -> tuple[_Subject, Groups]:
+    """The graph as the subject of trials and its groups if more of it can be cut. If not, both as given."""
+    random, inputs = subject.model, subject.inputs
+    try:
+        graph = graph if graph and graph.takes_any_batch else as_graph(random, inputs)
+        of_graph, found = _Subject(random, graph, graph, inputs), trace_graph(graph, patterns)
+        if _is_finer(found, groups):
+            found = _proved(of_graph, found, step)
+    except (CutError, UsageError) as error:
+        return subject, _explained(groups, error)
+    return (of_graph, found) if _is_finer(found, groups) else (subject, groups)
 
 
 def _graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> GraphNetwork | None:
@@ -130,16 +142,20 @@ def _explained(groups: Groups, error: Exception) -> Groups:
 
 
 def _is_finer(graph: Groups, module: Groups) -> bool:
-    """Whether clearly less remains of the graph than of the module if all groups keep one unit. Blocks do not count."""
-    ours, theirs = (found.macs(replace(found, blocks=()).least()) for found in (graph, module))
+    """Whether clearly less remains of the graph than of the module if all groups keep one unit."""
+    ours, theirs = (found.macs(found.least()) for found in (graph, module))
     return ours < SMALLER * theirs
 
 
 def _proved(subject: _Subject, groups: Groups, step: Callable[[int, int, str], None]) -> Groups:
-    """Lock the groups that cannot be cut, and find the blocks."""
+    """Lock the groups that cannot be cut."""
     trials = 2 * len(groups.free)  # each group is cut, and then masked
     groups = _lock_failing(subject, groups, lambda done: step(done, trials, ""))
-    groups = _lock_invisible(subject.form, groups, subject.inputs, lambda left: step(trials - left, trials, ""))
+    return _lock_invisible(subject.form, groups, subject.inputs, lambda left: step(trials - left, trials, ""))
+
+
+def _with_blocks(subject: _Subject, groups: Groups) -> Groups:
+    """The groups with the blocks and the folds."""
     blocks = _blocks(subject, groups)
     inside = {parameter: block.groups[0] for block in blocks for parameter in block.parameters}
     layers = tuple(replace(layer, within=inside.get(layer.weight)) for layer in groups.layers)
@@ -207,11 +223,13 @@ def _with_scaled_statistics(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.
 
 def _lock_failing(subject: _Subject, groups: Groups, on_trial: Callable[[int], None]) -> Groups:
     """Lock the groups whose trial cut fails."""
-    # These separately: two cuts of one dimension, or of one attention, may hide each other's errors.
-    for name in dict.fromkeys([*factors(groups), *_attending(subject.form, groups)]):
-        reason = _trial(subject, groups, [name])
-        if reason is not None:
-            groups = lock(groups, name, reason)
+    for names in _apart(subject.form, groups):
+        if _trial(subject, groups, names) is None:
+            continue
+        for name in names:
+            reason = _trial(subject, groups, [name])
+            if reason is not None:
+                groups = lock(groups, name, reason)
     if _trial(subject, groups, [group.name for group in groups.free]) is None:
         return groups
     passed: list[str] = []
@@ -225,10 +243,25 @@ def _lock_failing(subject: _Subject, groups: Groups, on_trial: Callable[[int], N
     return groups
 
 
-def _attending(model: nn.Module, groups: Groups) -> list[str]:
-    """The free groups of modules that store the width of a head, which a cut may set wrongly."""
-    paths = [f"{p}." for p, module in model.named_modules() if any(hasattr(module, name) for name in HEAD_WIDTHS)]
-    return [g.name for g in groups.free if any(s.parameter.startswith(path) for s in g.slots for path in paths)]
+def _apart(model: nn.Module, groups: Groups) -> list[list[str]]:
+    """Sets of groups that a trial cuts together before it cuts all.
+
+    Two cuts of one dimension, or of one attention, may hide each other's errors. So no set has two such groups. An attention
+    is a module that stores the width of a head, which a cut may set wrongly.
+    """
+    attentions = [f"{p}." for p, module in model.named_modules() if any(hasattr(module, name) for name in HEAD_WIDTHS)]
+    products, found = factors(groups), list[tuple[list[str], set[str]]]()
+    for group in groups.free:
+        names = [slot.parameter for slot in group.slots]
+        owners = {next((path for path in attentions if name.startswith(path)), name) for name in names}
+        if group.name not in products and owners.isdisjoint(attentions):
+            continue
+        members, taken = next((one for one in found if one[1].isdisjoint(owners)), ([], set()))
+        if not members:
+            found.append((members, taken))
+        members.append(group.name)
+        taken |= owners
+    return [members for members, _ in found]
 
 
 def _trial(subject: _Subject, groups: Groups, names: list[str]) -> str | None:
