@@ -36,6 +36,7 @@ def lock(groups: Groups, name: str, reason: str) -> Groups:
                 inputs=fixed(layer.inputs),
                 outputs=fixed(layer.outputs),
                 per_group=None if layer.per_group is None else fixed(layer.per_group),
+                made_per_group=None if layer.made_per_group is None else fixed(layer.made_per_group),
             )
             for layer in groups.layers
         ),

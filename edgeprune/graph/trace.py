@@ -392,8 +392,9 @@ def _layers(traced: Trace, groups: tuple[Group, ...], group_of: Mapping[int, str
         spans, geometry = (span(layer.inputs), span(layer.outputs)), layer.geometry
         if any(span(axis).terms for axis in geometry.rows):
             continue
-        per_group = None if geometry.per_group is None else span(geometry.per_group)
-        called[Layer(layer.name, layer.kind, layer.weight, *spans, 0, geometry.kernel, per_group)] += geometry.positions
+        inside = [None if axis is None else span(axis) for axis in (geometry.per_group, geometry.made_per_group)]
+        made = Layer(layer.name, layer.kind, layer.weight, *spans, 0, geometry.kernel, inside[0], inside[1])
+        called[made] += geometry.positions
     seen: Counter[str] = Counter()
     layers = []
     for one, positions in called.items():

@@ -61,7 +61,7 @@ def curve(model: LatencyModel, widths: Widths, group: str, width: int) -> np.nda
     tried = np.arange(1, min(width, WIDTHS) + 1)
     total = np.zeros(len(tried))
     for cost in model.layers:
-        spans = cost.layer.fan_in, cost.layer.outputs
+        spans = cost.layer.sides
         if any(group in span.groups for span in spans):
             ins, outs = (np.array([span.size({**widths, group: n}) for n in tried.tolist()]) for span in spans)
             total += cost.ns(ins, outs)
@@ -94,11 +94,12 @@ def steps(costs: np.ndarray) -> tuple[int, float]:
 
 def _layer(cost: LayerCost, profile: Profile, full: Widths, share: float) -> ExplainedLayer:
     layer = cost.layer
-    ins, outs = layer.fan_in.size(full), layer.outputs.size(full)
+    reads, makes = layer.sides
+    ins, outs = reads.size(full), makes.size(full)
     points = {}
     for experiment in profile.variants:
         if layer.name in experiment.layer_ns:
-            sizes = layer.channels(experiment.widths)
+            sizes = layer.sizes(experiment.widths)
             points[sizes] = experiment.layer_ns[layer.name]
     over_ins = cost.ns(np.arange(1, ins + 1), np.full(ins, outs))
     over_outs = cost.ns(np.full(outs, ins), np.arange(1, outs + 1))
@@ -108,6 +109,6 @@ def _layer(cost: LayerCost, profile: Profile, full: Widths, share: float) -> Exp
         inputs=ins,
         outputs=outs,
         points=tuple((i, o, ns) for (i, o), ns in sorted(points.items())),
-        input_step=steps(over_ins)[0] if layer.fan_in.terms else None,
-        output_step=steps(over_outs)[0] if layer.outputs.terms else None,
+        input_step=steps(over_ins)[0] if reads.terms else None,
+        output_step=steps(over_outs)[0] if makes.terms else None,
     )

@@ -192,7 +192,7 @@ def _alike(groups: Groups) -> dict[object, list[int]]:
     full = groups.full()
     found: dict[object, list[int]] = {}
     for row, x in enumerate(groups.layers):
-        shape = (x.inputs.size(full), *x.channels(full))
+        shape = (x.inputs.size(full), *x.channels(full), *x.sizes(full))
         geometry = (x.kind, x.kernel, x.positions, x.loses_whole_groups, shape)
         found.setdefault(geometry, []).append(row)
     return found

@@ -60,7 +60,7 @@ class LatencyModel:
         """The expected nanoseconds of every layer, as in a network that takes `middle_ns`."""
         result = {}
         for cost in self.layers:
-            inputs, outputs = cost.layer.channels(widths)
+            inputs, outputs = cost.layer.sizes(widths)
             key = id(cost.surface), inputs, outputs
             if key not in self.known:  # a search repeats most points, since it changes one width at a time
                 self.known[key] = float(cost.ns([inputs], [outputs])[0])

@@ -60,8 +60,8 @@ class Posterior:
 
 
 def points_of(layers: Sequence[Layer], configurations: Sequence[Widths]) -> np.ndarray:
-    """Channels (inputs, outputs) of every layer at every configuration, layer by layer: (n, 2)."""
-    return np.array([x.channels(w) for x in layers for w in configurations], float)
+    """Sizes (see `Layer.sizes`) of every layer at every configuration, layer by layer: (n, 2)."""
+    return np.array([x.sizes(w) for x in layers for w in configurations], float)
 
 
 def base_ns(surface: Surface, points: np.ndarray, floor: np.ndarray) -> np.ndarray:

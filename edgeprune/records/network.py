@@ -79,6 +79,7 @@ class Layer:
         positions: output positions of one forward pass, over batch and space.
         kernel: taps that each output position is computed from.
         per_group: input channels of each group of a grouped convolution. None for a dense layer.
+        made_per_group: its output channels of each group.
         within: an inner group of the block that holds the layer. None if no block that can be removed holds it.
     """
 
@@ -90,6 +91,7 @@ class Layer:
     positions: int
     kernel: int
     per_group: Span | None = None
+    made_per_group: Span | None = None
     within: str | None = None
 
     @property
@@ -99,8 +101,24 @@ class Layer:
 
     @property
     def loses_whole_groups(self) -> bool:
-        """Whether it is a grouped convolution whose groups keep all their inputs. Its latency depends on its outputs only."""
-        return self.per_group is not None and not self.per_group.terms
+        """Whether it is a grouped convolution whose groups keep all channels. Its latency depends on its outputs only."""
+        return self.per_group is not None and not any(s.terms for s in (self.per_group, self.made_per_group) if s)
+
+    @property
+    def sides(self) -> tuple[Span, Span]:
+        """The two channel counts that the latency depends on: the fan-in and the outputs.
+
+        If the groups of a grouped convolution lose channels, these are all inputs and the outputs of one group. Runtimes
+        compute group after group, and round up the outputs of each.
+        """
+        if self.made_per_group is None or self.loses_whole_groups:
+            return self.fan_in, self.outputs
+        return self.inputs, self.made_per_group
+
+    def sizes(self, widths: Widths) -> tuple[int, int]:
+        """`sides` at these widths; (0, 0) if the layer is in a removed block."""
+        first, second = self.sides
+        return (first.size(widths), second.size(widths)) if min(self.channels(widths)) else (0, 0)
 
     def convolution_groups(self, widths: Widths) -> int:
         """Groups of a convolution at these widths; 1 for a dense layer."""

@@ -207,24 +207,25 @@ class Program:
         removes the layer.
         """
         layer = cost.layer
-        ins, outs = self._sized(layer.fan_in, sums), self._sized(layer.outputs, sums)
+        reads, makes = layer.sides
+        ins, outs = self._sized(reads, sums), self._sized(makes, sums)
         if ins is None or outs is None or ins.columns == outs.columns:
             sized = ins or outs
             if sized is None:
-                value = float(cost.ns([layer.fan_in.fixed], [layer.outputs.fixed])[0])
+                value = float(cost.ns([reads.fixed], [makes.fixed])[0])
                 self.constants[number] += value
                 if removed is not None:
                     self._count([removed], {number: np.array([-value])})
                 return
-            i = sized.sizes(layer.fan_in) if ins else np.full(len(sized.columns), layer.fan_in.fixed)
-            o = sized.sizes(layer.outputs) if outs else np.full(len(sized.columns), layer.outputs.fixed)
+            i = sized.sizes(reads) if ins else np.full(len(sized.columns), reads.fixed)
+            o = sized.sizes(makes) if outs else np.full(len(sized.columns), makes.fixed)
             table = {number: self._values(cost, i, o)}
             if removed is not None:
                 self._unless(removed, sized.columns, table)
             else:
                 self._count(sized.columns, table)
             return
-        i, o = np.meshgrid(ins.sizes(layer.fan_in), outs.sizes(layer.outputs), indexing="ij")
+        i, o = np.meshgrid(ins.sizes(reads), outs.sizes(makes), indexing="ij")
         values = self._values(cost, i.reshape(-1), o.reshape(-1)).reshape(i.shape)
         turned = (outs, ins, removed) in pairs
         own = pairs[outs, ins, removed] if turned else pairs.setdefault((ins, outs, removed), {})

@@ -47,8 +47,11 @@ def test_a_grouped_convolution_loses_groups_or_the_same_channels_of_every_group(
     layer = next(layer for layer in groups.layers if layer.name == "2")
     widths = groups.full() | {name: len(units) for name, units in keep.items()}
     assert layer.macs(widths) == 8 * 8 * 3 * 2 and layer.convolution_groups(widths) == 2
+    assert layer.sizes(widths) == (6, 1)  # all inputs, and the outputs of one group: the latency depends on these
     fixed = next(layer for layer in lock(groups, "0:2", "no").layers if layer.name == "2")
-    assert fixed.macs(widths) == 8 * 8 * 4 * 2 and fixed.loses_whole_groups and not layer.loses_whole_groups
+    assert fixed.macs(widths) == 8 * 8 * 4 * 2 and fixed.sizes(widths) == (8, 1) and not fixed.loses_whole_groups
+    whole = next(layer for layer in lock(lock(groups, "0:2", "no"), "2", "no").layers if layer.name == "2")
+    assert whole.loses_whole_groups and whole.sizes(widths) == (4, 12)
 
 
 def test_channels_inside_the_groups_are_cut_where_the_groups_are_fixed() -> None:

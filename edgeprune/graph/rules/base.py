@@ -21,14 +21,15 @@ Value = Axes | list[Axes]
 class Geometry:
     """The work of a layer for one pair of an input and an output channel.
 
-    `positions` counts output positions (batch and space), each computed from `kernel` taps. `per_group` holds the
-    labels of the input channels of one convolution group, or None for a dense layer. `rows` are labels of positions: if they
-    can be cut, a product mixes positions, and is no layer.
+    `positions` counts output positions (batch and space), each computed from `kernel` taps. `per_group` and `made_per_group`
+    hold the labels of the input and output channels of one convolution group, or None for a dense layer. `rows` are labels
+    of positions: if they can be cut, a product mixes positions, and is no layer.
     """
 
     positions: int
     kernel: int = 1
     per_group: Axis | None = None
+    made_per_group: Axis | None = None
     rows: Axes = field(default_factory=list)
 
 

@@ -21,16 +21,18 @@ def _convolution(call: Call) -> Value:
     """Inputs and outputs are cut apart. In groups: whole groups, or the same channels of every group."""
     source, weight = call.axes("input"), call.axes("weight")
     channels, made = source[-len(weight) + 1], weight[0]
-    per_group, groups = None, len(channels) // len(weight[1])  # the code may compute the argument from the batch
+    per_group = made_per_group = None
+    groups = len(channels) // len(weight[1])  # the code may compute the argument from the batch
     if groups == 1:
         call.labels.unite(weight[1], channels, READS_FIXED)
     else:
-        per_group, _ = _in_groups(call, groups, channels, made)
+        per_group, made_per_group = _in_groups(call, groups, channels, made)
         _align(call, weight, 1, per_group)
     _keep_kernel(call, weight)
     _with_bias(call, made)
     taps = math.prod(map(len, weight[2:]))
-    add_layer(call, "conv", channels, made, Geometry(math.prod(call.shape) // len(made), taps, per_group))
+    geometry = Geometry(math.prod(call.shape) // len(made), taps, per_group, made_per_group)
+    add_layer(call, "conv", channels, made, geometry)
     return _over_space(call, source, len(weight) - 2, made)
 
 
@@ -69,7 +71,8 @@ def _align(call: Call, weight: Axes, dim: int, positions: Axis) -> None:
 def _transposed_convolution(call: Call) -> Value:
     """As a convolution."""
     source, weight = call.axes("input"), call.axes("weight")
-    channels, made, per_group = source[-len(weight) + 1], weight[1], None
+    channels, made = source[-len(weight) + 1], weight[1]
+    per_group = made_per_group = None
     call.labels.unite(weight[0], channels, READS_FIXED)
     groups = call.shape[-len(weight) + 1] // len(weight[1])
     if groups > 1:
@@ -79,7 +82,7 @@ def _transposed_convolution(call: Call) -> Value:
     _keep_kernel(call, weight)
     _with_bias(call, made)
     taps, positions = math.prod(map(len, weight[2:])), math.prod(map(len, source)) // len(channels)
-    add_layer(call, "conv_transpose", channels, made, Geometry(positions, taps, per_group))
+    add_layer(call, "conv_transpose", channels, made, Geometry(positions, taps, per_group, made_per_group))
     return _over_space(call, source, len(weight) - 2, made)
 
 

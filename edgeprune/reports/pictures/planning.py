@@ -63,7 +63,7 @@ def latency_by_width(groups: Groups, profile: Profile, model: LatencyModel, widt
     """
     full = groups.full()
     now, spent = {**full, **widths}, model.layer_ns(full)
-    able = [cost for cost in model.layers if cost.layer.outputs.terms or cost.layer.fan_in.terms]
+    able = [cost for cost in model.layers if any(side.terms for side in cost.layer.sides)]
     chosen = sorted(able, key=lambda cost: -spent[cost.layer.name])[:LAYERS]
     lines = math.ceil(len(chosen) / 2)
     with canvas(KEYS + lines * (PANEL + GAP)) as picture:
@@ -85,7 +85,7 @@ def latency_by_width(groups: Groups, profile: Profile, model: LatencyModel, widt
 def _measured(cost: LayerCost, profile: Profile) -> list[tuple[int, int, int]]:
     """(inputs, outputs, nanoseconds by the profiler) of every variant that has the layer."""
     return [
-        (*cost.layer.channels(one.widths), one.layer_ns[cost.layer.name])
+        (*cost.layer.sizes(one.widths), one.layer_ns[cost.layer.name])
         for one in profile.variants
         if one.layer_ns.get(cost.layer.name)
     ]
@@ -94,8 +94,8 @@ def _measured(cost: LayerCost, profile: Profile) -> list[tuple[int, int, int]]:
 def _layer(axes: Axes, cost: LayerCost, measured: Sequence[tuple[int, int, int]], widths: tuple[Widths, Widths]) -> Row:
     """One panel: the layer at different output channels, or input channels if its outputs cannot be cut."""
     full, now = widths
-    (ins, outs), after = cost.layer.channels(full), cost.layer.channels(now)
-    side = 1 if cost.layer.outputs.terms else 0
+    (ins, outs), after = cost.layer.sizes(full), cost.layer.sizes(now)
+    side = 1 if cost.layer.sides[1].terms else 0
     most = (ins, outs)[side]
     grain = GRAIN if most >= 8 * GRAIN else 1
     channels = np.unique([*range(grain, most, grain), most]).astype(float)
