@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for the tests that import it themselves
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are small, and several processes share the cores
@@ -23,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks are small, and sev
 import effort  # noqa: F401 - it must come first
 import pytest
 from inconclusive import Inconclusive
-from small import FILE, FORKS, MODULE, Finished, InProcess, command
+from small import FILE, FORKS, MODULE, NARROW, Finished, InProcess, command
 from sshd import SSHD, Sshd, keygen, start
 from standin import put_stand_in
 
@@ -38,6 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
         if tier in TIERS:
             item.add_marker(tier)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Processes take whole files; see `scheduling`."""
+    from scheduling import ByFile
+
+    return ByFile(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,13 +75,24 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small project with trained weights, never run."""
+    return put_trained(tmp_path_factory.mktemp("trained"), MODULE)
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with fewer channels."""
+    return put_trained(tmp_path_factory.mktemp("narrow"), NARROW)
+
+
+def put_trained(home: Path, module: str) -> Path:
+    """Write the small project with this module into a folder, and train it."""
     import torch
     import torch.nn.functional as F
     from safetensors.torch import save_file
 
-    folder = tmp_path_factory.mktemp("trained") / "blobs"
+    folder = home / "blobs"
     folder.mkdir()
-    (folder / "blobs.py").write_text(MODULE)
+    (folder / "blobs.py").write_text(module)
     (folder / "edgeprune.toml").write_text(FILE)
     names = runpy.run_path(str(folder / "blobs.py"))
     torch.manual_seed(0)
@@ -88,14 +108,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the small project, which a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / "blobs")) / "edgeprune.toml"
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of the small project, which a test may change. It is narrow in tiers that measure nothing."""
+    narrow = any(request.node.get_closest_marker(tier) for tier in ("unit", "hostile"))
+    made = request.getfixturevalue("narrow" if narrow else "trained")
+    return Path(shutil.copytree(made, tmp_path / "blobs")) / "edgeprune.toml"
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run share, and no other run."""
+    """A folder that all processes of this run share, and no other run, unless a variable names one for several runs."""
+    if named := os.environ.get("EDGEPRUNE_TESTS_SHARED"):
+        return Path(named)
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 

@@ -55,6 +55,7 @@ def test():
     return _data(2, 96)
 '''
 
+NARROW = MODULE.replace("48", "16").replace("64", "24")  # the same with fewer channels, for tests that measure nothing
 # Only the keys that a project file must have.
 SMALLEST = """
 [model]

@@ -223,8 +223,6 @@ def test_a_backward_pass_that_fails_names_the_user_s_line_when_channels_are_scor
 @pytest.mark.slow
 def test_a_backward_pass_that_fails_names_the_user_s_line_in_training(project: Path) -> None:
     """On the null runtime, which needs no device. No gradient is needed before training."""
-    module = project.with_name("blobs.py")
-    module.write_text(module.read_text().replace("48", "16").replace("64", "24"))
     place = failing(project, FAILING["in place, in a later batch"][0])
     read(project, 'weights = "blobs.safetensors"\n', "")
     project.write_text(project.read_text() + '[prune]\nimportance = "magnitude-l2"\n')

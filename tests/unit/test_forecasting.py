@@ -30,7 +30,7 @@ def test_a_forecast_lists_what_is_sent_and_how_long_it_takes(name: str, project:
     assert sum("to confirm plans" in line for line in whole) == 1 and not any("confirm" in line for line in profile)
     assert 0 < minutes(profile)[0] < minutes(whole)[0] < minutes(whole)[1]
     sent = next(line for line in whole if "artifact" in line)
-    weights = 4 * (48 * 9 + 2 * 48 + 64 * 48 * 9 + 64 + 4 * 256 + 4)
+    weights = 4 * (16 * 9 + 2 * 16 + 24 * 16 * 9 + 24 + 4 * 96 + 4)
     assert f"at most {2 * weights:,} bytes" in sent
 
 

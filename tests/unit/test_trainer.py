@@ -103,7 +103,7 @@ def test_the_function_gets_a_model_to_train_a_frozen_original_and_data_of_known_
     body = """
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert not original.training and not any(p.requires_grad for p in original.parameters())
-    assert original.a.out_channels == 48 and model.a.out_channels == 8
+    assert original.a.out_channels == 16 and model.a.out_channels == 8
     assert (len(data.train), len(data.valid), data.seed) == (8, 3, 0)
     (images,), labels = next(iter(data.valid))
     assert images.shape == (32, 1, 24, 24) and labels.shape == (32,)
@@ -140,7 +140,7 @@ def test_random_numbers_of_the_function_follow_from_the_seed(known: Project, tmp
         ("\n    return None\n", r"trainer = 'mine:train' returns None; return the trained model"),
         (
             "\n    return original\n",
-            r"the returned model: a\.weight has the shape \(48, 1, 3, 3\) instead of \(8, 1, 3, 3\), bn\.weight .* and 3 more"
+            r"the returned model: a\.weight has the shape \(16, 1, 3, 3\) instead of \(8, 1, 3, 3\), bn\.weight .* and 3 more"
             r".*the model that was given",
         ),
         ("\n    model.bn = torch.nn.Identity()\n    return model\n", r"lacks bn\.weight, bn\.bias, bn\.running_mean"),
