@@ -90,6 +90,23 @@ def test_weights_of_another_network_are_refused() -> None:
         read(text.replace("0=4", "8=2 0=4"), weights)
 
 
+def test_a_text_with_commas_is_no_list() -> None:
+    """A shape as an expression, in the files of GLPN and other networks with `unbind`."""
+    text = '7767517\n2 2\nInput x 0 1 x 0=4,5\nReshape r 1 1 x y 12=0 6="0w,0h,0n"\n'
+    layers = parse(text)
+    assert layers[0].params == {0: (4, 5)} and layers[1].params == {12: 0, 6: '"0w,0h,0n"'}
+    assert '6="0w,0h,0n"' in write(layers)[0] and parse(write(layers)[0])[1].params == layers[1].params
+
+
+def test_a_constant_of_bytes_is_read_and_written() -> None:
+    """As pnnx writes the mask of a transformer."""
+    text = "7767517\n2 2\nMemoryData mask 0 1 mask 0=1 1=5 2=1 21=3\nMemoryData one 0 1 one 0=1\n"
+    content = b"\1\0\1\1\0\0\0\0" + np.float32(7).tobytes()
+    layers = read(text, content)
+    assert layers[0].weights[0][0].ravel().tolist() == [1, 0, 1, 1, 0] and layers[1].weights[0][0] == 7
+    assert write(layers)[1] == content
+
+
 def test_an_empty_constant_is_named() -> None:
     """pnnx writes one, such as the register tokens of a transformer that has none, and ncnn reads it wrongly."""
     with pytest.raises(ValueError, match="the constant tokens has no numbers, and ncnn has no empty tensors"):

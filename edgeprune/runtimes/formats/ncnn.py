@@ -26,12 +26,13 @@ from edgeprune.runtimes.device import Failed, Options
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.formats.sizes import Constants
 from edgeprune.runtimes.ncnn.device import NcnnModel, module
-from edgeprune.runtimes.ncnn.network import FEATURES, FP32, Layer, pack, read, save, unpack
+from edgeprune.runtimes.ncnn.network import FEATURES, FP32, Layer, pack, parse, read, save, unpack
 
 INSTALL = "pip install 'edgeprune[ncnn]'"
 PARAMS = 100  # the position of the first parameter among the constants of a layer, which follow its weights
 RESHAPED = (0, 1, 11, 2)  # the sizes of a Reshape. One of them may be -1
 SIZES = (), (0,), (1, 0), (2, 1, 0), (2, 11, 1, 0)  # parameters of an Input: the sizes of a sample, by their number
+CAST = "Tensor.to"  # the kind of a layer that pnnx leaves
 RELATIVE = 1e-3  # of the largest output: how much ncnn's outputs may differ from torch's
 
 
@@ -61,9 +62,10 @@ class NcnnTemplate(Template):
             raise UsageError(f"{most}, and the inputs are {shapes}; give example inputs of batch 1")
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
             layers = _converted(model, inputs, Path(scratch))
-            _require_known(layers, model, inputs)
             _named(layers, model, inputs)
             for layer in layers:
+                if layer.kind == CAST:  # a device feeds fp32, whatever torch casts to it
+                    layer.kind, layer.params = "Noop", {}
                 layer.params[FEATURES] = FP32
             with torch.no_grad():
                 wanted = [tensor.numpy() for tensor in tensors(model(*inputs))]
@@ -182,7 +184,7 @@ def _same(first: Layer, second: Layer) -> bool:
 
 
 def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> list[Layer]:
-    """The layers that pnnx makes of a model. Their kinds may be unknown to ncnn."""
+    """The layers that pnnx makes of a model. Raises `UsageError` if ncnn lacks one of them, or pnnx fails."""
     found = importlib.util.find_spec("pnnx")
     if found is None or found.origin is None:
         raise RuntimeMissing(f"pnnx is not installed; {INSTALL}")
@@ -195,7 +197,9 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
         if done.returncode or not (folder / "model.ncnn.bin").is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
             raise UsageError(f"the model cannot be exported to ncnn: pnnx: {quoted(lines[-1])}")
-        return read((folder / "model.ncnn.param").read_text(), (folder / "model.ncnn.bin").read_bytes())
+        network = (folder / "model.ncnn.param").read_text()
+        _require_known(parse(network), model, inputs)
+        return read(network, (folder / "model.ncnn.bin").read_bytes())
     except subprocess.TimeoutExpired as error:
         raise UsageError(f"the model cannot be exported to ncnn: pnnx took over {LIMITS.convert_s:g} s") from error
     except (RuntimeError, ValueError, OSError) as error:
@@ -205,10 +209,8 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
 def _require_known(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Raises `UsageError`, which names the operator and its line, if ncnn has no such layer."""
     ncnn = _ncnn()
-    for layer in layers:
-        if layer.kind == "Tensor.to":  # a device feeds fp32, whatever torch casts to it
-            layer.kind, layer.params = "Noop", {}
-    unknown = list(dict.fromkeys(layer.kind for layer in layers if ncnn.layer_to_index(layer.kind) < 0))
+    kinds = dict.fromkeys(layer.kind for layer in layers if layer.kind != CAST)
+    unknown = [kind for kind in kinds if ncnn.layer_to_index(kind) < 0]
     # Expressions, lists and constants are parts of another operator that pnnx could not convert.
     telling = sorted(unknown, key=lambda kind: kind.startswith(("pnnx.", "prim::")))
     if telling:

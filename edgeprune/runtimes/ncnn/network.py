@@ -22,6 +22,7 @@ from edgeprune.storage.store import read_capped
 
 MAGIC = "7767517"
 ARRAY = -23300  # minus the number of a parameter that is an array
+QUOTE = '"'  # of a text, such as the expression of a shape: "0w,0h,1n"
 FEATURES = 31  # the parameter that says what a layer must not use
 FP32 = 7  # its value in fp32: no arithmetic in fp16, no storage in fp16, no storage in bf16
 TAGS: dict[np.dtype[Any], int] = {
@@ -163,7 +164,8 @@ def _parsed(number: int, line: str) -> Layer:
         if int(key) <= ARRAY:
             layer.params[ARRAY - int(key)] = _array(value.split(",")[1:])
         else:
-            layer.params[int(key)] = _array(value.split(",")) if "," in value else _value(value)
+            listed = "," in value and not value.startswith(QUOTE)
+            layer.params[int(key)] = _array(value.split(",")) if listed else _value(value)
     return layer
 
 
@@ -188,7 +190,7 @@ def read(param: str, weights: bytes) -> list[Layer]:
         if layer.kind in UNREAD or layer.is_int8():
             raise ValueError(f"the weights of {layer.kind} {layer.name} cannot be read")
         for shape, tagged, turned in _shapes(layer):
-            dtype, skip = (_tagged(weights[at : at + 4]), 4) if tagged else (np.dtype(np.float32), 0)
+            dtype, skip = (_tagged(weights[at : at + 4]), 4) if tagged else (_untagged(layer), 0)
             end = at + skip + _padded(math.prod(shape) * (dtype.itemsize if dtype else 0))
             if dtype is None or end > len(weights):
                 raise ValueError(f"the .bin has no weights for {layer.kind} {layer.name}; is it of another .param?")
@@ -204,6 +206,12 @@ def _tagged(tag: bytes) -> np.dtype[Any] | None:
     """The type of floats after a tag; None for any other tag."""
     number = int.from_bytes(tag, "little")
     return next((dtype for dtype, own in TAGS.items() if own == number and dtype.kind == "f"), None)
+
+
+def _untagged(layer: Layer) -> np.dtype[Any]:
+    """The type of weights without a tag: a constant, such as a mask, may say another one than fp32."""
+    kinds = {2: np.float16, 3: np.int8} if layer.kind == "MemoryData" else {}
+    return np.dtype(kinds.get(layer.number(21), np.float32))
 
 
 def _shapes(layer: Layer) -> Iterator[tuple[tuple[int, ...], bool, bool]]:
@@ -282,8 +290,9 @@ def write(layers: Sequence[Layer]) -> tuple[str, bytes]:
 
 
 def _written(key: int, value: int | Numbers | str) -> str:
-    if isinstance(value, tuple) or (isinstance(value, str) and "," in value):
-        parts = value.split(",") if isinstance(value, str) else list(map(str, value))
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple) or ("," in text and not text.startswith(QUOTE)):
+        parts = text.split(",") if text else []
         return f"{ARRAY - key}={len(parts)},{','.join(parts)}"
     return f"{key}={value}"
 
