@@ -49,6 +49,12 @@ class Network:
     def module(self) -> nn.Module:
         """The original network, on the CPU, in eval mode; see `built`. It takes and returns tensors by position."""
         dims, _ = batch_dims(self._project, len(self.inputs))
+        of_file = getattr(self._built.module, "batch_dims", None)
+        if of_file and any(of_file) and of_file != dims:
+            raise UsageError(
+                f"{self._project.where('data', 'batch_dims')} must be {[*of_file, 0]}, the last number for the targets: the"
+                " samples of the file are in these dimensions of its inputs. [data] samples are in dimension 0 always"
+            )
         return adapted(self._built.module, input_names(self._project), dims)
 
     @property

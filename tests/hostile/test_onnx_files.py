@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,18 +103,46 @@ def doubled() -> onnx.ModelProto:
     )
 
 
+def branches(op: str, given: str) -> dict[str, onnx.GraphProto]:
+    names = {"then_branch": "a", "else_branch": "b"}
+    return {key: oh.make_graph([node(op, given, n)], n, [], [onnx.ValueInfoProto(name=n)]) for key, n in names.items()}
+
+
 def dynamic_branch() -> onnx.ModelProto:
-    branches = {n: oh.make_graph([node("Relu", "x", n)], n, [], [onnx.ValueInfoProto(name=n)]) for n in ("a", "b")}
     nodes = [
         node("ReduceSum", "x", "sum", keepdims=0), node("Greater", "sum zero", "positive"),
-        node("If", "positive", "y", "/choose/If", then_branch=branches["a"], else_branch=branches["b"]),
+        node("If", "positive", "y", "/choose/If", **branches("Relu", "x")),
     ]  # fmt: skip
     return model(nodes, X, ["y"], {"zero": np.float32(0)})
 
 
+def looping(count: str) -> onnx.ModelProto:
+    names = [[onnx.ValueInfoProto(name=name) for name in given] for given in (("i", "go", "h"), ("go", "h"))]
+    nodes = [
+        node("ReduceSum", "x", "sum", keepdims=0), node("Cast", "sum", "n", to=7),
+        node("Loop", f"{count} - x", "y", body=oh.make_graph([], "body", *names)),
+    ]  # fmt: skip
+    return model(nodes, X, ["y"])
+
+
+def calling(*names: str) -> onnx.ModelProto:
+    """Each function calls the next one twice."""
+    own = [oh.make_opsetid("", 17), oh.make_opsetid("own", 1)]
+    proto = model([oh.make_node(names[0], ["x"], ["y"], domain="own")], X, ["y"])
+    proto.opset_import.append(own[1])
+    for name, after in pairwise(names):
+        calls = [oh.make_node(after, ["x"], ["h"], domain="own"), oh.make_node(after, ["h"], ["y"], domain="own")]
+        proto.functions.append(oh.make_function("own", name, ["x"], ["y"], calls, own))
+    return proto
+
+
+def doubling() -> onnx.ModelProto:
+    return calling(*(f"F{place}" for place in range(40)))
+
+
 FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "no network": (onnx.ModelProto, "holds no network; "),
-    "an old opset": (lambda: with_opset(9), "opset 9 is not known; export the network with opset 11 to"),
+    "an old opset": (lambda: with_opset(9), r"export .* opset 11 to \d+; or convert it: onnx.version_converter"),
     "a future opset": (lambda: with_opset(99), "opset 99 is not known"),
     "a custom domain": (
         with_custom_domain,
@@ -143,7 +172,31 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     ),
     "a loop": (
         lambda: model([node("Loop", "- - x", "y", body=oh.make_graph([], "b", [], []))], X, ["y"]),
-        r"\(Loop\) is control flow",
+        r"\(Loop\) has attributes or inputs that do not fit",
+    ),
+    "a loop without an end": (lambda: looping("-"), r"\(Loop\) makes more than \d+ nodes; export .* a shorter loop"),
+    "a loop by value": (lambda: looping("n"), r"\(Loop\) depends on the values of the inputs; export .* written out"),
+    "a branch that reads what is not there": (
+        lambda: model([node("If", "yes", "y", **branches("Relu", "z"))], X, ["y"], {"yes": np.array(True)}),
+        r"\(Relu\) reads 'z', which nothing makes",
+    ),
+    "a function that calls itself": (lambda: calling("F", "F"), "the function 'F' calls itself"),
+    "functions that double": (doubling, "its functions make more than"),
+    "a sequence as output": (
+        lambda: model([node("SequenceConstruct", "x x", "y")], X, ["y"]),
+        "the output 'y' is a sequence; export its tensors",
+    ),
+    "boxes that are chosen": (
+        lambda: model([node("NonMaxSuppression", "x x", "y")], X, ["y"]),
+        r"\(NonMaxSuppression\) chooses by values of the inputs; export .* without its post-processing",
+    ),
+    "random numbers": (
+        lambda: model([node("RandomNormalLike", "x", "y")], X, ["y"]),
+        r"\(RandomNormalLike\) is random; export the network in eval mode",
+    ),
+    "dropout that drops": (
+        lambda: model([node("Dropout", "x half yes", "y")], X, ["y"], {"half": np.float32(0.5), "yes": np.array(True)}),
+        r"\(Dropout\) drops values at random; export the network in eval mode",
     ),
     "a cycle": (lambda: model([node("Add", "x b", "a"), node("Relu", "a", "b")], X, ["b"]), "reads its own result"),
     "a value that nothing makes": (lambda: model([node("Relu", "z", "y")], X, ["y"]), "reads 'z', which nothing makes"),
@@ -260,7 +313,7 @@ def test_half_precision_is_converted_with_a_note(tmp_path: Path, caplog: pytest.
     path = saved(tmp_path / "half.onnx", proto)
     made = network(path)
     assert made(*example_inputs(path)).dtype == torch.float32
-    assert "1 tensors in half precision were converted to float32" in caplog.text
+    assert "2 tensors in half precision were converted to float32" in caplog.text
 
 
 def test_nodes_in_any_order_are_read(tmp_path: Path) -> None:

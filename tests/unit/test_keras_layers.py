@@ -77,6 +77,10 @@ LAYERS: list[tuple[tuple[int, ...], Callable[[], list[Any]]]] = [
     ((8, 8, 4), lambda: [L.UpSampling2D((2, 3), interpolation="bilinear"), L.UpSampling2D(2), L.Resizing(12, 13)]),
     ((8, 8, 4), lambda: [L.GlobalMaxPooling2D(keepdims=True), L.Reshape((4,)), L.Reshape((1, 1, 4)), L.Conv2D(3, 1)]),
     ((8, 8, 4), lambda: [L.AdaptiveAveragePooling2D(2), L.Permute((2, 1, 3)), L.Reshape((2, -1)), L.Flatten()]),
+    (
+        (8, 8, 3),
+        lambda: [L.RandomFlip(), L.RandomRotation(0.1), L.RandomZoom(0.1), L.RandomContrast(0.1), L.Conv2D(3, 1)],
+    ),
     ((8, 8, 4), lambda: [L.SpatialDropout2D(0.2), L.Dropout(0.2), L.GaussianNoise(0.1), L.Conv2D(3, 1)]),
     ((8, 8, 3), lambda: [L.Rescaling(1 / 127.5, -1), L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])]),
     ((8, 8, 4), lambda: [L.Conv2D(3, 3), L.PReLU(shared_axes=[1, 2]), L.Softmax(axis=1)]),
@@ -112,6 +116,18 @@ def test_operations_and_merges_compute_what_keras_computes() -> None:
     )
 
 
+def test_functions_and_indices_compute_what_keras_computes() -> None:
+    image, ops = Input((6, 8, 3)), keras.ops
+    x = ops.abs(L.Conv2D(4, 3, padding="same")(image)) + 0.1
+    means = [ops.mean(x, axis=[1, 2]), ops.max(x, axis=-1), ops.sum(x, axis=3, keepdims=True), ops.min(x, axis=1)]
+    parts = [x[:, 0], x[:, :, -1, 1:3], x[..., ::2], x[:, 1:-1, None]]
+    elements = [ops.sqrt(x), ops.square(ops.exp(-x)), ops.log(x), ops.gelu(x), ops.gelu(x, False), ops.softmax(x, 2)]
+    flat = ops.reshape(x, (-1, 48, 4))
+    moved = [ops.transpose(x, (0, 3, 1, 2)), ops.expand_dims(flat, 1), ops.squeeze(ops.expand_dims(flat, 1), 1)]
+    joined = [ops.concatenate([x, x * 2.0], axis=-1), ops.matmul(flat, ops.transpose(flat, (0, 2, 1)))]
+    same(keras.Model(image, [*means, *parts, *elements, *moved, *joined]))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_computes_what_keras_computes(causal: bool) -> None:
     words = Input((7, 6))
@@ -145,7 +161,6 @@ def test_a_shared_layer_that_needs_two_paddings_is_named() -> None:
     ("shape", "layer", "message"),
     [
         ((8, 8, 3), lambda: L.UnitNormalization(name="unit"), r"layer 'unit' \(UnitNormalization\).*does not know"),
-        ((7,), lambda: L.Embedding(4, 3, mask_zero=True, name="words"), "layer 'words'.*masks are not supported"),
         ((7, 5), lambda: L.GRU(4, reset_after=False, name="gru"), "layer 'gru'.*only reset_after=True"),
         ((7, 5), lambda: L.LSTM(4, activation="relu", name="lstm"), "layer 'lstm'.*only activation='tanh'"),
         ((8, 8, 3), lambda: L.UpSampling2D(2, interpolation="bicubic", name="up"), "layer 'up'.*'bicubic'"),
@@ -155,6 +170,72 @@ def test_a_shared_layer_that_needs_two_paddings_is_named() -> None:
 def test_what_cannot_be_converted_is_named(shape: Any, layer: Callable[[], Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(keras.Sequential([Input(shape), layer()]))
+
+
+PADDED = [[3, 2, 1, 2, 3, 0, 0], [0, 0, 0, 2, 1, 3, 1], [0, 3, 0, 0, 2, 1, 0], [1, 2, 3, 1, 2, 3, 1], [0] * 7]
+MASKED: dict[str, Callable[[], list[Any]]] = {
+    "LSTM": lambda: [L.LSTM(4)],
+    "GRU of sequences": lambda: [L.GRU(4, return_sequences=True), L.SimpleRNN(3)],
+    "backwards": lambda: [L.LSTM(4, go_backwards=True, return_sequences=True)],
+    "zeros": lambda: [L.GRU(4, return_sequences=True, zero_output_for_mask=True)],
+    "both ways": lambda: [L.Bidirectional(L.LSTM(4, return_sequences=True)), L.Bidirectional(L.GRU(3))],
+    "layers between": lambda: [L.Dense(5, activation="relu"), L.Dropout(0.1), L.LayerNormalization(), L.LSTM(3)],
+    "a layer that drops the mask": lambda: [L.Conv1D(5, 3), L.LSTM(3)],
+    "time distributed": lambda: [L.TimeDistributed(L.Dense(3)), L.GRU(3)],
+}
+
+
+def require_masked(model: Any, *given: torch.Tensor) -> None:
+    """A network computes what the model does, for samples that are padded behind, in front, inside, not and all over."""
+    network = build(randomised(model)).module.eval()
+    with torch.no_grad():
+        expected, found = model(given[0] if len(given) == 1 else list(given), training=False), network(*given)
+    assert float((expected - found).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support masking:UserWarning")
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("source", ["Embedding", "Masking"])
+def test_steps_that_are_masked_do_not_count(source: str, name: str) -> None:
+    words = torch.tensor(PADDED, dtype=torch.float32)
+    if source == "Embedding":
+        layers = [Input((7,)), L.Embedding(4, 5, mask_zero=True), *MASKED[name]()]
+        require_masked(keras.Sequential(layers), words)
+    else:
+        layers = [Input((7, 2)), L.Masking(0.5), *MASKED[name]()]
+        require_masked(keras.Sequential(layers), torch.where(words == 0, 0.5, words)[..., None].repeat(1, 1, 2))
+
+
+def test_masked_steps_count_in_no_mean_and_get_no_attention() -> None:
+    words = Input((7,))
+    x = L.Embedding(4, 6, mask_zero=True)(words)
+    given = torch.tensor(PADDED[:4], dtype=torch.float32)
+    require_masked(keras.Model(words, L.GlobalAveragePooling1D()(x)), given)
+    for causal in (False, True):
+        attended = L.MultiHeadAttention(3, 4)(x, x, use_causal_mask=causal)
+        require_masked(keras.Model(words, L.GlobalAveragePooling1D()(L.Add()([x, attended]))), given)
+    other = Input((5,))
+    key = L.Embedding(4, 6, mask_zero=True)(other)
+    crossed = L.MultiHeadAttention(3, 4)(query=x, value=key, key=L.Dense(6)(key))
+    require_masked(keras.Model([words, other], L.GRU(3)(crossed)), given, given[:, 2:])
+
+
+def test_a_sum_of_masked_sequences_counts_where_either_does() -> None:
+    words, other = Input((7,)), Input((7,))
+    x, y = (L.Embedding(4, 3, mask_zero=True)(given) for given in (words, other))
+    given = torch.tensor(PADDED, dtype=torch.float32)
+    require_masked(keras.Model([words, other], L.LSTM(3)(L.Add()([x, y]))), given, given.flip(0))
+
+
+def test_masks_that_cannot_be_converted_are_named() -> None:
+    words = Input((7,))
+    x = L.Embedding(4, 3, mask_zero=True)(words)
+    for outputs, message in (
+        (L.LSTM(3, return_state=True, name="lstm")(x), "layer 'lstm'.*a mask is not supported with return_state=True"),
+        (L.LSTM(3)(L.Concatenate()([x, L.Dense(2)(x)])), "layer 'zeros_like.*does not know"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            build(keras.Model(words, outputs))
 
 
 def test_a_model_without_a_graph_says_what_to_do() -> None:

@@ -177,6 +177,23 @@ def test_recurrences_and_attention_are_written(tmp_path: Path) -> None:
     assert np.allclose(one, other, atol=1e-6)
 
 
+def test_a_model_with_masks_is_cut_and_written(tmp_path: Path) -> None:
+    words = Input((9,), dtype="int32")
+    x = L.Embedding(8, 12, mask_zero=True)(words)
+    x = L.Bidirectional(L.LSTM(6, return_sequences=True))(L.Dense(16, activation="relu", name="wide")(x))
+    path = tmp_path / "words.keras"
+    with files.silent():
+        randomised(keras.Model(words, L.Dense(3)(L.GRU(8)(x)))).save(path)
+    network, inputs = frontend.network(path), frontend.example_inputs(path)
+    groups = survey(network, inputs)
+    kept = {group.name: list(range(0, group.width, 2)) for group in groups.free}
+    pruned = cut(network, make_recipe(groups, kept), inputs)
+    frontend.write(path, pruned, tmp_path / "cut.keras")
+    found, given = keras.saving.load_model(tmp_path / "cut.keras"), torch.tensor([[0, 3, 1, 0, 2, 0, 0, 0, 0]])
+    assert np.allclose(keras.ops.convert_to_numpy(found(given)), pruned(given).detach().numpy(), atol=1e-5)
+    assert found.get_layer("wide").units == 8
+
+
 def test_preprocessing_of_the_project_is_not_written_silently(file: Path, tmp_path: Path) -> None:
     from edgeprune.network.preprocessing import preprocessed
     from edgeprune.records import Preprocess

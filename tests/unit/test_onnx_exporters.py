@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx_files import computed, exported, model, node, saved, weights
@@ -108,6 +109,23 @@ def test_a_file_of_another_exporter_computes_the_same_and_can_be_cut(exporter: s
     np.testing.assert_allclose(made(x).detach().numpy(), computed(path, (x,))[0], rtol=1e-4, atol=1e-5)
     groups = survey(made, (x[:1],))
     assert groups.free and groups.macs(groups.least()) < 0.3 * groups.macs(groups.full())
+
+
+def test_weights_may_be_constant_nodes(tmp_path: Path) -> None:
+    """Their names are those of the file, and what is no weight is not trained."""
+    proto = onnx.load(paddle(tmp_path / "network.onnx"))
+    constants = [onnx.helper.make_node("Constant", [], [one.name], value=one) for one in proto.graph.initializer]
+    scale = onnx.helper.make_node("Constant", [], ["p2o.scale.0"], value_float=0.5)
+    last = onnx.helper.make_node("Mul", [proto.graph.output[0].name, "p2o.scale.0"], ["scaled"])
+    nodes = [*constants, *proto.graph.node, scale, last]
+    proto.graph.output[0].name = "scaled"
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    path, x = saved(tmp_path / "constants.onnx", proto), torch.randn(3, 3, 8, 8)
+    made = network(path)
+    np.testing.assert_allclose(made(x).detach().numpy(), computed(path, (x,))[0], rtol=1e-4, atol=1e-5)
+    names = {name for name, _ in made.named_parameters()}
+    assert names == {name for name, _ in network(tmp_path / "network.onnx").named_parameters()}
 
 
 def test_transposes_between_channels_last_and_first_cancel(tmp_path: Path) -> None:

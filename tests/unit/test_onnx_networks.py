@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from nets import NETS, inputs_of
+from nets import NETS, inputs_of, surveyed
 from onnx_files import computed, exported, model, node, saved, weights
 from torch import nn
 
 from edgeprune import Project
 from edgeprune.errors import UsageError
-from edgeprune.frontends.model import build_model
+from edgeprune.frontends.model import Network, build_model
 from edgeprune.frontends.onnx import example_inputs, network
 from edgeprune.graph.groups import first_units, make_recipe
 from edgeprune.network.adapter import file_names
@@ -42,7 +42,7 @@ def test_as_much_can_be_cut_as_of_the_original(name: str, tmp_path: Path) -> Non
     original, inputs = NETS[name]().eval(), inputs_of(name)
     made = network(exported(tmp_path / "net.onnx", original, inputs))
     torch.testing.assert_close(made(*inputs), original(*inputs), rtol=1e-4, atol=1e-5)
-    require_alike(survey(original, inputs), survey(made, inputs))
+    require_alike(surveyed(name), survey(made, inputs))
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_as_much_can_be_cut_by_the_newer_exporter(name: str, tmp_path: Path) -> 
     torch.manual_seed(0)
     original, inputs = NETS[name]().eval(), inputs_of(name)
     made = network(exported(tmp_path / "net.onnx", original, inputs, dynamo=True))
-    require_alike(survey(original, inputs), survey(made, inputs))
+    require_alike(surveyed(name), survey(made, inputs))
 
 
 @pytest.mark.parametrize("folded", [True, False])
@@ -95,6 +95,42 @@ def test_a_file_for_one_sample_takes_any_batch(name: str, tmp_path: Path) -> Non
     made = network(exported(tmp_path / "net.onnx", original, inputs))
     x = torch.randn(5, *inputs[0].shape[1:])
     torch.testing.assert_close(made(x), original(x), rtol=1e-4, atol=1e-5)
+
+
+class Listener(nn.Module):
+    """A recurrence as torch has it by default: (steps, samples, channels)."""
+
+    def __init__(self, batch_first: bool = False) -> None:
+        super().__init__()
+        self.core, self.head = nn.GRU(8, 6, batch_first=batch_first), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        y, last = self.core(x, state)
+        return self.head(y) if state is None else (self.head(y), last)
+
+
+def test_samples_are_found_in_the_second_dimension_of_a_time_major_recurrence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Listener().eval()
+    path = exported(tmp_path / "net.onnx", original, (torch.randn(7, 1, 8),))
+    made, x = network(path), torch.randn(7, 4, 8)
+    torch.testing.assert_close(made(x), original(x), rtol=1e-4, atol=1e-5)
+    assert made.batch_dims == (1,)
+    batch = [(x, torch.randn(7, 4, 3))]
+    options = {"train": lambda: batch, "valid": lambda: batch, "folder": tmp_path / "runs"}
+    with pytest.raises(UsageError, match=r"batch_dims=\.\.\.\) must be \[1, 0\], the last number for the targets"):
+        assert Network(Project.from_onnx(path, **options).record).module
+    assert Network(Project.from_onnx(path, batch_dims=[1, 1], **options).record).module
+
+
+def test_a_state_has_its_samples_in_the_second_dimension(tmp_path: Path) -> None:
+    original = Listener(batch_first=True).eval()
+    path = exported(tmp_path / "net.onnx", original, (torch.randn(1, 7, 8), torch.randn(1, 1, 6)))
+    made, x, state = network(path), torch.randn(4, 7, 8), torch.randn(1, 4, 6)
+    assert made.batch_dims == (0, 1)
+    for ours, theirs in zip(made(x, state), original(x, state), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_that_mixes_samples_takes_the_batch_of_its_file(

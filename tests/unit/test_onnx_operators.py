@@ -46,6 +46,10 @@ def of(
     return Case(op, shape, constants, given, opset, outputs, positive)
 
 
+def resized(scales: str, **given: Any) -> Case:
+    return of("Resize", "-", np.array([1, 1, *map(float, scales.split())], np.float32), **given)
+
+
 def ints(*numbers: int) -> np.ndarray:
     return np.array(numbers, I64)
 
@@ -91,6 +95,7 @@ CASES = [
     of("Elu", alpha=0.7),
     of("Celu", alpha=0.7),
     of("Selu"),
+    of("Selu", alpha=1.2, gamma=0.7),
     of("HardSigmoid"),
     of("HardSigmoid", alpha=1 / 6, beta=0.5),
     of("ThresholdedRelu", alpha=0.3),
@@ -107,7 +112,15 @@ CASES = [
     of("Hardmax"),
     of("ArgMax", axis=1),
     of("ArgMin", axis=2, keepdims=0),
+    of("ArgMax", axis=1, select_last_index=1),
     of("CumSum", np.int64(1)),
+    of("CumSum", np.int64(1), exclusive=1),
+    of("CumSum", np.int64(-1), reverse=1),
+    of("CumSum", np.int64(2), exclusive=1, reverse=1),
+    of("MeanVarianceNormalization"),
+    of("Shrink", lambd=0.3, bias=0.1),
+    of("Compress", np.array([True, False, True, True]), axis=1),
+    of("ReverseSequence", ints(6), shape=(1, 6, 8), batch_axis=0, time_axis=1),
     of("TopK", ints(2), outputs=2, axis=1),
     of("LpNormalization", axis=1, p=2),
     of("LRN", size=3),
@@ -157,7 +170,12 @@ CASES = [
     of("ConvTranspose", weights(4, 5, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
     of("ConvTranspose", weights(4, 5, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
     of("ConvTranspose", weights(4, 5, 4, 4), strides=[2, 2], pads=[0, 0, 1, 1]),
+    of("ConvTranspose", weights(4, 5, 3, 3), strides=[2, 2], output_shape=[12, 16]),
+    of("ConvTranspose", weights(4, 5, 3, 3), strides=[3, 2], auto_pad="SAME_LOWER"),
+    of("ConvTranspose", weights(4, 5, 3), shape=(1, 4, 9), strides=[2], dilations=[2], output_padding=[1]),
     of("Gemm", weights(8, 5), weights(5), shape=(1, 8)),
+    of("Gemm", weights(4, 5), weights(6, 1), shape=(4, 6), transA=1),
+    of("Gemm", weights(8, 5), weights(5, 1), shape=(5, 8)),
     of("Gemm", weights(5, 8), weights(1, 5), shape=(1, 8), transB=1, alpha=0.5, beta=2.0),
     of("MatMul", weights(8, 5)),
     of("MatMul", weights(4, 8, 5)),
@@ -170,24 +188,36 @@ CASES = [
     of("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
     of("MaxPool", kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
     of("MaxPool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+    of("MaxPool", kernel_shape=[3, 3], pads=[2, 2, 2, 2]),
+    of("AveragePool", kernel_shape=[3, 3], pads=[2, 2, 2, 2]),
+    of("AveragePool", kernel_shape=[3, 3], pads=[2, 2, 2, 2], count_include_pad=1),
     of("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     of("AveragePool", kernel_shape=[3, 3], pads=[0, 0, 1, 1], count_include_pad=1),
     of("AveragePool", kernel_shape=[2, 2], auto_pad="SAME_UPPER"),
     of("GlobalAveragePool"),
     of("GlobalMaxPool"),
-    of(
-        "Resize",
-        "-",
-        np.array([1, 1, 2, 2], np.float32),
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
+    resized("2 2", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+    resized("2 2", mode="nearest"),
+    *(
+        resized("1.7 0.6", mode="nearest", coordinate_transformation_mode=where, nearest_mode=how)
+        for where in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
+        for how in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
     ),
-    of("Resize", "-", np.array([1, 1, 2, 2], np.float32), mode="nearest"),
     of("Resize", "-", "-", ints(1, 4, 9, 5), mode="linear"),
-    of(
-        "Resize", "-", np.array([1, 1, 2, 3], np.float32), mode="linear", coordinate_transformation_mode="align_corners"
+    of("Resize", "-", "-", ints(9, 5), mode="cubic", axes=[2, 3], opset=18),
+    *(
+        resized("1.7 0.6", mode=mode, coordinate_transformation_mode=where)
+        for mode in ("linear", "cubic")
+        for where in ("half_pixel", "asymmetric", "align_corners")
     ),
+    resized("2 3", mode="linear", coordinate_transformation_mode="align_corners"),
+    resized("2 3", mode="linear", coordinate_transformation_mode="asymmetric"),
+    resized("2 2", mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1),
+    resized("1.3 1.6", mode="linear", coordinate_transformation_mode="half_pixel_symmetric", opset=19),
+    of("GridSample", np.tanh(weights(1, 5, 7, 2)), opset=16),
+    of("GridSample", np.tanh(weights(1, 5, 7, 2)), opset=20, mode="nearest", padding_mode="border", align_corners=1),
+    of("AffineGrid", ints(1, 4, 6, 8), shape=(1, 2, 3), opset=20),
+    of("Col2Im", ints(5, 5), ints(2, 3), shape=(1, 12, 12), opset=18),
     of("LSTM", *LSTM, shape=(3, 1, 8), outputs=3, hidden_size=5),
     of("LSTM", *LSTM, shape=(3, 1, 8), outputs=1, hidden_size=5, direction="reverse"),
     of("RMSNormalization", weights(8), opset=23),
@@ -239,21 +269,17 @@ def test_an_operator_computes_what_onnx_runtime_computes(case: Case, tmp_path: P
     assert file_names(made) == (("x",), tuple(f"y{place}" for place in range(case.outputs)))
 
 
-LEFT_OUT = {
-    *("Acos", "Acosh", "Asin", "Atanh", "Cosh", "IsInf", "IsNaN", "Not"),  # of torch under the same name
-    *("And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),  # likewise
-    *(
-        "Loop",
-        "Scan",
-        "SequenceAt",
-        "SequenceConstruct",
-        "ConcatFromSequence",
-        "SplitToSequence",
-        "Optional",
-    ),  # refused
-    *("Constant", "ConstantOfShape", "Range", "EyeLike", "NonZero", "CastLike", "If", "Mod", "OneHot"),  # tested below
-    *("GatherElements", "GatherND", "ScatterElements", "ScatterND"),
-}
+LEFT_OUT = set(
+    # of torch under the same name:
+    "Acos Acosh Asin Atanh Cosh IsInf IsNaN Not And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual"
+    # tested below:
+    " Constant ConstantOfShape Range EyeLike NonZero CastLike If Mod OneHot GatherElements GatherND ScatterElements ScatterND"
+    " BitwiseNot BitwiseAnd BitwiseOr BitwiseXor Loop Scan SequenceAt SequenceConstruct SequenceEmpty SequenceInsert"
+    " SequenceErase SequenceLength ConcatFromSequence SplitToSequence"
+    # refused:
+    " Optional OptionalGetElement OptionalHasElement SequenceMap NonMaxSuppression RoiAlign MaxRoiPool Unique"
+    " RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split()
+)
 
 
 def test_every_operator_of_the_table_has_a_case() -> None:
@@ -296,7 +322,135 @@ def test_a_branch_whose_condition_is_a_constant_is_part_of_the_network(tmp_path:
     assert torch.equal(network(path)(x), x.relu() if taken else -x)
 
 
+def require_same(path: Path, *shape: int) -> None:
+    x = torch.randn(*shape)
+    np.testing.assert_allclose(network(path)(x).detach().numpy(), computed(path, (x,))[0], rtol=1e-4, atol=1e-5)
+
+
+def graph(nodes: list[onnx.NodeProto], inputs: str, outputs: str) -> onnx.GraphProto:
+    """The body of a loop. ONNX Runtime needs the types of its inputs."""
+    kinds = {"i": (onnx.TensorProto.INT64, []), "go": (onnx.TensorProto.BOOL, [])}
+    given = [
+        onnx.helper.make_tensor_value_info(n, *kinds.get(n, (onnx.TensorProto.FLOAT, None))) for n in inputs.split()
+    ]
+    return onnx.helper.make_graph(nodes, "body", given, [onnx.ValueInfoProto(name=name) for name in outputs.split()])
+
+
+def looping(count: str, condition: str, body_condition: str = "i") -> list[onnx.NodeProto]:
+    """h = relu(h w) in each pass, and all of them."""
+    inside = [
+        node("MatMul", "h w", "m"), node("Relu", "m", "next"), node("Identity", "next", "each"),
+        node("Less", f"{body_condition} two", "more"),
+    ]  # fmt: skip
+    return [node("Loop", f"{count} {condition} x", "last all", body=graph(inside, "i go h", "more next each"))]
+
+
+LOOPED = {"w": weights(5, 5), "two": np.int64(2), "many": np.int64(9), "yes": np.array(True)}
+
+
+@pytest.mark.parametrize(("count", "condition", "passes"), [("two", "-", 2), ("-", "yes", 3), ("many", "yes", 3)])
+def test_a_loop_is_written_out_and_its_passes_share_their_weights(
+    count: str, condition: str, passes: int, tmp_path: Path
+) -> None:
+    nodes = [*looping(count, condition), node("ReduceSum", "all first", "s", keepdims=0), node("Add", "s last", "y")]
+    constants = LOOPED | {"first": ints(0)}
+    path = saved(tmp_path / "loop.onnx", model(nodes, {"x": (1, 5)}, ["y"], constants))
+    require_same(path, 1, 5)
+    made = network(path)
+    assert [tuple(p.shape) for p in made.parameters()] == [(5, 5)] and str(made).count("relu(") == passes
+    assert made(torch.randn(3, 5)).shape == (3, 5)
+
+
+def test_a_scan_is_written_out(tmp_path: Path) -> None:
+    """Sums from the first step on, and products from the last one on."""
+    inside = [node("Add", "h x1", "sum"), node("Mul", "h x2", "product"), node("Identity", "sum", "each")]
+    body = graph(inside, "h x1 x2", "sum each product")
+    given = {
+        "num_scan_inputs": 2,
+        "scan_input_axes": [1, 1],
+        "scan_input_directions": [0, 1],
+        "scan_output_axes": [1, 1],
+    }
+    nodes = [
+        node("Scan", "h0 x x", "last sums products", body=body, scan_output_directions=[0, 1], **given),
+        node("Concat", "sums products", "y", axis=1),
+    ]
+    path = saved(tmp_path / "scan.onnx", model(nodes, {"x": (1, 4, 3)}, ["y"], {"h0": weights(1, 3)}))
+    require_same(path, 1, 4, 3)
+
+
+def test_sequences_of_a_known_length_are_their_tensors(tmp_path: Path) -> None:
+    nodes = [
+        node("SplitToSequence", "x two", "halves", axis=1), node("SplitToSequence", "x", "rows", axis=2, keepdims=0),
+        node("SequenceAt", "halves last", "half"), node("SequenceAt", "rows one", "r"),
+        node("Unsqueeze", "r place", "row"),
+        node("SequenceEmpty", "", "none"), node("SequenceInsert", "none half", "one_half"),
+        node("SequenceInsert", "one_half half zero", "twice"), node("SequenceErase", "twice last", "left"),
+        node("SequenceConstruct", "half half", "pair"), node("SequenceLength", "pair", "length"),
+        node("ConcatFromSequence", "twice", "wide", axis=1), node("ConcatFromSequence", "left", "stacked", axis=1, new_axis=1),
+        node("Squeeze", "stacked place", "flat"), node("Add", "wide row", "a"), node("Concat", "flat flat", "b", axis=1),
+        node("Cast", "length", "number", to=1), node("Mul", "b number", "c"), node("Add", "a c", "y"),
+    ]  # fmt: skip
+    constants = {"two": np.int64(2), "last": np.int64(-1), "one": np.int64(1), "zero": np.int64(0), "place": ints(1)}
+    path = saved(tmp_path / "sequences.onnx", model(nodes, {"x": (1, 4, 4)}, ["y"], constants))
+    made, x = network(path), torch.randn(2, 4, 4)
+    half = x[:, 2:]
+    torch.testing.assert_close(
+        made(x), torch.cat([half, half], 1) + x[:, :, 1][:, None] + 2 * torch.cat([half, half], 1)
+    )
+
+
+def test_functions_of_a_file_are_written_out(tmp_path: Path) -> None:
+    """As torch 2.1 to 2.5 wrote layers. One function may call another."""
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)]
+    linear = onnx.helper.make_function("own", "Linear", ["x", "w"], ["y"], [node("MatMul", "x w", "y")], opsets[:1])
+    calls = [onnx.helper.make_node("Linear", ["x", "w"], ["m"], domain="own"), node("Relu", "m", "y")]
+    layer = onnx.helper.make_function("own", "Layer", ["x", "w"], ["y"], calls, opsets)
+    nodes = [onnx.helper.make_node("Layer", ["x", "w"], ["h"], domain="own"), node("Neg", "h", "y")]
+    proto = model(nodes, {"x": (1, 5)}, ["y"], {"w": weights(5, 5)})
+    proto.opset_import.append(opsets[1])
+    proto.functions.extend([layer, linear])
+    require_same(saved(tmp_path / "functions.onnx", proto), 1, 5)
+
+
+@pytest.mark.parametrize("extra", [{}, {"outputs": "y mean deviation"}])
+def test_results_that_nothing_reads_need_no_converter(extra: dict[str, str], tmp_path: Path) -> None:
+    nodes = [node("LayerNormalization", "x w", extra.get("outputs", "y"))]
+    require_same(saved(tmp_path / "norm.onnx", model(nodes, {"x": (2, 5)}, ["y"], {"w": weights(5)})), 2, 5)
+
+
+@pytest.mark.parametrize("op", ["BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"])
+def test_bits_are_computed(op: str, tmp_path: Path) -> None:
+    nodes = [
+        node("Mul", "x hundred", "large"), node("Cast", "large", "i", to=7),
+        node(op, "i" if op == "BitwiseNot" else "i mask", "b"), node("Cast", "b", "y", to=1),
+    ]  # fmt: skip
+    constants = {"hundred": np.float32(100), "mask": np.int64(21)}
+    require_same(saved(tmp_path / "bits.onnx", model(nodes, {"x": (1, 5)}, ["y"], constants, 18)), 1, 5)
+
+
+def test_an_input_may_be_a_number(tmp_path: Path) -> None:
+    path = saved(tmp_path / "scaled.onnx", model([node("Mul", "x s", "y")], {"x": (1, 5), "s": ()}, ["y"]))
+    made, x, s = network(path), torch.randn(3, 5), torch.tensor(2.0)
+    assert torch.equal(made(x, s), 2 * x)
+
+
+def test_half_precision_between_casts_is_left_out_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "edgeprune")
+    nodes = [node("Cast", "x", "h", to=10), node("Exp", "h", "e"), node("Cast", "e", "y", to=1)]
+    x = torch.randn(2, 5)
+    path = saved(tmp_path / "half.onnx", model(nodes, {"x": ("n", 5)}, ["y"]))
+    torch.testing.assert_close(network(path)(x), x.exp())
+    assert "half.onnx: 1 casts to half precision were left out" in caplog.text
+
+
 INDEXED = [
+    of("GatherElements", weights(1, 4, 6, 8).astype(I64) % 4 - 4, axis=1),
+    of("ScatterElements", np.full((1, 1, 6, 8), -1), weights(1, 1, 6, 8), axis=1),
+    *(
+        of("ScatterElements", np.full((1, 1, 6, 8), 2), weights(1, 1, 6, 8), axis=1, reduction=how, opset=18)
+        for how in ("add", "mul", "max", "min")
+    ),
     of("GatherElements", np.abs(weights(1, 4, 6, 8)).astype(I64) % 4, axis=1),
     of("ScatterElements", np.zeros((1, 1, 6, 8), I64), weights(1, 1, 6, 8), axis=1),
     of("GatherND", np.array([[0, 1], [0, 2]], I64)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from edgeprune.errors import UsageError
-from edgeprune.frontends.keras import activations, layers, merging, sequences  # noqa: F401 - they fill the table
+from edgeprune.frontends.keras import activations, layers, merging, operations, sequences  # noqa: F401 - they fill the table
 from edgeprune.frontends.keras.blocks import Parts, with_blocks
 from edgeprune.frontends.keras.graph import LayerGraph, Order, Step, Value, attribute
 from edgeprune.frontends.keras.modules import AsFloat, Permute
 from edgeprune.frontends.keras.table import FACTORY, TABLE, Built, Call, of_class
 
 Shape = tuple[int | None, ...]
+MASKLESS = "BatchNormalization", "TimeDistributed"  # layers that pass a mask on, or read it in training only
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,23 @@ def is_model(layer: Any) -> bool:
     return any(kind.__name__ in ("Functional", "Sequential") for kind in type(layer).__mro__)
 
 
+def _masks(node: Any) -> Iterator[tuple[str, Any]]:
+    """The masks of a layer with several inputs, such as "query_mask". Keras keeps them at the tensors only."""
+    names = [*inspect.signature(node.operation.call).parameters]
+    for name, tensor in {**dict(zip(names, node.arguments.args, strict=False)), **node.arguments.kwargs}.items():
+        mask = getattr(tensor, "_keras_mask", None)
+        if mask is not None and f"{name}_mask" in names:
+            yield f"{name}_mask", mask
+
+
+def _in_order(layer: Any, keywords: Mapping[str, Any]) -> list[Any]:
+    """The keywords of a call in the order of the layer's own arguments."""
+    names = [*inspect.signature(layer.call).parameters]
+    return [
+        keywords[name] for name in sorted(keywords, key=lambda one: names.index(one) if one in names else len(names))
+    ]
+
+
 @dataclass(frozen=True)
 class Nested:
     """A model inside the model: its module's name, and the values at its ends."""
@@ -120,12 +139,22 @@ class Builder:
         found = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
         for depth in sorted(model._nodes_by_depth, reverse=True):  # Keras's order of execution
             for node in model._nodes_by_depth[depth]:
-                if not node.is_input:
-                    arguments, keywords = node.arguments.fill_in(found)
-                    shapes = [tuple(tensor.shape) for tensor in node.outputs]
-                    results = self._called(node.operation, arguments, keywords, shapes)
-                    found |= {id(tensor): value for tensor, value in zip(node.outputs, results, strict=True)}
+                self._convert(node, found)
         return [found[id(tensor)] for tensor in model.outputs]
+
+    def _convert(self, node: Any, found: dict[int, Value]) -> None:
+        """Convert one call, and those before it that are in no graph, as those that make masks. Results go into `found`."""
+        if node.is_input or any(id(tensor) in found for tensor in node.outputs):
+            return
+        masks = {name: mask for name, mask in _masks(node) if name not in node.arguments.kwargs}
+        for tensor in (*node.arguments.keras_tensors, *masks.values()):
+            history = tensor._keras_history
+            self._convert(history.operation._inbound_nodes[history.node_index], found)
+        arguments, keywords = node.arguments.fill_in(found)
+        keywords |= {name: found[id(mask)] for name, mask in masks.items()}
+        shapes = [tuple(tensor.shape) for tensor in node.outputs]
+        results = self._called(node.operation, arguments, keywords, shapes)
+        found |= {id(tensor): value for tensor, value in zip(node.outputs, results, strict=True)}
 
     def ordered(self, value: Value, order: Order) -> Value:
         """The tensor with its channels where a layer reads them."""
@@ -160,22 +189,24 @@ class Builder:
         """Convert one call of a layer, or of a nested model. Returns its outputs, which have these shapes."""
         from keras import tree
 
-        given = [value for value in tree.flatten((arguments, keywords)) if isinstance(value, Value)]
+        masks = {name: v for name, v in keywords.items() if name.endswith("mask") and isinstance(v, Value)}
+        others = _in_order(layer, {name: value for name, value in keywords.items() if name not in masks})
+        given = [value for value in tree.flatten((arguments, others)) if isinstance(value, Value)]
         if is_model(layer):
             return self._nested_call(layer, given)
         if of_class(layer) == "InputLayer":
             return given
         plain = {name: value for name, value in keywords.items() if not isinstance(value, Value)}
-        call = Call(layer, tuple(given), plain, tuple(arguments))
+        call = Call(layer, tuple(given), plain, tuple(arguments), masks)
         if of_class(layer) not in TABLE:
             raise call.missing("edgeprune does not know this layer")
-        if isinstance(keywords.get("mask"), Value) or getattr(layer, "mask_zero", False):
-            raise call.missing("masks are not supported")
         if getattr(layer, "quantization_mode", None):
             raise UsageError(f"layer {layer.name!r} is quantised; save the model before quantize() is called")
         built = TABLE[of_class(layer)](call)
+        if masks and not built.masks and of_class(layer) not in MASKLESS:
+            raise call.missing("a mask is not supported")
         results = [self.value(shape, built.gives if len(shape) > 2 else "last") for shape in shapes]
-        self._add_built(layer, built, [self.ordered(value, built.reads) for value in given], results)
+        self._add_built(layer, built, [*(self.ordered(one, built.reads) for one in given), *built.masks], results)
         return results
 
     def _add_built(self, layer: Any, built: Built, given: list[Value], results: list[Value]) -> None:

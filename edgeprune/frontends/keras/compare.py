@@ -14,16 +14,27 @@ TOLERANCE = 1e-4  # of the largest output; the rounding of single precision is n
 
 
 def examples(model: Any) -> tuple[Tensor, ...]:
-    """One sample for each input: random numbers from 0 to 1, or zeros if they are integers; () if a size is open."""
+    """One sample for each input: random numbers from 0 to 1, or zeros if they are integers; () if a size is open.
+
+    Where zeros do not count, the first half of the integers is one.
+    """
     random = torch.Generator().manual_seed(0)
     if any(size is None for tensor in model.inputs for size in tensor.shape[1:]):
         return ()
+    masks = any(getattr(layer, "mask_zero", False) for layer in model._flatten_layers())
     return tuple(
         torch.rand(1, *tensor.shape[1:], generator=random)
         if tensor.dtype.startswith(("float", "bfloat"))
-        else torch.zeros(1, *tensor.shape[1:], dtype=torch.int32)
+        else _integers(tuple(tensor.shape[1:]), masks)
         for tensor in model.inputs
     )
+
+
+def _integers(shape: tuple[int, ...], masks: bool) -> Tensor:
+    found = torch.zeros(1, *shape, dtype=torch.int32)
+    if masks and shape:
+        found[..., : -(-shape[-1] // 2)] = 1
+    return found
 
 
 def difference(model: Any, module: nn.Module) -> str | None:

@@ -26,7 +26,7 @@ from edgeprune.limits import LIMITS
 
 RUNS_CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"}
 CONTAINERS = {"InputLayer", "Functional", "Sequential", "Model", "DTypePolicy"}
-VALUES = {"__keras_tensor__", "__tuple__", "__numpy__", "__tensor__", "__ellipsis__"}
+VALUES = {"__keras_tensor__", "__tuple__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__"}
 SETTINGS = ("initializers", "regularizers", "constraints")  # modules of Keras whose classes a layer may name
 EXPANDS = 4  # times the size of its file that a file's weights may have; Keras does not compress them
 SLACK = 1 << 20  # bytes that count as nothing

@@ -174,12 +174,20 @@ def _pool(call: Call) -> tuple[tuple[int, ...], tuple[int, ...], list[tuple[int,
 
 @converts("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D")
 def global_mean(call: Call) -> Built:
-    """The mean over all positions."""
+    """The mean over all positions, or over those that count."""
+    if call.masks:
+        if call.layer.keepdims or call.order == "last":
+            raise call.missing("a mask is supported with channels last and keepdims=False only")
+        return Built(Apply(_counted_mean), masks=tuple(call.masks.values()))
     if call.spatial != 2 or call.first.order != call.order:
         return _global(call, torch.mean)
     pool = nn.AdaptiveAvgPool2d(1)  # all runtimes have it as one operator
     kept = call.layer.keepdims
     return Built(pool, call.order, call.order if kept else "last", after=None if kept else nn.Flatten())
+
+
+def _counted_mean(given: Tensor, mask: Tensor) -> Tensor:
+    return (given * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 @converts("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D")

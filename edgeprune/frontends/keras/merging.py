@@ -67,7 +67,12 @@ def spatial_dropout(call: Call) -> Built:
     return Built(DROPOUT[call.spatial](call.layer.rate), call.order, call.order)
 
 
+RANDOM = """Brightness ColorDegeneration ColorJitter Contrast ElasticTransform Erasing Flip GaussianBlur Grayscale Hue Invert
+    Perspective Posterization Rotation Saturation Sharpness Shear Translation Zoom""".split()
+
+
 @converts("GaussianNoise", "GaussianDropout", "ActivityRegularization", "StochasticDepth", "Identity")
+@converts(*(f"Random{name}" for name in RANDOM))
 def identity(call: Call) -> Built:
-    """Passes its input through. Noise and regularisation are of Keras's own training."""
+    """Passes its input through. Noise, regularisation and augmentation are of Keras's own training."""
     return Built(nn.Identity(), call.first.order, call.first.order)

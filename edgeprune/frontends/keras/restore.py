@@ -137,8 +137,13 @@ def _bidirectional(layer: Any, state: State) -> Restored:
     config = layer.get_config()
     weights: dict[str, Tensor] = {}
     changes: dict[str, Any] = {}
-    for side, key, suffix in (("forward_layer", "layer", ""), ("backward_layer", "backward_layer", "_reverse")):
-        own = {name.removesuffix("_reverse"): t for name, t in state.items() if name.endswith(f"_l0{suffix}")}
+    for side, key, suffix, module in (
+        ("forward_layer", "layer", "", "ahead."),
+        ("backward_layer", "backward_layer", "_reverse", "back."),
+    ):
+        own = {n.removeprefix(module): t for n, t in state.items() if n.startswith(module)} or {
+            name.removesuffix("_reverse"): tensor for name, tensor in state.items() if name.endswith(f"_l0{suffix}")
+        }
         found = _recurrence(getattr(layer, side), own)
         weights |= {f"{side}.{name}": tensor for name, tensor in found.weights.items()}
         changes[key] = _inner(config[key], found)

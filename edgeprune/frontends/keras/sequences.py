@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.frontends.keras.activations import activation, function_name
+from edgeprune.frontends.keras.modules import Apply
 from edgeprune.frontends.keras.table import Built, Call, converts, filled, values
 
 GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("z", "r", "n"), "SimpleRNN": ("n",)}  # as Keras orders them
 TORCH_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n"), "SimpleRNN": ("n",)}
+NEVER = 1e9  # taken from a score, it makes a weight of exactly zero
 RECURRENCES: dict[str, Any] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "SimpleRNN": nn.RNN}
 
 
@@ -49,6 +51,16 @@ def embedding(call: Call) -> Built:
     return Built(filled(Lookup(*weight.shape), weight=weight))
 
 
+@converts("Masking")
+def masking(call: Call) -> Built:
+    """Steps of one value become zero."""
+    return Built(Apply(_without, absent=float(call.layer.mask_value)))
+
+
+def _without(given: Tensor, absent: float) -> Tensor:
+    return given * (given != absent).to(given.dtype).amax(-1, keepdim=True)
+
+
 # ------------------------------------------------------------------------------------------------- recurrences
 
 
@@ -60,27 +72,62 @@ class Recurrent(nn.Module):
         sequences: whether to return the outputs of all steps.
         state: whether to return the last states, too.
         backwards: whether to read from the end.
+        zeros: whether the output is zero at a step that does not count. Otherwise it is that of the step before.
     """
 
-    def __init__(self, core: nn.Module, sequences: bool, state: bool = False, backwards: bool = False) -> None:
+    def __init__(
+        self, core: nn.Module, sequences: bool, state: bool = False, backwards: bool = False, zeros: bool = False
+    ) -> None:
         super().__init__()
-        self.core, self.sequences, self.state, self.backwards = core, sequences, state, backwards
+        self.core, self.sequences, self.state, self.backwards, self.zeros = core, sequences, state, backwards, zeros
 
-    def forward(self, given: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, given: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         """The outputs, and the last states if they are asked for."""
-        found, last = self.core(given.flip(1) if self.backwards else given)
+        given = given.flip(1) if self.backwards else given
+        if mask is not None:
+            return self._masked(given, mask.flip(1) if self.backwards else mask)
+        found, last = self.core(given)
         states = last if isinstance(last, tuple) else (last,)
         if not self.sequences:
             found = torch.cat(tuple(states[0].unbind(0)), -1)
         return (found, *(state[0] for state in states)) if self.state else found
 
+    def _masked(self, given: Tensor, mask: Tensor) -> Tensor:
+        """The steps that count are moved to the front, since torch's recurrences read all steps, and the outputs back."""
+        steps = torch.arange(given.shape[1], device=given.device, dtype=mask.dtype)
+        place = mask.cumsum(1) - 1  # in front, of the last step that counts
+        front = ((place[:, None] == steps[:, None]) * mask[:, None]) @ given
+        read = place if self.sequences else place[:, -1:]
+        found: Tensor = (read[:, :, None] == steps).to(given.dtype) @ self.core(front)[0]
+        if not self.sequences:
+            return found.squeeze(1)
+        return found * mask[:, :, None] if self.zeros else found
+
+
+class BothWays(nn.Module):
+    """Two recurrences, the second one from the end, whose outputs stand side by side.
+
+    torch's own recurrence of two directions would read the steps that do not count first.
+    """
+
+    def __init__(self, ahead: Recurrent, back: Recurrent) -> None:
+        super().__init__()
+        self.ahead, self.back = ahead, back
+
+    def forward(self, given: Tensor, mask: Tensor) -> Tensor:
+        """(batch, steps, channels), or (batch, channels)."""
+        found = self.back(given, mask)
+        return torch.cat((self.ahead(given, mask), found.flip(1) if self.back.sequences else found), -1)
+
 
 @converts(*RECURRENCES)
 def recurrence(call: Call) -> Built:
     """An LSTM, a GRU or a plain recurrence."""
-    layer = call.layer
-    core = _core(call, [layer])
-    return Built(Recurrent(core, layer.return_sequences, layer.return_state, layer.go_backwards))
+    layer, zeros = call.layer, bool(call.layer.zero_output_for_mask)
+    if call.masks and (layer.return_state or (zeros and not layer.return_sequences)):
+        raise call.missing("a mask is not supported with return_state=True, nor with zero_output_for_mask=True")
+    made = Recurrent(_core(call, [layer]), layer.return_sequences, layer.return_state, layer.go_backwards, zeros)
+    return Built(made, masks=tuple(call.masks.values()))
 
 
 @converts("Bidirectional")
@@ -92,7 +139,12 @@ def bidirectional(call: Call) -> Built:
         raise call.missing("only merge_mode='concat' without states is supported")
     if type(forward) is not type(backward) or type(forward).__name__ not in RECURRENCES:
         raise call.missing("only two layers of LSTM, GRU or SimpleRNN are supported")
-    return Built(Recurrent(_core(call, [forward, backward]), forward.return_sequences))
+    sequences = forward.return_sequences
+    if not call.masks:
+        return Built(Recurrent(_core(call, [forward, backward]), sequences))
+    ahead = Recurrent(_core(call, [forward]), sequences, zeros=sequences)  # Keras sets it so for both layers
+    back = Recurrent(_core(call, [backward]), sequences, backwards=True, zeros=sequences)
+    return Built(BothWays(ahead, back), masks=tuple(call.masks.values()))
 
 
 def _core(call: Call, layers: list[Any]) -> nn.Module:
@@ -135,24 +187,42 @@ def reordered(tensor: Tensor, order: tuple[str, ...], wanted: tuple[str, ...]) -
 
 
 class Attention(nn.Module):
-    """Attention of several heads, with a linear layer for each of its four products."""
+    """Attention of several heads, with a linear layer for each of its four products.
+
+    Attributes:
+        causal: whether a step attends to no later step.
+        keyed: whether the key is an input of its own.
+        masks: the names of the masks, which come behind the inputs.
+    """
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, heads: int) -> None:
         super().__init__()
         self.query, self.key, self.value, self.output = query, key, value, output
         self.heads = heads
-        self.causal = False
+        self.causal = self.keyed = False
+        self.masks: tuple[str, ...] = ()
 
-    def forward(self, query: Tensor, value: Tensor, key: Tensor | None = None) -> Tensor:
-        """(batch, steps, channels), in Keras's order of arguments."""
-        parts = self.query(query), self.key(value if key is None else key), self.value(value)
+    def forward(self, query: Tensor, value: Tensor, *others: Tensor) -> Tensor:
+        """(batch, steps, channels), in Keras's order of arguments, then the masks."""
+        key, masks = (others[0], others[1:]) if self.keyed else (value, others)
+        parts = self.query(query), self.key(key), self.value(value)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        plain = F.scaled_dot_product_attention
+        found = self._masked(q, k, v, masks) if masks else plain(q, k, v, is_causal=self.causal)
         return self.output(found.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+        """A step that attends to none, since none counts, gets zero."""
+        counts = torch.ones(1, q.shape[2], k.shape[2], device=q.device)
+        counts = counts.tril() if self.causal else counts
+        for name, mask in zip(self.masks, masks, strict=True):
+            counts = counts * (mask[:, :, None] if name == "query_mask" else mask[:, None] if mask.ndim == 2 else mask)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=((counts - 1) * NEVER)[:, None])
+        return found * counts.amax(-1)[:, None, :, None]
+
     def extra_repr(self) -> str:
-        """The number of heads."""
-        return f"heads={self.heads}, causal={self.causal}"
+        """The number of heads, and which masks there are."""
+        return f"heads={self.heads}, causal={self.causal}, keyed={self.keyed}, masks={self.masks}"
 
 
 @converts("MultiHeadAttention")
@@ -160,13 +230,14 @@ def attention(call: Call) -> Built:
     """Attention of several heads over one dimension."""
     layer = call.layer
     if any(value.rank != 3 for value in call.given) or len(call.given) not in (2, 3):
-        raise call.missing("only attention over one dimension, without a mask, is supported")
+        raise call.missing("only attention over one dimension is supported")
     if call.keywords.get("return_attention_scores"):
         raise call.missing("the scores of the attention cannot be returned")
     query, key, value = (_projection(part, 1) for part in (layer._query_dense, layer._key_dense, layer._value_dense))
     made = Attention(query, key, value, _projection(layer._output_dense, 2), layer.num_heads)
-    made.causal = bool(call.keywords.get("use_causal_mask"))
-    return Built(made)
+    made.causal, made.keyed = bool(call.keywords.get("use_causal_mask")), len(call.given) == 3
+    made.masks = tuple(call.masks)
+    return Built(made, masks=tuple(call.masks.values()))
 
 
 def _projection(dense: Any, inputs: int) -> nn.Linear:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Built:
         gives: the order of what it returns.
         before: is applied to the input first, such as uneven padding.
         after: is applied to the output, such as an activation.
+        masks: the layer reads them behind its inputs. A mask is 1 where a step counts, and 0 elsewhere.
     """
 
     layer: nn.Module
@@ -31,6 +32,7 @@ class Built:
     gives: Order = "last"
     before: nn.Module | None = None
     after: nn.Module | None = None
+    masks: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Call:
         given: its inputs, in order.
         keywords: of the call, without tensors.
         arguments: as Keras passes them: the inputs stand where they were given.
+        masks: by their names in the call. Keras computes them by operations that are in the graph.
     """
 
     layer: Any
     given: tuple[Value, ...]
     keywords: Mapping[str, Any]
     arguments: tuple[Any, ...]
+    masks: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def first(self) -> Value:

@@ -6,8 +6,10 @@ told from one that follows.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -19,9 +21,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from edgeprune.errors import EdgepruneError, UsageError, first_line, quoted
 from edgeprune.frontends.onnx import functions
 from edgeprune.frontends.onnx.file import Graph, Node, nodes_of, tensor_of
-from edgeprune.frontends.onnx.graph import Layer, Step, Value
+from edgeprune.frontends.onnx.graph import Items, Layer, Step, Value
 from edgeprune.limits import LIMITS
 from edgeprune.runtimes.files.onnx import text_of
+
+# It prints a stack for every call that fails. Here calls fail if a file takes one batch size only.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+Made = Value | Items | Sequence[Value | Items]
 
 
 class FixedBatchError(Exception):
@@ -42,7 +48,7 @@ class Builder:
         self,
         graph: Graph,
         shapes: Sequence[Sequence[tuple[int, ...]]],
-        operators: Mapping[str, Callable[..., Value | Sequence[Value]]],
+        operators: Mapping[str, Callable[..., Made]],
         simplified: Callable[[Builder, Value], Value],
     ) -> None:
         self.graph = graph
@@ -50,20 +56,26 @@ class Builder:
         self._simplified = simplified
         self._readers = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
         self.steps: list[Step] = []
-        self.values: dict[str, Value] = {}
+        self.values: dict[str, Value | Items] = {}
         self.node: Node | None = None
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._batches = len(shapes[0])
         self._computed = 0
+        self._inner = 0  # nodes of branches and loops
+        self._branches: dict[int, _Branch] = {}
         self._made: dict[tuple[Any, ...], tuple[Value, Value]] = {}
         self._layers: dict[tuple[Any, ...], Layer] = {}
         self._parameters: dict[
             int, tuple[Tensor, nn.Parameter]
         ] = {}  # holds the tensors, so that their ids stay theirs
         with self._mode:
-            for given, sizes in zip(graph.inputs, shapes, strict=True):
-                self.values[given.name] = Value(tuple(torch.empty(size, dtype=given.dtype) for size in sizes))
-        self.batch = self.values[graph.inputs[0].name]
+            self.inputs = [
+                Value(tuple(torch.empty(size, dtype=one.dtype) for size in sizes))
+                for one, sizes in zip(graph.inputs, shapes, strict=True)
+            ]
+        self.values.update((one.name, value) for one, value in zip(graph.inputs, self.inputs, strict=True))
+        following = [(value, dim) for value in self.inputs for dim in _changed(value.fakes)]
+        self.batch, self.batch_dim = following[0] if following else (self.inputs[0], 0)
         for name, tensor in graph.weights.items():
             self.values[name] = self.constant(tensor, name)
 
@@ -81,6 +93,8 @@ class Builder:
                     "has no converter; export the network with other operators,"
                     " or add one function to edgeprune/frontends/onnx/operators"
                 )
+            if unknown := [name for name in node.inputs if name and name not in self.values]:
+                raise self.error(f"reads {quoted(unknown[0])}, which nothing makes; export the file again")
             inputs = [self.values[name] if name else None for name in node.inputs]
             while inputs and inputs[-1] is None:
                 inputs.pop()
@@ -95,24 +109,45 @@ class Builder:
                 OverflowError,
             ) as error:  # the file's own numbers
                 raise self.error(f"has attributes or inputs that do not fit ({first_line(error)})") from error
-            for name, value in zip(node.outputs, [made] if isinstance(made, Value) else made, strict=False):
+            for name, value in zip(node.outputs, [made] if isinstance(made, Value | Items) else made, strict=False):
                 self.values[name] = value
-                value.readers += self._readers[name]
+                if isinstance(value, Value):
+                    value.readers += self._readers[name]
             for name in filter(None, node.outputs):
                 if name not in self.values and self._readers[name]:
                     raise self.error(f"has a result {quoted(name)} without a converter")
 
     # --------------------------------------------------------------------------------------------- what operators use
 
-    def inlined(self, node: Node, branch: onnx.GraphProto) -> list[Value]:
-        """The results of a branch, whose nodes become nodes of the network."""
-        path = self.graph.path
-        for tensor in branch.initializer:
-            name = text_of(tensor.name)
-            self.values[name] = self.constant(tensor_of(path, tensor, f"the weight {quoted(name)}"), name)
-        self.run(nodes_of(path, branch))
+    def is_read(self, name: str) -> bool:
+        """Whether a node or an output reads a value."""
+        return bool(self._readers[name])
+
+    def inlined(
+        self, node: Node, body: onnx.GraphProto, given: Sequence[Value | Items | None] = ()
+    ) -> list[Value | Items]:
+        """The results of a branch or of one pass of a loop, whose nodes become nodes of the network.
+
+        Args:
+            node: holds the body.
+            body: a graph.
+            given: its inputs.
+        """
+        if id(body) not in self._branches:
+            path = self.graph.path
+            weights = {text_of(one.name): one for one in body.initializer}
+            held = {n: self.constant(tensor_of(path, t, f"the weight {quoted(n)}"), n) for n, t in weights.items()}
+            self._branches[id(body)] = _Branch(body, tuple(nodes_of(path, body)), held)
+        branch = self._branches[id(body)]
+        self._inner += len(branch.nodes) + 1
+        if self._inner > LIMITS.onnx_nodes:
+            raise self.error(f"makes more than {LIMITS.onnx_nodes} nodes; export the network with a shorter loop")
+        self.values.update(branch.weights)
+        names = (text_of(value.name) for value in body.input)
+        self.values.update((name, value) for name, value in zip(names, given, strict=False) if value is not None)
+        self.run(branch.nodes)
         self.node = node
-        return [self.values[text_of(output.name)] for output in branch.output]
+        return [self.values[text_of(output.name)] for output in body.output]
 
     def constant(self, tensor: Tensor, weight: str = "") -> Value:
         """A constant; `weight` is its name if it is a weight of the file."""
@@ -184,8 +219,12 @@ class Builder:
         return self.layers(layer.kind, step.args, [*layer.values[:-1], bias], **layer.options)[0]
 
     def outputs(self) -> list[Value]:
-        """The outputs of the network."""
-        return [self._following(self.values[name]) for name in self.graph.outputs]
+        """The outputs of the network. Raises `UsageError` if one is a sequence."""
+        found = [self.values[name] for name in self.graph.outputs]
+        for name, value in zip(self.graph.outputs, found, strict=True):
+            if isinstance(value, Items):
+                raise self.graph.refused(f"the output {quoted(name)} is a sequence; export its tensors as outputs")
+        return [self._following(value) for value in found]
 
     def error(self, text: str) -> UsageError:
         """The error of the present node."""
@@ -298,7 +337,7 @@ class Builder:
         if not isinstance(leaf, Value) or leaf.constant is None or leaf.constant[0] is leaf.constant[-1]:
             return leaf
         first, last = leaf.constant[0], leaf.constant[-1]
-        dims = [dim for dim, (a, b) in enumerate(zip(first.shape, last.shape, strict=False)) if a != b]
+        dims = _changed((first, last))
         if first.ndim != last.ndim or len(dims) != 1:
             raise FixedBatchError(f"{self.node} uses the batch size")
         dim = dims[0]
@@ -306,7 +345,23 @@ class Builder:
         if not (torch.equal(once.expand_as(first), first) and torch.equal(once.expand_as(last), last)):
             raise FixedBatchError(f"{self.node} uses the batch size")
         kept = self._constant((once.contiguous(),) * self._batches, leaf.weight)
-        return self._step(functions.repeated, (kept, self.batch, dim, first.shape[dim] // self.batch.shape[0]), {})[0]
+        per_sample = first.shape[dim] // self.batch.shape[self.batch_dim]
+        return self._step(functions.repeated, (kept, self.batch, self.batch_dim, dim, per_sample), {})[0]
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A graph inside a node, which stays at its place in memory. Passes of a loop share its weights."""
+
+    body: onnx.GraphProto
+    nodes: tuple[Node, ...]
+    weights: Mapping[str, Value]
+
+
+def _changed(tensors: Sequence[Tensor]) -> list[int]:
+    """The dimensions whose size the batch changes."""
+    first, last = tensors[0], tensors[-1]
+    return [dim for dim, (a, b) in enumerate(zip(first.shape, last.shape, strict=False)) if a != b]
 
 
 def _shared(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -91,15 +91,25 @@ def distance(expected: np.ndarray, got: np.ndarray) -> float:
     return float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6))
 
 
-def follows_batch(model: nn.Module, inputs: Sequence[Input], shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether a network computes each sample of a batch independently of the others."""
+def follows_batch(
+    model: nn.Module, inputs: Sequence[Input], shapes: Sequence[tuple[int, ...]], dims: Sequence[int]
+) -> bool:
+    """Whether a network computes each sample of a batch independently of the others.
+
+    Args:
+        model: the network.
+        inputs: of the file.
+        shapes: of each input, for the first batch size.
+        dims: the dimension of each input that holds the samples. A scalar is the same for all samples.
+    """
     first, second = (tried_inputs(inputs, shapes, seed) for seed in (1, 2))
-    both = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    second = tuple(b if b.ndim else a for a, b in zip(first, second, strict=True))
+    both = [torch.cat(pair, dim) if pair[0].ndim else pair[0] for *pair, dim in zip(first, second, dims, strict=True)]
     expected = [outputs_of(model, first), outputs_of(model, second)]
     for a, b, got in zip(*expected, outputs_of(model, both), strict=True):
-        dims = [dim for dim, (one, two) in enumerate(zip(a.shape, got.shape, strict=False)) if one != two]
-        if a.ndim != got.ndim or len(dims) > 1:
+        changed = [dim for dim, (one, two) in enumerate(zip(a.shape, got.shape, strict=False)) if one != two]
+        if a.ndim != got.ndim or len(changed) > 1:
             return False
-        if distance(np.concatenate([a, b], dims[0]) if dims else a, got) > TOLERANCE:
+        if distance(np.concatenate([a, b], changed[0]) if changed else a, got) > TOLERANCE:
             return False
     return True

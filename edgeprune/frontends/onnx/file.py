@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx.defs
 import onnx.helper
+import onnx.inliner
 import onnx.numpy_helper
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class Graph:
 
 
 def parsed(path: Path) -> onnx.ModelProto:
-    """The message in a file, with external data.
+    """The message in a file, with external data, and with its functions written out.
 
     Raises:
         UsageError: it is no ONNX file, it is truncated, or larger than a cap.
@@ -102,6 +103,12 @@ def parsed(path: Path) -> onnx.ModelProto:
     proto = files.parsed(path)
     if not proto.graph.node or not proto.graph.output:
         raise usage_error(f"{path}: holds no network; export it again")
+    if proto.functions:
+        _require_finite(path, proto)
+        try:
+            proto = onnx.inliner.inline_local_functions(proto)
+        except (RuntimeError, ValueError) as error:  # the inliner is not Python; it has no error of its own
+            raise usage_error(f"{path}: its functions cannot be read ({first_line(error)}); export it again") from error
     _load_external(path, proto)
     return proto
 
@@ -119,7 +126,7 @@ def read(path: Path) -> Graph:
     weights = _weights(path, proto.graph)
     nodes = _ordered(
         path,
-        tuple(nodes_of(path, proto.graph, _functions(proto))),
+        tuple(nodes_of(path, proto.graph)),
         {*weights, *(text_of(value.name) for value in proto.graph.input)},
     )
     inputs = tuple(_input(path, value) for value in proto.graph.input if text_of(value.name) not in weights)
@@ -130,9 +137,17 @@ def read(path: Path) -> Graph:
             raise usage_error(f"{path}: no node makes the output {quoted(name)}; export the file again")
     if not inputs:
         raise usage_error(f"{path}: the network has no inputs; export it with its inputs")
-    halves = sum(tensor.data_type in HALF for tensor in proto.graph.initializer)
-    notes = (f"{path.name}: {halves} tensors in half precision were converted to float32",) if halves else ()
-    return Graph(path, opset, inputs, outputs, nodes, weights, notes)
+    return Graph(path, opset, inputs, outputs, nodes, weights, _notes(path, proto, nodes))
+
+
+def _notes(path: Path, proto: onnx.ModelProto, nodes: tuple[Node, ...]) -> tuple[str, ...]:
+    """What the network computes in another precision than the file."""
+    halves = sum(tensor.data_type in HALF for tensor in files.tensors(proto))
+    halves += sum(value.type.tensor_type.elem_type in HALF for value in proto.graph.input)
+    if halves:
+        return (f"{path.name}: {halves} tensors in half precision were converted to float32",)
+    casts = sum(node.op == "Cast" and node.attributes.get("to") in HALF for node in nodes)
+    return (f"{path.name}: {casts} casts to half precision were left out",) if casts else ()
 
 
 def tensor_of(path: Path, proto: onnx.TensorProto, what: str) -> Tensor:
@@ -207,14 +222,33 @@ def _opset(path: Path, proto: onnx.ModelProto) -> int:
     if not versions:
         raise usage_error(f"{path}: the file names no version of ONNX's operators; export it again")
     if versions[0] not in OPSETS:
+        older = "; or convert it: onnx.version_converter.convert_version" if 0 < versions[0] < OPSETS[0] else ""
         raise usage_error(
-            f"{path}: opset {versions[0]} is not known; export the network with opset {OPSETS[0]} to {OPSETS[-1]}"
+            f"{path}: opset {versions[0]} is not known; export the network with opset {OPSETS[0]} to {OPSETS[-1]}{older}"
         )
     return int(versions[0])
 
 
-def _functions(proto: onnx.ModelProto) -> set[tuple[str, str]]:
-    return {(text_of(function.domain), text_of(function.name)) for function in proto.functions}
+def _require_finite(path: Path, proto: onnx.ModelProto) -> None:
+    """Raises `UsageError` if functions call themselves, or make too many nodes when they are written out."""
+    waiting = {(text_of(one.domain), text_of(one.name)): _called(one.node) for one in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    while waiting:
+        ready = [name for name, calls in waiting.items() if waiting.keys().isdisjoint(calls)]
+        if not ready:
+            raise usage_error(
+                f"{path}: the function {quoted(next(iter(waiting))[1])} calls itself; export the file again"
+            )
+        sizes |= {name: sum(sizes.get(call, 1) for call in waiting.pop(name)) for name in ready}
+    if sum(sizes.get(call, 1) for call in _called(proto.graph.node)) > LIMITS.onnx_nodes:
+        raise usage_error(f"{path}: its functions make more than {LIMITS.onnx_nodes} nodes; export it again")
+
+
+def _called(nodes: Any) -> list[tuple[str, str]]:
+    """Domain and name of each operator, also inside branches."""
+    found = [(text_of(node.domain), text_of(node.op_type)) for node in nodes]
+    inner = [attribute.g.node for node in nodes for attribute in node.attribute if attribute.HasField("g")]
+    return found + [call for graph in inner for call in _called(graph)]
 
 
 def _weights(path: Path, graph: onnx.GraphProto) -> dict[str, Tensor]:
@@ -252,7 +286,7 @@ def _input(path: Path, value: onnx.ValueInfoProto) -> Input:
 # ------------------------------------------------------------------------------------------------------- the nodes
 
 
-def nodes_of(path: Path, graph: onnx.GraphProto, functions: Set[tuple[str, str]] = frozenset()) -> Iterator[Node]:
+def nodes_of(path: Path, graph: onnx.GraphProto) -> Iterator[Node]:
     """The nodes of a graph. Raises `UsageError` for custom and quantised operators."""
     for number, proto in enumerate(graph.node):
         given, outputs = tuple(map(text_of, proto.input)), tuple(map(text_of, proto.output))
@@ -267,7 +301,7 @@ def nodes_of(path: Path, graph: onnx.GraphProto, functions: Set[tuple[str, str]]
                 " [runtime] precision of the target sets the precision of the artifact"
             )
         domain = text_of(proto.domain)
-        if domain not in DOMAINS or (domain, node.op) in functions:
+        if domain not in DOMAINS:
             raise usage_error(
                 f"{path}: {node} is of the domain {quoted(domain)}, which is not ONNX's;"
                 " export the network with standard operators"

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def repeated(x: Tensor, like: Tensor, dim: int, per_sample: int) -> Tensor:
+def repeated(x: Tensor, like: Tensor, batch_dim: int, dim: int, per_sample: int) -> Tensor:
     """One slice of a constant, repeated for each sample of `like`."""
     sizes = [-1] * x.ndim
-    sizes[dim] = like.shape[0] * per_sample
+    sizes[dim] = like.shape[batch_dim] * per_sample
     return x.expand(sizes)
 
 
@@ -44,9 +44,19 @@ def selected(x: Tensor, dim: int, index: int) -> Tensor:
 
 def gathered(x: Tensor, dim: int, indices: Tensor) -> Tensor:
     """Slices of one dimension by integers of any shape; negative ones count from the end."""
-    indices = torch.where(indices < 0, indices + x.shape[dim], indices)
+    indices = from_start(indices, x.shape[dim])
     found = x.index_select(dim, indices.flatten())
     return found.reshape(x.shape[:dim] + indices.shape + x.shape[dim + 1 :])
+
+
+def from_start(indices: Tensor, size: int) -> Tensor:
+    """Indices of a dimension, where negative ones counted from its end."""
+    return torch.where(indices < 0, indices + size, indices)
+
+
+def mixed(x: Tensor, dim: int, weights: Tensor) -> Tensor:
+    """Weighted sums along one dimension; the weights are (before, after)."""
+    return torch.matmul(x.transpose(dim, -1), weights).transpose(dim, -1)
 
 
 def concatenated(xs: Sequence[Tensor], dim: int) -> Tensor:
@@ -141,6 +151,29 @@ def gathered_nd(x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
     if batch_dims:
         return torch.stack([gathered_nd(a, b, batch_dims - 1) for a, b in zip(x, indices, strict=True)])
     return x[tuple(indices.movedim(-1, 0))]
+
+
+def eye(rows: int, columns: int, offset: int, dtype: torch.dtype) -> Tensor:
+    """Ones on a diagonal."""
+    return (torch.arange(columns) - torch.arange(rows)[:, None] == offset).to(dtype)
+
+
+def cumulated(x: Tensor, dim: int, exclusive: bool, reverse: bool) -> Tensor:
+    """Sums of all elements before each one, or behind it; with the element itself if they are not exclusive."""
+    x = x.flip(dim) if reverse else x
+    found = x.cumsum(dim) - x if exclusive else x.cumsum(dim)
+    return found.flip(dim) if reverse else found
+
+
+def shrunk(x: Tensor, limit: float, bias: float) -> Tensor:
+    """ONNX's Shrink."""
+    return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, torch.zeros_like(x)))
+
+
+def standardised(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """ONNX's MeanVarianceNormalization."""
+    variance, mean = torch.var_mean(x, tuple(dims), correction=0, keepdim=True)
+    return (x - mean) / (variance.sqrt() + 1e-9)
 
 
 def one_hot(indices: Tensor, depth: int, off: float, on: float, dim: int) -> Tensor:

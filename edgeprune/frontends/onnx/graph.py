@@ -91,3 +91,10 @@ class Value:
     def made_by(self, *targets: Callable[..., Any]) -> tuple[Any, ...] | None:
         """The arguments of the call that makes it, if it calls one of these functions; else None."""
         return self.step.args if self.step is not None and self.step.target in targets else None
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """A sequence of tensors: it exists while the file is read, and the network has its tensors only."""
+
+    values: tuple[Value, ...]

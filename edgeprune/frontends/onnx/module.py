@@ -85,9 +85,11 @@ class OnnxNetwork(Part):
 
     Attributes:
         names_in_file: of its inputs and outputs; the artifact has them, too.
+        batch_dims: the dimension of each input that holds the samples; None if the network takes the batch of the file only.
     """
 
     names_in_file: tuple[tuple[str, ...], tuple[str, ...]]
+    batch_dims: tuple[int, ...] | None = None
 
 
 def flat(made: Any) -> list[Any]:

@@ -14,7 +14,7 @@ CHARS = 80  # of one name
 PARTS = re.compile(r"[^\W]+", re.ASCII)
 QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 PARAMETER = re.compile(r"^([A-Za-z_]\w*(?:\.\w+)*)\.(\w+)$", re.ASCII)  # such as layer1.0.conv1.weight
-LOST = re.compile(r"^(onnx::|val_\d|_val_\d|const_fold_opt|\d|const_)")  # names that exporters make up
+LOST = re.compile(r"^(onnx::|p2o\.|val_\d|_val_\d|const_fold_opt|\d|const_)")  # names that exporters make up
 
 
 def scope_of(name: str, metadata: str | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from edgeprune.frontends.onnx.writing import network_of
 from edgeprune.limits import LIMITS
 
 log = logging.getLogger("edgeprune")
+SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SplitToSequence", "Loop", "If"}
 Shapes = Sequence[tuple[int, ...]]
 
 
@@ -69,15 +70,34 @@ def example_inputs(path: Path) -> tuple[Tensor, ...]:
 
 def converted(graph: Graph, shapes: Shapes) -> OnnxNetwork:
     """The module of a graph, for any batch size if the file allows it."""
-    why = "its outputs depend on the whole batch"
-    try:
-        made = _converted(graph, [(shape, (2 * shape[0], *shape[1:])) if shape else (shape, shape) for shape in shapes])
-        if follows_batch(made, graph.inputs, shapes):
-            return made
-    except FixedBatchError as error:
-        why = str(error)
-    log.info("%s: the network takes a batch of %d only: %s", graph.path.name, shapes[0][0] if shapes[0] else 1, why)
+    reasons = []
+    for dims in _batch_dims(shapes):
+        try:
+            made = _converted(graph, [(shape, _twice(shape, dim)) for shape, dim in zip(shapes, dims, strict=True)])
+            if follows_batch(made, graph.inputs, shapes, dims):
+                made.batch_dims = dims
+                return made
+            reasons.append("its outputs depend on the whole batch")
+        except FixedBatchError as error:
+            reasons.append(str(error))
+    log.info(
+        "%s: the network takes a batch of %d only: %s", graph.path.name, shapes[0][0] if shapes[0] else 1, reasons[0]
+    )
     return _converted(graph, [(shape,) for shape in shapes])
+
+
+def _batch_dims(shapes: Shapes) -> Iterator[tuple[int, ...]]:
+    """The dimensions that may hold the samples, of each input: the first ones, or those of time-major sequences and states."""
+    first = (0,) * len(shapes)
+    yield first
+    second = tuple(int(len(shape) == 3) for shape in shapes)
+    for dims in dict.fromkeys((second, (0, *second[1:]))):
+        if dims != first and len({shape[dim] for shape, dim in zip(shapes, dims, strict=True) if shape}) == 1:
+            yield dims
+
+
+def _twice(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return tuple(2 * size if place == dim else size for place, size in enumerate(shape))
 
 
 def _require_equal(graph: Graph, made: OnnxNetwork, shapes: Shapes) -> None:
@@ -90,7 +110,7 @@ def _require_equal(graph: Graph, made: OnnxNetwork, shapes: Shapes) -> None:
     distances = [distance(*pair) for pair in zip(expected, outputs_of(made, inputs), strict=True)]
     if max(distances) <= tolerance:
         return
-    names = [name for node in graph.nodes for name in node.outputs if name]
+    names = [name for node in graph.nodes if node.op not in SEQUENCES for name in node.outputs if name]
     alone = runtime_outputs(graph, inputs, names) or []
     every = _converted(replace(graph, outputs=tuple(names)), [(shape,) for shape in shapes])
     makers = {name: node for node in graph.nodes for name in node.outputs}
@@ -104,11 +124,10 @@ def _require_equal(graph: Graph, made: OnnxNetwork, shapes: Shapes) -> None:
 
 def _converted(graph: Graph, shapes: Sequence[Sequence[tuple[int, ...]]]) -> OnnxNetwork:
     builder = Builder(graph, shapes, OPERATORS, patterns.simplified)
-    inputs = [builder.values[given.name] for given in graph.inputs]
     builder.run(graph.nodes)
     outputs = builder.outputs()
     units, paths = arranged(builder.steps, outputs)
-    made = network_of(inputs, outputs, units, paths)
+    made = network_of(builder.inputs, outputs, units, paths)
     made.names_in_file = tuple(given.name for given in graph.inputs), graph.outputs
     return made.eval()
 

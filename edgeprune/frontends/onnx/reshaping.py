@@ -54,7 +54,7 @@ def _grown(b: Builder, before: Shape, larger: Shape, after: Shape, open_dim: int
     changed = [dim for dim, (a, c) in enumerate(zip(before, larger, strict=True)) if a != c]
     if len(changed) != 1:
         raise FixedBatchError(f"{b.node} fixes the batch size")
-    samples = b.batch.shape[0]
+    samples = b.batch.shape[b.batch_dim]
     ahead = math.prod(before[: changed[0]])
     begins = [dim for dim in range(len(after)) if math.prod(after[:dim]) == ahead]
     inner = [dim for dim in range(len(after)) if math.prod(after[:dim]) == ahead * before[changed[0]]]

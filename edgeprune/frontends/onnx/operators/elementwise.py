@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator as arithmetic
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +14,30 @@ from torch import Tensor, nn
 from edgeprune.frontends.onnx import functions
 from edgeprune.frontends.onnx.build import Builder
 from edgeprune.frontends.onnx.file import Node, dtype_of
-from edgeprune.frontends.onnx.graph import Value
+from edgeprune.frontends.onnx.graph import Items, Value
 from edgeprune.frontends.onnx.operators.table import OPERATORS, operator, text
 from edgeprune.frontends.onnx.transposes import sunk
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs, "Acos": torch.acos, "Acosh": torch.acosh, "Asin": torch.asin, "Asinh": torch.asinh,
-    "Atan": torch.atan, "Atanh": torch.atanh, "Ceil": torch.ceil, "Cos": torch.cos, "Cosh": torch.cosh, "Erf": torch.erf,
-    "Exp": torch.exp, "Floor": torch.floor, "HardSwish": F.hardswish, "IsInf": torch.isinf, "IsNaN": torch.isnan,
+    "Atan": torch.atan, "Atanh": torch.atanh, "BitwiseNot": torch.bitwise_not,
+    "Ceil": torch.ceil, "Cos": torch.cos, "Cosh": torch.cosh, "Erf": torch.erf,
+    "Exp": torch.exp, "Floor": torch.floor, "HardSwish": F.hardswish, "IsNaN": torch.isnan,
     "Log": torch.log, "Mish": F.mish, "Neg": torch.neg, "Not": torch.logical_not, "Reciprocal": torch.reciprocal,
     "Relu": F.relu, "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
     "Sinh": torch.sinh, "Softplus": F.softplus, "Softsign": F.softsign, "Sqrt": torch.sqrt, "Tan": torch.tan,
     "Tanh": torch.tanh,
 }  # fmt: skip
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "Add": arithmetic.add, "And": torch.logical_and, "Div": functions.divided, "Equal": torch.eq, "Greater": torch.gt,
+    "Add": arithmetic.add, "And": torch.logical_and, "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor, "Div": functions.divided, "Equal": torch.eq, "Greater": torch.gt,
     "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le, "Mul": arithmetic.mul, "Or": torch.logical_or,
-    "Pow": arithmetic.pow, "Sub": arithmetic.sub, "Xor": torch.logical_xor,
+    "Sub": arithmetic.sub, "Xor": torch.logical_xor,
 }  # fmt: skip
 VARIADIC = {"Max": functions.largest, "Min": functions.smallest, "Sum": functions.total, "Mean": functions.mean_of}
+
+
+SELU = 1.6732632423543772, 1.0507009873554805  # alpha, gamma
 
 
 def _unary(target: Callable[..., Tensor], b: Builder, node: Node, x: Value) -> Value:
@@ -50,6 +55,14 @@ def _variadic(target: Callable[..., Tensor], b: Builder, node: Node, *xs: Value)
 OPERATORS.update({name: partial(_unary, target) for name, target in UNARY.items()})
 OPERATORS.update({name: partial(_binary, target) for name, target in BINARY.items()})
 OPERATORS.update({name: partial(_variadic, target) for name, target in VARIADIC.items()})
+
+
+@operator("Pow")
+def power(b: Builder, node: Node, x: Value, y: Value) -> Value:
+    """The result has the type of the base."""
+    found = sunk(b, arithmetic.pow, [x, y])
+    dtype = x.fakes[0].dtype
+    return found if found.fakes[0].dtype is dtype else b.call(functions.cast, found, dtype)
 
 
 @operator("LeakyRelu")
@@ -72,8 +85,11 @@ def celu(b: Builder, node: Node, x: Value) -> Value:
 
 @operator("Selu")
 def selu(b: Builder, node: Node, x: Value) -> Value:
-    """See ONNX. Its constants are those of torch."""
-    return sunk(b, F.selu, [x])
+    """See ONNX. Its usual constants are those of torch."""
+    alpha, gamma = node.attributes.get("alpha", SELU[0]), node.attributes.get("gamma", SELU[1])
+    if max(abs(alpha - SELU[0]), abs(gamma - SELU[1])) < 1e-6:
+        return sunk(b, F.selu, [x])
+    return sunk(b, arithmetic.mul, [sunk(b, F.elu, [x], alpha)], gamma)
 
 
 @operator("Gelu")
@@ -106,6 +122,21 @@ def hard_sigmoid(b: Builder, node: Node, x: Value) -> Value:
 def thresholded_relu(b: Builder, node: Node, x: Value) -> Value:
     """See ONNX."""
     return sunk(b, F.threshold, [x], node.attributes.get("alpha", 1.0), 0.0)
+
+
+@operator("Shrink")
+def shrink(b: Builder, node: Node, x: Value) -> Value:
+    """See ONNX."""
+    return sunk(b, functions.shrunk, [x], node.attributes.get("lambd", 0.5), node.attributes.get("bias", 0.0))
+
+
+@operator("IsInf")
+def is_infinite(b: Builder, node: Node, x: Value) -> Value:
+    """Of one sign, or of both."""
+    positive, negative = (node.attributes.get(f"detect_{sign}", 1) for sign in ("positive", "negative"))
+    if positive and negative:
+        return sunk(b, torch.isinf, [x])
+    return sunk(b, torch.eq, [x], math.inf if positive else -math.inf if negative else math.nan)
 
 
 @operator("PRelu")
@@ -162,10 +193,18 @@ def cast_like(b: Builder, node: Node, x: Value, like: Value) -> Value:
     return x if x.fakes[0].dtype is dtype else b.call(functions.cast, x, dtype)
 
 
-@operator("Identity", "Dropout")
-def identity(b: Builder, node: Node, x: Value, *ignored: Any) -> Value:
+@operator("Dropout")
+def dropout(b: Builder, node: Node, x: Value, ratio: Value | None = None, training: Value | None = None) -> Value:
+    """The value itself: a network is read in eval mode."""
+    if training is not None and (training.constant is None or b.scalar(training)):
+        raise b.error("drops values at random; export the network in eval mode")
+    return x
+
+
+@operator("Identity")
+def identity(b: Builder, node: Node, x: Value | Items) -> Value | Items:
     """The value itself. Exporters write equal weights once. They are tied in the network, except tables of one number."""
-    if x.constant is not None and x.weight and node.op == "Identity":
+    if isinstance(x, Value) and x.constant is not None and x.weight:
         tensor = x.constant[0]
         if bool((tensor == tensor.flatten()[:1]).all()):
             return b.constant(tensor.clone(), node.outputs[0])

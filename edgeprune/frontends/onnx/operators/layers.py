@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator as arithmetic
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,10 +51,13 @@ def pads_of(node: Node, sizes: tuple[int, ...], kernel: list[int]) -> tuple[list
 
 
 def symmetric(
-    b: Builder, x: Value, before: list[int], after: list[int], value: float = 0.0
+    b: Builder, x: Value, before: list[int], after: list[int], value: float = 0.0, kernel: Sequence[int] = ()
 ) -> tuple[Value, tuple[int, ...]]:
-    """The input and the padding of a layer that pads both sides alike. Other padding is a step before it."""
-    if before == after:
+    """The input and the padding of a layer that pads both sides alike. Other padding is a step before it.
+
+    With `kernel`, so is padding of more than half of it.
+    """
+    if before == after and all(2 * pad <= size for pad, size in zip(before, kernel, strict=False)):
         return x, tuple(before)
     flat = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     return b.call(functions.padded, x, flat, "constant", value), (0,) * len(before)
@@ -96,6 +99,7 @@ def conv_transpose(b: Builder, node: Node, x: Value, weight: Value, bias: Value 
     pads = list(given.get("pads", [0] * 2 * n))
     before, after = pads[:n], pads[n:]
     how = text(node, "auto_pad", "NOTSET")
+    # ONNX: without auto_pad, an odd rest of output_shape is before the image.
     wanted = given.get("output_shape") or (
         [s * f for s, f in zip(x.shape[2:], strides, strict=True)] if "SAME" in how else None
     )
@@ -105,7 +109,7 @@ def conv_transpose(b: Builder, node: Node, x: Value, weight: Value, bias: Value 
             for s, f, k, d, e in zip(x.shape[2:], strides, kernel, dilations, extra, strict=True)
         ]
         total = [size - end for size, end in zip(whole, wanted, strict=True)]
-        before = [t // 2 if how != "SAME_LOWER" else t - t // 2 for t in total]
+        before = [t // 2 if how == "SAME_UPPER" else t - t // 2 for t in total]
         after = [t - first for t, first in zip(total, before, strict=True)]
     even = [min(pair) for pair in zip(before, after, strict=True)]
     options = {"stride": tuple(strides), "dilation": tuple(dilations), "groups": int(given.get("group", 1))}
@@ -135,9 +139,8 @@ def gemm(b: Builder, node: Node, x: Value, weight: Value, bias: Value | None = N
     alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
     if given.get("transA", 0):
         x = b.call(torch.t, x)
-    fits = bias is None or (
-        bias.constant is not None and bias.fakes[0].numel() == weight.shape[0 if given.get("transB", 0) else 1]
-    )
+    outputs = weight.shape[0 if given.get("transB", 0) else 1]
+    fits = bias is None or (bias.constant is not None and bias.shape in ((outputs,), (1, outputs)))
     if weight.constant is None or not fits:
         y = b.call(torch.matmul, x, b.call(torch.t, weight) if given.get("transB", 0) else weight)
         y = y if alpha == 1 else b.call(arithmetic.mul, y, alpha)
@@ -221,7 +224,8 @@ def layer_norm(b: Builder, node: Node, x: Value, scale: Value, bias: Value | Non
     """A layer over the last dimensions."""
     axis = axis_of(node, x, -1)
     sizes = x.shape[axis:]
-    if scale.constant is None or (bias is not None and bias.constant is None) or len(node.outputs) > 1:
+    others = any(map(b.is_read, node.outputs[1:]))
+    if scale.constant is None or (bias is not None and bias.constant is None) or others:
         raise b.error("has weights that depend on the inputs, or more than one result, which has no converter")
     whole = [b.as_shape(value, sizes) if value is not None else None for value in (scale, bias)]
     return b.layer(layer_norm_of, x, whole, eps=float(node.attributes.get("epsilon", 1e-5)))
@@ -267,8 +271,9 @@ def attention(
 ) -> Value:
     """Scaled dot-product attention. The heads are a dimension."""
     given = node.attributes
-    unknown = {"softcap", "qk_matmul_output_mode", "softmax_precision"} & {key for key, value in given.items() if value}
-    if any(past) or unknown or len(node.outputs) > 1:
+    unknown = {key for key, value in given.items() if value} - {"q_num_heads", "kv_num_heads", "scale", "is_causal"}
+    both = mask is not None and given.get("is_causal", 0)
+    if any(past) or unknown or both or len(node.outputs) > 1:
         raise b.error("keeps a cache or has options without a converter; export the network with a lower opset")
     if q.rank == 3:
         heads, others = int(given["q_num_heads"]), int(given["kv_num_heads"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from edgeprune.frontends.onnx import functions
+from edgeprune.frontends.onnx import functions, resizing
 from edgeprune.frontends.onnx.build import Builder
 from edgeprune.frontends.onnx.file import Node
 from edgeprune.frontends.onnx.graph import Value
@@ -20,16 +20,14 @@ MEAN: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d
 
 @operator("MaxPool")
 def max_pool(b: Builder, node: Node, x: Value) -> Value:
-    """A separate step pads unevenly."""
+    """A separate step pads unevenly, and by more than half of the kernel."""
     if len(node.outputs) > 1 and node.outputs[1]:
         raise b.error("returns indices, which has no converter")
     given = node.attributes
     kernel = list(given["kernel_shape"])
     n = len(kernel)
     before, after = pads_of(node, x.shape[2:], kernel)
-    if any(2 * pad > size for pad, size in zip(before, kernel, strict=True)):
-        raise b.error("pads more than half of its kernel, which has no converter")
-    x, padding = symmetric(b, x, before, after, float("-inf"))
+    x, padding = symmetric(b, x, before, after, float("-inf"), kernel)
     strides, dilations = tuple(given.get("strides", [1] * n)), tuple(given.get("dilations", [1] * n))
     return b.call(MAX[n - 1], x, tuple(kernel), strides, padding, dilations, bool(given.get("ceil_mode", 0)))
 
@@ -45,10 +43,10 @@ def average_pool(b: Builder, node: Node, x: Value) -> Value:
     before, after = pads_of(node, x.shape[2:], kernel)
     counted = bool(given.get("count_include_pad", 0))
     strides, ceil = tuple(given.get("strides", [1] * n)), bool(given.get("ceil_mode", 0))
-    if before != after and not counted:
+    if not counted and (before != after or any(2 * pad > size for pad, size in zip(before, kernel, strict=True))):
         flat = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
         return b.call(functions.mean_pooled, x, tuple(kernel), strides, flat)
-    x, padding = symmetric(b, x, before, after)
+    x, padding = symmetric(b, x, before, after, kernel=kernel)
     return b.call(MEAN[n - 1], x, tuple(kernel), strides, padding, ceil, counted)
 
 
@@ -68,59 +66,65 @@ def global_max_pool(b: Builder, node: Node, x: Value) -> Value:
 def resize(
     b: Builder, node: Node, x: Value, roi: Value | None = None, scales: Value | None = None, sizes: Value | None = None
 ) -> Value:
-    """Images of a new size, where torch interpolates as the file says."""
-    mode = text(node, "mode", "nearest")
-    where = text(node, "coordinate_transformation_mode", "half_pixel")
-    if sizes is not None and sizes.fakes[0].numel():
-        after = b.ints(sizes)[0]
-        factors = [after[dim] / size for dim, size in enumerate(x.shape)] if len(after) == x.rank else None
-        wanted = after[2:] if factors else after
-    else:
-        if scales is None or scales.constant is None:
-            raise b.error("needs scales that do not depend on the inputs; export the network with fixed shapes")
-        factors = scales.constant[0].tolist()
-        wanted = [int(size * factor) for size, factor in zip(x.shape[2:], factors[2:], strict=False)]
-    if factors is not None and list(factors[:2]) != [1, 1]:
+    """Images of a new size: by torch's function if it interpolates as the file says, else by a table for each dimension."""
+    by_size = sizes is not None and bool(sizes.fakes[0].numel())
+    given = sizes if by_size else scales
+    if given is None or given.constant is None:
+        raise b.error("needs sizes that do not depend on the inputs; export the network with fixed shapes")
+    axes = [axis % x.rank for axis in node.attributes.get("axes") or range(x.rank)]
+    scaled = [
+        resizing.Scaled.of(dim, x.shape[dim], number, by_size)
+        for dim, number in zip(axes, given.constant[0].tolist(), strict=True)
+    ]
+    scaled = [one for one in scaled if one.changes]
+    how = resizing.How(
+        text(node, "mode", "nearest"),
+        text(node, "coordinate_transformation_mode", "half_pixel"),
+        text(node, "nearest_mode", "round_prefer_floor"),
+        float(node.attributes.get("cubic_coeff_a", -0.75)),
+        bool(node.attributes.get("exclude_outside", 0)),
+    )
+    if any(one.dim < 2 for one in scaled):
         raise b.error("resizes channels, which has no converter")
-    if list(wanted) == list(x.shape[2:]):
+    smaller = node.attributes.get("antialias", 0) and any(one.factor < 1 for one in scaled)
+    if smaller or text(node, "keep_aspect_ratio_policy", "stretch") != "stretch" or not how.is_known:
+        raise b.error(f"interpolates by {how} or with options that have no converter; export the network with others")
+    if not scaled:
         return x
-    if node.attributes.get("antialias", 0) or node.attributes.get("exclude_outside", 0):
-        raise b.error("interpolates with options without a converter; export the network with other ones")
-    corners = where == "align_corners"
-    whole = all(size % old == 0 for size, old in zip(wanted, x.shape[2:], strict=True))
-    if mode == "nearest":
-        rounding = text(node, "nearest_mode", "round_prefer_floor")
-        plain = where == "asymmetric" and rounding == "floor"
-        if not plain and not (
-            whole
-            and where in ("half_pixel", "asymmetric", "pytorch_half_pixel")
-            and _repeats(where, rounding, wanted, x)
-        ):
-            raise b.error(f"interpolates by {where} and {rounding}, which has no converter")
-        return b.call(F.interpolate, x, tuple(wanted), mode="nearest")
-    names = {("linear", 3): "linear", ("linear", 4): "bilinear", ("linear", 5): "trilinear", ("cubic", 4): "bicubic"}
-    known = names.get((mode, x.rank))
-    shrinks = any(size == 1 for size in wanted)
-    if known is None or not (corners or where == "half_pixel" or (where == "pytorch_half_pixel" and not shrinks)):
-        raise b.error(f"interpolates by {mode} and {where}, which has no converter")
-    if mode == "cubic" and abs(node.attributes.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
-        raise b.error("interpolates by a cubic that torch has not, which has no converter")
-    return b.call(F.interpolate, x, tuple(wanted), mode=known, align_corners=corners)
+    wanted = {one.dim: one.after for one in scaled}
+    size = tuple(wanted.get(dim, x.shape[dim]) for dim in range(2, x.rank))
+    named = how.of_torch(scaled, x.rank)
+    if named is not None:
+        return b.call(F.interpolate, x, size, **named)
+    for one in scaled:
+        target = functions.gathered if how.mode == "nearest" else functions.mixed
+        x = b.call(target, x, one.dim, b.constant(how.table(one)))
+    return x
 
 
-def _repeats(where: str, rounding: str, wanted: list[int], x: Value) -> bool:
-    """Whether every pixel is repeated equally often, as torch does."""
-    for size, old in zip(wanted, x.shape[2:], strict=True):
-        scale = size / old
-        for place in range(size):
-            exact = place / scale if where == "asymmetric" else (place + 0.5) / scale - 0.5
-            down, up = int(exact // 1), -int(-exact // 1)
-            nearest = {
-                "floor": down,
-                "ceil": up,
-                "round_prefer_floor": down if exact - down <= 0.5 else up,
-                "round_prefer_ceil": up if exact - down >= 0.5 else down,
-            }.get(rounding, -1)
-            if min(max(nearest, 0), old - 1) != int(place // scale):
-                return False
-    return True
+GRID = {"linear": "bilinear", "cubic": "bicubic"}  # the names of opset 20; others are torch's
+
+
+@operator("GridSample")
+def grid_sample(b: Builder, node: Node, x: Value, grid: Value) -> Value:
+    """torch's."""
+    mode = text(node, "mode", "bilinear")
+    pads, corners = text(node, "padding_mode", "zeros"), bool(node.attributes.get("align_corners", 0))
+    return b.call(F.grid_sample, x, grid, GRID.get(mode, mode), pads, corners)
+
+
+@operator("AffineGrid")
+def affine_grid(b: Builder, node: Node, theta: Value, size: Value) -> Value:
+    """torch's."""
+    return b.call(F.affine_grid, theta, b.fixed(size), bool(node.attributes.get("align_corners", 0)))
+
+
+@operator("Col2Im")
+def fold(b: Builder, node: Node, x: Value, image: Value, block: Value) -> Value:
+    """torch's fold of images."""
+    given = node.attributes
+    pads = list(given.get("pads", [0, 0, 0, 0]))
+    if len(pads) != 4 or pads[:2] != pads[2:]:
+        raise b.error("pads unevenly, or has other than two dimensions, which has no converter")
+    options = tuple(given.get("dilations", [1, 1])), tuple(pads[:2]), tuple(given.get("strides", [1, 1]))
+    return b.call(F.fold, x, tuple(b.fixed(image)), tuple(b.fixed(block)), *options)

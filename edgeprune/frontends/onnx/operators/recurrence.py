@@ -42,6 +42,7 @@ def recurrent(
     batch_first = bool(given.get("layout", 0))
     if batch_first:
         x = permuted(b, x, (1, 0, 2))
+        states = tuple(state and permuted(b, state, (1, 0, 2)) for state in states)
     if lengths is not None and any(set(each) != {f.shape[0]} for each, f in zip(b.ints(lengths), x.fakes, strict=True)):
         raise b.error("has sequences of unequal length, which has no converter")
     reverse = direction == "reverse"

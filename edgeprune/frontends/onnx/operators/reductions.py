@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator as arithmetic
 from functools import partial
 
 import torch
@@ -65,10 +66,11 @@ OPERATORS["Hardmax"] = partial(_softmax, functions.hardmax)
 
 
 def _arg(target: object, b: Builder, node: Node, x: Value) -> Value:
-    if node.attributes.get("select_last_index", 0):
-        raise b.error("selects the last index, which has no converter")
-    axis = axis_of(node, x, 0)
-    return b.call(target, x, axis, bool(node.attributes.get("keepdims", 1)))  # type: ignore[arg-type]
+    axis, keep = axis_of(node, x, 0), bool(node.attributes.get("keepdims", 1))
+    if not node.attributes.get("select_last_index", 0):
+        return b.call(target, x, axis, keep)  # type: ignore[arg-type]
+    found = b.call(target, b.call(torch.flip, x, (axis,)), axis, keep)  # type: ignore[arg-type]
+    return b.call(arithmetic.sub, x.shape[axis] - 1, found)
 
 
 OPERATORS["ArgMax"] = partial(_arg, torch.argmax)
@@ -78,9 +80,17 @@ OPERATORS["ArgMin"] = partial(_arg, torch.argmin)
 @operator("CumSum")
 def cum_sum(b: Builder, node: Node, x: Value, axis: Value) -> Value:
     """See ONNX."""
-    if node.attributes.get("exclusive", 0) or node.attributes.get("reverse", 0):
-        raise b.error("is exclusive or reversed, which has no converter")
-    return b.call(torch.cumsum, x, int(b.scalar(axis)))
+    exclusive, reverse = (bool(node.attributes.get(name, 0)) for name in ("exclusive", "reverse"))
+    dim = int(b.scalar(axis))
+    if exclusive or reverse:
+        return b.call(functions.cumulated, x, dim, exclusive, reverse)
+    return b.call(torch.cumsum, x, dim)
+
+
+@operator("MeanVarianceNormalization")
+def standardise(b: Builder, node: Node, x: Value) -> Value:
+    """See ONNX."""
+    return b.call(functions.standardised, x, [axis % x.rank for axis in node.attributes.get("axes", (0, 2, 3))])
 
 
 @operator("TopK")

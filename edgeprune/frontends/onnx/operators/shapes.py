@@ -11,6 +11,7 @@ from edgeprune.frontends.onnx import functions
 from edgeprune.frontends.onnx.build import Builder, FixedBatchError
 from edgeprune.frontends.onnx.file import Node, dtype_of, tensor_of
 from edgeprune.frontends.onnx.graph import Value
+from edgeprune.frontends.onnx.names import parameter_path
 from edgeprune.frontends.onnx.operators.layers import weighted
 from edgeprune.frontends.onnx.operators.table import axes_of, axis_of, operator, text
 from edgeprune.frontends.onnx.reshaping import reshape, shapes_after
@@ -21,10 +22,11 @@ END = 2**31 - 1  # a slice to this index takes all
 
 @operator("Constant")
 def constant(b: Builder, node: Node) -> Value:
-    """A constant of any form."""
-    given = node.attributes
+    """A constant of any form. Some exporters write weights so, and give them the names of parameters."""
+    given, name = node.attributes, node.outputs[0]
     if "value" in given:
-        return b.constant(tensor_of(b.graph.path, given["value"], str(node)))
+        tensor = tensor_of(b.graph.path, given["value"], str(node))
+        return b.constant(tensor, name if tensor.numel() > 1 and parameter_path(name) else "")
     for name, dtype in (("value_float", torch.float32), ("value_floats", torch.float32), ("value_int", torch.int64),
                         ("value_ints", torch.int64)):  # fmt: skip
         if name in given:
@@ -179,7 +181,15 @@ def _embedding(weight: torch.nn.Parameter) -> torch.nn.Module:
 @operator("GatherElements")
 def gather_elements(b: Builder, node: Node, x: Value, indices: Value) -> Value:
     """See ONNX."""
-    return b.call(torch.gather, x, axis_of(node, x, 0), indices)
+    axis = axis_of(node, x, 0)
+    return b.call(torch.gather, x, axis, _from_start(b, indices, x.shape[axis]))
+
+
+def _from_start(b: Builder, indices: Value, size: int) -> Value:
+    """Indices without negative ones, which count from the end."""
+    if indices.constant is not None and all(bool((each >= 0).all()) for each in indices.constant):
+        return indices
+    return b.call(functions.from_start, indices, size)
 
 
 @operator("GatherND")
@@ -191,9 +201,12 @@ def gather_nd(b: Builder, node: Node, x: Value, indices: Value) -> Value:
 @operator("ScatterElements")
 def scatter_elements(b: Builder, node: Node, x: Value, indices: Value, updates: Value) -> Value:
     """See ONNX."""
-    if text(node, "reduction", "none") != "none":
-        raise b.error("reduces, which has no converter; export the network with other operators")
-    return b.call(torch.scatter, x, axis_of(node, x, 0), indices, updates)
+    axis, how = axis_of(node, x, 0), text(node, "reduction", "none")
+    indices = _from_start(b, indices, x.shape[axis])
+    if how == "none":
+        return b.call(torch.scatter, x, axis, indices, updates)
+    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    return b.call(torch.scatter_reduce, x, axis, indices, updates, names[how])
 
 
 @operator("ScatterND")
@@ -288,6 +301,26 @@ def non_zero(b: Builder, node: Node, x: Value) -> Value:
     return b.constants([tensor.nonzero().T.contiguous() for tensor in x.constant])
 
 
+@operator("Compress")
+def compress(b: Builder, node: Node, x: Value, condition: Value) -> Value:
+    """Slices where a constant is true."""
+    if condition.constant is None:
+        raise b.error("makes a shape that depends on the values of the inputs; export the network without it")
+    places = b.constant(condition.constant[0].nonzero().flatten())
+    if "axis" not in node.attributes:
+        return b.call(functions.gathered, b.call(torch.flatten, x), 0, places)
+    return b.call(functions.gathered, x, axis_of(node, x, 0), places)
+
+
+@operator("ReverseSequence")
+def reverse_sequence(b: Builder, node: Node, x: Value, lengths: Value) -> Value:
+    """Whole sequences only."""
+    axis = int(node.attributes.get("time_axis", 0))
+    if any(set(each) != {f.shape[axis]} for each, f in zip(b.ints(lengths), x.fakes, strict=True)):
+        raise b.error("has sequences of unequal length, which has no converter")
+    return b.call(torch.flip, x, (axis,))
+
+
 @operator("EyeLike")
 def eye_like(b: Builder, node: Node, x: Value) -> Value:
     """The identity."""
@@ -296,7 +329,8 @@ def eye_like(b: Builder, node: Node, x: Value) -> Value:
         if "dtype" in node.attributes
         else x.fakes[0].dtype
     )
-    return b.per_batch(torch.eye, [tuple(fake.shape) for fake in x.fakes], dtype=dtype)
+    offset = int(node.attributes.get("k", 0))
+    return b.per_batch(functions.eye, [(*fake.shape, offset) for fake in x.fakes], dtype=dtype)
 
 
 @operator("DepthToSpace")
@@ -310,5 +344,8 @@ def depth_to_space(b: Builder, node: Node, x: Value) -> Value:
 
 @operator("SpaceToDepth")
 def space_to_depth(b: Builder, node: Node, x: Value) -> Value:
-    """See ONNX."""
-    return b.call(functions.space_to_depth, x, int(node.attributes["blocksize"]))
+    """The order of TensorFlow, or torch's pixel unshuffle."""
+    block = int(node.attributes["blocksize"])
+    if text(node, "mode", "DCR") == "CRD":
+        return b.call(torch.pixel_unshuffle, x, block)
+    return b.call(functions.space_to_depth, x, block)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from edgeprune.frontends.onnx.build import Builder
+from edgeprune.frontends.onnx.build import Builder, Made
 from edgeprune.frontends.onnx.file import Node
 from edgeprune.frontends.onnx.graph import Value
 
-Operator = Callable[..., "Value | Sequence[Value]"]  # (builder, node, *inputs); an input that is left out is None
+Operator = Callable[..., Made]  # (builder, node, *inputs); an input that is left out is None
 OPERATORS: dict[str, Operator] = {}
 
 
