@@ -33,6 +33,8 @@ from edgeprune.stages.compile import Compiler
 
 RANDOM = np.random.default_rng(0)
 PACKAGES = {"tflite": "litert_torch", "tensorrt": "onnx", "ncnn": "pnnx"}  # without which a runtime is not tested
+REAL = ("onnxruntime", "openvino", "tflite", "ncnn", "executorch")
+STAND_IN = pytest.param("tensorrt", marks=pytest.mark.slow)  # only NVIDIA's devices have the real one
 WEIGHT = RANDOM.standard_normal((16, 3, 1, 1)).astype("float32")
 # OpenVINO reports the time of a node in microseconds, so the network must take several.
 
@@ -64,9 +66,9 @@ class Pointwise(nn.Module):
         return torch.relu(self.layer(x))
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tflite", "ncnn", "executorch", "tensorrt"])
+@pytest.fixture(scope="module", params=[*REAL, STAND_IN])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """The real runtimes. TensorRT is a stand-in, since only NVIDIA's devices have it."""
+    """The real runtimes, and the stand-in."""
     name, folder = request.param, tmp_path_factory.mktemp("bench")
     pytest.importorskip(PACKAGES.get(name, name))
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -179,7 +181,7 @@ class Words(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "ncnn", "executorch", "tensorrt"])
+@pytest.mark.parametrize("name", [*REAL, STAND_IN])
 def test_token_ids_and_several_inputs(
     name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
@@ -214,7 +216,7 @@ class Many(nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "tflite", "ncnn", "executorch", "tensorrt"])
+@pytest.mark.parametrize("name", [*REAL, STAND_IN])
 def test_several_outputs_keep_their_order(
     name: str, precision: str, tmp_path: Path, stand_in: Callable[[str], None]
 ) -> None:
@@ -350,7 +352,7 @@ def test_models_are_interleaved_so_that_drift_cancels() -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((name, torch.uint8) for name in ("onnxruntime", "openvino", "tflite", "ncnn", "executorch")),
+        *((name, torch.uint8) for name in REAL),
         ("onnxruntime", torch.float32),
         *(
             pytest.param(name, torch.float32, marks=pytest.mark.slow)

@@ -55,7 +55,7 @@ def test_a_keras_model_becomes_a_verified_artifact_and_a_smaller_keras_model(tmp
     assert found.count_params() < 0.8 * model.count_params()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_keyword_spotter_of_tensorflow_becomes_a_verified_artifact(tmp_path: Path) -> None:
     shutil.copy(RECORDED / "keywords.onnx", tmp_path)
     run = command("run", "--project", project(tmp_path, "onnx", "keywords.onnx", (49, 10, 1)), "--json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nets import NETS, image
+from nets import surveyed
 from test_latency import truth
 
 from edgeprune.devices.bench import Bench
@@ -16,7 +16,6 @@ from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import LinkError
 from edgeprune.latency.fit import last_error
 from edgeprune.latency.observations import measured_ns
-from edgeprune.network.survey import survey
 from edgeprune.records import Experiment, Groups, Profile, Target
 from edgeprune.stages import experiments
 
@@ -30,7 +29,7 @@ class Machine:
     """A simulated device, and the profile that is measured on it. The groups are by default those of a residual network."""
 
     def __init__(self, folder: Path, groups: Groups | None = None) -> None:
-        self.folder, self.groups = folder, groups or survey(NETS["Residual"](), image())
+        self.folder, self.groups = folder, groups or surveyed("Residual")
         self.left = 10_000  # answers until it disconnects
         self.slowness: list[float] = []  # of the next processes; 1 after that
         self.unexplained = 0.0  # spread of a factor that each variant has, and that no model predicts

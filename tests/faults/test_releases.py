@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ def test_old_releases_are_dropped_unless_in_use(key: Path, tmp_path: Path, monke
     assert pointed("current") == made[2].digest
 
 
-# Dies at the n-th call that changes the file system, before it is done or after.
+# Forks for each line of its input. The fork dies at the n-th call that changes the file system, before it is done or after.
 KILLED = """
 import importlib, json, os, runpy, signal, sys
 agent = runpy.run_path({agent!r})
@@ -257,37 +258,54 @@ names = "devices.wire", "devices.agent.releases", "runtimes.machine"
 wire, releases, machine = (importlib.import_module(agent["PACKAGE"] + "." + name) for name in names)
 machine.home = lambda: {home!r}
 releases.run_check = lambda folder, manifest, check_s: wire.Check(True, 0.0, 1.0, 1.0)
+doers = {{"publish": releases.publish, "activate": releases.activate}}
+jobs = [(doers[document["mode"]], wire.read_job(document)[1]) for document in json.loads({jobs!r})]
 count = 0
-def deadly(work):
+def deadly(work, at):
     def call(*a, **k):
         global count
         count += 1
-        if count == {at} and not {after}:
+        if count == at and not {after}:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             return work(*a, **k)
         finally:
-            if count == {at}:
+            if count == at:
                 os.kill(os.getpid(), signal.SIGKILL)
     return call
-for name in ("rename", "replace", "symlink", "unlink", "fsync", "mkdir", "rmdir"):
-    setattr(os, name, deadly(getattr(os, name)))
-doers = {{"publish": releases.publish, "activate": releases.activate}}
-for document in json.loads({jobs!r}):
-    doers[document["mode"]](wire.read_job(document)[1])
+for line in sys.stdin:
+    child = os.fork()
+    if child:
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    for name in ("rename", "replace", "symlink", "unlink", "fsync", "mkdir", "rmdir"):
+        setattr(os, name, deadly(getattr(os, name), int(line)))
+    for do, job in jobs:
+        do(job)
+    break
 """
 Jobs = list[wire.Work[Any]]
 
 
-def killed(at: int, after: bool, jobs: Jobs, home: Path) -> bool:
-    """Whether it was killed; False when it completed before that."""
+@contextmanager
+def deadly(after: bool, jobs: Jobs, home: Path) -> Iterator[Callable[[int], bool]]:
+    """Does the jobs up to the n-th step. Returns whether the process was killed then; False when it completed before that."""
     documents = json.dumps([wire.job_document(i, job) for i, job in enumerate(jobs)])
     agent = home.parent / "agent.py"
+    agent.parent.mkdir(exist_ok=True)
     agent.write_bytes(bundling.agent())
-    text = KILLED.format(agent=str(agent), home=str(home), at=at, after=after, jobs=documents)
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+    text = KILLED.format(agent=str(agent), home=str(home), after=after, jobs=documents)
+    argv = [sys.executable, "-c", text]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def killed(at: int) -> bool:
+            print(at, file=process.stdin, flush=True)
+            code = int(process.stdout.readline())  # type: ignore[union-attr]
+            assert code in (0, -signal.SIGKILL)
+            return code != 0
+
+        yield killed
 
 
 def do(job: wire.Work[Any]) -> None:
@@ -322,23 +340,24 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_release(
     }
     before, wanted, jobs = plans[verb]
     steps = 0
-    for at in range(1, 200):
-        shutil.rmtree(home, ignore_errors=True)
-        shutil.copytree(start, home, symlinks=True)
-        if not killed(at, after, jobs, home):
-            break
-        steps += 1
-        current = Path(os.path.realpath(service() / "current"))
-        assert current.name in (before.digest, wanted.digest)
-        trust.checked(str(current), current.name)  # whole, signed, and in service
-        device.listed(LIST)  # the next process clears up
-        assert pointed("current") in (before.digest, wanted.digest)
-        assert pointed("previous") in (old.digest, second.digest)
-        assert not (service() / "switching").exists()
-        if pointed("current") == before.digest:  # the same again goes through
-            for job in jobs:
-                do(job)
-            assert pointed("current") == wanted.digest
+    with deadly(after, jobs, home) as killed:
+        for at in range(1, 200):
+            shutil.rmtree(home, ignore_errors=True)
+            shutil.copytree(start, home, symlinks=True)
+            if not killed(at):
+                break
+            steps += 1
+            current = Path(os.path.realpath(service() / "current"))
+            assert current.name in (before.digest, wanted.digest)
+            trust.checked(str(current), current.name)  # whole, signed, and in service
+            device.listed(LIST)  # the next process clears up
+            assert pointed("current") in (before.digest, wanted.digest)
+            assert pointed("previous") in (old.digest, second.digest)
+            assert not (service() / "switching").exists()
+            if pointed("current") == before.digest:  # the same again goes through
+                for job in jobs:
+                    do(job)
+                assert pointed("current") == wanted.digest
     assert steps >= (20 if verb == "deploy" else 10)
     assert pointed("current") == wanted.digest
     assert pointed("previous") == before.digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,12 @@ def network(name: str) -> nn.Module:
     return Net(body, width, reads).eval()
 
 
+@cache
+def surveyed(name: str) -> Groups:
+    """The groups of one of `BODIES`."""
+    return survey(network(name), image())
+
+
 def halved(groups: Groups) -> dict[str, dict[int, tuple[int, ...]]]:
     """Every other unit of each group."""
     return make_recipe(groups, {group.name: range(0, group.width, 2) for group in groups.free})
@@ -80,17 +87,14 @@ def halved(groups: Groups) -> dict[str, dict[int, tuple[int, ...]]]:
 
 @pytest.mark.parametrize("name", BODIES)
 def test_sizes_in_the_users_code_follow_a_cut(name: str) -> None:
-    model = randomised(network(name))
-    groups = survey(model, image())
-    pruned = cut(model, halved(groups), image())  # proves it
+    pruned = cut(randomised(network(name)), halved(surveyed(name)), image())  # proves it
     assert pruned(torch.zeros(3, 3, 8, 8)).shape == (3, 4)
     assert pruned.get_parameter("a.weight").shape[0] < 16
 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_all_channels_that_the_mathematics_allows_can_be_cut(name: str) -> None:
-    groups = survey(network(name), image())
-    assert sorted(group.width for group in groups.free) == sorted(BODIES[name][3])
+    assert sorted(group.width for group in surveyed(name).free) == sorted(BODIES[name][3])
 
 
 def test_a_network_without_sizes_in_its_code_keeps_its_class() -> None:
@@ -129,9 +133,14 @@ def trained() -> nn.Module:
     return adapted(randomised(Trained()))
 
 
-def test_a_cut_graph_trains_like_the_model(trained: nn.Module) -> None:
+@pytest.fixture(scope="module")
+def groups() -> Groups:
+    """The groups of `Trained`."""
+    return survey(adapted(Trained()), image())
+
+
+def test_a_cut_graph_trains_like_the_model(trained: nn.Module, groups: Groups) -> None:
     """Batch-norm and dropout follow the mode, and the loss gets the outputs in the user's form."""
-    groups = survey(trained, image())
     assert groups.form == "graph"
     pruned = sliced(formed(trained, groups, image()), halved(groups))
     before = copy.deepcopy(pruned.state_dict())
@@ -158,8 +167,7 @@ def test_a_graph_has_the_state_dict_of_the_model_and_takes_any_batch(trained: nn
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_block_is_removed_from_a_graph(trained: nn.Module) -> None:
-    groups = survey(trained, image())
+def test_a_block_is_removed_from_a_graph(trained: nn.Module, groups: Groups) -> None:
     assert [block.name for block in groups.blocks] == ["block"]
     keep = dict.fromkeys(groups.blocks[0].groups, ())
     pruned = cut_as_is(formed(trained, groups, image()), make_recipe(groups, keep), image())
@@ -167,8 +175,7 @@ def test_a_block_is_removed_from_a_graph(trained: nn.Module) -> None:
     assert copy.deepcopy(pruned)(*image())[0].shape == (1, 4)
 
 
-def test_batch_norm_is_folded_in_a_graph(trained: nn.Module) -> None:
-    groups = survey(trained, image())
+def test_batch_norm_is_folded_in_a_graph(trained: nn.Module, groups: Groups) -> None:
     assert ("stem.0", "stem.1") in groups.folds
     pruned = sliced(formed(trained, groups, image()), halved(groups))
     folded = fold(pruned, groups.folds)

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from nets import NETS, Blocks, image, inputs_of
+from nets import NETS, Blocks, image, inputs_of, surveyed
 from torch import Tensor, nn
 
 from edgeprune import runtimes
@@ -78,8 +78,7 @@ NCNN = ["SqueezeExcite", "Plain", "Depthwise", "Chunk", "Grouped", "Normalised",
 )
 def test_a_variant_equals_the_pruned_network_and_its_nodes_have_owners(kind: str, name: str) -> None:
     pytest.importorskip({"tflite": "litert_torch", "ncnn": "pnnx"}.get(kind, "onnx"))
-    model, inputs = opened(NETS[name]()), inputs_of(name)
-    groups = survey(model, inputs)
+    model, inputs, groups = opened(NETS[name]()), inputs_of(name), surveyed(name)
     model = formed(model, groups, inputs)
     template = FORMATS[kind](model, inputs, groups)
     assert template.slices == (name not in EXPORTED)
@@ -187,7 +186,7 @@ def test_nodes_without_effect_are_removed_from_the_file() -> None:
 def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
     if kind == "tflite":
         pytest.importorskip("litert_torch")
-    groups = survey(Blocks(), image())
+    groups = surveyed("Blocks")
     template = FORMATS[kind](Blocks(), image(), groups)
     gone = dict.fromkeys((group for block in groups.blocks for group in block.groups), 0)
     file = template.variant({**groups.full(), **gone})
@@ -210,8 +209,7 @@ def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
 
 
 def test_batch_norm_is_folded() -> None:
-    model = NETS["Residual"]()
-    groups = survey(model, image())
+    model, groups = NETS["Residual"](), surveyed("Residual")
     kinds = {node.op_type for node in OnnxTemplate(model, image(), groups).proto.graph.node}
     assert "BatchNormalization" not in kinds
 
@@ -279,6 +277,6 @@ def test_sizes_in_a_file_follow_the_widths() -> None:
 
 
 def test_a_trial_cut_removes_some_units_of_every_group() -> None:
-    groups = survey(NETS["Encoder"](), inputs_of("Encoder"))
+    groups = surveyed("Encoder")
     widths = sizes.distinct(groups)
     assert all(0 < widths[group.name] < group.width for group in groups.free)

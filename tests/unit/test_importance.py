@@ -177,7 +177,7 @@ def blocks() -> tuple[nn.Module, Groups]:
     """A network with blocks, and its groups. Criteria do not change it."""
     torch.manual_seed(0)
     model = nets.Blocks().eval()
-    return model, survey(model, nets.image())
+    return model, nets.surveyed("Blocks")
 
 
 def test_loss_curves_equal_those_of_networks_that_are_cut_and_run_as_a_whole() -> None:
@@ -214,8 +214,7 @@ def test_loss_curves_do_not_depend_on_what_is_kept_in_memory(
     net: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    model, batches = net().eval(), images(4)
-    groups = survey(model, nets.image())
+    model, batches, groups = net().eval(), images(4), nets.surveyed(net.__name__)
     found = CRITERIA["loss-curves"](model, groups, batches, F.cross_entropy)
     assert found == CRITERIA["loss-curves"](model, groups, batches, F.cross_entropy)
     monkeypatch.setattr(probe, "LIMITS", LIMITS.__class__(curve_bytes=0))
@@ -256,7 +255,7 @@ def test_the_refit_uses_other_samples_than_the_loss(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sampling, "REFIT_SAMPLES", (16, 16))
     monkeypatch.setattr(sampling, "CURVE_SAMPLES", (8, 8))
     model = nets.Plain().eval()
-    CRITERIA["loss-curves"](model, survey(model, nets.image()), images(4), F.cross_entropy)
+    CRITERIA["loss-curves"](model, nets.surveyed("Plain"), images(4), F.cross_entropy)
     assert (len(used["refit"]), len(used["loss"])) == (16, 8)
     assert not (used["refit"][:, None] == used["loss"][None]).flatten(2).all(2).any()
 
@@ -267,8 +266,7 @@ def test_a_batch_larger_than_the_sample_is_read_in_part() -> None:
 
 
 def test_larger_networks_are_measured_on_fewer_samples_down_to_a_least_number() -> None:
-    model = nets.Plain().eval()
-    groups = survey(model, nets.image())
+    groups = nets.surveyed("Plain")
 
     def counted(scale: int) -> int:
         layers = tuple(replace(layer, positions=scale * layer.positions) for layer in groups.layers)
@@ -329,6 +327,6 @@ def test_what_observing_computes_is_not_recorded_as_the_model_s() -> None:
     found = probe.Resuming.of(model, batches, Extent(32, 1000, 1 << 20, 1 << 20))
     alone, _ = Tape.recorded(model, found.reference.inputs)
     beside = found.tapes[id(found.reference.inputs)]
-    last = [survey(model, nets.image()).layers[-1].weight]
+    last = [nets.surveyed("Blocks").layers[-1].weight]
     assert beside.first_use(last) == alone.first_use(last) > 0
     assert len(found.tapes) == 2

@@ -7,13 +7,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from nets import Blocks, Residual, image
+from nets import surveyed
 
 from edgeprune.errors import InconclusiveError
 from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency.fit import draft, fit, last_error
 from edgeprune.latency.observations import Observations, by_layer, measured_ns, reference_ns
-from edgeprune.network.survey import survey
 from edgeprune.records import Device, Experiment, Group, Groups, Profile, Run, Samples, Widths
 from edgeprune.stages import experiments as profiling
 
@@ -22,7 +21,7 @@ DEVICE = Device("x86_64", "synthetic", 1, "none", "none", "0", "boot")
 
 @pytest.fixture(scope="module")
 def groups() -> Groups:
-    return survey(Residual(), image())
+    return surveyed("Residual")
 
 
 def drawn(groups: Groups, random: np.random.Generator) -> dict[str, int]:
@@ -244,7 +243,7 @@ def test_the_last_error_is_of_a_model_fitted_before(groups: Groups) -> None:
 
 
 def test_a_removed_block_takes_no_time_and_its_measurement_improves_the_model() -> None:
-    groups = survey(Blocks(), image())
+    groups = surveyed("Blocks")
     profiled = profile(groups, 60, 1, noise=0.002)
     random = np.random.default_rng(3)
 
@@ -275,7 +274,7 @@ def test_a_removed_block_takes_no_time_and_its_measurement_improves_the_model() 
 
 
 def test_a_layer_of_a_removed_block_is_not_observed_as_taking_no_time() -> None:
-    groups = survey(Blocks(), image())
+    groups = surveyed("Blocks")
     plain = profile(groups, 10, 8, noise=0.0)
     inner = {group for block in groups.blocks for group in block.groups}
     last = plain.experiments[-1]

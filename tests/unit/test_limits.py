@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import nets
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from edgeprune.network import activations, weights
 from edgeprune.network.cut import cut, formed
 from edgeprune.network.folding import fold
 from edgeprune.network.importance import CRITERIA
-from edgeprune.network.survey import generic, survey
+from edgeprune.network.survey import generic
 from edgeprune.records import Budget, Groups, Limit, Outcome, Plan, Scores, Widths, digest
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
 from edgeprune.stages import allocation, bounds, confirm, ondevice
@@ -38,7 +39,7 @@ NETS = [Residual, Concat, Grouped]
 def surveyed(net: type[nn.Module]) -> tuple[nn.Module, Groups]:
     torch.manual_seed(0)
     model = net().eval()
-    groups = survey(model, image())
+    groups = nets.surveyed(net.__name__)
     return formed(model, groups, image()), groups
 
 

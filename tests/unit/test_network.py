@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import NETS, Blocks, Residual, Shared, image
+from nets import NETS, Blocks, Residual, Shared, image, surveyed
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError, UsageError
@@ -22,8 +22,7 @@ from edgeprune.records import Preprocess
 
 def test_a_recipe_that_mixes_up_channels_is_refused() -> None:
     """The shapes fit but the channels do not. Only the proof finds that."""
-    model = randomised(Residual())
-    groups = survey(model, image())
+    model, groups = randomised(Residual()), surveyed("Residual")
     recipe = {name: dict(dims) for name, dims in make_recipe(groups, {"a1.0": [0, 1, 2]}).items()}
     recipe["a2.0.weight"][1] = (3, 4, 5)
     with pytest.raises(CutError, match="differs from the masked original"):
@@ -31,8 +30,7 @@ def test_a_recipe_that_mixes_up_channels_is_refused() -> None:
 
 
 def test_a_recipe_without_a_reading_layer_is_refused() -> None:
-    model = Residual()
-    groups = survey(model, image())
+    model, groups = Residual(), surveyed("Residual")
     recipe = {name: dims for name, dims in make_recipe(groups, {"a1.0": [0, 1]}).items() if name != "a2.0.weight"}
     with pytest.raises(CutError, match="forward raises"):
         cut(model, recipe, image())
@@ -40,8 +38,7 @@ def test_a_recipe_without_a_reading_layer_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["Residual", "Grouped", "Shared", "Concat", "Blocks"])
 def test_a_pruned_network_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
-    model = randomised(NETS[name]())
-    groups = survey(model, image())
+    model, groups = randomised(NETS[name]()), surveyed(name)
     recipe = make_recipe(groups, {group.name: range(0, group.width, 2) for group in groups.free})
     small = cut(model, recipe, image())
     weights.save(tmp_path / "cut.safetensors", small, recipe)
@@ -52,8 +49,7 @@ def test_a_pruned_network_is_saved_and_loaded(name: str, tmp_path: Path) -> None
 
 def test_blocks_that_pass_their_input_through_are_found_and_removed(tmp_path: Path) -> None:
     """Only innermost blocks, and none that changes its input. A block is removed if its inner groups keep nothing."""
-    model = randomised(Blocks())
-    groups = survey(model, image())
+    model, groups = randomised(Blocks()), surveyed("Blocks")
     assert [block.name for block in groups.blocks] == ["stage.0", "stage.1", "attending"]
     assert groups.blocks[0].groups == ("stage.0.first.0", "stage.0.second.0")
     gone = dict.fromkeys((*groups.blocks[0].groups, *groups.blocks[2].groups), ())
@@ -72,14 +68,13 @@ def test_blocks_that_pass_their_input_through_are_found_and_removed(tmp_path: Pa
 
 
 def test_half_a_block_cannot_be_removed() -> None:
-    groups = survey(Blocks(), image())
+    groups = surveyed("Blocks")
     with pytest.raises(ValueError, match="cannot keep units"):
         make_recipe(groups, {"stage.0.first.0": ()})
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
-    model = Residual()
-    groups = survey(model, image())
+    model, groups = Residual(), surveyed("Residual")
     recipe = make_recipe(groups, {"a1.0": [0]})
     weights.save(tmp_path / "cut.safetensors", cut(model, recipe, image()), recipe)
     with pytest.raises(UsageError, match="does not belong"):
@@ -114,7 +109,7 @@ def test_constants_of_the_code_are_not_randomised() -> None:
 def test_the_original_stays_unchanged() -> None:
     model = Residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    cut(model, make_recipe(survey(model, image()), {"a1.0": [1]}), image())
+    cut(model, make_recipe(surveyed("Residual"), {"a1.0": [1]}), image())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
