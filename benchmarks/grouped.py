@@ -3,9 +3,9 @@
     python benchmarks/grouped.py [--variants 66] [--seed 0]
 
 Two networks of ResNeXt's blocks, with random widths, are timed with ONNX Runtime in one thread, interleaved in one process.
-ONNX Runtime's profiler gives the times of nodes. The model is `edgeprune.latency.fit.fit`, twice on the same times: with
-the sizes that a layer has (`Layer.sides`: all inputs, and the outputs of one group), and with the inputs of one group and
-all outputs, as before. Errors are those on the folds left out.
+ONNX Runtime's profiler gives the times of nodes. The model of `edgeprune.latency.fit` is fitted twice to the same times. Now
+a layer has the sizes of `Layer.sides`: all inputs, and the outputs of one group. Before, these were the inputs of one
+group and all outputs. Errors are those on the folds left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from edgeprune.latency.fit import fit
 from edgeprune.latency.observations import by_layer
 from edgeprune.network.cut import formed
 from edgeprune.network.survey import survey
-from edgeprune.records import Device, Experiment, Groups, Profile, Run, Samples, Widths
+from edgeprune.records import Device, Experiment, Groups, Profile, Run, Samples
+from edgeprune.records.profile import Role
 from edgeprune.runtimes.formats import FORMATS
 
 ANCHORS, ROUNDS, PROFILED = 4, 10, 8
@@ -64,7 +65,7 @@ def profiled(each: int, variants: int, random: np.random.Generator) -> tuple[Pro
     template = FORMATS["onnx"](formed(model, groups, example), example, groups)
     middle = {g.name: candidate_widths(g)[len(candidate_widths(g)) // 2] for g in groups.free}
     drawn = [{g.name: int(random.choice(candidate_widths(g))) for g in groups.free} for _ in range(variants)]
-    widths: list[Widths] = [*[middle] * ANCHORS, *drawn]
+    widths: list[dict[str, int]] = [*[middle] * ANCHORS, *drawn]
     files = [template.variant(one) for one in widths]
     feed = {"input_0": example[0].numpy()}
 
@@ -96,7 +97,7 @@ def profiled(each: int, variants: int, random: np.random.Generator) -> tuple[Pro
         layers = by_layer(
             [(name, int(np.quantile(own, 0.2))) for name, own in nodes.items()], template.owners(groups.layers)
         )
-        role = "anchor" if place < ANCHORS else "fit"
+        role: Role = "anchor" if place < ANCHORS else "fit"
         experiments.append(Experiment(role, 0, one, Samples((Run((round(total),), 1),)), *layers))
     return Profile("local", f"resnext{each}", groups.network, DEVICE, 1, "fp32", tuple(experiments)), groups
 
