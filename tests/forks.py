@@ -79,13 +79,15 @@ def _become(arguments: list[str], environment: dict[str, str], cwd: str, out: st
 
 
 def _warm_up() -> None:
-    """Import what commands import, and export a network once: torch imports much of itself only then.
+    """Import what commands import, make the agent, and export a network: torch imports much of itself only then.
 
     Nothing here may start a thread, as onnxruntime does: a fork would wait for it without end.
     """
     gc.disable()
     import effort  # noqa: F401 - it must come first
     import torch
+
+    from edgeprune.devices import bundle
 
     edgeprune = (
         "api.verbs",
@@ -103,6 +105,7 @@ def _warm_up() -> None:
         import untraced
 
         untraced.exporters()
+    bundle.agent()
     gc.collect()
     gc.freeze()  # or a fork that ends looks at every object of torch, and copies its memory
     gc.enable()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -143,11 +143,19 @@ def _path(name: str) -> Path:
 def _imported(name: str, text: str) -> list[str]:
     """What a module imports relatively; `from . import a` may name a module or a part of one."""
     package, found = name.rpartition(".")[0], []
-    for node in ast.walk(ast.parse(text)):
+    for node in _statements(ast.parse(text).body):
         if isinstance(node, ast.ImportFrom) and node.level:
             origin = resolve_name("." * node.level + (node.module or ""), package)
             found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return found
+
+
+def _statements(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """All statements, also inside others. Expressions, which are most of a module, hold no imports."""
+    for node in nodes:
+        yield node
+        for name in ("body", "orelse", "handlers", "finalbody", "cases"):
+            yield from _statements(getattr(node, name, ()))
 
 
 def _file(doc: str, texts: dict[str, str], start: str) -> bytes:

@@ -49,6 +49,7 @@ def of_module(root: Path, module: str) -> dict[str, str]:
     return {file.relative_to(root).as_posix(): file_sha256(file) for file in sorted(seen)}
 
 
+@cache
 def installed(package: str) -> str:
     """The version of a package; "none" if it is not installed."""
     try:
