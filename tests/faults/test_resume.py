@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from small import command, kill_after, settled, start
+from small import InProcess, command, kill_after, settled, start
 
 
 @pytest.mark.slow
@@ -63,24 +62,19 @@ def test_two_runs_in_one_folder_exit_with_7(project: Path) -> None:
         first.stderr.close()
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(own_run: Path) -> None:
+def test_a_full_disk_is_an_error_and_loses_nothing(
+    own_run: Path, edgeprune: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A write that fails as on a full disk."""
     folder = own_run.parent
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
-    code = (
-        "import errno, os, sys\n"
-        "from edgeprune.storage import store\n"
-        "def full(handle):\n"
-        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
-        "store.os.fsync = full\n"
-        "sys.argv = ['edgeprune', 'plan', '--project', sys.argv[1], '--budget', '70%']\n"
-        "from edgeprune.cli import main\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder / "edgeprune.toml")], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and "disk is full" in done.stderr, done.stderr
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, said = edgeprune("plan", "--project", str(own_run), "--budget", "70%")
+    assert code == 2 and "disk is full" in said, said
     assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
     assert not list(folder.glob("runs/local/.draft-*"))
 
