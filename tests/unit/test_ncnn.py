@@ -14,6 +14,7 @@ from edgeprune import runtimes
 from edgeprune.errors import UsageError
 from edgeprune.runtimes import files
 from edgeprune.runtimes.device import Options, find
+from edgeprune.runtimes.formats import ncnn as exporter
 from edgeprune.runtimes.ncnn.host import _end
 from edgeprune.runtimes.ncnn.network import FEATURES, FP32, Layer, pack, parse, read, unpack, write
 
@@ -88,6 +89,21 @@ def test_weights_of_another_network_are_refused() -> None:
             read(text, wrong)
     with pytest.raises(ValueError, match="cannot be read"):
         read(text.replace("0=4", "8=2 0=4"), weights)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import os; os.abort()", "ncnn crashes with SIGABRT"),
+        ("import sys; sys.exit('no layer x')", "ncnn: no layer x"),
+    ],
+)
+def test_a_crash_of_ncnn_on_a_file_of_pnnx_is_one_line(
+    script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "CHECK", script)
+    with pytest.raises(UsageError, match=f"cannot be exported to ncnn: .*{reason.removeprefix('ncnn: ')}"):
+        exporter._run([np.zeros(1, "float32")], tmp_path)
 
 
 def test_a_text_with_commas_is_no_list() -> None:

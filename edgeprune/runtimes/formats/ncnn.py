@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import re
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import edgeprune
 from edgeprune.errors import RuntimeMissing, UsageError, quoted
 from edgeprune.graph.trace import exporting
 from edgeprune.limits import LIMITS
@@ -22,16 +26,28 @@ from edgeprune.network.adapter import file_names
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Widths
 from edgeprune.runtimes.base import silenced
-from edgeprune.runtimes.device import Failed, Options
+from edgeprune.runtimes.device import Failed
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.formats.sizes import Constants
-from edgeprune.runtimes.ncnn.device import NcnnModel, module
+from edgeprune.runtimes.ncnn.device import module
 from edgeprune.runtimes.ncnn.network import FEATURES, FP32, Layer, pack, parse, read, save, unpack
 
 INSTALL = "pip install 'edgeprune[ncnn]'"
 PARAMS = 100  # the position of the first parameter among the constants of a layer, which follow its weights
 RESHAPED = (0, 1, 11, 2)  # the sizes of a Reshape. One of them may be -1
 SIZES = (), (0,), (1, 0), (2, 1, 0), (2, 11, 1, 0)  # parameters of an Input: the sizes of a sample, by their number
+CHECK = """
+import sys
+import numpy
+from edgeprune.runtimes.device import Failed, Options
+from edgeprune.runtimes.ncnn.device import NcnnModel
+given = numpy.load("given.npz")
+try:
+    outputs = NcnnModel("check.param", Options(1)).call([given[name] for name in given.files])
+except Failed as error:
+    sys.exit(str(error))
+numpy.savez("got.npz", *outputs)
+"""
 CAST = "Tensor.to"  # the kind of a layer that pnnx leaves
 RELATIVE = 1e-3  # of the largest output: how much ncnn's outputs may differ from torch's
 
@@ -193,17 +209,27 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
             traced: Any = torch.jit.trace(model.eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
             traced.save(str(folder / "model.pt"))
         argv = [str(Path(found.origin).with_name("pnnx")), "model.pt", "fp16=0"]
-        done = subprocess.run(argv, cwd=folder, capture_output=True, timeout=LIMITS.convert_s, check=False)
+        done = _ended("pnnx", argv, folder)
         if done.returncode or not (folder / "model.ncnn.bin").is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
             raise UsageError(f"the model cannot be exported to ncnn: pnnx: {quoted(lines[-1])}")
         network = (folder / "model.ncnn.param").read_text()
         _require_known(parse(network), model, inputs)
         return read(network, (folder / "model.ncnn.bin").read_bytes())
-    except subprocess.TimeoutExpired as error:
-        raise UsageError(f"the model cannot be exported to ncnn: pnnx took over {LIMITS.convert_s:g} s") from error
     except (RuntimeError, ValueError, OSError) as error:
         raise refusal("ncnn", model, inputs, error) from error
+
+
+def _ended(name: str, argv: list[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """A program that has ended. It finds this edgeprune. Raises `UsageError` where it takes too long."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(edgeprune.__file__).parents[1])}
+    try:
+        return subprocess.run(
+            argv, cwd=folder, env=environment, capture_output=True, timeout=LIMITS.convert_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        text = f"the model cannot be exported to ncnn: {name} took over {LIMITS.convert_s:g} s"
+        raise UsageError(text) from error
 
 
 def _require_known(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -256,13 +282,8 @@ def _free(name: str, blobs: list[str]) -> str:
 
 def _require_equal(layers: list[Layer], inputs: list[np.ndarray], wanted: list[np.ndarray], folder: Path) -> None:
     """Raises `UsageError` if ncnn's outputs differ from torch's: pnnx converts some networks wrongly."""
-    path = folder / "check.param"
-    save(layers, path)
-    try:
-        with silenced():
-            got = NcnnModel(str(path), Options(1)).call(inputs)
-    except Failed as error:
-        raise UsageError(f"the model cannot be exported to ncnn: {error}") from error
+    save(layers, folder / "check.param")
+    got = _run(inputs, folder)
     for number, (mine, other) in enumerate(zip(got, wanted, strict=False)):
         if mine.shape != other.shape:
             raise UsageError(
@@ -274,6 +295,20 @@ def _require_equal(layers: list[Layer], inputs: list[np.ndarray], wanted: list[n
             raise UsageError(f"the model cannot be exported to ncnn: output {number} differs from torch's by {gap:.1%}")
     if len(got) != len(wanted):
         raise UsageError(f"the model cannot be exported to ncnn: it has {len(got)} outputs there, not {len(wanted)}")
+
+
+def _run(inputs: list[np.ndarray], folder: Path) -> list[np.ndarray]:
+    """The outputs of check.param, from a separate process: some files of pnnx crash ncnn."""
+    np.savez(folder / "given.npz", *inputs)
+    done = _ended("ncnn", [sys.executable, "-c", CHECK], folder)
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise UsageError(f"the model cannot be exported to ncnn: ncnn crashes with {name} on what pnnx wrote")
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise UsageError(f"the model cannot be exported to ncnn: {quoted(lines[-1])}")
+    with np.load(folder / "got.npz") as found:
+        return [found[name] for name in found.files]
 
 
 def _ncnn() -> Any:
