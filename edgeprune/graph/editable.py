@@ -143,13 +143,11 @@ def _stored(network: GraphNetwork) -> dict[fx.Node, str]:
 
 
 def _require_equal(model: nn.Module, network: GraphNetwork, inputs: tuple[Tensor, ...]) -> None:
-    with torch.no_grad():
-        try:
-            got = network(*(x.clone() for x in inputs))
-        except RuntimeError as error:
-            raise CutError(f"the exported graph has a fixed batch size: {first_line(error)}") from error
-        expected = model(*(x.clone() for x in inputs))
-    for a, b in zip(_tensors(expected), _tensors(got), strict=True):
+    try:
+        got = answer(network, inputs)
+    except RuntimeError as error:
+        raise CutError(f"the exported graph has a fixed batch size: {first_line(error)}") from error
+    for a, b in zip(_tensors(answer(model, inputs)), _tensors(got), strict=True):
         scale = float(a.double().nan_to_num(0, 0, 0).abs().amax()) if a.numel() else 0.0
         if a.shape != b.shape or not torch.allclose(a.double(), b.double(), 0, TOLERANCE * scale, equal_nan=True):
             raise CutError("the exported graph computes something else than the model")
@@ -159,6 +157,13 @@ def noisy(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Real-valued inputs with noise: example inputs may all be zero, which hides differences."""
     random = torch.Generator().manual_seed(0)
     return tuple(x + torch.randn(x.shape, generator=random).to(x) if x.is_floating_point() else x for x in inputs)
+
+
+def answer(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """What a model returns, with the same random numbers at every call. It may change its inputs in place."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return model(*(x.clone() for x in inputs))
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import CutError, first_line
 from edgeprune.graph import places
-from edgeprune.graph.editable import TOLERANCE, GraphNetwork, noisy
+from edgeprune.graph.editable import TOLERANCE, GraphNetwork, answer, noisy
 from edgeprune.graph.statistics import take_over_remaining
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Recipe
@@ -151,6 +151,5 @@ def answered(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor
 
 
 def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """All tensors that a model returns. It may change its inputs in place, and return a parameter."""
-    with torch.no_grad():
-        return [output.clone() for output in tensors(model(*(x.clone() for x in inputs)))]
+    """All tensors that a model returns, with the same random numbers at every call. One may be a parameter."""
+    return [output.clone() for output in tensors(answer(model, inputs))]

@@ -198,6 +198,19 @@ class Turned(nn.Module):
         return self.fc(x.transpose(1, 2).flatten(2).mean(1))
 
 
+class Sampling(nn.Module):
+    """Random positions at every call, as Informer's attention takes them, and a size in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.a, self.b, self.fc = 8, nn.Conv2d(3, 16, 1), nn.Conv2d(16, 12, 1), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).flatten(2)[:, :, torch.randint(64, (16,))].unflatten(2, (4, 4))
+        first, second = torch.split(x, self.width, 1)
+        return self.fc(self.b(torch.cat([second, first], 1)).relu().mean((2, 3)))
+
+
 # Network -> its groups that can be cut, with their widths
 BROUGHT: dict[type[nn.Module], dict[str, int]] = {
     DeformableByGather: {"stem.0": 16, "offsets:2": 9, "mix.0": 12},
@@ -208,6 +221,7 @@ BROUGHT: dict[type[nn.Module], dict[str, int]] = {
     Extended: {"a": 8, "mix": 4, "mix:2": 2},
     Routed: {"experts.0.2": 12, "experts.1.0": 16, "experts.2.0": 16},  # the chosen ones
     Bags: {"a": 16, "b": 12},
+    Sampling: {"a": 16, "b": 12},
     Turned: {"a": 8, "q": 4, "q:2": 2, "v": 4},
 }
 
