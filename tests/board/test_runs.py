@@ -115,7 +115,16 @@ def test_a_stand_in_for_a_jetson_is_deployed_and_marked_as_simulated(project: Pa
     assert refused.code == 2 and "stand-in" in refused.err
 
 
-def test_the_doctor_finds_no_fault_of_the_board() -> None:
-    done = command("doctor", "virtual-pi", timeout=300)
+@pytest.mark.parametrize(
+    ("target", "package", "shown"),
+    [
+        ("virtual-pi", "litert_torch", "tflite 2"),
+        ("virtual-pi-ncnn", "pnnx", "ncnn 1"),
+        ("virtual-pi-executorch", "executorch", "executorch 1.5"),
+    ],
+)
+def test_the_doctor_finds_no_fault_of_the_board(target: str, package: str, shown: str) -> None:
+    pytest.importorskip(package)
+    done = command("doctor", target, timeout=300)
     assert done.code == 0, done.out
-    assert "tflite 2" in done.out and "host key is known" in done.out
+    assert shown in done.out and "host key is known" in done.out

@@ -49,11 +49,13 @@ PACKAGES = (
 )
 # The stand-in needs onnx to parse models.
 WHEELS = ("numpy==2.4.6", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0", "onnx==1.23.2")
+# Without the packages that they name: see `Runtime.complete_packages`.
+ALONE = ("ncnn==1.0.20261020", "executorch==1.5.1")
 STAND_IN = Path(__file__).with_name("trtexec.py")
 TRTEXEC = "usr/src/tensorrt/bin/trtexec"  # where JetPack installs it
 PLATFORM = install.WheelPlatform("aarch64", python=(3, 11), glibc=(2, 36))  # of bookworm
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "sch_netem")
-DISK = "1G"  # sparse
+DISK = "2G"  # sparse
 MEMORY_MB = 1024
 UID = 1500
 
@@ -393,8 +395,9 @@ def _wheels(root: Path) -> None:
     """Install the runtimes system-wide, as the package manager of a Pi does."""
     site = root / "opt" / "site"
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
-    argv += ["--target", str(site), *install.platform_options(PLATFORM), *WHEELS]
-    _do(argv, LIMITS.board_build_s)
+    argv += ["--target", str(site), *install.platform_options(PLATFORM)]
+    _do([*argv, *WHEELS], LIMITS.board_build_s)
+    _do([*argv, "--no-deps", *ALONE], LIMITS.board_build_s)
     (root / "usr/lib/python3/dist-packages/board.pth").write_text("/opt/site\n")
     trtexec = root / TRTEXEC
     trtexec.parent.mkdir(parents=True)
@@ -402,7 +405,8 @@ def _wheels(root: Path) -> None:
     trtexec.chmod(0o755)
     if sys.version_info[:2] == PLATFORM.python:  # saves every process there from compiling for seconds
         folders = [str(site), str(root / "usr/lib/python3.11")]
-        _do([sys.executable, "-m", "compileall", "-q", "-j", "0", "-s", str(root), *folders], LIMITS.board_build_s)
+        argv = [sys.executable, "-m", "compileall", "-q", "-j", "0", "-x", "/executorch/", "-s", str(root), *folders]
+        _do(argv, LIMITS.board_build_s)
 
 
 def _do(
