@@ -30,10 +30,11 @@ def drawn(groups: Groups, random: np.random.Generator) -> dict[str, int]:
 
 
 def truth(groups: Groups, widths: Widths, step: int) -> dict[str, float]:
-    """Layer times of a device that processes blocks of `step` output channels."""
+    """Layer times of a device that processes blocks of `step` output channels, and one convolution group after the other."""
     return {
-        layer.name: 40 * layer.kernel * layer.inputs.size(widths) * -(-layer.outputs.size(widths) // step) * step + 900
+        layer.name: 40 * layer.kernel * layer.inputs.size(widths) * -(-made.size(widths) // step) * step + 900
         for layer in groups.layers
+        for made in [layer.made_per_group or layer.outputs]
     }
 
 
@@ -62,6 +63,16 @@ def test_steps_are_found_and_unseen_widths_predicted(groups: Groups, step: int) 
     for _ in range(20):
         widths = drawn(groups, random)
         wanted = sum(truth(groups, widths, step).values()) + 3000
+        assert fitted.ns(widths) == pytest.approx(wanted, rel=0.03)
+
+
+def test_the_number_of_groups_of_a_grouped_convolution_is_known() -> None:
+    """Eight groups of two outputs are slower here than two groups of eight."""
+    groups = surveyed("Bottlenecks")
+    fitted, random = fit(groups, profile(groups, 50, 4, noise=0.0)), np.random.default_rng(7)
+    for _ in range(20):
+        widths = drawn(groups, random)
+        wanted = sum(truth(groups, widths, 4).values()) + 3000
         assert fitted.ns(widths) == pytest.approx(wanted, rel=0.03)
 
 
