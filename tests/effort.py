@@ -17,4 +17,6 @@ from edgeprune.stages import confirm, experiments, verdict  # noqa: E402
 
 device.CROWDED = 0.5  # fewer processes are measured again
 bench.PROFILED_S, experiments.TIMED_S, confirm.TIMED_S = 0.02, 0.03, 0.04
-verdict.POLICY = replace(verdict.POLICY, verify=replace(verdict.POLICY.verify, rounds=3))
+verdict.POLICY = replace(
+    verdict.POLICY, verify=replace(verdict.POLICY.verify, rounds=4), slowdown=verdict.Schedule(processes=6, rounds=2)
+)

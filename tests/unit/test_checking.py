@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeprune
@@ -161,12 +161,14 @@ def test_three_rounds_pass_a_slow_network_as_rarely_as_one_round() -> None:
     assert passed <= 0.06 * 150
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(6, 60))
 def test_noise_is_no_change_of_level(seed: int, count: int) -> None:
     values = 1e6 * np.exp(0.005 * np.random.default_rng(seed).standard_normal(count))
     assert changes(values.tolist(), 0.03) == []
 
 
+@settings(deadline=None)
 @given(st.integers(3, 20), st.integers(3, 20), st.sampled_from([0.8, 0.9, 1.1, 1.5]))
 def test_a_new_level_is_found_where_it_begins(before: int, after: int, factor: float) -> None:
     assert changes([1.0] * before + [factor] * after, 0.03) == [before]

@@ -131,7 +131,7 @@ def crowded(**after: float | str) -> Run:
 
 
 def test_a_quota_is_blamed_where_it_stopped_the_process() -> None:
-    assert crowded(stopped=0.5).disturbed == "a quota stopped the process"
+    assert crowded(stopped=0.9).disturbed == "a quota stopped the process"
     assert crowded(stopped=0.01).disturbed == "other processes used the processor"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -287,6 +287,7 @@ def test_long_criteria_report_progress(name: str) -> None:
     assert all(done <= total == seen[0][1] for done, total in seen)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-10, 10), min_size=1, max_size=8),
     st.integers(0, 60),
