@@ -9,8 +9,9 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 from . import machine
 
@@ -94,10 +95,20 @@ def interleaved(runs: Sequence[Run], timing: Timing) -> list[Timed]:
     clock = time.perf_counter_ns
     for run in runs:
         warm_up(run, timing, clock)
+    with undisturbed():
+        return _timed(runs, timing, clock)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """A context in which no garbage is collected. It is collected before, unless an outer context did so."""
+    if not gc.isenabled():
+        yield
+        return
     gc.collect()
     gc.disable()
     try:
-        return _timed(runs, timing, clock)
+        yield
     finally:
         gc.enable()
 

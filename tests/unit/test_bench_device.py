@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgeprune.devices.transports.base import Document
 from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import DeviceError, InconclusiveError
 from edgeprune.records import Target
-from edgeprune.runtimes.timing import Timing, concurrent
+from edgeprune.runtimes.timing import Timing, concurrent, repeat, undisturbed
 
 IDENTITY = {
     **dict.fromkeys(("machine", "cpu", "system", "runtime", "runtime_version", "boot_id", "serial"), "x"),
@@ -24,6 +25,19 @@ IDENTITY = {
     "simulated": False,
 }
 TIMING = Timing(0.01, 0.1, 1, 1)
+
+
+def test_garbage_is_collected_once_before_many_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection takes milliseconds, and a runtime may time hundreds of operators one by one."""
+    collections: list[bool] = []
+    monkeypatch.setattr(gc, "collect", lambda: collections.append(gc.isenabled()))
+    with undisturbed():
+        for _ in range(3):
+            repeat(lambda: collections.extend([True] * gc.isenabled()), Timing(0, 0, 3, 3))
+        assert not gc.isenabled()
+    assert gc.isenabled() and collections == [True]
+    repeat(lambda: None, Timing(0, 0, 3, 3))
+    assert gc.isenabled() and len(collections) == 2
 
 
 def bench(tmp_path: Path, patience: Patience, **throughput: Any) -> tuple[Bench, Fake]:

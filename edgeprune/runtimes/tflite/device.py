@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..device import Array, Failed, Model, Options, Runtime
-from ..timing import NodeTime, Timing, median, repeat
+from ..timing import NodeTime, Timing, median, repeat, undisturbed
 
 OPERATOR_RUNS = 50  # of one operator, at most
 
@@ -96,7 +96,7 @@ class TfLite(Runtime):
 
     def profile(self, path: str, options: Options, inputs: Sequence[Array], timing: Timing) -> list[NodeTime]:
         """Time every operator. Python has no profiler here, so the host made a file for each operator."""
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, undisturbed():  # to collect garbage takes longer than to time an operator
             operators = json.loads(file.readline())
             share = timing.timed_s / len(operators)
             alone = replace(timing, warmup_s=share, timed_s=share, runs_max=OPERATOR_RUNS)
