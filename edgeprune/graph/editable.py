@@ -153,9 +153,9 @@ def _require_equal(model: nn.Module, network: GraphNetwork, inputs: tuple[Tensor
             raise CutError("the exported graph computes something else than the model")
 
 
-def noisy(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def noisy(inputs: tuple[Tensor, ...], seed: int = 0) -> tuple[Tensor, ...]:
     """Real-valued inputs with noise: example inputs may all be zero, which hides differences."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     return tuple(x + torch.randn(x.shape, generator=random).to(x) if x.is_floating_point() else x for x in inputs)
 
 

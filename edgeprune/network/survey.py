@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError, UsageError
-from edgeprune.graph.editable import TOLERANCE, GraphNetwork, as_graph, trace_graph
+from edgeprune.graph.editable import TOLERANCE, GraphNetwork, as_graph, noisy, trace_graph
 from edgeprune.graph.groups import factors, lock, make_recipe
 from edgeprune.graph.trace import canonical_names, trace
 from edgeprune.network.adapter import has_samples_first
@@ -27,6 +27,7 @@ log = logging.getLogger("edgeprune")
 FIXED = ("output of the model", "a single unit")  # ends of reasons that hold in every form of a model
 TRIAL = "a trial cut fails: "  # begins the reason of a group that the model's code cannot lose
 SMALLER = 0.95  # the graph is cut instead of the model if at least 5 % less remains of its multiply-accumulates
+DRAWS = 4  # inputs on which a group may be visible
 TRIAL_SHARES = (0.5, 0.25, 0.375)  # shares of their units that the groups of a trial keep, assigned round-robin
 
 
@@ -151,7 +152,7 @@ def _proved(subject: _Subject, groups: Groups, step: Callable[[int, int, str], N
     """Lock the groups that cannot be cut."""
     trials = 2 * len(groups.free)  # each group is cut, and then masked
     groups = _lock_failing(subject, groups, lambda done: step(done, trials, ""))
-    return _lock_invisible(subject.form, groups, subject.inputs, lambda left: step(trials - left, trials, ""))
+    return _lock_invisible(subject, groups, lambda left: step(trials - left, trials, ""))
 
 
 def _with_blocks(subject: _Subject, groups: Groups) -> Groups:
@@ -282,16 +283,25 @@ def _trial(subject: _Subject, groups: Groups, names: list[str]) -> str | None:
     return None
 
 
-def _lock_invisible(
-    model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...], on_left: Callable[[int], None]
-) -> Groups:
-    """Lock the groups that no output depends on."""
-    model = copy.deepcopy(model)
-    inputs, outputs = answered(model, inputs)
+def _lock_invisible(subject: _Subject, groups: Groups, on_left: Callable[[int], None]) -> Groups:
+    """Lock the groups that no output depends on.
+
+    On one input, a router may choose few of several experts. A group that is visible on another input only is proved there.
+    """
+    model, hidden = copy.deepcopy(subject.form), list[Group]()
+    found = answered(model, subject.inputs)
     for number, group in enumerate(groups.free):
         on_left(len(groups.free) - number)
-        if not _visible(model, groups, group, inputs, outputs):
-            groups = lock(groups, group.name, "no output depends on it, so no cut can be proved")
+        if not _visible(model, groups, group, *found):
+            hidden.append(group)
+    for draw in range(1, DRAWS if hidden else 1):
+        other = replace(subject, inputs=noisy(subject.inputs, draw))
+        found = answered(model, other.inputs)
+        seen = [group.name for group in hidden if _visible(model, groups, group, *found)]
+        proved = [name for name in seen if _trial(other, groups, [name]) is None]
+        hidden = [group for group in hidden if group.name not in proved]
+    for group in hidden:
+        groups = lock(groups, group.name, "no output depends on it, so no cut can be proved")
     return groups
 
 

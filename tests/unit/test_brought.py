@@ -219,7 +219,7 @@ BROUGHT: dict[type[nn.Module], dict[str, int]] = {
     OwnGradient: {"a": 16, "b.0": 12},
     Conditional: {"route": 4, "experts": 12, "experts:2": 16},
     Extended: {"a": 8, "mix": 4, "mix:2": 2},
-    Routed: {"experts.0.2": 12, "experts.1.0": 16, "experts.2.0": 16},  # the chosen ones
+    Routed: {"experts.0.2": 12} | {f"experts.{i}.0": 16 for i in range(4)},  # two of them at a time
     Bags: {"a": 16, "b": 12},
     Sampling: {"a": 16, "b": 12},
     Turned: {"a": 8, "q": 4, "q:2": 2, "v": 4},
