@@ -10,7 +10,7 @@ MARK = "<!-- below: written by tests/models -->\n"
 REASONS = "## What is locked, and why"
 COLUMNS = (
     "groups cut", "of", "removable MACs", "removable latency", "blocks",
-    "ORT", "OpenVINO", "TFLite", "Torch-Pruning", "survey",
+    "ORT", "OpenVINO", "TFLite", "ncnn", "ExecuTorch", "Torch-Pruning", "survey",
 )  # fmt: skip
 MEASURED = "removable latency", "survey"  # cells that differ from run to run
 

@@ -21,7 +21,7 @@ from zoo import ZOO
 
 from edgeprune import runtimes
 from edgeprune.devices.bench import Bench, open_bench
-from edgeprune.errors import EdgepruneError, first_line
+from edgeprune.errors import EdgepruneError, RuntimeMissing, first_line
 from edgeprune.frontends import toml
 from edgeprune.graph.groups import make_recipe
 from edgeprune.latency import stats
@@ -37,7 +37,13 @@ from edgeprune.stages import allocation
 from edgeprune.stages.compile import Compiler
 
 ROOT = Path(__file__).parents[2]
-TARGETS = {"ORT": "local", "OpenVINO": "local-openvino", "TFLite": "local-tflite"}
+TARGETS = {
+    "ORT": "local",
+    "OpenVINO": "local-openvino",
+    "TFLite": "local-tflite",
+    "ncnn": "local-ncnn",
+    "ExecuTorch": "local-executorch",
+}
 MEMORY_BYTES = 12 << 30  # of a process
 PROCESSES = 2  # that measure the original and the smallest network, interleaved
 
@@ -116,6 +122,8 @@ def _on_runtimes(model: nn.Module, groups: Groups, inputs: Inputs, folder: Path)
                 yield name, _same(bench, small, inputs, groups, scratch)
                 if name == "ORT":
                     yield "removable latency", _latency(bench, model, inputs, groups, scratch)
+        except RuntimeMissing:
+            yield name, "–"
         except EdgepruneError as error:
             yield name, f"no: {_brief(error)}"
 
