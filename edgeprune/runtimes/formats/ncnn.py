@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import edgeprune
 from edgeprune.errors import RuntimeMissing, UsageError, quoted
 from edgeprune.graph.trace import exporting
 from edgeprune.limits import LIMITS
@@ -222,7 +221,7 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
 
 def _ended(name: str, argv: list[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
     """A program that has ended. It finds this edgeprune. Raises `UsageError` where it takes too long."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(edgeprune.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     try:
         return subprocess.run(
             argv, cwd=folder, env=environment, capture_output=True, timeout=LIMITS.convert_s, check=False
