@@ -211,6 +211,13 @@ CASES = [
         for where in ("half_pixel", "asymmetric", "align_corners")
     ),
     resized("2 3", mode="linear", coordinate_transformation_mode="align_corners"),
+    resized(
+        "0.7 0.7",
+        shape=(1, 4, 16, 20),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    ),
     resized("2 3", mode="linear", coordinate_transformation_mode="asymmetric"),
     resized("2 2", mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1),
     resized("1.3 1.6", mode="linear", coordinate_transformation_mode="half_pixel_symmetric", opset=19),

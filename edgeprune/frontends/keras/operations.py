@@ -46,7 +46,7 @@ def not_equal(call: Call) -> Built:
     number = call.keywords.get("x2", call.arguments[-1])
     if not isinstance(number, int | float):
         raise call.missing("a comparison of two tensors is not supported")
-    return Built(Apply(_differs, other=float(number)))
+    return Built(Apply(_differs, other=number))  # TFLite compares no integer with a float
 
 
 @converts("ops.Any")
@@ -124,7 +124,7 @@ def item(call: Call) -> Built:
     return Built(Apply(_indexed, key=keys))
 
 
-def _differs(given: Tensor, other: float) -> Tensor:
+def _differs(given: Tensor, other: int | float) -> Tensor:
     return (given != other).float()
 
 

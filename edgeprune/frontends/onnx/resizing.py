@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +29,8 @@ class Scaled:
 
     @staticmethod
     def of(dim: int, size: int, number: float, by_size: bool) -> Scaled:
-        """`number` is the new size, or the scale."""
-        after = int(number) if by_size else math.floor(size * number)
+        """`number` is the new size, or the scale. The size is computed in float32, as runtimes do."""
+        after = int(number if by_size else np.float32(number) * np.float32(size))
         return Scaled(dim, size, after, after / size if by_size else number)
 
     @property
