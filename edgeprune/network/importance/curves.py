@@ -27,6 +27,7 @@ from edgeprune.network.refit import refit_sequentially, removal_losses
 from edgeprune.records import Block, Group, Groups, Scores
 
 SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 7 / 8)  # of a group's units, at which the loss is measured
+NARROW = 1 / 4  # of a group's units: here the loss rises so far that half of the sample tells it
 
 Curve = tuple[float, ...]
 
@@ -116,7 +117,7 @@ class _Subject:
         rises = []
         for width in widths:
             with _without(self._model, group, worst_first[: group.width - width], self._reference, moments):
-                rises.append(self._probe.rise(self._model))
+                rises.append(self._probe.rise(self._model, 0.5 if width <= NARROW * group.width else 1.0))
         return units, _interpolated(group.width, widths, rises)
 
     def without(self, block: Block) -> float:
