@@ -4,8 +4,8 @@
 
 The networks have random weights, and random samples without labels. Each run is a process of the command line, as a user
 starts it, and begins with nothing. "Seconds" are of that process. "Difference" is the largest one between the artifact's
-outputs and torch's, of the largest output. With --out, each finished run is a line of JSON in that file. The same command
-again does the runs that are missing there, and its table covers all.
+outputs and torch's, of the largest output. With --out, each run with a verdict is a line of JSON in that file. The same
+command again does the runs that are missing there, and its table covers all.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def measured(name: str, target: str) -> dict[str, Any]:
         try:
             found = check_run(name, target, Path(folder), timed)
         except AssertionError as error:
-            return {**row, "error": str(error).splitlines()[0]}
+            return {**row, "error": str(error).splitlines()[0][:160]}
         checks = {check["name"]: check["value"] for check in found["checks"]}
         return row | {
             "before_ms": found["baseline"]["p50_ms"],
@@ -87,7 +87,7 @@ def main() -> None:
                 continue
             rows.append(measured(name, target))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            if arguments.out:
+            if arguments.out and "error" not in rows[-1]:
                 with arguments.out.open("a") as stream:
                     print(json.dumps(rows[-1]), file=stream)
     print(*table(rows), sep="\n")
