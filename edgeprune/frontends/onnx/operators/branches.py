@@ -28,7 +28,7 @@ def branch(b: Builder, node: Node, condition: Value) -> Sequence[State]:
 def loop(
     b: Builder, node: Node, count: Value | None = None, condition: Value | None = None, *state: State
 ) -> Sequence[State]:
-    """As many passes as the file says. As in ONNX Runtime, the body may also end a loop that has no condition of its own."""
+    """As many passes as the file says. As in ONNX Runtime, the body may end it earlier."""
     body: onnx.GraphProto = node.attributes["body"]
     kept, passes = list(state), 0
     collected: list[list[State]] = [[] for _ in body.output[1 + len(kept) :]]
