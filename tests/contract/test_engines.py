@@ -107,8 +107,10 @@ def test_layers_that_fall_back_from_the_dla_are_counted(
     ("version", "precision"),
     [
         ("8.5.2", "int8"),
-        ("11.1.0", "fp16"),
-        *(pytest.param(*one, marks=pytest.mark.slow) for one in [("8.5.2", "fp16"), ("11.1.0", "int8")]),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [("8.5.2", "fp16"), ("11.1.0", "fp16"), ("11.1.0", "int8")]
+        ),
         *(pytest.param("10.3.0", precision, marks=pytest.mark.slow) for precision in ("fp16", "int8")),
     ],
 )

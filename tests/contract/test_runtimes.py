@@ -291,7 +291,12 @@ LOWER = {
     "ncnn": ("fp16", "int8"),
     "tensorrt": ("fp16", "int8"),
 }
-QUICK = {("ncnn", "int8"), ("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("openvino", "int8"), ("tflite", "int8")}
+QUICK = {
+    ("ncnn", "int8"),
+    ("onnxruntime", "fp16"),
+    ("onnxruntime", "int8"),
+    ("openvino", "int8"),
+}  # TFLite's takes seconds
 
 
 @pytest.mark.parametrize(
@@ -327,6 +332,7 @@ def test_lower_precisions_agree_and_their_nodes_are_known(
     assert {"first", "depthwise", "head"} <= {owners[node] for node, _ in measured.nodes if node in owners}
 
 
+@pytest.mark.slow
 def test_an_int8_layer_that_is_never_active_loads(tmp_path: Path) -> None:
     """XNNPACK refuses a convolution whose outputs were all zero when it was calibrated."""
     pytest.importorskip("litert_torch")
@@ -401,7 +407,7 @@ class Mlp(torch.nn.Sequential):
     [
         ("openvino", "Mlp"),  # it counts microseconds, and a node of the small encoder takes less than one
         ("onnxruntime", "Mlp"),
-        ("ncnn", "Mlp"),
+        pytest.param("ncnn", "Mlp", marks=pytest.mark.slow),
         pytest.param("onnxruntime", "Encoder", marks=pytest.mark.nightly),
         pytest.param("tflite", "Mlp", marks=pytest.mark.slow),
         pytest.param("executorch", "Mlp", marks=pytest.mark.slow),

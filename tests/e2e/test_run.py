@@ -221,7 +221,10 @@ def _distance(small: nn.Module, project: Path, plan: Plan) -> float:
     return float(found[0].dist(expected) / found[1].dist(expected))
 
 
-@pytest.mark.parametrize("verb", ["profile", "plan", "prune", "finetune", "compile", "verify"])
+@pytest.mark.parametrize(
+    "verb",
+    ["profile", "finetune", "verify", *(pytest.param(v, marks=pytest.mark.slow) for v in ("plan", "prune", "compile"))],
+)
 def test_every_verb_prints_only_json_with_json(verb: str, finished_run: tuple[Path, Finished]) -> None:
     answer = command(verb, "--project", finished_run[0], "--json")
     if verb == "verify":

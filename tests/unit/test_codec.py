@@ -75,7 +75,7 @@ GROUPS = Groups("d", (Group("a", 1, (Slot("a.weight", 0, ((0, 1),)),), None),), 
 FIGURES = Figures(1.0, 1.1, 0.9, 10, 100, 1000, 3)
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=20)
 @given(profiles)
 def test_a_profile_is_read_back_as_it_was_written(profile: Profile) -> None:
     text = codec.dumps_kept(profile)

@@ -468,7 +468,7 @@ def test_any_cut_of_a_random_network_equals_masking(steps: list[tuple[str, int]]
     cut(randomised(model), make_recipe(groups, keep), image())
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     st.lists(
         st.tuples(

@@ -92,7 +92,7 @@ CHAINS = [
 BLOCKS = [(), (Block("one", ("b",), ()),), (Block("both", ("b", "c"), ()),)]  # of the second chain
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.sampled_from([(chain, ()) for chain in CHAINS] + [(CHAINS[1], blocks) for blocks in BLOCKS[1:]]),
     st.lists(st.sampled_from([1, 4, 8]), min_size=8, max_size=8),
