@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from onnx_files import model, node, saved, weights
 
 from edgeprune.errors import SecurityError, UsageError
 from edgeprune.frontends.onnx import example_inputs, network
+from edgeprune.limits import LIMITS
 
 X = {"x": (1, 3)}
 
@@ -235,7 +237,11 @@ FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_bad_file_is_refused_in_one_line_that_names_it(name: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_refused_in_one_line_that_names_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smaller = replace(LIMITS, onnx_nodes=500, onnx_computed_bytes=1 << 20)  # the real ones take seconds to reach
+    monkeypatch.setattr("edgeprune.frontends.onnx.build.LIMITS", smaller)
     make, message = FILES[name]
     path = saved(tmp_path / "bad.onnx", make())
     with pytest.raises(UsageError, match=message) as raised:

@@ -6,7 +6,7 @@ import logging
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -40,6 +40,13 @@ def metric(outputs, targets):
     return inner(outputs) + LIMIT + len(NAMES) + helper.used()
 """
 HELPER = "def used():\n    return 1\ndef unused():\n    return 1\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_helper() -> Iterator[None]:
+    """The module is gone after each test, since others import one of this name."""
+    yield
+    sys.modules.pop("helper", None)
 
 
 def made(text: str = BASE, helper: str = HELPER) -> Callable[..., Any]:
@@ -135,7 +142,6 @@ def test_a_digest_is_the_same_in_every_process(
     command = [sys.executable, "script.py"]
     other = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "helper", raising=False)
     runpy.run_path(str(tmp_path / "script.py"), run_name="__main__")
     assert capsys.readouterr().out == other.stdout
 
