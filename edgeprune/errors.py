@@ -14,7 +14,7 @@
     └── SolverError             70    the solver's plan is not consistent, or has no proof: a bug of edgeprune
 
 Exit code 0 is a pass, and 1 is a failed verdict. A failed verdict is an exception only for a stage that needs a pass. Any
-other exception is a bug, and exits with 70. An interrupt exits with 130.
+other exception is a bug, and exits with 70. An interrupt exits with 130, and a closed pipe with 141.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ EXIT_PASS = 0
 EXIT_FAIL = 1
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED = 141  # as a shell reports a program that a closed pipe ended
 
 
 class EdgepruneError(Exception):

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.records import Cut, Project, Result
+from edgeprune.records import Cut, Project, Result, TargetPrecision
 from edgeprune.records.answer import plain
 from edgeprune.reports.html import html
 
@@ -71,11 +71,13 @@ class PrunedNetwork(Cut):
         project: the project that it is made from.
         target: the target that it is made for.
         budget: the budget that replaces the project's; None for the project's.
+        precision: the one that replaces the target file's; None for the target file's.
     """
 
     project: Project
     target: str
     budget: str | None
+    precision: TargetPrecision | None
 
     def summary(self) -> dict[str, Any]:
         """See `Answer.summary`."""

@@ -207,7 +207,8 @@ def prune(project: Given, target: str = "local", **options: Unpack[Options]) -> 
 
     with opened(project, target, **options) as started:
         confirmed, start = started.record(confirm.STAGE), started.record(prune.STAGE).start
-        return PrunedNetwork(confirmed, start, started.request.project, target, options.get("budget"))
+        replaced = options.get("budget"), options.get("precision")
+        return PrunedNetwork(confirmed, start, started.request.project, target, *replaced)
 
 
 def finish(
@@ -217,7 +218,7 @@ def finish(
 
     Args:
         project: as in `run`.
-        pruned: what `prune` returned. Its target and its budget are used.
+        pruned: what `prune` returned. Its target, its budget and its precision are used.
         model: the trained network, if it is another object than `pruned.model`. Its tensors have the same names and shapes.
         **options: see `Options`.
 
@@ -237,7 +238,7 @@ def finish(
     with TemporaryDirectory(prefix="edgeprune-") as folder:
         file = Path(folder) / "trained.safetensors"
         weights.save(file, pruned.model if model is None else model, {})
-        options["budget"], options["weights"] = pruned.budget, file
+        options["budget"], options["precision"], options["weights"] = pruned.budget, pruned.precision, file
         return run(project, pruned.target, **options)
 
 

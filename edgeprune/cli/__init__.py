@@ -17,7 +17,7 @@ import typer
 from edgeprune import errors
 from edgeprune.cli import fleet, logs, report, sweep
 from edgeprune.cli.answers import one_line, only_answer_on_stdout, opened, put
-from edgeprune.cli.commands import command
+from edgeprune.cli.commands import called, command, discard_output
 from edgeprune.cli.options import (
     HERE,
     BoardAction,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="edgeprune",
     help="From a PyTorch model, a device and a latency budget to a verified, faster artifact.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -67,13 +66,17 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(errors.UsageError.exit_code)
 
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -401,13 +404,16 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logs.listen()
     try:
-        app()
+        code = called(app)
+        sys.stdout.flush()
     except errors.EdgepruneError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
         code = errors.EXIT_INTERRUPTED
+    except BrokenPipeError:
+        discard_output()
+        code = errors.EXIT_CLOSED
     except Exception:  # noqa: BLE001 - any other error is a bug, and is shown with its traceback
         traceback.print_exc()
         print("error: this is a bug in edgeprune; please report it with the lines above", file=sys.stderr)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,12 @@ from typer.core import TyperCommand, TyperOption
 from edgeprune.cli import logs
 from edgeprune.cli.answers import one_line
 from edgeprune.cli.options import Options
-from edgeprune.errors import EdgepruneError, UsageError
+from edgeprune.errors import EXIT_INTERRUPTED, EdgepruneError, UsageError
 
 COMMON = {field.name for field in fields(Options)}  # stand last in the help
 Given = TypeVar("Given", bound=Options)
+# The parser's errors. typer has its own copy of click's classes, and earlier versions use those of click.
+REFUSED: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 class _Command(TyperCommand):
@@ -32,14 +36,18 @@ class _Command(TyperCommand):
         if all(isinstance(parameter, TyperOption) for parameter in self.params):
             repeated = {name for one in self.params if getattr(one, "multiple", False) for name in one.opts}
             args = repeat(args, repeated)
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        try:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        except REFUSED as error:
+            error.ctx = ctx  # type: ignore[attr-defined] # it names the command
+            raise
         with _reported("--json" in args):
             for parameter, times in Counter(order).items():
                 single = isinstance(parameter, TyperOption) and not (parameter.multiple or parameter.is_flag)
                 if times > 1 and single:
                     raise UsageError(
                         f"{parameter.opts[0]} is given {times} times, and {self.name} takes one;"
-                        f" give one, or run {self.name} once for each"
+                        f" give one, or call edgeprune {self.name} once for each"
                     )
         return super().parse_args(ctx, args)
 
@@ -72,7 +80,7 @@ def command(
         def called(**given: Any) -> None:
             asked = options(**given)
             logs.listen(asked.verbose, asked.quiet)
-            with _reported(getattr(asked, "as_json", False)):
+            with _interruptible(), _reported(getattr(asked, "as_json", False)):
                 function(asked)
 
         parameters = [
@@ -89,6 +97,46 @@ def command(
         app.command(name, cls=_Command, help=text or inspect.getdoc(function))(called)
 
     return register
+
+
+def called(app: typer.Typer) -> int:
+    """Run the command of `sys.argv`, and return its exit code.
+
+    Raises:
+        UsageError: the parser refuses an argument. typer would print several lines, and nothing as JSON.
+        BrokenPipeError: the program that reads the output has ended.
+    """
+    try:
+        return app(standalone_mode=False, prog_name="edgeprune") or 0
+    except SystemExit as error:
+        if error.code == 1:  # typer and rich do this, and for nothing else
+            raise BrokenPipeError from error
+        raise
+    except REFUSED as error:
+        with _reported("--json" in sys.argv):
+            raise UsageError(_refusal(error)) from error
+
+
+def _refusal(error: Any) -> str:
+    """What the parser refuses, as one line with the next step."""
+    text = " ".join(error.format_message().split()).removesuffix(".").replace("Value error, ", "")
+    path = getattr(error.ctx, "command_path", "edgeprune")
+    return f"{path}: {text[:1].lower()}{text[1:]}{' See' if text.endswith('?') else '; see'} {path} --help"
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A context in which Ctrl-C ends the command with a line and its own exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def discard_output() -> None:
+    """Discard what is still written to stdout, which nothing reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -221,7 +221,7 @@ def project_of(source: Source, file: ProjectFile, budget: str | None = None) -> 
         path=source.path,
         name=source.name,
         model=model,
-        data=read("data", partial(_data, source, network)),
+        data=_data(source, network, **_values(source, "data", file.data)),
         budget=read(
             "budget",
             BudgetSection,
@@ -269,7 +269,8 @@ def _data(source: Source, network: tuple[ModelSection, Preprocess | None, int], 
     where, given = partial(source.where, "data"), source.samples or values["samples"]
     if given is None and values["valid"] is None:
         fix = "give it" if source.objects else 'add it: a function as "module:function"'
-        raise usage_error(f"{where('valid')} is missing; {fix}; or give samples without labels: {where('samples')}")
+        other = where("samples") if source.objects else 'samples = "calibration/*.npy"'
+        raise usage_error(f"{where('valid')} is missing; {fix}; or give samples without labels: {other}")
     if given is None:
         return DataSection(**values)
     if both := [key for key in ("train", "valid", "test", "batch_dims") if values[key]]:

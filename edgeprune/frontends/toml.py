@@ -119,6 +119,8 @@ def read_project(path: Path, budget: str | None = None) -> Project:
         UsageError: the file is wrong. The message, of one line, names the file, the key and what to write.
     """
     path = Path(os.path.abspath(path))
+    if not os.path.lexists(path):
+        raise usage_error(f"{path}: does not exist; write one: edgeprune init, or name yours: --project FILE")
 
     def function(section: str, key: str, name: str) -> FileFunction:
         return FileFunction(path, f"[{section}] {key}", name)
@@ -326,9 +328,7 @@ def _sentence(kind: str, loc: tuple[int | str, ...], given: Any, shape: type[Bas
         return f"{what} is missing; add it{wanted}"
     if len(loc) == 1:
         return f"{what} must be a section of keys, not {quoted(given)}"
-    field = _field(shape, loc)
-    if get_args(field.annotation) and kind == "literal_error":
-        choices = [str(value) for value in get_args(field.annotation)]
+    if kind == "literal_error" and (choices := _choices(_field(shape, loc).annotation)):
         return f"{what} = {quoted(given)} is unknown{nearest(str(given), choices)}"
     return f"{what} must be {wanted_of(shape, loc)}, not {quoted(given)}"
 
@@ -348,8 +348,14 @@ def wanted_of(shape: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     field = _field(shape, loc)
     if field.description:
         return str(field.description)
-    choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
+    choices = _choices(field.annotation)
     return " or ".join(f'"{value}"' for value in choices) or 'a function as "module:function"'
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The texts that a key may have, also if it may be left out; empty if they are not listed."""
+    parts = get_args(annotation)
+    return [value for value in parts if isinstance(value, str)] or [text for part in parts for text in _choices(part)]
 
 
 def keys_of(shape: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -149,7 +149,7 @@ def _is_run(path: Path) -> bool:
 def _chosen(path: Path, budget: str | None) -> Path:
     """The folder of the verdict that a user names."""
     if not path.is_dir():
-        raise usage_error(f"{path}: is not a folder; give a run folder, such as runs/local")
+        raise usage_error(f"{path}: is not a folder; give a run folder, such as runs/local, or make one: edgeprune run")
     wanted = None if budget is None else str(Budget.parse(budget))
     places = [path] if VERIFIED.fullmatch(path.name) else entries(path, verify.STAGE.name)
     seen: set[str] = set()

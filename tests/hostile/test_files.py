@@ -35,6 +35,9 @@ def changed(text: str, old: str, new: str) -> str:
         (changed(SMALLEST, '"50%"', '"nan"'), ["[budget] latency", "nan"]),
         (changed(SMALLEST, '"50%"', '"inf ms"'), ["[budget] latency", "inf"]),
         (changed(SMALLEST, '"50%"', '"12"'), ["[budget] latency", "12"]),
+        (changed(SMALLEST, 'latency = "50%"', 'goal = "slowest"'), ["[budget] goal = 'slowest'", "known: fastest"]),
+        (changed(SMALLEST, 'valid = "m:valid"\n', ""), ["[data] valid is missing", "samples without labels"]),
+        (changed(SMALLEST, "[budget]", 'samples = "*.npy"\n[budget]'), ["[data] samples and train exclude"]),
         (SMALLEST + "max_metric_drop = nan\n", ["[budget] max_metric_drop"]),
         (SMALLEST + "max_metric_drop = -1.0\n", ["[budget] max_metric_drop"]),
         (SMALLEST + '[prune]\nimportance = "tailor"\n', ["[prune] importance", "taylor"]),
@@ -64,7 +67,7 @@ def test_a_bad_project_file_names_the_file_and_the_key(text: str, named: list[st
     with pytest.raises(UsageError) as caught:
         toml.read_project(path)
     message = str(caught.value)
-    assert str(path) in message and "\n" not in message
+    assert message.count(str(path)) == 1 and "\n" not in message and "typing" not in message, message
     assert all(part in message for part in named), message
 
 
@@ -80,7 +83,7 @@ def test_a_bad_project_file_names_the_file_and_the_key(text: str, named: list[st
         (TARGET + '[deploy]\nreload = "restart"\n', ["[deploy] reload", "a command in words"]),
         (TARGET + "[prepare]\njetson_clocks = true\n", ["[prepare]", 'name = "tensorrt"']),
         (TARGET + "[expect]\nclocks_pinned = true\n", ["clocks_pinned", 'name = "tensorrt"']),
-        (TARGET + "[expect]\nclocks_pinned = false\n", ["[expect] clocks_pinned", "False"]),
+        (TARGET + "[expect]\nclocks_pinned = false\n", ["[expect] clocks_pinned must be true", "False"]),
         *(
             (changed(TARGET, '"local"', f'"ssh"\nhost = "a"\n{pinned}') + f"[deploy]\nhosts = {hosts}\n", named)
             for pinned, hosts, named in (
@@ -111,7 +114,7 @@ def test_a_bad_target_file_names_the_file_and_the_key(text: str, named: list[str
     with pytest.raises(UsageError) as caught:
         toml.read_target(path)
     message = str(caught.value)
-    assert str(path) in message and all(part in message for part in named), message
+    assert message.count(str(path)) == 1 and all(part in message for part in named), message
 
 
 def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_a_precision_that_the_runtime_does_not_have_names_the_target_s_file(tmp_
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"missing\.toml"):
+    with pytest.raises(UsageError, match=r"missing\.toml: does not exist; write one: edgeprune init"):
         toml.read_project(tmp_path / "missing.toml")
     with pytest.raises(UsageError, match=r"lcoal.*local"):
         toml.find_target("lcoal", tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -43,6 +44,51 @@ def test_an_error_is_json_with_json(command: str, edgeprune: InProcess) -> None:
     code, out, err = edgeprune(command, "--json")
     assert json.loads(out) == {"schema": 1, "status": "error", "exit_code": code, "error": err[len("error: ") : -1]}
     assert code == errors.UsageError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begin", "names"),
+    [
+        (("run", "--bugdet", "50%"), "error: edgeprune run: no such option: --bugdet", "--budget"),
+        (("run", "--budget"), "error: edgeprune run: ", "'--budget'"),
+        (("rum",), "error: edgeprune: no such command 'rum'. ", "'run'"),
+        (("run", "local"), "error: edgeprune run: ", "(local)"),
+        (("run", "--precision", "fp8"), "error: edgeprune run: invalid value for '--precision': 'fp8'", "'int8'"),
+        (("compare",), "error: edgeprune compare: missing argument", "RUN"),
+        (("keys",), "error: edgeprune keys: missing argument", "rotate"),
+    ],
+)
+def test_a_word_that_is_no_option_is_one_line_that_names_the_help(
+    arguments: tuple[str, ...], begin: str, names: str, edgeprune: InProcess
+) -> None:
+    code, out, err = edgeprune(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(begin) and names in err
+    assert err.rstrip().endswith(f"{begin.split(': ')[1]} --help")
+    code, out, err = edgeprune(arguments[0], "--json", *arguments[1:])
+    assert code == 2 and f"error: {json.loads(out)['error']}\n" == err
+
+
+def test_without_a_command_the_help_is_shown(edgeprune: InProcess) -> None:
+    code, out, err = edgeprune()
+    assert (code, out) == (2, "") and err.startswith("Usage: edgeprune")
+
+
+def test_ctrl_c_says_how_to_go_on(edgeprune: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeprune.cli.targets.known", pressed)
+    assert edgeprune("targets") == (130, "", "interrupted; run the same command again to resume\n")
+
+
+@pytest.mark.parametrize("command", ["targets", "--version"])
+def test_a_pipe_that_nothing_reads_has_its_own_exit_code(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "edgeprune", command]
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (errors.EXIT_CLOSED, b"")
 
 
 def test_every_command_has_quiet_and_verbose() -> None:
@@ -126,7 +172,7 @@ def test_threads_of_torch_sleep_while_they_wait_unless_the_user_decides(
     own: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgeprune.cli.logs.listen", lambda: None)
-    monkeypatch.setattr("edgeprune.cli.app", sys.exit)
+    monkeypatch.setattr("edgeprune.cli.app", lambda **options: sys.exit())
     monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
     if own is None:
         monkeypatch.delenv("OMP_WAIT_POLICY")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.api import verbs
 from edgeprune.api.verbs import opened
 from edgeprune.errors import UsageError
 from edgeprune.frontends import objects
@@ -237,3 +240,15 @@ def test_compress_asks_for_a_budget() -> None:
     project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), train=BATCHES, valid=BATCHES)
     with pytest.raises(UsageError, match=r'compress needs a budget: compress\(budget="12 ms"\)'):
         project.compress()
+
+
+def test_finish_uses_the_options_that_the_network_was_pruned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    run: Any = SimpleNamespace(record=lambda stage: SimpleNamespace(start=Path("start")), request=SimpleNamespace())
+    run.request.project = record()
+    monkeypatch.setattr(verbs, "opened", lambda *given, **options: nullcontext(run))
+    monkeypatch.setattr(verbs, "run", lambda project, target, **options: asked.update(options, target=target))
+    project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), train=BATCHES, valid=BATCHES)
+    pruned = project.prune("board", budget="40%", precision="int8")
+    project.finish(pruned, nn.Linear(3, 2))
+    assert (asked["target"], asked["budget"], asked["precision"]) == ("board", "40%", "int8")
