@@ -10,8 +10,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forks import Forks
+
+from edgeprune.errors import InconclusiveError
 
 MODULE = '''
 """Blobs in one of four corners; a network of two convolutions."""
@@ -140,19 +143,28 @@ def settled(run: Finished) -> str:
     """The verdict of a command with `--json`: "pass", or "inconclusive" if latency checks are, as on a busy machine.
 
     Anything else fails the test, and names the checks: an error, a failed check, another inconclusive check.
+
+    Raises:
+        InconclusiveError: a latency budget is missed by so little that other work on this machine may be the reason.
     """
     assert run.out, f"no answer, exit code {run.code}: {run.err}"
     assert "checks" in run.json, f"no verdict, exit code {run.code}: {run.json.get('error', run.err)}"
-    bad = [
-        f"{check['outcome']} {check['name']}: {check['note']}" for check in run.json["checks"] if not _settled(check)
-    ]
-    assert not bad, "\n".join(bad)
+    bad = [check for check in run.json["checks"] if not _settled(check)]
+    named = "\n".join(f"{check['outcome']} {check['name']}: {check['note']}" for check in bad)
+    if bad and all(map(_missed_by_little, bad)):
+        raise InconclusiveError(named)
+    assert not bad, named
     inconclusive = any(check["outcome"] == "inconclusive" for check in run.json["checks"])
     status = "inconclusive" if inconclusive else "pass"
     assert (run.json.get("status", status), run.code) == (status, 4 if inconclusive else 0), run.err
     return status
 
 
-def _settled(check: dict[str, str]) -> bool:
+def _missed_by_little(check: dict[str, Any]) -> bool:
+    """Plans use nearly all of a budget. Work beside a run may slow the pruned network more than the original one."""
+    return check["outcome"] == "fail" and check["name"].startswith("latency_") and check["value"] < 1.1 * check["limit"]
+
+
+def _settled(check: dict[str, Any]) -> bool:
     measured = check["name"].startswith("latency_") or check["name"] == "slowdown"
     return check["outcome"] == "pass" or (check["outcome"] == "inconclusive" and measured)

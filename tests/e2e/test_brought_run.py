@@ -25,7 +25,7 @@ LAYERS = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_such_a_network_is_pruned_verified_and_loaded_for_any_batch(tmp_path: Path) -> None:
     code, project = tmp_path / "blobs.py", tmp_path / "edgeprune.toml"
     code.write_text(with_layers(LAYERS))

@@ -76,7 +76,7 @@ epochs = 2
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_inputs_by_name_and_outputs_in_a_data_class(tmp_path: Path, alone: None) -> None:
     project = tmp_path / "named" / "edgeprune.toml"
     project.parent.mkdir()

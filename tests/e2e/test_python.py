@@ -115,7 +115,7 @@ def test_the_lines_of_the_readme_run(
     assert result.run == tmp_path / "edgeprune-runs" / "net" / "runs" / "local"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_network_that_was_built_elsewhere_is_compiled_and_verified_without_a_budget(
     given: dict[str, Any], tmp_path: Path
 ) -> None:

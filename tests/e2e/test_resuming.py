@@ -50,7 +50,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", SHUFFLED)
+@pytest.mark.parametrize("order", ["DataLoader", pytest.param("numpy", marks=pytest.mark.nightly)])
 def test_a_resumed_run_equals_an_uninterrupted_one(order: str, profiled: Path, tmp_path: Path) -> None:
     uninterrupted, resumed = (
         Path(shutil.copytree(profiled, tmp_path / name / "blobs", symlinks=True)) for name in ("one", "two")

@@ -233,7 +233,7 @@ def test_every_verb_prints_only_json_with_json(verb: str, finished_run: tuple[Pa
     assert isinstance(answer.json, dict)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_openvino_runs_the_same_pipeline(project: Path) -> None:
     pytest.importorskip("openvino")
     run = command("run", "--project", project, "--target", "local-openvino", "--json")

@@ -66,7 +66,7 @@ epochs = 1
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_time_first_and_a_state_that_goes_in_and_out(tmp_path: Path, alone: None) -> None:
     project = tmp_path / "summed" / "edgeprune.toml"
     project.parent.mkdir()

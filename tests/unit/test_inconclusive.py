@@ -1,4 +1,4 @@
-"""Inconclusive tests: those of contracts are counted, and a run names what is inconclusive."""
+"""Inconclusive tests: those of contracts and of whole runs are counted, and a run names what is inconclusive."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from small import Finished, settled
+
+from edgeprune.errors import InconclusiveError
 
 TESTS = Path(__file__).parents[1]
 CONFTEST = """
@@ -80,8 +82,9 @@ def test_an_inconclusive_test_of_another_tier_fails(tmp_path: Path) -> None:
     assert found.returncode == 1 and "1 failed" in found.stdout and "inconclusive:" not in found.stdout
 
 
-def finished(code: int, **outcomes: str) -> Finished:
-    checks = [{"name": name, "outcome": outcome, "note": "why"} for name, outcome in outcomes.items()]
+def finished(code: int, value: float = 1.2, **outcomes: str) -> Finished:
+    figures = {"value": value, "limit": 1.0, "note": "why"}
+    checks = [{"name": name, "outcome": outcome, **figures} for name, outcome in outcomes.items()]
     status = {0: "pass", 1: "fail", 4: "inconclusive"}[code]
     return Finished(code, json.dumps({"status": status, "checks": checks}), "")
 
@@ -91,6 +94,10 @@ def test_a_settled_run_passes_or_has_inconclusive_latencies_only() -> None:
     assert settled(finished(4, latency_p50_ms="inconclusive", slowdown="inconclusive")) == "inconclusive"
     with pytest.raises(AssertionError, match="fail latency_p50_ms: why"):
         settled(finished(1, latency_p50_ms="fail"))
+    with pytest.raises(InconclusiveError, match="fail latency_p50_ms: why"):
+        settled(finished(1, value=1.05, latency_p50_ms="fail"))
+    with pytest.raises(AssertionError, match="fail metric_drop: why"):
+        settled(finished(1, value=1.05, latency_p50_ms="fail", metric_drop="fail"))
     with pytest.raises(AssertionError, match="inconclusive baseline: why"):
         settled(finished(4, latency_p50_ms="pass", baseline="inconclusive"))
     with pytest.raises(AssertionError, match="exit code 5: unplugged"):
