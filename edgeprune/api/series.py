@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
 from edgeprune.api import verbs
 from edgeprune.errors import EdgepruneError, UsageError
-from edgeprune.pipeline.request import Given, Quiet, Watch, read_project, request
+from edgeprune.pipeline.request import Given, Quiet, Watch, read_project, request, require_known, target_names
 from edgeprune.records import Comparison, Front, Sweep, SweepCell, TargetPrecision, UnprunedNetworks
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ class SweepOptions(TypedDict, total=False):
 
 def sweep(
     project: Given,
-    budgets: Sequence[str],
+    budgets: str | Sequence[str],
     targets: str | Sequence[str] = "local",
-    precisions: Sequence[TargetPrecision] = (),
+    precisions: TargetPrecision | Sequence[TargetPrecision] = (),
     board: Board | None = None,
     **options: Unpack[SweepOptions],
 ) -> MeasuredSweep:
@@ -173,8 +173,10 @@ def sweep(
     """
     from edgeprune.stages import sweep as stage
 
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    names = {cell: _name(project, cell) for cell in stage.cells(budgets, wanted, precisions)}
+    require_known(options, SweepOptions)
+    limits = [budgets] if isinstance(budgets, str) else budgets
+    kinds = [precisions] if isinstance(precisions, str) else precisions
+    names = {cell: _name(project, cell) for cell in stage.cells(limits, target_names(targets), kinds)}
     with nullcontext(board) if board is not None else _board(options.get("progress")) as shown:
         sweeper = _Sweeper(project, shown, options, names)
         if (place := _place(options, len(names))) is None:

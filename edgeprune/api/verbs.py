@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Unpack, overload
 
 from edgeprune.api.networks import Compressed, PrunedNetwork
 from edgeprune.devices import install
-from edgeprune.errors import InfeasibleError
+from edgeprune.errors import InfeasibleError, UsageError
 from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline import request
@@ -78,12 +78,12 @@ def opened(
     from edgeprune.reports import progress as shows
     from edgeprune.stages.registry import RULES
 
+    request.require_known(options, Options)
     shown = hasattr(sys, "ps1") if progress is None else progress  # an interactive session has the prompt ps1
     with ExitStack() as stack:
         if shown and options.get("watch") is None:
             options["watch"] = stack.enter_context(shows.Watcher(Console(emoji=False)))
-        names = [target] if isinstance(target, str) else list(target)
-        asked = request.requests(project, names, **options)
+        asked = request.requests(project, request.target_names(target), **options)
         if asked[0].project.objects:
             from edgeprune.frontends.objects import generators_restored
 
@@ -239,7 +239,10 @@ def finish(
         file = Path(folder) / "trained.safetensors"
         weights.save(file, pruned.model if model is None else model, {})
         options["budget"], options["precision"], options["weights"] = pruned.budget, pruned.precision, file
-        return run(project, pruned.target, **options)
+        try:
+            return run(project, pruned.target, **options)
+        except UsageError as error:  # the user knows no such file
+            raise UsageError(str(error).replace(f"--weights {file}", "finish: the trained network")) from error
 
 
 def finetune(project: Given, target: str = "local", **options: Unpack[Options]) -> Path:

@@ -325,7 +325,7 @@ class Loss:
         self.structure = structure
         self._project, self._function = project, project.data.loss
         self._where = self._function.where if self._function else f"{project.where('data', 'loss')} (cross-entropy)"
-        self._call = self._function.load() if self._function else F.cross_entropy
+        self._call = self._function.load() if self._function else _cross_entropy
         self._sampled = self._call.sampled() if isinstance(self._call, agreement.Distance) else self._call
 
     @property
@@ -426,6 +426,17 @@ class NotFinite(UsageError):
 def _guarded(project: Project, function: Function | None, where: str) -> AbstractContextManager[None]:
     """A context for the user's function, or for its default, which may fail on the user's outputs, too."""
     return (function or project.model.factory).guarded(where)
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of logits, (samples, classes, ...), and classes, (samples, ...), or probabilities of classes."""
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        return F.cross_entropy(outputs, targets)
+    if not targets.is_floating_point() and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
+        return F.cross_entropy(outputs, targets.long())
+    shown = f"outputs {tuple(outputs.shape)} do not fit targets {tuple(targets.shape)}"
+    dtype = str(targets.dtype).removeprefix("torch.")
+    raise ValueError(f"{shown} of type {dtype}; give each sample the number of its class, or give a loss")
 
 
 def _top1(outputs: Tensor, targets: Tensor) -> float:

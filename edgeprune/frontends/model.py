@@ -132,9 +132,9 @@ def built(project: Project) -> Built:
         with section.factory.guarded():
             made = section.factory.load()()
     where = section.factory.where
-    _require_module(where, made)
+    require_module(where, made)
     for path, module in made.named_modules():
-        _require_module(where, module, path)
+        require_module(where, module, path)
     bare = unwrapped(made)
     for module in bare.modules():
         module._compiled_call_impl = None  # of module.compile()
@@ -154,7 +154,7 @@ def built(project: Project) -> Built:
     return Built(preprocessed(model, project.preprocess) if project.preprocess else model, tuple(notes))
 
 
-def _require_module(where: str, module: object, path: str = "") -> None:
+def require_module(where: str, module: object, path: str = "") -> None:
     """The model, or a module inside it at `path`, must be Python code, which can be cut and exported."""
     what = f"{where}: {path} is" if path else f"{where} returns"
     if isinstance(module, torch.jit.ScriptModule):
@@ -164,6 +164,8 @@ def _require_module(where: str, module: object, path: str = "") -> None:
         raise UsageError(
             f"{what} an exported program, which cannot be cut; return the torch.nn.Module that was exported"
         )
+    if isinstance(module, type):
+        raise UsageError(f"{what} the class {module.__name__}; return a network of it: {module.__name__}()")
     if not isinstance(module, nn.Module):
         raise UsageError(f"{what} {kind(module)}; return a torch.nn.Module")
 
@@ -175,13 +177,19 @@ def _is_exported(module: torch.fx.GraphModule) -> bool:
     return any(isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes)
 
 
+def require_values(where: str, model: nn.Module) -> None:
+    """Raises `UsageError` for a parameter that has no shape or no values."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise UsageError(f"{where}: parameter {name} has no shape yet; call the model once first")
+        if parameter.is_meta:
+            raise UsageError(f"{where}: parameter {name} has no values (device meta); build the model on the CPU")
+
+
 def _require_plain(where: str, model: nn.Module) -> None:
     """The parameters must be ordinary tensors in single precision, and copies of the model must be possible."""
+    require_values(where, model)
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter) or parameter.is_meta:
-            lacks = "no shape yet" if is_lazy(parameter) else "no values (device meta)"
-            fix = "call the model once before you return it" if is_lazy(parameter) else "build the model on the CPU"
-            raise UsageError(f"{where}: parameter {name} has {lacks}; {fix}")
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise UsageError(

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils import _pytree
@@ -19,12 +20,14 @@ from torch.utils import _pytree
 from edgeprune.errors import EdgepruneError, UsageError, quoted, usage_error
 from edgeprune.frontends import callables
 from edgeprune.frontends.functions import one_line
+from edgeprune.frontends.model import require_module, require_values
 from edgeprune.frontends.modelfile import FORMATS
 from edgeprune.frontends.randomness import Generators
 from edgeprune.frontends.sections import ProjectFile, Source, project_of
 from edgeprune.frontends.toml import keys_of, nearest, wanted_of
 from edgeprune.frontends.unlabelled import Objects
 from edgeprune.network.computed import copied
+from edgeprune.network.wrappers import outermost
 from edgeprune.records import Project, keyword
 from edgeprune.records.project import SPLITS
 
@@ -170,7 +173,7 @@ def project(model: nn.Module, example_inputs: Any, options: Options) -> Project:
         UsageError: a keyword is unknown or wrong. The message names it.
     """
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    name, folder = given.pop("name", type(model).__name__.lower()), given.pop("folder", None)
+    name, folder = given.pop("name", type(outermost(model)).__name__.lower()), given.pop("folder", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise usage_error(f"Project(name=...) must be of letters, digits, '_', '-' and '.', not {quoted(name)}")
     places = {keyword(section, key): (section, key) for section in keys_of(ProjectFile, ()) for key in _keys(section)}
@@ -232,16 +235,19 @@ def _checked(content: dict[str, dict[str, Any]], source: Source) -> ProjectFile:
 
 
 def _plain(value: Any) -> Any:
-    """A value as a file would hold it."""
+    """A value as a file would hold it. Numbers and arrays of NumPy and of torch are numbers and lists."""
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 
 
 def _copy(model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise usage_error(f"Project(model=...) must be a torch.nn.Module, and is of type {type(model).__name__}")
-    with _guarded("Project(model=...): copy.deepcopy(model)"):
+    where = "Project(model=...)"
+    require_module(where, model)
+    require_values(where, model)
+    with _guarded(f"{where}: copy.deepcopy(model)"):
         return copied(model)
 
 

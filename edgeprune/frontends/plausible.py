@@ -49,8 +49,14 @@ def remarks(
         )
     elif 0 < drop < SMALL * abs(value):
         yield f"{key} = {drop:g} is tiny beside the original network's metric, {value:.4g}: give it in the metric's unit"
-    chance = by_chance(metric, value, outputs, targets)
-    if chance is not None and metric.is_agreement:
+    shuffled = by_chance(metric, value, outputs, targets)
+    chance = fmean(shuffled) if shuffled else None
+    if shuffled and project.data.metric and not metric.is_agreement and value < _below(shuffled):
+        yield (
+            f"{project.where('data', 'metric')}: the original network's metric is {value:.4g}, and {chance:.4g} if its"
+            " outputs are shuffled; larger must be better: return -value if smaller is better, and check the labels"
+        )
+    elif chance is not None and metric.is_agreement:
         yield (
             f"{project.where('data', 'samples')}: the original network answers nearly the same for all samples, so that any"
             f" network would agree with it ({chance:.4g} if its outputs are shuffled); check the weights, the preprocessing"
@@ -80,8 +86,13 @@ def _weights(project: Project) -> str:
     return project.model.factory.where if project.objects else f"{project.where('model', 'weights')} is missing"
 
 
-def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor) -> float | None:
-    """The metric of shuffled outputs, if `value` is not surely better; else None.
+def _below(found: Sequence[float]) -> float:
+    """A metric that is surely worse than these."""
+    return fmean(found) - SURE * pstdev(found) - ROUNDING * abs(fmean(found))
+
+
+def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: Tensor) -> list[float] | None:
+    """Metrics of shuffled outputs, if `value` is not surely better; else None.
 
     A metric that does not depend on the targets cannot be judged. Agreement depends on them.
     """
@@ -99,4 +110,4 @@ def by_chance(metric: Metric, value: float, outputs: Sequence[Tensor], targets: 
     with suppress(UsageError):
         if not metric.is_agreement and not pstdev(found) and metric(outputs, targets[:1].expand_as(targets)) == value:
             return None
-    return fmean(found)
+    return found

@@ -274,6 +274,9 @@ def check_backward(model: nn.Module, project: Project, training: bool, batches: 
         UsageError: a backward pass fails, for instance after an operation in place. The message names the user's file and
             line.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        where = project.model.factory.where
+        raise UsageError(f"{where}: no parameter requires a gradient; call model.requires_grad_(True) first")
     tried = copy.deepcopy(model).train(training)
     split, root = Split(project, "train", augmented=training), project.code
     loss: Callable[..., Tensor] = Loss(project).of_training

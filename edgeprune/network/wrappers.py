@@ -20,14 +20,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Returns:
         The module inside, or a copy of it if one of its own modules is wrapped.
     """
-    while (inner := _inside(model)) is not model or isinstance(model, AveragedModel):
-        model = model.module if isinstance(model, AveragedModel) else inner
+    model = outermost(model)
     if any(_inside(module) is not module for module in model.modules()):
         model = copied(model)
         for module in list(model.modules()):
             for name, child in module._modules.items():
                 while child is not None and (inner := _inside(child)) is not child:
                     module._modules[name] = child = inner
+    return model
+
+
+def outermost(model: nn.Module) -> nn.Module:
+    """The network without the wrappers around it. Modules inside it may be wrapped."""
+    while (inner := _inside(model)) is not model or isinstance(model, AveragedModel):
+        model = model.module if isinstance(model, AveragedModel) else inner
     return model
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypedDict, Unpack, runtime_checkable
 
 from edgeprune import runtimes
 from edgeprune.devices.patience import parse
-from edgeprune.errors import UsageError
+from edgeprune.errors import UsageError, quoted, usage_error
 from edgeprune.frontends import sections, toml
 from edgeprune.limits import LIMITS
 from edgeprune.records import Project, Target, TargetPrecision
 
 SHARED = "shared"  # the run folder of stages that do not depend on the target
+TEXTS = {"budget": '"12 ms" or "50%"', "patience": '"15m"', "precision": '"int8"'}  # options that are texts, such as …
 
 
 @runtime_checkable
@@ -121,6 +122,10 @@ def request(project: Given, target: str = "local", **options: Unpack[Options]) -
     Raises:
         UsageError: a file cannot be read or is wrong, or the target's runtime does not have its precision.
     """
+    for name, example in TEXTS.items():
+        value = options.get(name)
+        if not isinstance(value, str | None):
+            raise usage_error(f"{name} must be a text such as {example}, not {quoted(value)}")
     known = read_project(project, options.get("budget"))
     if known.budget.goal is not None and known.budget.latency is None:
         raise UsageError(
@@ -166,6 +171,22 @@ def requests(project: Given, targets: Sequence[str], **options: Unpack[Options])
         where = project_of.where("budget", "latency")
         raise UsageError(f"{where} is missing, and one network for several targets meets a latency on each; give it")
     return asked
+
+
+def require_known(options: Iterable[str], kind: type) -> None:
+    """Raises `UsageError` for the name of an option that the TypedDict `kind` does not have. Python does not look."""
+    known = list(kind.__annotations__)
+    for name in options:
+        if name not in known:
+            raise usage_error(f"there is no option {quoted(name)}{toml.nearest(name, known)}")
+
+
+def target_names(given: str | Path | Sequence[str | Path]) -> list[str]:
+    """The targets that a program names: one, or several. Raises `UsageError` for anything else."""
+    several = [given] if isinstance(given, str | Path) else given
+    if not isinstance(several, Sequence) or not all(isinstance(one, str | Path) for one in several):
+        raise usage_error(f'target must be a name or a path, such as "local", or a list of them, not {quoted(given)}')
+    return list(map(str, several))
 
 
 def _existing(weights: Path) -> Path:

@@ -108,8 +108,8 @@ class Store:
         self._lock = Lock(folder)
 
     def __enter__(self) -> Self:
+        _make(self.folder)
         with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(self._wait_s)
             try:
                 self._remove_drafts()
@@ -137,8 +137,7 @@ class Store:
         Look for the stage inside the context: another run may just have finished it.
         """
         own = self.folder / "locks" / self._place(name, key).name
-        with _explained(own):
-            own.mkdir(parents=True, exist_ok=True)
+        _make(own)
         lock = Lock(own)
         self._lock.release()
         lock.acquire(LIMITS.lease_wait_s)
@@ -235,8 +234,7 @@ class Store:
     def scratch(self, name: str, key: str) -> Path:
         """A folder that stays if the stage is killed. It is removed when the stage is finished."""
         folder = self._partial(name, key)
-        with _explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         return folder
 
     def save(self, path: Path, write: Callable[[Path], None]) -> None:
@@ -280,8 +278,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Only one process may write it at a time; the lock of the run folder ensures it. Raises `UsageError` with the path and what
     to do.
     """
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
@@ -378,6 +375,17 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it. Raises `UsageError` with the path and what to do."""
+    with _explained(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in HINTS:
+                raise
+            raise UsageError(f"{folder}: cannot be made: {error.strerror}; give another folder") from error
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 def record(model: nn.Module | None = None, **options: Any) -> Record:
     given = {"train": BATCHES, "valid": BATCHES, **options}
-    return edgeprune.Project(model or nn.Linear(3, 2), torch.zeros(1, 3), **given).record
+    return edgeprune.Project(nn.Linear(3, 2) if model is None else model, torch.zeros(1, 3), **given).record
 
 
 def test_every_key_of_the_file_is_a_keyword_and_the_reverse() -> None:
@@ -170,12 +172,58 @@ def test_without_a_budget_no_training_data_is_needed(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_none_or_cannot_be_copied_is_named() -> None:
-    with pytest.raises(UsageError, match=r"Project\(model=\.\.\.\) must be a torch\.nn\.Module, and is of type str"):
-        edgeprune.Project("resnet18", torch.zeros(1, 3), train=BATCHES, valid=BATCHES)  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "a str; return a torch.nn.Module": "resnet18",
+        "the class ReLU; return a network of it: ReLU()": nn.ReLU,
+        "parameter weight has no values (device meta); build the model on the CPU": nn.Linear(3, 2, device="meta"),
+        "parameter weight has no shape yet; call the model once first": nn.LazyLinear(2),
+        "return the torch.nn.Module that was exported": torch.export.export(nn.Linear(3, 2), (torch.zeros(1, 3),)),
+    }
+    for message, model in given.items():
+        with pytest.raises(UsageError, match=rf"^Project\(model=\.\.\.\).*{re.escape(message)}$"):
+            record(model)
     model = nn.Linear(3, 2)
     model.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(UsageError, match=r"Project\(model=\.\.\.\): copy\.deepcopy\(model\) raises TypeError"):
         record(model)
+
+
+def test_a_model_whose_parameters_are_all_frozen_is_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)).requires_grad_(False)
+    project = edgeprune.Project(model, torch.zeros(1, 3), train=BATCHES, valid=BATCHES, folder=tmp_path, epochs=1)
+    with (
+        pytest.raises(UsageError, match=r"Project\(model=\.\.\.\): no parameter requires a gradient; call "),
+        opened(project, budget="50%") as run,
+    ):
+        run.record(trial.STAGE)
+
+
+def test_numbers_and_arrays_of_libraries_are_numbers_and_lists() -> None:
+    found = record(epochs=np.int64(3), max_metric_drop=np.float64(0.5), mean=np.array([0.5]), std=torch.ones(1))
+    assert (found.finetune.epochs, found.budget.max_metric_drop) == (3, 0.5)
+    assert found.preprocess is not None and (found.preprocess.mean, found.preprocess.std) == ((0.5,), (1.0,))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel])
+def test_a_wrapper_does_not_name_the_project(wrap: Any) -> None:
+    assert record(wrap(nn.Linear(3, 2))).name == "linear"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"buget": "50%"}, "there is no option 'buget'; did you mean budget?"),
+        ({"budget": 0.5}, 'budget must be a text such as "12 ms" or "50%", not 0.5'),
+        ({"budget": "50%", "patience": 15}, 'patience must be a text such as "15m", not 15'),
+        ({"target": None}, "target must be a name or a path"),
+        ({"target": ["local", 3]}, "target must be a name or a path"),
+        ({"target": Path("nowhere.toml")}, "no target 'nowhere.toml'"),
+    ],
+)
+def test_a_wrong_option_of_a_call_is_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), train=BATCHES, valid=BATCHES, folder=tmp_path)
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        project.prune(**options)
 
 
 def test_errors_of_the_user_s_objects_name_the_keyword_and_the_line() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import toml
-from edgeprune.frontends.data import Metric, Split, _top1
+from edgeprune.frontends.data import Metric, Split, _cross_entropy, _top1
 from edgeprune.frontends.functions import FileFunction
 from edgeprune.frontends.model import build_model, example_inputs
 from edgeprune.frontends.trial import check_data
@@ -192,6 +192,18 @@ def test_top_1_refuses_targets_of_another_shape() -> None:
     one_hot: Tensor = torch.eye(2, dtype=torch.long)
     with pytest.raises(ValueError, match="do not fit"):
         _top1(torch.zeros(2, 2), one_hot)
+
+
+def test_the_default_loss_takes_classes_of_any_integer_type_and_probabilities() -> None:
+    outputs, classes = torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.tensor([1, 0])
+    wanted = nn.functional.cross_entropy(outputs, classes)
+    for targets in (classes.int(), classes.to(torch.uint8), torch.eye(2)[classes]):
+        assert _cross_entropy(outputs, targets) == pytest.approx(wanted)
+    for targets in (classes[:, None], classes.float(), torch.eye(2, dtype=torch.long)):
+        with pytest.raises(
+            ValueError, match=r"do not fit targets .* of type .*; give each sample the number of its class"
+        ):
+            _cross_entropy(outputs, targets)
 
 
 def test_preprocessing_must_fit_the_first_input(project: Path) -> None:

@@ -117,6 +117,11 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
 
 
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^/proc/nowhere/runs: cannot be made: .*; give another folder$"):
+        Store(Path("/proc/nowhere/runs")).__enter__()
+
+
 def test_a_failing_save_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     with Store(tmp_path) as opened:
         path = opened.scratch("stage", KEY) / "checkpoint"

@@ -304,8 +304,10 @@ def test_what_targets_share_runs_once_and_a_failed_run_does_not_stop_the_rest(pr
 def test_a_sweep_in_python_shows_its_progress_if_asked(
     project: Path, opened: Opened, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package.sweep(project, ["80%"])
+    package.sweep(project, "80%", "local", "fp32")
     assert capsys.readouterr().out == ""
+    with pytest.raises(UsageError, match="no option 'progres'; did you mean progress"):
+        package.sweep(project, ["80%"], progres=True)  # type: ignore[call-arg]
     package.sweep(project, ["80%"], progress=True)
     assert "local 80%" in capsys.readouterr().out
 

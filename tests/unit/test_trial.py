@@ -254,6 +254,14 @@ def test_a_metric_in_percent_is_remarked_on(project: Path, caplog: pytest.LogCap
     assert "max_metric_drop = 0.02 is tiny" in line and "write 2 for 2%" in line
 
 
+def test_a_metric_for_which_smaller_is_better_is_remarked_on(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = "\ndef metric(outputs, targets):\n    return float((outputs.argmax(1) != targets).float().mean())\n"
+    project.write_text(project.read_text().replace("[budget]", 'metric = "blobs:metric"\n[budget]'))
+    tried(changed(project, code))
+    (line,) = lines(caplog)
+    assert "[data] metric: " in line and "larger must be better: return -value" in line
+
+
 def test_a_drop_that_allows_anything_is_remarked_on(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     tried(changed(project, max_metric_drop="max_metric_drop = 2.0"))
     (line,) = lines(caplog)
