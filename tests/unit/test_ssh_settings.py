@@ -64,17 +64,21 @@ def lines(rng: random.Random, included: Path) -> list[str]:
         ProxyJump none
         ProxyJump me@gate:2200,inner
         ProxyCommand none
+        ProxyCommand None
         ProxyJump ssh://me@gate:2201
         IdentityFile /keys/one
         IdentityFile "/keys/with space"
         IdentityFile /keys/two # why
         UserKnownHostsFile /a /b
         IdentitiesOnly yes
+        IdentitiesOnly true
+        IdentitiesOnly False
         ForwardAgent yes
         ServerAliveInterval 5
     """.strip().splitlines()
     criteria = ["all", "host board", "host *.example", "originalhost b*", "user pi", "!user pi", "final", "canonical",
-                "final host real.example", "host board,gate user pi", '!host "gate"', "originalhost *,!board"]  # fmt: skip
+                "final host real.example", "host board,gate user pi", '!host "gate"', "originalhost *,!board",
+                "host BOARD", "originalhost Board", "final host REAL.example"]  # fmt: skip
     found = []
     for _ in range(rng.randint(1, 9)):
         kind = rng.random()
@@ -109,14 +113,15 @@ def test_random_configurations_are_read_as_ssh_reads_them(config: Path, tmp_path
     for _ in range(60):
         (tmp_path / "more").write_text("\n".join(lines(rng, tmp_path / "none")) + "\n")
         config.write_text("\n".join(lines(rng, tmp_path / "more")) + "\n")
-        host = rng.choice(["board", "gate", "real.example"])
+        host = rng.choice(["board", "Board", "gate", "real.example"])
         wanted = by_ssh(config, host)
         if not wanted:
             continue
         compared += 1
         found = settings(Asked(host, "root", "root"), tmp_path)
-        own: dict[str, Any] = {"hostname": [found.hostname()]}
-        for name in ("port", "hostkeyalias", "identitiesonly"):
+        own: dict[str, Any] = {"hostname": [found.hostname().lower()]}
+        own["identitiesonly"] = ["yes" if found.flag("identitiesonly") else "no"]
+        for name in ("port", "hostkeyalias"):
             own[name] = [value.text for value in found.every(name)]
         own["user"] = [found.first("user", "root")]
         own["identityfile"] = [value.text for value in found.every("identityfile")]
@@ -160,6 +165,7 @@ def by_place(jumps: list[str]) -> list[tuple[Any, ...]]:
         ("IdentityFile ${NOT_SET_HERE}/key", "NOT_SET_HERE"),
         ('User "pi', "a quote has no end"),
         ("ProxyJump board", "ProxyJump none"),
+        ("IdentitiesOnly maybe", "neither yes nor no"),
     ],
 )
 def test_an_option_that_cannot_be_followed_is_named_with_its_line(
@@ -171,6 +177,33 @@ def test_an_option_that_cannot_be_followed_is_named_with_its_line(
     assert fix in str(caught.value) and str(caught.value).startswith(("~/.ssh/config", f"{config}:"))
     if "quote" not in fix:  # a broken line is one for every host
         assert servers(target, Host("other"))[0].name == "other"
+
+
+@pytest.mark.parametrize("line", [b"\xef\xbb\xbfHost other", b"Host-Name x", b"{{ host }} x", b"=x"])
+def test_a_line_without_a_keyword_is_refused_since_the_options_below_would_be_of_other_hosts(
+    line: bytes, config: Path, target: Target
+) -> None:
+    config.write_bytes(line + b"\n HostName 10.0.0.9\n")
+    with pytest.raises(UsageError, match=r"config:1: \S+ is no option of ssh\. Fix the line\."):
+        servers(target, Host("board"))
+
+
+def test_only_a_newline_ends_a_line(config: Path, target: Target) -> None:
+    config.write_bytes("# once\u2028Port 1\x0cPort 2\x85Port 3\nUser pi\r\n".encode())
+    (server,) = servers(target, Host("board"))
+    assert (server.port, server.user) == (22, "pi")
+
+
+def test_tokens_in_a_jump_are_those_of_the_host_behind_it(config: Path, target: Target) -> None:
+    config.write_text(
+        "Host lab-*\n HostName %h.lab\n Port 2222\n User pi\n ProxyJump %r@gate-%n:%p,fe80::1%eth0\n"
+        "Match host *gate* final\n HostKeyAlias gate\n"
+    )
+    assert [(server.name, server.user, server.port) for server in servers(target, Host("lab-7"))] == [
+        ("gate-lab-7", "pi", 2222),
+        ("fe80::1%eth0", reading.local_user(), 22),
+        ("lab-7.lab", "pi", 2222),
+    ]
 
 
 def test_match_exec_runs_nothing_and_is_refused_only_for_hosts_that_reach_it(

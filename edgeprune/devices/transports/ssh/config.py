@@ -90,7 +90,7 @@ def servers(target: Target, host: Host) -> list[Server]:
         own = settings(_asked(target, host), Path.home())
         found.insert(0, _server(target, host, own))
         # The hosts before the last one of a list are given to it; the first one follows its own configuration.
-        jumps = jumps or _jumps(own)
+        jumps = jumps or [_expanded_jump(jump, found[0]) for jump in _jumps(own)]
         if not jumps:
             return found
         if len(found) > LIMITS.jumps:
@@ -104,7 +104,7 @@ def servers(target: Target, host: Host) -> list[Server]:
 def _jumps(own: Settings) -> list[str]:
     for value in own.every("proxy"):
         if value.text == "proxycommand":
-            if value.words[1:] == ("none",):
+            if [word.lower() for word in value.words[1:]] == ["none"]:
                 return []
             raise UsageError(
                 f"{value.place}: ProxyCommand of {printable(own.host)} is not supported: it runs a program. Write ProxyJump"
@@ -113,6 +113,12 @@ def _jumps(own: Settings) -> list[str]:
         jumps = [jump.strip() for word in value.words for jump in word.split(",") if jump.strip()]
         return [] if [jump.lower() for jump in jumps] == ["none"] else jumps
     return []
+
+
+def _expanded_jump(jump: str, server: Server) -> str:
+    """A jump host with the tokens of ProxyJump replaced. Another `%` may begin the zone of an IPv6 address."""
+    tokens = {"h": server.name, "n": server.asked.name, "p": str(server.port), "r": server.user, "%": "%"}
+    return re.sub(r"%([hnpr%])", lambda match: tokens[match[1]], jump)
 
 
 def _asked(target: Target, host: Host) -> Asked:
@@ -137,7 +143,7 @@ def _server(target: Target, host: Host, own: Settings) -> Server:
         user=user,
         port=int(port),
         identities=_identities(host, own, tokens),
-        identities_only=own.first("identitiesonly").lower() == "yes",
+        identities_only=own.flag("identitiesonly"),
         agent=_agent(own, tokens),
         known_hosts=(host.known_hosts,) if host.known_hosts else _known_hosts(own, tokens),
         alias=own.first("hostkeyalias"),
@@ -154,7 +160,7 @@ def _tokens(own: Settings, name: str, user: str, port: str) -> dict[str, str]:
     connection = hashlib.sha1(f"{here}{name}{port}{user}{jump}".encode(), usedforsecurity=False).hexdigest()
     return {
         "C": connection, "d": str(Path.home()), "h": name, "i": str(os.getuid()), "j": jump, "L": here.partition(".")[0],
-        "k": own.first("hostkeyalias", own.host), "l": here, "n": own.host, "p": port, "r": user, "u": local_user(),
+        "k": own.first("hostkeyalias", own.asked), "l": here, "n": own.asked, "p": port, "r": user, "u": local_user(),
     }  # fmt: skip
 
 

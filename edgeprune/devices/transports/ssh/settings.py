@@ -17,6 +17,7 @@ from edgeprune.limits import LIMITS
 SYSTEM = Path("/etc/ssh/ssh_config")
 DEPTH = 16  # of Include, as in OpenSSH
 LISTS = ("identityfile", "certificatefile")  # each line adds to these; of all other options the first line counts
+FLAGS = {"yes": True, "true": True, "no": False, "false": False}
 SLOT = {"proxyjump": "proxy", "proxycommand": "proxy"}  # the first of both counts
 UNSUPPORTED = {
     "knownhostscommand": "it runs a program. Add the key to known_hosts",
@@ -58,6 +59,11 @@ class Settings:
         self.found = {name: [Value((value,), "the target file")] for name, value in asked.given.items()}
         self.host, self._final, self.wants_final = asked.host, False, False
 
+    @property
+    def asked(self) -> str:
+        """The host as it was asked for, whatever its real name is."""
+        return self._asked.host
+
     def first(self, name: str, default: str = "") -> str:
         """The option's first word."""
         return self.found[name][0].text if name in self.found else default
@@ -66,8 +72,17 @@ class Settings:
         """All values of an option."""
         return self.found.get(name, [])
 
+    def flag(self, name: str) -> bool:
+        """Whether an option is yes. Raises `UsageError` for another word than ssh takes."""
+        for value in self.every(name):
+            if value.text.lower() not in FLAGS:
+                raise UsageError(f"{value.place}: {name} {printable(value.text)} is neither yes nor no. Fix the line.")
+            return FLAGS[value.text.lower()]
+        return False
+
     def again(self, host: str) -> None:
         """Prepare for the second reading: `Match final` applies, and `Host` compares the real name, which stays."""
+        host = host.lower()
         self.host, self._final = host, True
         self.found["hostname"] = [Value((host.replace("%", "%%"),), "HostName")]
 
@@ -120,6 +135,8 @@ class Settings:
             "localuser": lambda: self._asked.local_user,
             "tagged": lambda: self.first("tag"),
         }
+        if name in ("host", "originalhost"):  # unlike `Host`, in letters of either case
+            return listed(subjects[name]().lower(), argument.lower().split(","))
         if name in subjects:
             return listed(subjects[name](), argument.split(","))
         if not applies:
@@ -162,7 +179,7 @@ def _require_supported(found: Settings) -> None:
             if value.text.lower() != "none" and not beside:
                 raise UsageError(f"{value.place}: {name} is not supported: {fix}.")
     for value in found.every("canonicalizehostname"):
-        if value.text.lower() in ("yes", "always") and found.every("canonicaldomains"):
+        if value.text.lower() in ("yes", "true", "always") and found.every("canonicaldomains"):
             raise UsageError(
                 f"{value.place}: CanonicalizeHostname is not supported. Write HostName with the full name for"
                 f" {printable(found.host)}, and CanonicalizeHostname no."
@@ -217,7 +234,7 @@ class _File:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
         if len(data) > LIMITS.toml_bytes:
             raise UsageError(f"{path}: is larger than {LIMITS.toml_bytes >> 20} MB, and no SSH configuration is")
-        return data.decode("utf-8", "surrogateescape").splitlines()
+        return data.decode("utf-8", "surrogateescape").split("\n")
 
 
 # ----------------------------------------------------------------------------------------------------- pure rules
@@ -257,10 +274,15 @@ def expanded(value: Value, tokens: Mapping[str, str], word: str | None = None) -
 
 
 def split(line: str, place: str) -> tuple[str, tuple[str, ...]]:
-    """The keyword of a line, in lower case, and its words. Quotes and backslashes are those of OpenSSH."""
-    match = re.match(r'\s*"?([A-Za-z0-9]+)"?\s*=?\s*(.*)', line)
-    if match is None:
+    """The keyword of a line, in lower case, and its words. Quotes and backslashes are those of OpenSSH.
+
+    Raises `UsageError` for a line that begins with no keyword: without it, the options below would belong to other hosts.
+    """
+    if not line.strip() or line.lstrip().startswith("#"):
         return "", ()
+    match = re.match(r'\s*"?([A-Za-z0-9]+)"?(?:\s*=\s*|\s+|$)(.*)', line, re.DOTALL)
+    if match is None:
+        raise UsageError(f"{place}: {printable(line.split()[0], 40)} is no option of ssh. Fix the line.")
     words: list[str] = []
     rest, at = match[2], 0
     while at < len(rest):
