@@ -210,7 +210,7 @@ def forecast(target: Target) -> list[str]:
             f"deploy to {name}:",
             *transports.commands(one),
             "  agent: identify, releases",
-            "  sftp put the bundle: artifact, runner.py, load.cpp, an input and its output, manifest.json and its signature",
+            "  files: the bundle with artifact, runner.py, load.cpp, an input and its output, manifest.json and its signature",
             "  agent: publish: ssh-keygen -Y verify, digests, runner.py --check, mv into services/NAME/releases/DIGEST",
             "  agent: activate: previous and current by rename, current/runner.py --check",
         ]

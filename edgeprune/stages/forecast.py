@@ -73,6 +73,10 @@ def forecast(project: Project, target: Target, whole: bool, budgets: int = 1) ->
     ]
 
 
+def _range(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
 def _engines(parts: Sequence[Part], folder: Path) -> list[str]:
     """How many engines the device builds, and how long that took in earlier profiles of this target."""
     least, most = (sum(part.engines[i] for part in parts) for i in (0, 1))
@@ -104,9 +108,9 @@ def _profile(project: Project, network: Network, runtime: Runtime) -> Part:
     variants = experiments.TIMED_S + bench.PROFILED_S + PREPARED_S
     seconds = LIMITS.start_s + (experiments.ANCHORS + together) * variants
     lines = (
-        f"sftp put {least * together} to {most * together} variants, at most {sent:,} bytes each"
+        f"files: {_range(least * together, most * together)} variants, at most {sent:,} bytes each"
         f" ({len(file):,} unpacked), {most * together * sent / 1e6:.1f} MB in all",
-        f"agent: time, with times by operator: {least} to {most} processes of about {seconds:.0f} s",
+        f"agent: time, with times by operator: {_range(least, most)} processes of about {seconds:.0f} s",
     )
     return Part(lines, least * seconds, most * seconds, (1 + least * together, 1 + most * together))
 
@@ -132,7 +136,7 @@ def _limit(limit: Limit) -> Part:
     }[limit.figure]
     each += LIMITS.start_s
     least, most = (processes * (3 + plans) + verdict for plans in (1, LIMITS.size_rounds))
-    line = f"agent: {limit.figure}, for its limit: {least} to {most} processes of about {each:.1f} s"
+    line = f"agent: {limit.figure}, for its limit: {_range(least, most)} processes of about {each:.1f} s"
     return Part((line,), least * each, most * each)
 
 
@@ -151,7 +155,7 @@ def _verify(network: Network, runtime: Runtime) -> Part:
     each = LIMITS.start_s + ROUND_S
     least, most = 2 * bench.SETTLED, 2 * POLICY.verify.processes * POLICY.verify.rounds
     lines = (
-        f"sftp put the original and the final artifact: at most {8 * weights.count_parameters(network.module):,} bytes",
+        f"files: the original and the final artifact, at most {8 * weights.count_parameters(network.module):,} bytes",
         f"agent: time, for the verdict: {least} to {most} processes of about {each:.1f} s",
         f"agent: outputs, for the metric: at most {2 * LIMITS.metric_s:.0f} s",
     )

@@ -26,7 +26,7 @@ def test_a_forecast_lists_what_is_sent_and_how_long_it_takes(name: str, project:
     known, target = toml.read_project(project), toml.read_target(toml.find_target(name, project.parent))
     profile, whole = (forecasting.forecast(known, target, whole) for whole in (False, True))
     assert profile[:-1] == whole[: len(profile) - 1]
-    assert any("ssh" in line for line in profile) == (name == "raspberrypi")
+    assert any("ssh" in line for line in profile) == any("sftp" in line for line in whole) == (name == "raspberrypi")
     assert sum("to confirm plans" in line for line in whole) == 1 and not any("confirm" in line for line in profile)
     assert 0 < minutes(profile)[0] < minutes(whole)[0] < minutes(whole)[1]
     sent = next(line for line in whole if "artifact" in line)

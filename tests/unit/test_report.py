@@ -19,7 +19,7 @@ from small import InProcess
 from edgeprune.api.networks import Compressed
 from edgeprune.cli import report as cli
 from edgeprune.errors import RuntimeMissing
-from edgeprune.records import Amount, Check, Interval, Outcome, TimedProcess
+from edgeprune.records import Amount, Check, Epoch, Interval, Outcome, TimedProcess, Tuned
 from edgeprune.stages import finished
 
 pytest.importorskip("jinja2")
@@ -27,6 +27,7 @@ pytest.importorskip("matplotlib")
 from edgeprune.reports import report
 from edgeprune.reports.pictures.svg import Canvas
 from edgeprune.reports.report import data
+from edgeprune.reports.report.sections import View
 
 HOSTILE = (
     "</style></title></script><script>document.title='ran'</script><svg onload=document.title='ran'>",
@@ -97,9 +98,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Page:
         ),
         (
             "plan",
-            ["least expected loss", "0.02", "predicted to take 1.000 ms", "confirmed at 0.990 ms (0.980 to 1.000)"],
+            [
+                "it raises the loss least, by 0.02",
+                "predicted to take 1.000 ms",
+                "confirmed at 0.990 ms (0.980 to 1.000)",
+            ],
         ),
-        ("plan", ["94.3% of the budget", "Latency against width", "The front", "18 experiments"]),
+        (
+            "plan",
+            ["94.3% of the budget, 1.050 ms at that time", "Latency against width", "The front", "18 experiments"],
+        ),
         ("sure", ["Every check is decided", "4 processes of each", "1 disturbed process was discarded", "metric_drop"]),
         ("sure", ["other processes used the processor", "48 to 50% of the original network, limit 50%", "Raw times"]),
         (
@@ -182,6 +190,15 @@ def test_the_json_cannot_end_its_element(tmp_path: Path) -> None:
 def test_a_verdict_that_does_not_pass_says_why_first(tmp_path: Path, outcome: Outcome, answer: str) -> None:
     found = page(put(tmp_path, checks=(Check("latency_p50_ms", outcome, 1.1, 1.05, "note"),)))
     assert answer in found.sections["passed"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_training_that_made_nothing_better_says_so(tmp_path: Path) -> None:
+    run = finished.read(put(tmp_path))
+    tuned = Tuned(Path("tuned.safetensors"), (Epoch(0, None, 0.9), Epoch(1, 0.4, 0.7, 0.01)))
+    answer = View(replace(run, finetune=tuned)).trained().answer
+    assert answer.startswith("Fine-tuning took 1 epoch. None was better than the network before training")
+    assert "the validation metric is 0.9000." in answer
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -221,7 +221,8 @@ class View:
         groups, widths = self.run.survey, self.run.widths
         parts: list[Part] = []
         if self.model is not None:
-            parts.append(figure("The network by layer", pictures.network(groups, self.model, widths)))
+            title = "The network by layer: channels, and latency in percent of the original network's"
+            parts.append(figure(title, pictures.network(groups, self.model, widths)))
         elif self.run.scores is not None:
             parts.append(Line(PROFILE_MISSING.format(f"profiles/{text(self.run.made.target)}/")))
         inner = groups.block_of
@@ -301,16 +302,18 @@ class View:
         confirmed = self.run.confirm.of(self.run.made.target)
         plan, own = confirmed.plan, confirmed.measurement
         proof = (
-            f"It has the least expected loss of all plans within the budget: {plan.loss:.4g}. The solver proves that none"
-            f" is below {plan.bound:.4g} (gap {plan.gap:.1g})."
+            f"Of all plans within the budget, it raises the loss least, by {plan.loss:.4g} before training, as estimated."
+            f" The solver proves that none raises it by less than {plan.bound:.4g} (gap {plan.gap:.1g})."
         )
         if own is None:
             return proof
         off = abs(own.measured.mid / own.predicted_ns - 1)
+        budget = time(own.budget_ns, self.original_ns)
         return (
             f"{proof} It was predicted to take {time(own.predicted_ns, self.original_ns)} and confirmed at"
             f" {times(own.measured, self.original_ns)} on the device, {off:.1%} off, in"
-            f" {count(confirmed.rounds, 'round')}. It uses {own.share:.1%} of the budget.{self._binds(self.run.confirm)}"
+            f" {count(confirmed.rounds, 'round')}. It uses {own.share:.1%} of the budget, {budget} at that time."
+            f"{self._binds(self.run.confirm)}"
         )
 
     def _binds(self, confirmed: Confirmed) -> str:
@@ -373,10 +376,16 @@ class View:
         if tuned is not None and tuned.history:
             epochs = sum(one.loss is not None for one in tuned.history)
             first, best = tuned.history[0], tuned.best
+            metric = f"the validation {text(self.verdict.metric_name)}"
             training = (
-                f"Fine-tuning took {count(epochs, 'epoch')}, and epoch {best.epoch} was kept: the validation"
-                f" {text(self.verdict.metric_name)} was {first.metric:.4f} before, and is {best.metric:.4f}."
+                f"Fine-tuning took {count(epochs, 'epoch')}, and epoch {best.epoch} was kept: {metric} was"
+                f" {first.metric:.4f} before, and is {best.metric:.4f}."
             )
+            if best is first:
+                training = (
+                    f"Fine-tuning took {count(epochs, 'epoch')}. None was better than the network before training, which"
+                    f" was kept: {metric} is {best.metric:.4f}."
+                )
         if not found:
             return training
         worst = max(found, key=lambda one: one.largest / one.tolerance if one.tolerance else 0.0)
