@@ -54,6 +54,34 @@ def with_custom_domain() -> onnx.ModelProto:
     return proto
 
 
+def with_a_label() -> onnx.ModelProto:
+    label = oh.make_node("ArrayFeatureExtractor", ["classes", "best"], ["label"], domain="ai.onnx.ml")
+    nodes = [*linear().graph.node, node("ArgMax", "y", "best"), label]
+    return model(nodes, X, ["label"], {"w": weights(3, 3), "classes": np.arange(3)})
+
+
+def with_batch_norm(outputs: str, opset: int, **attributes: int) -> onnx.ModelProto:
+    ones = {name: np.ones(3, np.float32) for name in "abcd"}
+    return model([node("BatchNormalization", "x a b c d", outputs, **attributes)], X, ["y"], ones, opset)
+
+
+def peepholes(length: int | None = None) -> onnx.ModelProto:
+    given = "x w r - n" if length else "x w r - - - - p"
+    constants = {
+        "w": weights(1, 4, 3),
+        "r": weights(1, 4, 1),
+        "n": np.array([length or 0], np.int32),
+        "p": weights(1, 3),
+    }
+    return model([node("LSTM", given, "y", hidden_size=1)], {"x": (4, 1, 3)}, ["y"], constants)
+
+
+def sparse() -> onnx.ModelProto:
+    values, places = (onnx.numpy_helper.from_array(np.array([1], kind)) for kind in (np.float32, np.int64))
+    value = oh.make_sparse_tensor(values, places, [3, 3])
+    return model([node("Constant", "", "w", sparse_value=value), node("MatMul", "x w", "y")], X, ["y"])
+
+
 def with_strings() -> onnx.ModelProto:
     proto = linear()
     proto.graph.initializer.append(oh.make_tensor("names", onnx.TensorProto.STRING, [1], [b"cat"]))
@@ -144,12 +172,27 @@ def doubling() -> onnx.ModelProto:
 
 FILES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "no network": (onnx.ModelProto, "holds no network; "),
-    "an old opset": (lambda: with_opset(9), r"export .* opset 11 to \d+; or convert it: onnx.version_converter"),
+    "an old opset": (lambda: with_opset(6), r"export .* opset 7 to \d+; or convert it: onnx.version_converter"),
     "a future opset": (lambda: with_opset(99), "opset 99 is not known"),
     "a custom domain": (
         with_custom_domain,
         r"node '/fc/MatMul' \(MatMul\) is of the domain 'com.microsoft'.*standard operators",
     ),
+    "scikit-learn's own domain": (
+        with_a_label,
+        r"\(ArrayFeatureExtractor\) is of the domain 'ai.onnx.ml'.*or cut it off: onnx.utils.extract_model",
+    ),
+    "a batch norm in training form": (
+        lambda: with_batch_norm("y m v", 11),
+        r"node 'y' \(BatchNormalization\) is in training form; export the network in eval mode",
+    ),
+    "statistics of single positions": (
+        lambda: with_batch_norm("y", 8, spatial=0),
+        r"\(BatchNormalization\) has statistics of single positions",
+    ),
+    "peepholes": (peepholes, r"\(LSTM\) has options without a converter: .*peepholes"),
+    "sequences of unequal length": (lambda: peepholes(2), r"\(LSTM\) has sequences of unequal length"),
+    "a sparse constant": (sparse, r"node 'w' \(Constant\) is a sparse tensor; export it as a dense one"),
     "int8": (quantised, r"\(QuantizeLinear\) is int8 arithmetic; give the float file"),
     "strings": (with_strings, "the weight 'names' holds strings"),
     "an input of strings": (lambda: with_input(onnx.TensorProto.STRING, [1]), "the input 'x' holds strings"),

@@ -243,6 +243,30 @@ CASES = [
     ),
     of("GRU", *GRU, shape=(3, 1, 8), outputs=2, hidden_size=5, direction="bidirectional", linear_before_reset=1),
     of("RNN", *RNN, shape=(3, 1, 8), outputs=2, hidden_size=5, activations=["Relu"]),
+    of("LSTM", *LSTM, np.array([3], np.int32), shape=(3, 1, 8), outputs=3, hidden_size=5),
+    of("LSTM", *LSTM, shape=(3, 1, 8), outputs=3, hidden_size=5, activations=["sigmoid", "tanh", "tanh"]),
+    of("SimplifiedLayerNormalization", weights(8)),
+    of("Resize", "-", np.array([1, 2, 2, 1], np.float32), mode="linear"),
+    of(
+        "Resize",
+        np.zeros(0, np.float32),
+        np.array([1, 1, 2, 3], np.float32),
+        opset=11,
+        coordinate_transformation_mode="tf_half_pixel_for_nn",
+        nearest_mode="floor",
+    ),
+    # before opset 11
+    of("Resize", np.array([1, 1, 2, 2], np.float32), opset=10, mode="linear"),
+    of("Upsample", np.array([1, 1, 2, 3], np.float32), opset=9),
+    of("Upsample", opset=7, scales=[1.0, 1.0, 2.0, 2.0], mode="linear"),
+    of("Slice", opset=9, axes=[3, 1], starts=[1, -3], ends=[2**31, 4]),
+    of("Slice", opset=7, starts=[0, 1], ends=[1, 3]),
+    of("Pad", opset=10, pads=[0, 0, 1, 2, 0, 0, 0, 1], value=0.5),
+    of("TopK", opset=9, outputs=2, axis=1, k=2),
+    of("Squeeze", opset=8, axes=[1], shape=(1, 1, 5)),
+    of("Clip", opset=7, min=0.0, max=6.0),
+    of("BatchNormalization", *CHANNELS, np.abs(weights(4, seed=3)) + 0.1, opset=8),
+    of("Softmax", opset=7, axis=1),
 ]
 
 
@@ -283,6 +307,8 @@ LEFT_OUT = set(
     " Constant ConstantOfShape Range EyeLike NonZero CastLike If Mod OneHot GatherElements GatherND ScatterElements ScatterND"
     " BitwiseNot BitwiseAnd BitwiseOr BitwiseXor Loop Scan SequenceAt SequenceConstruct SequenceEmpty SequenceInsert"
     " SequenceErase SequenceLength ConcatFromSequence SplitToSequence"
+    # under an earlier name:
+    " Scatter"
     # refused:
     " Optional OptionalGetElement OptionalHasElement SequenceMap NonMaxSuppression RoiAlign MaxRoiPool Unique"
     " RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split()
@@ -462,6 +488,9 @@ INDEXED = [
     of("ScatterElements", np.zeros((1, 1, 6, 8), I64), weights(1, 1, 6, 8), axis=1),
     of("GatherND", np.array([[0, 1], [0, 2]], I64)),
     of("GatherND", np.array([[1], [2]], I64), shape=(3, 4)),
+    of("GatherND", np.array([[0, 1], [2, 3], [1, 0]], I64), shape=(3, 4, 5), batch_dims=1),
+    of("GatherND", np.array([[[1], [0]]], I64), shape=(1, 2, 4, 5), batch_dims=2),
+    of("Scatter", np.zeros((1, 1, 6, 8), I64), weights(1, 1, 6, 8), axis=1, opset=9),
     of("ScatterND", np.array([[0, 1]], I64), weights(1, 6, 8)),
     of("ScatterND", np.array([[0, 1]], I64), weights(1, 6, 8), reduction="add"),
 ]
@@ -490,6 +519,13 @@ def test_a_converter_that_computes_something_else_is_found_when_the_network_is_l
         UsageError, match=r"node 'second' \(Relu\) computes something else in torch than in ONNX Runtime"
     ):
         network(path)
+
+
+def test_an_output_may_be_a_weight(tmp_path: Path) -> None:
+    path = saved(
+        tmp_path / "net.onnx", model([node("MatMul", "x w", "y")], {"x": (1, 4)}, ["y", "w"], {"w": weights(4, 3)})
+    )
+    assert torch.equal(network(path)(torch.randn(1, 4))[1].detach(), torch.from_numpy(weights(4, 3)))
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 15, 18, 19, 20, 21, 23])

@@ -35,7 +35,7 @@ def outputs_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[np.ndarray]:
     """The outputs of a network, as arrays."""
     with torch.no_grad():
         found = model(*inputs)
-    return [tensor.numpy() for tensor in ([found] if isinstance(found, Tensor) else found)]
+    return [tensor.detach().numpy() for tensor in ([found] if isinstance(found, Tensor) else found)]
 
 
 def runtime_outputs(graph: Graph, inputs: Sequence[Tensor], names: Sequence[str] = ()) -> list[np.ndarray] | None:

@@ -23,7 +23,9 @@ from edgeprune.limits import LIMITS
 from edgeprune.runtimes.files import onnx as files
 from edgeprune.runtimes.files.onnx import text_of
 
-OPSETS = range(11, onnx.defs.onnx_opset_version() + 1)
+OPSETS = range(7, onnx.defs.onnx_opset_version() + 1)
+ML = "ai.onnx.ml"  # of scikit-learn's trees, scalers and labels
+CUT_OFF = ", or cut it off: onnx.utils.extract_model keeps the inputs and outputs that you name"
 DOMAINS = ("", "ai.onnx")  # the standard operators; others are custom
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
              "ConvInteger", "MatMulInteger"}  # fmt: skip
@@ -304,7 +306,7 @@ def nodes_of(path: Path, graph: onnx.GraphProto) -> Iterator[Node]:
         if domain not in DOMAINS:
             raise usage_error(
                 f"{path}: {node} is of the domain {quoted(domain)}, which is not ONNX's;"
-                " export the network with standard operators"
+                f" export the network with standard operators{CUT_OFF if domain == ML else ''}"
             )
         yield node
 

@@ -148,9 +148,11 @@ def scattered_nd(x: Tensor, indices: Tensor, updates: Tensor, reduction: str) ->
 
 def gathered_nd(x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
     """ONNX's GatherND."""
-    if batch_dims:
-        return torch.stack([gathered_nd(a, b, batch_dims - 1) for a, b in zip(x, indices, strict=True)])
-    return x[tuple(indices.movedim(-1, 0))]
+    ahead = [
+        torch.arange(x.shape[dim], device=x.device).reshape((-1,) + (1,) * (indices.ndim - 2 - dim))
+        for dim in range(batch_dims)
+    ]
+    return x[(*ahead, *indices.movedim(-1, 0))]
 
 
 def eye(rows: int, columns: int, offset: int, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,14 @@ from torch import Tensor
 
 MODES = "nearest", "linear", "cubic"
 NAMES = {("linear", 3): "linear", ("linear", 4): "bilinear", ("linear", 5): "trilinear", ("cubic", 4): "bicubic"}
-PLACES = "half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "asymmetric", "align_corners"
+PLACES = (
+    "half_pixel",
+    "pytorch_half_pixel",
+    "half_pixel_symmetric",
+    "asymmetric",
+    "align_corners",
+    "tf_half_pixel_for_nn",
+)
 ROUNDINGS = "round_prefer_floor", "round_prefer_ceil", "floor", "ceil"
 CUBIC = -0.75  # torch's coefficient
 CLOSE = 1e-6  # relative
@@ -106,6 +113,8 @@ class How:
         place, factor = np.arange(one.after, dtype=np.float32), np.float32(one.factor)
         if self.places == "asymmetric":
             return place / factor
+        if self.places == "tf_half_pixel_for_nn":
+            return (place + np.float32(0.5)) / factor
         if self.places == "align_corners":
             return place * np.float32((one.size - 1) / max(one.after - 1, 1))
         if self.places == "pytorch_half_pixel" and one.after == 1:

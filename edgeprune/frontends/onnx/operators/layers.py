@@ -180,6 +180,10 @@ def einsum(b: Builder, node: Node, *xs: Value) -> Value:
 def batch_norm(b: Builder, node: Node, x: Value, scale: Value, bias: Value, mean: Value, variance: Value) -> Value:
     """A layer that learns its statistics when it is trained."""
     given = node.attributes
+    if b.graph.opset < 14 and any(node.outputs[1:]):
+        raise b.error("is in training form; export the network in eval mode: model.eval()")
+    if not given.get("spatial", 1):
+        raise b.error("has statistics of single positions, which has no converter")
     if given.get("training_mode", 0):
         return b.call(functions.batch_normalised, x, scale, bias, float(given.get("epsilon", 1e-5)))
     weights = [scale, bias, mean, variance]
@@ -236,7 +240,7 @@ def layer_norm_of(scale: nn.Parameter, bias: nn.Parameter | None, eps: float) ->
     return weighted(nn.LayerNorm(tuple(scale.shape), eps, bias=bias is not None), weight=scale, bias=bias)
 
 
-@operator("RMSNormalization")
+@operator("RMSNormalization", "SimplifiedLayerNormalization")  # the second is how ONNX Runtime's tools write it
 def rms_norm(b: Builder, node: Node, x: Value, scale: Value) -> Value:
     """A layer over the last dimensions."""
     sizes = x.shape[axis_of(node, x, -1) :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from edgeprune.frontends.onnx.build import Builder
 from edgeprune.frontends.onnx.file import Node
 from edgeprune.frontends.onnx.graph import Value
 from edgeprune.frontends.onnx.operators.layers import pads_of, symmetric
-from edgeprune.frontends.onnx.operators.table import operator, text
+from edgeprune.frontends.onnx.operators.table import numbers_of, operator, text
 
 MAX: tuple[Callable[..., Any], ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 MEAN: tuple[Callable[..., Any], ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
@@ -66,17 +66,11 @@ def global_max_pool(b: Builder, node: Node, x: Value) -> Value:
 def resize(
     b: Builder, node: Node, x: Value, roi: Value | None = None, scales: Value | None = None, sizes: Value | None = None
 ) -> Value:
-    """Images of a new size: by torch's function if it interpolates as the file says, else by a table for each dimension."""
+    """Images of a new size."""
+    if b.graph.opset < 11:
+        return _upsampled(b, node, x, roi)
     by_size = sizes is not None and bool(sizes.fakes[0].numel())
-    given = sizes if by_size else scales
-    if given is None or given.constant is None:
-        raise b.error("needs sizes that do not depend on the inputs; export the network with fixed shapes")
-    axes = [axis % x.rank for axis in node.attributes.get("axes") or range(x.rank)]
-    scaled = [
-        resizing.Scaled.of(dim, x.shape[dim], number, by_size)
-        for dim, number in zip(axes, given.constant[0].tolist(), strict=True)
-    ]
-    scaled = [one for one in scaled if one.changes]
+    scaled = _scaled(b, node, x, sizes if by_size else scales, by_size)
     how = resizing.How(
         text(node, "mode", "nearest"),
         text(node, "coordinate_transformation_mode", "half_pixel"),
@@ -84,18 +78,52 @@ def resize(
         float(node.attributes.get("cubic_coeff_a", -0.75)),
         bool(node.attributes.get("exclude_outside", 0)),
     )
-    if any(one.dim < 2 for one in scaled):
-        raise b.error("resizes channels, which has no converter")
     smaller = node.attributes.get("antialias", 0) and any(one.factor < 1 for one in scaled)
     if smaller or text(node, "keep_aspect_ratio_policy", "stretch") != "stretch" or not how.is_known:
         raise b.error(f"interpolates by {how} or with options that have no converter; export the network with others")
+    return _resized(b, x, scaled, how)
+
+
+@operator("Upsample")
+def upsample(b: Builder, node: Node, x: Value, scales: Value | None = None) -> Value:
+    """Images of a new size, before opset 10."""
+    return _upsampled(b, node, x, scales)
+
+
+def _upsampled(b: Builder, node: Node, x: Value, scales: Value | None) -> Value:
+    """As before opset 11: a smaller image takes the next pixel, a larger one the last."""
+    scaled = _scaled(b, node, x, numbers_of(b, node, scales, "scales"), by_size=False)
+    rounding = "ceil" if any(one.factor < 1 for one in scaled) else "floor"
+    mode = text(node, "mode", "nearest").replace("bilinear", "linear")
+    how = resizing.How(mode, "asymmetric", rounding, resizing.CUBIC, inside=False)
+    if not how.is_known:
+        raise b.error(f"interpolates by {how}, which has no converter; export the network with another mode")
+    return _resized(b, x, scaled, how)
+
+
+def _scaled(b: Builder, node: Node, x: Value, given: Value | None, by_size: bool) -> list[resizing.Scaled]:
+    """The dimensions whose size changes."""
+    if given is None or given.constant is None:
+        raise b.error("needs sizes that do not depend on the inputs; export the network with fixed shapes")
+    axes = [axis % x.rank for axis in node.attributes.get("axes") or range(x.rank)]
+    found = [
+        resizing.Scaled.of(dim, x.shape[dim], number, by_size)
+        for dim, number in zip(axes, given.constant[0].tolist(), strict=True)
+    ]
+    changed = [one for one in found if one.changes]
+    if any(one.dim == 0 for one in changed):
+        raise b.error("resizes the first dimension, which has no converter")
+    return changed
+
+
+def _resized(b: Builder, x: Value, scaled: Sequence[resizing.Scaled], how: resizing.How) -> Value:
+    """By torch's function if it interpolates as the file says, else by a table for each dimension."""
     if not scaled:
         return x
     wanted = {one.dim: one.after for one in scaled}
-    size = tuple(wanted.get(dim, x.shape[dim]) for dim in range(2, x.rank))
-    named = how.of_torch(scaled, x.rank)
+    named = how.of_torch(scaled, x.rank) if 1 not in wanted else None  # torch resizes no channels
     if named is not None:
-        return b.call(F.interpolate, x, size, **named)
+        return b.call(F.interpolate, x, tuple(wanted.get(dim, x.shape[dim]) for dim in range(2, x.rank)), **named)
     for one in scaled:
         target = functions.gathered if how.mode == "nearest" else functions.mixed
         x = b.call(target, x, one.dim, b.constant(how.table(one)))

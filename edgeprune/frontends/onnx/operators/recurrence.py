@@ -12,7 +12,7 @@ from edgeprune.frontends.onnx.build import Builder
 from edgeprune.frontends.onnx.file import Node
 from edgeprune.frontends.onnx.graph import Value
 from edgeprune.frontends.onnx.operators.layers import weighted
-from edgeprune.frontends.onnx.operators.table import operator, text
+from edgeprune.frontends.onnx.operators.table import operator, require_whole, text
 from edgeprune.frontends.onnx.transposes import permuted
 
 ORDERS = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}  # the place of each of torch's gates in ONNX
@@ -31,7 +31,7 @@ def recurrent(
     """A layer of one or two directions."""
     given, direction = node.attributes, text(node, "direction", "forward")
     activation = _activation(b, node)
-    if given.get("clip") or given.get("input_forget") or len([s for s in states if s is not None]) > 2:
+    if given.get("clip") or given.get("input_forget") or len(states) > 2:
         raise b.error("has options without a converter: a clip, coupled gates or peepholes")
     if w.constant is None or r.constant is None or (bias is not None and bias.constant is None):
         raise b.error("has weights that depend on the inputs, which has no converter")
@@ -43,8 +43,8 @@ def recurrent(
     if batch_first:
         x = permuted(b, x, (1, 0, 2))
         states = tuple(state and permuted(b, state, (1, 0, 2)) for state in states)
-    if lengths is not None and any(set(each) != {f.shape[0]} for each, f in zip(b.ints(lengths), x.fakes, strict=True)):
-        raise b.error("has sequences of unequal length, which has no converter")
+    if lengths is not None:
+        require_whole(b, lengths, [fake.shape[0] for fake in x.fakes])
     reverse = direction == "reverse"
     if reverse:
         x = b.call(torch.flip, x, (0,))
@@ -64,7 +64,7 @@ def recurrent(
 
 def _activation(b: Builder, node: Node) -> str:
     """The activation of a plain recurrence. Raises for others than torch's."""
-    given = [a.decode("ascii", "replace") for a in node.attributes.get("activations", [])]
+    given = [a.decode("ascii", "replace").capitalize() for a in node.attributes.get("activations", [])]
     size = len(next(iter(ACTIVATIONS[node.op])))
     for start in range(0, len(given), size):
         if (

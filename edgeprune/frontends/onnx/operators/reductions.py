@@ -12,7 +12,7 @@ from edgeprune.frontends.onnx import functions
 from edgeprune.frontends.onnx.build import Builder
 from edgeprune.frontends.onnx.file import Node
 from edgeprune.frontends.onnx.graph import Value
-from edgeprune.frontends.onnx.operators.table import OPERATORS, axes_of, axis_of, operator
+from edgeprune.frontends.onnx.operators.table import OPERATORS, axes_of, axis_of, numbers_of, operator
 from edgeprune.frontends.onnx.transposes import permuted, source
 
 REDUCTIONS = {
@@ -94,11 +94,11 @@ def standardise(b: Builder, node: Node, x: Value) -> Value:
 
 
 @operator("TopK")
-def top_k(b: Builder, node: Node, x: Value, k: Value) -> list[Value]:
+def top_k(b: Builder, node: Node, x: Value, k: Value | None = None) -> list[Value]:
     """See ONNX."""
-    given = node.attributes
-    axis = axis_of(node, x, -1)
-    return b.calls(torch.topk, x, int(b.scalar(k)), axis, bool(given.get("largest", 1)), bool(given.get("sorted", 1)))
+    largest, ordered = (bool(node.attributes.get(name, 1)) for name in ("largest", "sorted"))
+    count = int(b.scalar(numbers_of(b, node, k, "k")))
+    return b.calls(torch.topk, x, count, axis_of(node, x, -1), largest, ordered)
 
 
 @operator("LpNormalization")

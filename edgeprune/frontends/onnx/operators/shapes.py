@@ -13,7 +13,7 @@ from edgeprune.frontends.onnx.file import Node, dtype_of, tensor_of
 from edgeprune.frontends.onnx.graph import Value
 from edgeprune.frontends.onnx.names import parameter_path
 from edgeprune.frontends.onnx.operators.layers import weighted
-from edgeprune.frontends.onnx.operators.table import axes_of, axis_of, operator, text
+from edgeprune.frontends.onnx.operators.table import axes_of, axis_of, numbers_of, operator, require_whole, text
 from edgeprune.frontends.onnx.reshaping import reshape, shapes_after
 from edgeprune.frontends.onnx.transposes import permuted, source
 
@@ -31,6 +31,8 @@ def constant(b: Builder, node: Node) -> Value:
                         ("value_ints", torch.int64)):  # fmt: skip
         if name in given:
             return b.constant(torch.tensor(given[name], dtype=dtype))
+    if "sparse_value" in given:
+        raise b.error("is a sparse tensor; export it as a dense one")
     raise b.error("holds no numbers; edgeprune takes networks of numbers")
 
 
@@ -127,11 +129,12 @@ def split(b: Builder, node: Node, x: Value, sizes: Value | None = None) -> list[
 
 @operator("Slice")
 def slice_of(
-    b: Builder, node: Node, x: Value, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
-) -> Value:
-    """One call for each dimension."""
-    first, last = b.ints(starts), b.ints(ends)
-    dims = b.fixed(axes) if axes is not None else list(range(len(first[0])))
+    b: Builder, node: Node, x: Value, starts: Value | None = None, ends: Value | None = None,
+    axes: Value | None = None, steps: Value | None = None,
+) -> Value:  # fmt: skip
+    """One call for each dimension. Before opset 10 the numbers are attributes."""
+    first, last = b.ints(numbers_of(b, node, starts, "starts")), b.ints(numbers_of(b, node, ends, "ends"))
+    dims = axes_of(b, node, axes) or list(range(len(first[0])))
     stride = b.fixed(steps) if steps is not None else [1] * len(dims)
     for place, (dim, step) in enumerate(zip(dims, stride, strict=True)):
         begin, end = {each[place] for each in first}, {each[place] for each in last}
@@ -198,7 +201,7 @@ def gather_nd(b: Builder, node: Node, x: Value, indices: Value) -> Value:
     return b.call(functions.gathered_nd, x, indices, int(node.attributes.get("batch_dims", 0)))
 
 
-@operator("ScatterElements")
+@operator("ScatterElements", "Scatter")
 def scatter_elements(b: Builder, node: Node, x: Value, indices: Value, updates: Value) -> Value:
     """See ONNX."""
     axis, how = axis_of(node, x, 0), text(node, "reduction", "none")
@@ -250,12 +253,15 @@ def tile(b: Builder, node: Node, x: Value, repeats: Value) -> Value:
 
 
 @operator("Pad")
-def pad(b: Builder, node: Node, x: Value, pads: Value, value: Value | None = None, axes: Value | None = None) -> Value:
-    """Constant, reflected or repeated borders. Channels last become channels first."""
-    given, mode = b.fixed(pads), text(node, "mode", "constant")
+def pad(
+    b: Builder, node: Node, x: Value, pads: Value | None = None, value: Value | None = None, axes: Value | None = None
+) -> Value:
+    """Constant, reflected or repeated borders. Channels last become channels first. Before opset 11 sizes are attributes."""
+    sizes, mode = b.fixed(numbers_of(b, node, pads, "pads")), text(node, "mode", "constant")
     dims = [dim % x.rank for dim in b.fixed(axes)] if axes is not None else list(range(x.rank))
-    ends = {dim: (given[place], given[place + len(dims)]) for place, dim in enumerate(dims)}
-    number = float(b.scalar(value)) if value is not None and mode == "constant" else 0.0
+    ends = {dim: (sizes[place], sizes[place + len(dims)]) for place, dim in enumerate(dims)}
+    number = float(b.scalar(value) if value is not None else node.attributes.get("value", 0.0))
+    number = number if mode == "constant" else 0.0
     names = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
     if mode not in names:
         raise b.error(f"pads by {mode!r}, which has no converter")
@@ -316,8 +322,7 @@ def compress(b: Builder, node: Node, x: Value, condition: Value) -> Value:
 def reverse_sequence(b: Builder, node: Node, x: Value, lengths: Value) -> Value:
     """Whole sequences only."""
     axis = int(node.attributes.get("time_axis", 0))
-    if any(set(each) != {f.shape[axis]} for each, f in zip(b.ints(lengths), x.fakes, strict=True)):
-        raise b.error("has sequences of unequal length, which has no converter")
+    require_whole(b, lengths, [fake.shape[axis] for fake in x.fakes])
     return b.call(torch.flip, x, (axis,))
 
 
