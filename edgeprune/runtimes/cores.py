@@ -65,17 +65,23 @@ def own() -> list[int]:
 
 
 def clusters(cpus: str = CPUS, proc: str = "/proc", hybrid: Iterable[tuple[str, str]] = HYBRID) -> tuple[Cluster, ...]:
-    """The kinds of the cores that this process may use, by their part number and capacity; one where all are equal."""
+    """The kinds of the cores that this process may use; one where all are equal.
+
+    They differ in part number or capacity. Some Arm processors have equal cores, and a slower clock for half of them. On Intel
+    and AMD, the clocks of equal cores differ a little: the best ones may go higher.
+    """
     parts = _parts(proc)
     for path, name in hybrid:
         text = machine.first_line(path)
         parts.update(dict.fromkeys(listed(text), name) if text else {})
-    kinds: dict[tuple[str, str], list[int]] = {}
+    kinds: dict[tuple[str, str, str], list[int]] = {}
     for core in own():
         capacity = machine.first_line(f"{cpus}/cpu{core}/cpu_capacity")
-        kinds.setdefault((parts.get(core, ""), capacity), []).append(core)
+        part = parts.get(core, "")
+        highest = machine.first_line(f"{cpus}/cpu{core}/cpufreq/cpuinfo_max_freq") if part.startswith("0x") else ""
+        kinds.setdefault((part, capacity, highest), []).append(core)
     found = []
-    for (part, _), cores in kinds.items():
+    for (part, _, _), cores in kinds.items():
         highest = machine.first_line(f"{cpus}/cpu{cores[0]}/cpufreq/cpuinfo_max_freq")
         found.append(Cluster(written(cores), ARM.get(part, part)[:60], int(highest) if highest.isdigit() else None))
     return tuple(found)

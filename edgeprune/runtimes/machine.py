@@ -6,6 +6,7 @@ It travels to devices: standard library only, Python 3.8 and up.
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import hashlib
 import itertools
@@ -16,11 +17,16 @@ import shutil
 import socket
 import sys
 
-COLDEST_MC, HOTTEST_MC = -60_000, 150_000  # others are the values of sensors that are switched off
+COLDEST_MC, HOTTEST_MC = (
+    -60_000,
+    127_000,
+)  # others are the values of sensors that are switched off; 127 is a full byte's
 LEAST_MC = 1000  # of a processor at work; old kernels report degrees or percents, which are lower
 PROCESSOR = re.compile(r"cpu|gpu|mpu|soc|pkg|package|core|tj|big|little")  # types of thermal zones
 MONITORS = "k10temp", "zenpower", "coretemp"  # drivers of sensors in a processor, for systems without such a zone
-CAPS = re.compile(r"cpufreq|^Processor$|powerclamp|thermal-idle")  # cooling devices that slow the processor down
+CAPS = re.compile(
+    r"cpufreq|^Processor$|powerclamp|thermal-idle|^idle-cpu"
+)  # cooling devices that slow the processor down
 
 
 def home() -> str:
@@ -149,12 +155,12 @@ def is_noexec() -> bool:
 
 
 def has_symlinks() -> bool:
-    """Whether the file system there has symbolic links: exFAT has none."""
+    """Whether the file system there has symbolic links: exFAT has none. A disk that is full or read-only says nothing."""
     place = os.path.join(_existing(root()), f".edgeprune-link-{os.getpid()}")
     try:
         os.symlink("nothing", place)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
     os.unlink(place)
     return True
 

@@ -18,6 +18,7 @@ from .device import Failed
 
 EVERY_S = 0.01  # between readings of a power: the sensors average over about as long
 TOTALS = ("VDD_IN", "VIN", "POM_5V_IN")  # rails of a Jetson that feed all others
+UNLABELLED = "VIN"  # the label of the only sensor without one: it measures the board's input
 UNUSED = ("", "NC")  # labels of channels without a rail
 ADC = re.compile(r"(\w+)_([AV]) (?:current|volt)\(\d+\)=(\d+(?:\.\d+)?)[AV]")
 
@@ -48,6 +49,7 @@ class Spent:
 def meter(
     powercap: str = "/sys/class/powercap",
     monitors: str = "/sys/class/hwmon",
+    channels: str = "/sys/bus/iio/devices",
     tool: Callable[[], str] | None = None,
 ) -> Meter | None:
     """The meter of this device; None where no rail can be read.
@@ -55,9 +57,10 @@ def meter(
     Args:
         powercap: the kernel's folder of energy counters.
         monitors: the kernel's folder of sensors.
+        channels: the folder of sensors in Jetsons with L4T 32 (TX2, Nano, Xavier).
         tool: what a Raspberry Pi's firmware says about its rails.
     """
-    return _counters(powercap) or _sensors(monitors) or _firmware(tool or asked)
+    return _counters(powercap) or _sensors(monitors, channels) or _firmware(tool or asked)
 
 
 def conditions(found: Meter | None) -> dict[str, int | float | str]:
@@ -135,7 +138,8 @@ def rails_uw(text: str) -> dict[str, float]:
 
 def _counters(powercap: str) -> Meter | None:
     """The packages of RAPL (Intel, AMD). Most systems let only root read them."""
-    zones = [f"{powercap}/{name}" for name in machine.listed(powercap)]
+    # "intel-rapl-mmio" shows the same package once more, by another way.
+    zones = [f"{powercap}/{name}" for name in machine.listed(powercap) if "mmio" not in name]
     packages = [zone for zone in zones if machine.first_line(f"{zone}/name").startswith("package-")]
     ranges = [machine.first_line(f"{zone}/max_energy_range_uj") for zone in packages]
     values = [machine.first_line(f"{zone}/energy_uj") for zone in packages]
@@ -148,22 +152,9 @@ def _counters(powercap: str) -> Meter | None:
     )
 
 
-def _sensors(monitors: str) -> Meter | None:
+def _sensors(monitors: str, channels: str) -> Meter | None:
     """The power sensors of a board (INA3221, INA226, INA238): its input, or all of its rails together."""
-    rails: dict[str, Callable[[], float]] = {}
-    for name in machine.listed(monitors):
-        place = f"{monitors}/{name}"
-        kind = machine.first_line(f"{place}/name")
-        if not kind.startswith("ina"):
-            continue
-        if machine.first_line(f"{place}/power1_input").isdigit():
-            label = machine.first_line(f"{place}/power1_label") or machine.first_line(f"{place}/in1_label") or "VIN"
-            rails[label] = _power(f"{place}/power1_input")
-        for channel in (1, 2, 3) if kind == "ina3221" else ():
-            label = machine.first_line(f"{place}/in{channel}_label")
-            files = f"{place}/in{channel}_input", f"{place}/curr{channel}_input"
-            if label not in UNUSED and all(machine.first_line(file).lstrip("-").isdigit() for file in files):
-                rails[label] = _product(*files)
+    rails = _monitored(monitors) or _channelled(channels)
     total = next((label for label in TOTALS if label in rails), None)
     if total:
         return Meter(f"the board's rail {total}", rails[total])
@@ -174,8 +165,43 @@ def _sensors(monitors: str) -> Meter | None:
     )
 
 
-def _power(file: str) -> Callable[[], float]:
-    return lambda: float(machine.first_line(file))
+def _monitored(monitors: str) -> dict[str, Callable[[], float]]:
+    """The rails of the kernel's own drivers."""
+    rails: dict[str, Callable[[], float]] = {}
+    unlabelled: dict[str, Callable[[], float]] = {}
+    for name in machine.listed(monitors):
+        place = f"{monitors}/{name}"
+        kind = machine.first_line(f"{place}/name")
+        if not kind.startswith("ina"):
+            continue
+        if machine.first_line(f"{place}/power1_input").isdigit():
+            label = machine.first_line(f"{place}/power1_label") or machine.first_line(f"{place}/in1_label")
+            (rails if label else unlabelled)[label or f"{kind} ({name})"] = _power(f"{place}/power1_input", 1)
+        for channel in (1, 2, 3) if kind == "ina3221" else ():
+            label = machine.first_line(f"{place}/in{channel}_label")
+            files = f"{place}/in{channel}_input", f"{place}/curr{channel}_input"
+            if label not in UNUSED and all(machine.first_line(file).lstrip("-").isdigit() for file in files):
+                rails[label] = _product(*files)
+    if len(unlabelled) == 1:
+        unlabelled = dict(zip([UNLABELLED], unlabelled.values()))
+    return {**unlabelled, **rails}
+
+
+def _channelled(channels: str) -> dict[str, Callable[[], float]]:
+    """The rails of NVIDIA's own driver ina3221x, in milliwatts."""
+    places = [f"{channels}/{name}" for name in machine.listed(channels)]
+    found = [
+        (machine.first_line(f"{place}/rail_name_{i}"), f"{place}/in_power{i}_input")
+        for place in places
+        for i in (0, 1, 2)
+    ]
+    return {
+        label: _power(file, 1000) for label, file in found if label not in UNUSED and machine.first_line(file).isdigit()
+    }
+
+
+def _power(file: str, microwatts: int) -> Callable[[], float]:
+    return lambda: microwatts * float(machine.first_line(file))
 
 
 def _product(volts: str, amperes: str) -> Callable[[], float]:

@@ -73,8 +73,8 @@ def test_without_a_quota_nothing_is_reported(content: str, kernel: tuple[Path, P
 
 
 def test_a_capped_clock_is_reported(tmp_path: Path) -> None:
-    write(tmp_path / "cpu0/cpufreq/cpuinfo_max_freq", "1800000\n")
-    write(tmp_path / "cpu0/cpufreq/scaling_max_freq", "900000\n")
+    write(tmp_path / f"cpu{min(os.sched_getaffinity(0))}/cpufreq/cpuinfo_max_freq", "1800000\n")
+    write(tmp_path / f"cpu{min(os.sched_getaffinity(0))}/cpufreq/scaling_max_freq", "900000\n")
     assert contention.limits("none", "none", str(tmp_path)) == {"capped": 0.5}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 from collections.abc import Callable
@@ -50,8 +51,15 @@ PI = "processor\t: 0\nBogoMIPS\t: 108.00\nCPU implementer\t: 0x41\nCPU part\t: 0
             "Intel(R) Xeon(R) CPU E5-2680 v4",
         ),
         ("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n", "0x41/0xd0c"),
+        *(
+            (
+                f"processor\t: 0\nmodel name\t: ARMv8 Processor rev 1 (v8l)\nCPU implementer\t: 0x41\nCPU part\t: {part}\n",
+                f"0x41/{part}",
+            )
+            for part in ("0xd07", "0xd42")
+        ),
     ],
-    ids=["Pi in a container", "phone", "server", "Arm server"],
+    ids=["Pi in a container", "phone", "server", "Arm server", "Jetson Nano in a container", "Orin in a container"],
 )
 def test_without_a_device_tree_the_kernel_still_names_the_board(cpuinfo: str, name: str, tree: Tree) -> None:
     assert facts.cpu_name(tree({"cpuinfo": cpuinfo})) == name
@@ -109,6 +117,10 @@ def test_another_library_of_c_is_no_glibc(
         ({"cpu-1-0-usr": "47100", "soc": "100", "battery": "31000", "pm8150b-vbat-lvl0": "4200000"}, 47_100),  # phone
         ({"thermal_zone": "45"}, None),  # degrees, as in the kernel of an old Orange Pi
         ({"tj-thermal": "49500", "cv0-thermal": "-256000"}, 49_500),  # Orin NX
+        (
+            {"cpu0-thermal": "127000", "cpu1-thermal": "-274000", "gpu-thermal": "0", "ddr-thermal": "44000"},
+            44_000,
+        ),  # off
     ],
 )
 def test_the_zone_of_the_processor_is_found(zones: dict[str, str], expected: int | None, tree: Tree) -> None:
@@ -133,11 +145,28 @@ def test_a_processor_without_a_zone_has_a_monitor(tree: Tree) -> None:
     assert machine.temperature_mc(f"{root}/thermal", f"{root}/hwmon") == 54_375
 
 
+@pytest.mark.parametrize("kind", ["idle-cpu0", "thermal-idle-0", "cpufreq-cpu4", "thermal-cpufreq-1"])
+def test_a_cap_has_another_name_in_every_kernel(kind: str, tree: Tree) -> None:
+    root = tree({"a/type": kind + "\n", "a/cur_state": "3\n"})
+    assert machine.heat_caps(root) is True
+
+
 def test_idle_time_that_heat_forces_is_a_cap(tree: Tree) -> None:
     root = tree({"a/type": "intel_powerclamp\n", "a/cur_state": "-1\n", "b/type": "Processor\n", "b/cur_state": "0\n"})
     assert machine.heat_caps(root) is False
     tree({"a/cur_state": "20\n"})
     assert machine.heat_caps(root) is True
+
+
+@pytest.mark.parametrize(("reason", "has"), [(errno.EPERM, False), (errno.EROFS, True), (errno.ENOSPC, True)])
+def test_a_home_that_is_read_only_or_full_is_not_taken_for_exfat(
+    reason: int, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "symlink", refused)
+    assert machine.has_symlinks() is has
 
 
 # ----------------------------------------------------------------------------------------------------- Raspberry Pis
@@ -219,6 +248,18 @@ def test_an_old_kernel_writes_the_part_once_for_all_cores(tree: Tree, monkeypatc
         f"Processor\t: ARMv7 Processor rev 5 (v7l)\n{listed}Features\t: neon\nCPU part\t: 0xc07\n\nHardware\t: sun8i\n"
     )
     assert cores_of(text, 4, tree, monkeypatch) == (Cluster("0-3", "Cortex-A7"),)
+
+
+def test_equal_cores_of_arm_with_another_clock_are_of_another_kind(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A RK3368: eight Cortex-A53, four of them slower. The best cores of a PC may go a little higher, and are of one kind."""
+    clocks = {f"cpu{i}/cpufreq/cpuinfo_max_freq": f"{1512 if i < 4 else 1200}000\n" for i in range(8)}
+    root = tree({"cpuinfo": "".join(f"processor\t: {i}\nCPU part\t: 0xd03\n\n" for i in range(8)), **clocks})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert cores.clusters(root, root, ()) == (
+        Cluster("0-3", "Cortex-A53", 1_512_000),
+        Cluster("4-7", "Cortex-A53", 1_200_000),
+    )
+    assert cores.clusters(root, "none", ()) == (Cluster("0-7", "", 1_512_000),)
 
 
 def test_the_cores_of_a_phone_and_of_an_odroid_are_told_apart(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

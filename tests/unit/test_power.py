@@ -33,7 +33,7 @@ def write(folder: Path, **files: object) -> None:
 
 
 def meter(folder: Path, text: str = "") -> power.Meter | None:
-    return power.meter(f"{folder}/powercap", f"{folder}/hwmon", lambda: text)
+    return power.meter(f"{folder}/powercap", f"{folder}/hwmon", f"{folder}/iio", lambda: text)
 
 
 def ina3221(folder: Path, *rails: tuple[str, int, int]) -> None:
@@ -67,6 +67,32 @@ def test_a_jetson_is_measured_at_its_input_or_over_all_its_rails(tmp_path: Path)
     assert power.conditions(found) == {"rails": "the board's rail VIN", "power_mw": 45_000}
 
 
+def test_a_jetson_with_l4t_32_has_its_rails_elsewhere_in_milliwatts(tmp_path: Path) -> None:
+    nano = {"POM_5V_IN": 2875, "POM_5V_GPU": 123, "POM_5V_CPU": 820}
+    xavier = {"GPU": 310, "CPU": 620, "SOC": 900, "NC": 0}
+    for board, rails in (("nano", nano), ("agx", xavier)):
+        for i, (label, mw) in enumerate(rails.items()):
+            number, channel = divmod(i, 3)
+            files = {f"rail_name_{channel}": label, f"in_power{channel}_input": mw}
+            write(tmp_path / board / f"iio/iio:device{number}", name="ina3221x", **files)
+    found = meter(tmp_path / "nano")
+    assert found is not None and found.source == "the board's rail POM_5V_IN" and found.read() == 2.875e6
+    found = meter(tmp_path / "agx")
+    assert found is not None and found.source == "the board's rails GPU, CPU, SOC" and found.read() == 1.83e6
+
+
+def test_no_one_of_several_sensors_without_labels_is_taken_for_the_input(tmp_path: Path) -> None:
+    """A Kria has one sensor for the board. A ZCU102 has one for each of eighteen rails."""
+    write(tmp_path / "kria/hwmon/hwmon0", name="ina260_u14", power1_input=7_000_000)
+    found = meter(tmp_path / "kria")
+    assert found is not None and found.source == "the board's rail VIN" and found.read() == 7e6
+    for i, uw in enumerate((400_000, 100_000)):
+        write(tmp_path / f"zcu/hwmon/hwmon{i}", name=f"ina226_u7{i}", power1_input=uw)
+    found = meter(tmp_path / "zcu")
+    assert found is not None and found.read() == 5e5
+    assert found.source == "the board's rails ina226_u70 (hwmon0), ina226_u71 (hwmon1)"
+
+
 def test_a_raspberry_pi_5_is_measured_over_the_rails_that_have_volts_and_amperes(tmp_path: Path) -> None:
     found = meter(tmp_path, PMIC)
     assert found is not None and found.source == "the PMIC's rails" and found.read() == pytest.approx(2.37e6)
@@ -77,6 +103,7 @@ def test_a_processor_is_measured_by_its_package_if_this_user_may_read_it(tmp_pat
     zone = tmp_path / "powercap/intel-rapl:0"
     write(zone, name="package-0", energy_uj=900, max_energy_range_uj=999)
     write(tmp_path / "powercap/intel-rapl:0:0", name="core", energy_uj=5, max_energy_range_uj=999)
+    write(tmp_path / "powercap/intel-rapl-mmio:0", name="package-0", energy_uj=7, max_energy_range_uj=999)  # in laptops
     found = meter(tmp_path)
     assert found is not None and found.wraps == 1000 and power.conditions(found) == {"rails": found.source}
     with power.Recorder(found) as recorder:

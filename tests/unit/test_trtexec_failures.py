@@ -11,7 +11,7 @@ import pytest
 from edgeprune.runtimes.device import Failed
 from edgeprune.runtimes.tensorrt import log, tool
 from edgeprune.runtimes.tensorrt.host import RUNTIME
-from edgeprune.runtimes.tensorrt.trtexec import layers_of
+from edgeprune.runtimes.tensorrt.trtexec import fallbacks_of, layers_of
 
 AT = "[03/04/2025-11:22:33] "
 BEGIN = "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --onnx=m.onnx"
@@ -113,6 +113,35 @@ def test_a_process_that_is_killed_or_reports_no_memory_names_what_to_do(trtexec:
     assert "memory" not in trtexec(f"echo '{SUMMARY[0]}'; exit 1")
 
 
+@pytest.mark.parametrize(
+    ("reason", "is_memory"),
+    [
+        (
+            "[TRT] 10: [optimizer.cpp::computeCosts::1855] Error Code 10: Could not find any implementation for node /a.",
+            True,
+        ),
+        ("Error Code 4: Internal Error (Network must have at least one output)", False),
+        (
+            "Error[2]: [virtualMemoryBuffer.cpp::resizePhysical::127] Error Code 2: OutOfMemory (no further details)",
+            True,
+        ),
+        ("Error Code 1: Cuda Driver (out of memory)", True),
+        ("Error[3]: API Usage Error (Int8 mode is requested but there is no calibrator)", False),
+    ],
+)
+def test_kernels_that_were_skipped_for_memory_are_no_reason_if_another_one_is_known(
+    reason: str, is_memory: bool
+) -> None:
+    """A small Jetson skips such kernels in builds that succeed, too."""
+    skipped = [
+        f"{AT}[W] [TRT] Tactic Device request: 1152MB Available: 910MB. Device memory is insufficient to use tactic.",
+        f"{AT}[W] [TRT] Skipping tactic 3 due to insufficient memory on requested size of 1152 detected for tactic 4.",
+        f"{AT}[E] Skipping tactic 5 due to out of memory on requested size of 1152",
+    ]
+    text = "\n".join([BEGIN, *skipped, f"{AT}[E] {reason}", *SUMMARY, FAILED])
+    assert ("out of memory: stop" in log.remedy(text, 1)) is is_memory
+
+
 def test_a_build_that_takes_too_long_is_no_crash(trtexec: Callable[..., str]) -> None:
     text = trtexec("exec sleep 20", 0.3)
     assert text.startswith("trtexec took over 0.3 s to build the model") and "memory" not in text
@@ -124,6 +153,21 @@ def test_the_reason_survives_a_log_of_any_length(trtexec: Callable[..., str]) ->
 
 
 # --------------------------------------------------------------------------------------------------------- the DLA
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[TRT] Layer '/a/Shape (1)' (SHUFFLE): Unsupported on DLA. Switching this layer's device type to GPU.",
+        "[TRT] Default DLA is enabled but layer /a/Shape (1) is not supported on DLA, falling back to GPU.",
+        "[TRT] Validation failed for DLA layer: /a/Shape (1). Switching to GPU fallback.",
+        "[TRT] DLA only supports FP16 and Int8 precision type. Switching /a/Shape (1) device type to GPU.",
+    ],
+)
+def test_a_layer_that_the_dla_cannot_run_is_counted_once_in_the_words_of_any_version(line: str) -> None:
+    keeper = log.Keeper()
+    kept = [text for text in [f"{AT}[W] {line}"] * 2 if keeper.wants(text)]
+    assert fallbacks_of("\n".join(kept)) == ["/a/Shape (1)"]
 
 
 def test_a_region_of_the_dla_is_one_layer_with_its_copies() -> None:

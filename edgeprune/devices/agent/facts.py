@@ -25,6 +25,7 @@ FACT_BYTES = 1 << 16  # that are read of a file or a program
 CPUINFO_LINES = 20_000  # of all cores
 FACT_CHARS = 100  # of a fact that is text
 IDENTITY_CHARS = 200
+NAMELESS = re.compile(r"(ARMv\d|AArch64) Processor rev ")  # what old kernels call every Arm processor
 FLAGS = "/sys/devices/platform/soc*/soc*:firmware/get_throttled"  # of a Raspberry Pi, by its kernel; 5: soc@107c000000
 HEAT = 4  # the flag of a Raspberry Pi that is throttled now
 VCGENCMD = "/opt/vc/bin/vcgencmd"  # in systems before Raspberry Pi OS 11, and then not in PATH
@@ -98,6 +99,8 @@ def cpu_name(proc: str = "/proc") -> str:
     Containers see no device tree. Then a Raspberry Pi's kernel still has its model, and that of a phone its chip.
     """
     fields = processor(proc)
+    if NAMELESS.match(fields.get("model name", "")):
+        del fields["model name"]
     implementer, part = fields.get("CPU implementer"), fields.get("CPU part")
     return (
         board_name(f"{proc}/device-tree")

@@ -17,7 +17,8 @@ STRAY = re.compile(
     r"error|fail|abort|fault|terminate called|what\(\):|out of memory|could not|cannot|killed|denied", re.IGNORECASE
 )
 NODE = re.compile(r"--- (Begin|End) node ---")  # a dump of an ONNX node, over many lines
-SKIPPED = re.compile(r"Skipping tactic")  # one of many kernels that were tried
+SKIPPED = re.compile(r"Skipping tactic|Tactic Device request")  # one of many kernels that were tried
+NO_KERNEL = re.compile(r"Could not find any implementation|no implementation")  # it may be that none had enough memory
 SUMMARY = re.compile(  # that follows a reason
     r"^(Engine could not be created|Building engine failed|Failed to create engine|Engine set up failed|Parsing model failed"
     r"|Failed to parse onnx|Network And Config setup failed|Inference set up failed|Failed to create inference)"
@@ -85,6 +86,13 @@ def ended(text: str, code: int) -> str:
 
 def remedy(text: str, code: int) -> str:
     """What to do, where the log or the signal says enough; else an empty string."""
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL) or NO_MEMORY.search(text):
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL) or _lacks_memory(text):
         return ". The device is out of memory: stop other programs there, add swap, or use smaller inputs"
     return ""
+
+
+def _lacks_memory(text: str) -> bool:
+    """Whether an error says so. Warnings about memory stand in good logs too, so they count only without another reason."""
+    errors = [message for message in _messages(text) if not SUMMARY.search(message) and not SKIPPED.search(message)]
+    known = [message for message in errors if not NO_KERNEL.search(message)]
+    return any(NO_MEMORY.search(message) for message in known or [text])

@@ -22,7 +22,12 @@ BANNER = re.compile(r"&&&& (RUNNING|PASSED|FAILED) TensorRT\.trtexec(?: \[Tensor
 STAND_IN = "[stand-in]"
 REGION = "{ForeignNode["
 COPY = re.compile(r" (to nvm|from nvm|copy finish|finish)$")  # to the DLA and back
-FELL_BACK = re.compile(r"Layer '(.+)' \(\w+\): Unsupported on DLA\. Switching this layer's device type to GPU")
+FELL_BACK = (  # in the words of 8.5 and later, then of earlier versions
+    re.compile(r"Layer '(.+)' \(\w+\): Unsupported on DLA\. Switching this layer's device type to GPU"),
+    re.compile(r"Default DLA is enabled but layer (.+) is not (?:supported|running) on DLA, falling back to GPU"),
+    re.compile(r"Validation failed for DLA layer: (.+)\. Switching to GPU fallback"),
+    re.compile(r"DLA only supports FP16 and Int8 precision type\. Switching (.+) device type to GPU"),
+)
 WARM_UP = f"--warmUp={round(1e3 * WARM_UP_S)}"
 
 
@@ -112,7 +117,7 @@ def passed(text: str, code: int) -> bool:
 
 def fallbacks_of(text: str) -> list[str]:
     """The layers that the DLA could not run."""
-    return sorted(set(FELL_BACK.findall(text)))
+    return sorted({layer for words in FELL_BACK for layer in words.findall(text)})
 
 
 def times_of(text: str) -> tuple[list[int], int]:
