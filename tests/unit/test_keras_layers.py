@@ -10,6 +10,7 @@ import torch
 from kerasmodels import Input, L, keras, randomised
 
 from edgeprune.errors import UsageError
+from edgeprune.frontends.keras import compare
 from edgeprune.frontends.keras.build import build
 from edgeprune.frontends.keras.graph import LayerGraph
 
@@ -90,6 +91,11 @@ LAYERS: list[tuple[tuple[int, ...], Callable[[], list[Any]]]] = [
     ((7, 5), lambda: [L.TimeDistributed(L.Dense(3)), L.LSTM(4, return_sequences=True), L.GRU(3), L.Dense(2)]),
     ((7, 5), lambda: [L.GRU(4, return_sequences=True, go_backwards=True, use_bias=False), L.SimpleRNN(3)]),
     ((7, 5), lambda: [L.Bidirectional(L.LSTM(4, return_sequences=True)), L.Bidirectional(L.GRU(3))]),
+    ((7, 5), lambda: [L.Bidirectional(L.GRU(4, return_sequences=True), "ave"), L.Bidirectional(L.LSTM(3), "mul")]),
+    ((7, 5), lambda: [L.SimpleRNN(4, activation="relu"), L.RMSNormalization(), L.UnitNormalization()]),
+    ((3, 8, 8, 2), lambda: [L.TimeDistributed(L.Conv2D(4, 3, 2, activation="relu")), L.TimeDistributed(L.Flatten())]),
+    ((3, 8, 8, 2), lambda: [L.TimeDistributed(keras.Sequential([L.Conv2D(4, 3), L.GlobalMaxPooling2D()])), L.GRU(3)]),
+    ((9, 8, 3), lambda: [L.CenterCrop(6, 5), L.Conv2D(4, 3, activation=L.LeakyReLU(0.3)), L.Dense(3, L.Softmax())]),
 ]
 
 
@@ -136,9 +142,42 @@ def test_attention_computes_what_keras_computes(causal: bool) -> None:
     same(keras.Model(words, L.LayerNormalization()(words + attended)))
 
 
-def test_a_recurrence_returns_its_states() -> None:
-    words = Input((7, 5))
-    same(keras.Model(words, L.LSTM(4, return_state=True)(words)))
+def test_a_recurrence_returns_its_states_and_takes_first_ones() -> None:
+    words, others = Input((7, 5)), Input((6, 5))
+    _, *states = L.LSTM(4, return_state=True)(words)
+    _, state = L.GRU(4, return_state=True)(words)
+    found = L.LSTM(4, return_sequences=True)(others, initial_state=states), L.GRU(4)(others, initial_state=[state])
+    same(keras.Model([words, others], [*states, *found]))
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_products_of_two_inputs_compute_what_keras_computes(normalised: bool) -> None:
+    a, b, vector = Input((4, 6)), Input((6, 5)), Input((6,))
+    pairs = [
+        ([a, b], (2, 1)),
+        ([a, a], -1),
+        ([a, a], 1),
+        ([a, vector], (2, 1)),
+        ([b, vector], 1),
+        ([vector, vector], -1),
+    ]
+    same(keras.Model([a, b, vector], [L.Dot(axes, normalize=normalised)(given) for given, axes in pairs]))
+
+
+def test_attention_takes_a_mask_as_an_input() -> None:
+    words, mask = Input((7, 6)), Input((7, 7), dtype="bool")
+    model = keras.Model([words, mask], L.MultiHeadAttention(3, 4)(words, words, attention_mask=mask))
+    network = build(randomised(model)).module.eval()
+    assert compare.difference(model, network) is None and compare.examples(model)[1].any()
+
+
+def test_a_model_of_mixed_precision_is_compared_as_such() -> None:
+    model = keras.Sequential([Input((8,)), L.Dense(16, dtype="mixed_float16"), L.Dense(3, dtype="float32")])
+    network = build(randomised(model)).module.eval()
+    assert compare.difference(model, network) is None
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.2)
+    assert "output differs" in str(compare.difference(model, network))
 
 
 def test_shared_layers_and_models_stay_shared() -> None:
@@ -160,7 +199,9 @@ def test_a_shared_layer_that_needs_two_paddings_is_named() -> None:
 @pytest.mark.parametrize(
     ("shape", "layer", "message"),
     [
-        ((8, 8, 3), lambda: L.UnitNormalization(name="unit"), r"layer 'unit' \(UnitNormalization\).*does not know"),
+        ((8,), lambda: L.SpectralNormalization(L.Dense(2), name="s"), r"layer 's' \(SpectralNorm.*does not know"),
+        ((4, 4, 3), lambda: L.CenterCrop(5, 3, name="crop"), "layer 'crop'.*fixed size that is not smaller"),
+        ((7, 5), lambda: L.Bidirectional(L.GRU(4), None, name="both"), "layer 'both'.*merge_mode=None"),
         ((7, 5), lambda: L.GRU(4, reset_after=False, name="gru"), "layer 'gru'.*only reset_after=True"),
         ((7, 5), lambda: L.LSTM(4, activation="relu", name="lstm"), "layer 'lstm'.*only activation='tanh'"),
         ((8, 8, 3), lambda: L.UpSampling2D(2, interpolation="bicubic", name="up"), "layer 'up'.*'bicubic'"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +178,58 @@ def test_recurrences_and_attention_are_written(tmp_path: Path) -> None:
         keras.ops.convert_to_numpy(m(given)) for m in (model, keras.saving.load_model(tmp_path / "again.keras"))
     )
     assert np.allclose(one, other, atol=1e-6)
+
+
+def test_a_layer_of_each_step_is_cut_and_written(tmp_path: Path) -> None:
+    video, path = Input((3, 10, 10, 2)), tmp_path / "video.keras"
+    x = L.TimeDistributed(L.Conv2D(8, 3, activation=L.LeakyReLU(0.2)), name="frames")(video)
+    x = L.Bidirectional(L.LSTM(6), merge_mode="sum")(L.TimeDistributed(L.GlobalAveragePooling2D())(x))
+    with files.silent():
+        randomised(keras.Model(video, L.Dense(3)(L.RMSNormalization()(x)))).save(path)
+    network, inputs = frontend.network(path), frontend.example_inputs(path)
+    groups = survey(network, inputs)
+    kept = {group.name: list(range(0, group.width, 2)) for group in groups.free}
+    pruned = cut(network, make_recipe(groups, kept), inputs)
+    frontend.write(path, pruned, tmp_path / "cut.keras")
+    found, given = keras.saving.load_model(tmp_path / "cut.keras"), torch.rand(2, 3, 10, 10, 2)
+    assert np.allclose(keras.ops.convert_to_numpy(found(given)), pruned(given).detach().numpy(), atol=1e-5)
+    assert found.get_layer("frames").layer.filters == 4
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_arguments_of_keras_2_that_keras_3_refuses_are_left_out(suffix: str, tmp_path: Path) -> None:
+    layers = [L.DepthwiseConv2D(3), L.Conv2DTranspose(4, 2), L.GroupNormalization(1), L.Reshape((9, -1)), L.LSTM(3)]
+    model, path = keras.Sequential([Input((4, 4, 3)), *layers]), tmp_path / f"old.{suffix}"
+    with files.silent():
+        randomised(model).save(path)
+    marks = (
+        (b'"depth_multiplier": 1', b'"groups": 1, "depth_multiplier": 1'),
+        (b'"return_state"', b'"time_major": false, "return_state"'),
+    )
+    rewrite_description(path, marks)
+    with pytest.raises((TypeError, ValueError), match="groups"):
+        keras.saving.load_model(path)
+    given = torch.rand(2, 4, 4, 3)
+    expected = keras.ops.convert_to_numpy(model(given))
+    assert np.allclose(frontend.network(path)(given).detach().numpy(), expected, atol=1e-5)
+
+
+def rewrite_description(path: Path, marks: Iterable[tuple[bytes, bytes]]) -> None:
+    """Replace texts in a Keras file's description."""
+    import h5py
+
+    def rewritten(text: bytes) -> bytes:
+        return reduce(lambda found, mark: found.replace(*mark), marks, text)
+
+    if path.suffix == ".h5":
+        with h5py.File(path, "a") as file:
+            file.attrs["model_config"] = rewritten(file.attrs["model_config"].encode())
+        return
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in parts.items():
+            new.writestr(name, rewritten(content) if name == "config.json" else content)
 
 
 def test_a_model_with_masks_is_cut_and_written(tmp_path: Path) -> None:

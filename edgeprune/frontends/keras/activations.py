@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from edgeprune.frontends.keras.graph import Order
 from edgeprune.frontends.keras.modules import Apply, LeakyClip
-from edgeprune.frontends.keras.table import Built, Call, converts, values
+from edgeprune.frontends.keras.table import TABLE, Built, Call, converts, of_class, values
 
 FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -40,9 +41,16 @@ FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
 OVER_CHANNELS: dict[str, Callable[[int], nn.Module]] = {"softmax": nn.Softmax, "log_softmax": nn.LogSoftmax}
 
 
+LAYERS = "Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"  # that have no weights, so they may be an activation
+
+
 def activation(call: Call, order: Order) -> nn.Module | None:
     """The activation that a layer has inside; None if it has none. `order` is that of the tensor it is applied to."""
-    name = function_name(call, call.layer.activation)
+    function = call.layer.activation
+    if function is not None and of_class(function) in LAYERS:
+        given = replace(call.first, order=order)
+        return TABLE[of_class(function)](Call(function, (given,), {}, (given,))).layer
+    name = function_name(call, function)
     if name == "linear":
         return None
     if name in OVER_CHANNELS:

@@ -14,7 +14,7 @@ from edgeprune.errors import UsageError
 from edgeprune.frontends.keras import activations, layers, merging, operations, sequences  # noqa: F401 - they fill the table
 from edgeprune.frontends.keras.blocks import Parts, with_blocks
 from edgeprune.frontends.keras.graph import LayerGraph, Order, Step, Value, attribute
-from edgeprune.frontends.keras.modules import AsFloat, Permute
+from edgeprune.frontends.keras.modules import AsFloat, Permute, PerStep
 from edgeprune.frontends.keras.table import FACTORY, TABLE, Built, Call, of_class
 
 Shape = tuple[int | None, ...]
@@ -202,7 +202,10 @@ class Builder:
             raise call.missing("edgeprune does not know this layer")
         if getattr(layer, "quantization_mode", None):
             raise UsageError(f"layer {layer.name!r} is quantised; save the model before quantize() is called")
-        built = TABLE[of_class(layer)](call)
+        if of_class(layer) == "TimeDistributed" and of_class(layer.layer) != "Dense":
+            built = self._per_step(layer, given[0], shapes[0])
+        else:
+            built = TABLE[of_class(layer)](call)
         if masks and not built.masks and of_class(layer) not in MASKLESS:
             raise call.missing("a mask is not supported")
         results = [self.value(shape, built.gives if len(shape) > 2 else "last") for shape in shapes]
@@ -226,6 +229,16 @@ class Builder:
             raise UsageError(f"layer {layer.name!r} is shared by inputs of different sizes; {FACTORY}")
         if built.after is not None:
             self._add(f"{layer.name}_activation", built.after, last, results)
+
+    def _per_step(self, layer: Any, given: Value, shape: Shape) -> Built:
+        """A layer or a model that is applied to each step of a sequence."""
+        inner = Builder()
+        step = inner.value((None, *given.shape[2:]))
+        if is_model(layer.layer):
+            found = inner.outputs(functional(layer.layer), [step])
+        else:
+            found = inner._called(layer.layer, (step,), {}, [(None, *shape[2:])])
+        return Built(PerStep(inner.graph([step], [inner.ordered(value, "last") for value in found])))
 
     def _nested_call(self, model: Any, given: list[Value]) -> list[Value]:
         """Convert a call of a model inside the model. All its calls share one module."""

@@ -11,7 +11,9 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -28,6 +30,12 @@ RUNS_CODE = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLaye
 CONTAINERS = {"InputLayer", "Functional", "Sequential", "Model", "DTypePolicy"}
 VALUES = {"__keras_tensor__", "__tuple__", "__numpy__", "__tensor__", "__ellipsis__", "__slice__"}
 SETTINGS = ("initializers", "regularizers", "constraints")  # modules of Keras whose classes a layer may name
+# Arguments that Keras 2 wrote and that Keras 3 refuses. At this value they do nothing.
+OLD: Mapping[str, tuple[str, Any]] = {
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"), ("groups", 1)),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), ("groups", 1)),
+    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), ("time_major", False)),
+}
 EXPANDS = 4  # times the size of its file that a file's weights may have; Keras does not compress them
 SLACK = 1 << 20  # bytes that count as nothing
 
@@ -81,16 +89,59 @@ def load(path: Path) -> Any:
     config, size = _archive(path) if zipfile.is_zipfile(path) else _hdf5(path, path)
     names = {name for module in SETTINGS for name in dir(getattr(keras, module))}
     _require_known(path, config, TABLE.keys() | CONTAINERS | VALUES | names)
+    is_old = _drop_old(config)
     try:
         with silent():
             with keras.device("meta"):  # shapes without memory
                 needed = sum(math.prod(weight.shape) for weight in _model(keras, config).weights)
             if needed * 2 > size + SLACK:  # two bytes each at least
                 raise usage_error(f"{path} holds fewer weights than its layers need; save it again")
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            with tempfile.TemporaryDirectory() as folder:
+                file = _renewed(path, Path(folder)) if is_old else path
+                return keras.saving.load_model(file, compile=False, safe_mode=True)
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         # Keras raises any of these for a file that is damaged.
         raise usage_error(f"{path} cannot be loaded by Keras: {first_line(error)}; save it again") from error
+
+
+def _drop_old(config: Any) -> bool:
+    """Remove the arguments of `OLD` from a description, in place. Returns whether there were any."""
+    todo, found = [config], False
+    while todo:
+        one = todo.pop()
+        if isinstance(one, list):
+            todo += one
+        elif isinstance(one, dict):
+            todo += one.values()
+            given = one.get("config")
+            name, value = OLD.get(str(one.get("class_name")), ("", None))
+            if isinstance(given, dict) and name in given and given[name] == value:
+                del given[name]
+                found = True
+    return found
+
+
+def _renewed(path: Path, folder: Path) -> Path:
+    """A copy of a file without the arguments of `OLD`."""
+    import h5py
+
+    copy = folder / path.name
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
+            for name in old.namelist():
+                text = old.read(name)
+                new.writestr(name, _without_old(text) if name == "config.json" else text)
+        return copy
+    shutil.copyfile(path, copy)
+    with h5py.File(copy, "a") as file:
+        file.attrs["model_config"] = _without_old(file.attrs["model_config"])
+    return copy
+
+
+def _without_old(text: bytes | str) -> bytes:
+    config = json.loads(text)
+    _drop_old(config)
+    return json.dumps(config).encode()
 
 
 def _model(keras: Any, config: Mapping[str, Any]) -> Any:
@@ -188,6 +239,8 @@ def _require_one(path: Path, one: Mapping[str, Any], known: set[str]) -> None:
         if config not in FUNCTIONS.keys() | OVER_CHANNELS.keys() | {"linear"}:
             raise usage_error(f"{path}: the function {quoted(config)} is not of Keras; {FACTORY}")
         return
+    if name.endswith("QuantizationConfig"):
+        raise usage_error(f"{path} is quantised; save the model before quantize() is called")
     own = module in ("", "keras") or module.startswith("keras.")
     registered = str(one.get("registered_name") or name)
     if not own or registered != name:

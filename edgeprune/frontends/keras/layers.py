@@ -262,6 +262,26 @@ def layer_norm(call: Call) -> Built:
     )
 
 
+@converts("RMSNormalization")
+def rms_norm(call: Call) -> Built:
+    """A division by the root of the mean square over the last dimension."""
+    layer = call.layer
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    if len(axes) != 1 or axes[0] % call.first.rank != call.first.rank - 1:
+        raise call.missing(f"axis {layer.axis} is not supported")
+    weight = values(layer.scale)
+    return Built(filled(nn.RMSNorm(list(weight.shape), eps=layer.epsilon), weight=weight))
+
+
+@converts("UnitNormalization")
+def unit_norm(call: Call) -> Built:
+    """A division by the length over one dimension."""
+    axes = [call.layer.axis] if isinstance(call.layer.axis, int) else list(call.layer.axis)
+    if len(axes) != 1:
+        raise call.missing(f"axis {call.layer.axis} is not supported")
+    return Built(Apply(F.normalize, dim=axes[0]))
+
+
 @converts("GroupNormalization")
 def group_norm(call: Call) -> Built:
     """A normalisation over groups of channels."""
@@ -351,6 +371,17 @@ def zero_padding(call: Call) -> Built:
 def cropping(call: Call) -> Built:
     """A part of the map."""
     return Built(Crop(_pairs(call.layer.cropping)), call.order, call.order)
+
+
+@converts("CenterCrop")
+def center_crop(call: Call) -> Built:
+    """The part in the middle of the map."""
+    sizes = call.first.shape[1:-1] if call.order == "first" else call.first.shape[2:]
+    kept = call.layer.height, call.layer.width
+    spare = [-1 if size is None else size - most for size, most in zip(sizes, kept, strict=True)]
+    if min(spare) < 0:
+        raise call.missing("it needs an input of fixed size that is not smaller")
+    return Built(Crop([(rest // 2, rest - rest // 2) for rest in spare]), call.order, call.order)
 
 
 def _pairs(given: Any) -> list[tuple[int, int]]:

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from edgeprune.frontends.keras.modules import Concatenate, Mean, Merge, WithNumber
+from edgeprune.frontends.keras.modules import Apply, Concatenate, Mean, Merge, WithNumber
 from edgeprune.frontends.keras.table import Built, Call, converts
 
 DROPOUT: dict[int, Any] = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
@@ -53,6 +54,29 @@ def mean(call: Call) -> Built:
 def concatenate(call: Call) -> Built:
     """Inputs side by side."""
     return Built(Concatenate(call.dim(call.layer.axis, call.common)), call.common, call.common)
+
+
+@converts("Dot")
+def dot(call: Call) -> Built:
+    """Products of two inputs, summed over one dimension of each."""
+    given = call.layer.axes
+    axes = [given, given] if isinstance(given, int) else list(given)
+    first, second = (axis % value.rank for axis, value in zip(axes, call.given, strict=True))
+    if max(value.rank for value in call.given) > 3 or call.given[1].rank > call.first.rank or 0 in (first, second):
+        raise call.missing("only products of vectors and matrices are supported, with the larger input first")
+    return Built(Apply(_product, first=first, second=second, normalised=bool(call.layer.normalize)))
+
+
+def _product(a: Tensor, b: Tensor, first: int, second: int, normalised: bool) -> Tensor:
+    """(batch, ...) of two inputs. `first` and `second` are the dimensions that are summed over."""
+    if normalised:
+        a, b = F.normalize(a, dim=first), F.normalize(b, dim=second)
+    if a.ndim == 2:
+        return (a * b).sum(1, keepdim=True)
+    a = a.transpose(1, 2) if first == 1 else a
+    if b.ndim == 2:
+        return torch.matmul(a, b[:, :, None]).squeeze(2)
+    return torch.matmul(a, b.transpose(1, 2) if second == 2 else b)
 
 
 @converts("Dropout", "AlphaDropout")

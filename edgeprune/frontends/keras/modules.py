@@ -39,6 +39,18 @@ class Permute(nn.Module):
         return given.permute(self.dims)
 
 
+class PerStep(nn.Module):
+    """Applies a network to each step of (batch, steps, ...)."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, given: Tensor) -> Tensor:
+        """(batch, steps, ...)."""
+        return torch.unflatten(self.graph(given.flatten(0, 1)), 0, (-1, given.shape[1]))
+
+
 class AsFloat(nn.Module):
     """Makes numbers of any type float32, as Keras does with its inputs. It is no operation for float32."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends.keras.sequences import GATES, TORCH_GATES, reordered
+from edgeprune.frontends.keras.table import of_class
 
 State = Mapping[str, Tensor]  # of one module, by the names inside it
 
@@ -106,6 +107,11 @@ def _norm(layer: Any, state: State) -> Restored:
     return Restored({"scale": True, "center": True}, {"gamma": state["weight"], "beta": state["bias"]})
 
 
+@restores("RMSNormalization")
+def _rms_norm(layer: Any, state: State) -> Restored:
+    return Restored({}, {"scale": state["weight"]})
+
+
 @restores("LayerScale")
 def _layer_scale(layer: Any, state: State) -> Restored:
     return Restored({"projection_dim": state["gamma"].shape[0]}, {"gamma": state["gamma"]})
@@ -152,7 +158,14 @@ def _bidirectional(layer: Any, state: State) -> Restored:
 
 @restores("TimeDistributed")
 def _time_distributed(layer: Any, state: State) -> Restored:
-    found, inner = _dense(layer.layer, state), layer.get_config()["layer"]
+    kind, inner = of_class(layer.layer), layer.get_config()["layer"]
+    if not layer.layer.weights:
+        return Restored()
+    if kind != "Dense":  # the only layer with weights in the network of a step
+        state = {name.split(".", 2)[2]: tensor for name, tensor in state.items()}
+    if kind not in RESTORES:
+        raise UsageError(f"layer {layer.name!r} (TimeDistributed) has no way back to Keras")
+    found = RESTORES[kind](layer.layer, state)
     weights = {f"layer.{name}": tensor for name, tensor in found.weights.items()}
     return Restored({"layer": _inner(inner, found)}, weights)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from edgeprune.frontends.keras.table import Built, Call, converts, filled, value
 GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("z", "r", "n"), "SimpleRNN": ("n",)}  # as Keras orders them
 TORCH_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n"), "SimpleRNN": ("n",)}
 NEVER = 1e9  # taken from a score, it makes a weight of exactly zero
+MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of two directions
+    "concat": lambda a, b: torch.cat((a, b), -1),
+    "sum": lambda a, b: a + b,
+    "ave": lambda a, b: (a + b) / 2,
+    "mul": lambda a, b: a * b,
+}
 RECURRENCES: dict[str, Any] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "SimpleRNN": nn.RNN}
 
 
@@ -30,9 +37,7 @@ def dense(call: Call) -> Built:
 
 @converts("TimeDistributed")
 def time_distributed(call: Call) -> Built:
-    """A dense layer at every step. A dense layer of torch does the same."""
-    if type(call.layer.layer).__name__ != "Dense":
-        raise call.missing("only a Dense layer inside is supported")
+    """A dense layer at every step: one of torch does the same. `build` converts others."""
     return dense(Call(call.layer.layer, call.given, call.keywords, call.arguments))
 
 
@@ -73,6 +78,10 @@ class Recurrent(nn.Module):
         state: whether to return the last states, too.
         backwards: whether to read from the end.
         zeros: whether the output is zero at a step that does not count. Otherwise it is that of the step before.
+
+    Attributes:
+        firsts: how many first states are inputs of its own.
+        merge: joins the outputs of two directions.
     """
 
     def __init__(
@@ -80,16 +89,20 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         self.core, self.sequences, self.state, self.backwards, self.zeros = core, sequences, state, backwards, zeros
+        self.firsts, self.merge = 0, "concat"
 
-    def forward(self, given: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
-        """The outputs, and the last states if they are asked for."""
+    def forward(self, given: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The outputs, and the last states if they are asked for. Others are the first states, or a mask."""
         given = given.flip(1) if self.backwards else given
-        if mask is not None:
-            return self._masked(given, mask.flip(1) if self.backwards else mask)
-        found, last = self.core(given)
+        if len(others) > self.firsts:
+            return self._masked(given, others[-1].flip(1) if self.backwards else others[-1])
+        firsts = tuple(first[None] for first in others)
+        found, last = self.core(given, *([firsts if len(firsts) > 1 else firsts[0]] if firsts else []))
         states = last if isinstance(last, tuple) else (last,)
         if not self.sequences:
             found = torch.cat(tuple(states[0].unbind(0)), -1)
+        if self.merge != "concat":
+            found = MERGES[self.merge](*found.chunk(2, -1))
         return (found, *(state[0] for state in states)) if self.state else found
 
     def _masked(self, given: Tensor, mask: Tensor) -> Tensor:
@@ -110,14 +123,14 @@ class BothWays(nn.Module):
     torch's own recurrence of two directions would read the steps that do not count first.
     """
 
-    def __init__(self, ahead: Recurrent, back: Recurrent) -> None:
+    def __init__(self, ahead: Recurrent, back: Recurrent, merge: str) -> None:
         super().__init__()
-        self.ahead, self.back = ahead, back
+        self.ahead, self.back, self.merge = ahead, back, merge
 
     def forward(self, given: Tensor, mask: Tensor) -> Tensor:
         """(batch, steps, channels), or (batch, channels)."""
         found = self.back(given, mask)
-        return torch.cat((self.ahead(given, mask), found.flip(1) if self.back.sequences else found), -1)
+        return MERGES[self.merge](self.ahead(given, mask), found.flip(1) if self.back.sequences else found)
 
 
 @converts(*RECURRENCES)
@@ -127,6 +140,9 @@ def recurrence(call: Call) -> Built:
     if call.masks and (layer.return_state or (zeros and not layer.return_sequences)):
         raise call.missing("a mask is not supported with return_state=True, nor with zero_output_for_mask=True")
     made = Recurrent(_core(call, [layer]), layer.return_sequences, layer.return_state, layer.go_backwards, zeros)
+    made.firsts = len(call.given) - 1
+    if made.firsts and call.masks:
+        raise call.missing("a mask is not supported with a given first state")
     return Built(made, masks=tuple(call.masks.values()))
 
 
@@ -135,33 +151,40 @@ def bidirectional(call: Call) -> Built:
     """A recurrence that reads in both directions."""
     layer = call.layer
     forward, backward = layer.forward_layer, layer.backward_layer
-    if layer.merge_mode != "concat" or forward.return_state or not backward.go_backwards or forward.go_backwards:
-        raise call.missing("only merge_mode='concat' without states is supported")
+    states = forward.return_state or len(call.given) > 1
+    if layer.merge_mode not in MERGES or states or not backward.go_backwards or forward.go_backwards:
+        raise call.missing("states, merge_mode=None and layers that read in other directions are not supported")
     if type(forward) is not type(backward) or type(forward).__name__ not in RECURRENCES:
         raise call.missing("only two layers of LSTM, GRU or SimpleRNN are supported")
     sequences = forward.return_sequences
     if not call.masks:
-        return Built(Recurrent(_core(call, [forward, backward]), sequences))
+        made = Recurrent(_core(call, [forward, backward]), sequences)
+        made.merge = layer.merge_mode
+        return Built(made)
     ahead = Recurrent(_core(call, [forward]), sequences, zeros=sequences)  # Keras sets it so for both layers
     back = Recurrent(_core(call, [backward]), sequences, backwards=True, zeros=sequences)
-    return Built(BothWays(ahead, back), masks=tuple(call.masks.values()))
+    return Built(BothWays(ahead, back, layer.merge_mode), masks=tuple(call.masks.values()))
 
 
 def _core(call: Call, layers: list[Any]) -> nn.Module:
     """The recurrence of torch with the weights of one layer, or of a layer for each direction."""
     first, kind = layers[0], type(layers[0]).__name__
-    if len(call.given) > 1 or any(layer.stateful for layer in layers):
-        raise call.missing("a given first state, and states that stay between calls, are not supported")
-    usual = {"activation": "tanh", "recurrent_activation": "sigmoid"}
-    for name in usual if kind != "SimpleRNN" else ("activation",):
-        if any(function_name(call, getattr(layer, name)) != usual[name] for layer in layers):
-            raise call.missing(f"only {name}={usual[name]!r} is supported")
+    if any(layer.stateful for layer in layers):
+        raise call.missing("states that stay between calls are not supported")
+    usual: dict[str, tuple[str, ...]] = {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}
+    if kind == "SimpleRNN":
+        usual = {"activation": ("tanh", "relu")}
+    found = {name: {function_name(call, getattr(layer, name)) for layer in layers} for name in usual}
+    for name, known in usual.items():
+        if len(found[name]) > 1 or not found[name] <= {*known}:
+            raise call.missing(f"only {name}={' or '.join(map(repr, known))} is supported")
     if kind == "GRU" and not all(layer.reset_after for layer in layers):
         raise call.missing("only reset_after=True is supported")
     cells = [layer.cell for layer in layers]
     size = cells[0].kernel.shape[0]
+    options = {"nonlinearity": found["activation"].pop()} if kind == "SimpleRNN" else {}
     core: nn.Module = RECURRENCES[kind](
-        size, first.units, bias=first.use_bias, batch_first=True, bidirectional=len(layers) > 1
+        size, first.units, bias=first.use_bias, batch_first=True, bidirectional=len(layers) > 1, **options
     )
     for cell, suffix in zip(cells, ("", "_reverse"), strict=False):
         filled(core, **{f"{name}_l0{suffix}": tensor for name, tensor in _cell(kind, cell).items()})
