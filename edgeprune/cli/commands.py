@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -18,7 +19,7 @@ from typer.core import TyperCommand, TyperOption
 from edgeprune.cli import logs
 from edgeprune.cli.answers import one_line
 from edgeprune.cli.options import Options
-from edgeprune.errors import EXIT_INTERRUPTED, EdgepruneError, UsageError
+from edgeprune.errors import EXIT_INTERRUPTED, EdgepruneError, UsageError, quoted
 
 COMMON = {field.name for field in fields(Options)}  # stand last in the help
 Given = TypeVar("Given", bound=Options)
@@ -103,7 +104,7 @@ def called(app: typer.Typer) -> int:
     """Run the command of `sys.argv`, and return its exit code.
 
     Raises:
-        UsageError: the parser refuses an argument. typer would print several lines, and nothing as JSON.
+        UsageError: the parser refuses an argument, or the system a path. typer would print several lines, and nothing as JSON.
         BrokenPipeError: the program that reads the output has ended.
     """
     try:
@@ -115,6 +116,11 @@ def called(app: typer.Typer) -> int:
     except REFUSED as error:
         with _reported("--json" in sys.argv):
             raise UsageError(_refusal(error)) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        with _reported("--json" in sys.argv):
+            raise UsageError(f"{quoted(str(error.filename))}: the path is too long; give another one") from error
 
 
 def _refusal(error: Any) -> str:

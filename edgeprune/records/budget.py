@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -156,3 +157,11 @@ FINE_NS = 1e5  # a shorter latency is shown in microseconds
 def time_text(ns: float, like_ns: float | None = None) -> str:
     """A latency as text: "1.449 ms" or "45.12 µs". `like_ns` chooses the unit, so that several latencies have the same."""
     return f"{ns / 1e6:.3f} ms" if (ns if like_ns is None else like_ns) >= FINE_NS else f"{ns / 1e3:.2f} µs"
+
+
+def date_text(seconds: int, form: str = "%Y-%m-%d %H:%M UTC") -> str:
+    """A moment in seconds since 1970 as a date. A damaged file may hold one that no calendar has."""
+    try:
+        return time.strftime(form, time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "an unknown day"

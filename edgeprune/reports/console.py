@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -34,7 +33,7 @@ from edgeprune.records import (
     Together,
     Verdict,
 )
-from edgeprune.records.budget import time_text
+from edgeprune.records.budget import date_text, time_text
 
 SHOWN_LAYERS = 3  # of a group
 COLOURS = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.INCONCLUSIVE: "yellow"}
@@ -164,7 +163,7 @@ def history_table(found: History) -> Table:
     for heading in ("when", "commit", "artifact", name, "outcome", "change", "note"):
         shown.add_column(heading, justify="right" if heading == name else "left", no_wrap=heading != "note")
     for i, (record, value) in enumerate(zip(found.records, found.values, strict=True)):
-        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.created_s))
+        day = date_text(record.created_s)
         cells = [
             day,
             record.commit,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from edgeprune.devices.validate import printable
 from edgeprune.records import Fleet, FleetFacts, HostState, Release
-from edgeprune.records.budget import time_text
+from edgeprune.records.budget import date_text, time_text
 from edgeprune.reports.console import kinds
 
 CELL_CHARS = 200
@@ -70,7 +69,7 @@ def _cell(text: str) -> str:
 
 
 def _figures(release: Release) -> list[str]:
-    since = "" if release.since_s is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(release.since_s))
+    since = "" if release.since_s is None else date_text(release.since_s)
     cells = [release.service, release.digest[:12], "", release.state, since]
     if release.manifest is None:
         return [*cells, "", "", "", "", f"damaged: {release.damage}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from edgeprune.records import (
     Shift,
     Target,
 )
+from edgeprune.records.budget import date_text
 from edgeprune.stages import accuracy, comparable, verdict
 from edgeprune.stages.accuracy import Calls, Evaluation, Timer
 from edgeprune.stages.verdict import POLICY, Timed
@@ -273,6 +273,6 @@ def shifts(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[tuple[S
 
 def _origin(baseline: Baseline) -> str:
     """When, from which commit and why a baseline was made; on one line."""
-    day = time.strftime("%Y-%m-%d", time.gmtime(baseline.created_s))
+    day = date_text(baseline.created_s, "%Y-%m-%d")
     commit = f", commit {printable(baseline.commit, 100)}" if baseline.commit else ""
     return f"of {day}{commit}: {printable(baseline.reason, LIMITS.message_chars)}"

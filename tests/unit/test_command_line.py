@@ -68,6 +68,11 @@ def test_a_word_that_is_no_option_is_one_line_that_names_the_help(
     assert code == 2 and f"error: {json.loads(out)['error']}\n" == err
 
 
+def test_a_path_that_is_too_long_is_one_line(edgeprune: InProcess) -> None:
+    code, out, err = edgeprune("report", "--json", "x" * 5000)
+    assert code == 2 and "the path is too long; give another one" in json.loads(out)["error"] and len(err) < 200
+
+
 def test_without_a_command_the_help_is_shown(edgeprune: InProcess) -> None:
     code, out, err = edgeprune()
     assert (code, out) == (2, "") and err.startswith("Usage: edgeprune")

@@ -17,7 +17,7 @@ from edgeprune.cli import logs
 from edgeprune.network.observe import observe
 from edgeprune.network.survey import survey
 from edgeprune.records import Check, Figures, Outcome, Plan, Result, Verdict
-from edgeprune.records.budget import time_text
+from edgeprune.records.budget import date_text, time_text
 from edgeprune.reports import console, progress
 from edgeprune.stages import prune
 
@@ -128,6 +128,11 @@ def test_a_network_of_microseconds_is_shown_in_microseconds() -> None:
     assert "42.30 µs" in fast and "21.15 µs, limit 25.38 µs" in fast and " ms" not in fast
     assert "1.449 ms" in slow and "0.725 ms, limit 0.869 ms" in slow and "µs" not in slow
     assert time_text(99_000, 120_000) == "0.099 ms" and time_text(99_000) == "99.00 µs"
+
+
+def test_a_moment_that_no_calendar_has_is_an_unknown_day() -> None:
+    assert date_text(0) == "1970-01-01 00:00 UTC" and date_text(86_400, "%d") == "02"
+    assert {date_text(seconds) for seconds in (10**18, -(10**18), 10**40)} == {"an unknown day"}
 
 
 @pytest.mark.parametrize(

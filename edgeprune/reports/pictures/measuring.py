@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,6 +12,7 @@ import numpy as np
 
 from edgeprune.latency import stats
 from edgeprune.records import Differences, Evidence, History, Outcome, Profile, TimedProcess
+from edgeprune.records.budget import date_text
 from edgeprune.reports.pictures.svg import COLOUR, TEXT, WIDTH, Canvas, Picture, Row, canvas, dots, label, unit_of
 from edgeprune.reports.pictures.svg import keys as draw_keys
 
@@ -261,7 +261,7 @@ def history(record: History) -> Picture:
         axes.locator_params(axis="x", integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         draw_keys(picture.page(), [*used, ("-", "line", "second", "level"), (":", "line", "third", "change")])
-        days = [time.strftime("%Y-%m-%d", time.gmtime(one.created_s)) for one in record.records]
+        days = [date_text(one.created_s, "%Y-%m-%d") for one in record.records]
         alt = f"{name} over {len(values)} checks from {days[0]} to {days[-1]}, with {_changes(len(record.changes))}."
         rows: list[Row] = [
             {"check": i + 1, "day": days[i], "commit": one.commit, "outcome": one.outcome.value,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time as clock
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import reference_ns
 from edgeprune.latency.stats import median_interval
 from edgeprune.records import Amount, Check, Confirmed, Interval, Outcome, Plan, Profile, Scores, TimedProcess
-from edgeprune.records.budget import amount_text
+from edgeprune.records.budget import amount_text, date_text
 from edgeprune.reports import pictures
 from edgeprune.reports.console import limit_texts
 from edgeprune.reports.pictures import Picture
@@ -146,7 +145,7 @@ class View:
                 Line("The command that makes this run again, in the folder of the project:"),
                 Line(run.command, True),
             ]
-        day = clock.strftime("%Y-%m-%d %H:%M UTC", clock.gmtime(made.created_s))
+        day = date_text(made.created_s)
         parts.append(Line(f"Verified on {day}. The artifact has the SHA-256 {self.verdict.artifact}."))
         states = self.evidence.before, self.evidence.after
         if names := list(dict.fromkeys(name for state in states for name in state)):
@@ -402,7 +401,7 @@ class View:
         checks, made = self.run.history, self.run.made
         found = history.history(made.project, made.target, self.verdict.emulated, checks, "p50_ns")
         last = checks[-1]
-        day = clock.strftime("%Y-%m-%d", clock.gmtime(last.created_s))
+        day = date_text(last.created_s, "%Y-%m-%d")
         levels = count(len(found.changes), "change of level", "changes of level")
         own = "this artifact" if last.artifact == self.verdict.artifact else "another artifact"
         answer = (
