@@ -183,7 +183,7 @@ def _monitored(monitors: str) -> dict[str, Callable[[], float]]:
             if label not in UNUSED and all(machine.first_line(file).lstrip("-").isdigit() for file in files):
                 rails[label] = _product(*files)
     if len(unlabelled) == 1:
-        unlabelled = dict(zip([UNLABELLED], unlabelled.values()))
+        unlabelled = dict.fromkeys([UNLABELLED], next(iter(unlabelled.values())))
     return {**unlabelled, **rails}
 
 

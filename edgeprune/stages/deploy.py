@@ -94,9 +94,8 @@ def bundled(run: Run, wait_s: float = 0.0, sequence: int | None = None, ask: boo
     request.watch.start("deploy")
     verified = _verified(run)
     run.release_device()
-    number = sequence or 1 + max(
-        sequences.last(request.profiles, request.project.name), _highest(run, wait_s) if ask else 0
-    )
+    highest = _highest(run, wait_s) if ask and not sequence else 0
+    number = sequence or sequences.following(request.profiles, request.project.name, highest)
     folder = run.draft(BUNDLE, run.key(verify.STAGE), lambda place: _filled(run, verified, number, place))
     sequences.remember(request.profiles, request.project.name, number)
     return bundles.read(folder)

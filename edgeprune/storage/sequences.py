@@ -25,6 +25,21 @@ def last(profiles: Path, project: str) -> int:
     return int(text)
 
 
+def following(profiles: Path, project: str, highest: int) -> int:
+    """The number of the next release. `highest` is that of the releases on the hosts.
+
+    Raises:
+        UsageError: no number comes after the last one, or the file does not hold a number.
+    """
+    number = 1 + max(last(profiles, project), highest)
+    if number > MOST:
+        raise usage_error(
+            f"the last release of {project} has the number {number - 1}, and no number comes after it. See edgeprune releases,"
+            f" withdraw it with edgeprune withdraw DIGEST, and delete {profiles / project}.sequence"
+        )
+    return number
+
+
 def remember(profiles: Path, project: str, number: int) -> None:
     """Keep the number of a release, unless a higher one is kept."""
     if number > last(profiles, project):

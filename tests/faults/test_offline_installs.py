@@ -213,6 +213,8 @@ def test_a_device_that_trusts_no_key_needs_one_by_name(board: Board, key: Path, 
     assert done.returncode == 6 and "--signer KEY.pub" in done.stderr and board.current is None
     other = keygen(tmp_path / "other").with_suffix(".pub")
     assert board.run("--install", place, "--signer", other).returncode == 6
+    done = board.run("--install", place, "--signer", tmp_path / "none.pub")
+    assert done.returncode == 2 and "none.pub: no such file" in done.stderr
     done = board.run("--install", place, "--signer", key.with_suffix(".pub"))
     assert done.returncode == 0 and json.loads(done.stdout)["enrolled"] is True
 

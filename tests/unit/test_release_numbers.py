@@ -135,6 +135,14 @@ def test_the_number_of_the_last_release_is_kept_beside_the_profiles(tmp_path: Pa
         sequences.last(tmp_path / "profiles", "vision")
 
 
+@pytest.mark.parametrize("there", [sequences.MOST, 10**40])
+def test_a_number_that_none_can_follow_is_refused_with_the_way_out(there: int, tmp_path: Path) -> None:
+    """A host may claim any number. It must not get into the file, which would then be refused for ever."""
+    assert sequences.following(tmp_path, "vision", 41) == 42
+    with pytest.raises(UsageError, match=r"no number comes after it.*edgeprune withdraw DIGEST.*vision\.sequence"):
+        sequences.following(tmp_path, "vision", there)
+
+
 def test_a_bundle_is_the_same_archive_every_time(key: Path, tmp_path: Path) -> None:
     made = bundle(tmp_path / "1", key, sequence=1)
     for name in ("a.tar", "b.tar"):

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from edgeprune.devices import bundle as bundling
+from edgeprune.devices import release_messages
+from edgeprune.devices.agent import releases
 from edgeprune.errors import DeviceError
 from edgeprune.records import Budget, Outcome
-from edgeprune.runtimes import metrics
+from edgeprune.runtimes import machine, metrics
 from edgeprune.stages import watched
 
 RELEASE = "0123456789ab"
@@ -63,6 +65,17 @@ def test_calls_errors_and_quantiles_of_a_service_are_counted(folder: Path) -> No
     assert f'edgeprune_release_info{{service="vision",release="{RELEASE}",runtime="null"' in metrics.text(
         service(folder)
     )
+
+
+def test_figures_of_many_processes_are_cut_at_the_end_of_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that is cut would be another number."""
+    served(folder, 5)
+    monkeypatch.setattr(machine, "root", lambda: str(folder.parents[2]))
+    monkeypatch.setattr(metrics, "text", lambda service: "edgeprune_calls_total 123456\n" * 3)
+    for most in (84, 85, 100, 10**6):
+        monkeypatch.setattr(releases, "METRICS_CHARS", most)
+        shown = releases.metrics_of(release_messages.ReadMetrics(1.0, "vision")).text
+        assert set(shown.split("\n")) == {"edgeprune_calls_total 123456", ""}
 
 
 def test_figures_of_a_process_that_is_gone_are_removed(folder: Path) -> None:

@@ -43,6 +43,9 @@ def main(folder: str, arguments: list[str]) -> int:
     if "--signer" in arguments[:-1]:
         at = arguments.index("--signer")
         signer = machine.first_line(arguments[at + 1])
+        if not signer:
+            print(f"error: --signer {printable(arguments[at + 1])}: no such file, or it is empty", file=sys.stderr)
+            return 2
         del arguments[at : at + 2]
     count, command = commands[arguments[0]]
     if len(arguments) != count + 1:

@@ -54,7 +54,7 @@ from .archive import Readable
 from .trust import MANIFEST, MANIFEST_BYTES, OUTPUT_CHARS, SIGNATURE, Manifest, plain
 
 OUTPUT_BYTES = 1 << 14
-METRICS_CHARS = 1 << 16
+METRICS_CHARS = 1 << 17
 LISTED = 200  # releases in a list, at most
 Kind = Literal["current", "previous"]
 NO_KEY = (
@@ -220,8 +220,9 @@ def withdraw(job: Withdraw) -> Withdrawn:
 
 
 def metrics_of(job: ReadMetrics) -> Metrics:
-    """The figures of a service that is running."""
-    return Metrics(metrics.text(os.path.join(machine.root(), "services", plain(job.service)))[:METRICS_CHARS])
+    """The figures of a service that is running, in whole lines: a figure that is cut would be another one."""
+    text = metrics.text(os.path.join(machine.root(), "services", plain(job.service)))
+    return Metrics(text if len(text) <= METRICS_CHARS else text[:METRICS_CHARS].rpartition("\n")[0] + "\n")
 
 
 def listed(job: ListReleases) -> Releases:
