@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 TARGET = "virtual-pi-onnxruntime"
 
 
+@pytest.mark.nightly
 def test_the_recorded_profile_predicts_on_this_boot(tmp_path: Path) -> None:
     """Experiments that are measured again agree with the record within 1 %."""
     pytest.importorskip("litert_torch")
