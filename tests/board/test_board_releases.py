@@ -91,7 +91,7 @@ def power_cut() -> None:
         assert time.monotonic() < until
 
 
-@pytest.mark.parametrize("steps", [STEPS[2:3], pytest.param(STEPS, marks=pytest.mark.nightly)], ids=["one", "all"])
+@pytest.mark.parametrize("steps", [STEPS[3:4], pytest.param(STEPS, marks=pytest.mark.nightly)], ids=["one", "all"])
 def test_after_a_power_cut_at_any_step_the_old_or_the_new_release_is_deployed(
     steps: list[tuple[str, int]], served: tuple[Target, Path], device: Device, tmp_path: Path
 ) -> None:
