@@ -153,6 +153,30 @@ def test_a_shell_that_only_exits_is_named_with_its_reason(subsystem: str, server
     assert "ends without running a command (exit status 1): This account is not available." in text
 
 
+def test_a_forced_command_is_named_as_a_cause(servers: Servers) -> None:
+    """Images for clouds refuse root so. A sandbox for files has SFTP, and nothing else."""
+    keys = servers.home / ".ssh" / "authorized_keys"
+    only_sftp = servers.failure(servers.sshd("Subsystem sftp internal-sftp\nForceCommand internal-sftp\n"))
+    keys.write_text(f"command=\"echo 'Please login as the user pi.'; exit 142\" {keys.read_text()}")
+    refused = servers.failure(servers.sshd())
+    assert "(exit status 142): Please login as the user pi. Log in once by hand" in refused
+    for text in (only_sftp, refused):
+        assert "ends without running a command" in text and "a forced command (authorized_keys, ForceCommand)" in text
+
+
+def test_a_shell_that_prints_very_much_is_named_as_one_that_prints_little(servers: Servers) -> None:
+    servers.shell(servers.script("loud", '#!/bin/sh\nhead -c 3000000 /dev/zero | tr "\\0" x\nexec /bin/sh "$@"\n'))
+    text = servers.failure(servers.sshd())
+    assert "prints on a non-interactive login: xxx" in text and len(text) < 800
+
+
+@pytest.mark.slow
+def test_a_shell_that_waits_for_input_is_named_as_a_cause(servers: Servers) -> None:
+    servers.shell(servers.script("waits", "#!/bin/sh\nexec /bin/sh\n"))
+    text = servers.failure(servers.sshd())
+    assert "did not answer within 15 s; the login shell of the user there" in text and "Try: ssh -p" in text
+
+
 def test_an_expired_password_is_named(servers: Servers) -> None:
     (servers.folder / "shadow").write_text("root:*:0:0:99999:7:::\n")
     text = servers.failure(servers.sshd(f"UsePAM yes\nSubsystem sftp {SFTP}\n"))

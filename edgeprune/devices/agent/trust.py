@@ -34,7 +34,7 @@ def candidate(part: str, signer: str) -> str:
 def plain(name: str) -> str:
     """A name without a folder. Raises `Failed` for any other name."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
-        raise Failed("refused", f"the bundle holds a file of the name {name!r}")
+        raise Failed("refused", f"the bundle holds a file of the name {name!r}; a name has no folder in it")
     return name
 
 

@@ -30,6 +30,10 @@ from edgeprune.limits import LIMITS
 from edgeprune.records import Host, Target
 from edgeprune.runtimes import machine
 
+SHELL_WAITS = (
+    "; the login shell of the user there, or a forced command (authorized_keys), may wait for input instead of running what it"
+    " is given"
+)
 Value = TypeVar("Value")
 Reply = TypeVar("Reply")
 
@@ -124,7 +128,7 @@ class Connection:
         """SFTP; the shell where the server has no SFTP."""
         channel = self._session()
         try:
-            return self._within(lambda: _sftp(channel))
+            return self._within(lambda: _sftp(channel), waiting=SHELL_WAITS)
         except FAULTS:
             channel.close()
             require_shell(self._target, self._host, self._client, clean=True)
@@ -181,8 +185,8 @@ class Connection:
             " edgeprune needs a folder there."
         )
 
-    def _within(self, work: Callable[[], Value], seconds: float = LIMITS.connect_s) -> Value:
-        """Run a call that takes no timeout. Closes the connection when the time is up."""
+    def _within(self, work: Callable[[], Value], seconds: float = LIMITS.connect_s, waiting: str = "") -> Value:
+        """Run a call that takes no timeout. Closes the connection when the time is up. `waiting` may say why it is."""
         expired = threading.Event()
 
         def expire() -> None:
@@ -195,7 +199,7 @@ class Connection:
             return work()
         except FAULTS as error:
             if expired.is_set():
-                raise LinkError(f"the device did not answer within {seconds:g} s") from error
+                raise LinkError(f"the device did not answer within {seconds:g} s{waiting}") from error
             raise
         finally:
             timer.cancel()

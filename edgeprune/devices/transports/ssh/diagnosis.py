@@ -15,6 +15,7 @@ from edgeprune.errors import DeviceError, LinkError
 from edgeprune.records import Host, Target
 
 MISSING, NOT_RUNNABLE = 127, 126  # exit statuses of a shell (POSIX)
+NOISE_BYTES = 16 << 20  # that a shell may print
 
 
 def no_session(target: Target) -> DeviceError:
@@ -28,14 +29,16 @@ def no_session(target: Target) -> DeviceError:
 def require_shell(target: Target, host: Host, client: paramiko.SSHClient, clean: bool) -> None:
     """Raises `DeviceError` if the login shell runs no command or, where it must be clean, prints anything else."""
     word = secrets.token_hex(8)
-    ended = run(client, f"echo {word}")
+    ended = run(client, f"echo {word}", most=NOISE_BYTES)
     before, found, after = ended.output.decode("utf-8", "backslashreplace").partition(word)
     test, noise = f"{typed(host)} true", (before + after).strip()
     who = f"the shell of {printable(host.user or 'the user')} there"
     if not found:
+        how = f"exit status {ended.status}" if ended.status >= 0 else "a signal ended it"
         raise DeviceError(
-            f"{target.name}: {who} ends without running a command (exit status {ended.status}): {ended.reason}. Log in once by"
-            f" hand: {typed(host)}. An expired password, or a shell such as nologin, ends every command."
+            f"{target.name}: {who} ends without running a command ({how}): {ended.reason.rstrip('.')}. Log in once by hand:"
+            f" {typed(host)}. An expired password, a forced command (authorized_keys, ForceCommand), or a shell such as"
+            " nologin ends every command."
         )
     if noise and clean:
         raise DeviceError(
