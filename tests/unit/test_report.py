@@ -246,6 +246,9 @@ def test_several_runs_begin_with_a_table_of_all(tmp_path: Path) -> None:
     assert (
         "2 of 2 runs pass" in shown and "pi 50% fp32" in shown and "jetson 50% fp32" in shown and "another" not in shown
     )
+    assert (
+        "The metric against the measured latency" in shown and "original, jetson" in shown and " at 0.990 ms" in shown
+    )
     assert len(found.all("h1")) == 1 and {one["href"] for one in found.all("a")} == {"#content", "#run-1", "#run-2"}
     ids = [
         given["id"]
@@ -261,6 +264,7 @@ def test_runs_that_cannot_be_compared_say_so(tmp_path: Path) -> None:
     shown = found.sections["all"]
     assert "no ratio of latencies: it ran on another device: cpu another, not Cortex-A72" in shown
     assert "no difference of metrics: its metric is another one: recall" in shown
+    assert "against the measured latency" not in shown  # one run alone can be drawn
 
 
 def test_a_report_stays_small(small: Page, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ class View:
         groups, widths = self.run.survey, self.run.widths
         parts: list[Part] = []
         if self.model is not None:
-            title = "The network by layer: channels, and latency in percent of the original network's"
+            title = "Channels by layer, and latency in % of the original network's"
             parts.append(figure(title, pictures.network(groups, self.model, widths)))
         elif self.run.scores is not None:
             parts.append(Line(PROFILE_MISSING.format(f"profiles/{text(self.run.made.target)}/")))
