@@ -349,6 +349,12 @@ def test_a_host_is_written_as_ssh_takes_it(
     assert (server.name, server.port) == (place[0], place[2] or 22)
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "99999999999"])
+def test_a_port_in_a_name_that_is_none_is_refused_with_the_file(port: str, config: Path, target: Target) -> None:
+    with pytest.raises(UsageError, match=rf"board\.toml: Port {port} of board is not a port"):
+        servers(target, Host(f"pi@board:{port}"))
+
+
 def test_keys_of_the_target_file_win_over_those_in_the_name_of_the_host() -> None:
     found = parsed(Host("ssh://pi@board:2222", user="root", port=23, identity=Path("/key")))
     assert (found.user, found.port) == ("root", 23)

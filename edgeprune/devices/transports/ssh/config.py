@@ -123,8 +123,9 @@ def _expanded_jump(jump: str, server: Server) -> str:
 
 def _asked(target: Target, host: Host) -> Asked:
     _checked(host.name, "host", target)
-    given = {"user": host.user, "port": str(host.port) if host.port else None}
-    return Asked(host.name, local_user(), local_user(), {name: text for name, text in given.items() if text})
+    given = {"user": host.user, "port": None if host.port is None else str(host.port)}
+    known = {name: text for name, text in given.items() if text}
+    return Asked(host.name, local_user(), local_user(), known, str(target.path))
 
 
 def _server(target: Target, host: Host, own: Settings) -> Server:
@@ -135,7 +136,8 @@ def _server(target: Target, host: Host, own: Settings) -> Server:
     user = _checked(own.first("user", local_user()), "user", target)
     port = own.first("port", str(PORT))
     if not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise UsageError(f"{own.every('port')[0].place}: Port {printable(port)} is not a port. Write a number.")
+        place = own.every("port")[0].place
+        raise UsageError(f"{place}: Port {printable(port)} of {printable(host.name)} is not a port. Write 1 to 65535.")
     tokens = _tokens(own, name, user, port)
     return Server(
         asked=host,

@@ -43,12 +43,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line of ssh would hold: the host, and a user and a port where they are given."""
+    """What the command line of ssh would hold: the host, and a user and a port where they are given, by the file `place`."""
 
     host: str
     user: str
     local_user: str
     given: Mapping[str, str] = field(default_factory=dict)
+    place: str = "the target file"
 
 
 class Settings:
@@ -56,7 +57,7 @@ class Settings:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self.found = {name: [Value((value,), "the target file")] for name, value in asked.given.items()}
+        self.found = {name: [Value((value,), asked.place)] for name, value in asked.given.items()}
         self.host, self._final, self.wants_final = asked.host, False, False
 
     @property
