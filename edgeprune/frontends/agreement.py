@@ -28,6 +28,7 @@ from torch import Tensor
 from edgeprune.errors import UsageError, usage_error
 from edgeprune.frontends import samplefiles
 from edgeprune.limits import LIMITS
+from edgeprune.network.adapter import file_names
 from edgeprune.network.outputs import main_of, tensors
 from edgeprune.records import BudgetSection, DataSection, FinetuneSection, Project, SplitName
 
@@ -149,8 +150,9 @@ class Original:
         given, inputs = self._given, self.network.inputs
         types = tuple(tensor.numpy().dtype for tensor in inputs)
         raw = types[0].kind != "f" or (given.preprocess is not None and given.preprocess.scale != 1)
-        names = input_names(self._project)
-        return samplefiles.Form(names, tuple(tuple(tensor.shape[1:]) for tensor in inputs), types, raw)
+        names, in_file = input_names(self._project), file_names(self.network.module)
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in inputs)
+        return samplefiles.Form(names or tuple(in_file[0] if in_file else ()), shapes, types, raw, loose=not names)
 
     @cached_property
     def _examples(self) -> list[Tensor]:

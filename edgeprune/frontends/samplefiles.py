@@ -23,6 +23,7 @@ from edgeprune.frontends.sources import SKIPPED
 from edgeprune.limits import LIMITS
 
 FULL = 32768.0  # the number of a 16-bit sound that becomes 1
+PCM = "save one channel of 16 bits: ffmpeg -i IN.wav -ac 1 -c:a pcm_s16le OUT.wav"
 PIXELS: Mapping[int, str] = {
     1: "L",
     3: "RGB",
@@ -42,16 +43,18 @@ class Form:
     """The form of a sample: a name, a shape and a type for each input.
 
     Attributes:
-        names: the arguments of the model; empty if it takes its inputs by position.
+        names: the arguments of the model, or the inputs of its file; empty if it has none.
         shapes: without the dimension of the batch.
         types: of numpy.
         raw: whether pixels keep their numbers from 0 to 255. Otherwise they are from 0 to 1.
+        loose: whether samples may have other names, and then are in the model's order.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     types: tuple[np.dtype[Any], ...]
     raw: bool
+    loose: bool = False
 
 
 def found(pattern: str, folder: Path) -> list[Path]:
@@ -168,11 +171,16 @@ def _of_archive(form: Form) -> Reader:
         with zipfile.ZipFile(path) as archive:
             _require_small(sum(entry.file_size for entry in archive.infolist()))
         with np.load(path, allow_pickle=False) as archive:
-            by_name = form.names and set(archive.files) >= set(form.names)
+            known, held = set(form.names), set(archive.files)
+            by_name = bool(known) and held >= known
             names = list(form.names) if by_name else archive.files
-            if len(names) != len(form.shapes) or len(archive.files) != len(names) or (form.names and not by_name):
-                wanted = f"the arrays {', '.join(form.names)}" if form.names else f"{len(form.shapes)} arrays"
-                raise usage_error(f"it holds {quoted(', '.join(archive.files))}, and the model takes {wanted}")
+            mixed = bool(known) and not by_name and (not form.loose or bool(held & known))
+            if len(archive.files) != len(form.shapes) or mixed:
+                count = "one array" if len(form.shapes) == 1 else f"{len(form.shapes)} arrays"
+                wanted = f"the arrays {', '.join(form.names)}" if form.names else count
+                raise usage_error(
+                    f"it holds {quoted(', '.join(archive.files))}, and the model takes {wanted}; save these only"
+                )
             return [archive[name] for name in names]
 
     return Reader(lambda path: _counted(arrays(path), form), lambda path, number: _picked(arrays(path), number, form))
@@ -185,9 +193,10 @@ def _counted(arrays: Sequence[np.ndarray], form: Form) -> int:
         if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and kind.kind != "f"):
             raise usage_error(f"it holds numbers of the type {array.dtype}, and the model takes {kind}; convert them")
         if array.shape not in (shape, (*array.shape[:1], *shape)):
-            raise usage_error(
-                f"it has the shape {array.shape}, and a sample has {shape}; save (samples, *{shape}), or a file for each"
-            )
+            wanted = ", ".join(map(str, ("samples", *shape)))
+            last = len(shape) > 1 and array.shape[1:] == (*shape[1:], shape[0])
+            how = "numpy.moveaxis(array, -1, 1) moves the channels" if last else f"save ({wanted}), or a file for each"
+            raise usage_error(f"it has the shape {array.shape}, and a sample has {shape}; {how}")
         counts.add(1 if array.shape == shape else len(array))
     if len(counts) > 1:
         raise usage_error(f"its arrays hold {' and '.join(map(str, sorted(counts)))} samples; give each input as many")
@@ -299,11 +308,12 @@ def _of_sound(form: Form) -> Reader:
     rates: dict[int, str] = {}
 
     def sample(path: Path, number: int) -> Sample:
-        with wave.open(str(path), "rb") as sound:
+        with _opened(path) as sound:
             if (sound.getnchannels(), sound.getsampwidth()) != (1, 2):
-                raise UsageError(
-                    f"it has {sound.getnchannels()} channels of {8 * sound.getsampwidth()} bits; save one of 16 bits"
-                )
+                channels = f"{sound.getnchannels()} channel{'s' * (sound.getnchannels() > 1)}"
+                raise UsageError(f"it has {channels} of {8 * sound.getsampwidth()} bits; {PCM}")
+            if not sound.getnframes():
+                raise UsageError("it holds no sound; remove it")
             rates.setdefault(sound.getframerate(), path.name)
             data = sound.readframes(shape[-1])
         if len(rates) > 1:
@@ -313,6 +323,15 @@ def _of_sound(form: Form) -> Reader:
         return (np.pad(numbers, (0, shape[-1] - len(numbers))).reshape(shape).astype(kind),)
 
     return Reader(lambda path: 1, sample)
+
+
+def _opened(path: Path) -> wave.Wave_read:
+    try:
+        return wave.open(str(path), "rb")
+    except wave.Error as error:
+        if "unknown format" not in str(error):
+            raise
+        raise UsageError(f"it is no WAV file of whole numbers ({first_line(error)}); {PCM}") from error
 
 
 def _require_one_input(form: Form, instead: str) -> None:

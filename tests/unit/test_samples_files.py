@@ -16,7 +16,7 @@ import pytest
 
 from edgeprune.errors import UsageError
 from edgeprune.frontends import samplefiles
-from edgeprune.frontends.samplefiles import Files, Form, found
+from edgeprune.frontends.samplefiles import Files, Form, Held, found
 from edgeprune.limits import LIMITS
 
 IMAGE = (3, 5, 6)  # channels, height, width
@@ -78,13 +78,31 @@ def test_an_archive_holds_an_array_for_each_input(tmp_path: Path) -> None:
     assert "'mask, ids', and the model takes the arrays ids, types" in refused(
         tmp_path, form((3,), (2,), names=("ids", "types"))
     )
-    assert "and the model takes 1 arrays" in refused(tmp_path, form((2,)))
+    assert "and the model takes one array; save these only" in refused(tmp_path, form((2,)))
+
+
+def test_names_of_a_model_file_s_inputs_count_where_samples_have_them(tmp_path: Path) -> None:
+    """Otherwise arrays of one shape could be taken for each other. A model file's inputs may also be given in order."""
+    mask, ids = np.zeros((5, 2)), np.ones((5, 2))
+    wanted = replace(form((2,), (2,), names=("ids", "mask")), loose=True)
+    np.savez(tmp_path / "x.npz", mask=mask, ids=ids)
+    np.testing.assert_array_equal(files(tmp_path, wanted)[0], [ids[0], mask[0]])
+    np.testing.assert_array_equal(Held("samples", {"mask": mask, "ids": ids}, wanted)[0], [ids[0], mask[0]])
+    np.savez(tmp_path / "x.npz", ids, mask)
+    np.testing.assert_array_equal(files(tmp_path, wanted)[0], [ids[0], mask[0]])
+    np.savez(tmp_path / "x.npz", attention=mask, ids=ids)
+    assert "it holds 'attention, ids', and the model takes the arrays ids, mask" in refused(tmp_path, wanted)
+
+
+def test_channels_in_the_last_dimension_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((7, 5, 6, 3)))
+    assert "a sample has (3, 5, 6); numpy.moveaxis(array, -1, 1) moves the channels" in refused(tmp_path, form(IMAGE))
 
 
 @pytest.mark.parametrize(
     ("array", "kind", "message"),
     [
-        (np.ones((5, 3)), "float32", r"it has the shape \(5, 3\), and a sample has \(4,\); save \(samples, \*\(4,\)\)"),
+        (np.ones((5, 3)), "float32", r"it has the shape \(5, 3\), and a sample has \(4,\); save \(samples, 4\)"),
         (np.ones(()), "float32", r"it has the shape \(\)"),
         (np.ones((2, 4)), "int64", "it holds numbers of the type float64, and the model takes int64"),
         (np.ones((2, 4), complex), "float32", "it holds numbers of the type complex128"),
@@ -233,7 +251,16 @@ def test_a_sound_is_from_minus_1_to_1_and_has_the_inputs_length(tmp_path: Path) 
 
 def test_sounds_of_other_forms_are_one_line(tmp_path: Path) -> None:
     sound(tmp_path / "a.wav", np.ones(8), channels=2)
-    assert "a.wav: it has 2 channels of 16 bits; save one of 16 bits" in refused(tmp_path, form((8,)))
+    assert "a.wav: it has 2 channels of 16 bits; save one channel of 16 bits" in refused(tmp_path, form((8,)))
+    sound(tmp_path / "a.wav", np.ones(0))
+    assert "a.wav: it holds no sound; remove it" in refused(tmp_path, form((8,)))
+    sound(tmp_path / "a.wav", np.ones(8))
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[20:22] = struct.pack("<H", 3)  # floats
+    (tmp_path / "a.wav").write_bytes(content)
+    assert "a.wav: it is no WAV file of whole numbers (unknown format: 3); save one channel" in refused(
+        tmp_path, form((8,))
+    )
     sound(tmp_path / "a.wav", np.ones(8))
     sound(tmp_path / "b.wav", np.ones(8), rate=8000)
     assert "b.wav: the files have 16000 Hz (a.wav) and 8000 Hz (b.wav); save all at one rate" in refused(
