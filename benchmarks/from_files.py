@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from onnx_runs import SUBJECTS, check_run
 from small import Finished
 
+from edgeprune.errors import InconclusiveError
+
 TARGETS = "local", "local-openvino", "local-tflite"
 RUNTIMES = {"local": "ONNX Runtime", "local-openvino": "OpenVINO", "local-tflite": "TFLite"}
 HEAD = "| file | exporter | runtime | before, ms | after, ms | of budget | difference | verdict | seconds |"
@@ -44,7 +46,7 @@ def measured(name: str, target: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = check_run(name, target, Path(folder), timed)
-        except AssertionError as error:
+        except (AssertionError, InconclusiveError) as error:
             return {**row, "error": str(error).splitlines()[0][:160]}
         checks = {check["name"]: check["value"] for check in found["checks"]}
         return row | {
