@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgeprune import runtimes
 from edgeprune.errors import UsageError
+from edgeprune.graph.editable import as_graph
 from edgeprune.runtimes import device
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.runtimes.formats.base import refusal
@@ -118,6 +119,41 @@ def test_windows_along_any_dimension_are_exported() -> None:
     session = onnxruntime.InferenceSession(OnnxTemplate.written(Windows(), (x,)), providers=["CPUExecutionProvider"])
     for got, expected in zip(session.run(None, {"input_0": x.numpy()}), Windows()(x), strict=True):
         np.testing.assert_array_equal(got, expected.numpy())
+
+
+class Parts(nn.Module):
+    """Assignments to parts of a tensor. One reads a part that was taken before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.zeros_like(x)
+        first = made[:, :2]
+        made[:, :2, :-1] = x[:, :2, 1:]
+        made[:, 2] = x[:, 0]
+        made[:, 1:, ::2] += x[:, 1:, ::2].exp()
+        made[..., 1].mul_(2)
+        whole = torch.empty_like(made)
+        whole.copy_(made[:, :1])
+        return torch.cat([made, first, whole], 1)
+
+
+class Condition(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y - 1, (x,))
+
+
+class Moved(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.moveaxis(-1, -2).mT + x.movedim((0, -1), (-1, 0)).permute(3, 1, 2, 0)).mT
+
+
+@pytest.mark.parametrize("of_graph", [False, True])
+@pytest.mark.parametrize("kind", [Parts, Condition, Moved])
+def test_a_file_computes_what_the_model_does(kind: type[nn.Module], of_graph: bool) -> None:
+    """Torch's exporter lacks rules of these operators, or drops assignments of a graph."""
+    model, x = kind().eval(), torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    exported = as_graph(model, (x,), free_batch=False) if of_graph else model
+    session = onnxruntime.InferenceSession(OnnxTemplate.export(exported, (x,), ()), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"input_0": x.numpy()})[0], model(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_pooling_window_that_is_larger_than_its_input_loads_in_every_runtime(tmp_path: Path) -> None:

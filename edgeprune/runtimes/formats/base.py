@@ -86,7 +86,7 @@ def refusal(form: str, model: nn.Module, inputs: tuple[Tensor, ...], error: Exce
         return UsageError(f"the model cannot be exported to {form}: {PLACE.sub(_named, telling)[:200]}")
     name = (found[1] or found[2]).lower().strip("_")
     nodes = exported(copy.deepcopy(model), inputs).graph.nodes
-    calls = (node for node in nodes if getattr(node.target, "_opname", "").strip("_") == name)
+    calls = (node for node in nodes if getattr(node.target, "_opname", "").lower().strip("_") == name)
     place = next(filter(None, map(places.of_call, calls)), "the model")
     return UsageError(f"{place}: {name} cannot be written as {form}; use other operators")
 

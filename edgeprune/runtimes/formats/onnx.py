@@ -6,7 +6,6 @@ import copy
 import io
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,15 @@ import onnx
 import onnx.numpy_helper
 import torch
 from torch import Tensor, nn
-from torch.onnx import symbolic_helper
 
+from edgeprune.graph import regions
 from edgeprune.graph.trace import exported, exporting
 from edgeprune.network.adapter import FileNames, file_names
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.base import silenced
-from edgeprune.runtimes.formats import recurrence
+from edgeprune.runtimes.formats import recurrence, symbolics
+from edgeprune.runtimes.formats.assignments import assigns_parts, explicit
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.formats.recurrence import Stacked
 from edgeprune.runtimes.formats.sizes import Constants
@@ -61,14 +61,17 @@ class OnnxTemplate(Template):
     def written(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         """See `Template.written`."""
         names = file_names(model)
+        if isinstance(model, torch.fx.GraphModule):
+            model = explicit(model)
+        elif assigns_parts(model, inputs):
+            model = _graph(model, inputs)
         try:
             content = _at_lowest_opset(model, inputs, names)
         except torch.onnx.errors.OnnxExporterError as error:
             raise refusal("ONNX", model, inputs, error) from error
         except Exception:  # noqa: BLE001 - the user's code: a size is a tensor here, which no dictionary has as its key
-            graph = exported(copy.deepcopy(model), inputs).module(check_guards=False)
             try:
-                content = _at_lowest_opset(torch.fx.GraphModule(graph, graph.graph), inputs, names)
+                content = _at_lowest_opset(_graph(model, inputs), inputs, names)
             except RuntimeError as error:
                 raise refusal("ONNX", model, inputs, error) from error
         return _simplified(content)
@@ -139,6 +142,13 @@ class OnnxTemplate(Template):
         return _same(onnx.load_from_string(self.sliced(kept, widths)), onnx.load_from_string(exported))
 
 
+def _graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.fx.GraphModule:
+    """A model as its graph, without regions and with explicit assignments."""
+    graph: Any = exported(copy.deepcopy(model), inputs).module(check_guards=False)
+    regions.inline(graph, regions.constants_of(graph))
+    return explicit(torch.fx.GraphModule(graph, graph.graph))
+
+
 def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...], names: FileNames | None) -> bytes:
     """The model as torch's exporter writes it. Inputs and outputs have these names, or else numbers."""
     with torch.no_grad():
@@ -147,7 +157,7 @@ def _at_lowest_opset(model: nn.Module, inputs: tuple[Tensor, ...], names: FileNa
     for opset in OPSETS:
         buffer = io.BytesIO()
         try:
-            with exporting(), silenced(), _rules():
+            with exporting(), silenced(), symbolics.registered():
                 torch.onnx.export(
                     model,
                     inputs,
@@ -175,27 +185,6 @@ def _with_inputs(file: bytes, given: Mapping[str, Tensor]) -> bytes:
         kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
         proto.graph.input.append(known.get(name) or onnx.helper.make_tensor_value_info(name, kind, tensor.shape))
     return bytes(proto.SerializeToString())
-
-
-@contextmanager
-def _rules() -> Iterator[None]:
-    """A context in which torch's exporter uses rules of ours. Its own rule of `unfold` is wrong for a negative dimension."""
-    torch.onnx.utils.register_custom_op_symbolic("aten::unfold", _unfold, OPSETS[0])
-    try:
-        yield
-    finally:
-        torch.onnx.utils.unregister_custom_op_symbolic("aten::unfold", OPSETS[0])
-
-
-@symbolic_helper.parse_args("v", "i", "i", "i")
-def _unfold(g: Any, x: Any, dimension: int, size: int, step: int) -> Any:
-    """Windows of `size` indices along a dimension: one gather, with the windows' indices last."""
-    shape = x.type().sizes()
-    dim = dimension % len(shape)
-    windows = torch.arange(0, shape[dim] - size + 1, step)[:, None] + torch.arange(size)
-    taken = g.op("Gather", x, g.op("Constant", value_t=windows), axis_i=dim)
-    order = [*range(dim + 1), *range(dim + 2, len(shape) + 1), dim + 1]
-    return taken if order == sorted(order) else g.op("Transpose", taken, perm_i=order)
 
 
 def _simplified(file: bytes) -> bytes:
