@@ -202,6 +202,8 @@ def _require_plain(where: str, model: nn.Module) -> None:
                 f"{where}: {path} is fake quantisation; return the model from before prepare_qat:"
                 " [runtime] precision of the target sets the precision of the artifact"
             )
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise UsageError(f"{where}: {path} is quantised; return the model from before that, in float32")
         for name, tensor in vars(module).items():
             if (
                 isinstance(tensor, Tensor)

@@ -225,6 +225,8 @@ def _checked(content: dict[str, dict[str, Any]], source: Source) -> ProjectFile:
         return ProjectFile.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if len(first["loc"]) < 2:  # the whole section of the data
+            raise usage_error("Project needs data: give train and valid, or samples without labels") from None
         section, key = map(str, first["loc"][:2])
         where = source.where(section, key)
         if first["type"] == "missing":

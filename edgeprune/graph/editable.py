@@ -14,6 +14,7 @@ import operator
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,12 +84,13 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = Tr
     """
     doubled = _repeated(inputs, 2) if free_batch else inputs  # the exporter takes a size of one as fixed
     try:
-        model = called(model, doubled)
+        user, model = model, called(model, doubled)
         with exporting():
             module = _exported(model, doubled, free_batch)
             if free_batch and batches.is_fixed(module.graph):
-                module = _exported(model, doubled, free_batch=False)
-                batches.generalise(module, _exported(model, _repeated(inputs, 3), free_batch=False))
+                module = _exported(called(user, doubled), doubled, free_batch=False)
+                tripled = _repeated(inputs, 3)  # a model may keep what it computes from the shape of its input
+                batches.generalise(module, _exported(called(user, tripled), tripled, free_batch=False))
     except Exception as error:  # the exporter raises many types, all of them about the user's model
         raise CutError(f"the model has no graph for any batch size: {places.of_failure(error)}") from error
     _plain(module.graph)
@@ -315,7 +317,8 @@ def _stack(node: fx.Node) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------------- folds
 
-_LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
+_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_LAYERS = ("conv1d", "conv2d", "conv3d", "linear", *_TRANSPOSED)
 
 
 def _folds(network: GraphNetwork) -> tuple[tuple[str, str], ...]:
@@ -339,6 +342,8 @@ def _foldable(graph: fx.Graph) -> list[list[tuple[fx.Node, fx.Node]]]:
         if layer.op != "call_function" or getattr(layer.target, "_opname", "") not in _LAYERS or len(layer.users) > 1:
             continue
         own.append(bind(layer)["weight"])
+        if layer.target._opname in _TRANSPOSED and bind(layer)["groups"] != 1:
+            continue
         if all(isinstance(node, fx.Node) and node.op == "get_attr" for node in own):
             found.setdefault(tuple(own), []).append((layer, norm))
     return [calls for own, calls in found.items() if all(len(node.users) == len(calls) for node in own)]
@@ -356,8 +361,10 @@ def fold_graph(network: GraphNetwork, folds: Sequence[tuple[str, str]]) -> Graph
         module, weight = network.get_submodule(_owner(layer)), _value(network, of_layer["weight"])
         statistics = [_value(network, of_norm[name]) for name in ("running_mean", "running_var")]
         scale = [_value(network, of_norm[name]) for name in ("weight", "bias")]
-        fuse: Any = fuse_linear_bn_weights if layer.target._opname == "linear" else fuse_conv_bn_weights  # type: ignore[union-attr]
-        bias = _value(network, of_layer["bias"])
+        kind, bias = layer.target._opname, _value(network, of_layer["bias"])  # type: ignore[union-attr]
+        fuse: Any = fuse_linear_bn_weights
+        if kind != "linear":
+            fuse = partial(fuse_conv_bn_weights, transpose=kind in _TRANSPOSED)
         fused = fuse(weight, bias, *statistics, of_norm["eps"], *scale)
         module.weight, module.bias = (nn.Parameter(tensor.detach()) for tensor in fused)
         for layer, norm in calls:

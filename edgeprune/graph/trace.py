@@ -426,8 +426,11 @@ def _folds(
 
 def _foldable(model: nn.Module, layer: str, norm: str) -> bool:
     layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return type(model.get_submodule(layer)) in layers and type(model.get_submodule(norm)) in norms
+    module = model.get_submodule(layer)
+    known = type(module) in layers or (type(module) in transposed and getattr(module, "groups", 0) == 1)
+    return known and type(model.get_submodule(norm)) in norms
 
 
 def _structure(graph: fx.Graph, joined: Sequence[Layer]) -> str:

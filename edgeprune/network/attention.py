@@ -9,12 +9,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from edgeprune.errors import UsageError
 from edgeprune.network.computed import baked, copied, kept_with_gradient
+from edgeprune.network.wrappers import unwrapped
 
 
 def opened(model: nn.Module) -> nn.Module:
     """Prepare a model for cuts: weights are parameters (see `computed.baked`), and attention has heads that can be cut.
+
+    Modules of torch that wrap a network are removed (see `wrappers.unwrapped`).
 
     Every `nn.MultiheadAttention` is replaced by an `Attention` with the same parameters, names and results.
 
@@ -29,7 +34,14 @@ def opened(model: nn.Module) -> nn.Module:
 
     Returns:
         A copy, or `model` if there is nothing to replace. The copy keeps no tensor from a call with gradients.
+
+    Raises:
+        UsageError: A parameter has no shape yet.
     """
+    model = unwrapped(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise UsageError(f"{name} has no shape yet; call the model once first")
     model = baked(copied(model) if kept_with_gradient(model) else model)
     if not any(map(_can_be_opened, model.modules())):
         return model

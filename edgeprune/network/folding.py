@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from edgeprune.errors import CutError
@@ -33,10 +35,16 @@ def fold(model: nn.Module, folds: Sequence[tuple[str, str]]) -> nn.Module:
         if not {layer_path, norm_path} <= there:
             continue
         layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
-        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        model.set_submodule(layer_path, fuse(layer, norm))  # type: ignore[arg-type, type-var]
+        model.set_submodule(layer_path, _fused(layer, norm))
         model.set_submodule(norm_path, nn.Identity())
     return model
+
+
+def _fused(layer: nn.Module, norm: Any) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return fuse_linear_bn_eval(layer, norm)
+    assert isinstance(layer, _ConvNd)
+    return fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, _ConvTransposeNd))
 
 
 def sound(model: nn.Module, folds: Folds, inputs: tuple[Tensor, ...]) -> Folds:

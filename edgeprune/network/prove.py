@@ -16,7 +16,8 @@ from edgeprune.graph.statistics import take_over_remaining
 from edgeprune.network.outputs import tensors
 from edgeprune.records import Recipe
 
-ZERO = 1e-15  # numerically zero, but a weight norm can still divide by it
+# Numerically zero, but a weight norm can still divide by it. It is far below the 1e-12 that `F.normalize` adds to a norm.
+ZERO = 1e-19
 
 
 def prove(model: nn.Module, pruned: nn.Module, recipe: Recipe, inputs: tuple[Tensor, ...]) -> None:

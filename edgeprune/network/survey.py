@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +65,7 @@ def survey(
     traced = trace(model, inputs, patterns)  # it also says why a model fails
     random = generic(model, inputs)
     graph = _graph(random, inputs) if any(group.normalised for group in traced.free) else None
-    subject = _Subject(random, random, graph or random, inputs)
+    subject = _Subject(model, random, random, graph or random, inputs)
     groups = _proved(subject, _comparable(traced, graph), step)
     may_be_finer = any(group.locked is not None and not group.locked.endswith(FIXED) for group in groups.groups)
     if may_be_finer and has_samples_first(model):  # only the first dimension of a graph may have another size
@@ -78,12 +78,14 @@ class _Subject:
     """What trials cut.
 
     Attributes:
-        model: the user's model, with random parameters.
+        own: the user's model.
+        model: the same with random parameters.
         form: what is cut: the model or its graph.
         original: what the result is compared with: the same, or the graph of a model that normalises over channels.
         inputs: example inputs.
     """
 
+    own: nn.Module
     model: nn.Module
     form: nn.Module
     original: nn.Module
@@ -105,7 +107,7 @@ def _finer(
     random, inputs = subject.model, subject.inputs
     try:
         graph = graph if graph and graph.takes_any_batch else as_graph(random, inputs)
-        of_graph, found = _Subject(random, graph, graph, inputs), trace_graph(graph, patterns)
+        of_graph, found = replace(subject, form=graph, original=graph), trace_graph(graph, patterns)
         if _is_finer(found, groups):
             found = _proved(of_graph, found, step)
     except (CutError, UsageError) as error:
@@ -286,7 +288,8 @@ def _trial(subject: _Subject, groups: Groups, names: list[str]) -> str | None:
 def _lock_invisible(subject: _Subject, groups: Groups, on_left: Callable[[int], None]) -> Groups:
     """Lock the groups that no output depends on.
 
-    On one input, a router may choose few of several experts. A group that is visible on another input only is proved there.
+    On one input, a router may choose few of several experts. With random parameters, a signal may vanish: the code may scale
+    it down, or sample an image outside of it. A group that is visible elsewhere only is proved there.
     """
     model, hidden = copy.deepcopy(subject.form), list[Group]()
     found = answered(model, subject.inputs)
@@ -294,8 +297,10 @@ def _lock_invisible(subject: _Subject, groups: Groups, on_left: Callable[[int], 
         on_left(len(groups.free) - number)
         if not _visible(model, groups, group, *found):
             hidden.append(group)
-    for draw in range(1, DRAWS if hidden else 1):
-        other = replace(subject, inputs=noisy(subject.inputs, draw))
+    tries = _other_tries(subject)
+    while hidden and (other := next(tries, None)) is not None:
+        if other.form is not subject.form:
+            model = other.form
         found = answered(model, other.inputs)
         seen = [group.name for group in hidden if _visible(model, groups, group, *found)]
         proved = [name for name in seen if _trial(other, groups, [name]) is None]
@@ -303,6 +308,30 @@ def _lock_invisible(subject: _Subject, groups: Groups, on_left: Callable[[int], 
     for group in hidden:
         groups = lock(groups, group.name, "no output depends on it, so no cut can be proved")
     return groups
+
+
+def _other_tries(subject: _Subject) -> Iterator[_Subject]:
+    """The same on other inputs, then with parameters near the user's own."""
+    for draw in range(1, DRAWS):
+        yield replace(subject, inputs=noisy(subject.inputs, draw))
+    near = _near(subject.own)
+    is_graph = isinstance(subject.form, GraphNetwork)
+    graph = _graph(near, subject.inputs) if is_graph or subject.original is not subject.form else None
+    if graph is not None or not is_graph:
+        form = graph if is_graph and graph is not None else near
+        yield replace(subject, form=form, original=graph or near)
+
+
+def _near(model: nn.Module) -> nn.Module:
+    """A copy with the model's own parameters and noise, so that few of them are zero."""
+    random = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.numel():
+                scale = parameter.square().mean().sqrt().item() or 1.0
+                parameter.add_(0.1 * scale * torch.randn(parameter.shape, generator=random))
+    return model
 
 
 def _visible(

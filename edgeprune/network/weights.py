@@ -18,7 +18,6 @@ from edgeprune.network.adapter import adapted, input_names
 from edgeprune.network.attention import opened
 from edgeprune.network.cut import graph_of, sliced
 from edgeprune.network.preprocessing import preprocess_of, preprocessed
-from edgeprune.network.wrappers import unwrapped
 from edgeprune.records import Preprocess, Recipe
 
 
@@ -70,7 +69,7 @@ def load(path: Path | str, model: nn.Module) -> nn.Module:
             name: {int(dim): tuple(indices) for dim, indices in dims.items()}
             for name, dims in json.loads(metadata["recipe"]).items()
         }
-        pruned = sliced(_formed(opened(unwrapped(model)), metadata), kept)
+        pruned = sliced(_formed(opened(model), metadata), kept)
         missing, unexpected = pruned.load_state_dict(stored, strict=False)
     except (CutError, RuntimeError, IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: does not belong to this model: {first_line(error)}") from error

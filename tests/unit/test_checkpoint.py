@@ -201,6 +201,10 @@ def test_a_saved_network_loads_into_a_wrapped_model(tmp_path: Path) -> None:
         ("Net().bfloat16()", "is bfloat16"),
         ("nn.Sequential(Net(), nn.LazyLinear(3))", r"1\.weight has no shape yet; call the model once"),
         ("nn.Sequential(Net(), torch.ao.quantization.FakeQuantize())", "1 is fake quantisation; .* before prepare_qat"),
+        (
+            "torch.ao.quantization.quantize_dynamic(nn.Sequential(Net()))",
+            "0.* is quantised; return the model from before",
+        ),
         ("Net().to('meta')", r"has no values \(device meta\); build the model on the CPU"),
     ],
 )

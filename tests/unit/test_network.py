@@ -11,9 +11,11 @@ from nets import NETS, Blocks, Residual, Shared, image, surveyed
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError, UsageError
+from edgeprune.graph.editable import as_graph
 from edgeprune.graph.groups import make_recipe
 from edgeprune.network import weights
 from edgeprune.network.cut import cut
+from edgeprune.network.folding import fold
 from edgeprune.network.layout import channels_first, channels_last
 from edgeprune.network.preprocessing import preprocessed
 from edgeprune.network.survey import randomised, survey
@@ -126,6 +128,63 @@ def test_a_dynamic_or_untraceable_model_is_a_clear_error() -> None:
         survey(Branches(), image())
     with pytest.raises(UsageError, match=r"dynamic shape.*fixed-size"):
         survey(Ragged(), image())
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_model_without_shapes_is_one_line_and_a_compiled_one_is_taken_out() -> None:
+    with pytest.raises(UsageError, match=r"^0\.weight has no shape yet; call the model once first$"):
+        survey(nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d()), image())
+    compiled = torch.compile(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    assert [group.name for group in survey(compiled, image()).free] == ["0"]
+
+
+class Scaled(nn.Linear):
+    """Weights with an equalised learning rate, as in StyleGAN: the code scales them down."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, 1e-4 * self.weight, self.bias)
+
+
+def test_a_signal_that_the_code_scales_down_is_found_near_the_user_s_parameters() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Scaled(6, 16), nn.ReLU(), Scaled(16, 12), nn.ReLU(), nn.Linear(12, 3))
+    with torch.no_grad():
+        for layer in model[0], model[2]:
+            layer.weight.mul_(1e4)
+            layer.bias.mul_(0)
+    assert [group.name for group in survey(model, (torch.randn(2, 6),)).free] == ["0", "2"]
+
+
+def test_a_cut_is_proved_where_all_remaining_channels_are_zero() -> None:
+    """Normalising divides a channel that is nearly zero by 1e-12."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Normalise(), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():
+        model[0].bias[0] = -1e3  # silent
+    groups = survey(model, image())
+    assert cut(model, make_recipe(groups, {"0": [0]}), image())[3].in_channels == 1
+
+
+class Normalise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=1)
+
+
+@pytest.mark.parametrize("of_graph", [False, True])
+def test_a_batch_norm_after_a_transposed_convolution_is_folded(of_graph: bool) -> None:
+    model = nn.Sequential(
+        nn.ConvTranspose2d(3, 8, 2, 2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 4, 1, groups=2),
+        nn.BatchNorm2d(4),
+    )
+    model = randomised(model)
+    groups = survey(model, image())
+    assert groups.folds == (("0", "1"),)
+    form = as_graph(model, image()) if of_graph else model
+    folded = fold(form, groups.folds)
+    assert torch.allclose(folded(*image()), model(*image()), atol=1e-5)
+    assert not torch.equal(folded.get_parameter("0.weight"), model.get_parameter("0.weight"))
 
 
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1 / 255)

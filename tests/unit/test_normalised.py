@@ -66,6 +66,13 @@ class Response(nn.Module):
         return x + self.weight * x * size / (size.mean(-1, keepdim=True) + 1e-6)
 
 
+class Extremes(nn.Module):
+    """The largest and the mean channel, as in the spatial attention of CBAM."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x.max(-1, keepdim=True)[0] + x.mean(-1, keepdim=True) - x.amin(-1, keepdim=True))
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "layer norm": lambda: nn.LayerNorm(WIDTH),
     "layer norm without weights": lambda: nn.LayerNorm(WIDTH, elementwise_affine=False),
@@ -75,6 +82,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "group norm of one group": lambda: OfChannels(1),
     "group norm of three groups": lambda: OfChannels(3),
     "global response": Response,
+    "extremes": Extremes,
 }
 
 

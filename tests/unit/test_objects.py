@@ -163,6 +163,11 @@ def test_a_wrong_keyword_is_named(options: dict[str, Any], message: str) -> None
     assert "\n" not in str(raised.value)
 
 
+def test_a_project_without_any_data_says_what_to_give() -> None:
+    with pytest.raises(UsageError, match=r"^Project needs data: give train and valid, or samples without labels$"):
+        edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3))
+
+
 def test_without_a_budget_no_training_data_is_needed(tmp_path: Path) -> None:
     project = edgeprune.Project(nn.Linear(3, 2), torch.zeros(1, 3), valid=BATCHES, augment=nn.ReLU(), folder=tmp_path)
     with opened(project) as run:

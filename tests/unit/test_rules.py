@@ -124,6 +124,12 @@ BETWEEN: dict[str, Op] = {
     "embedding_bag of channels": lambda x: F.embedding_bag(
         (x.flatten(2)[0, :, :4] > 0.5).long(), torch.ones(2, 8)
     ).view(1, 8, 8, 1),
+    "broadcast_tensors": lambda x: torch.broadcast_tensors(x[:, :, :1], x)[0],
+    "empty_like": lambda x: torch.empty_like(x).copy_(x),
+    "randn_like": lambda x: torch.cat([x, torch.randn_like(x[:, :1])], 1),
+    "logsumexp of what remains": lambda x: x - x.logsumexp(1, keepdim=True),
+    "max of what remains": lambda x: x - x.max(1, keepdim=True)[0] + x.amin(1, keepdim=True),
+    "numbers of channels": lambda x: x * x.max(1, keepdim=True)[1],
     "any": lambda x: x * (x > 0.5).any(3, keepdim=True),
     "index_put of channels": lambda x: assigned(x, (slice(None), torch.tensor([1, 5])), 1.0),
     "slice_scatter": lambda x: torch.slice_scatter(x, x[:, :, 4:], 2, 0, 4),
@@ -228,7 +234,7 @@ def test_groups_that_pass_an_operator_can_be_cut(name: str) -> None:
     assert any(group.name == "last" for group in groups.free)
 
 
-LOCKED = {"of channels", "over channels", "std", "amax", "split_with_sizes", "slice", "bmm"}
+LOCKED = {"of channels", "over channels", "std", "split_with_sizes", "slice", "bmm"}
 SPATIAL = [name for name in BETWEEN if not any(name.endswith(word) for word in LOCKED)]
 
 
@@ -267,7 +273,7 @@ ALIKE = set(
     new_empty new_full new_zeros rnn_relu norm argmax _to_copy moveaxis swapdims _upsample_nearest_exact1d
     _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d grid_sampler_2d grid_sampler_3d std_mean rnn_relu_cell
     dot argmin all cummax cummin logcumsumexp scatter_reduce fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_irfft2 fft_irfftn
-    fft_rfft2 fft_rfftn
+    fft_rfft2 fft_rfftn bernoulli normal rand_like randint_like
     """.split()
 )
 

@@ -63,6 +63,16 @@ class InBuffer(Anchored):
         return (x + self.grid).mean((2, 3))
 
 
+class Split(Anchored):
+    """A size in the code. The anchors are made anew for each batch size, since `shape` has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(torch.cat(self.a(x).relu().split(4, 1)[::-1], 1))
+        if self.shape != x.shape:
+            self.anchors, self.shape = self.made(x), x.shape
+        return (x + self.anchors).mean((2, 3))
+
+
 class LazyBuffer(Anchored):
     def forward(self, x: Tensor) -> Tensor:
         x = self.b(self.a(x).relu())
@@ -149,6 +159,14 @@ def test_a_model_that_keeps_state_is_cut_and_exported_and_stays_as_it_is(net: ty
     (got,) = session.run(None, {"input_0": x.numpy()})
     np.testing.assert_allclose(got, small.eval()(x).detach().numpy(), rtol=1e-3, atol=1e-5)
     assert same(before, attributes(model)) and model.training
+
+
+def test_a_graph_of_a_model_that_keeps_state_for_each_batch_size_takes_any() -> None:
+    torch.manual_seed(0)
+    groups = survey(Split().eval(), image())
+    assert groups.form == "graph" and {group.name: group.width for group in groups.free} == {"a": 8}
+    small = cut(randomised(Split()), make_recipe(groups, {"a": [0, 1, 5]}), image())
+    assert small(torch.zeros(4, *image()[0].shape[1:])).shape == (4, 4)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx
 
@@ -11,7 +13,7 @@ from edgeprune.graph.rules.base import Call, Value, broadcast, rule
 ELEMENTWISE = """
     abs absolute acos acosh add addcdiv addcmul alias alpha_dropout __and__ angle asin asinh atan atan2 atanh
     bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clip clone complex conj
-    contiguous copy cos cosh detach div divide dropout elu eq erf erfc exp exp2 expm1 feature_dropout fill
+    contiguous copy cos cosh detach div divide dropout elu empty_like eq erf erfc exp exp2 expm1 feature_dropout fill
     float_power floor floor_divide fmod frac full_like ge gelu greater greater_equal gt hardshrink hardsigmoid
     hardswish hardtanh hypot imag isfinite isinf isnan le leaky_relu lerp less less_equal lift_fresh_copy log log10
     log1p log2 log_sigmoid logaddexp logical_and logical_not logical_or logical_xor logit lt masked_fill maximum
@@ -30,7 +32,7 @@ def _elementwise(call: Call) -> Value:
 
 @rule(*"mean sum amax amin prod argmax argmin any all var std norm linalg_vector_norm logsumexp".split())
 def _reduce(call: Call) -> Axes:
-    """A sum, norm, mean or variance over channels lets them be cut, and is then taken over what remains. Others lock them.
+    """A sum, norm, mean, variance or extreme over channels lets them be cut, and is taken over what remains. Others lock them.
 
     A channel must be zero where a cut masks it: then it changes neither a sum nor a norm.
     """
@@ -38,8 +40,8 @@ def _reduce(call: Call) -> Axes:
     given = call.args.get("dim")
     dims = range(len(source)) if given is None or given == [] else given if isinstance(given, list | tuple) else [given]
     reduced = {dim % len(source) for dim in dims}
-    if _ignores_zeros(call) or _is_moment(call):
-        call.reduces("self", reduced, _is_moment(call))
+    if _ignores_zeros(call) or _is_taken_over_remaining(call):
+        call.reduces("self", reduced, _is_taken_over_remaining(call))
     else:
         call.lock([source[dim] for dim in reduced], _CHANGED)
     if call.args.get("keepdim"):
@@ -55,19 +57,38 @@ def _moments(call: Call) -> Value:
 
 
 _CHANGED = (
-    "its result over these channels depends on a zero among them; a sum, a norm, a mean or std(correction=0) does not"
+    "its result over these channels depends on a zero among them;"
+    " a sum, a norm, a mean, a largest value or std(correction=0) does not"
 )
 
 
-def _is_moment(call: Call) -> bool:
-    """Whether it is a mean, or a variance that a single channel has, too."""
+def _is_taken_over_remaining(call: Call) -> bool:
+    """Whether it is a mean, a variance that a single channel has, too, or an extreme whose place is not used."""
+    if call.name in ("max", "min"):
+        return not any(user.args[1] == 1 and user.users for user in call.node.users if user.target is operator.getitem)
     biased = call.args.get("correction") == 0 or call.args.get("unbiased") is False
-    return call.name == "mean" or (call.name in ("var", "std", "var_mean", "std_mean") and biased)
+    moment = call.name in ("var", "std", "var_mean", "std_mean") and biased
+    return moment or call.name in ("mean", "amax", "amin", "logsumexp")
 
 
 def _ignores_zeros(call: Call) -> bool:
     order = call.args.get("p" if call.name == "norm" else "ord")
     return call.name == "sum" or (call.name in ("norm", "linalg_vector_norm") and order is not None and order > 0)
+
+
+@rule("broadcast_tensors")
+def _broadcast(call: Call) -> Value:
+    """Aligned channels are cut in all tensors alike."""
+    made = broadcast(call, [call.values[tensor] for tensor in call.args["tensors"]])  # type: ignore[misc]
+    return [made] * len(call.args["tensors"])
+
+
+@rule("bernoulli", "normal", "rand_like", "randint_like", "randn_like")
+def _random(call: Call) -> Value:
+    """Channels with random numbers of their own are locked, since after a cut other numbers are drawn."""
+    for node in call.node.all_input_nodes:
+        call.lock(call.values[node], "it draws random numbers for these channels")  # type: ignore[arg-type]
+    return [none(size) for size in call.shape]
 
 
 @rule("cosine_similarity", "pairwise_distance")
@@ -81,7 +102,7 @@ def _similarity(call: Call) -> Value:
 
 @rule("max", "min")
 def _extreme(call: Call) -> Value:
-    """Of two tensors: aligned channels are cut alike. Over channels: they are locked."""
+    """Of two tensors: aligned channels are cut alike. Over channels: as a mean, if the code does not use their numbers."""
     if "other" in call.args:
         return _elementwise(call)
     found = _reduce(call)

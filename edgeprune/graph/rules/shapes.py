@@ -86,7 +86,10 @@ def _slice(call: Call) -> Value:
         result[dim] = _window(call, source[dim], start, stop - start)
         if call.editable and (start, stop) != (0, size):
             call.sized("start", None, source[dim][:start])
-            call.sized(*("length", None, result[dim]) if "length" in call.args else ("end", None, source[dim][:stop]))
+            if "length" in call.args:
+                call.sized("length", None, result[dim])
+            elif stop < size:  # a slice to the end stays one
+                call.sized("end", None, source[dim][:stop])
     else:
         call.labels.lock(source[dim].tolist(), "it takes every n-th channel; take the first ones instead")
         result[dim] = source[dim][start:stop:step]
