@@ -299,7 +299,7 @@ def _history(options: OfHistory) -> None:
 
 @command(app, "init", OfInit)
 def _init(options: OfInit) -> None:
-    """Write an edgeprune.toml with what the Python files of a folder define. It runs none of them."""
+    """Write an edgeprune.toml for a model file, or with what the Python files of a folder define. It runs none of them."""
     from edgeprune.cli import scaffold
 
     found = scaffold.find(options.file, Path.cwd())

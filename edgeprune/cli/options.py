@@ -173,7 +173,10 @@ class OfInit(Options):
     """Options of `init`."""
 
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="The Python file of the model; by default it is looked for.")
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="The Python file of the model, or a model file; by default it is looked for."
+        ),
     ] = None
 
 

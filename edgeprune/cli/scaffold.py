@@ -1,11 +1,11 @@
-"""`edgeprune init`: read the user's Python files, without running them, and write a project file with what they define."""
+"""`edgeprune init`: write a project file for a model file, or for what the user's Python files define. They are not run."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from edgeprune.storage.store import read_capped
 
 NAME = "edgeprune.toml"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt")
+FILES = {".onnx": "onnx", ".keras": "keras", ".h5": "keras", ".tflite": "tensorflow"}  # keys of [model]
+FOLDERS = {"saved_model.pb": "tensorflow", "config.json": "transformers"}  # likewise, of a folder with such a file
 BUILDS = re.compile(r"build|model|net|create|make|get|load")  # names of functions that build a network
 
 
@@ -46,6 +48,7 @@ ROLES = (
     Role("data", "loss", re.compile(r"loss|criterion"), 2, "returns the loss of (outputs, targets)", False),
     Role("data", "metric", re.compile(r"metric|accuracy|score|f1|iou|psnr"), 2, "larger is better", False),
 )
+DATA = {"train", "valid"}
 FACTORY = Role("model", "factory", BUILDS, 0, "returns a torch.nn.Module")
 
 
@@ -58,33 +61,45 @@ class Found:
         references: {role: "module:function"}.
         weights: the name of the file of weights; None if there is none, or several.
         ambiguous: files of weights, if there are several.
+        file: the key of [model] and the name of a model file, if the model is one.
     """
 
     folder: Path
     references: dict[Role, str]
     weights: str | None
     ambiguous: tuple[str, ...] = ()
+    file: tuple[str, str] | None = None
+
+    @property
+    def roles(self) -> list[Role]:
+        """What a project needs. A model file brings its network and its inputs."""
+        return [role for role in (FACTORY, *ROLES) if role.required and not (self.file and role.section == "model")]
 
     @property
     def missing(self) -> list[Role]:
         """The roles that a project needs and no function has."""
-        return [role for role in (FACTORY, *ROLES) if role.required and role not in self.references]
+        return [role for role in self.roles if role not in self.references]
 
 
 def find(given: Path | None, here: Path) -> Found:
     """Look for a model, for data, and for weights.
 
     Args:
-        given: the file of the model; None to look for it in the folder `here`.
+        given: the file or the folder of the model; None to look for it in the folder `here`.
 
     Raises:
         UsageError: no file defines a network, or several do, or a file is not Python.
     """
     folder = here if given is None else given.parent
-    files = [given] if given is not None else []
+    if given is not None and given.suffix in WEIGHTS:
+        raise usage_error(f"{given} holds weights only; name the Python file of the model: edgeprune init FILE.py")
+    files = [given] if given is not None and not _key(given) else []
     files += sorted(path for path in folder.glob("*.py") if path not in files)[: LIMITS.source_files]
     trees = {path: _parsed(path) for path in files if path.stem.isidentifier() or path == given}
     factories = {path: name for path, tree in trees.items() if (name := _factory(tree))}
+    whole = given if given is not None or factories else _only_model_file(folder)
+    if whole is not None and (key := _key(whole)):
+        return Found(folder, _references(trees, ROLES), None, file=(key, whole.name))
     if given is None and len(factories) > 1:
         names = ", ".join(path.name for path in factories)
         raise usage_error(
@@ -100,16 +115,35 @@ def find(given: Path | None, here: Path) -> Found:
     assert model is not None
     if not model.stem.isidentifier():
         raise usage_error(f"{model} cannot be imported under this name; rename it to letters, digits and '_'")
-    references = {FACTORY: f"{model.stem}:{factories[model]}"}
-    for path in (model, *(path for path in trees if path != model)):
-        for role in ROLES:
-            name = _function(trees[path], role)
-            if name and role not in references:
-                references[role] = f"{path.stem}:{name}"
+    others = {path: tree for path, tree in trees.items() if path != model}
+    references = {FACTORY: f"{model.stem}:{factories[model]}", **_references({model: trees[model], **others}, ROLES)}
     weights = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
     own = [name for name in weights if Path(name).stem == model.stem] or weights
     chosen = own[0] if len(own) == 1 else None
     return Found(folder, references, chosen, tuple(own) if len(own) > 1 else ())
+
+
+def _only_model_file(folder: Path) -> Path | None:
+    found = [path for path in folder.iterdir() if path.suffix in FILES]
+    return found[0] if len(found) == 1 else None
+
+
+def _key(path: Path) -> str:
+    """The key of [model] for a model file or its folder; empty if it is none."""
+    if path.is_dir():
+        return next((key for name, key in FOLDERS.items() if (path / name).is_file()), "")
+    return FILES.get(path.suffix, "") if path.is_file() else ""
+
+
+def _references(trees: Mapping[Path, ast.Module], roles: Iterable[Role]) -> dict[Role, str]:
+    """The first function for each role."""
+    found: dict[Role, str] = {}
+    for path, tree in trees.items():
+        for role in roles:
+            name = _function(tree, role)
+            if name and role not in found:
+                found[role] = f"{path.stem}:{name}"
+    return found
 
 
 def write(found: Found) -> Path:
@@ -128,13 +162,17 @@ def write(found: Found) -> Path:
 def report(found: Found, path: Path) -> Iterator[str]:
     """The functions that were found, those that are missing, and the next step."""
     yield f"wrote {path}"
+    if found.file:
+        yield f"  found    [model] {found.file[0]} = {found.file[1]}"
     for role, reference in found.references.items():
         yield f"  found    [{role.section}] {role.key} = {reference}"
     if found.weights:
         yield f"  found    [model] weights = {found.weights}"
     if found.ambiguous:
         yield f"  fill in  [model] weights: one of {', '.join(found.ambiguous)}"
-    for role in found.missing:
+    if found.file and not DATA & {role.key for role in found.references}:
+        yield "  fill in  [data] samples: a folder or a pattern of files of inputs; or train and valid"
+    for role in found.missing if not found.file else ():
         yield f"  fill in  [{role.section}] {role.key}: a function that {role.what}"
     yield f"then run: edgeprune doctor --project {path}"
 
@@ -143,12 +181,14 @@ def _lines(found: Found) -> Iterator[str]:
     yield "# Written by edgeprune init. docs/project-file.md lists all keys."
     for section in ("model", "data"):
         yield f"[{section}]"
+        if section == "model" and found.file:
+            yield f"{found.file[0]} = {json.dumps(found.file[1])}"
         for role in (FACTORY, *ROLES):
-            if role.section == section and (role.required or role in found.references):
+            if role.section == section and (role in found.roles or role in found.references):
                 yield _line(role, found.references.get(role))
-        if section == "data" and not {"train", "valid"} & {role.key for role in found.references}:
+        if section == "data" and not DATA & {role.key for role in found.references}:
             yield '# samples = "FOLDER"  # instead of train and valid: files of inputs without labels'
-        if section == "model":
+        if section == "model" and not found.file:
             yield (
                 f"weights = {json.dumps(found.weights)}"
                 if found.weights

@@ -165,7 +165,8 @@ def _read(path: Path, file: ModelFile, one: TensorSpec, batch: int | None) -> np
         ) from error
     if mapped.dtype.name != one.dtype:
         raise usage_error(
-            f"{where}: holds {mapped.dtype.name}, and {file.path} takes {one.dtype} as {quoted(one.name)}"
+            f"{where}: holds {mapped.dtype.name}, and {file.path} takes {one.dtype} as {quoted(one.name)};"
+            f" save array.astype({one.dtype!r})"
         )
     if not _fits(one, mapped.shape):
         wanted = _text(one.shape)

@@ -435,6 +435,7 @@ def forecast(asked: Asked, found: Sequence[Subject]) -> list[str]:
     what = "time, with times by operator" if asked.layers else "time"
     lines.append(f"  agent: {what}: {SETTLED} processes of each or more, of about {each:.1f} s")
     rails_s = len(found) * (LIMITS.start_s + WARM_UP_S + 2 * CYCLES * WINDOW_S)
-    least_s, most_s = each * len(found) * SETTLED, asked.seconds + each * len(found)
+    least_s = each * len(found) * SETTLED
+    most_s = max(least_s, asked.seconds + each * len(found))
     lines.append(f"expected: {least_s:.0f} to {most_s:.0f} s, and {rails_s:.0f} s more where power rails can be read")
     return lines

@@ -103,7 +103,7 @@ def test_an_array_is_used_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((1, 3, 8, 8)), "holds float64, and m.onnx takes float32"),
+        (np.zeros((1, 3, 8, 8)), r"holds float64, and m.onnx takes float32 .*; save array\.astype\('float32'\)"),
         (np.zeros((1, 3, 9, 8), "float32"), "has the shape 1x3x9x8, and m.onnx takes nx3x8x8"),
         (np.array([{}], object), "cannot be read as a .npy file"),
     ],

@@ -119,6 +119,26 @@ def test_no_damage_of_a_tflite_file_is_more_than_one_line(tmp_path: Path) -> Non
     assert len(refused) > 100
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "run git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "is a web page; download the file itself"),
+        (b"PK\x03\x04" + bytes(30), r"is a zip archive, such as a .pt of PyTorch or a .keras; export"),
+        (bytes(1000), "is not ONNX, or is truncated; get the file again"),
+    ],
+)
+def test_another_file_under_the_name_of_an_onnx_is_named(content: bytes, text: str, tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"net\.onnx: .*{text}"):
+        files.read(tmp_path / "net.onnx")
+
+
+def test_a_file_of_a_training_framework_is_exported_first(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"give one of \.onnx, .*; export the model first"):
+        files.read(tmp_path / "net.pt")
+
+
 def test_names_that_are_no_text_are_one_line(tmp_path: Path) -> None:
     """Protobuf stores any bytes as a text."""
     path = with_external(tmp_path / "m.onnx", "weights")

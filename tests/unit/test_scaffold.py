@@ -75,6 +75,36 @@ def test_init_without_data_mentions_samples_without_labels(edgeprune: InProcess,
     assert toml.read_project(file).data.samples == "FOLDER"
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [("net.onnx", "onnx"), ("net.keras", "keras"), ("net.h5", "keras"), ("net.tflite", "tensorflow")]
+)
+def test_init_takes_a_model_file(name: str, key: str, edgeprune: InProcess, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    code, out, _ = edgeprune("init", name)
+    assert code == 0 and f"found    [model] {key} = {name}" in out and out.count("fill in") == 1
+    file = tmp_path / "edgeprune.toml"
+    assert "factory" not in file.read_text() and "inputs =" not in file.read_text()
+    file.write_text(file.read_text().replace('# samples = "FOLDER"', 'samples = "FOLDER"'))
+    project = toml.read_project(file)
+    assert (project.model.factory.key, project.model.factory.file) == (key, tmp_path / name)  # type: ignore[attr-defined]
+
+
+def test_init_finds_data_beside_a_model_file_and_a_single_model_file(edgeprune: InProcess, tmp_path: Path) -> None:
+    (tmp_path / "mydata.py").write_text("def train_batches(): return []\ndef valid_batches(): return []\n")
+    (tmp_path / "net.onnx").touch()
+    code, out, _ = edgeprune("init")
+    assert code == 0 and "[model] onnx = net.onnx" in out and "fill in" not in out
+    assert toml.read_project(tmp_path / "edgeprune.toml").data.train.name == "mydata:train_batches"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("name", "key"), [("saved_model.pb", "tensorflow"), ("config.json", "transformers")])
+def test_init_takes_the_folder_of_a_model(name: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / name).touch()
+    found = scaffold.find(tmp_path / "bert", tmp_path)
+    assert found.file == (key, "bert") and found.folder == tmp_path
+
+
 def test_init_never_overwrites(edgeprune: InProcess, tmp_path: Path) -> None:
     (tmp_path / "blobs.py").write_text(MODULE)
     (tmp_path / "edgeprune.toml").write_text(FILE)
@@ -96,6 +126,12 @@ def test_init_asks_where_it_cannot_choose(files: dict[str, str], text: str, tmp_
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=text):
         scaffold.find(None, tmp_path)
+
+
+def test_init_says_what_to_do_with_weights_alone(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(UsageError, match=r"best\.pt holds weights only; name the Python file"):
+        scaffold.find(tmp_path / "best.pt", tmp_path)
 
 
 def test_init_does_not_choose_between_files_of_weights(tmp_path: Path) -> None:

@@ -13,13 +13,16 @@ DTYPES = frozenset(
     "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64".split()
 )  # of inputs that can be made
 
+TRAINED = frozenset(".pt .pth .ckpt .safetensors .keras .h5 .hdf5 .pb .pkl .joblib".split())  # of training frameworks
+
 
 def read(path: Path) -> ModelFile:
     """See `Runtime.model_file`. Raises `UsageError` also where no runtime has such files, or inputs cannot be made."""
     runtime = runtimes.reading(path.suffix)
     if runtime is None:
         known = ", ".join(sorted(filter(None, (runtimes.host(name).own for name in runtimes.names()))))
-        raise usage_error(f"{path}: is no model file that edgeprune measures; give one of {known}")
+        first = "; export the model first" if path.suffix.lower() in TRAINED else ""
+        raise usage_error(f"{path}: is no model file that edgeprune measures; give one of {known}{first}")
     found = runtime.model_file(path)
     _require_usable(found)
     return found

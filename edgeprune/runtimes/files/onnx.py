@@ -17,6 +17,13 @@ from edgeprune.storage.store import read_capped
 # Only types that numpy has. The others keep ONNX's name, and are refused.
 DTYPES = {"float": "float32", "double": "float64"}
 
+OTHERS = {  # what files of a wrong name begin with, in small letters
+    b"version https://git-lfs": "is a pointer of Git LFS instead of the file; run git lfs pull",
+    b"<!doctype html": "is a web page; download the file itself",
+    b"<html": "is a web page; download the file itself",
+    b"pk\x03\x04": "is a zip archive, such as a .pt of PyTorch or a .keras; export the model as .onnx, or unpack it",
+}
+
 
 def parsed(path: Path) -> onnx.ModelProto:
     """The message in a file, without its external data. Raises `UsageError` if it is too large or damaged."""
@@ -27,10 +34,20 @@ def parsed(path: Path) -> onnx.ModelProto:
     try:
         proto.ParseFromString(read_capped(path, LIMITS.model_bytes))
     except (DecodeError, RecursionError) as error:
-        raise usage_error(f"{path}: is not ONNX, or is truncated; get the file again") from error
+        raise usage_error(f"{path}: {_instead(path)}") from error
     if not proto.graph.node and not proto.graph.output:
         raise usage_error(f"{path}: holds no network; give an ONNX file that has one")
     return proto
+
+
+def _instead(path: Path) -> str:
+    """What a file is that cannot be read, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    for mark, text in OTHERS.items():
+        if start.startswith(mark):
+            return text
+    return "is not ONNX, or is truncated; get the file again"
 
 
 def read(path: Path) -> ModelFile:
