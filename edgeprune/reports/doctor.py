@@ -22,7 +22,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
 from edgeprune.records import THROTTLED_NOW, Finding, Target
-from edgeprune.runtimes.cores import Cluster
+from edgeprune.runtimes.cores import Cluster, fastest
 
 LEAST_FREE_BYTES = 1 << 30
 CPUFREQ = "/sys/devices/system/cpu/cpu*/cpufreq"
@@ -127,8 +127,10 @@ def _clusters(target: Target, clusters: Sequence[Cluster]) -> Iterator[Finding]:
         yield Finding("ok", f"measurements run on cores {target.cores}")
     elif len(clusters) > 1:
         kinds = "; ".join(_cluster(one) for one in clusters)
-        fastest = max(clusters, key=lambda one: one.max_khz or 0)
-        fix = f'pin the measurements: [runtime] cores = "{printable(fastest.cores, 40)}" in {target.path}'
+        best = fastest(clusters, target.threads)
+        fix = f'pin the measurements: [runtime] cores = "{printable(best.cores, 40)}" in {target.path}'
+        if best.count < target.threads:
+            fix += f", with threads = {best.count}"
         yield Finding("warn", f"{len(clusters)} kinds of cores: {kinds}", fix)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Iterable, Optional
+from typing import Iterable, Optional, Sequence
 
 from . import machine
 from .device import Failed
@@ -26,15 +26,38 @@ ARM = {  # the part numbers of /proc/cpuinfo
     "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720", "0xd82": "Cortex-X4",
     "0xd83": "Neoverse-V3AE", "0xd85": "Cortex-X925", "0xd87": "Cortex-A725", "0xd0c": "Neoverse-N1", "0xd49": "Neoverse-N2",
 }  # fmt: skip
+SMALL = (
+    "Cortex-A7",
+    "Cortex-A32",
+    "Cortex-A35",
+    "Cortex-A53",
+    "Cortex-A55",
+    "Cortex-A510",
+    "Cortex-A520",
+    "efficient",
+    "low-power",
+)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Cores of one kind, such as "4-7". `max_khz` is None where the device does not report it."""
+    """Cores of one kind, such as "4-7". `max_khz` and `capacity` are None where the device does not report them.
+
+    Capacity is the speed of a core where the fastest one has 1024. A small core may have the higher clock.
+    """
 
     cores: str
     kind: str
     max_khz: Optional[int] = None
+    capacity: Optional[int] = None
+
+    @property
+    def count(self) -> int:
+        """How many cores; 0 if `cores` is no list, since devices may send anything."""
+        try:
+            return len(listed(self.cores))
+        except ValueError:
+            return 0
 
 
 def listed(text: str) -> list[int]:
@@ -81,10 +104,17 @@ def clusters(cpus: str = CPUS, proc: str = "/proc", hybrid: Iterable[tuple[str, 
         highest = machine.first_line(f"{cpus}/cpu{core}/cpufreq/cpuinfo_max_freq") if part.startswith("0x") else ""
         kinds.setdefault((part, capacity, highest), []).append(core)
     found = []
-    for (part, _, _), cores in kinds.items():
+    for (part, capacity, _), cores in kinds.items():
         highest = machine.first_line(f"{cpus}/cpu{cores[0]}/cpufreq/cpuinfo_max_freq")
-        found.append(Cluster(written(cores), ARM.get(part, part)[:60], int(highest) if highest.isdigit() else None))
+        figures = [int(text) if text.isdigit() else None for text in (highest, capacity)]
+        found.append(Cluster(written(cores), ARM.get(part, part)[:60], *figures))
     return tuple(found)
+
+
+def fastest(clusters: Sequence[Cluster], threads: int) -> Cluster:
+    """The fastest cluster that has a core for each thread; the fastest of all if none has."""
+    enough = [one for one in clusters if one.count >= threads]
+    return max(enough or clusters, key=lambda one: (one.capacity or 0, one.kind not in SMALL, one.max_khz or 0))
 
 
 def _parts(proc: str) -> dict[int, str]:

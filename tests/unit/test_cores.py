@@ -61,9 +61,9 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_clusters_are_the_cores_of_one_part_and_capacity(board: Path) -> None:
     assert cores.clusters(str(board), str(board), ()) == (
-        Cluster("0-3", "Cortex-A55", 1_800_000),
-        Cluster("4-6", "Cortex-A76", 2_400_000),
-        Cluster("7", "Cortex-A76", 2_800_000),
+        Cluster("0-3", "Cortex-A55", 1_800_000, 414),
+        Cluster("4-6", "Cortex-A76", 2_400_000, 1024),
+        Cluster("7", "Cortex-A76", 2_800_000, 1100),
     )
 
 
@@ -189,3 +189,28 @@ def test_doctor_names_the_clusters_and_pins_to_the_fastest() -> None:
     assert found.fix == 'pin the measurements: [runtime] cores = "4-7" in t.toml'
     assert [one.level for one in doctor._clusters(target(cores="4-7"), clusters)] == ["ok"]
     assert list(doctor._clusters(target(), clusters[:1])) == []
+
+
+@pytest.mark.parametrize(
+    ("clusters", "threads", "pinned"),
+    [
+        ((Cluster("0-1", "Cortex-A53", 1_896_000, 631), Cluster("2-5", "Cortex-A73", 1_800_000, 1024)), 1, '"2-5"'),
+        ((Cluster("0-1", "Cortex-A53", 1_896_000), Cluster("2-5", "Cortex-A73", 1_800_000)), 1, '"2-5"'),
+        ((Cluster("0-3", "Cortex-A55"), Cluster("4-7", "Cortex-A76")), 1, '"4-7"'),
+        ((Cluster("0-7", "performance", 5_000_000), Cluster("8-15", "efficient", 3_900_000)), 8, '"0-7"'),
+        (
+            (Cluster("0-3", "0x805", None, 400), Cluster("4-6", "0x804", None, 900), Cluster("7", "0x804", None, 1024)),
+            3,
+            '"4-6"',
+        ),
+        ((Cluster("0-1", "Cortex-A55"), Cluster("2-3", "Cortex-A76")), 4, '"2-3" in t.toml, with threads = 2'),
+        ((Cluster("all\x1b[31m", "x", None, 2000), Cluster("0-1", "Cortex-A55")), 1, '"0-1"'),
+    ],
+    ids=["ODROID-N2", "with an old kernel", "no clocks", "PC", "phone", "too few everywhere", "hostile"],
+)
+def test_doctor_pins_to_the_fastest_cluster_that_has_a_core_for_each_thread(
+    clusters: tuple[Cluster, ...], threads: int, pinned: str
+) -> None:
+    """A small core may have the higher clock. Fewer cores than threads are refused in the target file."""
+    (found,) = doctor._clusters(target(threads=threads), clusters)
+    assert f"cores = {pinned}" in found.fix and found.fix.isprintable()

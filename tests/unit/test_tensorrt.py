@@ -21,7 +21,7 @@ from edgeprune.devices.agent import undo
 from edgeprune.devices.virtual import trtexec as trtexec_standin
 from edgeprune.runtimes import machine
 from edgeprune.runtimes.device import Failed
-from edgeprune.runtimes.tensorrt import jetson
+from edgeprune.runtimes.tensorrt import jetson, tool
 from edgeprune.runtimes.tensorrt import trtexec as trt
 from edgeprune.runtimes.tensorrt.device import RUNTIME
 from edgeprune.runtimes.tensorrt.log import errors_of
@@ -85,6 +85,13 @@ def test_a_profile_is_a_separate_run() -> None:
 )
 def test_the_version_is_in_the_first_line(line: str, version: tuple[int, ...], stand_in: bool) -> None:
     assert trt.version_of(line + "\n=== Model Options ===\n") == (version, stand_in)
+
+
+def test_the_python_module_may_be_a_preview() -> None:
+    for text, version in (("8.5.2.2", (8, 5, 2)), ("10.0.0b6", (10, 0, 0)), ("9.2.0.post11.dev5", (9, 2, 0))):
+        assert tool.parsed(text) == version
+    with pytest.raises(Failed, match="no known version: 'unknown'"):
+        tool.parsed("unknown")
 
 
 def test_a_tool_without_a_version_is_refused() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -46,9 +47,11 @@ def module_version(found: Any) -> Version:
 
 
 def parsed(text: str) -> Version:
-    """ "10.3.0" as numbers."""
-    major, minor, patch = (int(part) for part in text.split(".")[:3])
-    return major, minor, patch
+    """ "10.3.0" as numbers; also "10.0.0b6", which is a preview."""
+    found = re.match(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})", text)
+    if found is None:
+        raise Failed("runtime-missing", f"TensorRT's Python module has no known version: {text[:40]!r}")
+    return int(found[1]), int(found[2]), int(found[3])
 
 
 def known_version() -> tuple[Version, bool]:
