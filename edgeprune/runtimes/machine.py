@@ -23,6 +23,7 @@ COLDEST_MC, HOTTEST_MC = (
 )  # others are the values of sensors that are switched off; 127 is a full byte's
 LEAST_MC = 1000  # of a processor at work; old kernels report degrees or percents, which are lower
 PROCESSOR = re.compile(r"cpu|gpu|mpu|soc|pkg|package|core|tj|big|little")  # types of thermal zones
+WHOLE = re.compile(r"-?[0-9]{1,18}")  # what a sensor reports
 MONITORS = "k10temp", "zenpower", "coretemp"  # drivers of sensors in a processor, for systems without such a zone
 CAPS = re.compile(
     r"cpufreq|^Processor$|powerclamp|thermal-idle|^idle-cpu"
@@ -131,7 +132,7 @@ def temperature_mc(thermal: str = "/sys/class/thermal", monitors: str = "/sys/cl
     own = [f"{thermal}/{name}/temp" for name, kind in zones.items() if "pmic" not in kind and PROCESSOR.search(kind)]
     chips = [name for name in listed(monitors) if first_line(f"{monitors}/{name}/name") in MONITORS]
     for files in (own, [f"{monitors}/{name}/temp1_input" for name in chips], others):
-        values = [int(text) for text in map(first_line, files) if text.lstrip("-").isdigit()]
+        values = [int(text) for text in map(first_line, files) if WHOLE.fullmatch(text)]
         known = [value for value in values if COLDEST_MC < value < HOTTEST_MC and abs(value) >= LEAST_MC]
         if known:
             return max(known)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgeprune.devices.transports import commands, connect
-from edgeprune.errors import RuntimeMissing, SecurityError, UsageError
+from edgeprune.errors import DeviceError, LinkError, RuntimeMissing, SecurityError, UsageError
 from edgeprune.records import Host, Target
 
 HIDE = "import sys; sys.modules['paramiko'] = None\n"
@@ -94,3 +95,49 @@ def test_a_host_name_that_looks_like_an_option_or_a_command_is_refused(name: str
 
     with pytest.raises(SecurityError, match=r"\[connect\] host = .* is not a host name"):
         servers(replace(target, host=Host(name)), Host(name))
+
+
+# ------------------------------------------------------------------------------------------------- a board that restarts
+
+
+class Link:
+    """A connection. Each is made by the next of `made`, which may raise."""
+
+    made: list[Exception | None]
+
+    def __init__(self, *_: object) -> None:
+        error = self.made.pop(0)
+        if error is not None:
+            raise error
+
+    def greet(self, token: str) -> None:
+        """It holds the lease."""
+
+    def ask(self, jobs: list[object], deadline_s: float) -> Iterator[object]:
+        if len(self.made) > 0:
+            raise LinkError("the link broke")
+        yield from jobs
+
+    def leave(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("error", ["no such host: board.local port 22", "the device refuses this user or key"])
+def test_a_board_that_was_reached_may_lack_its_name_or_refuse_logins_while_it_starts(
+    error: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("edgeprune.devices.transports.ssh")
+    from edgeprune.devices.transports.ssh import transport
+
+    monkeypatch.setattr(transport, "Connection", Link)
+    monkeypatch.setattr(transport, "BACK_OFF_S", (0.0,))
+    Link.made = [None, DeviceError(error), DeviceError(error), None]
+    assert list(transport.Ssh(target).call([{"id": 0}], 10.0)) == [{"id": 0}] and not Link.made
+    Link.made = [DeviceError(error), None]
+    with pytest.raises(DeviceError, match=error):  # a board that never answered is not waited for
+        list(transport.Ssh(target).call([{"id": 0}], 10.0))
+    assert Link.made == [None]
+    Link.made = [None, SecurityError("the host key has CHANGED"), None]
+    with pytest.raises(SecurityError):
+        list(transport.Ssh(target).call([{"id": 0}], 10.0))

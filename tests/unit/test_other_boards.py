@@ -78,7 +78,11 @@ def test_a_container_has_the_identity_of_its_board(tree: Tree) -> None:
     ("names", "kind"),
     [
         (["StarFive VisionFive 2 v1.2A", "StarFive VisionFive 2 v1.3B"], "StarFive VisionFive 2"),
-        (["Pine64 RockPro64 v2.0", "Pine64 RockPro64 v2.1"], "Pine64 RockPro64"),
+        (["Pine64 RockPro64 v2.0", "Pine64 RockPro64 v2.1", "Pine64 RockPro64 V2.1"], "Pine64 RockPro64"),
+        (
+            ["BeagleBoard.org BeagleV Ahead rev A0", "BeagleBoard.org BeagleV Ahead Rev. B"],
+            "BeagleBoard.org BeagleV Ahead",
+        ),
         (["Raspberry Pi Model B Rev 2", "Raspberry Pi Model B Rev 1"], "Raspberry Pi Model B"),
         (["Raspberry Pi Zero 2 W Rev 1.0"], "Raspberry Pi Zero 2 W"),
         (
@@ -115,6 +119,7 @@ def test_another_library_of_c_is_no_glibc(
         ({"soc-thermal": "43461", "bigcore0-thermal": "44384", "npu-thermal": "60000"}, 44_384),  # Rock 5
         ({"cpu-thermal0": "51000", "pmic-thermal0": "99000", "drc-thermal0": "58000"}, 51_000),  # i.MX8
         ({"cpu-1-0-usr": "47100", "soc": "100", "battery": "31000", "pm8150b-vbat-lvl0": "4200000"}, 47_100),  # phone
+        ({"cpu-thermal": "N/A", "cpu1-thermal": "--4", "cpu2-thermal": "1e5", "gpu-thermal": "41000"}, 41_000),
         ({"thermal_zone": "45"}, None),  # degrees, as in the kernel of an old Orange Pi
         ({"tj-thermal": "49500", "cv0-thermal": "-256000"}, 49_500),  # Orin NX
         (

@@ -29,8 +29,10 @@ NAMELESS = re.compile(r"(ARMv\d|AArch64) Processor rev ")  # what old kernels ca
 FLAGS = "/sys/devices/platform/soc*/soc*:firmware/get_throttled"  # of a Raspberry Pi, by its kernel; 5: soc@107c000000
 HEAT = 4  # the flag of a Raspberry Pi that is throttled now
 VCGENCMD = "/opt/vc/bin/vcgencmd"  # in systems before Raspberry Pi OS 11, and then not in PATH
-# A board's revision, as firmware and device trees write it: "Rev 1.4", "v1.3B"; of NVIDIA's boards and modules: "-b00".
-REVISION = re.compile(r" (Rev\.? ?\d+(\.\d+)*|v\d+\.\d+[A-Z]?)(?= \(|$)|(?<=\d{4})-[a-z]\d\d(?=[+)]|$)")
+# A board's revision, as firmware and device trees write it: "Rev 1.4", "rev A0", "v1.3B"; of NVIDIA's modules: "-b00".
+REVISION = re.compile(
+    r" ([Rr]ev\.? ?(\d+(\.\d+)*|[A-Z]\d?)|[vV]\d+\.\d+[A-Z]?)(?= \(|$)|(?<=\d{4})-[a-z]\d\d(?=[+)]|$)"
+)
 
 
 def examine(job: Examine) -> Platform:

@@ -148,7 +148,8 @@ class Ssh(Transport):
             try:
                 self._connected()
                 return faults
-            except LinkError as error:
+            # A board that starts again has no name yet, or refuses logins for a while.
+            except DeviceError as error:
                 pause_s = BACK_OFF_S[min(attempt, len(BACK_OFF_S) - 1)]
                 if time.monotonic() + pause_s > until:
                     raise DeviceError(
