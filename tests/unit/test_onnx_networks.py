@@ -142,6 +142,31 @@ def test_a_network_that_mixes_samples_takes_the_batch_of_its_file(
     assert "takes a batch of 2 only" in caplog.text
 
 
+def test_a_split_may_leave_out_a_result(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 ends the process that runs such a file."""
+    nodes = [node("Split", "x", "a b", axis=1), node("MatMul", "b w", "y")]
+    nodes[0].output[0] = ""
+    path = saved(tmp_path / "net.onnx", model(nodes, {"x": (1, 8)}, ["y"], {"w": weights(4, 3)}))
+    x = torch.randn(1, 8)
+    torch.testing.assert_close(network(path)(x), x[:, 4:] @ torch.from_numpy(weights(4, 3)))
+
+
+FIXED = {
+    "ScatterND": ("x places new", {"places": np.array([[0], [2]]), "new": weights(2, 4, 4)}),
+    "Expand": ("x shape", {"shape": np.array([4, 4, 4])}),
+}
+
+
+@pytest.mark.parametrize("op", FIXED)
+def test_a_file_whose_constants_fix_the_batch_takes_this_batch(op: str, tmp_path: Path) -> None:
+    inputs, constants = FIXED[op]
+    shape = (4, 4, 1) if op == "Expand" else (4, 4, 4)
+    path = saved(tmp_path / "net.onnx", model([node(op, inputs, "y")], {"x": shape}, ["y"], constants))
+    made, x = network(path), torch.randn(shape)
+    assert made.batch_dims is None
+    np.testing.assert_array_equal(made(x).detach().numpy(), computed(path, (x,))[0])
+
+
 def test_example_inputs_give_dynamic_dimensions_their_sizes(tmp_path: Path) -> None:
     nodes = [node("Conv", "x w", "c", pads=[1] * 4), node("GlobalAveragePool", "c", "y")]
     path = saved(

@@ -46,6 +46,11 @@ def runtime_outputs(graph: Graph, inputs: Sequence[Tensor], names: Sequence[str]
         inputs: in the order of the file.
         names: of values instead of the outputs.
     """
+    if any(node.op == "Split" and "" in node.outputs for node in graph.nodes):
+        log.info(
+            "%s: a Split without a name for each result ends ONNX Runtime's process; not compared", graph.path.name
+        )
+        return None
     onnxruntime = quiet()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -106,7 +111,11 @@ def follows_batch(
     second = tuple(b if b.ndim else a for a, b in zip(first, second, strict=True))
     both = [torch.cat(pair, dim) if pair[0].ndim else pair[0] for *pair, dim in zip(first, second, dims, strict=True)]
     expected = [outputs_of(model, first), outputs_of(model, second)]
-    for a, b, got in zip(*expected, outputs_of(model, both), strict=True):
+    try:
+        together = outputs_of(model, both)
+    except (RuntimeError, IndexError):  # torch knows the shapes of some functions only when it has their values
+        return False
+    for a, b, got in zip(*expected, together, strict=True):
         changed = [dim for dim, (one, two) in enumerate(zip(a.shape, got.shape, strict=False)) if one != two]
         if a.ndim != got.ndim or len(changed) > 1:
             return False

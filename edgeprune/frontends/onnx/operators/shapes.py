@@ -225,7 +225,11 @@ def scatter_nd(b: Builder, node: Node, x: Value, indices: Value, updates: Value)
 def expand(b: Builder, node: Node, x: Value, shape: Value) -> Value:
     """Broadcast; a size that the batch changes follows it."""
     wanted = b.ints(shape)
-    after = [list(np.broadcast_shapes(tuple(f.shape), tuple(s))) for f, s in zip(x.fakes, wanted, strict=True)]
+    after = [list(np.broadcast_shapes(x.shape, tuple(wanted[0])))]
+    try:
+        after += [list(np.broadcast_shapes(f.shape, tuple(s))) for f, s in zip(x.fakes[1:], wanted[1:], strict=True)]
+    except ValueError as error:
+        raise FixedBatchError(f"{node} fixes the batch size") from error
     if x.constant is not None:
         return b.per_batch(
             functions.expanded, [(c, sizes) for c, sizes in zip(x.constant, after, strict=True)], x.weight
