@@ -99,7 +99,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Page:
         (
             "plan",
             [
-                "it raises the loss least, by 0.02",
+                "it raises the loss least: 0.02",
                 "predicted to take 1.000 ms",
                 "confirmed at 0.990 ms (0.980 to 1.000)",
             ],
@@ -199,6 +199,13 @@ def test_a_training_that_made_nothing_better_says_so(tmp_path: Path) -> None:
     answer = View(replace(run, finetune=tuned)).trained().answer
     assert answer.startswith("Fine-tuning took 1 epoch. None was better than the network before training")
     assert "the validation metric is 0.9000." in answer
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_scores_that_are_no_losses_are_named(tmp_path: Path) -> None:
+    run = finished.read(put(tmp_path))
+    answer = View(replace(run, reads={**run.reads, "[prune] importance": "taylor"})).plan().answer
+    assert "it removes the least importance (taylor): 0.02" in answer and "raises the loss" not in answer
 
 
 @pytest.mark.usefixtures("undrawn")

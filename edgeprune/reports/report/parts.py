@@ -125,6 +125,11 @@ def share(new: float, old: float) -> str:
     return f"{100 * new / old:.1f}%" if old else ""
 
 
+def percents(ratio: Interval) -> str:
+    """A ratio in percent, with its interval."""
+    return f"{100 * ratio.mid:.1f}% ({100 * ratio.low:.1f} to {100 * ratio.high:.1f})"
+
+
 def count(number: int, one: str, many: str = "") -> str:
     """A number, and what it counts in the singular or plural."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -29,6 +29,7 @@ from edgeprune.reports.report.parts import (
     figure,
     folded,
     pairs,
+    percents,
     share,
     table,
     text,
@@ -42,6 +43,7 @@ from edgeprune.stages.verdict import POLICY
 POINTS = 12  # of the front
 CONFIDENCE = POLICY.verify.confidence  # of all intervals, as in the checks
 PROFILE_MISSING = "The profile is not beside the run folder, so the latency of single layers is not shown: {}"
+MEASURED = "loss-curves"  # the importance criterion whose scores are losses
 WORDS = {Outcome.PASS: "passes", Outcome.FAIL: "fails", Outcome.INCONCLUSIVE: "is inconclusive"}
 NOT_PRUNED = "Nothing was pruned: the run has no budget."
 WHOLE = "Nothing was cut: the original network meets the budget."
@@ -195,7 +197,7 @@ class View:
         halves = [np.array([one.median_ns for one in own]) for own in kinds]
         p50 = [times(_interval(own), self.original_ns) for own in halves]
         relative = _interval(halves[1] / halves[0])
-        yield row("latency p50", p50[0], p50[1], f"{_percent(relative)}")
+        yield row("latency p50", p50[0], p50[1], percents(relative))
         p90 = [
             times(_p90(own, 1e6 * f.p90_ms), self.original_ns) for own, f in zip(kinds, (before, after), strict=True)
         ]
@@ -300,9 +302,11 @@ class View:
             return WHOLE
         confirmed = self.run.confirm.of(self.run.made.target)
         plan, own = confirmed.plan, confirmed.measurement
+        criterion = self.run.reads.get("[prune] importance", MEASURED)
+        of = "raises the loss least" if criterion == MEASURED else f"removes the least importance ({text(criterion)})"
         proof = (
-            f"Of all plans within the budget, it raises the loss least, by {plan.loss:.4g} before training, as estimated."
-            f" The solver proves that none raises it by less than {plan.bound:.4g} (gap {plan.gap:.1g})."
+            f"Of all plans within the budget, it {of}: {plan.loss:.4g} before training, as estimated. The solver proves that"
+            f" none has less than {plan.bound:.4g} (gap {plan.gap:.1g})."
         )
         if own is None:
             return proof
@@ -419,10 +423,6 @@ def _p90(own: tuple[TimedProcess, ...], mid: float) -> Interval:
     """The interval of a p90, in nanoseconds. `mid` is the verdict's: of all times, where the evidence has a part of them."""
     found = _interval(np.array([np.quantile(one.times_ns, 0.9) for one in own]))
     return Interval(min(found.low, mid), mid, max(found.high, mid))
-
-
-def _percent(ratio: Interval) -> str:
-    return f"{100 * ratio.mid:.1f}% ({100 * ratio.low:.1f} to {100 * ratio.high:.1f})"
 
 
 def _cells(check: Check) -> tuple[str, str, str, str, str]:
