@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from edgeprune.devices import bundle
+from edgeprune.devices import bundle, wire
+from edgeprune.devices.agent import main
 from edgeprune.devices.bench import Bench
 from edgeprune.devices.transports.fake import Fake
 from edgeprune.devices.transports.local import Local
@@ -241,3 +243,63 @@ def test_a_missing_runtime_names_the_extra(tmp_path: Path) -> None:
 def test_a_missing_fact_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="cpu"):
         Bench(TARGET, Fake(lambda job: {k: v for k, v in IDENTITY.items() if k != "cpu"}), tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- an agent's start
+
+
+class Told:
+    """The link to a host that has sent a hello, and what it got."""
+
+    def __init__(self, token: str) -> None:
+        self._hello = wire.document(wire.Hello("0" * 32, "me", token))
+        self.replies: list[dict[str, Any]] = []
+
+    def next_request(self) -> dict[str, Any]:
+        return self._hello
+
+    def reply(self, document: dict[str, Any]) -> None:
+        self.replies.append(document)
+
+
+def started(told: Told, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The message of an agent that does not start."""
+    monkeypatch.setattr(main, "Link", lambda: told)
+    monkeypatch.setattr(main.worker, "ENDINGS", ())
+    main.serve()
+    (reply,) = told.replies
+    assert reply["error"] == "system"
+    return str(reply["message"])
+
+
+def test_an_agent_that_cannot_write_its_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The home may have become full or read-only since the agent was sent, as with a worn SD card."""
+
+    def refused(leased: bool) -> str:
+        raise OSError(errno.EROFS, "Read-only file system", "/home/pi/.edgeprune/work")
+
+    monkeypatch.setattr(main, "_work_folder", refused)
+    text = started(Told(""), monkeypatch)
+    assert "Read-only file system: '/home/pi/.edgeprune/work'. Is the disk there full or read-only?" in text
+
+
+def test_a_lease_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for place, reason in (("link", "symbolic links"), ("none/lease", "No such file")):
+        monkeypatch.setattr(main.lease, "LEASE", str(tmp_path / place))
+        text = started(Told("t"), monkeypatch)
+        assert str(tmp_path / place) in text and reason in text and "repair /tmp" in text
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_damaged_record_of_changes_does_not_keep_the_agent_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.machine, "root", lambda: str(tmp_path))
+    gone = f"undo-999999999-{main.machine.boot_id()[:8]}.json"
+    for name, text in (("undo-x.json", "["), ("undo-1-abc.json", '{"a"'), ("undo-2-abc.json", "[7]"), (gone, "")):
+        (tmp_path / name).write_text(text)
+    kept = tmp_path / "undo-3-abc.json"
+    kept.write_text(json.dumps([["false"]]))
+    main.undo.restore()
+    assert main.undo.pending() == ["false"] and kept.exists() and not (tmp_path / gone).exists()

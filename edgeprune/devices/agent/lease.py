@@ -25,7 +25,11 @@ def take(hello: Hello, link: Link) -> TextIO:
     An agent that this host lost to a broken link is ended. Raises `Failed` of the kind "busy" where another host holds the
     board.
     """
-    lock = _opened()
+    try:
+        lock = _opened()
+    except OSError as error:
+        text = f"{LEASE} there, which says who uses the device, cannot be opened: {error.strerror}. Remove it, or repair /tmp"
+        raise Failed("system", text) from error
     start = time.monotonic()
     while True:
         try:

@@ -57,10 +57,13 @@ def serve() -> None:
     link.nonce, link.silence_s = hello.nonce, hello.silence_s
     try:
         held = lease.take(hello, link) if hello.token else None
+        folder = _work_folder(leased=held is not None)
     except Failed as error:
         link.reply(worker.failure(error))
         return
-    folder = _work_folder(leased=held is not None)
+    except OSError as error:
+        link.reply(worker.failure(Failed("system", f"{error}. Is the disk there full or read-only?")))
+        return
     try:
         undo.restore()  # for an agent that was killed
         link.reply(wire.document(wire.Welcome(os.getpid(), machine.boot_id(), tuple(undo.pending()))))

@@ -173,7 +173,9 @@ class Borrowed(Transport):
         """The network service of a place. Raises `DeviceError` if the board is offline."""
         services = next((place.services for place in self._farm.places() if place.name == name), ())
         if not services:
-            raise DeviceError("it is offline: no exporter offers a NetworkService for it")
+            raise DeviceError(
+                "it is offline: no exporter offers a NetworkService with address, username and port for it"
+            )
         if len(services) > 1:
             raise DeviceError(f"it has {len(services)} NetworkServices, and needs exactly one")
         return services[0]
