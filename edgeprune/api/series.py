@@ -321,7 +321,7 @@ class _Sweeper:
             self.notes += [note for note in ended.notes if note not in self.notes]
 
     def _command(self, cell: Cell, project: Path, processes: int) -> list[str]:
-        """The command of a cell: a sweep of it alone. Several processes train its network before, and the sweep reuses it."""
+        """The command of a cell: a sweep of one run. Several processes train its network before, and the sweep reuses it."""
         words = ["--wait", "--project", str(project.absolute()), "--budget", cell.budget, "--target", cell.target]
         words += ["--precision", cell.precision] if cell.precision else []
         patience = self._options.get("patience")

@@ -125,7 +125,7 @@ def require_places(exports: Iterable[Path]) -> None:
 
 
 def write_export(path: Path, text: str) -> None:
-    """Write a file that the user asked for. Raises `UsageError` if it cannot be written."""
+    """Write a file that the user requested. Raises `UsageError` if it cannot be written."""
     from edgeprune.storage.store import write_atomic
 
     try:

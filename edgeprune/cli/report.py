@@ -30,7 +30,7 @@ def offer(verdict: Path) -> str:
 
 
 def of_run(verdict: Path) -> str:
-    """Write the report of a run into its run folder, if the extra `report` is installed. The line that says so."""
+    """Write the report of a run into its run folder, if the extra `report` is installed. Returns the line that names it."""
     if not all(map(importlib.util.find_spec, NEEDED)):
         return f"{offer(verdict)}, after: pip install 'edgeprune[report]'"
     from edgeprune.reports import report

@@ -160,7 +160,7 @@ def write(found: Found) -> Path:
 
 
 def report(found: Found, path: Path) -> Iterator[str]:
-    """The functions that were found, those that are missing, and the next step."""
+    """What was found, what is missing, and the next step."""
     yield f"wrote {path}"
     if found.file:
         yield f"  found    [model] {found.file[0]} = {found.file[1]}"

@@ -93,7 +93,8 @@ class Disturbances:
                 " the same command again goes on from what was measured"
             )
         left = max(0.0, self._patience.seconds - self._spent_s)
-        self._patience.notice(f"{self._target}: {lost}: {text}; waits up to {duration(left)} more")
+        rest = f"waits up to {duration(left)} more" if left >= 1 else "waits no longer"
+        self._patience.notice(f"{self._target}: {lost}: {text}; {rest}")
         if not good and number + 1 >= ATTEMPTS:
             pause = min(LIMITS.pause_s, 2.0**number, left)
             time.sleep(pause)

@@ -63,7 +63,7 @@ class Lock:
             self._path = None
 
     def _take(self) -> bool:
-        """Take the lock if nobody holds it."""
+        """Take the lock if it is free."""
         own = self._folder / f".lock-{os.uname().nodename}-{os.getpid()}-{threading.get_ident()}"
         newest = _newest(self._folder)
         own.write_text(json.dumps(_self()))

@@ -161,6 +161,12 @@ def test_patience_ends_with_what_disturbed_and_what_was_lost(monkeypatch: pytest
     assert all("ffmpeg 98%" in line and "discarded" in line for line in lines)
 
 
+def test_a_notice_promises_no_wait_of_no_time() -> None:
+    lines: list[str] = []
+    Disturbances("pi", Patience(0.5, lines.append)).attempt(0, [crowded()], 1, 1.0)
+    assert lines[0].endswith("; waits no longer")
+
+
 def test_a_measurement_that_gets_on_does_not_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience.time, "sleep", lambda seconds: pytest.fail("it pauses"))
     disturbances = Disturbances("pi", Patience(1000.0, lambda text: None))
