@@ -433,6 +433,24 @@ def test_sequences_of_a_known_length_are_their_tensors(tmp_path: Path) -> None:
     )
 
 
+def test_a_sequence_of_the_samples_takes_their_number(tmp_path: Path) -> None:
+    """A negative place counts from the end."""
+    nodes = [
+        node("SplitToSequence", "x", "rows", axis=0, keepdims=0), node("SequenceAt", "rows place", "last"),
+        node("SequenceInsert", "rows last place", "three"), node("ConcatFromSequence", "three", "y", axis=0, new_axis=1),
+    ]  # fmt: skip
+    path = saved(tmp_path / "samples.onnx", model(nodes, {"x": (2, 3)}, ["y"], {"place": np.int64(-1)}))
+    made, x = network(path), torch.randn(2, 3)
+    assert made.batch_dims is None and torch.equal(made(x), x[[0, 1, 1]])
+    np.testing.assert_array_equal(computed(path, (x,))[0], x[[0, 1, 1]].numpy())
+    four = node("SequenceInsert", "three first minus", "four")
+    nodes = [*nodes[:3], node("SequenceAt", "rows zero", "first"), four]
+    nodes.append(node("ConcatFromSequence", "four", "y", axis=0, new_axis=1))
+    constants = {"place": np.int64(-1), "zero": np.int64(0), "minus": np.int64(-2)}
+    path = saved(tmp_path / "four.onnx", model(nodes, {"x": (2, 3)}, ["y"], constants))
+    assert torch.equal(network(path)(x), x[[0, 0, 1, 1]])
+
+
 def test_functions_of_a_file_are_written_out(tmp_path: Path) -> None:
     """As torch 2.1 to 2.5 wrote layers. One function may call another."""
     opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)]

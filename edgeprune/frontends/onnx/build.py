@@ -273,6 +273,8 @@ class Builder:
     def _step(self, target: Callable[..., Any] | Layer, args: Any, named: Any) -> list[Value]:
         run = target.module if isinstance(target, Layer) else target
         found = [self._outputs(run, args, named, batch) for batch in range(self._batches)]
+        if len({len(results) for results in found}) > 1:
+            raise FixedBatchError(f"{self.node} makes as many tensors as there are samples")
         assert self.node is not None
         step = Step(target, args, named, self.node.scope)
         self.steps.append(step)

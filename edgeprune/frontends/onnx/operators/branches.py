@@ -97,7 +97,8 @@ def construct(b: Builder, node: Node, *values: Value) -> Items:
 @operator("SequenceInsert")
 def insert(b: Builder, node: Node, items: Items, value: Value, place: Value | None = None) -> Items:
     """One more tensor, at the end if no place is given."""
-    at = len(items.values) if place is None else _known(b, place) % (len(items.values) + 1)
+    at = len(items.values) if place is None else _known(b, place)
+    at += len(items.values) if at < 0 else 0
     return Items((*items.values[:at], value, *items.values[at:]))
 
 
