@@ -72,6 +72,9 @@ class Connection:
             finally:
                 self.close()
             raise
+        except DeviceError as error:
+            self.close()
+            raise DeviceError(f"{self._target.name}: {error}") from error
         except BaseException:
             self.close()
             raise
