@@ -131,6 +131,7 @@ class Parts(nn.Module):
         made[:, 2] = x[:, 0]
         made[:, 1:, ::2] += x[:, 1:, ::2].exp()
         made[..., 1].mul_(2)
+        made[:, :, 3] = 0.5
         whole = torch.empty_like(made)
         whole.copy_(made[:, :1])
         return torch.cat([made, first, whole], 1)

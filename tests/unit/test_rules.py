@@ -153,6 +153,7 @@ BETWEEN: dict[str, Op] = {
     "im2col": lambda x: F.unfold(x, 2, stride=2).unflatten(2, (4, 4)),
     "glu": lambda x: F.glu(x, 1),
     "avg_pool2d": lambda x: F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, 4) + F.adaptive_max_pool2d(x, 4),
+    "max_unpool2d": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
     "max_pool2d": lambda x: F.max_pool2d(x, 2),
     "upsample_nearest2d": lambda x: F.interpolate(x, scale_factor=2.0),
     "upsample_bilinear2d": lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
@@ -274,6 +275,7 @@ ALIKE = set(
     _upsample_nearest_exact3d upsample_nearest3d upsample_trilinear3d grid_sampler_2d grid_sampler_3d std_mean rnn_relu_cell
     dot argmin all cummax cummin logcumsumexp scatter_reduce fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_irfft2 fft_irfftn
     fft_rfft2 fft_rfftn bernoulli normal rand_like randint_like
+    max_unpool3d
     """.split()
 )
 

@@ -296,6 +296,15 @@ def _spatial(call: Call) -> Value:
     return [[*source[:kept], *(none(size) for size in part.shape[kept:])] for part in made]  # values and indices
 
 
+@rule("max_unpool2d", "max_unpool3d")
+def _unpooled(call: Call) -> Value:
+    """Channels are cut in both tensors alike. Positions in space stay."""
+    source = broadcast(call, [call.axes("self"), call.axes("indices")])
+    kept = len(source) - int(call.name[-2])
+    call.lock(source[kept:], IN_SPACE)
+    return [*source[:kept], *(none(size) for size in call.shape[kept:])]
+
+
 @rule("affine_grid_generator")
 def _affine_grid(call: Call) -> Value:
     """Coordinates stay whole."""

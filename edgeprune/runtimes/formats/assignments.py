@@ -61,7 +61,7 @@ def _explicit(graph: fx.Graph, node: fx.Node) -> None:
     """Compute the whole tensor after an assignment, and let all later nodes read that."""
     part: Any = node.args[0]
     base, later = part, _after(node)
-    plain = getattr(getattr(torch.ops.aten, _name(node)[:-1]), node.target._overloadname)  # type: ignore[union-attr]
+    plain = _FILL if node.target is torch.ops.aten.fill_.Tensor else _out_of_place(node)
     graph.inserting_before(node.next)
     made = graph.call_function(plain, node.args, node.kwargs)
     node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
@@ -76,6 +76,10 @@ def _explicit(graph: fx.Graph, node: fx.Node) -> None:
     for old, new in seen.items():
         old.replace_all_uses_with(new, delete_user_cb=later.__contains__)
     graph.erase_node(node)
+
+
+def _out_of_place(node: fx.Node) -> Any:
+    return getattr(getattr(torch.ops.aten, _name(node)[:-1]), node.target._overloadname)  # type: ignore[union-attr]
 
 
 def _name(node: fx.Node) -> str:
@@ -96,3 +100,4 @@ _SCATTER: dict[str, Any] = {
     "slice": torch.ops.aten.slice_scatter.default,
     "select": torch.ops.aten.select_scatter.default,
 }
+_FILL: Any = torch.ops.aten.copy.default  # torch's tracer fails at a fill with a tensor

@@ -6,6 +6,7 @@ import copy
 import io
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx.numpy_helper
 import torch
 from torch import Tensor, nn
 
+from edgeprune.errors import UsageError
 from edgeprune.graph import regions
 from edgeprune.graph.trace import exported, exporting
 from edgeprune.network.adapter import FileNames, file_names
@@ -64,7 +66,10 @@ class OnnxTemplate(Template):
         if isinstance(model, torch.fx.GraphModule):
             model = explicit(model)
         elif assigns_parts(model, inputs):
-            model = _graph(model, inputs)
+            with suppress(
+                UsageError, RuntimeError
+            ):  # such as an operator that only the model's code can be traced with
+                return _simplified(_at_lowest_opset(_graph(model, inputs), inputs, names))
         try:
             content = _at_lowest_opset(model, inputs, names)
         except torch.onnx.errors.OnnxExporterError as error:

@@ -63,6 +63,11 @@ def _copy(g: Any, x: Any, source: Any, *_: Any) -> Any:
     return cast if sizes is not None and cast.type().sizes() == sizes else g.op("Expand", cast, shape)
 
 
+def _constant(g: Any, x: Any) -> Any:
+    """A constant of the code, as it is."""
+    return g.op("Identity", x)
+
+
 def _slice_scatter(g: Any, x: Any, source: Any, dim: Any, start: Any, end: Any, step: Any) -> Any:
     """The tensor with a part along a dimension replaced: what is before it, the part, and what is after it."""
     sizes = x.type().sizes()
@@ -106,6 +111,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "movedim": _movedim,
     "mT": _transposed,
     "copy": _copy,
+    "lift_fresh_copy": _constant,
     "slice_scatter": _slice_scatter,
     "select_scatter": _select_scatter,
 }
