@@ -42,6 +42,26 @@ def test_the_reason_comes_before_the_summary_and_after_no_kernel_that_was_skippe
     assert "Skipping" in reasons(*skipped)
 
 
+def test_summaries_of_version_8_come_after_the_reason() -> None:
+    text = reasons(
+        BEGIN,
+        f"{AT}[E] Engine creation failed",
+        f"{AT}[E] Got invalid engine!",
+        f"{AT}[E] [TRT] 3: getPluginCreator could not find plugin: GridSample version: 1",
+        FAILED,
+    )
+    assert text.startswith(
+        "[TRT] 3: getPluginCreator could not find plugin: GridSample version: 1; Engine creation failed"
+    )
+
+
+def test_a_profile_of_another_form_is_one_line() -> None:
+    with pytest.raises(Failed, match="TensorRT's profile: "), tool.understood("TensorRT's profile"):
+        layers_of("[]", "[]")
+    (found,) = layers_of('[{"name": "a", "averageMs": 1}]', '{"Layers": [{"Name": "a", "Metadata": null}]}')
+    assert found.fused == ()
+
+
 def test_lines_that_continue_an_error_belong_to_it_and_the_dump_of_a_node_does_not() -> None:
     text = reasons(
         f'{AT}[E] [TRT] ModelImporter.cpp:768: While parsing node number 5 [Foo -> "y"]:',

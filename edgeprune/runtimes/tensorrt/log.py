@@ -21,7 +21,8 @@ SKIPPED = re.compile(r"Skipping tactic|Tactic Device request")  # one of many ke
 NO_KERNEL = re.compile(r"Could not find any implementation|no implementation")  # it may be that none had enough memory
 SUMMARY = re.compile(  # that follows a reason
     r"^(Engine could not be created|Building engine failed|Failed to create engine|Engine set up failed|Parsing model failed"
-    r"|Failed to parse onnx|Network And Config setup failed|Inference set up failed|Failed to create inference)"
+    r"|Engine creation failed|Engine deserialization failed|Got invalid engine|Failed to parse onnx"
+    r"|Network And Config setup failed|Inference set up failed|Failed to create inference)"
 )
 NO_MEMORY = re.compile(
     r"OutOfMemory|out of memory|could not be allocated|bad_alloc|NvMapMemAlloc|insufficient memory", re.I

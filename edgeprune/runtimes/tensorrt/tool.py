@@ -144,5 +144,5 @@ def understood(what: str) -> Iterator[None]:
     """Turn what trtexec wrote wrongly, or TensorRT raised, into `Failed`."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise Failed("run", f"{what}: {error}") from error

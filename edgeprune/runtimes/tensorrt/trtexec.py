@@ -151,7 +151,7 @@ def layers_of(profile: str, layers: str) -> list[NodeTime]:
     known, kinds = {}, {}
     for layer in json.loads(layers).get("Layers", []):
         if isinstance(layer, dict):
-            known[layer["Name"]] = layer.get("Metadata", "")
+            known[layer["Name"]] = str(layer.get("Metadata") or "")
             kinds[layer["Name"]] = str(layer.get("LayerType", ""))
     found = []
     for row in json.loads(profile):
