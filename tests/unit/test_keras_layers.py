@@ -131,6 +131,7 @@ def test_functions_and_indices_compute_what_keras_computes() -> None:
     flat = ops.reshape(x, (-1, 48, 4))
     moved = [ops.transpose(x, (0, 3, 1, 2)), ops.expand_dims(flat, 1), ops.squeeze(ops.expand_dims(flat, 1), 1)]
     joined = [ops.concatenate([x, x * 2.0], axis=-1), ops.matmul(flat, ops.transpose(flat, (0, 2, 1)))]
+    joined += [ops.stack([x, x * 2.0], axis=1), ops.clip(x, 0.2, 0.5), *ops.split(x, 2, -1), *ops.split(x, [1, 4], 2)]
     same(keras.Model(image, [*means, *parts, *elements, *moved, *joined]))
 
 

@@ -91,6 +91,31 @@ def concatenate(call: Call) -> Built:
     return Built(Apply(_joined, dim=call.layer.axis))
 
 
+@converts("ops.Stack")
+def stack(call: Call) -> Built:
+    """Inputs along a new dimension."""
+    return Built(Apply(_stacked, dim=call.layer.axis))
+
+
+@converts("ops.Split")
+def split(call: Call) -> Built:
+    """Parts along one dimension."""
+    layer = call.layer
+    parts = layer.indices_or_sections
+    if layer.axis % call.first.rank == 0:
+        raise call.missing("a split of the batch is not supported")
+    return Built(Apply(_parts, parts=parts, dim=layer.axis))
+
+
+@converts("ops.Clip")
+def clip(call: Call) -> Built:
+    """Numbers within limits."""
+    limits = call.layer.x_min, call.layer.x_max
+    if not all(isinstance(limit, int | float) for limit in limits):
+        raise call.missing("limits that are tensors are not supported")
+    return Built(Apply(torch.clamp, min=limits[0], max=limits[1]), call.first.order, call.first.order)
+
+
 @converts("ops.Reshape")
 def reshape(call: Call) -> Built:
     """Another shape, with the batch."""
@@ -130,6 +155,15 @@ def _differs(given: Tensor, other: int | float) -> Tensor:
 
 def _joined(*given: Tensor, dim: int) -> Tensor:
     return torch.cat(given, dim)
+
+
+def _stacked(*given: Tensor, dim: int) -> Tensor:
+    return torch.stack(given, dim)
+
+
+def _parts(given: Tensor, parts: int | tuple[int, ...], dim: int) -> Any:
+    """Equal parts, or parts that end at these places."""
+    return given.chunk(parts, dim) if isinstance(parts, int) else torch.tensor_split(given, parts, dim)
 
 
 def _indexed(given: Tensor, key: tuple[Any, ...]) -> Tensor:
