@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgeprune.cli.answers import put
 from edgeprune.cli.options import OfReport
+from edgeprune.errors import RuntimeMissing, UsageError
 
 NEEDED = "jinja2", "matplotlib"  # of the extra `report`
 
@@ -20,7 +21,13 @@ def report(options: OfReport) -> None:
 
     places = finished.found(options.runs or [options.project.parent / "runs"], options.budget)
     path = options.output or _folder(places) / report.NAME
-    report.write([finished.read(place) for place in places], path)
+    runs = [finished.read(place) for place in places]
+    try:
+        report.write(runs, path)
+    except UsageError as error:
+        if options.output is not None or isinstance(error, RuntimeMissing):
+            raise
+        raise UsageError(f"{error}; or name another file: -o {report.NAME}") from error
     put(path, options.as_json, lambda written, screen: screen.print(_line(written), markup=False, soft_wrap=True))
 
 

@@ -354,6 +354,14 @@ def test_bad_input_is_one_line(edgeprune: InProcess, tmp_path: Path, arguments: 
     assert (code, out) == (2, "") and err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_folder_that_cannot_be_written_has_its_report_elsewhere(edgeprune: InProcess, tmp_path: Path) -> None:
+    (put(tmp_path).parent / "report.html").mkdir()
+    code, _, err = edgeprune("report")
+    assert code == 2 and err.rstrip().endswith("; or name another file: -o report.html") and err.count("\n") == 1
+    assert edgeprune("report", "-o", "report.html")[0] == 0
+
+
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     run: Any = finished.read(put(tmp_path))
