@@ -40,10 +40,10 @@ class Adding(Net):
         return self.fc(self.a(x) + self.place)
 
 
-class Comparing(Net):
+class Multiplying(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        return self.fc(x - x.amax(1, keepdim=True))
+        return self.fc(x - x.prod(1, keepdim=True))
 
 
 class Normalising(Net):
@@ -70,7 +70,7 @@ def reason(groups: Groups) -> str:
     [
         (Selecting, "x[:, 3]", "select", "use chunk"),
         (Adding, "+ self.place", "add", "make that tensor a parameter"),
-        (Comparing, "x.amax(1", "amax", "a sum, a norm"),
+        (Multiplying, "x.prod(1", "prod", "a sum, a norm"),
         (Normalising, "self.norm(self", "softmax", "normalises over these channels"),
         (Limiting, ".renorm(2", "renorm", "docs/operators.md"),
     ],
