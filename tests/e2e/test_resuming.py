@@ -83,6 +83,7 @@ def kept(path: Path) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_scores_are_computed_once_for_two_targets(profiled: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(profiled, tmp_path / "blobs", symlinks=True))
     first, second = (command("plan", "--project", folder, "--target", name, "--json") for name in ("one", "two"))

@@ -97,6 +97,7 @@ def test_another_budget_measures_no_profile_again(own_run: Path) -> None:
     assert plan.json["budget_ns"] == pytest.approx(0.8 * plan.json["baseline"]["mid"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_original_network_that_meets_the_budget_is_only_verified(project: Path) -> None:
     """Nothing is profiled, scored, pruned or trained."""
     run = command("run", "--project", project, "--budget", "1 s", "--json")

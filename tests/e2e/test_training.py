@@ -61,6 +61,7 @@ def test_weights_that_the_user_trained_are_verified_against_the_original(folder:
     assert missing.code == 2 and "no.safetensors is not a file" in missing.err
 
 
+@pytest.mark.slow
 def test_the_user_s_function_trains_in_the_pipeline(folder: Path) -> None:
     project = folder / "edgeprune.toml"
     project.write_text(project.read_text().replace("epochs = 2\nlearning_rate = 0.02\n", 'trainer = "mine:train"\n'))

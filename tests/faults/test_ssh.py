@@ -80,6 +80,7 @@ open(folder + "/installed.py", "w").close()
 """
 
 
+@pytest.mark.slow
 def test_a_pip_that_is_silent_for_long_breaks_no_link(
     sshd: Sshd, hasty: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,7 +272,7 @@ def test_a_link_that_pauses_recovers_by_itself(device: Any, sshd: Sshd, tmp_path
     assert [reply["id"] for reply in replies] == [1, 2]
 
 
-@pytest.mark.parametrize("fault", ["cut", "dead"])
+@pytest.mark.parametrize("fault", ["cut", pytest.param("dead", marks=pytest.mark.slow)])
 def test_after_a_broken_link_only_the_unanswered_jobs_are_sent_again(
     fault: str, device: Any, sshd: Sshd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

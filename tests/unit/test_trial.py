@@ -184,7 +184,9 @@ def train():
 """
 
 
-@pytest.mark.parametrize("length", ["", "    def __len__(self):\n        return 3\n"])
+@pytest.mark.parametrize(
+    "length", ["", pytest.param("    def __len__(self):\n        return 3\n", marks=pytest.mark.slow)]
+)
 def test_data_without_an_end_is_remarked_on_and_then_an_error(
     length: str, project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
