@@ -106,18 +106,13 @@ def load(path: Path) -> Any:
 
 def _drop_old(config: Any) -> bool:
     """Remove the arguments of `OLD` from a description, in place. Returns whether there were any."""
-    todo, found = [config], False
-    while todo:
-        one = todo.pop()
-        if isinstance(one, list):
-            todo += one
-        elif isinstance(one, dict):
-            todo += one.values()
-            given = one.get("config")
-            name, value = OLD.get(str(one.get("class_name")), ("", None))
-            if isinstance(given, dict) and name in given and given[name] == value:
-                del given[name]
-                found = True
+    found = False
+    for one in _objects(config):
+        given = one.get("config")
+        name, value = OLD.get(str(one["class_name"]), ("", None))
+        if isinstance(given, dict) and name in given and given[name] == value:
+            del given[name]
+            found = True
     return found
 
 
@@ -219,6 +214,12 @@ def _sizes(path: Path, h5py: Any, group: Any) -> Iterator[int]:
 
 def _require_known(path: Path, config: Any, known: set[str]) -> None:
     """Raises an error for the first class or function that a description may not name."""
+    for one in _objects(config):
+        _require_one(path, one, known)
+
+
+def _objects(config: Any) -> Iterator[dict[str, Any]]:
+    """All classes and functions that a description names, with their settings."""
     todo = [config]
     while todo:
         one = todo.pop()
@@ -227,7 +228,7 @@ def _require_known(path: Path, config: Any, known: set[str]) -> None:
         elif isinstance(one, dict):
             todo += one.values()
             if "class_name" in one:
-                _require_one(path, one, known)
+                yield one
 
 
 def _require_one(path: Path, one: Mapping[str, Any], known: set[str]) -> None:

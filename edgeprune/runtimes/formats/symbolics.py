@@ -69,14 +69,12 @@ def _constant(g: Any, x: Any) -> Any:
 
 
 def _slice_scatter(g: Any, x: Any, source: Any, dim: Any, start: Any, end: Any, step: Any) -> Any:
-    """The tensor with a part along a dimension replaced: what is before it, the part, and what is after it."""
+    """The tensor with a part along a dimension replaced."""
     sizes = x.type().sizes()
     along = _number(dim, 0) % len(sizes)
     first, stop, every = slice(_number(start, 0), _number(end, sizes[along]), _number(step, 1)).indices(sizes[along])
     if every == 1:
-        before, after = _part(g, x, along, 0, first), _part(g, x, along, max(first, stop), sizes[along])
-        parts = [part for part in (before, source, after) if part is not None]
-        return g.op("Concat", *parts, axis_i=along) if len(parts) > 1 else source
+        return _with_part(g, x, source, along, first, max(first, stop))
     places = torch.arange(first, stop, every).view([-1 if own == along else 1 for own in range(len(sizes))])
     indices = places.expand([len(places.view(-1)) if own == along else size for own, size in enumerate(sizes)])
     return g.op("ScatterElements", x, g.op("Constant", value_t=indices.contiguous()), source, axis_i=along)
@@ -88,9 +86,14 @@ def _select_scatter(g: Any, x: Any, source: Any, dim: Any, index: Any) -> Any:
     along = _number(dim, 0) % len(sizes)
     first = _number(index, 0) % sizes[along]
     part = g.op("Unsqueeze", source, g.op("Constant", value_t=torch.tensor([along])))
-    before, after = _part(g, x, along, 0, first), _part(g, x, along, first + 1, sizes[along])
+    return _with_part(g, x, part, along, first, first + 1)
+
+
+def _with_part(g: Any, x: Any, part: Any, dim: int, start: int, end: int) -> Any:
+    """The tensor with `part` in place of the indices from `start` to `end` of a dimension."""
+    before, after = _part(g, x, dim, 0, start), _part(g, x, dim, end, x.type().sizes()[dim])
     parts = [one for one in (before, part, after) if one is not None]
-    return g.op("Concat", *parts, axis_i=along) if len(parts) > 1 else part
+    return g.op("Concat", *parts, axis_i=dim) if len(parts) > 1 else part
 
 
 def _part(g: Any, x: Any, dim: int, start: int, end: int) -> Any:
