@@ -92,6 +92,7 @@ class Limits:
     start_s: float = 1.0  # expected time to import the runtime and load the model
     warmup_s: float = 2.0
     timed_s: float = 0.25
+    median_s: float = 0.1  # instead, for a median: processes differ more than parts of one, so more time tells little
     timed_runs_min: int = 5
     timed_runs_max: int = 1000
     # the virtual board

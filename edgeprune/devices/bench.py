@@ -161,7 +161,12 @@ class Bench:
         return self.save_inputs(arrays, folder)
 
     def time(
-        self, models: Sequence[Path], inputs: Sequence[Path], processes: int, runs: int = LIMITS.timed_runs_min
+        self,
+        models: Sequence[Path],
+        inputs: Sequence[Path],
+        processes: int,
+        runs: int = LIMITS.timed_runs_min,
+        timed_s: float = LIMITS.timed_s,
     ) -> list[Samples]:
         """Time whole networks without a profiler, each model in its own processes, interleaved.
 
@@ -170,12 +175,13 @@ class Bench:
         Args:
             processes: fresh processes of each model.
             runs: at least so many runs in a process.
+            timed_s: of each process.
 
         Returns:
             The samples of each model, in nanoseconds.
         """
         order = [[i] for i in interleaved(len(models), processes)]
-        return self._settled(order, models, inputs, _Effort(LIMITS.timed_s, runs))
+        return self._settled(order, models, inputs, _Effort(timed_s, runs))
 
     def compare(
         self, models: Sequence[Path], inputs: Sequence[Path], processes: int, timed_s: float = LIMITS.timed_s

@@ -31,9 +31,15 @@ class Timer:
     device: Bench
     files: Sequence[Path]
 
-    def time(self, models: Sequence[Path], processes: int, runs: int = LIMITS.timed_runs_min) -> list[Samples]:
+    def time(
+        self,
+        models: Sequence[Path],
+        processes: int,
+        runs: int = LIMITS.timed_runs_min,
+        timed_s: float = LIMITS.timed_s,
+    ) -> list[Samples]:
         """Fresh processes of each model, interleaved, with at least `runs` timings each. See `Bench.time`."""
-        return self.device.time(models, self.files, processes, runs)
+        return self.device.time(models, self.files, processes, runs, timed_s)
 
     def compare(self, models: Sequence[Path], processes: int) -> list[Samples]:
         """Processes that load all models, whose runs are interleaved. See `Bench.compare`."""

@@ -59,7 +59,7 @@ STEADY = (
     0.05  # a process counts if the ratio of the original network to the anchor is within this share of the profile's
 )
 ATTEMPTS = 4  # at a measurement with enough such processes
-TIMED_S = 0.1  # time of each network in a process; processes differ more than parts of one, so more time tells little
+TIMED_S = LIMITS.median_s  # of each network in a process
 
 log = logging.getLogger("edgeprune")
 Profiles = Mapping[str, Profile]  # by target; a single one has no name

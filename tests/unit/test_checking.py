@@ -147,7 +147,7 @@ class Alone:
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
-    def time(self, models: Any, files: Any, processes: int, runs: int) -> list[Samples]:
+    def time(self, models: Any, files: Any, processes: int, runs: int, timed_s: float) -> list[Samples]:
         return [clustered(self._random, processes, 0.005)]
 
 
@@ -300,7 +300,7 @@ class Bench:
     def __init__(self, level: float = 1e6, outputs: np.ndarray | None = None) -> None:
         self.device, self._level, self._outputs = DEVICE, level, outputs
 
-    def time(self, models: list[Path], files: Any, processes: int, runs: int) -> list[Samples]:
+    def time(self, models: list[Path], files: Any, processes: int, runs: int, timed_s: float) -> list[Samples]:
         return [samples(self._level) for _ in models]
 
     def call_ns(self, model: Path, stacked: Any, latency_ns: float) -> float:

@@ -52,7 +52,9 @@ class Board:
             rows = [self._models[model](torch.from_numpy(sample)).numpy() for sample in stacked[0]]
         return [np.stack(rows) * (1 + self._error)]
 
-    def time(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, runs: int = 5) -> list[Samples]:
+    def time(
+        self, models: Sequence[Path], inputs: Sequence[Path], processes: int, runs: int = 5, timed_s: float = 0.25
+    ) -> list[Samples]:
         self.rounds += 1
         self.timed += len(models)
         found = []
