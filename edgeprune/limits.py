@@ -102,7 +102,7 @@ class Limits:
     registry_s: float = 60.0  # without an answer of an OCI registry
     # the search
     confirm_rounds: int = 3
-    confirm_rounds_without: int = 6  # while no plan is within the budget
+    confirm_rounds_open: int = 6  # while no plan within the budget uses it
     solver_s: float = 60.0
     size_rounds: int = 8  # in which the size of a plan's file corrects the next plan
     group_widths: int = 16  # candidate widths of a group

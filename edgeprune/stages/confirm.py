@@ -227,7 +227,7 @@ class Loop:
             measure: measures the plans of a round.
 
         Raises:
-            InconclusiveError: no plan is within the budget after `LIMITS.confirm_rounds_without` rounds.
+            InconclusiveError: no plan is within the budget after `LIMITS.confirm_rounds_open` rounds.
             InfeasibleError: no plan is predicted to meet the limits.
         """
         planned = self.plans(profiles)
@@ -236,20 +236,23 @@ class Loop:
             profiles, measured = measure(number, planned)
             now = list(zip(planned, measured, strict=True))
             tried += now
+            known = [plan.widths for plan, _ in tried]
             safe = [pair for pair in tried if _all(accepted, pair[1])]
             safe = safe or [pair for pair in tried if _all(lambda one: one.safe, pair[1])]
             plan, found = max(safe or tried, key=lambda pair: _share(pair[1]))
-            met = any(_share(one) <= 1 for _, one in tried)
+            used = max((_share(one) for _, one in tried if _share(one) <= 1), default=0.0)
             latencies = {name: Latency(draft(self.groups, one), self._tail(one)) for name, one in profiles.items()}
             corrections = {name: self._correction(name, own, now, tried) for name, own in latencies.items()}
             full = self._is_full(plan, found, latencies, corrections)
             if _all(accepted, found) and (_share(found) >= LEAST or full):
                 break
-            if number + 1 >= (LIMITS.confirm_rounds if met else LIMITS.confirm_rounds_without):
+            if number + 1 >= (LIMITS.confirm_rounds if used >= LEAST else LIMITS.confirm_rounds_open):
                 break
             error = max(abs(one.measured.mid / one.predicted_ns - 1) for each in measured for one in each.values())
             planned = self.plans(profiles, Feedback(number + 1, corrections, error))
-        if not met:
+            if used and number + 1 >= LIMITS.confirm_rounds and all(plan.widths in known for plan in planned):
+                break
+        if not used:
             shares = ", ".join(f"{100 * _share(found):.1f}%" for _, found in tried)
             raise InconclusiveError(
                 f"no plan was confirmed in {number + 1} rounds: measured {shares} of the budget; the device may be too busy"

@@ -142,12 +142,12 @@ def _limit(limit: Limit) -> Part:
 
 def _confirm() -> Part:
     each = LIMITS.start_s + (2 + confirm.PLANS) * (PREPARED_S + confirm.TIMED_S)
-    least, most = bench.SETTLED, confirm.PROCESSES * confirm.REPEATS * LIMITS.confirm_rounds
+    least, most = bench.SETTLED, confirm.PROCESSES * confirm.REPEATS * LIMITS.confirm_rounds_open
     return Part(
         (f"agent: time, to confirm plans: {least} to {most} processes of about {each:.1f} s",),
         least * each,
         most * each,
-        (1 + confirm.PLANS, 1 + confirm.PLANS * LIMITS.confirm_rounds),
+        (1 + confirm.PLANS, 1 + confirm.PLANS * LIMITS.confirm_rounds_open),
     )
 
 

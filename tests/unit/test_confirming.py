@@ -134,19 +134,38 @@ def test_a_device_that_never_meets_it_is_inconclusive(monkeypatch: pytest.Monkey
         device.confirmed()
 
 
+class Changing(Simulated):
+    """It takes longer than its profile promised, by another factor in each round."""
+
+    biases: tuple[float, ...] = ()
+
+    def measure(self, number: int, plans: Sequence[Plan]) -> tuple[dict[str, Profile], list[dict[str, MeasuredPlan]]]:
+        self.bias = self.biases[min(number, len(self.biases) - 1)]
+        return super().measure(number, plans)
+
+
 def test_rounds_go_on_while_no_plan_is_within_the_budget() -> None:
-    """The device takes longer than any profile of it promised, and more so with each round."""
-
-    class Slowing(Simulated):
+    class Slowing(Changing):
         net = Concat  # few plans, which are found at once
-
-        def measure(self, number: int, plans: Sequence[Plan]) -> tuple[Profile, list[MeasuredPlan]]:
-            self.bias = (1.15, 1.5, 2.0)[min(number, 2)]
-            return super().measure(number, plans)
+        biases = 1.15, 1.5, 2.0
 
     confirmed = Slowing(Budget(fraction=0.6), 1.15, noise=0.005).confirmed()
     chosen = confirmed.measurement
     assert chosen is not None and chosen.share <= 1
+    assert 3 < confirmed.rounds <= 6
+
+
+def test_rounds_go_on_while_the_plans_within_the_budget_use_little_of_it() -> None:
+    """The plans of the third round are corrected for errors that they do not have, so they are far too fast."""
+
+    class Misleading(Changing):
+        biases = 1.2, 1.4, 1.0
+
+    confirmed = Misleading(Budget(fraction=0.6), 1.2, noise=0.005).confirmed()
+    chosen = confirmed.measurement
+    third = [one.share for one in confirmed.measured if one.round == 2]
+    assert max(third) < confirm.LEAST
+    assert chosen is not None and confirm.accepted(chosen) and chosen.share >= confirm.LEAST
     assert 3 < confirmed.rounds <= 6
 
 
