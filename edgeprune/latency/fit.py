@@ -7,6 +7,7 @@ where it is uncertain.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from edgeprune.records import Groups, Layer, Profile
 FOLDS = 5
 EXPONENTS = (0.9, 1.5)  # smallest and largest
 RESOLUTION = 5e-4  # of node times, relative to the network's latency
+GAP = 1.1  # layers of one geometry that differ by more in their node times have surfaces of their own
+EQUALS = 5  # what the noise of other families counts for, in differences between layers of equal sizes
 
 
 def fit(groups: Groups, profile: Profile) -> LatencyModel:
@@ -53,14 +56,15 @@ def fit(groups: Groups, profile: Profile) -> LatencyModel:
             f"{len(profile.experiments)} experiments are too few for a latency model; profile again"
         )
     data = Observations.of(groups, profile)
+    alike = _alike(groups, data)
     everything = np.arange(len(data.total))
     errors, variances = np.empty(len(everything)), np.empty(len(everything))
     for part in np.array_split(np.random.default_rng(0).permutation(everything), FOLDS):
-        model = _model(groups, data.only(np.setdiff1d(everything, part)))
+        model = _model(groups, data.only(np.setdiff1d(everything, part)), alike)
         widths = [data.widths[row] for row in part]
         errors[part] = np.abs(data.total[part] / [model.ns(w) for w in widths] - 1)
         variances[part] = np.diag(model.covariance(widths))
-    return _calibrated(_model(groups, data), errors, variances)
+    return _calibrated(_model(groups, data, alike), errors, variances)
 
 
 def _calibrated(model: LatencyModel, errors: np.ndarray, variances: np.ndarray) -> LatencyModel:
@@ -81,7 +85,8 @@ def _calibrated(model: LatencyModel, errors: np.ndarray, variances: np.ndarray) 
 
 def draft(groups: Groups, profile: Profile) -> LatencyModel:
     """Fit the latency model without checking it. Its intervals are not calibrated."""
-    return _model(groups, Observations.of(groups, profile))
+    data = Observations.of(groups, profile)
+    return _model(groups, data, _alike(groups, data))
 
 
 def last_error(groups: Groups, profile: Profile, count: int) -> float | None:
@@ -119,6 +124,35 @@ class _Family:
 
 
 @dataclass(frozen=True)
+class _Draft:
+    """A family's surface without correction, and how far its node times are from it.
+
+    Attributes:
+        family: the layers.
+        surface: of the terms.
+        base: what they give, in nanoseconds, (points,).
+        error: of the node times, relative, (points,). Zero where none was observed.
+        seen: where one was observed, (points,).
+        rounding: the variance of the error that is the clock's, (points,).
+    """
+
+    family: _Family
+    surface: Surface
+    base: np.ndarray
+    error: np.ndarray
+    seen: np.ndarray
+    rounding: np.ndarray
+
+    @staticmethod
+    def of(family: _Family, data: Observations) -> _Draft:
+        times, totals, surface = family.terms(data)
+        floor = RESOLUTION * totals
+        base = base_ns(surface, family.points, floor)
+        there, seen = np.maximum(base, 1.0), np.isfinite(times)
+        return _Draft(family, surface, base, np.where(seen, times / there - 1, 0.0), seen, (floor / there) ** 2)
+
+
+@dataclass(frozen=True)
 class _Fitted:
     """A family's surface given its node times.
 
@@ -135,9 +169,14 @@ class _Fitted:
     covariance: np.ndarray
 
 
-def _model(groups: Groups, data: Observations) -> LatencyModel:
-    """Fit the surfaces to the node times, then correct all of them by the latencies of entire networks."""
-    alike = _alike(groups).values()
+def _model(groups: Groups, data: Observations, alike: Sequence[list[int]]) -> LatencyModel:
+    """Fit the surfaces to the node times, then correct all of them by the latencies of entire networks.
+
+    Args:
+        groups: The channel groups and layers of the network.
+        data: The experiments.
+        alike: The layers of each surface.
+    """
     families = [_Family(groups, rows, data) for rows in alike if not _is_fixed(groups.layers[rows[0]])]
     fixed = [row for rows in alike if _is_fixed(groups.layers[rows[0]]) for row in rows]
     exponent = _exponent(families, fixed, groups.layers, data)
@@ -145,8 +184,9 @@ def _model(groups: Groups, data: Observations) -> LatencyModel:
     data = data.flattened(exponent, middle)
     costs = {row: LayerCost(groups.layers[row], _constant(groups.layers[row], data.nodes[:, row])) for row in fixed}
     constants = tuple(costs.values())
-    fitted = [_fitted(family, data) for family in families]
     count = len(data.total)
+    drafts = [_Draft.of(family, data) for family in families]
+    fitted = [_fitted(draft, noise, count) for draft, noise in zip(drafts, _noise(drafts, data), strict=True)]
     mean, covariance = data.overhead_ns + fixed_ns(constants, data.widths), np.zeros((count, count))
     for part in fitted:
         mean += part.mean
@@ -165,37 +205,73 @@ def _model(groups: Groups, data: Observations) -> LatencyModel:
     return LatencyModel(tuple(costs[row] for row in sorted(costs)), data.overhead_ns, exponent, middle, posterior)
 
 
-def _fitted(family: _Family, data: Observations) -> _Fitted:
-    """Fit a family's surface to its node times."""
-    count = len(data.total)
-    times, totals, surface = family.terms(data)
-    floor = RESOLUTION * totals
-    base = base_ns(surface, family.points, floor)
-    seen = np.isfinite(times)
-    there = np.maximum(base, 1.0)
-    error = np.where(seen, times / there - 1, 0.0)
-    noise = np.repeat(data.node_noise[family.rows], count) ** 2 / np.tile(data.repeats, len(family.rows))
-    noise += (floor / there) ** 2
-    excess = float(np.mean(np.minimum(error[seen] ** 2, 1) - noise[seen])) if seen.any() else 0.25
-    surface = replace(surface, amplitude=math.sqrt(min(max(excess, 0.02**2), 0.5**2)))
+def _noise(drafts: Sequence[_Draft], data: Observations) -> list[np.ndarray]:
+    """The variances of the relative errors of node times, (points,), of each family.
+
+    A layer of the same sizes takes another time in another network, where it finds other caches. This pure error is the
+    variance within points of equal sizes (Draper and Smith, Applied Regression Analysis, 1998, section 1.5). It is stated
+    as a multiple of the variance between repeats of one network. Where few points are of equal sizes, the other families'
+    multiple counts. In one network all layers of a family err alike, so that more layers tell no more.
+    """
+    repeated = [
+        np.repeat(data.node_noise[draft.family.rows], len(data.total)) ** 2 + draft.rounding for draft in drafts
+    ]
+    found = [_pure_error(draft, noise) for draft, noise in zip(drafts, repeated, strict=True)]
+    usual = (sum(one for one, _ in found) + EQUALS) / (sum(count for _, count in found) + EQUALS)
+    factors = [max(1.0, (own + EQUALS * usual) / (count + EQUALS)) for own, count in found]
+    return [
+        noise * factor * len(draft.family.rows) / np.tile(data.repeats, len(draft.family.rows))
+        for draft, noise, factor in zip(drafts, repeated, factors, strict=True)
+    ]
+
+
+def _pure_error(draft: _Draft, noise: np.ndarray) -> tuple[float, int]:
+    """The squared errors within points of equal sizes, as multiples of `noise`: their sum, and their degrees of freedom."""
+    error = draft.error[draft.seen]
+    _, place, size = np.unique(draft.family.points[draft.seen], axis=0, return_inverse=True, return_counts=True)
+    apart = error - (np.bincount(place, error) / size)[place]
+    return float((np.minimum(apart**2, 1) / noise[draft.seen]).sum()), int((size - 1).sum())
+
+
+def _fitted(draft: _Draft, noise: np.ndarray, count: int) -> _Fitted:
+    """Fit a family's surface to its node times in `count` networks. Their errors have the variances `noise`, (points,)."""
+    family, base, seen = draft.family, draft.base, draft.seen
+    excess = float(np.mean(np.minimum(draft.error[seen] ** 2, 1) - noise[seen])) if seen.any() else 0.25
+    surface = replace(draft.surface, amplitude=math.sqrt(min(max(excess, 0.02**2), 0.5**2)))
     kernel = surface.kernel(family.points, family.points)
     factor = cho_factor(kernel + np.diag(np.where(seen, noise, 1e6)))
-    weights = cho_solve(factor, error)
+    weights = cho_solve(factor, draft.error)
     reach = per_network(kernel * base, count)  # from the points to the networks that they are part of
     tie = per_network(np.diag(base), count) - cho_solve(factor, reach)
     mean = per_network((base * (1 + kernel @ weights))[None], count)[0]
     return _Fitted(family, surface, weights, factor, tie, mean, reach.T @ tie)
 
 
-def _alike(groups: Groups) -> dict[object, list[int]]:
-    """Layers of the same geometry and full widths, such as the blocks of one stage: they share a surface."""
+def _alike(groups: Groups, data: Observations) -> list[list[int]]:
+    """The layers that share a surface: of the same geometry and full widths, such as the blocks of one stage, and as fast.
+
+    Operators without weights count with the layer before them. So of the four projections of an attention, which have one
+    geometry, one may take three times as long as another.
+    """
     full = groups.full()
     found: dict[object, list[int]] = {}
     for row, x in enumerate(groups.layers):
         shape = (x.inputs.size(full), *x.channels(full), *x.sizes(full))
         geometry = (x.kind, x.kernel, x.positions, x.loses_whole_groups, shape)
         found.setdefault(geometry, []).append(row)
-    return found
+    whole = next((times for widths, times in zip(data.widths, data.nodes, strict=True) if widths == full), None)
+    return [*found.values()] if whole is None else [part for rows in found.values() for part in _as_fast(rows, whole)]
+
+
+def _as_fast(rows: Sequence[int], times: np.ndarray) -> list[list[int]]:
+    """Split layers where the next slower one takes `GAP` of the time or more."""
+    ordered = sorted(rows, key=lambda row: times[row])
+    parts = [ordered[:1]]
+    for before, row in itertools.pairwise(ordered):
+        if times[row] >= GAP * times[before]:
+            parts.append([])
+        parts[-1].append(row)
+    return [sorted(part) for part in parts]
 
 
 def _is_fixed(layer: Layer) -> bool:
@@ -230,14 +306,27 @@ def _exponent(families: Sequence[_Family], fixed: Sequence[int], layers: Sequenc
 
 
 def _coefficients(layer: Layer, points: np.ndarray, times: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Coefficients of a surface's terms by non-negative least squares (Lawson and Hanson 1974), columns scaled to one."""
+    """Coefficients of a surface's terms by non-negative least squares (Lawson and Hanson 1974), columns scaled to one.
+
+    The errors are relative: first to the times, then to what the first fit gives. Relative to noisy times, the fit is too low:
+    by 9 % for a transformer whose node times differ by half.
+    """
     terms = features(layer, points[:, 0], points[:, 1])
     seen = np.isfinite(times)
-    # Relative error, with a floor of 1 % of the network: shorter node times are mostly the profiler's resolution.
-    weight = 1 / np.maximum(times[seen], 0.01 * totals[seen])
-    matrix = terms[seen] * weight[:, None]
-    scale = np.linalg.norm(matrix, axis=0)
-    scale[scale == 0] = 1
-    solution, _ = nnls(matrix / scale, times[seen] * weight, maxiter=100 * matrix.shape[1])
-    result: np.ndarray = solution / scale
+    terms, times, floor = (
+        terms[seen],
+        times[seen],
+        0.01 * totals[seen],
+    )  # shorter times are mostly the profiler's resolution
+    first = _weighted(terms, times, np.maximum(times, floor))
+    return _weighted(terms, times, np.maximum(terms @ first, floor))
+
+
+def _weighted(terms: np.ndarray, times: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The non-negative coefficients with the least squares of errors relative to `scale`."""
+    matrix = terms / scale[:, None]
+    size = np.linalg.norm(matrix, axis=0)
+    size[size == 0] = 1
+    solution, _ = nnls(matrix / size, times / scale, maxiter=100 * matrix.shape[1])
+    result: np.ndarray = solution / size
     return result

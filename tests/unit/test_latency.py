@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 
@@ -316,3 +317,48 @@ def test_widths_with_a_kernel_of_their_own_do_not_mislead_about_their_neighbours
     tried = [drawn(groups, random) for _ in range(60)]
     errors = [abs(fitted.ns(widths) / sum(latency(widths).values()) - 1) for widths in tried]
     assert np.median(errors) < 0.0075  # 0.0087 if a width shares all of its error with its neighbours
+
+
+Times = dict[str, float]
+
+
+def recorded(groups: Groups, count: int, times: Callable[[Widths], Times], seen: Callable[[Times], Times]) -> Profile:
+    """A profile of a device whose layers take `times`, of which its profiler reports what `seen` makes of them."""
+    experiments = []
+    for i, widths in enumerate(variants(groups, count)):
+        layers = times(widths)
+        samples = Samples((Run((round(sum(layers.values())),), 1),))
+        nodes = {name: round(ns) for name, ns in seen(layers).items()}
+        experiments.append(Experiment(("anchor", "baseline")[i] if i < 2 else "fit", 0, dict(widths), samples, nodes))
+    return Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments))
+
+
+def error(groups: Groups, profile: Profile, times: Callable[[Widths], Times]) -> float:
+    """The median relative error of the model on random widths."""
+    fitted, random = fit(groups, profile), np.random.default_rng(9)
+    tried = [drawn(groups, random) for _ in range(40)]
+    return float(np.median([abs(fitted.ns(widths) / sum(times(widths).values()) - 1) for widths in tried]))
+
+
+def test_layers_of_one_geometry_may_take_different_times() -> None:
+    """As of an attention: what is computed without weights counts with the projection before it."""
+    groups = surveyed("Encoder")
+    slow = {"key": 1.6, "value": 3.0}
+
+    def times(widths: Widths) -> Times:
+        return {name: ns * slow.get(name.split(".")[-1], 1.0) for name, ns in truth(groups, widths, 1).items()}
+
+    assert error(groups, recorded(groups, 40, times, lambda found: found), times) < 0.01
+
+
+def test_node_times_that_differ_between_networks_count_less_than_latencies() -> None:
+    """Each process slows some layers down while it is profiled, by half or more."""
+    groups, random = surveyed("Encoder"), np.random.default_rng(4)
+
+    def times(widths: Widths) -> Times:
+        return truth(groups, widths, 1)
+
+    def disturbed(found: Times) -> Times:
+        return {name: ns * float(np.exp(0.5 * random.standard_normal())) for name, ns in found.items()}
+
+    assert error(groups, recorded(groups, 60, times, disturbed), times) < 0.04
