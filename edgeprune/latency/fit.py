@@ -264,11 +264,11 @@ def _alike(groups: Groups, data: Observations) -> list[list[int]]:
 
 
 def _as_fast(rows: Sequence[int], times: np.ndarray) -> list[list[int]]:
-    """Split layers where the next slower one takes `GAP` of the time or more."""
+    """Split layers where the next slower one takes more than `GAP` times as long."""
     ordered = sorted(rows, key=lambda row: times[row])
     parts = [ordered[:1]]
     for before, row in itertools.pairwise(ordered):
-        if times[row] >= GAP * times[before]:
+        if times[row] > GAP * times[before]:
             parts.append([])
         parts[-1].append(row)
     return [sorted(part) for part in parts]
