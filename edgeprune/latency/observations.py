@@ -16,7 +16,7 @@ from edgeprune.records import Experiment, Groups, Profile, Widths
 FIT_QUANTILE = 0.25  # of a process's times, that the model is fitted to; other work disturbs the upper ones more
 NODE_NOISE, TOTAL_NOISE = (0.02, 0.08), (0.001, 0.01)  # relative: least, and where repeats are too few to estimate it
 REPEATS = 4  # fewest measurements that noise is estimated from
-PROFILING = 0.8  # of a node time may be the profiler's cost
+PROFILING = 0.95  # of a node time may be the profiler's cost
 OUTSIDE = 0.5  # of a latency may be in no layer
 VARIED = 0.2  # range of ln(latency), below which no growth of latency is estimated
 

@@ -95,7 +95,7 @@ def test_what_was_measured_is_kept_and_not_measured_again(answers: int, tmp_path
 
 def test_measuring_stops_when_more_variants_no_longer_lower_the_error(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
-    machine.unexplained = 0.05
+    machine.unexplained = 0.1
     machine.grow()
     _, most = experiments.processes(machine.groups)
     assert 2 <= len(machine.asked) < most - 1
