@@ -29,7 +29,7 @@ test: .venv/.installed ## run the tests, except the slow ones
 test-slow: .venv/.installed ## run the slow tests except the nightly ones, of TESTS if given
 	@$(BIN)/python -m pytest -m "slow and not nightly" $(SHARED) $(TESTS)
 
-test-nightly: .venv/.installed ## run the slow tests that repeat a promise on another network
+test-nightly: .venv/.installed ## run the slow tests that repeat a promise or take minutes
 	@$(BIN)/python -m pytest -m nightly $(SHARED)
 
 test-board: .venv/.installed ## run the tests on the virtual board (needs qemu)

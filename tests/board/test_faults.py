@@ -146,6 +146,7 @@ def test_a_paused_board_continues(device: Any, link: Any, tmp_path: Path) -> Non
     assert [reply["id"] for reply in replies] == [1, 2]
 
 
+@pytest.mark.nightly
 def test_a_reset_discards_its_sample_and_only_one_is_accepted(
     device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_killed_agent_is_reported(device: Any, tmp_path: Path, caplog: pytest.
     assert "killed" in caplog.text
 
 
+@pytest.mark.nightly
 def test_closing_leaves_no_process(device: Any, tmp_path: Path) -> None:
     replies = device.call([job(0, device.put([model(tmp_path, hangs=60)]))], 300)
     later(4, device.close)

@@ -91,7 +91,7 @@ def test_finetune_trains_under_torchrun_and_all_its_processes_end(own_run: Path)
     assert "torchrun is for edgeprune finetune" in refused.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_of_a_sweep_trains_in_several_processes(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     own_run.write_text(own_run.read_text().replace("epochs = 2", "epochs = 3"))

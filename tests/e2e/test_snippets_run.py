@@ -28,7 +28,7 @@ def run(words: list[str], folder: Path) -> None:
         assert words[:2] == ["pip", "install"], f"no test runs {words}"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_quickstart_runs(tmp_path: Path) -> None:
     """A reader saves the files and runs the commands, in the order of the page."""
     for block in blocks(QUICKSTART):
@@ -53,7 +53,7 @@ def here() -> list[list[str]]:
     return [list(words) for words in sorted(found) if words[1] not in ELSEWHERE and runs_here([*words])]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_commands_that_need_no_board_run(own_run: Path) -> None:
     """In the folder of a small project after its run, with the files that the pages name."""
     folder = own_run.parent
