@@ -124,7 +124,7 @@ class _Family:
 
 
 @dataclass(frozen=True)
-class _Draft:
+class _Rough:
     """A family's surface without correction, and how far its node times are from it.
 
     Attributes:
@@ -144,12 +144,13 @@ class _Draft:
     rounding: np.ndarray
 
     @staticmethod
-    def of(family: _Family, data: Observations) -> _Draft:
+    def of(family: _Family, data: Observations) -> _Rough:
+        """Fit the terms of a family."""
         times, totals, surface = family.terms(data)
         floor = RESOLUTION * totals
         base = base_ns(surface, family.points, floor)
         there, seen = np.maximum(base, 1.0), np.isfinite(times)
-        return _Draft(family, surface, base, np.where(seen, times / there - 1, 0.0), seen, (floor / there) ** 2)
+        return _Rough(family, surface, base, np.where(seen, times / there - 1, 0.0), seen, (floor / there) ** 2)
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ def _model(groups: Groups, data: Observations, alike: Sequence[list[int]]) -> La
     costs = {row: LayerCost(groups.layers[row], _constant(groups.layers[row], data.nodes[:, row])) for row in fixed}
     constants = tuple(costs.values())
     count = len(data.total)
-    drafts = [_Draft.of(family, data) for family in families]
-    fitted = [_fitted(draft, noise, count) for draft, noise in zip(drafts, _noise(drafts, data), strict=True)]
+    roughs = [_Rough.of(family, data) for family in families]
+    fitted = [_fitted(rough, noise, count) for rough, noise in zip(roughs, _noise(roughs, data), strict=True)]
     mean, covariance = data.overhead_ns + fixed_ns(constants, data.widths), np.zeros((count, count))
     for part in fitted:
         mean += part.mean
@@ -205,7 +206,7 @@ def _model(groups: Groups, data: Observations, alike: Sequence[list[int]]) -> La
     return LatencyModel(tuple(costs[row] for row in sorted(costs)), data.overhead_ns, exponent, middle, posterior)
 
 
-def _noise(drafts: Sequence[_Draft], data: Observations) -> list[np.ndarray]:
+def _noise(roughs: Sequence[_Rough], data: Observations) -> list[np.ndarray]:
     """The variances of the relative errors of node times, (points,), of each family.
 
     A layer of the same sizes takes another time in another network, where it finds other caches. This pure error is the
@@ -214,33 +215,34 @@ def _noise(drafts: Sequence[_Draft], data: Observations) -> list[np.ndarray]:
     multiple counts. In one network all layers of a family err alike, so that more layers tell no more.
     """
     repeated = [
-        np.repeat(data.node_noise[draft.family.rows], len(data.total)) ** 2 + draft.rounding for draft in drafts
+        np.repeat(data.node_noise[rough.family.rows], len(data.total)) ** 2 + rough.rounding for rough in roughs
     ]
-    found = [_pure_error(draft, noise) for draft, noise in zip(drafts, repeated, strict=True)]
+    found = [_pure_error(rough, noise) for rough, noise in zip(roughs, repeated, strict=True)]
     usual = (sum(one for one, _ in found) + EQUALS) / (sum(count for _, count in found) + EQUALS)
     factors = [max(1.0, (own + EQUALS * usual) / (count + EQUALS)) for own, count in found]
     return [
-        noise * factor * len(draft.family.rows) / np.tile(data.repeats, len(draft.family.rows))
-        for draft, noise, factor in zip(drafts, repeated, factors, strict=True)
+        noise * factor * len(rough.family.rows) / np.tile(data.repeats, len(rough.family.rows))
+        for rough, noise, factor in zip(roughs, repeated, factors, strict=True)
     ]
 
 
-def _pure_error(draft: _Draft, noise: np.ndarray) -> tuple[float, int]:
+def _pure_error(rough: _Rough, noise: np.ndarray) -> tuple[float, int]:
     """The squared errors within points of equal sizes, as multiples of `noise`: their sum, and their degrees of freedom."""
-    error = draft.error[draft.seen]
-    _, place, size = np.unique(draft.family.points[draft.seen], axis=0, return_inverse=True, return_counts=True)
+    error = rough.error[rough.seen]
+    _, place, size = np.unique(rough.family.points[rough.seen], axis=0, return_inverse=True, return_counts=True)
+    place = place.reshape(-1)  # NumPy 2.0 has another shape
     apart = error - (np.bincount(place, error) / size)[place]
-    return float((np.minimum(apart**2, 1) / noise[draft.seen]).sum()), int((size - 1).sum())
+    return float((np.minimum(apart**2, 1) / noise[rough.seen]).sum()), int((size - 1).sum())
 
 
-def _fitted(draft: _Draft, noise: np.ndarray, count: int) -> _Fitted:
+def _fitted(rough: _Rough, noise: np.ndarray, count: int) -> _Fitted:
     """Fit a family's surface to its node times in `count` networks. Their errors have the variances `noise`, (points,)."""
-    family, base, seen = draft.family, draft.base, draft.seen
-    excess = float(np.mean(np.minimum(draft.error[seen] ** 2, 1) - noise[seen])) if seen.any() else 0.25
-    surface = replace(draft.surface, amplitude=math.sqrt(min(max(excess, 0.02**2), 0.5**2)))
+    family, base, seen = rough.family, rough.base, rough.seen
+    excess = float(np.mean(np.minimum(rough.error[seen] ** 2, 1) - noise[seen])) if seen.any() else 0.25
+    surface = replace(rough.surface, amplitude=math.sqrt(min(max(excess, 0.02**2), 0.5**2)))
     kernel = surface.kernel(family.points, family.points)
     factor = cho_factor(kernel + np.diag(np.where(seen, noise, 1e6)))
-    weights = cho_solve(factor, draft.error)
+    weights = cho_solve(factor, rough.error)
     reach = per_network(kernel * base, count)  # from the points to the networks that they are part of
     tie = per_network(np.diag(base), count) - cho_solve(factor, reach)
     mean = per_network((base * (1 + kernel @ weights))[None], count)[0]
