@@ -396,5 +396,5 @@ def _latency_ns(budget: Budget, taken: Samples, original: Samples, original_ns: 
     """A network's latency. Drift cancels out in the ratio of interleaved runs: `original_ns` turns it into nanoseconds."""
     if budget.ns is not None:
         return stats.latency(taken, budget.quantile)
-    ratio = stats.ratio(taken, original, FIT_QUANTILE if budget.quantile == 0.5 else budget.quantile)
+    ratio = stats.ratio(taken, original, budget.quantile)
     return Interval(ratio.low * original_ns, ratio.mid * original_ns, ratio.high * original_ns)
