@@ -214,14 +214,8 @@ def _total_noise(taken: Sequence[Experiment], total: np.ndarray, alike: Sequence
     most = max(alike, key=len)
     ratios = [total[rows] / np.median(total[rows]) for rows in alike if len(rows) > 1 and rows is not most]
     if sum(map(len, ratios)) >= REPEATS:
-        noise = max(TOTAL_NOISE[0], _relative_spread(np.concatenate(ratios)))
+        noise = max(TOTAL_NOISE[0], stats.relative_spread(np.concatenate(ratios)))
     anchors = [np.median(stats.per_process(e.samples, FIT_QUANTILE)) for e in taken if e.role == "anchor"]
     if len(anchors) >= REPEATS:  # the drift of the anchor bounds the noise
-        noise = min(noise, max(TOTAL_NOISE[0], math.sqrt(2) * _relative_spread(np.array(anchors))))
+        noise = min(noise, max(TOTAL_NOISE[0], math.sqrt(2) * stats.relative_spread(np.array(anchors))))
     return noise
-
-
-def _relative_spread(values: np.ndarray) -> float:
-    """A robust relative standard deviation: 1.4826 times the median absolute deviation."""
-    middle = np.maximum(np.median(values), 1e-9)
-    return float(1.4826 * np.median(np.abs(values / middle - 1)))

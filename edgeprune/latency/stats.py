@@ -166,6 +166,12 @@ def spread(samples: Samples) -> float:
     return float((high - low) / mid)
 
 
+def relative_spread(values: np.ndarray) -> float:
+    """A robust relative standard deviation: 1.4826 times the median absolute deviation."""
+    middle = np.maximum(np.median(values), 1e-9)
+    return float(1.4826 * np.median(np.abs(values / middle - 1)))
+
+
 def full_range(samples: Samples) -> float:
     """The range of the processes' medians, relative to their median. Infinite for a single process."""
     medians = per_process(samples)
