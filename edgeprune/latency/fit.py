@@ -311,7 +311,7 @@ def _coefficients(layer: Layer, points: np.ndarray, times: np.ndarray, totals: n
     """Coefficients of a surface's terms by non-negative least squares (Lawson and Hanson 1974), columns scaled to one.
 
     The errors are relative: first to the times, then to what the first fit gives. Relative to noisy times, the fit is too low:
-    by 9 % for a transformer whose node times differ by half.
+    by up to 10 % for a transformer whose node times differ by half.
     """
     terms = features(layer, points[:, 0], points[:, 1])
     seen = np.isfinite(times)

@@ -236,7 +236,6 @@ class Loop:
             profiles, measured = measure(number, planned)
             now = list(zip(planned, measured, strict=True))
             tried += now
-            known = [plan.widths for plan, _ in tried]
             safe = [pair for pair in tried if _all(accepted, pair[1])]
             safe = safe or [pair for pair in tried if _all(lambda one: one.safe, pair[1])]
             plan, found = max(safe or tried, key=lambda pair: _share(pair[1]))
@@ -250,6 +249,7 @@ class Loop:
                 break
             error = max(abs(one.measured.mid / one.predicted_ns - 1) for each in measured for one in each.values())
             planned = self.plans(profiles, Feedback(number + 1, corrections, error))
+            known = [plan.widths for plan, _ in tried]
             if used and number + 1 >= LIMITS.confirm_rounds and all(plan.widths in known for plan in planned):
                 break
         if not used:

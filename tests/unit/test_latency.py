@@ -57,6 +57,22 @@ def profile(groups: Groups, count: int, step: int, noise: float, seed: int = 0) 
     return Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments))
 
 
+Times = dict[str, float]
+
+
+def recorded(
+    groups: Groups, count: int, times: Callable[[Widths], Times], seen: Callable[[Times], Times] = dict
+) -> Profile:
+    """A profile of a device whose layers take `times`, of which its profiler reports what `seen` makes of them."""
+    experiments = []
+    for i, widths in enumerate(variants(groups, count)):
+        layers = times(widths)
+        samples = Samples((Run((round(sum(layers.values())),), 1),))
+        nodes = {name: round(ns) for name, ns in seen(layers).items()}
+        experiments.append(Experiment(("anchor", "baseline")[i] if i < 2 else "fit", 0, dict(widths), samples, nodes))
+    return Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments))
+
+
 @pytest.mark.parametrize("step", [1, 4, 8, 16])
 def test_steps_are_found_and_unseen_widths_predicted(groups: Groups, step: int) -> None:
     fitted = fit(groups, profile(groups, 40, step, noise=0.0))
@@ -96,13 +112,7 @@ def test_widths_with_a_slower_kernel_are_found(groups: Groups) -> None:
         slow = {layer.name: 3 if layer.inputs.size(widths) % 4 else 1 for layer in groups.layers}
         return {name: ns * slow[name] for name, ns in times.items()}
 
-    experiments = []
-    for i, widths in enumerate(variants(groups, 50)):
-        layers = total(widths)
-        samples = Samples((Run((round(sum(layers.values())),), 1),))
-        nodes = {name: round(ns) for name, ns in layers.items()}
-        experiments.append(Experiment("fit" if i else "anchor", 0, dict(widths), samples, nodes))
-    fitted = fit(groups, Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments)))
+    fitted = fit(groups, recorded(groups, 50, total))
     aligned, fewer = groups.full() | {"stem.0": 8}, groups.full() | {"stem.0": 6}
     for widths in (aligned, fewer):
         assert fitted.ns(widths) == pytest.approx(sum(total(widths).values()), rel=0.05)
@@ -307,30 +317,11 @@ def test_widths_with_a_kernel_of_their_own_do_not_mislead_about_their_neighbours
         odd = {x.name: 1 + 0.4 * (sum(x.channels(widths)) % 7 == 3) for x in groups.layers}
         return {name: ns * odd[name] for name, ns in times.items()}
 
-    experiments = []
-    for i, widths in enumerate(variants(groups, 60)):
-        times = {name: round(ns) for name, ns in latency(widths).items()}
-        samples = Samples((Run((sum(times.values()),), 1),))
-        experiments.append(Experiment("fit" if i else "anchor", 0, dict(widths), samples, times))
-    fitted = fit(groups, Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments)))
+    fitted = fit(groups, recorded(groups, 60, latency))
     random = np.random.default_rng(8)
     tried = [drawn(groups, random) for _ in range(60)]
     errors = [abs(fitted.ns(widths) / sum(latency(widths).values()) - 1) for widths in tried]
     assert np.median(errors) < 0.0075  # 0.0087 if a width shares all of its error with its neighbours
-
-
-Times = dict[str, float]
-
-
-def recorded(groups: Groups, count: int, times: Callable[[Widths], Times], seen: Callable[[Times], Times]) -> Profile:
-    """A profile of a device whose layers take `times`, of which its profiler reports what `seen` makes of them."""
-    experiments = []
-    for i, widths in enumerate(variants(groups, count)):
-        layers = times(widths)
-        samples = Samples((Run((round(sum(layers.values())),), 1),))
-        nodes = {name: round(ns) for name, ns in seen(layers).items()}
-        experiments.append(Experiment(("anchor", "baseline")[i] if i < 2 else "fit", 0, dict(widths), samples, nodes))
-    return Profile("t", "m", groups.network, DEVICE, 1, "fp32", tuple(experiments))
 
 
 def error(groups: Groups, profile: Profile, times: Callable[[Widths], Times]) -> float:
@@ -348,7 +339,7 @@ def test_layers_of_one_geometry_may_take_different_times() -> None:
     def times(widths: Widths) -> Times:
         return {name: ns * slow.get(name.split(".")[-1], 1.0) for name, ns in truth(groups, widths, 1).items()}
 
-    assert error(groups, recorded(groups, 40, times, lambda found: found), times) < 0.01
+    assert error(groups, recorded(groups, 40, times), times) < 0.01
 
 
 def test_node_times_that_differ_between_networks_count_less_than_latencies() -> None:
