@@ -31,12 +31,12 @@ from nets import RUNTIMES, Subject, local
 from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.devices.patience import Patience
 from edgeprune.latency import stats
-from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
+from edgeprune.latency.observations import reference_ns
 from edgeprune.records import Budget, MeasuredPlan, Plan, Profile, Scores, Widths
 from edgeprune.stages import allocation, confirm, experiments
 from edgeprune.storage import codec
 
-PROCESSES = 8
+PROCESSES = 24
 
 
 class Rows:
@@ -116,13 +116,13 @@ class Fleet:
         made = confirm.Loop(groups, scores, budget).confirm(profiles, measure)
         return groups.full() | made.plan.widths
 
-    def shares(self, networks: Mapping[str, Widths], fraction: float, runtime: str) -> dict[str, float]:
+    def shares(self, networks: Mapping[str, Widths], budget: Budget, runtime: str) -> dict[str, float]:
         """{network: measured share of the budget} on a runtime. All networks are interleaved."""
         with self.at(runtime) as subject:
             models = [subject.file(subject.groups.full()), *(subject.file(one) for one in networks.values())]
             original, *taken = subject.bench.compare(models, subject.inputs, PROCESSES)
-        ratios = [stats.ratio(samples, original, FIT_QUANTILE).mid / fraction for samples in taken]
-        return dict(zip(networks, ratios, strict=True))
+        ratios = [stats.ratio(samples, original, budget.quantile).mid for samples in taken]
+        return dict(zip(networks, [ratio / (budget.fraction or 1.0) for ratio in ratios], strict=True))
 
 
 def compared(fleet: Fleet, seed: int, budget: Budget, rows: Rows) -> None:
@@ -136,9 +136,8 @@ def compared(fleet: Fleet, seed: int, budget: Budget, rows: Rows) -> None:
     networks: dict[str, Widths] = {}
     for label, names in plans.items():
         networks[label] = rows.row((*at, "plan", *names), lambda names=names: fleet.confirmed(names, scores, budget))
-    fraction = budget.fraction or 1.0
     shares = {
-        name: rows.row((*at, "shares", name), lambda name=name: fleet.shares(networks, fraction, name))
+        name: rows.row((*at, "shares", name), lambda name=name: fleet.shares(networks, budget, name))
         for name in runtimes
     }
     for label, widths in networks.items():
