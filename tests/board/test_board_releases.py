@@ -127,6 +127,7 @@ def test_after_a_power_cut_at_any_step_the_old_or_the_new_release_is_deployed(
     assert now(to)["current"] == newer.digest
 
 
+@pytest.mark.nightly
 def test_a_release_that_a_power_cut_damaged_is_refused(
     served: tuple[Target, Path], device: Device, tmp_path: Path
 ) -> None:

@@ -101,7 +101,7 @@ def test_the_board_is_identified_as_emulated(tmp_path: Path) -> None:
         Bench(replace(target(), emulated=False), transport, tmp_path)
 
 
-@pytest.mark.parametrize("seconds", [2, 10])
+@pytest.mark.parametrize("seconds", [2, pytest.param(10, marks=pytest.mark.nightly)])
 def test_a_link_that_is_off_during_a_measurement_recovers(seconds: int, device: Any, link: Any, tmp_path: Path) -> None:
     remote = device.put([model(tmp_path, hangs=0.1)])
     replies = device.call([job(i, remote) for i in range(3)], 300)
@@ -111,7 +111,7 @@ def test_a_link_that_is_off_during_a_measurement_recovers(seconds: int, device: 
     assert [reply["id"] for reply in replies] == [1, 2]
 
 
-@pytest.mark.parametrize("seconds", [2, 10])
+@pytest.mark.parametrize("seconds", [2, pytest.param(10, marks=pytest.mark.nightly)])
 def test_a_link_that_is_off_during_an_upload_recovers(seconds: int, device: Any, link: Any, tmp_path: Path) -> None:
     path = tmp_path / "blob.bin"
     path.write_bytes(bytes(range(256)) * 40_000 + os.urandom(4_000_000))
@@ -123,6 +123,7 @@ def test_a_link_that_is_off_during_an_upload_recovers(seconds: int, device: Any,
     assert not shell("find .edgeprune/files -name '*.part' -o -name '*.z'").strip()
 
 
+@pytest.mark.nightly
 def test_a_link_that_does_not_come_back_is_an_error_in_time(
     device: Any, link: Any, hasty: None, tmp_path: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_link_that_does_not_come_back_is_an_error_in_time(
     assert caught.value.exit_code == 5 and time.monotonic() - started < 6 + 8 + 8 + 2
 
 
+@pytest.mark.nightly
 def test_a_paused_board_continues(device: Any, link: Any, tmp_path: Path) -> None:
     remote = device.put([model(tmp_path, hangs=0.1)])
     replies = device.call([job(i, remote) for i in range(3)], 300)
@@ -165,6 +167,7 @@ def test_a_reset_discards_its_sample_and_only_one_is_accepted(
     assert caught.value.exit_code == 5
 
 
+@pytest.mark.nightly
 def test_a_killed_agent_is_reported(device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     remote = device.put([model(tmp_path, hangs=0.3)])
     replies = device.call([job(i, remote) for i in range(3)], 300)
@@ -220,6 +223,7 @@ def test_a_disk_that_fills_up_during_an_upload_is_an_error_and_no_partial_file_s
         shell("rm -f filler")
 
 
+@pytest.mark.nightly
 def test_a_read_only_home_is_an_error(tmp_path: Path) -> None:
     shell("mv .edgeprune /tmp/kept; chmod 500 .")
     try:
