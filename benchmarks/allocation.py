@@ -36,7 +36,7 @@ from edgeprune.latency.fit import fit
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
 from edgeprune.latency.surface import LayerCost
-from edgeprune.records import Groups, Profile, Scores
+from edgeprune.records import Groups, Plan, Profile, Scores
 from edgeprune.stages import allocation, experiments
 from edgeprune.storage import codec
 
@@ -187,7 +187,7 @@ def exact(
         argv = [sys.executable, "-W", "ignore", "-c", PLANNER, name, str(budget)]
         said = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
         seconds, peak = map(float, said.splitlines()[-1].split())  # HiGHS may have printed something before
-        plan = codec.loads(allocation.Plan, (folder / "plan.json").read_text(), "plan")
+        plan = codec.loads(Plan, (folder / "plan.json").read_text(), "plan")
     return {**groups.full(), **plan.widths}, plan.gap, seconds, peak
 
 

@@ -14,20 +14,26 @@ import tempfile
 import time
 from pathlib import Path
 
-from nets import NETS, RUNTIMES
+import cifar
+import nets
+import news
+from nets import RUNTIMES
 
 import edgeprune
 from edgeprune.errors import EdgepruneError
 
+# The module of each network. Of two with one name, the one for larger images.
+SOURCES = {net: module for module in (news, cifar, nets) for net in module.NETS}
 MODEL = """
 import sys
 sys.path.insert(0, {folder!r})
 import torch
-from nets import NETS, inputs
+import {module} as source
+from {module} import inputs
 
 def build():
     torch.manual_seed(0)
-    return NETS[{net!r}]()
+    return source.NETS[{net!r}]()
 
 def batches():
     return [(inputs()[0], torch.zeros(1, dtype=torch.long))]
@@ -57,7 +63,9 @@ threads = {threads}
 
 def project(folder: Path, net: str, runtime: str, threads: int) -> Path:
     """A project of this network with a target `benchmark`."""
-    (folder / "subject.py").write_text(MODEL.format(folder=str(Path(__file__).parent), net=net))
+    (folder / "subject.py").write_text(
+        MODEL.format(folder=str(Path(__file__).parent), module=SOURCES[net].__name__, net=net)
+    )
     (folder / "edgeprune.toml").write_text(PROJECT)
     (folder / "targets").mkdir()
     (folder / "targets" / "benchmark.toml").write_text(TARGET.format(runtime=runtime, threads=threads))
@@ -68,10 +76,10 @@ def walk(path: Path, budget: str) -> dict[str, object]:
     """One budget, from the profile to a confirmed plan."""
     started = time.monotonic()
     try:
-        confirmed, _ = edgeprune.prune(path, "benchmark", budget)
+        confirmed = edgeprune.prune(path, "benchmark", budget=budget).confirmed
     except EdgepruneError as error:
         return {"budget": budget, "error": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - started}
-    chosen = next((r for r in confirmed.rounds if r.widths == confirmed.plan.widths), None)
+    chosen = next((r for r in confirmed.measurements if r.widths == confirmed.plan.widths), None)
     if chosen is None:
         return {"budget": budget, "error": "the original network meets it", "seconds": time.monotonic() - started}
     return {
@@ -82,7 +90,7 @@ def walk(path: Path, budget: str) -> dict[str, object]:
         "share": chosen.share,
         "high": chosen.measured.high / chosen.budget_ns,
         "rounds": confirmed.rounds,
-        "plans": len(confirmed.rounds),
+        "plans": len(confirmed.measurements),
         "gap": confirmed.plan.gap,
         "seconds": time.monotonic() - started,
     }
@@ -90,7 +98,7 @@ def walk(path: Path, budget: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", choices=sorted(NETS), required=True)
+    parser.add_argument("--net", choices=sorted(SOURCES), required=True)
     parser.add_argument("--runtime", choices=RUNTIMES, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budgets", nargs="+", default=["80%", "65%", "50%", "35%"])

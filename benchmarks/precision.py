@@ -62,7 +62,7 @@ def main() -> None:
                     for precision in ("fp32", "auto"):
                         row = [net, runtime, budget, precision]
                         try:
-                            result = verbs.run(project, f"{runtime}-{precision}", budget)
+                            result = verbs.run(project, f"{runtime}-{precision}", budget=budget)
                         except EdgepruneError as error:
                             row += ["–", "–", "–", "–", type(error).__name__]
                         else:

@@ -145,8 +145,8 @@ class Recipes:
         costs = replace(self.costs, layers=layers, posterior=None)
 
         def exact(limit: float) -> Small:
-            keep = allocation.plans(groups, costs, scores, limit, "")[0].keep
-            return Small(cut(model, make_recipe(groups, keep), cifar.inputs()))
+            plan = allocation.plans(groups, costs, scores, limit, "")[0]
+            return Small(cut(model, make_recipe(groups, plan.keep), cifar.inputs()), plan.widths)
 
         (found, used), *_ = at_budget(self.subject, {"exact": exact}, share, self.full_ns, ROUNDS).values()
         print(f"    {used:.1%} of {share:.0%}", flush=True)
