@@ -90,7 +90,6 @@ def walk(path: Path, budget: str) -> dict[str, object]:
         "share": chosen.share,
         "high": chosen.measured.high / chosen.budget_ns,
         "rounds": confirmed.rounds,
-        "plans": len(confirmed.measurements),
         "gap": confirmed.plan.gap,
         "seconds": time.monotonic() - started,
     }
@@ -115,7 +114,7 @@ def main() -> None:
             count = len(profile.experiments)
             print(f"{options.net} on {options.runtime}: profile of {count} experiments in {spent:.0f} s")
             headings = f"{'budget':>6} {'budget, ms':>10} {'predicted':>10} {'confirmed':>10} {'share':>7}"
-            print(f"{headings} {'rounds':>6} {'plans':>5} {'s':>5}")
+            print(f"{headings} {'rounds':>6} {'s':>5}")
             for budget in options.budgets:
                 row = {"net": options.net, "runtime": options.runtime, "profile_s": spent, **walk(path, budget)}
                 rows.append(row)
@@ -124,7 +123,7 @@ def main() -> None:
                     continue
                 print(
                     f"{budget:>6} {row['budget_ms']:>10.3f} {row['predicted_ms']:>10.3f} {row['confirmed_ms']:>10.3f}"
-                    f" {row['share']:>7.1%} {row['rounds']:>6} {row['plans']:>5} {row['seconds']:>5.0f}",
+                    f" {row['share']:>7.1%} {row['rounds']:>6} {row['seconds']:>5.0f}",
                     flush=True,
                 )
                 if options.out:
