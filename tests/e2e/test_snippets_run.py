@@ -64,3 +64,11 @@ def test_commands_that_need_no_board_run(own_run: Path) -> None:
     assert len(here()) >= 8
     for words in here():
         run(words, folder)
+
+
+@pytest.mark.nightly
+def test_the_short_benchmark_runs() -> None:
+    """Its figures do not count. 4 is inconclusive: this machine is busy."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "compression.py"), "--short"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode in (0, 4), done.stdout + done.stderr

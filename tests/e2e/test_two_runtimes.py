@@ -11,7 +11,7 @@ from small import command
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_command_gives_one_network_for_two_runtimes(project: Path, home_with_key: Path) -> None:
     folder = project.parent / "targets"
     folder.mkdir()
