@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from nets import NETS, image
 from torch import nn
 
@@ -221,3 +223,50 @@ def test_inputs_and_outputs_have_the_users_names_and_order() -> None:
     (given,) = [layer for layer in layers if layer.kind == "Input"]
     assert given.outputs == ["picture"] and given.params == {0: 6, FEATURES: FP32}
     assert [blob for layer in layers for blob in layer.outputs if blob not in read_in] == ["late", "early_one"]
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool: nn.AvgPool2d, functional: bool) -> None:
+        super().__init__()
+        self.a, self.pool, self.functional = nn.Conv2d(3, 8, 1), pool, functional
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, pool = self.a(x), self.pool
+        if not self.functional:
+            return pool(x)
+        return nn.functional.avg_pool2d(
+            x, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, pool.count_include_pad
+        )
+
+
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(512, ceil_mode=True),  # as the whole input, in transformers' EfficientNet
+        nn.AvgPool2d((3, 2), (2, 3), (1, 0), ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(2, ceil_mode=True),
+    ],
+    ids=["whole", "sides differ", "without padding", "two"],
+)
+def test_average_pools_in_ceil_mode_are_exact(pool: nn.AvgPool2d, functional: bool) -> None:
+    """ncnn's own divides by another number. The conversion compares its outputs with torch's."""
+    exported(Pooled(pool, functional), (torch.randn(1, 3, 8, 7),))
+    assert type(pool) is nn.AvgPool2d, "the model is as it was"
+
+
+@given(
+    size=st.integers(1, 12),
+    kernel=st.integers(1, 14),
+    step=st.integers(1, 5),
+    share=st.floats(0, 0.5),
+    padded=st.booleans(),
+)
+def test_an_average_without_ceil_mode_is_torchs(size: int, kernel: int, step: int, share: float, padded: bool) -> None:
+    pad = int(kernel * share)
+    assume(kernel - size - 2 * pad < step)  # torch refuses what has no window
+    x = torch.randn(1, 2, size, size + 1)
+    pool = {"stride": step, "padding": pad, "ceil_mode": True, "count_include_pad": padded}
+    wanted = nn.functional.avg_pool2d(x, kernel, **pool)
+    torch.testing.assert_close(exporter._averaged(x, kernel, **pool), wanted)

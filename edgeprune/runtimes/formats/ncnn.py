@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from edgeprune.errors import RuntimeMissing, UsageError, quoted
 from edgeprune.graph.trace import exporting
@@ -204,19 +207,95 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
     if found is None or found.origin is None:
         raise RuntimeMissing(f"pnnx is not installed; {INSTALL}")
     try:
-        with exporting(), silenced():
+        with exporting(), silenced(), _without_ceil(model):
             traced: Any = torch.jit.trace(model.eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
             traced.save(str(folder / "model.pt"))
         argv = [str(Path(found.origin).with_name("pnnx")), "model.pt", "fp16=0"]
         done = _ended("pnnx", argv, folder)
         if done.returncode or not (folder / "model.ncnn.bin").is_file():
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-            raise UsageError(f"the model cannot be exported to ncnn: pnnx: {quoted(lines[-1])}")
+            raise UsageError(f"the model cannot be exported to ncnn: {_reason(done)}")
         network = (folder / "model.ncnn.param").read_text()
         _require_known(parse(network), model, inputs)
         return read(network, (folder / "model.ncnn.bin").read_bytes())
     except (RuntimeError, ValueError, OSError) as error:
         raise refusal("ncnn", model, inputs, error) from error
+
+
+@contextmanager
+def _without_ceil(model: nn.Module) -> Iterator[None]:
+    """A context in which a model computes average pools in ceil mode by other operators.
+
+    In ceil mode torch divides a window's sum by how many numbers are inside. ncnn divides by another number, and reads beyond
+    the end of an input that is smaller than the window. pnnx knows torch's modules by their class, so these get another one.
+    """
+    pools = [module for module in model.modules() if type(module) is nn.AvgPool2d and module.ceil_mode]
+    try:
+        for module in pools:
+            module.__class__ = _Pool
+        with _Pools():
+            yield
+    finally:
+        for module in pools:
+            module.__class__ = nn.AvgPool2d
+
+
+class _Pool(nn.AvgPool2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _averaged(
+            x, self.kernel_size, self.stride, self.padding, True, self.count_include_pad, self.divisor_override
+        )
+
+
+class _Pools(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        name = getattr(func, "__name__", "").partition(".")[0]
+        in_ceil_mode = given.get("ceil_mode", args[4] if len(args) > 4 else False)
+        return (_averaged if name == "avg_pool2d" and in_ceil_mode else func)(*args, **given)
+
+
+def _averaged(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """`F.avg_pool2d` in ceil mode, without ceil mode: zeros behind the end, and factors for the windows that reach over it."""
+    kernel, step, pad = (_pair(value) for value in (kernel_size, stride or kernel_size, padding))
+    if divisor_override is not None:
+        return F.avg_pool2d(x, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
+    sizes = int(x.shape[-2]), int(x.shape[-1])  # while torch traces, a size is a tensor
+    (above, rows), (left, columns) = (
+        _inside(*each, count_include_pad) for each in zip(sizes, kernel, step, pad, strict=True)
+    )
+    if (rows, columns) == ([sizes[0]], [sizes[1]]):
+        return x.mean((-2, -1), keepdim=True)
+    padded = F.pad(x, (pad[1], left, pad[0], above))
+    factors = torch.outer(kernel[0] / torch.tensor(rows), kernel[1] / torch.tensor(columns))
+    found = F.avg_pool2d(padded, kernel, step)
+    return found if bool((factors == 1).all()) else found * factors
+
+
+def _inside(size: int, kernel: int, step: int, pad: int, padded: bool) -> tuple[int, list[int]]:
+    """The zeros behind the end of a dimension, and how many numbers of each window torch counts."""
+    count = -(-(size + 2 * pad - kernel) // step) + 1
+    count -= (count - 1) * step >= size + pad  # a window must begin before the end
+    starts = [i * step - pad for i in range(count)]
+    if padded:
+        counted = [min(start + kernel, size + pad) - start for start in starts]
+    else:
+        counted = [min(start + kernel, size) - max(start, 0) for start in starts]
+    return max(pad, starts[-1] + kernel - size), counted
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    return sizes[0], sizes[-1]
 
 
 def _ended(name: str, argv: list[str], folder: Path) -> subprocess.CompletedProcess[bytes]:
@@ -229,6 +308,14 @@ def _ended(name: str, argv: list[str], folder: Path) -> subprocess.CompletedProc
     except subprocess.TimeoutExpired as error:
         text = f"the model cannot be exported to ncnn: {name} took over {LIMITS.convert_s:g} s"
         raise UsageError(text) from error
+
+
+def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Why pnnx failed: the signal that ended it, or its last line."""
+    if done.returncode < 0:
+        return f"pnnx crashes with {signal.Signals(-done.returncode).name}"
+    lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+    return f"pnnx: {quoted(lines[-1])}"
 
 
 def _require_known(layers: list[Layer], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
