@@ -256,6 +256,20 @@ def test_average_pools_in_ceil_mode_are_exact(pool: nn.AvgPool2d, functional: bo
     assert type(pool) is nn.AvgPool2d, "the model is as it was"
 
 
+@pytest.mark.parametrize("sides", [(1, 1, 1, 1), (0, 1, 0, 1), (2, 0, 1, 3)])
+def test_a_padding_before_weights_has_none_itself(sides: tuple[int, ...]) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(nn.functional.max_pool2d(nn.functional.pad(self.a(x), sides), 3, 2))
+
+    layers = exported(Padded(), (torch.randn(1, 3, 8, 8),))
+    assert [len(layer.weights) for layer in layers if layer.kind == "Padding"] == [0]
+
+
 @given(
     size=st.integers(1, 12),
     kernel=st.integers(1, 14),

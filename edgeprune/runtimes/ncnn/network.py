@@ -79,6 +79,7 @@ WEIGHTS: dict[str, tuple[Tensor, ...]] = {
     "Normalize": (Tensor((3,)),),
     "Padding": (Tensor((6,)),),
 }
+KERNEL = 1, 11, 21  # its width, height and depth
 GATES = {"LSTM": (4, 4), "GRU": (3, 4), "RNN": (1, 1)}  # of the weights, and of the bias
 SCALES = dict.fromkeys((*GATES, "Convolution", "ConvolutionDepthWise", "InnerProduct"), 8) | dict.fromkeys(
     ("Embed", "Gemm", "MultiHeadAttention"), 18
@@ -256,8 +257,9 @@ def _shapes(layer: Layer) -> Iterator[tuple[tuple[int, ...], bool, bool]]:
 
 def _declared(layer: Layer) -> Iterator[tuple[tuple[int, ...], bool, bool]]:
     for known in WEIGHTS.get(layer.kind, ()):
-        # A kernel's height is its width, if there is none.
-        dims = [None if key is None else layer.number(key, layer.number(1, 1)) for key in known.dims]
+        # A kernel's height is its width, if there is none. All other sizes are zero then.
+        width = layer.number(1, 1)
+        dims = [None if key is None else layer.number(key, width if key in KERNEL else 0) for key in known.dims]
         if known.when is not None and not layer.number(*known.when):
             continue
         if known.size is not None:
