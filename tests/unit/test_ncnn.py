@@ -116,6 +116,18 @@ def test_a_text_with_commas_is_no_list() -> None:
     assert '6="0w,0h,0n"' in write(layers)[0] and parse(write(layers)[0])[1].params == layers[1].params
 
 
+@pytest.mark.parametrize("array", ["1,0.1", "2,0.0,6.0", "1,3", "2,3,4", "0"])
+def test_an_array_is_written_as_it_was(array: str) -> None:
+    """The slope of a leaky ReLU that is part of a convolution is an array of one."""
+    text = f"7767517\n2 2\nInput x 0 1 x\nReLU r 1 1 x y 0=1 -23310={array}\n"
+    (again,) = (line for line in write(parse(text))[0].splitlines() if line.startswith("ReLU"))
+    assert again.split()[-1].rstrip(",") == f"-23310={array}"
+
+
+def test_leaky_activations_of_convolutions_are_exported() -> None:
+    exported(nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.1), nn.Conv2d(8, 4, 1), nn.ReLU6()), image())
+
+
 def test_a_constant_of_bytes_is_read_and_written() -> None:
     """As pnnx writes the mask of a transformer."""
     text = "7767517\n2 2\nMemoryData mask 0 1 mask 0=1 1=5 2=1 21=3\nMemoryData one 0 1 one 0=1\n"

@@ -92,7 +92,7 @@ class Layer:
     """One layer: its kind, its name, and the names of the blobs that it reads and makes.
 
     Attributes:
-        params: whole numbers, arrays of them, or the text of anything else, by their numbers.
+        params: whole numbers, arrays of them, or the text of anything else, by their numbers. An array's text has a comma.
         weights: pairs of the values and whether a tag says their type.
     """
 
@@ -177,7 +177,9 @@ def _value(text: str) -> int | str:
 def _array(parts: list[str]) -> Numbers | str:
     values = [_value(part) for part in parts]
     numbers = tuple(value for value in values if isinstance(value, int))
-    return numbers if len(numbers) == len(values) else ",".join(parts)
+    if len(numbers) == len(values):
+        return numbers
+    return ",".join(parts) if len(parts) > 1 else f"{parts[0]},"  # the comma says that it is an array
 
 
 def read(param: str, weights: bytes) -> list[Layer]:
@@ -294,7 +296,7 @@ def write(layers: Sequence[Layer]) -> tuple[str, bytes]:
 def _written(key: int, value: int | Numbers | str) -> str:
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     if isinstance(value, tuple) or ("," in text and not text.startswith(QUOTE)):
-        parts = text.split(",") if text else []
+        parts = [part for part in text.split(",") if part]
         return f"{ARRAY - key}={len(parts)},{','.join(parts)}"
     return f"{key}={value}"
 
