@@ -237,6 +237,21 @@ def test_inputs_and_outputs_have_the_users_names_and_order() -> None:
     assert [blob for layer in layers for blob in layer.outputs if blob not in read_in] == ["late", "early_one"]
 
 
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        first = self.a(x)
+        return {"out": self.b(first.relu()), "features": [first]}
+
+
+def test_outputs_in_dicts_and_lists_are_exported() -> None:
+    layers = exported(Nested(), image())
+    assert [layer.kind for layer in layers].count("Convolution") == 2
+
+
 class Pooled(nn.Module):
     def __init__(self, pool: nn.AvgPool2d, functional: bool) -> None:
         super().__init__()

@@ -208,7 +208,8 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
         raise RuntimeMissing(f"pnnx is not installed; {INSTALL}")
     try:
         with exporting(), silenced(), _without_ceil(model):
-            traced: Any = torch.jit.trace(model.eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
+            flat = _Flat(model).eval() if _is_nested(model.eval()(*inputs)) else model
+            traced: Any = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]
             traced.save(str(folder / "model.pt"))
         argv = [str(Path(found.origin).with_name("pnnx")), "model.pt", "fp16=0"]
         done = _ended("pnnx", argv, folder)
@@ -219,6 +220,23 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> li
         return read(network, (folder / "model.ncnn.bin").read_bytes())
     except (RuntimeError, ValueError, OSError) as error:
         raise refusal("ncnn", model, inputs, error) from error
+
+
+def _is_nested(output: Any) -> bool:
+    """Whether an output is neither a tensor nor a tuple of tensors. torch.jit traces no others."""
+    parts = output if isinstance(output, tuple) else (output,)
+    return not all(isinstance(part, Tensor) for part in parts)
+
+
+class _Flat(nn.Module):
+    """A model whose output is a tuple of its tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors(self.model(*inputs)))
 
 
 @contextmanager
