@@ -29,7 +29,8 @@ import sys
 sys.path.insert(0, {folder!r})
 import torch
 import {module} as source
-from {module} import inputs
+
+inputs = source.inputs
 
 def build():
     torch.manual_seed(0)

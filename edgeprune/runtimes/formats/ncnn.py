@@ -78,15 +78,16 @@ class NcnnTemplate(Template):
             shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
             most = f"ncnn takes one sample of at most {len(SIZES) - 1} dimensions a call"
             raise UsageError(f"{most}, and the inputs are {shapes}; give example inputs of batch 1")
+        with torch.no_grad():
+            outputs = model.eval()(*inputs)
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-            layers = _converted(model, inputs, Path(scratch))
+            layers = _converted(model, inputs, outputs, Path(scratch))
             _named(layers, model, inputs)
             for layer in layers:
                 if layer.kind == CAST:  # a device feeds fp32, whatever torch casts to it
                     layer.kind, layer.params = "Noop", {}
                 layer.params[FEATURES] = FP32
-            with torch.no_grad():
-                wanted = [tensor.numpy() for tensor in tensors(model(*inputs))]
+            wanted = [tensor.numpy() for tensor in tensors(outputs)]
             _require_equal(layers, [x.numpy() for x in inputs], wanted, Path(scratch))
         return pack(layers)
 
@@ -201,14 +202,18 @@ def _same(first: Layer, second: Layer) -> bool:
 # ---------------------------------------------------------------------------------------------------------- conversion
 
 
-def _converted(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) -> list[Layer]:
-    """The layers that pnnx makes of a model. Raises `UsageError` if ncnn lacks one of them, or pnnx fails."""
+def _converted(model: nn.Module, inputs: tuple[Tensor, ...], outputs: Any, folder: Path) -> list[Layer]:
+    """The layers that pnnx makes of a model, which returns `outputs`.
+
+    Raises:
+        UsageError: ncnn lacks one of them, or pnnx fails.
+    """
     found = importlib.util.find_spec("pnnx")
     if found is None or found.origin is None:
         raise RuntimeMissing(f"pnnx is not installed; {INSTALL}")
     try:
         with exporting(), silenced(), _without_ceil(model):
-            flat = _Flat(model).eval() if _is_nested(model.eval()(*inputs)) else model
+            flat = _Flat(model).eval() if _is_nested(outputs) else model
             traced: Any = torch.jit.trace(flat, inputs, check_trace=False)  # type: ignore[no-untyped-call]
             traced.save(str(folder / "model.pt"))
         argv = [str(Path(found.origin).with_name("pnnx")), "model.pt", "fp16=0"]
