@@ -39,7 +39,9 @@ test-models: .venv/.installed ## cut and compile every architecture of docs/mode
 	@$(BIN)/python -m pytest tests/models
 
 coverage: .venv/.installed ## run the tests of make test and print which lines they reach
-	@$(BIN)/python -m pytest -m "not slow" $(SHARED) --cov --cov-report term
+	@rm -rf build/covered && mkdir -p build/covered
+	@COVERED=$(CURDIR)/build/covered PYTHONPATH=tests/covered $(BIN)/python -m pytest -m "not slow" $(SHARED) -W "ignore:Module already imported"
+	@$(BIN)/python tests/covered/covered.py build/covered
 
 board: .venv/.installed ## start the virtual board
 	@$(BIN)/edgeprune board up
@@ -81,4 +83,4 @@ doctor: .venv/.installed ## check the installation, PROJECT and TARGET, and prin
 	@$(BIN)/edgeprune doctor $(TARGET) --project $(PROJECT)
 
 clean: ## delete the files that runs and tests leave
-	rm -rf examples/*/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* build dist
+	rm -rf examples/*/runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -50,13 +50,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Count inconclusive contract tests, and keep imports and coverage quick."""
+    """Count inconclusive contract tests, and keep imports quick."""
     gc.disable()  # until all tests are collected
     config.pluginmanager.register(Inconclusive())
-    if config.getoption("cov_source", None):
-        import untraced
-
-        untraced.exporters()
 
 
 def pytest_collection_finish() -> None:

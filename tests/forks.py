@@ -101,10 +101,6 @@ def _warm_up() -> None:
     for name in (*(f"edgeprune.{name}" for name in edgeprune), "onnx", "safetensors.torch", "torch.onnx"):
         importlib.import_module(name)
     torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),))
-    if "coverage" in sys.modules:
-        import untraced
-
-        untraced.exporters()
     bundle.agent()
     gc.collect()
     gc.freeze()  # or a fork that ends looks at every object of torch, and copies its memory

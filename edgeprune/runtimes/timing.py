@@ -16,8 +16,10 @@ from typing import Callable, Iterator, Optional, Sequence, Tuple
 from . import machine
 
 STABLE = 0.02  # warm-up ends when the medians of two consecutive windows are this close
-WINDOW = (3, 10)  # runs in a window: at least, and at most
+WINDOW = (3, 20)  # runs in a window: at least, and at most
 WINDOW_NS = 20_000_000  # a window ends early once its runs fill this time
+# Before its window a model runs so often, or for this time: the other models have filled the caches. See docs/adr/0010.
+REFILL, REFILL_NS = 20, 5_000_000
 NARROW = 0.002  # timing ends when the interval of the median is at most this wide, relative to the median
 
 
@@ -120,7 +122,7 @@ def _timed(runs: Sequence[Run], timing: Timing, clock: Clock) -> list[Timed]:
     while fewest < timing.runs_max and (fewest < timing.runs_min or clock() < start + spent):
         for run, log in zip(runs, logs):
             if len(runs) > 1:
-                run()  # the other models have filled the caches
+                refill(run, clock)
             log.add(run, clock)
         fewest = min(len(log.times_ns) for log in logs)
         if fewest >= check and clock() > start + spent // 2:  # equal times within one moment prove little
@@ -168,6 +170,15 @@ def warm_up(run: Run, timing: Timing, clock: Clock) -> None:
         if (last and abs(middle - last) <= STABLE * last) or clock() > until:
             return
         last = middle
+
+
+def refill(run: Run, clock: Clock) -> None:
+    """Run until the caches hold the model again: `REFILL` times, but no longer than `REFILL_NS`."""
+    until = clock() + REFILL_NS
+    for _ in range(REFILL):
+        run()
+        if clock() >= until:
+            return
 
 
 def window(run: Run, clock: Clock) -> list[int]:
