@@ -11,7 +11,7 @@ import pytest
 from small import command, settled
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_without_labels_agrees_with_the_original_and_is_reused(project: Path) -> None:
     names = runpy.run_path(str(project.with_name("blobs.py")))
     images = np.concatenate([batch.numpy() for batch, _ in names["train"]()])

@@ -61,7 +61,7 @@ def test_a_budget_that_does_not_hold_fails(checked: Path) -> None:
     assert found.code == 1 and outcomes(found)["latency_p50_ms"] == "fail"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_larger_network_is_slower_and_the_report_names_the_operators(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,13 +48,8 @@ def built(path: Path) -> nn.Module:
     return module.build()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        pytest.param(COMPUTED, id="computed weights", marks=pytest.mark.slow),
-        pytest.param(SEVERAL, id="several calls", marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("layers", [COMPUTED, SEVERAL], ids=["computed weights", "several calls"])
 def test_such_a_network_is_pruned_verified_and_loaded_into_its_class(layers: str, tmp_path: Path) -> None:
     """The checkpoint has the names of the user's class, such as weight_orig."""
     code, project = tmp_path / "blobs.py", tmp_path / "edgeprune.toml"

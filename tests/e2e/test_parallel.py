@@ -50,7 +50,7 @@ def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_is_the_same_in_two_processes_as_in_one(project: Path, tmp_path: Path) -> None:
     """Batches have 31 samples, so that shares are uneven. Batch-norm would see each share separately, so there is none."""
     module = project.with_name("blobs.py")

@@ -252,7 +252,7 @@ precision = "auto"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_auto_chooses_the_fastest_precision_within_the_metric_drop_and_uses_its_profile(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from small import InProcess, command, kill_after, settled, start
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_several_times_resumes_after_its_last_finished_stage(project: Path) -> None:
     made: set[str] = set()
     for words in (

@@ -206,7 +206,7 @@ def outputs(kind: str, file: bytes, inputs: tuple[Tensor, ...]) -> list[np.ndarr
     [
         ("YOLOv5 head", ("onnx", "tflite")),
         ("YOLOv8", ("onnx",)),
-        ("YOLO11", ("tflite",)),
+        pytest.param("YOLO11", ("tflite",), marks=pytest.mark.nightly),
         pytest.param("RT-DETR", ("onnx", "tflite"), marks=pytest.mark.nightly),
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
