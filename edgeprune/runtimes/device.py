@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ class Runtime(ABC):
     """One runtime on a device."""
 
     made: tuple[str, ...] = ()  # files of a release that only the device can make, beside the signed ones
+    optional: tuple[str, ...] = ()  # modules that the runtime imports if they are there, and that no inference needs
 
     @abstractmethod
     def version(self) -> str:
@@ -164,4 +166,12 @@ def find(name: str) -> Runtime:
         runtime: Runtime = importlib.import_module(f"{package}.{name}.device").RUNTIME
     except ModuleNotFoundError as error:
         raise missing from error
+    return runtime
+
+
+def find_alone(name: str) -> Runtime:
+    """The same, in a process that does nothing else: the runtime then does not find its `optional` modules."""
+    runtime = find(name)
+    for module in runtime.optional:
+        sys.modules.setdefault(module, None)  # type: ignore[arg-type] # Python's way to say that a module is missing
     return runtime

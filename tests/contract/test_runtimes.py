@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -150,6 +152,23 @@ def test_openvino_s_first_run_does_not_count() -> None:
     """Its counters are means over all runs so far, and a first run allocates: 100 µs, then three of 4 µs, read 28 µs."""
 
     assert without_first(mean=(100 + 3 * 4) / 4, runs=4, first=100) == 4
+
+
+def test_a_process_that_only_measures_imports_openvino_without_its_converter() -> None:
+    """The converter imports HTTP clients and more, and takes most of the time. A program that uses a release keeps it."""
+    pytest.importorskip("openvino")
+    code = (
+        "import sys; from edgeprune.runtimes.device import {0}; {0}('openvino').version(); import openvino;"
+        " print(hasattr(openvino, 'convert_model'), 'openvino_telemetry' in sys.modules)"
+    )
+
+    def printed(name: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code.format(name)], check=True, capture_output=True, text=True
+        ).stdout
+
+    assert printed("find_alone") == "False False\n"
+    assert printed("find").startswith("True")
 
 
 def test_what_openvino_cannot_convert_is_our_error(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from ...runtimes import cores, machine, power
-from ...runtimes.device import Conditions, Runtime, find
+from ...runtimes.device import Conditions, Runtime, find_alone
 from ..validate import printable
 from ..wire import Examine, GetState, Identify, Identity, Platform, State
 from . import contention
@@ -59,7 +59,7 @@ def _glibc() -> str:
 
 def identify(job: Identify) -> Identity:
     """The device and the runtime of the job."""
-    runtime, usable = find(job.runtime), contention.cores()
+    runtime, usable = find_alone(job.runtime), contention.cores()
     if job.cores:
         cores.pin(job.cores)
     serial = machine.first_line("/etc/machine-id") + machine.first_line("/proc/device-tree/serial-number")
@@ -83,7 +83,7 @@ def identify(job: Identify) -> Identity:
 
 def state(job: GetState) -> State:
     """The conditions that a measurement would have now."""
-    return State(conditions(find(job.runtime)))
+    return State(conditions(find_alone(job.runtime)))
 
 
 def processor(proc: str = "/proc") -> dict[str, str]:

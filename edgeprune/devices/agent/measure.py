@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...runtimes import machine, power
-from ...runtimes.device import Array, Options, find
+from ...runtimes.device import Array, Options, find_alone
 from ...runtimes.timing import NodeTime, Run, Timing, warm_up
 from ..validate import printable
 from ..wire import Cycle, Energy, GetEnergy, GetOutputs, GetThroughput, Measurement, Outputs, Throughput, Time
@@ -23,7 +23,7 @@ KIND_CHARS = 100
 
 def time_models(job: Time) -> Measurement:
     """Time the models without a profiler, with the conditions before and after; then time nodes where the job asks."""
-    runtime = find(job.runtime)
+    runtime = find_alone(job.runtime)
     options, timing = Options(job.threads, job.dla), Timing(job.warmup_s, job.timed_s, job.runs_min, job.runs_max)
     if job.prepare:
         runtime.prepare(job.prepare.power_mode, job.prepare.jetson_clocks, undo.record)
@@ -40,7 +40,7 @@ def time_models(job: Time) -> Measurement:
 
 def throughput(job: GetThroughput) -> Throughput:
     """Keep several inferences of a model running at the same time, with the conditions before and after."""
-    runtime = find(job.runtime)
+    runtime = find_alone(job.runtime)
     options, timing = Options(job.threads, job.dla, job.streams), Timing(job.warmup_s, job.timed_s, 1, 1)
     before = conditions(runtime)
     runs, spent_ns = runtime.throughput(job.model, options, _loaded(job.inputs), timing)
@@ -49,7 +49,7 @@ def throughput(job: GetThroughput) -> Throughput:
 
 def energy(job: GetEnergy) -> Energy:
     """The energy of idle windows and of windows that run a model, in turn, so that drift affects both."""
-    runtime, meter = find(job.runtime), power.meter()
+    runtime, meter = find_alone(job.runtime), power.meter()
     before = conditions(runtime)
     call = None
     if meter is not None:
@@ -105,7 +105,7 @@ def outputs(job: GetOutputs) -> Outputs:
     for name in machine.listed("."):
         if name.startswith("output-"):  # of an earlier job; the host has fetched it
             os.unlink(name)
-    model = find(job.runtime).load(job.model, Options(job.threads, job.dla))
+    model = find_alone(job.runtime).load(job.model, Options(job.threads, job.dla))
     stacked = [numpy.load(path, allow_pickle=False, mmap_mode="r") for path in job.inputs]
     results: list[list[Array]] = []
     size, until, spent = 0, time.monotonic() + job.most_s, 0.0

@@ -87,6 +87,8 @@ class OpenVinoModel(Model):
 class OpenVino(Runtime):
     """The package openvino."""
 
+    optional = ("openvino.tools.ovc",)  # its converter of models takes two thirds of the import
+
     def version(self) -> str:
         """The package's version without its build."""
         return str(module().__version__).split("-")[0]
