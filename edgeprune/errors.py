@@ -89,7 +89,7 @@ class CutError(EdgepruneError):
 
 
 class SolverError(EdgepruneError):
-    """A plan does not add up to its latency, or its optimality was not proved in time."""
+    """A plan does not add up to its latency, or nothing was proved about its loss."""
 
 
 def of_code(exit_code: int, text: str) -> BaseException:

@@ -18,12 +18,14 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from edgeprune.errors import InconclusiveError
 from edgeprune.graph.groups import candidate_widths
 from edgeprune.limits import LIMITS
 from edgeprune.records import Group, Groups, Layer, Span
 from edgeprune.runtimes.base import silenced
 
 GAP = 1e-3  # largest proven gap of a plan, relative to its loss
+LATE = 1  # SciPy's status of a solver that was stopped at its limit of time
 ROUGH = 1e-2  # of the largest loss of a choice; a plan with a smaller loss is solved again at a finer scale
 SUM_LEVELS = 64  # distinct channel counts of a layer that reads several groups; more are rounded up
 
@@ -113,11 +115,20 @@ class Program:
         return None if any(ends) else self.choice[layer.within][0]
 
     def solve(self, limits: Sequence[float]) -> tuple[dict[str, int], float] | None:
-        """The widths with the least loss, and the proven bound of that loss. None if no widths meet all limits."""
+        """The widths with the least loss, and the proven bound of that loss. None if no widths meet all limits.
+
+        Raises:
+            InconclusiveError: none were found in `LIMITS.solver_s`.
+        """
         scale, ceiling = self.scale_loss, np.inf
         best = None
         while True:
-            found, bound = self._least(limits, scale, ceiling)
+            try:
+                found, bound = self._least(limits, scale, ceiling)
+            except InconclusiveError:
+                if best is None:
+                    raise
+                return best
             if found is None:
                 return best
             best = self._widths(found), bound
@@ -140,15 +151,20 @@ class Program:
         return self._widths(found.x) if found.x is not None else {}
 
     def _solved(self, values: np.ndarray, most: np.ndarray, limits: Sequence[float], **options: float) -> Any:
-        """SciPy's result for the least sum of the values, with each column up to `most`."""
+        """SciPy's result for the least sum of the values, with each column up to `most`. Raises as `solve`."""
         with silenced():  # HiGHS prints while it solves a part of the program again
-            return milp(
+            found = milp(
                 values,
                 constraints=[*self._tied(), *self._bounded(limits)],
                 integrality=np.array(self.integer),
                 bounds=Bounds(0, most),
                 options={"time_limit": LIMITS.solver_s, **options},
             )
+        if found.status == LATE and found.x is None:
+            raise InconclusiveError(
+                f"the solver found no plan in {LIMITS.solver_s:g} s; run again on a quieter machine"
+            )
+        return found
 
     def _bounded(self, limits: Sequence[float]) -> list[LinearConstraint]:
         """The rows with a finite limit. Figures in units of it keep the program well conditioned on any device."""

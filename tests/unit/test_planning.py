@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.errors import InfeasibleError
+from edgeprune.errors import InconclusiveError, InfeasibleError, SolverError
 from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.surface import HALVED, STEPS, LayerCost, Surface, features
 from edgeprune.records import Block, Group, Groups, Layer, Scores, Slot, Span
-from edgeprune.stages import allocation
+from edgeprune.stages import allocation, program
 
 
 def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tuple[Block, ...] = ()) -> Groups:
@@ -213,3 +214,45 @@ def test_candidates_end_with_the_full_width() -> None:
         candidates = candidate_widths(Group("g", width, ()))
         assert candidates[-1] == width and candidates[0] >= 1 and len(candidates) <= 16
         assert list(candidates) == sorted(set(candidates))
+
+
+def small_case() -> tuple[Groups, LatencyModel, Scores, float]:
+    side = Span(0, ((("a",), 1),))
+    groups = network([(Span(3), side)], {"a": 6})
+    model = stepped(groups, [1], 1.0)
+    return groups, model, Scores("t", {"a": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}), 0.7 * model.ns(groups.full())
+
+
+def test_a_plan_that_was_not_proved_in_time_is_used_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups, model, scores, budget = small_case()
+    (proved,) = allocation.plans(groups, model, scores, budget, "p")
+    solve = program.Program.solve
+
+    def stopped(self: program.Program, limits: list[float]) -> tuple[dict[str, int], float] | None:
+        found = solve(self, limits)
+        return found and (found[0], 0.98 * found[1])
+
+    monkeypatch.setattr(program.Program, "solve", stopped)
+    (plan,) = allocation.plans(groups, model, scores, budget, "p")
+    assert plan.widths == proved.widths and plan.gap == pytest.approx(0.02)
+    assert caplog.messages == [
+        "the solver was stopped after 60 s: another plan may have up to 2% less loss; a quieter machine proves more"
+    ]
+
+
+def test_a_plan_without_any_proof_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, model, scores, budget = small_case()
+    solve = program.Program.solve
+    monkeypatch.setattr(program.Program, "solve", lambda self, limits: (solve(self, limits)[0], -np.inf))
+    with pytest.raises(SolverError, match="proved nothing"):
+        allocation.plans(groups, model, scores, budget, "p")
+
+
+def test_no_plan_in_time_does_not_mean_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, model, scores, budget = small_case()
+    late = SimpleNamespace(status=1, x=None, mip_dual_bound=0.0)
+    monkeypatch.setattr(program, "milp", lambda *given, **named: late)
+    with pytest.raises(InconclusiveError, match="found no plan in 60 s; run again on a quieter machine"):
+        allocation.plans(groups, model, scores, budget, "p")
