@@ -170,7 +170,7 @@ def find(name: str) -> Runtime:
 
 
 def find_alone(name: str) -> Runtime:
-    """The same, in a process that does nothing else: the runtime then does not find its `optional` modules."""
+    """`find` in a process that does nothing else: the runtime then does not find its `optional` modules."""
     runtime = find(name)
     for module in runtime.optional:
         sys.modules.setdefault(module, None)  # type: ignore[arg-type] # Python's way to say that a module is missing

@@ -23,7 +23,7 @@ OMITTED = [
     str(SOURCE / "devices/virtual/trtexec.py"),  # a program of the virtual board, started by its path
     str(SOURCE / "runtimes/formats/assignments.py"),  # torch reads its bytecode
 ]
-NEVER = 1 << 30  # to remove the instruments of lines that were seen: SlipCover would look for them in all objects
+NEVER = 1 << 30  # hits after which SlipCover looks through all functions, to remove the probes of lines that were seen
 
 
 def begin() -> None:
