@@ -32,13 +32,18 @@ TIERS = ("tiny", "unit", "contract", "recorded", "hostile", "faults", "e2e", "bo
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's tier is the folder it stands in. What runs nightly is slow, too."""
+    """A test's tier is the folder it stands in. What runs nightly is slow, too.
+
+    Slow tests of the tiers unit and contract run nightly: they repeat a quick one on another runtime or network.
+    """
     for item in items:
-        if item.get_closest_marker("nightly"):
-            item.add_marker("slow")
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
         if tier in TIERS:
             item.add_marker(tier)
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")
+        elif item.get_closest_marker("slow") and tier in ("unit", "contract"):
+            item.add_marker("nightly")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -113,9 +118,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run share, and no other run, unless a variable names one for several runs."""
-    if named := os.environ.get("EDGEPRUNE_TESTS_SHARED"):
-        return Path(named)
+    """A folder that all processes of this run share, and no other run."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 

@@ -107,7 +107,7 @@ class LoopbackFarm:
     def unexport(self, name: str) -> None:
         """The exporter of a board ends: the board is offline."""
         _end(self.exporters.pop(name))
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while any(place.name == name and place.services for place in self.farm.places()):
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -148,7 +148,7 @@ def loopback(folder: Path) -> Iterator[LoopbackFarm]:
         made.add_places()
         made.export("rack1")
         made.export("rack2")
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while sum(len(place.services) for place in made.farm.places()) < 2:
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -170,7 +170,7 @@ def _started(argv: Sequence[str], folder: Path, ready: str, **environment: str) 
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", *argv], cwd=folder, stdout=log, stderr=log, env={**os.environ, **environment}
         )
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while ready not in path.read_text()[begin:]:
         assert process.poll() is None and time.monotonic() < until, path.read_text()[begin:]
         time.sleep(0.05)
@@ -180,10 +180,10 @@ def _started(argv: Sequence[str], folder: Path, ready: str, **environment: str) 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(10)
+        process.wait(60)
         return
     process.kill()
-    process.wait(10)
+    process.wait(60)
 
 
 def with_key(target: Target, folder: Path) -> Target:

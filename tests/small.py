@@ -109,7 +109,7 @@ InProcess = Callable[..., tuple[int, str, str]]  # a command in the test's own p
 FORKS = Forks()
 
 
-def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 180) -> Finished:
+def command(*arguments: str | Path, cwd: Path | None = None, timeout: float = 600) -> Finished:
     """Run `edgeprune` in a separate process, as a user does."""
     return Finished(*FORKS.run([*map(str, arguments)], {**os.environ, "COLUMNS": "200"}, cwd, timeout))
 

@@ -29,7 +29,7 @@ def free_port() -> int:
 
 def keygen(path: Path, kind: str = "ed25519") -> Path:
     argv = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)]
-    subprocess.run(argv, check=True, timeout=30)
+    subprocess.run(argv, check=True, timeout=600)
     return path
 
 

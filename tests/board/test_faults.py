@@ -47,7 +47,7 @@ def ssh_argv() -> list[str]:
 
 def shell(command: str) -> str:
     """Run a command on the board."""
-    return subprocess.run([*ssh_argv(), command], capture_output=True, text=True, timeout=120, check=False).stdout
+    return subprocess.run([*ssh_argv(), command], capture_output=True, text=True, timeout=600, check=False).stdout
 
 
 @pytest.fixture

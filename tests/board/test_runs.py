@@ -72,9 +72,9 @@ def test_a_small_network_runs_and_is_deployed(finished_run: tuple[Path, Finished
     assert (result["status"], result["emulated"]) == ("pass", True)
     # Two groups leave few latencies to choose from, so some of the budget may stay unused.
     assert 0.8 < result["pruned"]["p50_ms"] / result["budget_ms"] <= 1
-    deployed = command("deploy", *here, timeout=300)
+    deployed = command("deploy", *here, timeout=600)
     assert deployed.code == 0, deployed.err
-    assert "reused" in deployed.out and "pass, emulated" in command("releases", *here[2:], timeout=300).out
+    assert "reused" in deployed.out and "pass, emulated" in command("releases", *here[2:], timeout=600).out
 
 
 @pytest.mark.slow
@@ -108,11 +108,11 @@ def test_a_stand_in_for_a_jetson_is_deployed_and_marked_as_simulated(project: Pa
     manifest = done.json[0]["manifest"]
     assert manifest["runtime"] == "tensorrt"
     assert manifest["verdict"]["emulated"] and manifest["verdict"]["simulated"] and manifest["device"]["simulated"]
-    shown = command("releases", "--target", project.parent / "targets" / "jetson.toml", timeout=300)
+    shown = command("releases", "--target", project.parent / "targets" / "jetson.toml", timeout=600)
     assert "pass, emulated, simulated" in shown.out
     real = project.parent / "targets" / "real.toml"
     real.write_text((project.parent / "targets" / "jetson.toml").read_text().replace("simulated = true", ""))
-    refused = command("run", "--project", project, "--target", "real", timeout=300)
+    refused = command("run", "--project", project, "--target", "real", timeout=600)
     assert refused.code == 2 and "stand-in" in refused.err
 
 
@@ -126,6 +126,6 @@ def test_a_stand_in_for_a_jetson_is_deployed_and_marked_as_simulated(project: Pa
 )
 def test_the_doctor_finds_no_fault_of_the_board(target: str, package: str, shown: str) -> None:
     pytest.importorskip(package)
-    done = command("doctor", target, timeout=300)
+    done = command("doctor", target, timeout=600)
     assert done.code == 0, done.out
     assert shown in done.out and "host key is known" in done.out

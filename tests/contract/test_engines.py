@@ -174,7 +174,7 @@ def test_a_release_holds_the_engine_that_was_built_there(
 def ask(*arguments: str, cwd: Path) -> tuple[int, str]:
     tool = shutil.which("trtexec")
     assert tool is not None
-    done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, check=False)
+    done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=600, cwd=cwd, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -427,11 +427,11 @@ class Mlp(torch.nn.Sequential):
         ("openvino", "Mlp"),  # it counts microseconds, and a node of the small encoder takes less than one
         ("onnxruntime", "Mlp"),
         pytest.param("ncnn", "Mlp", marks=pytest.mark.slow),
-        pytest.param("onnxruntime", "Encoder", marks=pytest.mark.nightly),
+        pytest.param("onnxruntime", "Encoder", marks=pytest.mark.slow),
         pytest.param("tflite", "Mlp", marks=pytest.mark.slow),
         pytest.param("executorch", "Mlp", marks=pytest.mark.slow),
-        pytest.param("executorch", "Encoder", marks=pytest.mark.nightly),
-        pytest.param("tflite", "Encoder", marks=pytest.mark.nightly),
+        pytest.param("executorch", "Encoder", marks=pytest.mark.slow),
+        pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
     ],
 )
 def test_the_nodes_of_every_layer_are_found_in_what_the_profiler_names(name: str, net: str, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_deploy_and_roll_back_by_the_command_line(own_run: Path, home_with_key: 
     assert again.code == 0 and "already, and it passes its check" in again.out
     current = home_with_key / ".edgeprune" / "services" / "blobs" / "current"
     done = subprocess.run(
-        [sys.executable, current / "runner.py", "--check"], capture_output=True, timeout=60, check=False
+        [sys.executable, current / "runner.py", "--check"], capture_output=True, timeout=600, check=False
     )
     assert done.returncode == 0 and (current / "load.cpp").read_text().startswith(
         "// Loads this release with ONNX Runtime"
@@ -72,7 +72,7 @@ def test_deploy_and_roll_back_by_the_command_line(own_run: Path, home_with_key: 
     assert written.code == 0 and (file["path"], file["number"]) == (str(own_run.with_name("b.tar")), 4)
     runner = [sys.executable, current / "runner.py"]
     done = subprocess.run(
-        [*runner, "--install", own_run.with_name("b.tar")], capture_output=True, timeout=120, check=True
+        [*runner, "--install", own_run.with_name("b.tar")], capture_output=True, timeout=600, check=True
     )
     third = json.loads(done.stdout)["release"]
     assert third == file["release"]
@@ -168,7 +168,7 @@ def test_a_verdict_of_another_device_is_refused(fleet: tuple[Target, list[Sshd]]
     assert not (servers[0].home / ".edgeprune" / "services").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_link_that_breaks_during_a_switch_leaves_a_complete_release(
     fleet: tuple[Target, list[Sshd]], tmp_path: Path
 ) -> None:

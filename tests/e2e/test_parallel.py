@@ -45,7 +45,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(list(map(str, argv)), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(list(map(str, argv)), env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -86,7 +86,7 @@ def test_finetune_trains_under_torchrun_and_all_its_processes_end(own_run: Path)
         assert [epoch.epoch for epoch in history] == [0, 1, 2, 3]
     refused = subprocess.run(
         [*ALONE, "-m", "edgeprune", "verify", "--project", str(own_run)],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "torchrun is for edgeprune finetune" in refused.stderr
 

@@ -86,7 +86,7 @@ def test_what_is_reused_needs_no_torch(finished_run: tuple[Path, Finished]) -> N
         "from edgeprune.cli import main\n"
         "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     settled(Finished(done.returncode, done.stdout, done.stderr))
 
 

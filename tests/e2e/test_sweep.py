@@ -35,7 +35,7 @@ def test_a_sweep_reuses_finished_runs_and_goes_on_after_a_failed_one(
     assert [line for line in made if "of the original network" not in line] == [], "only the cell's result is no stage"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_jobs_of_a_sweep_share_the_run_folder(finished_run: tuple[Path, Finished], own_run: Path) -> None:
     pytest.importorskip("submitit")
     arguments = "sweep", "--project", own_run, "--budget", "0.1%", "60%", "--executor", "local", "--jobs", "2", "--json"

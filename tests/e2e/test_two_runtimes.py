@@ -40,10 +40,10 @@ def test_one_command_gives_one_network_for_two_runtimes(project: Path, home_with
         latency, *_ = result["checks"]
         assert (latency["name"], latency["outcome"], latency["limit"]) == ("latency_p50_ms", "pass", 1000.0)
     assert len({result["artifact"] for result in checked.json["results"]}) == len(artifacts) == 2
-    same = command("deploy", *targets, timeout=300)
+    same = command("deploy", *targets, timeout=600)
     assert same.code == 2 and "one and two have the host here" in same.json["error"]
     if again.json["status"] != "pass":
         return  # this machine is too busy for a verdict, so nothing is to be bundled
-    written = command("bundle", *targets, "-o", project.with_name("b.tar"), timeout=300)
+    written = command("bundle", *targets, "-o", project.with_name("b.tar"), timeout=600)
     assert written.code == 0, written.err
     assert [Path(one["path"]).name for one in written.json["bundles"]] == ["b-one.tar", "b-two.tar"]

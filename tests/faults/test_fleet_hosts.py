@@ -185,7 +185,7 @@ def test_keys_of_a_fleet_and_the_way_out_of_a_bad_release(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_after_ctrl_c_every_host_runs_a_whole_release_and_the_table_has_all(
     times: int, home_with_key: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -34,7 +34,7 @@ class Board:
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, str(self.runner), *map(str, arguments)]
         environment = {**os.environ, "HOME": str(self.home)}
-        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
     def install(self, path: Path) -> subprocess.CompletedProcess[str]:
         return self.run("--install", path)
@@ -255,7 +255,7 @@ def test_the_update_module_of_the_page_installs_and_goes_back_as_mender_asks_it(
     def asked(state: str, update: Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "HOME": str(board.home), "PATH": f"{tools}:{os.environ['PATH']}"}
         argv = ["sh", str(module), state, str(update)]
-        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
     def update(name: str, content: bytes) -> Path:
         for part in ("files", "tmp"):

@@ -389,8 +389,8 @@ def test_the_runner_has_a_command_line(key: Path, tmp_path: Path) -> None:
     serve(first)
     current = service() / "current"
     argv = [sys.executable, str(current / "runner.py")]
-    done = subprocess.run([*argv, "--check"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*argv, "--check"], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0 and json.loads(done.stdout)["ok"]
-    done = subprocess.run([*argv, str(current / "input_0.npy")], cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run([*argv, str(current / "input_0.npy")], cwd=tmp_path, timeout=600, check=False)
     assert done.returncode == 0 and (tmp_path / "output_0.npy").exists()
     assert time.time() - os.lstat(current).st_mtime < 60

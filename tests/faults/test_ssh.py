@@ -127,7 +127,7 @@ def test_a_changed_host_key_is_refused_with_both_fingerprints(sshd: Sshd, tmp_pa
 
 def test_a_pinned_fingerprint_accepts_only_its_key(sshd: Sshd, tmp_path: Path) -> None:
     argv = ["ssh-keygen", "-lf", str(sshd.folder / "host.pub")]
-    right = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout.split()[1]
+    right = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600).stdout.split()[1]
     with closing(sshd.transport(known_hosts=tmp_path / "none", fingerprint=right)) as transport:
         assert list(transport.call([PING], 60))
     wrong = "SHA256:" + "A" * 43
@@ -163,7 +163,7 @@ def test_the_ssh_config_is_used(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.
     """HostName, Port, User, IdentityFile and ProxyJump are used. The jump host's key is checked too."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
-    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True, timeout=600).stdout.strip()
     common = f"  HostName 127.0.0.1\n  User {user}\n  IdentityFile {sshd.folder}/client\n"
     config = tmp_path / ".ssh" / "config"
     config.write_text(

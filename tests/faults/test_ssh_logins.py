@@ -76,7 +76,7 @@ class Servers:
         assert DROPBEAR is not None
         port, key = free_port(), self.folder / "dropbear_key"
         convert = ["dropbearkey", "-t", "ed25519", "-f", str(key)]
-        done = subprocess.run(convert, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(convert, capture_output=True, text=True, check=True, timeout=600)
         public = next(line for line in done.stdout.splitlines() if line.startswith("ssh-ed25519"))
         (self.folder / "host.pub").write_text(public + "\n")
         return self._started(
@@ -88,7 +88,7 @@ class Servers:
             command = ["unshare", "--mount", "sh", "-c", f'{BIND}{mounts} exec "$@"', str(self.folder), *argv]
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         self._processes.append(process)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return port
@@ -115,7 +115,7 @@ class Servers:
     def stop(self) -> None:
         for process in self._processes:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_a_board_that_takes_only_passwords_says_which_option_to_set(servers: Ser
 
 def test_a_key_with_a_passphrase_names_ssh_add_and_a_security_key_another_key(servers: Servers, tmp_path: Path) -> None:
     port, locked = servers.sshd(), tmp_path / "locked"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(locked)], check=True, timeout=30)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(locked)], check=True, timeout=600)
     assert f"ssh-add {locked}" in servers.failure(port, identity=locked)
     touched = tmp_path / "touched"
     touched.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n")

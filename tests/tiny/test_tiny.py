@@ -71,7 +71,7 @@ def test_the_promise(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["torch", "openvino", "onnxruntime", "pydantic"])
 def test_help_needs_nothing_heavy(name: str) -> None:
     code = f"import sys, edgeprune.cli; sys.exit({name!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=600, check=False).returncode == 0
 
 
 def test_the_package_shows_its_verbs_and_nothing_else() -> None:

@@ -135,7 +135,7 @@ def test_streams_run_at_the_same_time() -> None:
 
     def run() -> None:
         if threading.current_thread() is not threading.main_thread():  # the warm-up is one after the other
-            pair.wait(5)
+            pair.wait(60)
             began.append(threading.get_ident())
         if len(began) >= 10:
             pair.abort()  # streams end one after the other

@@ -114,7 +114,7 @@ def test_a_runner_is_independent_of_edgeprune_and_of_other_runners(
 def test_a_traceback_names_the_file_inside_the_bundle(tmp_path: Path) -> None:
     agent = file(tmp_path, bundle.agent())
     argv: list[Any] = [sys.executable, "-I", agent, "serve"]
-    done = subprocess.run(argv, input=b"no json\n", capture_output=True, timeout=60, check=False)
+    done = subprocess.run(argv, input=b"no json\n", capture_output=True, timeout=600, check=False)
     assert done.returncode == 1 and "/devices/agent/main.py" in done.stderr.decode()
 
 

@@ -91,7 +91,7 @@ def test_a_pipe_that_nothing_reads_has_its_own_exit_code(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     line = [sys.executable, "-m", "edgeprune", command]
-    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, timeout=600, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (errors.EXIT_CLOSED, b"")
 

@@ -35,7 +35,7 @@ def target(tmp_path: Path) -> Target:
 
 def test_without_paramiko_the_import_fails_as_any_missing_module_and_tests_skip() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HIDE + IMPORT], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", HIDE + IMPORT], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stdout.split() == ["paramiko", "skipped"], done.stderr
 

@@ -61,7 +61,6 @@ def run_ncnn(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
 
 
 QUICK = "Residual", "Depthwise", "Grouped", "Blocks", "Encoder", "UNet", "Recurrent", "Tokens"
-SLOW = "Concat", "Packed"  # a concatenation is in UNet, too, and attention in Encoder
 RUN = {"onnx": run_onnx, "tflite": run_tflite, "ncnn": run_ncnn}
 NCNN = ["SqueezeExcite", "Plain", "Depthwise", "Chunk", "Grouped", "Normalised", "UNet"]
 
@@ -70,10 +69,9 @@ NCNN = ["SqueezeExcite", "Plain", "Depthwise", "Chunk", "Grouped", "Normalised",
     ("kind", "name"),
     [
         *(("onnx", n) for n in QUICK),
-        *(pytest.param("onnx", n, marks=pytest.mark.slow) for n in SLOW),
-        *(pytest.param("onnx", n, marks=pytest.mark.nightly) for n in sorted(NETS.keys() - {*QUICK, *SLOW})),
+        *(pytest.param("onnx", n, marks=pytest.mark.slow) for n in sorted(NETS.keys() - set(QUICK))),
         *(pytest.param("tflite", n, marks=pytest.mark.slow) for n in TFLITE),
-        pytest.param("tflite", "Encoder", marks=pytest.mark.nightly),
+        pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
         ("ncnn", "Residual"),
         *(pytest.param("ncnn", n, marks=pytest.mark.slow) for n in NCNN),
     ],

@@ -50,7 +50,7 @@ def write(folder: Path, count: int, inconclusive: int) -> Path:
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they load slowly
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=folder, env=environment, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=folder, env=environment, check=False)
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ class MobileNetV2(nn.Module):
         return self.body(x).softmax(-1)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_mobilenet_v2_of_keras_can_be_cut_as_that_of_torch(tmp_path: Path) -> None:
     path = tmp_path / "mobile.keras"
     with files.silent():

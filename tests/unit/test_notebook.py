@@ -34,7 +34,7 @@ class Recorded(NotebookClient):
     """A client that keeps the text of all messages with content to show, in their order."""
 
     def __init__(self, notebook: nbformat.NotebookNode) -> None:
-        super().__init__(notebook, timeout=120, kernel_name="python3")
+        super().__init__(notebook, timeout=600, kernel_name="python3")
         self.texts: list[str] = []
 
     def process_message(self, msg: dict[str, Any], cell: nbformat.NotebookNode, cell_index: int) -> Any:

@@ -147,7 +147,7 @@ def test_commands_that_need_a_board_are_marked() -> None:
 
 def test_scripts_are_those_of_a_shell() -> None:
     for block, text in scripts():
-        shell = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, timeout=60)
+        shell = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, timeout=600)
         assert shell.returncode == 0, f"{block.where}: {shell.stderr}"
 
 

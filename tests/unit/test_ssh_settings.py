@@ -97,7 +97,9 @@ def lines(rng: random.Random, included: Path) -> list[str]:
 
 def by_ssh(path: Path, host: str) -> dict[str, list[str]]:
     """What ssh reads; nothing where it refuses the file."""
-    done = subprocess.run(["ssh", "-G", "-F", str(path), host], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        ["ssh", "-G", "-F", str(path), host], capture_output=True, text=True, timeout=600, check=False
+    )
     found: dict[str, list[str]] = {}
     if done.returncode:
         print(done.stderr)

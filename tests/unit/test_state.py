@@ -206,8 +206,8 @@ def outputs(kind: str, file: bytes, inputs: tuple[Tensor, ...]) -> list[np.ndarr
     [
         ("YOLOv5 head", ("onnx", "tflite")),
         ("YOLOv8", ("onnx",)),
-        pytest.param("YOLO11", ("tflite",), marks=pytest.mark.nightly),
-        pytest.param("RT-DETR", ("onnx", "tflite"), marks=pytest.mark.nightly),
+        pytest.param("YOLO11", ("tflite",), marks=pytest.mark.slow),
+        pytest.param("RT-DETR", ("onnx", "tflite"), marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )

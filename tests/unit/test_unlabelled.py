@@ -179,7 +179,7 @@ def test_a_run_that_reuses_everything_imports_no_torch(folder: Path) -> None:
         "print(Samples(project, folder / 'runs').digest('train'), len(project.data.loss.sources()))"
     )
     digest = Samples(project_of(folder), folder / "runs").digest("train")
-    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert again.stdout.split() == [digest, "3"], again.stderr
 
 
