@@ -64,6 +64,7 @@ def finished_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return project, command("run", "--project", project, "--target", TARGET, "--json", timeout=1500)
 
 
+@pytest.mark.nightly
 def test_a_small_network_runs_and_is_deployed(finished_run: tuple[Path, Finished]) -> None:
     project, done = finished_run
     here = ("--project", project, "--target", TARGET)

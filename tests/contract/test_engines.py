@@ -88,6 +88,7 @@ def test_a_missing_trtexec_is_reported_with_its_places(
         pass
 
 
+@pytest.mark.slow
 def test_layers_that_fall_back_from_the_dla_are_counted(
     target: Target, artifact: Artifact, tmp_path: Path, stand_in: StandIn
 ) -> None:
@@ -122,6 +123,7 @@ def test_every_version_builds_every_precision(
         bench.measure([[compiled(tmp_path / "model", precision).files[0]]], image(tmp_path), timed_s=0.01)
 
 
+@pytest.mark.slow
 def test_a_device_in_an_unexpected_state_is_an_error(
     target: Target, artifact: Artifact, tmp_path: Path, stand_in: StandIn
 ) -> None:

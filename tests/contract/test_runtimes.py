@@ -311,11 +311,10 @@ LOWER = {
     "tensorrt": ("fp16", "int8"),
 }
 QUICK = {
-    ("ncnn", "int8"),
     ("onnxruntime", "fp16"),
     ("onnxruntime", "int8"),
     ("openvino", "int8"),
-}  # TFLite's takes seconds
+}  # the others take seconds
 
 
 @pytest.mark.parametrize(

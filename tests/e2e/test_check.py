@@ -87,6 +87,7 @@ def test_a_stale_baseline_is_named_and_not_compared(checked: Path) -> None:
     assert outcomes(found)["baseline"] == "inconclusive"
 
 
+@pytest.mark.slow
 def test_bad_calls_report_what_to_do(checked: Path, tmp_path: Path) -> None:
     path = checked / "profiles" / "local" / "blobs.baseline.json"
     for arguments, said in (
@@ -109,6 +110,7 @@ def test_bad_calls_report_what_to_do(checked: Path, tmp_path: Path) -> None:
     assert found.code == 2 and "nothing was checked yet" in found.err
 
 
+@pytest.mark.slow
 def test_a_verdict_stands_where_the_history_cannot_be_written(checked: Path) -> None:
     history = checked / "profiles" / "local" / "blobs.history.jsonl"
     history.unlink()
@@ -118,6 +120,7 @@ def test_a_verdict_stands_where_the_history_cannot_be_written(checked: Path) -> 
     assert "this check is missing in the history" in found.err
 
 
+@pytest.mark.slow
 def test_without_a_baseline_the_other_checks_decide_and_a_warning_is_printed(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +131,7 @@ def test_without_a_baseline_the_other_checks_decide_and_a_warning_is_printed(
     assert "::warning title=blobs on local::baseline: none" in found.out and "baseline  none" in found.out
 
 
+@pytest.mark.slow
 def test_an_update_replaces_a_baseline_that_cannot_be_read(checked: Path) -> None:
     path = checked / "profiles" / "local" / "blobs.baseline.json"
     path.write_text(path.read_text()[:1000])
@@ -154,6 +158,7 @@ def test_outputs_that_are_not_finite_fail_with_a_report(
     assert edgeprune.history(checked).records[-1].outcome == "fail"
 
 
+@pytest.mark.slow
 def test_other_libraries_are_checked_and_nothing_is_trained_again(
     checked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

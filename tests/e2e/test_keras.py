@@ -34,7 +34,7 @@ def project(folder: Path, key: str, file: str, shape: tuple[int, ...]) -> Path:
     return folder / "edgeprune.toml"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_keras_model_becomes_a_verified_artifact_and_a_smaller_keras_model(tmp_path: Path) -> None:
     keras = files.require_keras()
     layers = keras.layers

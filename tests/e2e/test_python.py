@@ -132,7 +132,7 @@ def test_a_network_that_was_built_elsewhere_is_compiled_and_verified_without_a_b
     assert project.verify().outcome in ("pass", "inconclusive")
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_the_quickstart_compresses_real_data_trains_in_its_own_loop_and_verifies(tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples" / "quickstart.py", tmp_path)
     (tmp_path / "digits").mkdir()

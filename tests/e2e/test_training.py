@@ -27,7 +27,7 @@ def folder(own_run: Path) -> Path:
     return own_run.parent
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_weights_that_the_user_trained_are_verified_against_the_original(folder: Path, tmp_path: Path) -> None:
     build = runpy.run_path(str(folder / "blobs.py"))["build"]
     (start,) = folder.glob("runs/local/prune-*/start.safetensors")

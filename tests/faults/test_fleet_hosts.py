@@ -57,8 +57,8 @@ def service(server: Sshd) -> Path:
     return server.home / ".edgeprune" / "services" / "vision"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [9, pytest.param(20, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("size", [9, 20])
 def test_a_fleet_with_every_fault_at_once(
     size: int, home_with_key: Path, launched: ExitStack, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

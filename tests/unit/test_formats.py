@@ -60,7 +60,7 @@ def run_ncnn(file: bytes, inputs: tuple[Tensor, ...] = image()) -> np.ndarray:
     return found
 
 
-QUICK = "Residual", "Depthwise", "Grouped", "Blocks", "Encoder", "UNet", "Recurrent", "Tokens"
+QUICK = "Residual", "Depthwise", "Grouped", "UNet", "Recurrent", "Tokens"
 RUN = {"onnx": run_onnx, "tflite": run_tflite, "ncnn": run_ncnn}
 NCNN = ["SqueezeExcite", "Plain", "Depthwise", "Chunk", "Grouped", "Normalised", "UNet"]
 

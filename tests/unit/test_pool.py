@@ -38,6 +38,8 @@ class Board:
         if self.meeting is not None:
             self.meeting.wait(10)  # it only passes if boards measure at the same time
         if self.left == 0:
+            if self.meeting is not None:
+                self.meeting.abort()  # nobody waits for it
             raise LinkError("gone")
         self.left -= 1
         self.models += len(job["models"])
