@@ -37,7 +37,8 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import FIT_QUANTILE, reference_ns
 from edgeprune.latency.surface import LayerCost
 from edgeprune.records import Groups, Plan, Profile, Scores
-from edgeprune.stages import allocation, experiments
+from edgeprune.stages import experiments
+from edgeprune.stages.planning import allocation
 from edgeprune.storage import codec
 
 HALP_STEPS = 30

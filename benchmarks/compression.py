@@ -69,8 +69,9 @@ from edgeprune.network.importance import CRITERIA
 from edgeprune.network.observe import Reference, observe
 from edgeprune.network.survey import survey
 from edgeprune.records import Epoch, Groups, Project, Scores, Widths
-from edgeprune.stages import allocation, parallel, training
+from edgeprune.stages import parallel, training
 from edgeprune.stages import prune as pruning
+from edgeprune.stages.planning import allocation
 
 PROCESSES = 4
 LEAST, AIM = 0.96, 0.985  # of the budget

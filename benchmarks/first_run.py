@@ -42,7 +42,7 @@ from edgeprune.devices.patience import Patience
 from edgeprune.errors import InconclusiveError
 from edgeprune.latency import stats
 from edgeprune.records import Interval
-from edgeprune.stages.verdict import POLICY
+from edgeprune.stages.verdicts.verdict import POLICY
 
 EXAMPLE = Path(digits.__file__).parent
 LEAST = 0.95  # of the budget, in the goal

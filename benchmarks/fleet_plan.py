@@ -33,7 +33,8 @@ from edgeprune.devices.patience import Patience
 from edgeprune.latency import stats
 from edgeprune.latency.observations import reference_ns
 from edgeprune.records import Budget, MeasuredPlan, Plan, Profile, Scores, Widths
-from edgeprune.stages import allocation, confirm, experiments
+from edgeprune.stages import confirm, experiments
+from edgeprune.stages.planning import allocation
 from edgeprune.storage import codec
 
 PROCESSES = 24

@@ -32,10 +32,10 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import Bench, open_bench
 from edgeprune.frontends import toml
 from edgeprune.records import Samples
-from edgeprune.stages.accuracy import Timer
-from edgeprune.stages.comparison import slowdown
 from edgeprune.stages.compile import Compiler
-from edgeprune.stages.verdict import POLICY
+from edgeprune.stages.verdicts.accuracy import Timer
+from edgeprune.stages.verdicts.comparison import slowdown
+from edgeprune.stages.verdicts.verdict import POLICY
 
 LAYERS, SIZE = 20, 48  # convolutions, and the side of their images
 EMULATED_LAYERS, EMULATED_SIZE = 100, 8  # 1 % of them is one layer

@@ -20,7 +20,7 @@ from edgeprune.api.series import front
 from edgeprune.latency.fit import draft
 from edgeprune.reports import pictures
 from edgeprune.reports.pictures import Picture
-from edgeprune.stages import finished
+from edgeprune.stages.series import finished
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "digits"

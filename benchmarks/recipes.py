@@ -54,7 +54,8 @@ from edgeprune.network.cut import cut
 from edgeprune.network.importance import CRITERIA
 from edgeprune.network.survey import survey
 from edgeprune.records import Groups, Project, Scores
-from edgeprune.stages import allocation, training
+from edgeprune.stages import training
+from edgeprune.stages.planning import allocation
 
 LASSO = {"slimming": 1e-4, "group lasso": 1e-3}  # of the penalty, as in the papers' experiments on CIFAR
 GROWN = 1.0  # weight decay at the end, for the units that will be cut

@@ -31,8 +31,8 @@ from edgeprune.network.importance import CRITERIA
 from edgeprune.network.observe import observe
 from edgeprune.network.survey import survey
 from edgeprune.records import Groups
-from edgeprune.stages import allocation
 from edgeprune.stages import prune as pruning
+from edgeprune.stages.planning import allocation
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "digits"))
 import digits

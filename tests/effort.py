@@ -13,7 +13,8 @@ limits.LIMITS = replace(limits.LIMITS, timed_s=0.05, warmup_s=0.1, pause_s=1.0)
 
 from edgeprune.devices import bench  # noqa: E402 - these read the limits
 from edgeprune.records import device  # noqa: E402
-from edgeprune.stages import confirm, experiments, verdict  # noqa: E402
+from edgeprune.stages import confirm, experiments  # noqa: E402
+from edgeprune.stages.verdicts import verdict  # noqa: E402
 
 device.CROWDED = 0.5  # fewer processes are measured again
 bench.PROFILED_S, experiments.TIMED_S, confirm.TIMED_S = 0.02, 0.03, 0.04

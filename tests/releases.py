@@ -14,7 +14,7 @@ from edgeprune.devices import wire
 from edgeprune.devices.agent import facts
 from edgeprune.devices.fleet import Pace
 from edgeprune.records import Artifact, Check, Device, Figures, Outcome, Release, Target, Verdict
-from edgeprune.stages import bundles, rollout, signing
+from edgeprune.stages.releases import bundles, rollout, signing
 from edgeprune.storage.store import file_sha256
 
 FIGURES = Figures(1.0, 1.1, 0.9, 100, 1000, 50, 3)

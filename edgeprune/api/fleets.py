@@ -16,7 +16,7 @@ from edgeprune.frontends import toml
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import Given, request
 from edgeprune.records import BundleFiles, Fleet, Target
-from edgeprune.stages import rollout
+from edgeprune.stages.releases import rollout
 
 Reporter = Callable[[str], None]
 

@@ -39,7 +39,7 @@ class Compressed(Result):
             RuntimeMissing: the extra `report` is not installed.
         """
         from edgeprune.reports import report
-        from edgeprune.stages import finished
+        from edgeprune.stages.series import finished
 
         return report.write([finished.read(self.verdict)], self.run / report.NAME if path is None else Path(path))
 

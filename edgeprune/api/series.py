@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from edgeprune.pipeline.run import Run
     from edgeprune.pipeline.stage import Rules
     from edgeprune.reports.pictures import Picture
-    from edgeprune.stages.cluster import Place
-    from edgeprune.stages.sweep import Cell
+    from edgeprune.stages.series.cluster import Place
+    from edgeprune.stages.series.sweep import Cell
 
 ORIGINAL = "100%"  # a budget for stages that only ask whether there is one
 
@@ -82,7 +82,7 @@ class MeasuredSweep(Sweep):
             UsageError: no run has a verdict.
         """
         from edgeprune.reports import report
-        from edgeprune.stages import finished
+        from edgeprune.stages.series import finished
 
         verdicts = [cell.verdict for cell in self.cells if cell.verdict is not None]
         if not verdicts:
@@ -109,7 +109,7 @@ def front(project: Given, target: str = "local", points: int = 20, **options: Un
         >>> front.points[front.knee].share
         0.069
     """
-    from edgeprune.stages import front as stage
+    from edgeprune.stages.series import front as stage
 
     if options.get("budget") is None and read_project(project).budget.latency is None:
         options["budget"] = ORIGINAL
@@ -171,7 +171,7 @@ def sweep(
         >>> found = edgeprune.sweep("examples/digits", ["80%", "50%"], ["local", "local-openvino"])
         >>> found.fronts["local"][0].metric
     """
-    from edgeprune.stages import sweep as stage
+    from edgeprune.stages.series import sweep as stage
 
     require_known(options, SweepOptions)
     limits = [budgets] if isinstance(budgets, str) else budgets
@@ -210,7 +210,7 @@ def _place(options: SweepOptions, cells: int) -> Place | None:
         return None
     if options.get("fresh"):
         raise UsageError("--fresh and --executor exclude each other: jobs reuse what others made; remove runs/ instead")
-    from edgeprune.stages.cluster import Place
+    from edgeprune.stages.series.cluster import Place
 
     most = jobs if jobs is not None else 1 if executor == "local" else cells
     return Place(executor, most, slurm, processes if processes is not None else 1)
@@ -294,7 +294,7 @@ class _Sweeper:
 
     def _run(self, cell: Cell, rules: Rules) -> None:
         """Run a cell. An error of edgeprune ends only this cell."""
-        from edgeprune.stages import sweep as stage
+        from edgeprune.stages.series import sweep as stage
 
         try:
             with self._opened(cell, cell.name, rules) as run:
@@ -307,7 +307,7 @@ class _Sweeper:
 
     def run_jobs(self, place: Place) -> None:
         """Run each cell as a job. A job that fails, is cancelled or dies ends only its cell."""
-        from edgeprune.stages.cluster import Jobs
+        from edgeprune.stages.series.cluster import Jobs
 
         project = read_project(self._project)
         if project.objects:
@@ -352,7 +352,7 @@ def compare(runs: Sequence[Path | str]) -> Comparison:
         >>> edgeprune.compare(["runs/local", "runs/local-openvino"]).runs[1].latency_ratio
         Interval(low=0.81, mid=0.83, high=0.84)
     """
-    from edgeprune.stages import compare as stage
+    from edgeprune.stages.series import compare as stage
 
     return stage.compare([Path(run) for run in runs])
 

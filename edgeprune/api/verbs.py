@@ -144,8 +144,8 @@ def fastest_budget(project: Given, target: str | Sequence[str] = "local", **opti
         InfeasibleError: the metric of every trained network falls by more.
     """
     from edgeprune.stages import bounds, verify
-    from edgeprune.stages.fastest import fastest
-    from edgeprune.stages.verdict import POLICY
+    from edgeprune.stages.series.fastest import fastest
+    from edgeprune.stages.verdicts.verdict import POLICY
 
     allowed = read_project(project).budget.max_metric_drop + POLICY.rounding
 
@@ -391,7 +391,7 @@ def history(project: Given, target: str = "local", figure: str = "p50_ns") -> Hi
     Raises:
         UsageError: nothing was checked yet.
     """
-    from edgeprune.stages.history import of_request
+    from edgeprune.stages.verdicts.history import of_request
 
     return of_request(request.request(project, target), figure)
 

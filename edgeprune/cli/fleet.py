@@ -29,7 +29,7 @@ from edgeprune.limits import LIMITS
 
 if TYPE_CHECKING:
     from edgeprune.records import Fleet, FleetFacts, Target
-    from edgeprune.stages import rollout
+    from edgeprune.stages.releases import rollout
 
 SHOWN = 3  # failed hosts in the last line; the table has all
 
@@ -165,7 +165,7 @@ def bundle(options: OfBundle) -> None:
 
 def rollback(options: OfHosts) -> None:
     """Deploy the previous release again."""
-    from edgeprune.stages import rollout
+    from edgeprune.stages.releases import rollout
 
     asked, service, plan = _asked(options)
     _show(rollout.rollback(asked, service, _reporter(options), plan), options.as_json)
@@ -173,7 +173,7 @@ def rollback(options: OfHosts) -> None:
 
 def withdraw(options: OfWithdraw) -> None:
     """Take a bad release off the hosts. They return to the one before, and refuse it from now on."""
-    from edgeprune.stages import rollout
+    from edgeprune.stages.releases import rollout
 
     asked, service, plan = _asked(options)
     _show(rollout.withdraw(asked, service, options.release, _reporter(options), plan), options.as_json)
@@ -194,7 +194,7 @@ def keys(options: OfKeys) -> None:
     """List, add, revoke or rotate the keys whose bundles the hosts accept."""
     from edgeprune.api import fleets
     from edgeprune.reports import fleet as reports
-    from edgeprune.stages import signers
+    from edgeprune.stages.releases import signers
 
     target, wait_s = fleets.target_of(options.target), LIMITS.lease_wait_s if options.wait else 0.0
     change = signers.change(options.action.value, options.key, target)
@@ -207,7 +207,7 @@ def audit(options: OfReleases) -> None:
     """Show the audit logs of the target's hosts: who put which release there, and when. Their chains are checked."""
     from edgeprune.api import fleets
     from edgeprune.reports import fleet as reports
-    from edgeprune.stages import signers
+    from edgeprune.stages.releases import signers
 
     found = signers.audit(fleets.target_of(options.target), LIMITS.lease_wait_s if options.wait else 0.0)
     columns = "when", "who", "did", "service", "digest", "signer"
@@ -220,7 +220,7 @@ def check(options: OfCheck) -> None:
     from edgeprune.frontends import sections
     from edgeprune.pipeline.request import request
     from edgeprune.reports import fleet as reports
-    from edgeprune.stages import rollout, watched
+    from edgeprune.stages.releases import rollout, watched
 
     given = [name for name in ("baseline", "update", "junit", "weights") if getattr(options, name)]
     if given or (options.deployed and options.from_metrics):

@@ -17,7 +17,7 @@ NEEDED = "jinja2", "matplotlib"  # of the extra `report`
 def report(options: OfReport) -> None:
     """Write the report that a user asks for, and print its path."""
     from edgeprune.reports import report
-    from edgeprune.stages import finished
+    from edgeprune.stages.series import finished
 
     places = finished.found(options.runs or [options.project.parent / "runs"], options.budget)
     path = options.output or _folder(places) / report.NAME
@@ -41,7 +41,7 @@ def of_run(verdict: Path) -> str:
     if not all(map(importlib.util.find_spec, NEEDED)):
         return f"{offer(verdict)}, after: pip install 'edgeprune[report]'"
     from edgeprune.reports import report
-    from edgeprune.stages import finished
+    from edgeprune.stages.series import finished
 
     return _line(report.write([finished.read(verdict)], _folder([verdict]) / report.NAME))
 

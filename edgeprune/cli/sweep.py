@@ -59,7 +59,7 @@ def sweep(options: OfSweep) -> None:
     """Run a project over several budgets and targets. What they share runs once."""
     from edgeprune.api import series
     from edgeprune.reports import sweep as reports
-    from edgeprune.stages import sweep as stage
+    from edgeprune.stages.series import sweep as stage
 
     exports = {path: reports.exporter(path) for path in options.export or []}
     budgets = [part for text in options.budget for part in text.split(",") if part.strip()]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edgeprune.devices.bench import Bench
     from edgeprune.records import Check, Samples, Target
-    from edgeprune.stages.accuracy import Timer
+    from edgeprune.stages.verdicts.accuracy import Timer
 
 BARS = 10  # of the distribution that a failed comparison shows
 WIDTH = 40  # of its longest bar, in characters
@@ -60,7 +60,7 @@ class Latency:
         from edgeprune.errors import InconclusiveError, UsageError
         from edgeprune.frontends import sections
         from edgeprune.records import Outcome
-        from edgeprune.stages import comparison, verdict
+        from edgeprune.stages.verdicts import comparison, verdict
 
         budget = sections.read_budget("latency", limit)
         if budget.fraction is not None:
@@ -115,7 +115,7 @@ def latency(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
             from edgeprune.devices import bench
             from edgeprune.frontends import toml
             from edgeprune.limits import LIMITS
-            from edgeprune.stages.accuracy import Timer
+            from edgeprune.stages.verdicts.accuracy import Timer
 
             to = toml.read_target(toml.find_target(target or marked, request.config.rootpath))
             if to.path not in benches:

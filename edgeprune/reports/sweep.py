@@ -24,7 +24,7 @@ from edgeprune.reports import tables
 from edgeprune.reports.console import mark
 from edgeprune.reports.progress import NAME_WIDTH
 from edgeprune.reports.tables import Rows
-from edgeprune.stages.sweep import Cell
+from edgeprune.stages.series.sweep import Cell
 from edgeprune.storage import codec
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from edgeprune.records import (
 )
 from edgeprune.records.budget import time_text
 from edgeprune.runtimes import files
-from edgeprune.stages import operators
+from edgeprune.stages.verdicts import operators
 
 SCHEMA = 1  # of the record; changes when a key changes its meaning
 QUANTILES = {"p90": 0.9, "p99": 0.99}

@@ -15,7 +15,7 @@ from edgeprune.stages import profile, reference, scores, survey
 
 if TYPE_CHECKING:
     from edgeprune.pipeline.run import Run
-    from edgeprune.stages.figures import Bound
+    from edgeprune.stages.planning.figures import Bound
 
 OF_TARGET = ("size", *ON_DEVICE)  # figures that differ between targets
 PROCESSES = 3  # that measure a figure of one plan
@@ -125,8 +125,8 @@ def of_run(run: Run) -> tuple[Bound, ...]:
     from edgeprune.network import activations
     from edgeprune.network.cut import formed
     from edgeprune.network.folding import fold
-    from edgeprune.stages import ondevice
-    from edgeprune.stages.figures import Counts
+    from edgeprune.stages.planning.figures import Counts
+    from edgeprune.stages.verdicts import ondevice
 
     groups, network = run.record(survey.STAGE), run.value("network")
 
@@ -192,7 +192,7 @@ def machine(run: Run, variants: Settings, device: Settings) -> Mapping[str, obje
 
 def checks(limits: Sequence[Limit], original: Mapping[str, float], pruned: Mapping[str, float]) -> list[Check]:
     """A check for each limit that needs no device, from the figures of the original and of the pruned network by name."""
-    from edgeprune.stages.verdict import at_most
+    from edgeprune.stages.verdicts.verdict import at_most
 
     return [
         at_most(

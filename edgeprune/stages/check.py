@@ -16,13 +16,14 @@ from edgeprune.errors import UsageError
 from edgeprune.frontends import functions
 from edgeprune.pipeline.run import Run
 from edgeprune.records import Baseline, Budget, Outcome, Report, Reports
-from edgeprune.stages import bounds, history
+from edgeprune.stages import bounds
 from edgeprune.stages import compile as compiling
+from edgeprune.stages.verdicts import history
 from edgeprune.storage import baselines
 
 if TYPE_CHECKING:
-    from edgeprune.stages.accuracy import Timer
-    from edgeprune.stages.comparison import Measured
+    from edgeprune.stages.verdicts.accuracy import Timer
+    from edgeprune.stages.verdicts.comparison import Measured
     from edgeprune.storage.baselines import Kept
 
 log = logging.getLogger("edgeprune")
@@ -71,7 +72,7 @@ def check(run: Run, options: Options) -> Report:
     kept = None if options.reason else _kept(place, required=options.baseline is not None)
     measured, timer = _measured(run, options, kept)
     with functions.of_user(project, "check"):
-        from edgeprune.stages import comparison
+        from edgeprune.stages.verdicts import comparison
 
         report = comparison.compare(timer, project, request.target, measured, kept)
     created_s, commit = int(time.time()), history.commit_of(project.folder)
@@ -112,8 +113,8 @@ def _measured(run: Run, options: Options, kept: Kept | None) -> tuple[Measured, 
     original = run.record(compiling.ORIGINAL) if any(one.fraction is not None for one in budgets) else None
     request.watch.start("check")
     with functions.of_user(request.project, "check"):
-        from edgeprune.stages import comparison
-        from edgeprune.stages.accuracy import Evaluation, Timer
+        from edgeprune.stages.verdicts import comparison
+        from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
 
         network = run.value("network")
         timer = Timer(run.value("device"), network.files(run.scratch))

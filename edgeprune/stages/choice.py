@@ -10,9 +10,9 @@ from edgeprune.errors import DeviceError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.records import Artifact, Candidate, Choice, Precision, Samples
-from edgeprune.stages import accuracy
-from edgeprune.stages.accuracy import Evaluation, Timer
-from edgeprune.stages.verdict import POLICY
+from edgeprune.stages.verdicts import accuracy
+from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
+from edgeprune.stages.verdicts.verdict import POLICY
 
 log = logging.getLogger("edgeprune")
 

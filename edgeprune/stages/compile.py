@@ -122,7 +122,7 @@ def _keep_calls(folder: Path, model: nn.Module, network: Network, valid: Split) 
     import numpy as np
 
     from edgeprune.frontends import data
-    from edgeprune.stages import accuracy
+    from edgeprune.stages.verdicts import accuracy
 
     folder.mkdir()
     stacked, targets = data.stacked(valid, network.inputs, KEPT_SAMPLES)

@@ -37,8 +37,9 @@ from edgeprune.records import (
     Widths,
     digest,
 )
-from edgeprune.stages import allocation, events, experiments
-from edgeprune.stages.figures import Bound, Latency
+from edgeprune.stages import events, experiments
+from edgeprune.stages.planning import allocation
+from edgeprune.stages.planning.figures import Bound, Latency
 from edgeprune.storage.profiles import ProfileFile
 
 if TYPE_CHECKING:

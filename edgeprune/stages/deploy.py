@@ -15,9 +15,10 @@ from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import Request
 from edgeprune.pipeline.run import Run
 from edgeprune.records import BundleFile, BundleFiles, Fleet, Outcome, Target, Verdict
-from edgeprune.stages import bounds, bundles, oci, rollout, signing, verify
+from edgeprune.stages import bounds, verify
 from edgeprune.stages import compile as compiling
-from edgeprune.stages.bundles import Bundle, Verified
+from edgeprune.stages.releases import bundles, oci, rollout, signing
+from edgeprune.stages.releases.bundles import Bundle, Verified
 from edgeprune.storage import sequences
 
 BUNDLE = "bundle"  # names the folder of the run folder that keeps it

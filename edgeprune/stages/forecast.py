@@ -19,8 +19,9 @@ from edgeprune.records import Limit, Precision, Project, Target
 from edgeprune.records.budget import ON_DEVICE
 from edgeprune.runtimes.base import Runtime
 from edgeprune.runtimes.formats import FORMATS
-from edgeprune.stages import bounds, confirm, experiments, ondevice
-from edgeprune.stages.verdict import POLICY
+from edgeprune.stages import bounds, confirm, experiments
+from edgeprune.stages.verdicts import ondevice
+from edgeprune.stages.verdicts.verdict import POLICY
 from edgeprune.storage.profiles import read as read_profile
 
 PREPARED_S = LIMITS.warmup_s / 4  # warm-up ends when the times are stable, mostly long before its limit

@@ -255,7 +255,7 @@ def _packages(run: Run) -> dict[str, object]:
 def _device(run: Run) -> Bench:
     from edgeprune.devices.bench import open_bench
     from edgeprune.devices.patience import Patience
-    from edgeprune.stages import ondevice
+    from edgeprune.stages.verdicts import ondevice
 
     _require_converter(run)
     run.record(trial.STAGE)  # nothing is measured with a model or data that later stages cannot use

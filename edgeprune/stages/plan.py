@@ -11,7 +11,7 @@ from edgeprune.records.budget import amount_text, time_text
 
 if TYPE_CHECKING:
     from edgeprune.stages.bounds import Evidence
-    from edgeprune.stages.figures import Bound
+    from edgeprune.stages.planning.figures import Bound
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Reads:
 def run(reads: Reads, output: Output) -> Choice:
     """Measure the original network in each precision, and choose the fastest one that keeps the metric."""
     from edgeprune.stages import choice
-    from edgeprune.stages.accuracy import Evaluation, Timer
+    from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
 
     timer = Timer(reads.device, reads.network.files(output.scratch))
     evaluation = Evaluation(reads.valid, reads.metric, reads.network.inputs, reads.finetune_seed)

@@ -36,7 +36,7 @@ class Reads:
 def run(reads: Reads, output: Output) -> UnprunedNetworks:
     """Measure the original network in each precision that the device can run, interleaved."""
     from edgeprune.stages import choice, precision
-    from edgeprune.stages.accuracy import Evaluation, Timer
+    from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
 
     timer = Timer(reads.device, reads.network.files(output.scratch))
     evaluation = Evaluation(reads.test, reads.metric, reads.network.inputs, reads.finetune_seed)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeprune.frontends.data import Metric, Split
     from edgeprune.frontends.model import Network
     from edgeprune.stages.final import Final
-    from edgeprune.stages.verdict import Timed
+    from edgeprune.stages.verdicts.verdict import Timed
 
 TIMES = "times.json"  # samples that an inconclusive or interrupted verdict keeps for the next run
 
@@ -54,9 +54,9 @@ class Times:
 
 def run(reads: Reads, output: Output) -> Verdict:
     """All checks of the pruned artifact, with the original network's beside it. What they rest on is kept with the verdict."""
-    from edgeprune.stages.accuracy import Evaluation, Timer
-    from edgeprune.stages.evidence import evidence
-    from edgeprune.stages.verification import Version, timed, verify
+    from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
+    from edgeprune.stages.verdicts.evidence import evidence
+    from edgeprune.stages.verdicts.verification import Version, timed, verify
 
     groups, network, final = reads.groups, reads.network, reads.final
     timer = Timer(reads.device, network.files(output.scratch))
@@ -100,7 +100,7 @@ def _limited(reads: Reads, verdict: Verdict) -> Verdict:
 
 def _on_device(reads: Reads, times: Timed, files: Sequence[Path], verdict: Verdict) -> Verdict:
     """The verdict with a check of each limit that the device decides."""
-    from edgeprune.stages import ondevice
+    from edgeprune.stages.verdicts import ondevice
 
     assert times.original is not None
     checks = []
@@ -118,7 +118,7 @@ def _on_round(
     output: Output, path: Path, discarded: Callable[[], tuple[Discarded, ...]]
 ) -> Callable[[int, list[Samples], Sequence[Check]], None]:
     """A function that keeps all samples so far, and reports what is not yet decided."""
-    from edgeprune.stages.verdict import POLICY
+    from edgeprune.stages.verdicts.verdict import POLICY
 
     def on_round(number: int, taken: list[Samples], checks: Sequence[Check]) -> None:
         write_atomic(path, codec.dumps(Times(taken[0], taken[1], discarded())).encode())

@@ -22,7 +22,7 @@ from edgeprune.devices.transports.ssh.remote import agent_path
 from edgeprune.devices.virtual import board
 from edgeprune.errors import DeviceError
 from edgeprune.records import Device, Target
-from edgeprune.stages.bundles import Bundle
+from edgeprune.stages.releases.bundles import Bundle
 
 ssh = pytest.importorskip("edgeprune.devices.transports.ssh")
 pytestmark = pytest.mark.usefixtures("virtual_board")

@@ -21,8 +21,8 @@ from edgeprune import runtimes
 from edgeprune.devices.bench import open_bench
 from edgeprune.errors import DeviceError, RuntimeMissing, UsageError
 from edgeprune.records import Artifact, Prepare, Target
-from edgeprune.stages import bundles
 from edgeprune.stages.compile import Compiler
+from edgeprune.stages.releases import bundles
 
 StandIn = Callable[[str], None]
 

@@ -25,8 +25,9 @@ from test_together import folder, rules
 from edgeprune.errors import DeviceError, UsageError
 from edgeprune.pipeline.request import requests
 from edgeprune.pipeline.run import open_common
-from edgeprune.stages import bundles, deploy, oci
-from edgeprune.stages.bundles import Bundle
+from edgeprune.stages import deploy
+from edgeprune.stages.releases import bundles, oci
+from edgeprune.stages.releases.bundles import Bundle
 
 REGISTRY = shutil.which("docker-registry")
 Serve = Callable[..., str]

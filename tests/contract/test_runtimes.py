@@ -30,8 +30,8 @@ from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Artifact, Groups, Preprocess, Target
 from edgeprune.runtimes.formats import FORMATS
 from edgeprune.runtimes.openvino.device import without_first
-from edgeprune.stages import accuracy
 from edgeprune.stages.compile import Compiler
+from edgeprune.stages.verdicts import accuracy
 
 RANDOM = np.random.default_rng(0)
 PACKAGES = {"tflite": "litert_torch", "tensorrt": "onnx", "ncnn": "pnnx"}  # without which a runtime is not tested

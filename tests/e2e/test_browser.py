@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from runs import Texts, checked, put
 
-from edgeprune.stages import finished
+from edgeprune.stages.series import finished
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

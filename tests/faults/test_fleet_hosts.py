@@ -20,8 +20,8 @@ from edgeprune.devices.fleet import Pace
 from edgeprune.errors import SecurityError
 from edgeprune.records import Fleet, Target
 from edgeprune.reports import fleet
-from edgeprune.stages import rollout, signers
-from edgeprune.stages.rollout import Plan
+from edgeprune.stages.releases import rollout, signers
+from edgeprune.stages.releases.rollout import Plan
 
 Servers = dict[str, Sshd]
 WITHOUT_SPACE = "small"

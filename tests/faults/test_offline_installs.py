@@ -20,8 +20,8 @@ from releases import bundle, resigned
 from sshd import keygen
 
 from edgeprune.devices import bundle as bundling
-from edgeprune.stages import bundles
-from edgeprune.stages.bundles import Bundle
+from edgeprune.stages.releases import bundles
+from edgeprune.stages.releases.bundles import Bundle
 
 
 @dataclass

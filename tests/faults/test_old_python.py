@@ -20,7 +20,7 @@ from edgeprune.devices import bundle as bundling
 from edgeprune.devices import wire
 from edgeprune.devices.transports.base import Transport, ask
 from edgeprune.devices.transports.local import Local
-from edgeprune.stages import bundles
+from edgeprune.stages.releases import bundles
 
 VARIABLE = "EDGEPRUNE_PYTHON38"  # names a Python 3.8, for instance one of a virtual environment with numpy
 DEADLINE_S = 30.0

@@ -28,7 +28,7 @@ from edgeprune.devices.agent import releases as device
 from edgeprune.devices.agent import trust
 from edgeprune.runtimes import machine
 from edgeprune.runtimes.device import Failed
-from edgeprune.stages.bundles import Bundle
+from edgeprune.stages.releases.bundles import Bundle
 
 LIST = wire.ListReleases(30.0, "null")
 RAN = wire.Check(ok=True, relative_error=0.0, limit=1.0, median_ms=1.0)
@@ -72,7 +72,7 @@ def back(made: Bundle, **changes: Any) -> wire.Activate:
 def clock(monkeypatch: pytest.MonkeyPatch, start: int = 1_700_000_000) -> None:
     """Every bundle is a second younger than the one before."""
     ticks = iter(range(start, start + 1000))
-    monkeypatch.setattr("edgeprune.stages.bundles.time.time", lambda: next(ticks))
+    monkeypatch.setattr("edgeprune.stages.releases.bundles.time.time", lambda: next(ticks))
 
 
 def test_one_release_follows_another_and_is_rolled_back(

@@ -19,7 +19,7 @@ from edgeprune.devices.transports.fake import Fake
 from edgeprune.errors import DeviceError, EdgepruneError
 from edgeprune.records import Target
 from edgeprune.reports import fleet
-from edgeprune.stages import rollout
+from edgeprune.stages.releases import rollout
 
 IDENTITY = {name: getattr(this_device(), name) for name in type(this_device()).__dataclass_fields__}
 ENTRY = {"service": "vision", "digest": "a" * 64, "state": "current", "since_s": 1_700_000_000}

@@ -33,8 +33,8 @@ from edgeprune.network.outputs import tensors
 from edgeprune.network.refit import refit_separately, refit_sequentially
 from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Groups
-from edgeprune.stages import allocation
 from edgeprune.stages.compile import Compiler
+from edgeprune.stages.planning import allocation
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {

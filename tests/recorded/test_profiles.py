@@ -15,7 +15,7 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.observations import measured_ns, reference_ns
 from edgeprune.network.survey import survey
 from edgeprune.records import Groups, Profile, Scores
-from edgeprune.stages import allocation
+from edgeprune.stages.planning import allocation
 from edgeprune.storage import codec
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,8 @@ from edgeprune.network.importance import CRITERIA
 from edgeprune.network.survey import randomised, survey
 from edgeprune.records import Device, Experiment, Profile, Run, Samples
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
-from edgeprune.stages import allocation, experiments
+from edgeprune.stages import experiments
+from edgeprune.stages.planning import allocation
 
 
 def test_the_promise(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from edgeprune.records import Device, Energy, Host, OperatorChange, OperatorTime
 from edgeprune.reports.bench import tables
 from edgeprune.runtimes import host
 from edgeprune.runtimes.timing import NodeTime
-from edgeprune.stages import bench, operators
+from edgeprune.stages import bench
 from edgeprune.stages.bench import Asked
+from edgeprune.stages.verdicts import operators
 
 DEVICE = Device("x86_64", "a cpu", 2, "Linux 6.1", "onnxruntime", "1.2.3", "boot")
 

@@ -43,11 +43,12 @@ from edgeprune.records import (
 from edgeprune.reports import ci as reporting
 from edgeprune.reports import pytest_plugin
 from edgeprune.runtimes.device import find
-from edgeprune.stages import comparable, comparison, history, inputs, verdict
 from edgeprune.stages import compile as compiling
-from edgeprune.stages.accuracy import Evaluation, Timer
+from edgeprune.stages import inputs
 from edgeprune.stages.registry import RULES
-from edgeprune.stages.verdict import POLICY, Timed
+from edgeprune.stages.verdicts import comparable, comparison, history, verdict
+from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
+from edgeprune.stages.verdicts.verdict import POLICY, Timed
 from edgeprune.storage import baselines, codec
 from edgeprune.storage.baselines import Kept
 

@@ -16,10 +16,10 @@ from test_sweeps import WHOLE, cell, failed
 from edgeprune.api import series
 from edgeprune.errors import InfeasibleError, RuntimeMissing, UsageError
 from edgeprune.pipeline.request import Quiet
-from edgeprune.stages import cluster
-from edgeprune.stages import sweep as stage
-from edgeprune.stages.cluster import Ended, Jobs, Place
-from edgeprune.stages.sweep import Cell
+from edgeprune.stages.series import cluster
+from edgeprune.stages.series import sweep as stage
+from edgeprune.stages.series.cluster import Ended, Jobs, Place
+from edgeprune.stages.series.sweep import Cell
 from edgeprune.storage import codec
 
 pytest.importorskip("submitit")

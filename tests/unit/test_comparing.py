@@ -20,8 +20,8 @@ from edgeprune.errors import UsageError
 from edgeprune.latency import stats
 from edgeprune.records import Comparison, Device, TimedProcess
 from edgeprune.reports import sweep as reports
-from edgeprune.stages import compare, finished
-from edgeprune.stages.finished import Finished
+from edgeprune.stages.series import compare, finished
+from edgeprune.stages.series.finished import Finished
 
 
 @pytest.fixture

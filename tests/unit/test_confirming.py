@@ -32,7 +32,8 @@ from edgeprune.records import (
     Scores,
     Widths,
 )
-from edgeprune.stages import allocation, confirm, experiments
+from edgeprune.stages import confirm, experiments
+from edgeprune.stages.planning import allocation
 
 OVERHEAD = 3000
 

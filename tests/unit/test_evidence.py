@@ -14,8 +14,8 @@ from edgeprune.errors import UsageError
 from edgeprune.limits import LIMITS
 from edgeprune.network.outputs import Structure
 from edgeprune.records import Discarded, Run, Samples
-from edgeprune.stages import evidence
-from edgeprune.stages.verdict import Timed
+from edgeprune.stages.verdicts import evidence
+from edgeprune.stages.verdicts.verdict import Timed
 from edgeprune.storage import codec
 from edgeprune.storage import evidence as files
 

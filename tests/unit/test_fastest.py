@@ -14,7 +14,7 @@ from edgeprune.api import verbs
 from edgeprune.errors import InfeasibleError, UsageError
 from edgeprune.frontends import toml
 from edgeprune.pipeline.request import request
-from edgeprune.stages.fastest import TRAININGS, fastest
+from edgeprune.stages.series.fastest import TRAININGS, fastest
 
 
 @pytest.mark.parametrize("least", [0.07, 0.2, 0.33, 0.5, 0.62, 0.8, 0.9])

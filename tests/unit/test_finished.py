@@ -12,7 +12,7 @@ import pytest
 from runs import KEPT, Texts, put
 
 from edgeprune.errors import UsageError
-from edgeprune.stages import finished
+from edgeprune.stages.series import finished
 
 
 @pytest.fixture

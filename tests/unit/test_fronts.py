@@ -15,7 +15,7 @@ from edgeprune.api.series import PlannedFront
 from edgeprune.errors import UsageError
 from edgeprune.records import Front, FrontPoint, Groups, Interval, Scores
 from edgeprune.reports import sweep as reports
-from edgeprune.stages import front
+from edgeprune.stages.series import front
 
 WIDTHS = {"a": 4, "b": 5, "c": 3}
 

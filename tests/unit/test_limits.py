@@ -28,8 +28,10 @@ from edgeprune.network.importance import CRITERIA
 from edgeprune.network.survey import generic
 from edgeprune.records import Budget, Groups, Limit, Outcome, Plan, Scores, Widths, digest
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
-from edgeprune.stages import allocation, bounds, confirm, ondevice
-from edgeprune.stages.figures import Bound, Counted, Counts, Latency
+from edgeprune.stages import bounds, confirm
+from edgeprune.stages.planning import allocation
+from edgeprune.stages.planning.figures import Bound, Counted, Counts, Latency
+from edgeprune.stages.verdicts import ondevice
 from edgeprune.storage import codec
 
 NETS = [Residual, Concat, Grouped]

@@ -16,7 +16,8 @@ from edgeprune.network.adapter import adapted, structure_of
 from edgeprune.network.outputs import Structure, main_of, tensors
 from edgeprune.network.survey import survey
 from edgeprune.records import Check, Outcome
-from edgeprune.stages import accuracy, training
+from edgeprune.stages import training
+from edgeprune.stages.verdicts import accuracy
 
 Pair = namedtuple("Pair", "features scores")
 

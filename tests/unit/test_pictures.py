@@ -38,8 +38,8 @@ from edgeprune.records import (
 )
 from edgeprune.reports import pictures
 from edgeprune.reports.pictures import Marked, Picture
-from edgeprune.stages import evidence
-from edgeprune.stages.verdict import Timed
+from edgeprune.stages.verdicts import evidence
+from edgeprune.stages.verdicts.verdict import Timed
 
 HOSTILE = '$x^2$ \\frac{ </text></svg><script>alert(1)</script> & "><img onerror=x> \x00\x1b[31m ﷽ 漢字 😀 \ud800'
 REASON = "the operator 'aten.foo' has no rule"

@@ -16,7 +16,7 @@ from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency.model import LatencyModel
 from edgeprune.latency.surface import HALVED, STEPS, LayerCost, Surface, features
 from edgeprune.records import Block, Group, Groups, Layer, Scores, Slot, Span
-from edgeprune.stages import allocation, program
+from edgeprune.stages.planning import allocation, program
 
 
 def network(spans: list[tuple[Span, Span]], widths: dict[str, int], blocks: tuple[Block, ...] = ()) -> Groups:

@@ -16,7 +16,7 @@ from edgeprune.records import Limit, Target
 from edgeprune.runtimes import power
 from edgeprune.runtimes.device import Failed
 from edgeprune.runtimes.tensorrt import jetson
-from edgeprune.stages import ondevice
+from edgeprune.stages.verdicts import ondevice
 
 PMIC = """   3V7_WL_SW_A current(0)=0.10000000A
    VDD_CORE_A current(7)=2.50000000A

@@ -18,8 +18,8 @@ from edgeprune.frontends.functions import FileFunction
 from edgeprune.frontends.model import build_model, example_inputs
 from edgeprune.frontends.trial import check_data
 from edgeprune.records import Artifact, Budget, BudgetSection, DataSection, ModelSection, Preprocess, Project
-from edgeprune.stages import accuracy
 from edgeprune.stages.training import evaluate
+from edgeprune.stages.verdicts import accuracy
 
 HEAD = "import torch\nfrom torch import nn\n"
 

@@ -17,7 +17,7 @@ from edgeprune.devices.agent import releases as device
 from edgeprune.errors import UsageError
 from edgeprune.runtimes import machine
 from edgeprune.runtimes.device import Failed
-from edgeprune.stages import bundles, rollout, signers
+from edgeprune.stages.releases import bundles, rollout, signers
 from edgeprune.storage import sequences
 
 RAN = wire.Check(ok=True, relative_error=0.0, limit=1.0, median_ms=1.0)

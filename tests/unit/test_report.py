@@ -20,7 +20,7 @@ from edgeprune.api.networks import Compressed
 from edgeprune.cli import report as cli
 from edgeprune.errors import RuntimeMissing
 from edgeprune.records import Amount, Check, Epoch, Interval, Outcome, TimedProcess, Tuned
-from edgeprune.stages import finished
+from edgeprune.stages.series import finished
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

@@ -34,11 +34,11 @@ from edgeprune.records import (
     UnprunedNetworks,
 )
 from edgeprune.reports import sweep as reports
-from edgeprune.stages import sweep as stage
 from edgeprune.stages import unpruned
 from edgeprune.stages.registry import RULES
+from edgeprune.stages.series import sweep as stage
+from edgeprune.stages.series.sweep import Cell
 from edgeprune.stages.sharing import SHARED, shared
-from edgeprune.stages.sweep import Cell
 
 FIGURES = Figures(p50_ms=2.0, p90_ms=2.1, metric=0.9, parameters=100, macs=1000, size_bytes=4000, operators=9)
 

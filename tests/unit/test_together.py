@@ -39,9 +39,12 @@ from edgeprune.records import (
     Widths,
 )
 from edgeprune.reports import ci
-from edgeprune.stages import allocation, bounds, check, confirm, deploy, oci, ondevice, rollout, signing
-from edgeprune.stages.figures import Counted
+from edgeprune.stages import bounds, check, confirm, deploy
 from edgeprune.stages.inputs import INPUTS
+from edgeprune.stages.planning import allocation
+from edgeprune.stages.planning.figures import Counted
+from edgeprune.stages.releases import oci, rollout, signing
+from edgeprune.stages.verdicts import ondevice
 
 
 class Two:

@@ -31,7 +31,7 @@ from edgeprune.network.survey import survey
 from edgeprune.records import Figures, Outcome, Project, Report, Result
 from edgeprune.reports.ci import junit
 from edgeprune.reports.html import html
-from edgeprune.stages import verdict
+from edgeprune.stages.verdicts import verdict
 from edgeprune.storage import codec
 
 MODULE = """

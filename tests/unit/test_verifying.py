@@ -16,11 +16,12 @@ from edgeprune.frontends.data import Metric, Split
 from edgeprune.frontends.model import build_model, example_inputs
 from edgeprune.limits import LIMITS
 from edgeprune.records import Artifact, Budget, Check, Choice, Device, Outcome, Project, Run, Samples, Verdict
-from edgeprune.stages import accuracy, choice
-from edgeprune.stages import verdict as verdict_rules
-from edgeprune.stages.accuracy import Evaluation, Timer
-from edgeprune.stages.verdict import POLICY
-from edgeprune.stages.verification import Version, timed, verify
+from edgeprune.stages import choice
+from edgeprune.stages.verdicts import accuracy
+from edgeprune.stages.verdicts import verdict as verdict_rules
+from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
+from edgeprune.stages.verdicts.verdict import POLICY
+from edgeprune.stages.verdicts.verification import Version, timed, verify
 
 
 class Board:

@@ -21,7 +21,7 @@ from edgeprune.devices.agent import releases
 from edgeprune.errors import DeviceError
 from edgeprune.records import Budget, Outcome
 from edgeprune.runtimes import machine, metrics
-from edgeprune.stages import watched
+from edgeprune.stages.releases import watched
 
 RELEASE = "0123456789ab"
 

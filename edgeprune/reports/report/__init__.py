@@ -10,7 +10,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.reports.pictures import DOTS, FONT, STYLE
 from edgeprune.reports.report import data, overview
 from edgeprune.reports.report.sections import View
-from edgeprune.stages.finished import Finished
+from edgeprune.stages.series.finished import Finished
 from edgeprune.storage.store import write_atomic
 
 NAME = "report.html"

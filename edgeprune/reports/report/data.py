@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from edgeprune.records.answer import plain
-from edgeprune.stages.finished import Finished
+from edgeprune.stages.series.finished import Finished
 from edgeprune.storage.codec import with_paths
 
 SCHEMA = 1  # of this document; changes when a key changes its meaning

@@ -14,7 +14,7 @@ from edgeprune.reports.pictures import Marked
 from edgeprune.reports.report.parts import Line, Part, Section, figure, rows_table, text
 from edgeprune.reports.report.sections import CONFIDENCE, View
 from edgeprune.reports.sweep import comparison_notes, comparison_rows
-from edgeprune.stages import compare
+from edgeprune.stages.series import compare
 
 
 def overview(views: Sequence[View]) -> Section:

@@ -36,9 +36,10 @@ from edgeprune.reports.report.parts import (
     time,
     times,
 )
-from edgeprune.stages import front, history
-from edgeprune.stages.finished import Finished
-from edgeprune.stages.verdict import POLICY
+from edgeprune.stages.series import front
+from edgeprune.stages.series.finished import Finished
+from edgeprune.stages.verdicts import history
+from edgeprune.stages.verdicts.verdict import POLICY
 
 POINTS = 12  # of the front
 CONFIDENCE = POLICY.verify.confidence  # of all intervals, as in the checks

@@ -58,7 +58,7 @@ def history(project: str, target: str, emulated: bool, records: Sequence[Record]
         figure: a field of `Record`.
     """
     from edgeprune.latency.changes import changes
-    from edgeprune.stages.verdict import POLICY
+    from edgeprune.stages.verdicts.verdict import POLICY
 
     floor = POLICY.allowed_slowdown(None, emulated)
     records = [one for one in records if getattr(one, figure) is not None]  # an artifact may have had no metric

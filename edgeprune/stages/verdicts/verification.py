@@ -1,4 +1,4 @@
-"""Verify an artifact against its network, the metric limit and the latency budget; see `stages.verdict` for the rules."""
+"""Verify an artifact against its network, the metric limit and the latency budget. For the rules see `verdict`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.network import weights
 from edgeprune.records import Artifact, Budget, Check, Differences, Figures, Outcome, Samples, Verdict
-from edgeprune.stages import accuracy, evidence, verdict
-from edgeprune.stages.accuracy import Evaluation, Timer
-from edgeprune.stages.verdict import POLICY, Timed
+from edgeprune.stages.verdicts import accuracy, evidence, verdict
+from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
+from edgeprune.stages.verdicts.verdict import POLICY, Timed
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from edgeprune.frontends.data import Metric, NotFinite, Split
 from edgeprune.limits import LIMITS
 from edgeprune.network.outputs import Structure, tensors
 from edgeprune.records import Artifact, Check, Outcome, Precision, Samples
-from edgeprune.stages import verdict
+from edgeprune.stages.verdicts import verdict
 
 TOP1 = "top1_agreement"  # the check of the largest value in each row
 

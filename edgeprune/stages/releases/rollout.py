@@ -24,8 +24,8 @@ from edgeprune.devices.validate import printable
 from edgeprune.errors import DeviceError, EdgepruneError, InconclusiveError, SecurityError, UsageError, VerdictError
 from edgeprune.limits import LIMITS
 from edgeprune.records import Budget, Device, Fleet, HostState, HostStep, Manifest, Outcome, Release, Target
-from edgeprune.stages import verdict
-from edgeprune.stages.bundles import Bundle, require_name
+from edgeprune.stages.releases.bundles import Bundle, require_name
+from edgeprune.stages.verdicts import verdict
 
 DIGEST_CHARS = 12  # of a digest in messages
 SHOWN = 3  # failed hosts in a message

@@ -31,7 +31,7 @@ from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import Watch
 from edgeprune.records import Sweep, UnprunedNetworks
 from edgeprune.records.sweep import SweepCell
-from edgeprune.stages.sweep import Cell, failed
+from edgeprune.stages.series.sweep import Cell, failed
 from edgeprune.storage import codec
 from edgeprune.storage.store import read_capped, write_atomic
 

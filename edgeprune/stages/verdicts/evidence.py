@@ -11,8 +11,8 @@ from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.network.outputs import Structure
 from edgeprune.records import Differences, Discarded, Evidence, Precision, Samples, TimedProcess
-from edgeprune.stages import accuracy, verdict
-from edgeprune.stages.verdict import Timed
+from edgeprune.stages.verdicts import accuracy, verdict
+from edgeprune.stages.verdicts.verdict import Timed
 
 BINS = 4  # of a histogram, for each factor of ten
 DECADES = 12  # factors of ten that a histogram covers at most

@@ -14,7 +14,7 @@ import numpy as np
 from edgeprune.latency import stats
 from edgeprune.records import Budget, Check, Interval, Measurement, Outcome, Precision, Samples
 from edgeprune.records.budget import time_text
-from edgeprune.stages import comparable
+from edgeprune.stages.verdicts import comparable
 
 
 @dataclass(frozen=True)

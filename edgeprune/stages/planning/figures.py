@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeprune.latency.model import LatencyModel
 from edgeprune.records import Groups, Interval, Layer, Limit, Widths
-from edgeprune.stages.program import Cost, Row
+from edgeprune.stages.planning.program import Cost, Row
 
 # Of a figure that a device measures: a plan stays so far below its limit that noise leaves it within; see `Bound.slack`.
 SLACK = {"memory": 0.003, "throughput": 0.015, "energy": 0.03}

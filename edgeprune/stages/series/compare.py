@@ -14,8 +14,8 @@ from edgeprune.errors import UsageError
 from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.records import ComparedRun, Comparison, Interval, TimedProcess
-from edgeprune.stages import finished, sweep
-from edgeprune.stages.finished import Finished
+from edgeprune.stages.series import finished, sweep
+from edgeprune.stages.series.finished import Finished
 
 LABEL_CHARS = 120
 SCHEMA = 1  # of the record; changes when a key changes its meaning

@@ -19,7 +19,7 @@ from edgeprune.errors import DeviceError, InconclusiveError, UsageError
 from edgeprune.latency import stats
 from edgeprune.records import Budget, Check, Facts, FleetFacts, HostFacts, Outcome, Target
 from edgeprune.records.budget import time_text
-from edgeprune.stages.signers import facts_of
+from edgeprune.stages.releases.signers import facts_of
 
 ROW = re.compile(r'([a-zA-Z_:][\w:]{0,99})(?:\{((?:[a-z_]\w{0,49}="[^"\\]{0,200}",?){0,20})\})? (\S{1,40})')
 LABEL = re.compile(r'([a-z_]\w*)="([^"]*)"')

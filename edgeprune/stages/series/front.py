@@ -14,9 +14,10 @@ from edgeprune.latency.observations import reference_ns
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.run import Run
 from edgeprune.records import Front, FrontPoint, Groups, Interval, Scores, Widths
-from edgeprune.stages import allocation, profile, scores, survey
-from edgeprune.stages.figures import Latency
-from edgeprune.stages.program import Program
+from edgeprune.stages import profile, scores, survey
+from edgeprune.stages.planning import allocation
+from edgeprune.stages.planning.figures import Latency
+from edgeprune.stages.planning.program import Program
 
 SCHEMA = 1  # of the record; changes when a key changes its meaning
 POINTS = 20

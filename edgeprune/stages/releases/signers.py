@@ -18,7 +18,7 @@ from edgeprune.devices.validate import printable
 from edgeprune.errors import UsageError
 from edgeprune.records import Facts, FleetFacts, HostFacts, Target
 from edgeprune.runtimes.device import Failed
-from edgeprune.stages import signing
+from edgeprune.stages.releases import signing
 from edgeprune.storage.store import read_capped
 
 KEY_BYTES = 1 << 14

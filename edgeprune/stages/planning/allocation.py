@@ -20,8 +20,8 @@ from edgeprune.latency.model import LatencyModel
 from edgeprune.limits import LIMITS
 from edgeprune.records import Amount, Block, Group, Groups, Plan, Scores, Widths
 from edgeprune.records.budget import amount_text, time_text
-from edgeprune.stages.figures import Bound, Latency
-from edgeprune.stages.program import GAP, Program
+from edgeprune.stages.planning.figures import Bound, Latency
+from edgeprune.stages.planning.program import GAP, Program
 
 log = logging.getLogger("edgeprune")
 

@@ -14,7 +14,7 @@ from edgeprune.latency import stats
 from edgeprune.limits import LIMITS
 from edgeprune.records import Check, Energy, Limit, Samples
 from edgeprune.records.budget import amount_text
-from edgeprune.stages.verdict import POLICY
+from edgeprune.stages.verdicts.verdict import POLICY
 
 ENERGY_PROCESSES = 3  # of each model in a verdict, each with several cycles
 NO_RAILS = (

@@ -24,7 +24,7 @@ from edgeprune.devices.agent import keys
 from edgeprune.devices.agent.trust import MANIFEST, MANIFEST_BYTES, SIGNATURE
 from edgeprune.errors import UsageError
 from edgeprune.records import Artifact, Device, Manifest, Target, Verdict
-from edgeprune.stages import signing
+from edgeprune.stages.releases import signing
 from edgeprune.storage import codec
 from edgeprune.storage.store import file_sha256, read_capped, write_atomic
 

@@ -1,4 +1,4 @@
-"""Measure an artifact, and compare it with its budgets and its baseline; see `stages.verdict` for the rules."""
+"""Measure an artifact, and compare it with its budgets and its baseline. For the rules see `verdict`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from edgeprune.records import (
     Target,
 )
 from edgeprune.records.budget import date_text
-from edgeprune.stages import accuracy, comparable, verdict
-from edgeprune.stages.accuracy import Calls, Evaluation, Timer
-from edgeprune.stages.verdict import POLICY, Timed
+from edgeprune.stages.verdicts import accuracy, comparable, verdict
+from edgeprune.stages.verdicts.accuracy import Calls, Evaluation, Timer
+from edgeprune.stages.verdicts.verdict import POLICY, Timed
 from edgeprune.storage.baselines import Kept
 
 MOST_SHIFTS = 5  # operators that a report names

@@ -1,0 +1,1 @@
+"""Releases: signed bundles, the keys that sign them, and the hosts that they go to."""

@@ -1,0 +1,1 @@
+"""Several runs: fronts, sweeps and comparisons."""
