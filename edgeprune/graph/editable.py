@@ -29,7 +29,7 @@ from edgeprune.errors import CutError, first_line
 from edgeprune.graph import batches, places, regions
 from edgeprune.graph.constants import bake
 from edgeprune.graph.rules import bind
-from edgeprune.graph.trace import Trace, called, canonical_names, collected, exporting, propagate
+from edgeprune.graph.trace import Trace, called, canonical_names, collected, exporting, propagate, reserved
 from edgeprune.records import Groups, Recipe
 
 TOLERANCE = 1e-4  # of the largest output; fp32 rounding is near 1e-6
@@ -60,14 +60,14 @@ class GraphNetwork(fx.GraphModule):
     the model executes in training mode only is not in the graph.
     """
 
-    source: Source
+    exported_from: Source
     takes_any_batch: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:
         copied: GraphNetwork = super().__deepcopy__(memo)  # type: ignore[assignment] # torch's says GraphModule
         copied._non_persistent_buffers_set = set(self._non_persistent_buffers_set)  # torch forgets these three
         copied._forward_hooks = copy.deepcopy(self._forward_hooks, memo)
-        copied.source, copied.takes_any_batch = self.source, self.takes_any_batch
+        copied.exported_from, copied.takes_any_batch = self.exported_from, self.takes_any_batch
         return copied
 
 
@@ -82,6 +82,8 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = Tr
     Raises:
         CutError: The model cannot be exported, or the graph computes something else than the model.
     """
+    if names := reserved(model):
+        raise CutError(f"torch's graph modules have an attribute {names[0]!r} of their own; give yours another name")
     doubled = _repeated(inputs, 2) if free_batch else inputs  # the exporter takes a size of one as fixed
     try:
         user, model = model, called(model, doubled)
@@ -107,7 +109,7 @@ def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = Tr
     _normalise(network.graph)
     network.recompile()
     traced = propagate(network.graph, _stored(network), editable=True)
-    network.source = Source(tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs), traced)
+    network.exported_from = Source(tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs), traced)
     network.takes_any_batch = free_batch
     for batch in (inputs, doubled) if free_batch else (inputs,):
         _require_equal(model, network, noisy(batch))
@@ -131,7 +133,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool) ->
 
 def trace_graph(network: GraphNetwork, patterns: Sequence[str] = ()) -> Groups:
     """The channel groups and layers of a network as its graph; see `graph.trace.trace`."""
-    found = collected(network.source.traced, network.graph, patterns, folds=_folds(network))
+    found = collected(network.exported_from.traced, network.graph, patterns, folds=_folds(network))
     return replace(found, form="graph")
 
 
@@ -281,7 +283,7 @@ def resize(network: GraphNetwork, recipe: Recipe) -> None:
         CutError: A block has several inputs or outputs.
     """
     nodes = {node.name: node for node in network.graph.nodes}
-    for size, count in network.source.traced.resized(recipe):
+    for size, count in network.exported_from.traced.resized(recipe):
         set_argument(nodes[size.node], size.argument, count, size.place)
     for path in (name for name, dims in recipe.items() if not dims):
         _bypass(network.graph, path)

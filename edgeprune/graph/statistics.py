@@ -25,7 +25,7 @@ def take_over_remaining(network: GraphNetwork, recipe: Recipe) -> None:
     A removed channel of a normalised tensor is zero.
     """
     nodes = {node.name: node for node in network.graph.nodes}
-    for found, kept in network.source.traced.remaining(recipe):
+    for found, kept in network.exported_from.traced.remaining(recipe):
         node = nodes[found.node]
         given = bind(node)
         source = given[found.argument]

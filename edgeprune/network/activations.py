@@ -20,7 +20,7 @@ def live(model: nn.Module, groups: Groups, inputs: tuple[Tensor, ...]) -> tuple[
         inputs: Example inputs of fixed shape.
     """
     if isinstance(model, GraphNetwork):
-        return moments(groups, model.graph, model.source.traced)
+        return moments(groups, model.graph, model.exported_from.traced)
     program, traced = traced_program(called(opened(model), inputs), inputs)
     return moments(groups, program.graph, traced)
 

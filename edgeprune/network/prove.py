@@ -101,7 +101,7 @@ def _masked(model: nn.Module, recipe: Recipe) -> Iterator[nn.Module]:
 
     A graph keeps no state, and copying it takes longer than a proof. So it is masked itself, unless its statistics change.
     """
-    if not isinstance(model, GraphNetwork) or any(model.source.traced.remaining(recipe)):
+    if not isinstance(model, GraphNetwork) or any(model.exported_from.traced.remaining(recipe)):
         yield masked(model, recipe).eval()
         return
     training = model.training

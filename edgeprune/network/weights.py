@@ -34,7 +34,7 @@ def save(path: Path, model: nn.Module, recipe: Recipe) -> None:
     if preprocess is not None:
         metadata["preprocess"] = json.dumps(asdict(preprocess))
     if isinstance(model, GraphNetwork):
-        metadata["graph"] = json.dumps({"inputs": model.source.inputs, "names": model.meta["names"]})
+        metadata["graph"] = json.dumps({"inputs": model.exported_from.inputs, "names": model.meta["names"]})
     save_file(own, path, metadata=metadata)
 
 

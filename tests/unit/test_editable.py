@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgeprune.errors import CutError
 from edgeprune.graph.editable import GraphNetwork, as_graph
 from edgeprune.graph.groups import make_recipe
+from edgeprune.graph.trace import reserved
 from edgeprune.network import weights
 from edgeprune.network.adapter import adapted, with_own_outputs
 from edgeprune.network.cut import cut, cut_as_is, formed, sliced
@@ -220,6 +221,36 @@ def test_a_graph_may_answer_with_nan_where_the_model_does(tmp_path: Path) -> Non
     pruned = sliced(formed(model, groups, inputs), recipe)
     weights.save(tmp_path / "pruned.safetensors", pruned, recipe)
     assert torch.equal(weights.load(tmp_path / "pruned.safetensors", Padded())(*inputs), pruned(*inputs))
+
+
+class Named(nn.Module):
+    """A network that needs its graph, with a layer of a given name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.named, self.fc = name, nn.Conv2d(16, 4, 1)
+        self.add_module(name, nn.Conv2d(3, 16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(unequal(getattr(self, self.named)(x).relu())).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", ["source", "weights", "names"])
+def test_a_layer_of_a_graph_may_have_the_name_of_an_attribute_elsewhere(name: str, tmp_path: Path) -> None:
+    groups = survey(Named(name).eval(), image())
+    assert groups.form == "graph"
+    pruned = cut(randomised(Named(name)), halved(groups), image())
+    weights.save(tmp_path / "pruned.safetensors", pruned, halved(groups))
+    assert torch.equal(weights.load(tmp_path / "pruned.safetensors", Named(name))(*image()), pruned(*image()))
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta", "recompile"])
+def test_a_name_that_graph_modules_use_themselves_is_one_line(name: str) -> None:
+    assert reserved(Named(name)) == [name]
+    message = f"^torch's graph modules have an attribute '{name}' of their own; give yours another name$"
+    with pytest.raises(CutError, match=message):
+        as_graph(Named(name).eval(), image())
+    assert survey(Named(name).eval(), image()).form == "module"
 
 
 def test_a_model_with_a_fixed_batch_size_has_no_graph() -> None:

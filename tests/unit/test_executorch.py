@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +196,39 @@ def test_a_model_that_cannot_be_loaded_or_fed_is_one_line(tmp_path: Path) -> Non
     for inputs in ([np.zeros((1, 3, 9, 9), "float32")], [np.zeros((1, 3, 8, 8))], []):
         with pytest.raises(Failed, match="do they have the right shapes and types"):
             model.call(inputs)
+
+
+class Anchored(nn.Module):
+    """As a detector's head that computes its anchors once, with a transposition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("anchors", torch.arange(6.0).view(2, 3).T, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 + self.anchors
+
+
+def test_a_buffer_is_stored_that_is_neither_contiguous_nor_in_the_state_dict(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    x = torch.randn(3, 2)
+    found = run(FORMATS["pte"].written(Anchored(), (x,)), (x,), tmp_path)
+    np.testing.assert_allclose(found, Anchored()(x).numpy(), rtol=1e-6)
+
+
+def test_modules_may_have_the_names_that_graph_modules_use(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    model = nn.Sequential(OrderedDict(code=nn.Linear(3, 4), meta=nn.ReLU())).eval()
+    x = torch.randn(2, 3)
+    found = run(FORMATS["pte"].export(model, (x,), ()), (x,), tmp_path)
+    np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_convolution_over_three_dimensions_is_refused_by_its_place() -> None:
+    pytest.importorskip("executorch")
+    for layer in (nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(3, 4, 3)):
+        with pytest.raises(UsageError, match=r"^module 0: executorch has no convolution over three dimensions"):
+            FORMATS["pte"].written(nn.Sequential(layer).eval(), (torch.randn(1, 3, 4, 8, 8),))
 
 
 def test_the_kinds_of_nodes_are_those_of_the_installed_schema() -> None:

@@ -208,6 +208,30 @@ def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
     )
 
 
+class Codec(nn.Module):
+    """Its children have names of torch's graph modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.meta = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.register_buffer("graph", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.meta(self.code(x).relu().mean((2, 3))) * self.graph
+
+
+@pytest.mark.parametrize("kind", ["onnx", "ncnn", pytest.param("tflite", marks=pytest.mark.slow)])
+def test_modules_may_have_any_name(kind: str) -> None:
+    pytest.importorskip({"tflite": "litert_torch", "ncnn": "pnnx"}.get(kind, "onnx"))
+    model = Codec().eval()
+    groups = survey(model, image())
+    template = FORMATS[kind](model, image(), groups)
+    assert set(template.owners(groups.layers).values()) == {"code", "meta"}
+    file = template._exported(make_recipe(groups, first_units(groups, groups.full())))
+    expected = randomised(model)(*image()).detach().numpy()
+    np.testing.assert_allclose(RUN[kind](file), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_batch_norm_is_folded() -> None:
     model, groups = NETS["Residual"](), surveyed("Residual")
     kinds = {node.op_type for node in OnnxTemplate(model, image(), groups).proto.graph.node}

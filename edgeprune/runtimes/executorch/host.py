@@ -83,11 +83,34 @@ def lowered(traced: Any) -> bytes:
             from executorch.exir import to_edge_transform_and_lower
         except ImportError as error:
             raise RuntimeMissing(f"executorch cannot be imported ({reason(error)}); {INSTALL}") from error
+        _refuse_what_it_lacks(traced)
+        _make_contiguous(traced)
         try:
             edge = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
         except Exception as error:  # the passes raise many types, all of them about the model
             raise UsageError(f"executorch cannot convert the model: {reason(error)}") from error
+
+
+def _refuse_what_it_lacks(traced: Any) -> None:
+    """A convolution over three dimensions is lowered, but fails when it runs: neither XNNPACK nor ExecuTorch has a kernel."""
+    from edgeprune.graph import places
+
+    for node in traced.graph.nodes:
+        if "conv" in getattr(node.target, "_opname", "") and node.meta["val"].ndim == 5:
+            where = places.of_call(node)
+            raise UsageError(f"{where}: executorch has no convolution over three dimensions; choose another runtime")
+
+
+def _make_contiguous(traced: Any) -> None:
+    """Store buffers that are not in the state dict contiguously. ExecuTorch 1.5 does so for others, and fails for these."""
+    from torch.export.graph_signature import InputKind
+
+    values = {node.name: node.meta for node in traced.graph.nodes if node.op == "placeholder"}
+    for spec in traced.graph_signature.input_specs:
+        if spec.kind is InputKind.BUFFER and spec.target in traced.constants:
+            traced.constants[spec.target] = traced.constants[spec.target].contiguous()
+            values[spec.arg.name]["val"] = values[spec.arg.name]["val"].contiguous()
 
 
 def _quantized(traced: Any, samples: Calls) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgeprune.errors import UsageError
 from edgeprune.graph import places
 from edgeprune.graph.groups import first_units, make_recipe
-from edgeprune.graph.trace import called, exported
+from edgeprune.graph.trace import called, exported, reserved
 from edgeprune.network.computed import computed_constants
 from edgeprune.network.cut import sliced
 from edgeprune.network.folding import fold
@@ -91,6 +91,21 @@ def refusal(form: str, model: nn.Module, inputs: tuple[Tensor, ...], error: Exce
     return UsageError(f"{place}: {name} cannot be written as {form}; use other operators")
 
 
+class _Nested(nn.Module):
+    """A model as the only child of a module, so that its own modules may have any name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.model(*inputs)
+
+
+def _nested(model: nn.Module) -> nn.Module:
+    return _Nested(model) if reserved(model) else model
+
+
 def _named(place: re.Match[str]) -> str:
     return f"{Path(place[1]).name}:{place[2]}"
 
@@ -154,7 +169,7 @@ class Template(ABC):
     @classmethod
     def export(cls, model: nn.Module, inputs: tuple[Tensor, ...], folds: Sequence[tuple[str, str]]) -> bytes:
         """Export a copy of a model for inputs of exactly these shapes, with batch-norm folded. See `written`."""
-        return cls.written(called(fold(model, folds), inputs), inputs)
+        return cls.written(_nested(called(fold(model, folds), inputs)), inputs)
 
     @staticmethod
     @abstractmethod
