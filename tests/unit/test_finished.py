@@ -74,8 +74,8 @@ def test_a_run_folder_may_be_copied_without_the_profile(verdict: Path, tmp_path:
 
 
 def test_reading_imports_no_torch(verdict: Path) -> None:
-    code = "import sys, pathlib\nfrom edgeprune.stages.series import finished\nfinished.read(pathlib.Path(sys.argv[1]))\n"
-    code += "sys.exit('torch' in sys.modules)"
+    code = "import sys, pathlib\nfrom edgeprune.stages.series import finished\n"
+    code += "finished.read(pathlib.Path(sys.argv[1]))\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code, verdict], check=True, timeout=600)
 
 
