@@ -224,6 +224,18 @@ def test_modules_may_have_the_names_that_graph_modules_use(tmp_path: Path) -> No
     np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Maxima(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * nn.functional.adaptive_max_pool2d(x, 1) + x.max(1, keepdim=True)[0]
+        return x.amax((2, 3)) + x.max(3)[0].amax(2)
+
+
+def test_maxima_are_written_that_xnnpack_and_executorch_lack(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    found = run(FORMATS["pte"].export(Maxima(), image(), ()), image(), tmp_path)
+    np.testing.assert_allclose(found, Maxima()(*image()).numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_convolution_over_three_dimensions_is_refused_by_its_place() -> None:
     pytest.importorskip("executorch")
     for layer in (nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(3, 4, 3)):

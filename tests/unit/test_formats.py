@@ -6,12 +6,14 @@ import logging
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import NETS, Blocks, image, inputs_of, surveyed
 from torch import Tensor, nn
 
@@ -23,11 +25,12 @@ from edgeprune.network.outputs import tensors
 from edgeprune.network.survey import randomised, survey
 from edgeprune.runtimes.base import silenced
 from edgeprune.runtimes.device import Options, find
-from edgeprune.runtimes.formats import FORMATS, sizes
+from edgeprune.runtimes.formats import FORMATS, decompositions, sizes
 from edgeprune.runtimes.formats.base import Origins
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
 from edgeprune.runtimes.tflite import flatbuffer
 
+aten = torch.ops.aten
 OWNED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised", "Recurrent"]
 EXPORTED = ["Grouped", "Bottlenecks"]  # the rest is sliced: a norm over whole groups, and a shuffle inside a group
 TFLITE = ["Plain", "Residual", "Depthwise"]  # a conversion takes seconds
@@ -206,6 +209,64 @@ def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
         )
         - 8
     )
+
+
+X = torch.randn(2, 3, 4, 5)
+CALLS: list[tuple[str, Any, tuple[Any, ...]]] = [  # kept where a converter has the operator itself
+    ("TFLITE", aten.pow.Tensor_Scalar, (X, 2)),
+    ("TFLITE", aten.pow.Tensor_Scalar, (X, 3)),
+    ("TFLITE", aten.pow.Tensor_Scalar, (X, -1)),
+    ("TFLITE", aten.pow.Tensor_Scalar, (X.abs(), 0.5)),
+    ("TFLITE", aten.pow.Tensor_Scalar, (X.abs(), -0.5)),
+    ("TFLITE", aten.repeat.default, (X, [1, 2, 1, 3])),
+    ("TFLITE", aten.adaptive_max_pool2d.default, (X, [1, 1])),
+    ("EXECUTORCH", aten.adaptive_max_pool2d.default, (X, [1, 1])),
+    ("EXECUTORCH", aten.amax.default, (X, [1, -1])),
+    ("EXECUTORCH", aten.amax.default, (X,)),
+    ("EXECUTORCH", aten.max.dim, (X, 1)),
+    ("EXECUTORCH", aten.max.dim, (X, -1, True)),
+]
+KEPT = [
+    ("TFLITE", aten.pow.Tensor_Scalar, (X, 5)),
+    ("TFLITE", aten.repeat.default, (X, [2, 1, 1, 1, 1])),
+    ("TFLITE", aten.repeat.default, (X, [1, 0, 1, 1])),
+    ("TFLITE", aten.adaptive_max_pool2d.default, (X, [2, 1])),
+    ("EXECUTORCH", aten.amax.default, (X, [1], True)),
+]
+
+
+@pytest.mark.parametrize(("form", "operator", "arguments"), CALLS)
+def test_a_decomposition_computes_what_its_operator_does(form: str, operator: Any, arguments: tuple[Any, ...]) -> None:
+    found, expected = getattr(decompositions, form)[operator](*arguments), operator(*arguments)
+    torch.testing.assert_close(found, tuple(expected) if isinstance(found, tuple) else expected)
+
+
+@pytest.mark.parametrize(("form", "operator", "arguments"), KEPT)
+def test_an_operator_is_kept_that_its_decomposition_does_not_cover(
+    form: str, operator: Any, arguments: tuple[Any, ...]
+) -> None:
+    assert getattr(decompositions, form)[operator](*arguments) is NotImplemented
+
+
+class Maxima(nn.Module):
+    """Maxima over places and over channels, and repeated channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = x * F.adaptive_max_pool2d(x, 1).sigmoid() * x.max(1, keepdim=True)[0]
+        return self.c(self.b(x.repeat(1, 2, 1, 1)).amax((2, 3)))
+
+
+@pytest.mark.slow
+def test_maxima_and_repeated_channels_are_written_as_tflite() -> None:
+    pytest.importorskip("litert_torch")
+    model = Maxima().eval()
+    expected = model(*image()).detach().numpy()
+    np.testing.assert_allclose(run_tflite(FORMATS["tflite"].export(model, image(), ())), expected, rtol=1e-4, atol=1e-5)
 
 
 class Codec(nn.Module):

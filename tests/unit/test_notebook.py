@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionComplete
 
 STAGES = [f"stage{number}" for number in range(30)]
 CELL = f"""
@@ -31,22 +34,32 @@ with progress.Watcher(Console(emoji=False)) as watch:
 
 
 class Recorded(NotebookClient):
-    """A client that keeps the text of all messages with content to show, in their order."""
+    """What Jupyter makes of the messages of a cell, and the text of all messages with content to show, in their order."""
 
-    def __init__(self, notebook: nbformat.NotebookNode) -> None:
-        super().__init__(notebook, timeout=600, kernel_name="python3")
+    def __init__(self, cell: nbformat.NotebookNode) -> None:
+        super().__init__(nbformat.v4.new_notebook(cells=[cell]), record_timing=False)  # type: ignore[no-untyped-call]
         self.texts: list[str] = []
+        self.reset_execution_trackers()
+        self.clear_before_next_output = False
 
-    def process_message(self, msg: dict[str, Any], cell: nbformat.NotebookNode, cell_index: int) -> Any:
-        self.texts.append(str(msg["content"].get("data", {}).get("text/plain", "")))
-        return super().process_message(msg, cell, cell_index)
+    def take(self, message: dict[str, Any]) -> None:
+        self.texts.append(str(message["content"].get("data", {}).get("text/plain", "")))
+        with suppress(CellExecutionComplete):
+            self.process_message(message, self.nb.cells[0], 0)
 
 
 @pytest.fixture(scope="module")
 def notebook() -> Recorded:
-    cell = nbformat.v4.new_code_cell(CELL)  # type: ignore[no-untyped-call]
-    client = Recorded(nbformat.v4.new_notebook(cells=[cell]))  # type: ignore[no-untyped-call]
-    client.execute()
+    """The cell, executed. `NotebookClient.execute` sometimes misses the kernel's reply, and waits until its time limit."""
+    client = Recorded(nbformat.v4.new_code_cell(CELL))  # type: ignore[no-untyped-call]
+    manager, kernel = start_new_kernel(kernel_name="python3")
+    client.kc = kernel
+    try:
+        reply = kernel.execute_interactive(CELL, allow_stdin=False, output_hook=client.take, timeout=600)
+    finally:
+        kernel.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert reply["content"]["status"] == "ok", client.nb.cells[0].outputs
     return client
 
 

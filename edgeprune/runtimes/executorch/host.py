@@ -77,6 +77,8 @@ def lowered(traced: Any) -> bytes:
         UsageError: ExecuTorch cannot express the program.
         RuntimeMissing: ExecuTorch is not installed.
     """
+    from edgeprune.runtimes.formats.decompositions import EXECUTORCH
+
     with silenced():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -86,6 +88,8 @@ def lowered(traced: Any) -> bytes:
         _refuse_what_it_lacks(traced)
         _make_contiguous(traced)
         try:
+            if any(node.target in EXECUTORCH for node in traced.graph.nodes):
+                traced = traced.run_decompositions(EXECUTORCH)
             edge = to_edge_transform_and_lower(traced, partitioner=[XnnpackPartitioner()])
             return bytes(edge.to_executorch().buffer)
         except Exception as error:  # the passes raise many types, all of them about the model

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgeprune.errors import RuntimeMissing
 from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.base import silenced
+from edgeprune.runtimes.formats import decompositions
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
 from edgeprune.runtimes.formats.constants import with_stored_constants
 from edgeprune.runtimes.formats.sizes import Constants
@@ -151,29 +152,14 @@ def _converted(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         from litert_torch.fx_infra import decomp
     except ImportError as error:
         raise RuntimeMissing("litert-torch is not installed; pip install 'edgeprune[tflite]'") from error
-    decomp.add_pre_convert_decomp(torch.ops.aten.pow.Tensor_Scalar, _power)
+    for operator, decomposed in decompositions.TFLITE.items():
+        decomp.add_pre_convert_decomp(operator, decomposed)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model.tflite"
         litert_torch.convert(model, inputs).export(str(path))
         file = path.read_bytes()
     _interpreter(file)
     return file
-
-
-def _power(x: Tensor, exponent: float) -> Any:
-    """Common powers as other operators: TFLite has no power of tensors with more than four dimensions."""
-    match exponent:
-        case 2:
-            return x * x
-        case 3:
-            return x * x * x
-        case 0.5:
-            return x.sqrt()
-        case -0.5:
-            return x.rsqrt()
-        case -1:
-            return x.reciprocal()
-    return NotImplemented
 
 
 def _columns_scaled(weight: np.ndarray, value: np.ndarray) -> bool:
