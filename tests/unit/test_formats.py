@@ -212,6 +212,7 @@ def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
 
 
 X = torch.randn(2, 3, 4, 5)
+PATCHES = torch.randn(2, 3 * 2 * 3, 10)
 CALLS: list[tuple[str, Any, tuple[Any, ...]]] = [  # kept where a converter has the operator itself
     ("TFLITE", aten.pow.Tensor_Scalar, (X, 2)),
     ("TFLITE", aten.pow.Tensor_Scalar, (X, 3)),
@@ -220,6 +221,8 @@ CALLS: list[tuple[str, Any, tuple[Any, ...]]] = [  # kept where a converter has 
     ("TFLITE", aten.pow.Tensor_Scalar, (X.abs(), -0.5)),
     ("TFLITE", aten.repeat.default, (X, [1, 2, 1, 3])),
     ("TFLITE", aten.adaptive_max_pool2d.default, (X, [1, 1])),
+    ("TFLITE", aten.col2im.default, (PATCHES, [4, 15], [2, 3], [1, 1], [0, 0], [2, 3])),
+    ("TFLITE", aten.col2im.default, (PATCHES[0], [4, 15], [2, 3], [1, 1], [0, 0], [2, 3])),
     ("EXECUTORCH", aten.adaptive_max_pool2d.default, (X, [1, 1])),
     ("EXECUTORCH", aten.amax.default, (X, [1, -1])),
     ("EXECUTORCH", aten.amax.default, (X,)),
@@ -231,6 +234,9 @@ KEPT = [
     ("TFLITE", aten.repeat.default, (X, [2, 1, 1, 1, 1])),
     ("TFLITE", aten.repeat.default, (X, [1, 0, 1, 1])),
     ("TFLITE", aten.adaptive_max_pool2d.default, (X, [2, 1])),
+    ("TFLITE", aten.col2im.default, (PATCHES, [4, 11], [2, 3], [1, 1], [0, 0], [2, 2])),  # patches overlap
+    ("TFLITE", aten.col2im.default, (PATCHES, [6, 18], [2, 3], [2, 2], [0, 0], [2, 3])),
+    ("TFLITE", aten.col2im.default, (PATCHES, [2, 13], [2, 3], [1, 1], [1, 1], [2, 3])),
     ("EXECUTORCH", aten.amax.default, (X, [1], True)),
 ]
 
@@ -261,10 +267,26 @@ class Maxima(nn.Module):
         return self.c(self.b(x.repeat(1, 2, 1, 1)).amax((2, 3)))
 
 
+class Separable(nn.Module):
+    """Separable attention between patches, as in MobileViT V2 (Mehta and Rastegari 2022): an expansion, and a fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 17, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(self.a(x), 2, stride=2).reshape(x.shape[0], 17, 4, -1)
+        query, key, value = torch.split(patches, [1, 8, 8], 1)
+        context = (key * query.softmax(-1)).sum(-1, keepdim=True).expand_as(value)
+        mixed = self.b(value.relu() * context).reshape(x.shape[0], 32, -1)
+        return self.c(F.fold(mixed, x.shape[2:], 2, stride=2))
+
+
 @pytest.mark.slow
-def test_maxima_and_repeated_channels_are_written_as_tflite() -> None:
+@pytest.mark.parametrize("network", [Maxima, Separable])
+def test_operators_that_the_converter_lacks_are_written_as_tflite(network: type[nn.Module]) -> None:
     pytest.importorskip("litert_torch")
-    model = Maxima().eval()
+    model = network().eval()
     expected = model(*image()).detach().numpy()
     np.testing.assert_allclose(run_tflite(FORMATS["tflite"].export(model, image(), ())), expected, rtol=1e-4, atol=1e-5)
 

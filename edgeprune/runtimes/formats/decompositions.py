@@ -42,6 +42,17 @@ def adaptive_max_pool2d(x: Tensor, size: Sequence[int]) -> Any:
     return x.amax((-2, -1), keepdim=True), largest
 
 
+def col2im(x: Tensor, size: Sequence[int], kernel: Sequence[int], *others: Sequence[int]) -> Any:
+    """An image of patches side by side, which `F.fold` adds up: TFLite has no sum over indices."""
+    dilation, padding, stride = map(tuple, others)
+    divides = all(pixels % patch == 0 for pixels, patch in zip(size, kernel, strict=True))
+    if not divides or (dilation, padding, stride) != ((1, 1), (0, 0), tuple(kernel)):
+        return NotImplemented
+    (height, width), (rows, columns) = size, kernel
+    patches = x.reshape(*x.shape[:-2], -1, rows, columns, height // rows, width // columns)
+    return patches.movedim((-2, -1), (-4, -2)).reshape(*x.shape[:-2], -1, height, width)
+
+
 def amax(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
     """A maximum that keeps the dimensions, as XNNPACK requires."""
     if keepdim:
@@ -62,6 +73,7 @@ TFLITE: Decompositions = {
     aten.pow.Tensor_Scalar: power,
     aten.repeat.default: repeat,
     aten.adaptive_max_pool2d.default: adaptive_max_pool2d,
+    aten.col2im.default: col2im,
 }
 EXECUTORCH: Decompositions = {
     aten.amax.default: amax,

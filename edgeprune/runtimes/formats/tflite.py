@@ -16,7 +16,7 @@ from edgeprune.records import Groups, Widths
 from edgeprune.runtimes.base import silenced
 from edgeprune.runtimes.formats import decompositions
 from edgeprune.runtimes.formats.base import Dims, Node, Origin, Origins, Template, pattern, refusal
-from edgeprune.runtimes.formats.constants import with_stored_constants
+from edgeprune.runtimes.formats.simplified import simplified
 from edgeprune.runtimes.formats.sizes import Constants
 from edgeprune.runtimes.tflite import flatbuffer
 
@@ -41,7 +41,7 @@ class TfliteTemplate(Template):
                 raise
             except Exception as error:  # noqa: BLE001 - the converter raises many types, all of them about the model
                 try:
-                    return _converted(with_stored_constants(model, inputs), inputs)
+                    return _converted(simplified(model, inputs), inputs)
                 except Exception:  # noqa: BLE001 - the first error is about the model as the user wrote it
                     raise refusal("TFLite", model, inputs, error) from error
 

@@ -1,4 +1,4 @@
-"""A network's exported graph in which constants are stored. Converters may lack the operators that compute them."""
+"""A network's exported graph with less for a converter to get wrong: stored constants, and no needless expansions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from torch.fx.node import map_arg
 
 from edgeprune.graph.trace import exported
 
+BROADCASTING = {getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
 
-def with_stored_constants(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """Export a network, and store each tensor that follows from neither an input nor a stored parameter.
 
-    Position embeddings are an example. They are often computed in double precision.
+def simplified(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Export a network, store its constants, and drop expansions before operators that broadcast anyway.
+
+    A constant is a tensor that follows from neither an input nor a stored parameter. Position embeddings are an example.
+    They are often computed in double precision. litert-torch confuses the dimensions of images with expansions.
 
     Raises:
         UsageError: The model cannot be exported.
@@ -37,9 +40,20 @@ def with_stored_constants(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Mo
             network.register_buffer(f"stored_constant_{number}", value.clone(), persistent=False)
             with network.graph.inserting_before(node):
                 node.replace_all_uses_with(network.graph.get_attr(f"stored_constant_{number}"))
+    for node in network.graph.find_nodes(op="call_function", target=torch.ops.aten.expand.default):
+        for user in [user for user in node.users if _broadcasts(user, node)]:
+            user.replace_input_with(node, node.args[0])
     network.graph.eliminate_dead_code()
     network.recompile()
     return network.eval()
+
+
+def _broadcasts(user: fx.Node, expanded: fx.Node) -> bool:
+    """Whether an operator expands its input itself, since another input has the expanded shape."""
+    others = [node for node in user.all_input_nodes if node is not expanded]
+    return user.target in BROADCASTING and any(
+        node.meta["val"].shape == user.meta["val"].shape for node in others if "val" in node.meta
+    )
 
 
 def _is_computed(node: fx.Node) -> bool:
