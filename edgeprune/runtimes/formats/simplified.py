@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -26,7 +27,15 @@ def simplified(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """
     program = exported(copy.deepcopy(model), inputs).run_decompositions({})  # so that no operation is in place
     module: Any = program.module(check_guards=False)
-    network, stored = fx.GraphModule(module, module.graph), model.state_dict().keys()
+    network = fx.GraphModule(module, module.graph)
+    _store_constants(network, model.state_dict().keys())
+    _drop_expansions(network.graph)
+    network.graph.eliminate_dead_code()
+    network.recompile()
+    return network.eval()
+
+
+def _store_constants(network: fx.GraphModule, stored: Collection[str]) -> None:
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in network.graph.nodes:
@@ -40,12 +49,12 @@ def simplified(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
             network.register_buffer(f"stored_constant_{number}", value.clone(), persistent=False)
             with network.graph.inserting_before(node):
                 node.replace_all_uses_with(network.graph.get_attr(f"stored_constant_{number}"))
-    for node in network.graph.find_nodes(op="call_function", target=torch.ops.aten.expand.default):
+
+
+def _drop_expansions(graph: fx.Graph) -> None:
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.expand.default):
         for user in [user for user in node.users if _broadcasts(user, node)]:
             user.replace_input_with(node, node.args[0])
-    network.graph.eliminate_dead_code()
-    network.recompile()
-    return network.eval()
 
 
 def _broadcasts(user: fx.Node, expanded: fx.Node) -> bool:
