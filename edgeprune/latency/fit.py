@@ -109,18 +109,28 @@ def last_error(groups: Groups, profile: Profile, count: int) -> float | None:
 
 
 class _Family:
-    """Layers with the same geometry, which share a surface, and the points at which they were measured."""
+    """Layers with the same geometry, which share a surface, and the points at which they were measured.
+
+    `points` (n, 2) has every layer in every network. `distinct` (m, 2) has each point once, and `place` (n,) says which one
+    of these it is.
+    """
 
     def __init__(self, groups: Groups, rows: list[int], data: Observations) -> None:
         self.rows = rows
         self.layers = tuple(groups.layers[row] for row in rows)
         self.points = points_of(self.layers, data.widths)
+        self.distinct, place = np.unique(self.points, axis=0, return_inverse=True)
+        self.place = place.reshape(-1)  # NumPy 2.0 has another shape
 
     def terms(self, data: Observations) -> tuple[np.ndarray, np.ndarray, Surface]:
         """The node time and the network's latency at every point, and the surface without correction."""
         times, totals = data.nodes[:, self.rows].T.reshape(-1), np.tile(data.total, len(self.rows))
         coefficients = _coefficients(self.layers[0], self.points, times, totals)
-        return times, totals, Surface(self.layers[0], coefficients, self.points, np.zeros(0), 0.0)
+        return times, totals, Surface(self.layers[0], coefficients, self.distinct, np.zeros(0), 0.0)
+
+    def summed(self, values: np.ndarray) -> np.ndarray:
+        """Sum values (n,) over the layers and networks of each distinct point, (m,)."""
+        return np.bincount(self.place, values, len(self.distinct))
 
 
 @dataclass(frozen=True)
@@ -228,25 +238,31 @@ def _noise(roughs: Sequence[_Rough], data: Observations) -> list[np.ndarray]:
 
 def _pure_error(rough: _Rough, noise: np.ndarray) -> tuple[float, int]:
     """The squared errors within points of equal sizes, as multiples of `noise`: their sum, and their degrees of freedom."""
-    error = rough.error[rough.seen]
-    _, place, size = np.unique(rough.family.points[rough.seen], axis=0, return_inverse=True, return_counts=True)
-    place = place.reshape(-1)  # NumPy 2.0 has another shape
-    apart = error - (np.bincount(place, error) / size)[place]
-    return float((np.minimum(apart**2, 1) / noise[rough.seen]).sum()), int((size - 1).sum())
+    family, seen = rough.family, rough.seen
+    count = family.summed(seen)
+    apart = seen * (rough.error - (family.summed(rough.error) / np.maximum(count, 1))[family.place])
+    return float((np.minimum(apart**2, 1) / noise).sum()), int(np.maximum(count - 1, 0).sum())
 
 
 def _fitted(rough: _Rough, noise: np.ndarray, count: int) -> _Fitted:
-    """Fit a family's surface to its node times in `count` networks. Their errors have the variances `noise`, (points,)."""
-    family, base, seen = rough.family, rough.base, rough.seen
+    """Fit a family's surface to its node times in `count` networks. Their errors have the variances `noise`, (points,).
+
+    Several times at one point tell as much as their mean, weighed by the inverse of their variances. So the covariance is that
+    of the distinct points.
+    """
+    family, seen = rough.family, rough.seen
     excess = float(np.mean(np.minimum(rough.error[seen] ** 2, 1) - noise[seen])) if seen.any() else 0.25
     surface = replace(rough.surface, amplitude=math.sqrt(min(max(excess, 0.02**2), 0.5**2)))
-    kernel = surface.kernel(family.points, family.points)
-    factor = cho_factor(kernel + np.diag(np.where(seen, noise, 1e6)))
-    weights = cho_solve(factor, rough.error)
-    reach = per_network(kernel * base, count)  # from the points to the networks that they are part of
-    tie = per_network(np.diag(base), count) - cho_solve(factor, reach)
-    mean = per_network((base * (1 + kernel @ weights))[None], count)[0]
-    return _Fitted(family, surface, weights, factor, tie, mean, reach.T @ tie)
+    precision = np.maximum(family.summed(seen / noise), 1e-6)
+    error = family.summed(rough.error / noise) / precision
+    kernel = surface.kernel(family.distinct, family.distinct)
+    factor = cho_factor(kernel + np.diag(1 / precision))
+    weights = cho_solve(factor, error)
+    base = np.zeros((len(family.distinct), count))  # of the layers of each network
+    np.add.at(base, (family.place, np.tile(np.arange(count), len(family.rows))), rough.base)
+    reach = kernel @ base  # from the points to the networks that they are part of
+    tie = base - cho_solve(factor, reach)
+    return _Fitted(family, surface, weights, factor, tie, base.T @ (1 + kernel @ weights), reach.T @ tie)
 
 
 def _alike(groups: Groups, data: Observations) -> list[list[int]]:

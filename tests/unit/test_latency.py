@@ -12,6 +12,7 @@ from nets import surveyed
 
 from edgeprune.errors import InconclusiveError
 from edgeprune.graph.groups import candidate_widths
+from edgeprune.latency import fit as latency_fit
 from edgeprune.latency.fit import draft, fit, last_error
 from edgeprune.latency.observations import Observations, by_layer, measured_ns, reference_ns
 from edgeprune.records import Device, Experiment, Group, Groups, Profile, Run, Samples, Widths
@@ -353,3 +354,27 @@ def test_node_times_that_differ_between_networks_count_less_than_latencies() -> 
         return {name: ns * float(np.exp(0.5 * random.standard_normal())) for name, ns in found.items()}
 
     assert error(groups, recorded(groups, 60, times, disturbed), times) < 0.04
+
+
+def test_several_times_at_one_point_tell_as_much_as_each_of_them() -> None:
+    """The covariance of the distinct points gives what that of all points does (Rasmussen and Williams 2006, eq. 2.25)."""
+    groups = surveyed("Blocks")
+    data, random = Observations.of(groups, profile(groups, 12, 1, 0.0)), np.random.default_rng(0)
+    row = next(row for row, layer in enumerate(groups.layers) if layer.outputs.terms)
+    family = latency_fit._Family(
+        groups, [row, row], data
+    )  # so that each point is there twice, and more often by chance
+    assert len(family.distinct) <= len(family.points) / 2
+    seen = random.random(len(family.points)) < 0.8
+    noise, error = random.uniform(0.01, 0.2, len(seen)), random.normal(0, 0.2, len(seen)) * seen
+    rough = replace(latency_fit._Rough.of(family, data), error=error, seen=seen)
+    count = len(data.total)
+    found = latency_fit._fitted(rough, noise, count)
+
+    kernel = found.surface.kernel(family.points, family.points)
+    inverse = np.linalg.inv(kernel + np.diag(np.where(seen, noise, 1e9)))
+    networks = np.tile(np.eye(count), 2) * rough.base  # (networks, points)
+    np.testing.assert_allclose(found.mean, networks @ (1 + kernel @ inverse @ error), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.covariance, networks @ (kernel - kernel @ inverse @ kernel) @ networks.T, rtol=1e-3
+    )
