@@ -20,7 +20,7 @@ from scipy.stats import siegelslopes
 from edgeprune.errors import InconclusiveError
 from edgeprune.latency.model import COVERAGE, LatencyModel
 from edgeprune.latency.observations import VARIED, Observations, anchor_ns, measured_ns, reference_ns
-from edgeprune.latency.posterior import Posterior, SurfacePosterior, base_ns, fixed_ns, per_network, points_of
+from edgeprune.latency.posterior import Points, Posterior, SurfacePosterior, base_ns, fixed_ns
 from edgeprune.latency.surface import LayerCost, Surface, features
 from edgeprune.records import Groups, Layer, Profile
 
@@ -109,28 +109,18 @@ def last_error(groups: Groups, profile: Profile, count: int) -> float | None:
 
 
 class _Family:
-    """Layers with the same geometry, which share a surface, and the points at which they were measured.
-
-    `points` (n, 2) has every layer in every network. `distinct` (m, 2) has each point once, and `place` (n,) says which one
-    of these it is.
-    """
+    """Layers with the same geometry, which share a surface, and the points at which they were measured."""
 
     def __init__(self, groups: Groups, rows: list[int], data: Observations) -> None:
         self.rows = rows
         self.layers = tuple(groups.layers[row] for row in rows)
-        self.points = points_of(self.layers, data.widths)
-        self.distinct, place = np.unique(self.points, axis=0, return_inverse=True)
-        self.place = place.reshape(-1)  # NumPy 2.0 has another shape
+        self.points = Points.of(self.layers, data.widths)
 
     def terms(self, data: Observations) -> tuple[np.ndarray, np.ndarray, Surface]:
         """The node time and the network's latency at every point, and the surface without correction."""
         times, totals = data.nodes[:, self.rows].T.reshape(-1), np.tile(data.total, len(self.rows))
-        coefficients = _coefficients(self.layers[0], self.points, times, totals)
-        return times, totals, Surface(self.layers[0], coefficients, self.distinct, np.zeros(0), 0.0)
-
-    def summed(self, values: np.ndarray) -> np.ndarray:
-        """Sum values (n,) over the layers and networks of each distinct point, (m,)."""
-        return np.bincount(self.place, values, len(self.distinct))
+        coefficients = _coefficients(self.layers[0], self.points.each, times, totals)
+        return times, totals, Surface(self.layers[0], coefficients, self.points.distinct, np.zeros(0), 0.0)
 
 
 @dataclass(frozen=True)
@@ -158,7 +148,7 @@ class _Rough:
         """Fit the terms of a family."""
         times, totals, surface = family.terms(data)
         floor = RESOLUTION * totals
-        base = base_ns(surface, family.points, floor)
+        base = base_ns(surface, family.points.each, floor)
         there, seen = np.maximum(base, 1.0), np.isfinite(times)
         return _Rough(family, surface, base, np.where(seen, times / there - 1, 0.0), seen, (floor / there) ** 2)
 
@@ -197,7 +187,7 @@ def _model(groups: Groups, data: Observations, alike: Sequence[list[int]]) -> La
     constants = tuple(costs.values())
     count = len(data.total)
     roughs = [_Rough.of(family, data) for family in families]
-    fitted = [_fitted(rough, noise, count) for rough, noise in zip(roughs, _noise(roughs, data), strict=True)]
+    fitted = [_fitted(rough, noise) for rough, noise in zip(roughs, _noise(roughs, data), strict=True)]
     mean, covariance = data.overhead_ns + fixed_ns(constants, data.widths), np.zeros((count, count))
     for part in fitted:
         mean += part.mean
@@ -238,31 +228,30 @@ def _noise(roughs: Sequence[_Rough], data: Observations) -> list[np.ndarray]:
 
 def _pure_error(rough: _Rough, noise: np.ndarray) -> tuple[float, int]:
     """The squared errors within points of equal sizes, as multiples of `noise`: their sum, and their degrees of freedom."""
-    family, seen = rough.family, rough.seen
-    count = family.summed(seen)
-    apart = seen * (rough.error - (family.summed(rough.error) / np.maximum(count, 1))[family.place])
+    points, seen = rough.family.points, rough.seen
+    count = points.summed(seen)
+    apart = seen * (rough.error - (points.summed(rough.error) / np.maximum(count, 1))[points.place])
     return float((np.minimum(apart**2, 1) / noise).sum()), int(np.maximum(count - 1, 0).sum())
 
 
-def _fitted(rough: _Rough, noise: np.ndarray, count: int) -> _Fitted:
-    """Fit a family's surface to its node times in `count` networks. Their errors have the variances `noise`, (points,).
+def _fitted(rough: _Rough, noise: np.ndarray) -> _Fitted:
+    """Fit a family's surface to its node times. Their errors have the variances `noise`, (points,).
 
     Several times at one point tell as much as their mean, weighed by the inverse of their variances. So the covariance is that
     of the distinct points.
     """
-    family, seen = rough.family, rough.seen
+    points, seen = rough.family.points, rough.seen
     excess = float(np.mean(np.minimum(rough.error[seen] ** 2, 1) - noise[seen])) if seen.any() else 0.25
     surface = replace(rough.surface, amplitude=math.sqrt(min(max(excess, 0.02**2), 0.5**2)))
-    precision = np.maximum(family.summed(seen / noise), 1e-6)
-    error = family.summed(rough.error / noise) / precision
-    kernel = surface.kernel(family.distinct, family.distinct)
+    precision = np.maximum(points.summed(seen / noise), 1e-6)
+    error = points.summed(rough.error / noise) / precision
+    kernel = surface.kernel(points.distinct, points.distinct)
     factor = cho_factor(kernel + np.diag(1 / precision))
     weights = cho_solve(factor, error)
-    base = np.zeros((len(family.distinct), count))  # of the layers of each network
-    np.add.at(base, (family.place, np.tile(np.arange(count), len(family.rows))), rough.base)
+    base = points.per_network(rough.base)
     reach = kernel @ base  # from the points to the networks that they are part of
     tie = base - cho_solve(factor, reach)
-    return _Fitted(family, surface, weights, factor, tie, base.T @ (1 + kernel @ weights), reach.T @ tie)
+    return _Fitted(rough.family, surface, weights, factor, tie, base.T @ (1 + kernel @ weights), reach.T @ tie)
 
 
 def _alike(groups: Groups, data: Observations) -> list[list[int]]:
@@ -311,12 +300,11 @@ def _exponent(families: Sequence[_Family], fixed: Sequence[int], layers: Sequenc
     The larger the network, the colder the caches that a layer finds. MobileNetV2's latency grew with the power 1.1 of the sum
     (ONNX Runtime and OpenVINO, 1 MB of second-level cache), ResNet-18's with 1.0.
     """
-    count = len(data.total)
     constants = [LayerCost(layers[row], _constant(layers[row], data.nodes[:, row])) for row in fixed]
     usual = data.overhead_ns + fixed_ns(constants, data.widths)
     for family in families:
         *_, surface = family.terms(data)
-        usual += per_network(base_ns(surface, family.points, np.zeros(1))[None], count)[0]
+        usual += family.points.per_network(base_ns(surface, family.points.each, np.zeros(1))).sum(axis=0)
     if np.ptp(np.log(usual)) < VARIED:
         return 1.0
     slope = float(siegelslopes(np.log(usual / data.total), np.log(usual)).slope)

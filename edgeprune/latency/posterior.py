@@ -47,15 +47,49 @@ class Posterior:
         given_nodes = np.zeros((count, count))  # the covariance once the node times are known
         cross = np.zeros((count, len(self.factor[0])))
         for part in self.parts:
-            points = points_of(part.layers, configurations)
-            base = base_ns(part.surface, points, np.zeros(1))
-            near = part.surface.kernel(points, part.surface.points)
-            inner = part.surface.kernel(points, points) - near @ cho_solve(part.factor, near.T)
-            given_nodes += per_network(per_network(inner * base, count).T * base, count)
-            cross += per_network((near @ part.tie).T * base, count).T
-            mean += per_network((base * (1 + near @ part.surface.weights))[None], count)[0]
+            points = Points.of(part.layers, configurations)
+            base = points.per_network(base_ns(part.surface, points.each, np.zeros(1)))
+            near = part.surface.kernel(points.distinct, part.surface.points)
+            inner = part.surface.kernel(points.distinct, points.distinct) - near @ cho_solve(part.factor, near.T)
+            given_nodes += base.T @ inner @ base
+            cross += base.T @ near @ part.tie
+            mean += base.T @ (1 + near @ part.surface.weights)
         remaining = given_nodes - cross @ cho_solve(self.factor, cross.T)
         result: np.ndarray = remaining / np.outer(mean, mean) + self.total_noise**2 * np.eye(count)
+        return result
+
+
+@dataclass(frozen=True)
+class Points:
+    """The sizes of every layer at every configuration. Many of them are equal.
+
+    Attributes:
+        each: layer by layer, (layers · configurations, 2); see `points_of`.
+        distinct: each pair of sizes once, (n, 2).
+        place: the row in `distinct` of each one, (layers · configurations,).
+        count: of the configurations.
+    """
+
+    each: np.ndarray
+    distinct: np.ndarray
+    place: np.ndarray
+    count: int
+
+    @staticmethod
+    def of(layers: Sequence[Layer], configurations: Sequence[Widths]) -> Points:
+        """The points of layers."""
+        each = points_of(layers, configurations)
+        distinct, place = np.unique(each, axis=0, return_inverse=True)
+        return Points(each, distinct, place.reshape(-1), len(configurations))  # NumPy 2.0 has another shape
+
+    def summed(self, values: np.ndarray) -> np.ndarray:
+        """Sum one value for each point over those that are equal, (n,)."""
+        return np.bincount(self.place, values, len(self.distinct))
+
+    def per_network(self, values: np.ndarray) -> np.ndarray:
+        """Sum one value for each point over those that are equal and in one network, (n, configurations)."""
+        result = np.zeros((len(self.distinct), self.count))
+        np.add.at(result, (self.place, np.arange(len(self.place)) % self.count), values)
         return result
 
 
@@ -68,12 +102,6 @@ def base_ns(surface: Surface, points: np.ndarray, floor: np.ndarray) -> np.ndarr
     """Nanoseconds by the surface's terms at these points, at least `floor` and 1: (n,). Zero for a removed layer."""
     there = points.min(axis=1) > 0
     result: np.ndarray = there * np.maximum(np.maximum(surface.terms_ns(points[:, 0], points[:, 1]), floor), 1.0)
-    return result
-
-
-def per_network(values: np.ndarray, count: int) -> np.ndarray:
-    """Sum values (m, layers · count) over the layers of each of `count` networks: (m, count)."""
-    result: np.ndarray = values.reshape(len(values), -1, count).sum(axis=1)
     return result
 
 

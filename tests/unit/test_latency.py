@@ -364,14 +364,15 @@ def test_several_times_at_one_point_tell_as_much_as_each_of_them() -> None:
     family = latency_fit._Family(
         groups, [row, row], data
     )  # so that each point is there twice, and more often by chance
-    assert len(family.distinct) <= len(family.points) / 2
-    seen = random.random(len(family.points)) < 0.8
+    points = family.points.each
+    assert len(family.points.distinct) <= len(points) / 2
+    seen = random.random(len(points)) < 0.8
     noise, error = random.uniform(0.01, 0.2, len(seen)), random.normal(0, 0.2, len(seen)) * seen
     rough = replace(latency_fit._Rough.of(family, data), error=error, seen=seen)
     count = len(data.total)
-    found = latency_fit._fitted(rough, noise, count)
+    found = latency_fit._fitted(rough, noise)
 
-    kernel = found.surface.kernel(family.points, family.points)
+    kernel = found.surface.kernel(points, points)
     inverse = np.linalg.inv(kernel + np.diag(np.where(seen, noise, 1e9)))
     networks = np.tile(np.eye(count), 2) * rough.base  # (networks, points)
     np.testing.assert_allclose(found.mean, networks @ (1 + kernel @ inverse @ error), rtol=1e-4)
