@@ -22,6 +22,7 @@ from edgeprune.latency.model import COVERAGE, LatencyModel
 from edgeprune.latency.observations import VARIED, Observations, anchor_ns, measured_ns, reference_ns
 from edgeprune.latency.posterior import Points, Posterior, SurfacePosterior, base_ns, fixed_ns
 from edgeprune.latency.surface import LayerCost, Surface, features
+from edgeprune.latency.threads import single_threaded
 from edgeprune.records import Groups, Layer, Profile
 
 FOLDS = 5
@@ -31,6 +32,7 @@ GAP = 1.1  # layers of one geometry that differ by more in their node times have
 EQUALS = 5  # what the noise of other families counts for, in differences between layers of equal sizes
 
 
+@single_threaded
 def fit(groups: Groups, profile: Profile) -> LatencyModel:
     """Fit the latency model to all experiments of a profile, and check it on configurations left out.
 
@@ -83,6 +85,7 @@ def _calibrated(model: LatencyModel, errors: np.ndarray, variances: np.ndarray) 
     )
 
 
+@single_threaded
 def draft(groups: Groups, profile: Profile) -> LatencyModel:
     """Fit the latency model without checking it. Its intervals are not calibrated."""
     data = Observations.of(groups, profile)

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from edgeprune.latency.surface import LayerCost, Surface
+from edgeprune.latency.threads import single_threaded
 from edgeprune.records import Layer, Widths
 
 
@@ -40,6 +41,7 @@ class Posterior:
     fixed: tuple[LayerCost, ...]
     total_noise: float
 
+    @single_threaded
     def covariance(self, configurations: Sequence[Widths]) -> np.ndarray:
         """The covariance of the relative errors of a measurement of each configuration, (n, n)."""
         count = len(configurations)
