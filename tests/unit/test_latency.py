@@ -9,12 +9,14 @@ from itertools import islice
 import numpy as np
 import pytest
 from nets import surveyed
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from edgeprune.errors import InconclusiveError
 from edgeprune.graph.groups import candidate_widths
 from edgeprune.latency import fit as latency_fit
 from edgeprune.latency.fit import draft, fit, last_error
 from edgeprune.latency.observations import Observations, by_layer, measured_ns, reference_ns
+from edgeprune.latency.threads import single_threaded
 from edgeprune.records import Device, Experiment, Group, Groups, Profile, Run, Samples, Widths
 from edgeprune.stages import experiments as profiling
 
@@ -379,3 +381,13 @@ def test_several_times_at_one_point_tell_as_much_as_each_of_them() -> None:
     np.testing.assert_allclose(
         found.covariance, networks @ (kernel - kernel @ inverse @ kernel) @ networks.T, rtol=1e-3
     )
+
+
+def test_blas_has_one_thread_in_a_fit_and_the_users_number_afterwards() -> None:
+    def numbers() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    with threadpool_limits(3, "blas"):
+        before = numbers()
+        assert set(single_threaded(numbers)()) == {1}
+        assert numbers() == before
