@@ -280,6 +280,7 @@ class View:
                 Line(
                     f"The latency model is fitted to {count(len(run.profile.variants), 'experiment')}."
                     f" Its median error on widths that it has not seen is {error}."
+                    " The profiler's points give the shape of the lines, and the latencies of entire networks their scale."
                 )
             )
         if len(run.confirm.plan.amounts) > 1:
@@ -293,10 +294,9 @@ class View:
     def _front(self, scores: Scores, profile: Profile, model: LatencyModel, plan: Plan) -> Picture:
         """The best plans at other latencies, with the plan of this run on the front and the budget as a line."""
         found = front.plans(self.run.survey, model, scores, reference_ns(profile), POINTS)
-        knee = front.knee(found)
-        own = Point(model.ns(self.run.widths), plan.loss)
-        budget_ns = plan.budget_on(self.run.made.target)
-        return pictures.front([*found, own], budget_ns, own, None if knee is None else found[knee])
+        knee, own = front.knee(found), Point(model.ns(self.run.widths), plan.loss)
+        best = None if knee is None else found[knee]
+        return pictures.front([*found, own], plan.budget_on(self.run.made.target), own, best)
 
     def _plan(self) -> str:
         if self.run.confirm is None or not self.is_cut:
