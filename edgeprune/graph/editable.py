@@ -29,7 +29,7 @@ from edgeprune.errors import CutError, first_line
 from edgeprune.graph import batches, places, regions
 from edgeprune.graph.constants import bake
 from edgeprune.graph.rules import bind
-from edgeprune.graph.trace import Trace, called, canonical_names, collected, exporting, propagate, reserved
+from edgeprune.graph.trace import Trace, called, canonical_names, collected, exporting, propagate
 from edgeprune.records import Groups, Recipe
 
 TOLERANCE = 1e-4  # of the largest output; fp32 rounding is near 1e-6
@@ -69,6 +69,19 @@ class GraphNetwork(fx.GraphModule):
         copied._forward_hooks = copy.deepcopy(self._forward_hooks, memo)
         copied.exported_from, copied.takes_any_batch = self.exported_from, self.takes_any_batch
         return copied
+
+
+def reserved(model: nn.Module) -> list[str]:
+    """The names of a model's own modules and tensors that graph modules use themselves, such as `code` or `meta`.
+
+    A graph module of such a model cannot be made.
+    """
+    named = [*model.named_modules(remove_duplicate=False), *model.named_parameters(remove_duplicate=False)]
+    named += model.named_buffers(remove_duplicate=False)
+    taken = (
+        set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module())) | GraphNetwork.__annotations__.keys()
+    )
+    return sorted({name.partition(".")[0] for name, _ in named} & taken)
 
 
 def as_graph(model: nn.Module, inputs: tuple[Tensor, ...], free_batch: bool = True) -> GraphNetwork:

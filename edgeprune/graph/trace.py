@@ -221,17 +221,6 @@ def _failure(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Exception | 
     return None
 
 
-def reserved(model: nn.Module) -> list[str]:
-    """The names of a model's own modules and tensors that torch's graph modules use themselves, such as `code` or `meta`.
-
-    A graph module of such a model cannot be made.
-    """
-    named = [*model.named_modules(remove_duplicate=False), *model.named_parameters(remove_duplicate=False)]
-    named += model.named_buffers(remove_duplicate=False)
-    taken = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
-    return sorted({name.partition(".")[0] for name, _ in named} & taken)
-
-
 def canonical_names(model: nn.Module) -> dict[str, str]:
     """Map every name of every parameter and buffer to the first name of the same tensor.
 

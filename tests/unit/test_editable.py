@@ -14,9 +14,8 @@ from nets import conv, image
 from torch import Tensor, nn
 
 from edgeprune.errors import CutError
-from edgeprune.graph.editable import GraphNetwork, as_graph
+from edgeprune.graph.editable import GraphNetwork, as_graph, reserved
 from edgeprune.graph.groups import make_recipe
-from edgeprune.graph.trace import reserved
 from edgeprune.network import weights
 from edgeprune.network.adapter import adapted, with_own_outputs
 from edgeprune.network.cut import cut, cut_as_is, formed, sliced
@@ -244,7 +243,7 @@ def test_a_layer_of_a_graph_may_have_the_name_of_an_attribute_elsewhere(name: st
     assert torch.equal(weights.load(tmp_path / "pruned.safetensors", Named(name))(*image()), pruned(*image()))
 
 
-@pytest.mark.parametrize("name", ["code", "graph", "meta", "recompile"])
+@pytest.mark.parametrize("name", ["code", "graph", "meta", "recompile", "exported_from", "takes_any_batch"])
 def test_a_name_that_graph_modules_use_themselves_is_one_line(name: str) -> None:
     assert reserved(Named(name)) == [name]
     message = f"^torch's graph modules have an attribute '{name}' of their own; give yours another name$"

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
 from edgeprune.graph import places
+from edgeprune.graph.editable import reserved
 from edgeprune.graph.groups import first_units, make_recipe
-from edgeprune.graph.trace import called, exported, reserved
+from edgeprune.graph.trace import called, exported
 from edgeprune.network.computed import computed_constants
 from edgeprune.network.cut import sliced
 from edgeprune.network.folding import fold
