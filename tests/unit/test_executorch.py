@@ -241,6 +241,8 @@ def test_a_convolution_over_three_dimensions_is_refused_by_its_place() -> None:
     for layer in (nn.Conv3d(3, 4, 3), nn.ConvTranspose3d(3, 4, 3)):
         with pytest.raises(UsageError, match=r"^module 0: executorch has no convolution over three dimensions"):
             FORMATS["pte"].written(nn.Sequential(layer).eval(), (torch.randn(1, 3, 4, 8, 8),))
+        with pytest.raises(UsageError, match=r"^module 0: executorch has no convolution over three dimensions"):
+            FORMATS["pte"].written(nn.Sequential(layer).eval(), (torch.randn(3, 4, 8, 8),))  # without a batch
 
 
 def test_the_kinds_of_nodes_are_those_of_the_installed_schema() -> None:

@@ -18,6 +18,8 @@ INSTALL = "pip install 'edgeprune[executorch]'"
 # convolution of single pixels as a fully connected operator.
 LAYERS = re.compile(r"(Convolution|Deconvolution|Fully Connected)\b")
 
+CONVOLUTIONS = "conv3d", "conv_transpose3d", "convolution"  # operators of torch that may have three dimensions
+
 
 class ExecuTorch(Runtime):
     """The CPU, with XNNPACK. An int8 artifact is quantised by PT2E, which needs the program of torch instead of a .pte."""
@@ -101,7 +103,7 @@ def _refuse_what_it_lacks(traced: Any) -> None:
     from edgeprune.graph import places
 
     for node in traced.graph.nodes:
-        if "conv" in getattr(node.target, "_opname", "") and node.meta["val"].ndim == 5:
+        if getattr(node.target, "_opname", "") in CONVOLUTIONS and node.args[1].meta["val"].ndim == 5:  # the weight
             where = places.of_call(node)
             raise UsageError(f"{where}: executorch has no convolution over three dimensions; choose another runtime")
 
