@@ -16,7 +16,7 @@ def single_threaded(function: Callable[P, R]) -> Callable[P, R]:
     """A function that calls BLAS with one thread.
 
     Beside other programs, the threads of OpenBLAS wait for each other at every product. A fit to 66 networks took 9 to 17 s
-    on two busy cores, and 0.6 to 0.9 s with one thread (ADR 59).
+    on two busy cores, and 0.5 to 1.1 s with one thread (ADR 59).
     """
 
     @wraps(function)

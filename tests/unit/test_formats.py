@@ -213,7 +213,7 @@ def test_a_variant_has_no_nodes_of_a_removed_block(kind: str) -> None:
 
 X = torch.randn(2, 3, 4, 5)
 PATCHES = torch.randn(2, 3 * 2 * 3, 10)
-CALLS: list[tuple[str, Any, tuple[Any, ...]]] = [  # kept where a converter has the operator itself
+CALLS: list[tuple[str, Any, tuple[Any, ...]]] = [
     ("TFLITE", aten.pow.Tensor_Scalar, (X, 2)),
     ("TFLITE", aten.pow.Tensor_Scalar, (X, 3)),
     ("TFLITE", aten.pow.Tensor_Scalar, (X, -1)),

@@ -363,9 +363,7 @@ def test_several_times_at_one_point_tell_as_much_as_each_of_them() -> None:
     groups = surveyed("Blocks")
     data, random = Observations.of(groups, profile(groups, 12, 1, 0.0)), np.random.default_rng(0)
     row = next(row for row, layer in enumerate(groups.layers) if layer.outputs.terms)
-    family = latency_fit._Family(
-        groups, [row, row], data
-    )  # so that each point is there twice, and more often by chance
+    family = latency_fit._Family(groups, [row, row], data)  # each point is there twice, or more often by chance
     points = family.points.each
     assert len(family.points.distinct) <= len(points) / 2
     seen = random.random(len(points)) < 0.8

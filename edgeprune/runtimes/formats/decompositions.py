@@ -35,7 +35,7 @@ def repeat(x: Tensor, repeats: Sequence[int]) -> Any:
 
 
 def adaptive_max_pool2d(x: Tensor, size: Sequence[int]) -> Any:
-    """The maximum of an image: no converter pools maxima to a given size."""
+    """The maximum of an image: litert-torch and ExecuTorch have no adaptive pooling of maxima."""
     if tuple(size) != (1, 1):
         return NotImplemented
     largest = x.flatten(-2).argmax(-1).reshape(*x.shape[:-2], 1, 1)
