@@ -78,9 +78,8 @@ def reserved(model: nn.Module) -> list[str]:
     """
     named = [*model.named_modules(remove_duplicate=False), *model.named_parameters(remove_duplicate=False)]
     named += model.named_buffers(remove_duplicate=False)
-    taken = (
-        set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module())) | GraphNetwork.__annotations__.keys()
-    )
+    taken = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
+    taken |= GraphNetwork.__annotations__.keys()
     return sorted({name.partition(".")[0] for name, _ in named} & taken)
 
 
