@@ -57,8 +57,11 @@ class Subject:
     inputs: Sequence[Path]
 
     def files(self, batch: Batch) -> list[Path]:
-        """The files for the device of (role, widths) pairs. Those with the role "reference" are in fp32."""
-        return [self.variants.file(widths, role == "reference") for role, widths in batch]
+        """The files for the device of (role, widths) pairs. Those with the role "reference" are in fp32.
+
+        The networks of plans have exactly the operators of their export.
+        """
+        return [self.variants.file(widths, role == "reference", exact=role == "confirm") for role, widths in batch]
 
 
 def measure(

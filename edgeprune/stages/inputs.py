@@ -82,15 +82,18 @@ class Variants:
         owners: Mapping[str, str] = self._template.owners(self._groups.layers)
         return owners
 
-    def file(self, widths: Widths, reference: bool = False) -> Path:
-        """The file to load of the network at these widths. The `reference` is in fp32 at any precision of the target."""
+    def file(self, widths: Widths, reference: bool = False, exact: bool = False) -> Path:
+        """The file to load of the network at these widths. The `reference` is in fp32 at any precision of the target.
+
+        `exact`: see `Template.variant`.
+        """
         name = "fp32" if reference else self._precision
-        key = digest([dict(widths), name])
+        key = digest([dict(widths), name, exact])
         if key not in self._files:
             folder = self._folder / f"variant-{key[:16]}"
             folder.mkdir()
             exported = folder / f"exported.{self._form}"
-            exported.write_bytes(self._template.variant(widths))
+            exported.write_bytes(self._template.variant(widths, exact))
             samples = [] if name == "fp32" else self._calibration.samples[:1]
             self._files[key] = self._runtime.convert(exported, folder, name, samples, exact=False)[0]
         return self._files[key]

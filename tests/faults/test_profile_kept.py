@@ -41,7 +41,7 @@ class Machine:
     def owners(self) -> dict[str, str]:
         return {layer.name: layer.name for layer in self.groups.layers}
 
-    def file(self, widths: Mapping[str, int], reference: bool = False) -> Path:
+    def file(self, widths: Mapping[str, int], reference: bool = False, exact: bool = False) -> Path:
         path = self.folder / "_".join(map(str, widths.values())) / "model.onnx"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -387,3 +388,45 @@ def test_a_trial_cut_removes_some_units_of_every_group() -> None:
     groups = surveyed("Encoder")
     widths = sizes.distinct(groups)
     assert all(0 < widths[group.name] < group.width for group in groups.free)
+
+
+def test_a_trial_cut_keeps_two_units_where_it_can() -> None:
+    groups = surveyed("Encoder")
+    wide = replace(groups, groups=tuple(replace(g, width=3) for g in groups.groups for _ in range(8)))
+    assert set(sizes.distinct(wide)[group.name] for group in wide.free) == {2}
+
+
+class Heads(nn.Module):
+    """An attention layer of three heads, as in a vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(24)
+        self.query, self.key, self.value, self.out = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normal = self.norm(x)
+        query, key, value = (
+            part(normal).unflatten(-1, (3, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        return x + self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("tflite", marks=pytest.mark.slow)])
+def test_only_exact_variants_of_a_single_head_are_exported(kind: str) -> None:
+    if kind == "tflite":
+        pytest.importorskip("litert_torch")
+    model, inputs = (
+        nn.Sequential(nn.Linear(12, 24), Heads(), nn.LayerNorm(24), nn.Linear(24, 5)),
+        (torch.rand(1, 6, 12),),
+    )
+    groups = survey(model, inputs)
+    template = FORMATS[kind](formed(model, groups, inputs), inputs, groups)
+    assert template.slices
+    heads = [group.name for group in groups.free if group.width == 3]
+    single, double = ({**groups.full(), **dict.fromkeys(heads, kept)} for kept in (1, 2))
+    exported = template.filled(template._exported(make_recipe(groups, first_units(groups, single))))
+    assert heads and template.operators(template.variant(single, exact=True)) == template.operators(exported)
+    assert template.variant(double, exact=True) == template.variant(double)
+    if kind == "tflite":  # its converter leaves out operators on a dimension of size one
+        assert template.operators(template.variant(single)) > template.operators(exported)

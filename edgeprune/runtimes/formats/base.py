@@ -132,10 +132,16 @@ class Template(ABC):
         self._sizes: Sizes = {}  # what `sliced` changes beside the parameters
         self.slices = self._can_slice()
 
-    def variant(self, widths: Widths) -> bytes:
-        """The file for these widths (kept units of each group). Its weights repeat, so it compresses well."""
-        recipe = make_recipe(self._groups, first_units(self._groups, widths))
-        if not self.slices or self._groups.removed(widths):
+    def variant(self, widths: Widths, exact: bool = False) -> bytes:
+        """The file for these widths (kept units of each group). Its weights repeat, so it compresses well.
+
+        `exact`: with the operators that the exporter writes at these widths. Exporters write others for a dimension of size
+        one, such as a single head. So the pruned network is exported if a group keeps one unit. That is slower.
+        """
+        groups = self._groups
+        recipe = make_recipe(groups, first_units(groups, widths))
+        single = any(widths[group.name] == 1 < group.width for group in groups.free)
+        if not self.slices or groups.removed(widths) or (exact and single):
             return self.filled(self._exported(recipe))
         return self.sliced(self._kept(recipe), widths, filled=True)
 

@@ -50,10 +50,14 @@ Sizes = Mapping[Place, Resized]
 
 
 def distinct(groups: Groups) -> dict[str, int]:
-    """Widths of a trial cut. Each group keeps another share of its units, so that sizes tell groups apart."""
+    """Widths of a trial cut. Each group keeps another share of its units, so that sizes tell groups apart.
+
+    If a group has three or more units, it keeps at least two. Exporters leave out operators on a dimension of size one.
+    """
     shares = (0.4 + 0.4 * (number * GOLDEN % 1) for number in count())  # no group keeps very few units
     return groups.full() | {
-        group.name: 1 + int((group.width - 1) * share) for group, share in zip(groups.free, shares, strict=False)
+        group.name: max(1 + int((group.width - 1) * share), min(2, group.width - 1))
+        for group, share in zip(groups.free, shares, strict=False)
     }
 
 
