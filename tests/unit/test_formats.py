@@ -34,6 +34,7 @@ from edgeprune.runtimes.tflite import flatbuffer
 aten = torch.ops.aten
 OWNED = ["Plain", "Residual", "OptionA", "Concat", "Depthwise", "SqueezeExcite", "Normalised", "Recurrent"]
 EXPORTED = ["Grouped", "Bottlenecks"]  # the rest is sliced: a norm over whole groups, and a shuffle inside a group
+REFUSED = ["NoRule"]  # torch has no ONNX for its renorm
 TFLITE = ["Plain", "Residual", "Depthwise"]  # a conversion takes seconds
 
 
@@ -73,7 +74,7 @@ NCNN = ["SqueezeExcite", "Plain", "Depthwise", "Chunk", "Grouped", "Normalised",
     ("kind", "name"),
     [
         *(("onnx", n) for n in QUICK),
-        *(pytest.param("onnx", n, marks=pytest.mark.slow) for n in sorted(NETS.keys() - set(QUICK))),
+        *(pytest.param("onnx", n, marks=pytest.mark.slow) for n in sorted(NETS.keys() - {*QUICK, *REFUSED})),
         *(pytest.param("tflite", n, marks=pytest.mark.slow) for n in TFLITE),
         pytest.param("tflite", "Encoder", marks=pytest.mark.slow),
         ("ncnn", "Residual"),
