@@ -393,8 +393,8 @@ def test_a_trial_cut_removes_some_units_of_every_group() -> None:
 
 def test_a_trial_cut_keeps_two_units_where_it_can() -> None:
     groups = surveyed("Encoder")
-    wide = replace(groups, groups=tuple(replace(g, width=3) for g in groups.groups for _ in range(8)))
-    assert set(sizes.distinct(wide)[group.name] for group in wide.free) == {2}
+    threes = tuple(replace(group, name=f"{group.name} {i}", width=3) for group in groups.free for i in range(8))
+    assert set(sizes.distinct(replace(groups, groups=threes)).values()) == {2}
 
 
 class Heads(nn.Module):

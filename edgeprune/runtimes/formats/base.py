@@ -135,8 +135,8 @@ class Template(ABC):
     def variant(self, widths: Widths, exact: bool = False) -> bytes:
         """The file for these widths (kept units of each group). Its weights repeat, so it compresses well.
 
-        `exact`: with the operators that the exporter writes at these widths. Exporters write others for a dimension of size
-        one, such as a single head. So the pruned network is exported if a group keeps one unit. That is slower.
+        `exact`: with the operators that the exporter writes at these widths. An exporter may write others for a dimension of
+        size one, such as a single head. So the pruned network is exported if a group keeps one unit. That is slower.
         """
         groups = self._groups
         recipe = make_recipe(groups, first_units(groups, widths))

@@ -52,7 +52,7 @@ Sizes = Mapping[Place, Resized]
 def distinct(groups: Groups) -> dict[str, int]:
     """Widths of a trial cut. Each group keeps another share of its units, so that sizes tell groups apart.
 
-    If a group has three or more units, it keeps at least two. Exporters leave out operators on a dimension of size one.
+    If a group has three or more units, it keeps at least two. An exporter may leave out operators on a dimension of size one.
     """
     shares = (0.4 + 0.4 * (number * GOLDEN % 1) for number in count())  # no group keeps very few units
     return groups.full() | {
