@@ -33,7 +33,7 @@ from edgeprune.devices.patience import Patience
 from edgeprune.latency import stats
 from edgeprune.latency.observations import reference_ns
 from edgeprune.records import Budget, MeasuredPlan, Plan, Profile, Scores, Widths
-from edgeprune.stages import confirm, experiments
+from edgeprune.stages import confirm, experiments, measuring
 from edgeprune.stages.planning import allocation
 from edgeprune.storage import codec
 
@@ -108,7 +108,8 @@ class Fleet:
             for name in names:
                 with self.at(name) as subject:
                     own = experiments.Subject(subject.bench, subject, subject.groups, subject.inputs)  # type: ignore[arg-type]
-                    profiles[name], taken = confirm.measure(own, profiles[name], budget, number, plans, name)
+                    asked = measuring.Round(number, budget, plans)
+                    profiles[name], (taken,) = measuring.measure(own, profiles[name], [asked], name)
                 for each, one in zip(found, taken, strict=True):
                     each[name] = one
             return profiles, found

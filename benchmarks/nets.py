@@ -237,6 +237,11 @@ class Subject:
         """The layer that each node of an artifact belongs to."""
         return self.template.owners(self.groups.layers)
 
+    @property
+    def singles_differ(self) -> bool:
+        """See `Template.singles_differ`."""
+        return self.template.slices and self.template.singles_differ
+
     def file(self, widths: Widths, reference: bool = False) -> Path:
         """The file for the device at these widths, in fp32."""
         started = time.monotonic()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeprune.api.fleets import bundle, deploy, releases, rollback, withdraw
     from edgeprune.api.project import Project
-    from edgeprune.api.series import compare, front, sweep
+    from edgeprune.api.series import compare, front
+    from edgeprune.api.sweeps import sweep
     from edgeprune.api.verbs import (
         bench,
         check,
@@ -64,7 +65,8 @@ __all__ = [
 ]
 MODULES = {  # of the names that are not in `edgeprune.api.verbs`
     "Project": "edgeprune.api.project",
-    **dict.fromkeys(("compare", "front", "sweep"), "edgeprune.api.series"),
+    **dict.fromkeys(("compare", "front"), "edgeprune.api.series"),
+    "sweep": "edgeprune.api.sweeps",
     **dict.fromkeys(("bundle", "deploy", "releases", "rollback", "withdraw"), "edgeprune.api.fleets"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from edgeprune.api import fleets, series, verbs
+from edgeprune.api import fleets, series, sweeps, verbs
 from edgeprune.api.networks import Compressed
 from edgeprune.errors import UsageError
 from edgeprune.frontends import objects
@@ -100,7 +100,7 @@ class Project:
     profile = verbs.profile
     plan = verbs.plan
     front = series.front
-    sweep = series.sweep
+    sweep = sweeps.sweep
     prune = verbs.prune
     finish = verbs.finish
     compile = verbs.compile

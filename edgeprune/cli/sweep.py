@@ -57,7 +57,7 @@ def front(options: OfFront) -> None:
 
 def sweep(options: OfSweep) -> None:
     """Run a project over several budgets and targets. What they share runs once."""
-    from edgeprune.api import series
+    from edgeprune.api import sweeps
     from edgeprune.reports import sweep as reports
     from edgeprune.stages.series import sweep as stage
 
@@ -67,15 +67,15 @@ def sweep(options: OfSweep) -> None:
     precisions: list[TargetPrecision] = [one.value for one in options.precision or []]
     if options.dry_run:
         cells = stage.cells(budgets, targets, precisions)
-        print("\n".join(series.forecast(options.project, cells)))
+        print("\n".join(sweeps.forecast(options.project, cells)))
         return
     require_places(exports)
-    silent = series.Silent()
+    silent = sweeps.Silent()
     with (
         _screen(options.as_json) as shown,
         nullcontext(silent) if options.quiet else reports.SweepBoard(shown) as board,
     ):
-        found = series.sweep(
+        found = sweeps.sweep(
             options.project,
             budgets,
             targets,

@@ -90,6 +90,10 @@ class Run:
         found: Record = self._values[stage.name]
         return found
 
+    def keeps(self, stage: Stage[Any, Any]) -> bool:
+        """Whether the run folder keeps a record of the stage, so that `record` need not make it."""
+        return stage.name in self._values or self._found(stage) is not None
+
     def value(self, name: str) -> Any:
         """The value of an input, or the record of a stage."""
         if name in self._stages:

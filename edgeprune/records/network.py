@@ -184,6 +184,10 @@ class Groups:
         """The blocks that are removed at these widths."""
         return tuple(block for block in self.blocks if not any(widths[group] for group in block.groups))
 
+    def singles(self, widths: Widths) -> tuple[str, ...]:
+        """The groups that keep one unit of several at these widths."""
+        return tuple(group.name for group in self.groups if widths[group.name] == 1 < group.width)
+
     @property
     def free(self) -> tuple[Group, ...]:
         """The groups that can be cut."""

@@ -210,7 +210,7 @@ class SweepBoard:
     """The live table of a sweep. Where the output is no terminal, each finished stage and each cell is a line."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._states = console, dict[str, str]()
+        self._console, self._states, self._made = console, dict[str, str](), set[tuple[str, str]]()
         self._live = Live(get_renderable=self._table, console=console, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -248,6 +248,12 @@ class SweepBoard:
     def put(self, name: str, text: str) -> None:
         """Show the state of a cell in the table."""
         self._states[name] = text
+
+    def is_new(self, name: str, stage: str) -> bool:
+        """Whether no line has told yet that a stage of a cell is there: a cell runs in parts, which reuse its stages."""
+        known = (name, stage) in self._made
+        self._made.add((name, stage))
+        return not known
 
     def line(self, name: str, text: str) -> None:
         """Print a line, where there is no live table."""
@@ -287,7 +293,8 @@ class _CellWatch:
         """See `Watch`."""
         self._board.put(self._name, f"{stage} done")
         spent = "" if note == "reused" else f" ({time.monotonic() - self._began:.1f} s)"
-        self._board.line(self._name, f"{stage:<{NAME_WIDTH}} {note}{spent}")
+        if self._board.is_new(self._name, stage) or spent:
+            self._board.line(self._name, f"{stage:<{NAME_WIDTH}} {note}{spent}")
 
 
 # ------------------------------------------------------------------------------------------------------ comparisons

@@ -5,39 +5,28 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from edgeprune.devices.bench import SETTLED
-from edgeprune.devices.rounds import until
 from edgeprune.errors import InconclusiveError
-from edgeprune.latency import stats
 from edgeprune.latency.fit import draft, fit
-from edgeprune.latency.observations import FIT_QUANTILE, anchor_ns, reference_ns
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.stage import Output, Stage
 from edgeprune.records import (
     Budget,
     Confirmed,
-    Experiment,
     Groups,
-    Interval,
     MeasuredPlan,
     Plan,
     Profile,
     Reference,
-    Run,
-    Samples,
     Scores,
     Widths,
     digest,
 )
 from edgeprune.stages import events, experiments
+from edgeprune.stages.measuring import LEAST, MOST, Round, accepted, baseline_ns, measure, tail
 from edgeprune.stages.planning import allocation
 from edgeprune.stages.planning.figures import Bound, Latency
 from edgeprune.storage.profiles import ProfileFile
@@ -48,19 +37,8 @@ if TYPE_CHECKING:
     from edgeprune.stages.bounds import Evidence
     from edgeprune.stages.inputs import Variants
 
-LEAST = 0.955  # share of the budget that a plan must use; a plan below it removes more than is needed
-# The share that it may use at most. In the verdict each network has processes of its own, and the ratio was measured to be
-# up to 1.3 % above that in shared processes. So a confirmed plan also passes the verdict.
-MOST = 0.985
 STRIDE = 0.022  # share of the budget between the plans of a round; less than the accepted range, MOST − LEAST
-PROCESSES = 6  # each interleaves the anchor, the original network and the pruned networks
-REPEATS = 3  # of these, while no plan is known to be in the accepted range or out of it
 PLANS = 4  # most plans of a round
-# A process counts if its ratio of the original network to the anchor is within this share of the profile's. The share is the
-# first, or up to the second where processes differ anyway: a small transformer's have a standard deviation of 4 %.
-STEADY = 0.05, 0.1
-ATTEMPTS = 4  # at a measurement with enough such processes
-TIMED_S = LIMITS.median_s  # of each network in a process
 
 log = logging.getLogger("edgeprune")
 Profiles = Mapping[str, Profile]  # by target; a single one has no name
@@ -68,6 +46,7 @@ OnTargets = Mapping[str, MeasuredPlan]  # a plan as measured, by target
 Tried = tuple[Plan, OnTargets]
 # (number of the round, its plans) -> the profiles with the new measurements, and each plan as measured
 Measure = Callable[[int, Sequence[Plan]], tuple[Profiles, list[OnTargets]]]
+Rounds = Generator[list[Plan], tuple[Profiles, list[OnTargets]], Confirmed]
 
 
 @dataclass(frozen=True)
@@ -87,7 +66,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Reads:
-    """The first plan, the records that it was made from, and the devices."""
+    """The first plan, the records that it was made from, the devices, and what a sweep confirmed for several budgets."""
 
     network: Network
     survey: Groups
@@ -96,6 +75,7 @@ class Reads:
     budget_latency: Budget | None
     bounds: tuple[Bound, ...]
     boards: tuple[Board, ...]
+    confirmed_ahead: Mapping[str, Confirmed]
 
 
 def run(reads: Reads, output: Output) -> Confirmed:
@@ -110,7 +90,7 @@ def run(reads: Reads, output: Output) -> Confirmed:
         for board in reads.boards:
             name, (device, variants, file) = board.target, board.open()
             subject = experiments.Subject(device, variants, reads.survey, reads.network.files(output.scratch))
-            profiles[name], own = measure(subject, profiles[name], budget, number, plans, name)
+            profiles[name], (own,) = measure(subject, profiles[name], [Round(number, budget, plans)], name)
             file.keep(profiles[name])
             board.release()
             shown = "; ".join(map(_figures, own))
@@ -119,7 +99,9 @@ def run(reads: Reads, output: Output) -> Confirmed:
                 each[name] = one
         return profiles, [*found]
 
-    confirmed = Loop(reads.survey, evidence.scores, budget, reads.bounds).confirm(profiles, measured)
+    confirmed = reads.confirmed_ahead.get(digest(reads.plan))
+    if confirmed is None:
+        confirmed = Loop(reads.survey, evidence.scores, budget, reads.bounds).confirm(profiles, measured, reads.plan)
     widths = {**reads.survey.full(), **confirmed.plan.widths}
     folder = output.events / events.name_of(confirmed.plan, budget)
     for name, profile in profiles.items():
@@ -173,14 +155,20 @@ class Loop:
         scores: the importance scores.
         budget: of the latency on each target; None if no latency has a limit.
         bounds: the limits of other figures.
+        most_plans: of a round.
     """
 
     groups: Groups
     scores: Scores
     budget: Budget | None
     bounds: tuple[Bound, ...] = ()
+    most_plans: int = PLANS
 
-    def plans(self, profiles: Profiles, feedback: Feedback | None = None) -> list[Plan]:
+    def plan(self, profiles: Profiles) -> Plan:
+        """The first plan of the first round: what `plans` takes as `made`. Args and Raises as there."""
+        return allocation.planned(self.groups, self.scores, self._rounds(profiles)[:1], _digest(profiles))[0]
+
+    def plans(self, profiles: Profiles, feedback: Feedback | None = None, made: Plan | None = None) -> list[Plan]:
         """The plans of the next confirm round, exact on the profiles.
 
         If the latency models have small errors, there is one plan, in the middle of the accepted range. Else several are made,
@@ -189,20 +177,29 @@ class Loop:
         Args:
             profiles: all measurements so far, by target.
             feedback: of the round before; None for the first round.
+            made: the first plan, if it is known already. If the profiles have grown since, it is made again.
 
         Raises:
             InfeasibleError: no plan is predicted to meet the limits.
         """
+        rounds, profile = self._rounds(profiles, feedback), _digest(profiles)
+        if made is None or made.profile != profile:
+            return allocation.planned(self.groups, self.scores, rounds, profile)
+        others = allocation.planned(self.groups, self.scores, rounds[1:], profile) if rounds[1:] else []
+        return [made, *(plan for plan in others if plan.widths != made.widths)]
+
+    def _rounds(self, profiles: Profiles, feedback: Feedback | None = None) -> list[list[Bound]]:
+        """The limits of each plan of a round. The first plan has the lowest aim."""
         feedback = feedback or Feedback()
         if self.budget is None:
-            return allocation.planned(self.groups, self.scores, [self.bounds], "")
+            return [[*self.bounds]]
         models = {name: fit(self.groups, one) for name, one in profiles.items()}
         figures = {name: Latency(model, self._tail(profiles[name])) for name, model in models.items()}
         limits = {name: self.budget.resolve(baseline_ns(one, self.budget)) for name, one in profiles.items()}
         error = max(*(model.error for model in models.values()), feedback.error) / (1 + feedback.round)
-        count = min(PLANS, max(1, math.ceil(2 * error / STRIDE)))
+        count = min(self.most_plans, max(1, math.ceil(2 * error / STRIDE)))
         aims = [(MOST + LEAST) / 2 * (1 + STRIDE * (i - (count - 1) / 2)) for i in range(count)]
-        rounds = [
+        return [
             [
                 *(
                     Bound(own, limits[name], aim / feedback.corrections.get(name, 1.0), name)
@@ -212,29 +209,42 @@ class Loop:
             ]
             for aim in aims
         ]
-        known = [*profiles.values()]
-        return allocation.planned(self.groups, self.scores, rounds, digest(known[0] if len(known) == 1 else known))
 
     def _tail(self, profile: Profile) -> float:
         return 1.0 if self.budget is None else tail(profile, self.budget.quantile)
 
-    def confirm(self, profiles: Profiles, measure: Measure) -> Confirmed:
+    def confirm(self, profiles: Profiles, measure: Measure, first: Plan | None = None) -> Confirmed:
+        """The plan of `rounds`, which `measure` measures. Args, Returns and Raises as there."""
+        steps = self.rounds(profiles, first)
+        planned = next(steps)
+        for number in itertools.count():
+            try:
+                planned = steps.send(measure(number, planned))
+            except StopIteration as end:
+                confirmed: Confirmed = end.value
+                return confirmed
+        raise AssertionError  # there is no last number
+
+    def rounds(self, profiles: Profiles, first: Plan | None = None) -> Rounds:
         """The plan that uses most of the budget, of those whose whole intervals are within `MOST` of it on every target.
 
         If noise leaves no such plan, it is the fastest plan within the budget.
 
         Args:
             profiles: all measurements so far, by target.
-            measure: measures the plans of a round.
+            first: the plan that the plan stage made; None to make it again.
+
+        Yields:
+            The plans of a round. What `Measure` returns for them is to be sent.
 
         Raises:
             InconclusiveError: no plan is within the budget after `LIMITS.confirm_rounds_open` rounds.
             InfeasibleError: no plan is predicted to meet the limits.
         """
-        planned = self.plans(profiles)
+        planned = self.plans(profiles, made=first)
         tried: list[tuple[Plan, OnTargets]] = []
         for number in itertools.count():
-            profiles, measured = measure(number, planned)
+            profiles, measured = yield planned
             now = list(zip(planned, measured, strict=True))
             tried += now
             safe = [pair for pair in tried if _all(accepted, pair[1])]
@@ -292,6 +302,12 @@ class Loop:
         return all(map(exceeds, allocation.wider(self.groups, plan.widths)))
 
 
+def _digest(profiles: Profiles) -> str:
+    """The digest of what latency models are fitted to; empty if there are none."""
+    known = [*profiles.values()]
+    return "" if not known else digest(known[0] if len(known) == 1 else known)
+
+
 def _all(holds: Callable[[MeasuredPlan], bool], found: OnTargets) -> bool:
     return all(map(holds, found.values()))
 
@@ -299,104 +315,3 @@ def _all(holds: Callable[[MeasuredPlan], bool], found: OnTargets) -> bool:
 def _share(found: OnTargets) -> float:
     """The share of the budget that a plan uses on the target where it uses most."""
     return max(one.share for one in found.values())
-
-
-def tail(profile: Profile, quantile: float) -> float:
-    """The quantile of the original network's latency over its median. A plan is assumed to have the same."""
-    if quantile == 0.5:
-        return 1.0
-    taken = [one.samples for one in profile.experiments if one.role == profile.original_role]
-    return median(stats.latency(one, quantile).mid / stats.latency(one).mid for one in taken)
-
-
-def baseline_ns(profile: Profile, budget: Budget) -> float:
-    """The original network's latency at the quantile of a budget, in nanoseconds."""
-    return reference_ns(profile) * tail(profile, budget.quantile)
-
-
-def accepted(found: MeasuredPlan) -> bool:
-    """Whether the whole interval is within `MOST` of the budget. The verdict then is likely to pass."""
-    return found.measured.high <= MOST * found.budget_ns
-
-
-def decided(found: Sequence[MeasuredPlan]) -> bool:
-    """Whether a plan is in the accepted range, or all are out of it."""
-    if any(accepted(one) and one.share >= LEAST for one in found):
-        return True
-    return all(accepted(one) or one.measured.low > MOST * one.budget_ns for one in found)
-
-
-def measure(
-    subject: experiments.Subject, profile: Profile, budget: Budget, number: int, plans: Sequence[Plan], target: str = ""
-) -> tuple[Profile, list[MeasuredPlan]]:
-    """Measure the networks of plans, interleaved with the anchor and the original network.
-
-    Args:
-        subject: the network's variants and the device.
-        profile: all measurements so far.
-        budget: the latency budget.
-        number: the number of the confirm round, from 0.
-        plans: the plans of the round.
-        target: the target's name, if there are several.
-
-    Returns:
-        The profile with the new experiments, and each plan as measured.
-    """
-    groups = subject.groups
-    full = groups.full()
-    wanted: experiments.Batch = [("anchor", experiments.anchor(groups)), (profile.original_role, full)]
-    wanted += [("confirm", {**full, **plan.widths}) for plan in plans]
-    files, original_ns = subject.files(wanted), baseline_ns(profile, budget)
-    latencies = [plan.latency_on(target) for plan in plans]
-
-    def found(samples: Sequence[Samples]) -> list[MeasuredPlan]:
-        return [
-            MeasuredPlan(
-                number,
-                plan.widths,
-                own.value,
-                _latency_ns(budget, taken, samples[1], original_ns),
-                own.limit,
-                target,
-            )
-            for plan, own, taken in zip(plans, latencies, samples[2:], strict=True)
-        ]
-
-    usual = reference_ns(profile) / anchor_ns(profile)
-    samples = until(lambda _: _compared(subject, files, usual), lambda samples: decided(found(samples)), REPEATS)
-    new = (
-        Experiment(role, profile.next_batch, widths, taken)
-        for (role, widths), taken in zip(wanted, samples, strict=True)
-    )
-    return profile.with_experiments(new), found(samples)
-
-
-def _compared(subject: experiments.Subject, files: Sequence[Path], usual: float) -> list[Samples]:
-    """Processes that interleave the anchor, the original network and plans, without those that were disturbed.
-
-    Programs on other cores may take the memory, which slows down networks with large weights more than others. No counter of
-    the processor shows it, but the ratio of two networks that never change does. If it stays different, the device itself
-    has changed, and all processes count.
-
-    Args:
-        usual: the ratio of the original network to the anchor in the profile.
-    """
-    kept: list[tuple[Run, ...]] = []  # of each process: a run of each file
-    for _ in range(ATTEMPTS):
-        found = subject.device.compare(files, subject.inputs, PROCESSES, TIMED_S)
-        ratios = stats.ratios(found[1], found[0], FIT_QUANTILE)
-        off = np.abs(ratios / usual - 1) > np.clip(3 * stats.relative_spread(ratios), *STEADY)
-        each = list(zip(*(samples.runs for samples in found), strict=True))
-        kept += [runs for runs, bad in zip(each, off, strict=True) if not bad]
-        if len(kept) >= min(SETTLED, len(each)):
-            return [Samples(runs) for runs in zip(*kept, strict=True)]
-        log.warning("other programs used the memory for a while: %d processes are measured again", int(off.sum()))
-    return found
-
-
-def _latency_ns(budget: Budget, taken: Samples, original: Samples, original_ns: float) -> Interval:
-    """A network's latency. Drift cancels out in the ratio of interleaved runs: `original_ns` turns it into nanoseconds."""
-    if budget.ns is not None:
-        return stats.latency(taken, budget.quantile)
-    ratio = stats.ratio(taken, original, budget.quantile)
-    return Interval(ratio.low * original_ns, ratio.mid * original_ns, ratio.high * original_ns)

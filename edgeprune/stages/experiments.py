@@ -34,6 +34,7 @@ TIMED_S = 0.08  # time of each variant, interleaved; with four times as much, th
 BASELINE_EVERY = 3  # one process in so many also holds the original network
 DRIFT = 0.15  # a process whose anchor is slower than usual by this share is measured again
 MOST_CONFIGURATIONS = 4096  # length of the sequence
+SINGLES_EVERY = 9  # of the configurations, where a group of one unit needs an export; odd, since Sobol points alternate
 POOL = 96  # configurations that the next ones to measure are chosen from
 TINY = 1e-12  # keeps divisions by a variance of zero finite
 GOOD_ENOUGH = 0.01  # measuring stops at this median relative error on configurations that were not measured yet
@@ -57,11 +58,8 @@ class Subject:
     inputs: Sequence[Path]
 
     def files(self, batch: Batch) -> list[Path]:
-        """The files for the device of (role, widths) pairs. Those with the role "reference" are in fp32.
-
-        The networks of plans have exactly the operators of their export.
-        """
-        return [self.variants.file(widths, role == "reference", exact=role == "confirm") for role, widths in batch]
+        """The files for the device of (role, widths) pairs. Those with the role "reference" are in fp32."""
+        return [self.variants.file(widths, role == "reference") for role, widths in batch]
 
 
 def measure(
@@ -97,7 +95,8 @@ def measure(
         if known >= most or (enough and error is not None and _converged(groups, profile, error)):
             return
         boards = pool.open(subject.variants.file(anchor(groups)), subject.inputs)
-        chosen = choose(groups, profile, min(TOGETHER * max(PROCESSES, boards), most - known))
+        count = min(TOGETHER * max(PROCESSES, boards), most - known)
+        chosen = choose(groups, profile, count, subject.variants.singles_differ)
         if not chosen and profile.experiments:
             return
         batches = _batches(groups, chosen, profile)
@@ -153,7 +152,7 @@ def anchor(groups: Groups) -> dict[str, int]:
     return groups.full() | {name: widths[len(widths) // 2] for name, widths in middle.items()}
 
 
-def configurations(groups: Groups) -> Iterator[dict[str, int]]:
+def configurations(groups: Groups, few_singles: bool = False) -> Iterator[dict[str, int]]:
     """A fixed sequence of different configurations that cover the widths evenly (Sobol 1967).
 
     Four kinds alternate:
@@ -162,10 +161,12 @@ def configurations(groups: Groups) -> Iterator[dict[str, int]]:
     - any widths, so that kernels for unaligned channels are measured, too
     - for each group, either of these
     - wide configurations, since most plans are wide
+
+    `few_singles`: groups keep one unit in one of `SINGLES_EVERY` configurations only, and two in the others.
     """
     free = groups.free
     kinds = [qmc.Sobol(2 * len(free) + 1, seed=kind) for kind in range(4)]
-    seen: list[dict[str, int]] = []
+    seen, drawn = list[dict[str, int]](), 0
     most = math.prod(group.width for group in free)
     while free and len(seen) < min(most, MOST_CONFIGURATIONS):
         for points in zip(*(kind.random(16) for kind in kinds), strict=True):
@@ -178,19 +179,22 @@ def configurations(groups: Groups) -> Iterator[dict[str, int]]:
                     candidates = candidate_widths(group)
                     aligned = coin >= (0.0, 1.0, 0.5, 0.25)[kind]
                     widths[group.name] = candidates[int(u * len(candidates))] if aligned else 1 + int(u * group.width)
+                drawn += 1
+                if few_singles and drawn % SINGLES_EVERY != 1:
+                    widths |= dict.fromkeys(groups.singles(widths), 2)
                 if widths not in seen:
                     seen.append(widths)
                     yield widths
 
 
-def choose(groups: Groups, profile: Profile, count: int) -> list[dict[str, int]]:
+def choose(groups: Groups, profile: Profile, count: int, few_singles: bool = False) -> list[dict[str, int]]:
     """The next `count` configurations to measure.
 
     Half of them are the next ones of the sequence. Their errors show how well any other configuration is predicted. The others
     are chosen greedily to reduce the variance of the relative error over the pool most (Cohn, Ghahramani & Jordan 1996).
     """
     known = [e.widths for e in profile.experiments]
-    pool = list(islice((w for w in configurations(groups) if w not in known), POOL))
+    pool = list(islice((w for w in configurations(groups, few_singles) if w not in known), POOL))
     if not known or not pool:
         return pool[:count]
     covariance = draft(groups, profile).covariance(pool)

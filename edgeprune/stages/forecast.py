@@ -19,7 +19,7 @@ from edgeprune.records import Limit, Precision, Project, Target
 from edgeprune.records.budget import ON_DEVICE
 from edgeprune.runtimes.base import Runtime
 from edgeprune.runtimes.formats import FORMATS
-from edgeprune.stages import bounds, confirm, experiments
+from edgeprune.stages import bounds, confirm, experiments, measuring
 from edgeprune.stages.verdicts import ondevice
 from edgeprune.stages.verdicts.verdict import POLICY
 from edgeprune.storage.profiles import read as read_profile
@@ -142,8 +142,8 @@ def _limit(limit: Limit) -> Part:
 
 
 def _confirm() -> Part:
-    each = LIMITS.start_s + (2 + confirm.PLANS) * (PREPARED_S + confirm.TIMED_S)
-    least, most = bench.SETTLED, confirm.PROCESSES * confirm.REPEATS * LIMITS.confirm_rounds_open
+    each = LIMITS.start_s + (2 + confirm.PLANS) * (PREPARED_S + measuring.TIMED_S)
+    least, most = bench.SETTLED, measuring.PROCESSES * measuring.REPEATS * LIMITS.confirm_rounds_open
     return Part(
         (f"agent: time, to confirm plans: {least} to {most} processes of about {each:.1f} s",),
         least * each,

@@ -82,18 +82,21 @@ class Variants:
         owners: Mapping[str, str] = self._template.owners(self._groups.layers)
         return owners
 
-    def file(self, widths: Widths, reference: bool = False, exact: bool = False) -> Path:
-        """The file to load of the network at these widths. The `reference` is in fp32 at any precision of the target.
+    @property
+    def singles_differ(self) -> bool:
+        """See `Template.singles_differ`."""
+        differ: bool = self._template.slices and self._template.singles_differ
+        return differ
 
-        `exact`: see `Template.variant`.
-        """
+    def file(self, widths: Widths, reference: bool = False) -> Path:
+        """The file to load of the network at these widths. The `reference` is in fp32 at any precision of the target."""
         name = "fp32" if reference else self._precision
-        key = digest([dict(widths), name, exact])
+        key = digest([dict(widths), name])
         if key not in self._files:
             folder = self._folder / f"variant-{key[:16]}"
             folder.mkdir()
             exported = folder / f"exported.{self._form}"
-            exported.write_bytes(self._template.variant(widths, exact))
+            exported.write_bytes(self._template.variant(widths))
             samples = [] if name == "fp32" else self._calibration.samples[:1]
             self._files[key] = self._runtime.convert(exported, folder, name, samples, exact=False)[0]
         return self._files[key]
@@ -431,6 +434,9 @@ INPUTS: Mapping[str, Input] = {
         of_target=True,
         leased=True,
     ),
+    # A sweep fills them: see `series.ahead`.
+    "confirmed_ahead": Input(lambda run: {}, lambda run: {}),
+    "timed_ahead": Input(lambda run: {}, lambda run: {}),
     # Only a path, so it is not in keys: the profile stage makes the content.
     "profile_file": Input(_profile_file, lambda run: {}, of_target=True),
 }

@@ -31,7 +31,7 @@ def run(reads: Reads, output: Output) -> Plan:
     evidence = reads.evidence
     if isinstance(evidence, Reference):
         return Plan.whole(reads.survey, evidence.latency, evidence.before, evidence.budget_ns, digest(asdict(evidence)))
-    return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency, reads.bounds).plans(evidence.profiles)[0]
+    return confirm.Loop(reads.survey, evidence.scores, reads.budget_latency, reads.bounds).plan(evidence.profiles)
 
 
 def describe(plan: Plan, reads: Reads) -> str:

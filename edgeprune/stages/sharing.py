@@ -10,7 +10,10 @@ from edgeprune.pipeline.stage import Input, Rules
 from edgeprune.records import digest
 
 # Inputs that no target and no budget matters to. Stages leave their values as they found them.
-SHARED = ("network", "samples", "train", "augmented", "valid", "test", "loss", "metric", "calibration")
+SHARED = (
+    *("network", "samples", "train", "augmented", "valid", "test", "loss", "metric", "calibration"),
+    *("confirmed_ahead", "timed_ahead"),  # by what they belong to
+)
 
 
 def shared(rules: Rules) -> Rules:

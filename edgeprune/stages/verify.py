@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ TIMES = "times.json"  # samples that an inconclusive or interrupted verdict keep
 
 @dataclass(frozen=True)
 class Reads:
-    """Both networks, their artifacts, the device, the test data, and the limits."""
+    """Both networks, their artifacts, the device, the test data, the limits, and times that a sweep took for several cells."""
 
     network: Network
     groups: Groups
@@ -41,6 +41,7 @@ class Reads:
     metric: Metric
     budget_section: BudgetSection
     finetune_seed: int
+    timed_ahead: Mapping[str, Times]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Times:
     original: Samples
     pruned: Samples
     discarded: tuple[Discarded, ...] = ()
+
+
+def pair(original: Artifact, pruned: Artifact) -> str:
+    """Names two artifacts of one target, for times of both."""
+    return f"{pruned.files[0]} {pruned.sha256} {original.sha256}"
 
 
 def run(reads: Reads, output: Output) -> Verdict:
@@ -65,7 +71,7 @@ def run(reads: Reads, output: Output) -> Verdict:
     pruned = Version(final.module, reads.compile, groups.macs(final.widths))
     versions, budget = (original, pruned), reads.budget_section.latency
     kept = output.partial() / TIMES
-    earlier = None if output.fresh else _read(kept)
+    earlier = reads.timed_ahead.get(pair(reads.original, reads.compile)) or (None if output.fresh else _read(kept))
     before, known = len(reads.device.lost), earlier.discarded if earlier else ()
 
     def discarded() -> tuple[Discarded, ...]:

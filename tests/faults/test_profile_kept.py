@@ -37,11 +37,13 @@ class Machine:
         self.bench = Bench(Target(folder / "t.toml", "t", "local", "onnxruntime"), Fake(self.answer), folder)
         self.profile = Profile("t", "m", self.groups.network, self.bench.device, 1, "fp32", ())
 
+    singles_differ = False
+
     @property
     def owners(self) -> dict[str, str]:
         return {layer.name: layer.name for layer in self.groups.layers}
 
-    def file(self, widths: Mapping[str, int], reference: bool = False, exact: bool = False) -> Path:
+    def file(self, widths: Mapping[str, int], reference: bool = False) -> Path:
         path = self.folder / "_".join(map(str, widths.values())) / "model.onnx"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_sweeps import WHOLE, cell, failed
 
-from edgeprune.api import series
+from edgeprune.api import sweeps
 from edgeprune.errors import InfeasibleError, RuntimeMissing, UsageError
 from edgeprune.pipeline.request import Quiet
 from edgeprune.stages.series import cluster
@@ -252,7 +252,7 @@ def test_a_sweep_of_jobs_is_in_the_order_of_its_cells(project: Path, monkeypatch
             yield one, Ended(stage.failed(one, names[one], InfeasibleError("no")), WHOLE, ("a note",))
 
     monkeypatch.setattr(Jobs, "run", answers)
-    found = series.sweep(project, ["50%", "80%"], precisions=["int8"], executor="local", patience="1h")
+    found = sweeps.sweep(project, ["50%", "80%"], precisions=["int8"], executor="local", patience="1h")
     assert [one.budget for one in found.cells] == ["80%", "50%"] and found.exit_code == 3
     assert found.notes == ("a note",) and found.unpruned == {"local": WHOLE}
     command = asked[Cell("local", "int8", "80%")]
@@ -268,7 +268,7 @@ def test_torchrun_trains_the_network_of_a_job_before_its_sweep(project: Path, mo
         return iter([(one, Ended(stage.failed(one, names[one], InfeasibleError("no")))) for one in commands])
 
     monkeypatch.setattr(Jobs, "run", answers)
-    series.sweep(project, ["50%"], executor="local", nproc_per_node=4)
+    sweeps.sweep(project, ["50%"], executor="local", nproc_per_node=4)
     shell, flag, text = asked[Cell("local", None, "50%")]
     training, sweep = text.split("; exec ")
     assert (shell, flag) == ("sh", "-c") and training.endswith(" >&2"), "only the sweep answers on stdout"
@@ -292,7 +292,7 @@ def test_options_that_do_not_fit_are_found_before_anything_runs(
     options: dict[str, object], words: str, project: Path
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        series.sweep(project, ["50%"], **options)  # type: ignore[arg-type]
+        sweeps.sweep(project, ["50%"], **options)  # type: ignore[arg-type]
 
 
 def test_a_failed_row_stays_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from edgeprune.errors import InconclusiveError
 from edgeprune.latency.observations import anchor_ns, measured_ns, reference_ns
 from edgeprune.network.importance import CRITERIA
 from edgeprune.network.survey import survey
+from edgeprune.pipeline.request import Quiet
 from edgeprune.records import (
     Budget,
     Confirmed,
@@ -31,9 +33,11 @@ from edgeprune.records import (
     Samples,
     Scores,
     Widths,
+    digest,
 )
-from edgeprune.stages import confirm, experiments
+from edgeprune.stages import confirm, experiments, measuring
 from edgeprune.stages.planning import allocation
+from edgeprune.stages.series import ahead
 
 OVERHEAD = 3000
 
@@ -110,9 +114,9 @@ def test_the_budget_is_met_and_used_in_three_rounds(bias: float, share: float) -
     device = Simulated(Budget(fraction=share), bias, noise=0.005)
     confirmed = device.confirmed()
     chosen = confirmed.measurement
-    assert chosen is not None and confirm.accepted(chosen)
+    assert chosen is not None and measuring.accepted(chosen)
     wider = [device.true_ns(widths) for widths in allocation.wider(device.groups, chosen.widths)]
-    assert chosen.share >= confirm.LEAST or all(ns * 1.01 > confirm.MOST * chosen.budget_ns for ns in wider)
+    assert chosen.share >= measuring.LEAST or all(ns * 1.01 > measuring.MOST * chosen.budget_ns for ns in wider)
     assert confirmed.rounds == device.rounds <= 3
 
 
@@ -130,7 +134,7 @@ def test_if_noise_decides_nothing_the_fastest_plan_within_the_budget_is_chosen()
 def test_a_device_that_never_meets_it_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Simulated(Budget(fraction=0.6), 1.5, noise=0.0)
     same = confirm.Loop(device.groups, device.scores, device.budget).plans({"": device.profile})
-    monkeypatch.setattr(confirm.Loop, "plans", lambda *given: same)
+    monkeypatch.setattr(confirm.Loop, "plans", lambda *given, **more: same)
     with pytest.raises(InconclusiveError, match="6 rounds"):
         device.confirmed()
 
@@ -165,8 +169,8 @@ def test_rounds_go_on_while_the_plans_within_the_budget_use_little_of_it() -> No
     confirmed = Misleading(Budget(fraction=0.6), 1.2, noise=0.005).confirmed()
     chosen = confirmed.measurement
     third = [one.share for one in confirmed.measured if one.round == 2]
-    assert max(third) < confirm.LEAST
-    assert chosen is not None and confirm.accepted(chosen) and chosen.share >= confirm.LEAST
+    assert max(third) < measuring.LEAST
+    assert chosen is not None and measuring.accepted(chosen) and chosen.share >= measuring.LEAST
     assert 3 < confirmed.rounds <= 6
 
 
@@ -174,23 +178,76 @@ class Noisy:
     """A device on which processes of the pruned network differ by `noise`, until it is quiet in round `quiet`."""
 
     def __init__(self, simulated: Simulated, share: float, noise: float = 0.0, quiet: int = 0) -> None:
-        self.anchor_ns = 1e6 * anchor_ns(simulated.profile) / reference_ns(simulated.profile)
+        self.anchor_ns, self.whole_ns = anchor_ns(simulated.profile), reference_ns(simulated.profile)
         self.share, self.noise, self.quiet, self.rounds = share, noise, quiet, 0
 
     def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, timed_s: float) -> list[Samples]:
         self.rounds += 1
         spread = 0.0 if self.rounds >= self.quiet else self.noise
         factors = [1 + spread * (-1) ** process for process in range(processes)]
-        pruned = Samples(tuple(Run((round(1e6 * self.share * factor),), 1) for factor in factors))
-        anchor, whole = (Samples((Run((round(ns),), 1),) * processes) for ns in (self.anchor_ns, 1e6))
+        pruned = Samples(tuple(Run((round(self.whole_ns * self.share * factor),), 1) for factor in factors))
+        anchor, whole = (Samples((Run((round(ns),), 1),) * processes) for ns in (self.anchor_ns, self.whole_ns))
         return [anchor, whole, *([pruned] * (len(models) - 2))]
 
 
 def measured(simulated: Simulated, device: Noisy) -> tuple[Profile, MeasuredPlan]:
     plan = confirm.Loop(simulated.groups, simulated.scores, simulated.budget).plans({"": simulated.profile})[0]
     subject = SimpleNamespace(device=device, groups=simulated.groups, inputs=[], files=lambda wanted: list(wanted))
-    profile, (found,) = confirm.measure(subject, simulated.profile, simulated.budget, 0, [plan])  # type: ignore[arg-type]
+    asked = measuring.Round(0, simulated.budget, [plan])
+    profile, ((found,),) = measuring.measure(subject, simulated.profile, [asked])  # type: ignore[arg-type]
     return profile, found
+
+
+class Together:
+    """A device with the latencies of a simulated one. Its files are pairs of a role and widths."""
+
+    def __init__(self, simulated: Simulated) -> None:
+        self.simulated, self.asked = simulated, list[int]()
+
+    def compare(self, models: Any, inputs: Sequence[Path], processes: int, timed_s: float) -> list[Samples]:
+        self.asked.append(len(models))
+        bias = {"confirm": self.simulated.bias}
+        taken = [self.simulated._taken(0, role, widths, bias.get(role, 1.0)) for role, widths in models]
+        return [Samples(one.samples.runs * processes) for one in taken]
+
+
+def test_plans_of_several_budgets_are_confirmed_together() -> None:
+    simulated = Simulated(Budget(fraction=0.5), 1.04, noise=0.0)
+    device, groups, kept = Together(simulated), simulated.groups, list[Profile]()
+    subject: Any = SimpleNamespace(device=device, groups=groups, inputs=[], files=lambda wanted: list(wanted))
+    file: Any = SimpleNamespace(read=lambda: simulated.profile, keep=kept.append)
+    budgets = [Budget(fraction=share) for share in (0.8, 0.65, 0.5, 0.001)]
+    loops = [confirm.Loop(groups, simulated.scores, budget, most_plans=1) for budget in budgets]
+    first, profiles = loops[0].plan({"": simulated.profile}), {"": simulated.profile}
+    plans = [*(loop.plan(profiles) for loop in loops[:3]), first]
+    cells = [ahead.Planned(*each) for each in zip(plans, budgets, loops, strict=True)]
+    found = ahead._confirmed(subject, file, cells[1:], Quiet())
+    assert set(found) == {digest(one.plan) for one in cells[1:3]}, "no plan meets 0.1 %"
+    for one in found.values():
+        chosen = one.measurement
+        assert chosen is not None and measuring.accepted(chosen)
+        wider = [simulated.true_ns(widths) for widths in allocation.wider(groups, chosen.widths)]
+        assert chosen.share >= measuring.LEAST or all(ns * 1.01 > measuring.MOST * chosen.budget_ns for ns in wider)
+    assert device.asked[0] == 4 and len(device.asked) == max(one.rounds for one in found.values()) <= 3
+    assert len(kept) == len(device.asked) and len(kept[-1].experiments) > len(simulated.profile.experiments)
+
+
+def test_the_plan_of_the_plan_stage_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated = Simulated(Budget(fraction=0.5), 1.0, noise=0.0)
+    loop, profiles = confirm.Loop(simulated.groups, simulated.scores, simulated.budget), {"": simulated.profile}
+    made, all_of = loop.plan(profiles), loop.plans(profiles)
+    assert [one.widths for one in loop.plans(profiles, made=made)] == [one.widths for one in all_of]
+    real, asked = allocation.planned, list[int]()
+
+    def planned(groups: Groups, scores: Scores, rounds: Sequence[object], profile: str) -> list[Plan]:
+        asked.append(len(rounds))
+        return real(groups, scores, rounds, profile)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(allocation, "planned", planned)
+    assert loop.plans(profiles, made=made)[0] is made
+    simulated.measure(0, [made])
+    loop.plans({"": simulated.profile}, made=made)  # the profile has grown
+    assert sum(asked) == 2 * len(all_of) - 1
 
 
 @pytest.mark.parametrize(("share", "rounds"), [(0.49, 3), (0.6, 1), (0.4, 1)])

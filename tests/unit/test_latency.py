@@ -161,9 +161,20 @@ def test_the_sequence_is_fixed_and_covers_every_candidate_width_and_others() -> 
     assert len({tuple(widths.items()) for widths in first}) == len(first)
 
 
-def test_few_configurations_are_all_measured_once() -> None:
+@pytest.mark.parametrize("few_singles", [False, True])
+def test_few_configurations_are_all_measured_once(few_singles: bool) -> None:
     small = Groups("d", (Group("a", 3, ()),), (), operators=1)
-    assert sorted(widths["a"] for widths in profiling.configurations(small)) == [1, 2, 3]
+    assert sorted(widths["a"] for widths in profiling.configurations(small, few_singles)) == [1, 2, 3]
+
+
+def test_groups_of_one_unit_are_in_few_configurations_where_they_are_exported_anew() -> None:
+    heads = tuple(Group(f"heads{number}", 3, ()) for number in range(12))
+    groups = Groups("d", (*heads, Group("wide", 192, ())), (), operators=1)
+    first = list(islice(profiling.configurations(groups, few_singles=True), 160))
+    single = [widths for widths in first if groups.singles(widths)]
+    assert 15 <= len(single) <= 24
+    for head in heads:  # of each of them enough, so that the latency model knows it
+        assert sum(widths[head.name] == 1 for widths in single) >= 3
 
 
 def slowed(before: Profile, batch: int, factor: float) -> Profile:

@@ -28,7 +28,7 @@ from edgeprune.network.importance import CRITERIA
 from edgeprune.network.survey import generic
 from edgeprune.records import Budget, Groups, Limit, Outcome, Plan, Scores, Widths, digest
 from edgeprune.runtimes.formats.onnx import OnnxTemplate
-from edgeprune.stages import bounds, confirm
+from edgeprune.stages import bounds, confirm, measuring
 from edgeprune.stages.planning import allocation
 from edgeprune.stages.planning.figures import Bound, Counted, Counts, Latency
 from edgeprune.stages.verdicts import ondevice
@@ -196,7 +196,7 @@ def test_a_limit_of_the_tail_is_a_limit_of_the_median_divided_by_what_the_tail_a
     device = Simulated(Budget(fraction=0.6), 1.0, noise=0.005)
     (median,) = confirm.Loop(device.groups, device.scores, Budget(fraction=0.6)).plans({"": device.profile})[:1]
     slow = Budget.parse("p90 1 s")
-    assert confirm.tail(device.profile, 0.9) == 1.0  # each process has one time
+    assert measuring.tail(device.profile, 0.9) == 1.0  # each process has one time
     (whole,) = confirm.Loop(device.groups, device.scores, slow).plans({"": device.profile})
     assert not whole.cuts(device.groups) and median.cuts(device.groups)
     assert Latency(stepped(device.groups, [1] * len(device.groups.layers)), 2.0).of(
@@ -211,8 +211,8 @@ def test_a_full_limit_ends_the_confirm_loop_though_the_latency_is_far_below_its_
     found = confirm.Loop(device.groups, device.scores, device.budget, (limit,)).confirm(
         {"": device.profile}, device.measure
     )
-    assert found.rounds == 1 and found.measurement is not None and found.measurement.share < confirm.LEAST
-    assert found.plan.binding.figure == "macs" and found.plan.binding.share > confirm.LEAST
+    assert found.rounds == 1 and found.measurement is not None and found.measurement.share < measuring.LEAST
+    assert found.plan.binding.figure == "macs" and found.plan.binding.share > measuring.LEAST
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,9 @@ from runs import put
 from small import SMALLEST, InProcess
 
 import edgeprune as package
-from edgeprune.api import series, verbs
+from edgeprune.api import sweeps, verbs
 from edgeprune.cli.commands import repeat
-from edgeprune.errors import BusyError, DeviceError, InfeasibleError, UsageError
+from edgeprune.errors import BusyError, DeviceError, InconclusiveError, InfeasibleError, UsageError
 from edgeprune.pipeline.request import request
 from edgeprune.pipeline.stage import Input, Rules
 from edgeprune.records import (
@@ -36,6 +36,7 @@ from edgeprune.records import (
 from edgeprune.reports import sweep as reports
 from edgeprune.stages import unpruned
 from edgeprune.stages.registry import RULES
+from edgeprune.stages.series import ahead
 from edgeprune.stages.series import sweep as stage
 from edgeprune.stages.series.sweep import Cell
 from edgeprune.stages.sharing import SHARED, shared
@@ -152,7 +153,7 @@ def test_shares_are_of_neighbouring_processes() -> None:
 def swept() -> Sweep:
     cells = [cell(0.8, 0.92), cell(0.5, 0.84, Outcome.FAIL), failed()]
     found = stage.summed("digits", cells, {"t": WHOLE}, ["t: a note"])
-    return series.MeasuredSweep(**vars(found))
+    return sweeps.MeasuredSweep(**vars(found))
 
 
 def test_a_sweep_is_printed_in_80_columns_with_every_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,11 +196,11 @@ def test_a_sweep_writes_the_report_of_all_verdicts(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
     cells = [replace(cell(0.5, 0.9), verdict=put(tmp_path, budget=budget)) for budget in ("50%", "12 ms")]
-    found = series.MeasuredSweep(**vars(stage.summed("p", [*cells, failed()], {})))
+    found = sweeps.MeasuredSweep(**vars(stage.summed("p", [*cells, failed()], {})))
     text = found.report(tmp_path / "sweep.html").read_text()
     assert "12 ms" in text and "50%" in text
     with pytest.raises(UsageError, match="nothing to report"):
-        series.MeasuredSweep(**vars(stage.summed("p", [failed()], {}))).report(tmp_path / "none.html")
+        sweeps.MeasuredSweep(**vars(stage.summed("p", [failed()], {}))).report(tmp_path / "none.html")
 
 
 def test_a_sweep_is_a_table_in_a_notebook() -> None:
@@ -280,25 +281,50 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
     def finished(one: Cell, run: SimpleNamespace) -> SweepCell:
         opens.stages.append(one.name)
-        if one.budget in opens.errors:
-            raise opens.errors[one.budget]
         return cell(float(one.budget[:-1]) / 100, 0.9, target=one.target)
+
+    def measure(run: SimpleNamespace, shared: Sequence[object]) -> None:
+        opens.stages.append(f"{run.target} {len(shared)} together")
 
     monkeypatch.setattr(verbs, "opened", opens)
     monkeypatch.setattr(stage, "finished", finished)
+
+    def planned(run: SimpleNamespace) -> SimpleNamespace:
+        opens.stages.append(f"{run.target} plan")
+        if run.budget in opens.errors:
+            raise opens.errors[run.budget]
+        return run
+
+    monkeypatch.setattr(ahead, "planned", planned)
+    monkeypatch.setattr(ahead, "confirm_plans", measure)
+    monkeypatch.setattr(ahead, "compiled", lambda run: run)
+    monkeypatch.setattr(ahead, "time_artifacts", measure)
     return opens
 
 
 def test_what_targets_share_runs_once_and_a_failed_run_does_not_stop_the_rest(project: Path, opened: Opened) -> None:
     opened.errors = {"50%": InfeasibleError("no plan"), "local-openvino": BusyError("is in use")}
-    found = package.sweep(project, ["50%", "80%"], ["local", "local-openvino"])
+    found = package.sweep(project, ["50%", "80%", "65%"], ["local", "local-openvino"])
     assert opened.stages == [
-        "local trial", "local survey", "local unpruned", "local 80%", "local 50%",
-        "local-openvino unpruned", "local-openvino 80%", "local-openvino 50%",
+        "local trial", "local survey",
+        "local unpruned", *["local plan"] * 3, *["local 2 together"] * 2, "local 80%", "local 65%",
+        "local-openvino unpruned", *["local-openvino plan"] * 3, *["local-openvino 2 together"] * 2,
+        "local-openvino 80%", "local-openvino 65%",
     ]  # fmt: skip
-    assert [one.status for one in found.cells] == ["pass", "error", "pass", "error"]
+    assert [one.status for one in found.cells] == ["pass", "pass", "error", "pass", "pass", "error"]
     assert found.exit_code == 3 and "is in use" in found.notes[0]
     assert found.fronts["local"][0].label == "unpruned int8"
+
+
+def test_what_cannot_be_measured_together_is_measured_alone(
+    project: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*of: object) -> None:
+        raise InconclusiveError("other programs take the processor")
+
+    monkeypatch.setattr(ahead, "confirm_plans", measure)
+    monkeypatch.setattr(ahead, "time_artifacts", measure)
+    assert package.sweep(project, ["50%", "80%"]).status == "pass"
 
 
 def test_a_sweep_in_python_shows_its_progress_if_asked(
@@ -355,9 +381,9 @@ def test_the_command_prints_lines_in_a_pipe_and_exits_with_the_code(
     opened.errors = {"50%": InfeasibleError("no plan")}
     arguments = "sweep", "--budget", "80%", "50%", "-p", str(project)
     code, out, _ = edgeprune(*arguments, "--export", str(tmp_path / "s.md"))
-    lines = out.splitlines()
-    assert code == 3 and lines[0].startswith("local 80%") and "pass: 1.600 ms, 80.0%" in lines[0]
-    assert lines[1].split() == "local 50% error 3: no plan".split() and (tmp_path / "s.md").exists()
+    refused, passed, *_ = out.splitlines()  # in the order in which the runs end
+    assert code == 3 and passed.startswith("local 80%") and "pass: 1.600 ms, 80.0%" in passed
+    assert refused.split() == "local 50% error 3: no plan".split() and (tmp_path / "s.md").exists()
     code, out, err = edgeprune(*arguments, "--json")
     assert json.loads(out)["status"] == "error" and "80.0%" in err
 

@@ -39,7 +39,7 @@ from edgeprune.records import (
     Widths,
 )
 from edgeprune.reports import ci
-from edgeprune.stages import bounds, check, confirm, deploy
+from edgeprune.stages import bounds, check, confirm, deploy, measuring
 from edgeprune.stages.inputs import INPUTS
 from edgeprune.stages.planning import allocation
 from edgeprune.stages.planning.figures import Counted
@@ -70,12 +70,12 @@ def test_the_budget_is_met_on_each_target_and_used_on_the_binding_one() -> None:
     two = Two(0.6, {"fast": 0.95, "slow": 1.06})
     found = two.loop.confirm(two.profiles, two.measure)
     shares = {one.target: one.share for one in found.measurements}
-    assert set(shares) == {"fast", "slow"} and max(shares.values()) <= confirm.MOST
+    assert set(shares) == {"fast", "slow"} and max(shares.values()) <= measuring.MOST
     own = found.measurement
     assert own is not None and own.target == "slow"
-    for wider in allocation.wider(two.loop.groups, own.widths) if own.share < confirm.LEAST else ():
+    for wider in allocation.wider(two.loop.groups, own.widths) if own.share < measuring.LEAST else ():
         over = (
-            two.devices[one.target].true_ns(wider) > 0.98 * confirm.MOST * one.budget_ns for one in found.measurements
+            two.devices[one.target].true_ns(wider) > 0.98 * measuring.MOST * one.budget_ns for one in found.measurements
         )
         assert any(over)
 

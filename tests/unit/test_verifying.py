@@ -151,11 +151,11 @@ class Choosing(Board):
 
     cannot: frozenset[Path] = frozenset()
 
-    def measure(self, batches: Sequence[Sequence[Path]], inputs: Sequence[Path]) -> None:
-        if batches[0][0] in self.cannot:
+    def estimate(self, model: Path, inputs: Sequence[Path]) -> None:
+        if model in self.cannot:
             raise DeviceError("killed: out of memory?")
 
-    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int) -> list[Samples]:
+    def compare(self, models: Sequence[Path], inputs: Sequence[Path], processes: int, timed_s: float) -> list[Samples]:
         return self.time(models, inputs, processes)
 
 

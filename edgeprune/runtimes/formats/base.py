@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -117,11 +117,17 @@ class Template(ABC):
     If a constant cannot be identified by its values, or the file fixes a size that a cut changes, `variant` exports the
     pruned network instead. That is slower.
 
+    Attributes:
+        singles_differ: Whether the exporter writes other operators for a dimension of size one, such as a single head. The
+            file for a group of one unit is then an export, too.
+
     Args:
         model: The network.
         inputs: Example inputs of fixed shape.
         groups: Its channel groups.
     """
+
+    singles_differ: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
         self._model = randomised(model)
@@ -132,18 +138,16 @@ class Template(ABC):
         self._sizes: Sizes = {}  # what `sliced` changes beside the parameters
         self.slices = self._can_slice()
 
-    def variant(self, widths: Widths, exact: bool = False) -> bytes:
+    def variant(self, widths: Widths) -> bytes:
         """The file for these widths (kept units of each group). Its weights repeat, so it compresses well.
 
-        `exact`: with the operators that the exporter writes at these widths. An exporter may write others for a dimension of
-        size one, such as a single head. So the pruned network is exported if a group keeps one unit. That is slower.
+        It has the operators that the exporter writes at these widths.
         """
         groups = self._groups
         recipe = make_recipe(groups, first_units(groups, widths))
-        single = any(widths[group.name] == 1 < group.width for group in groups.free)
-        if not self.slices or groups.removed(widths) or (exact and single):
-            return self.filled(self._exported(recipe))
-        return self.sliced(self._kept(recipe), widths, filled=True)
+        if self.slices and not groups.removed(widths) and not (self.singles_differ and groups.singles(widths)):
+            return self.sliced(self._kept(recipe), widths, filled=True)
+        return self.filled(self._exported(recipe))
 
     def owners(self, layers: Sequence[Layer]) -> dict[str, str]:
         """Assign the nodes of the file to layers.

@@ -26,6 +26,8 @@ SLICED = 2  # the input of SLICE that holds the size of the slice
 class TfliteTemplate(Template):
     """A TFLite file, sliced as a flatbuffer. The interpreter infers the intermediate shapes."""
 
+    singles_differ = True  # with one head, its product of queries and keys is another operator, and slower
+
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups) -> None:
         self._origins: dict[int, Origin] | None = None
         self._absorbing: set[int] = set()  # biases that hold a product of the next weight and a layer norm's bias

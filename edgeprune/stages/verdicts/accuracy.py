@@ -41,9 +41,9 @@ class Timer:
         """Fresh processes of each model, interleaved, with at least `runs` timings each. See `Bench.time`."""
         return self.device.time(models, self.files, processes, runs, timed_s)
 
-    def compare(self, models: Sequence[Path], processes: int) -> list[Samples]:
+    def compare(self, models: Sequence[Path], processes: int, timed_s: float = LIMITS.timed_s) -> list[Samples]:
         """Processes that load all models, whose runs are interleaved. See `Bench.compare`."""
-        return self.device.compare(models, self.files, processes)
+        return self.device.compare(models, self.files, processes, timed_s)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ class Verified:
 Round = Callable[[int, list[Samples], Sequence[Check]], None]
 
 
+def timed_s(budget: Budget | None) -> float:
+    """How long a process times an artifact, in seconds: a tail needs more runs than a median."""
+    return LIMITS.median_s if budget is None or budget.quantile == 0.5 else LIMITS.timed_s
+
+
 def timed(
     timer: Timer,
     budget: Budget | None,
@@ -57,8 +62,7 @@ def timed(
     """
     artifacts = [version.artifact for version in versions]
     same = artifacts[0].sha256 == artifacts[1].sha256
-    numbers = itertools.count(0 if taken else 1)
-    timed_s = LIMITS.median_s if budget is None or budget.quantile == 0.5 else LIMITS.timed_s
+    numbers, seconds = itertools.count(0 if taken else 1), timed_s(budget)
 
     def found(so_far: Sequence[Samples]) -> Timed:
         return Timed(so_far[1], so_far[0], same, timer.device.discarded, POLICY.verify.confidence)
@@ -71,8 +75,8 @@ def timed(
     def take(so_far: Sequence[Samples]) -> list[Samples]:
         models = [artifact.files[0] for artifact in artifacts]
         if same and budget is None:  # the times are shown only, so one artifact is measured for both
-            return timer.time(models[:1], POLICY.verify.processes, timed_s=timed_s) * 2
-        return timer.time(models, POLICY.verify.processes, timed_s=timed_s)
+            return timer.time(models[:1], POLICY.verify.processes, timed_s=seconds) * 2
+        return timer.time(models, POLICY.verify.processes, timed_s=seconds)
 
     return found(until(take, decided, POLICY.verify.rounds, taken, LIMITS.verify_s))
 
