@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ class Reads:
     metric: Metric
     budget_section: BudgetSection
     finetune_seed: int
-    timed_ahead: Mapping[str, Times]
+    timed_ahead: Mapping[str, Sequence[Times]]
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ def run(reads: Reads, output: Output) -> Verdict:
     pruned = Version(final.module, reads.compile, groups.macs(final.widths))
     versions, budget = (original, pruned), reads.budget_section.latency
     kept = output.partial() / TIMES
-    earlier = reads.timed_ahead.get(pair(reads.original, reads.compile)) or (None if output.fresh else _read(kept))
-    before, known = len(reads.device.lost), earlier.discarded if earlier else ()
+    earlier = [] if output.fresh else _read(kept)
+    earlier += reads.timed_ahead.get(pair(reads.original, reads.compile), ())
+    before, known = len(reads.device.lost), tuple(lost for one in earlier for lost in one.discarded)
 
     def discarded() -> tuple[Discarded, ...]:
         return known + reads.device.lost[before:]
 
-    taken = (earlier.original, earlier.pruned) if earlier else ()
+    columns = zip(*((one.original.runs, one.pruned.runs) for one in earlier), strict=True)
+    taken = [Samples(tuple(itertools.chain(*runs))) for runs in columns]
     times = timed(timer, budget, versions, _on_round(output, kept, discarded), taken)
     found = verify(times, evaluation, reads.device, versions, budget, reads.budget_section.max_metric_drop)
     evidence_files.write(output.folder, evidence(times, discarded(), found.differences))
@@ -137,9 +140,9 @@ def _on_round(
     return on_round
 
 
-def _read(path: Path) -> Times | None:
-    """The samples that an earlier run kept; None if there are none."""
-    return codec.loads(Times, path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+def _read(path: Path) -> list[Times]:
+    """The samples that an earlier run kept, if there are any."""
+    return [codec.loads(Times, path.read_text(encoding="utf-8"), str(path))] if path.is_file() else []
 
 
 def describe(verdict: Verdict, reads: Reads) -> str:

@@ -221,14 +221,15 @@ def test_plans_of_several_budgets_are_confirmed_together() -> None:
     first, profiles = loops[0].plan({"": simulated.profile}), {"": simulated.profile}
     plans = [*(loop.plan(profiles) for loop in loops[:3]), first]
     cells = [ahead.Planned(*each) for each in zip(plans, budgets, loops, strict=True)]
-    found = ahead._confirmed(subject, file, cells[1:], Quiet())
+    found = dict[str, Confirmed]()
+    rounds = ahead._confirm(subject, file, cells[1:], Quiet(), found)
     assert set(found) == {digest(one.plan) for one in cells[1:3]}, "no plan meets 0.1 %"
     for one in found.values():
         chosen = one.measurement
         assert chosen is not None and measuring.accepted(chosen)
         wider = [simulated.true_ns(widths) for widths in allocation.wider(groups, chosen.widths)]
         assert chosen.share >= measuring.LEAST or all(ns * 1.01 > measuring.MOST * chosen.budget_ns for ns in wider)
-    assert device.asked[0] == 4 and len(device.asked) == max(one.rounds for one in found.values()) <= 3
+    assert device.asked[0] == 4 and len(device.asked) == rounds == max(one.rounds for one in found.values()) <= 3
     assert len(kept) == len(device.asked) and len(kept[-1].experiments) > len(simulated.profile.experiments)
 
 

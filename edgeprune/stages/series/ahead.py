@@ -6,6 +6,7 @@ can still be resumed and repeated alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,23 +61,26 @@ def confirm_plans(run: Run, cells: Sequence[Planned]) -> None:
     for start in range(0, len(cells), experiments.TOGETHER):
         own = cells[start : start + experiments.TOGETHER]
         watch.start("confirm")
-        found = _confirmed(subject, run.value("profile_file"), own, watch)
-        known |= found
-        rounds = max((one.rounds for one in found.values()), default=LIMITS.confirm_rounds_open)
-        watch.done("confirm", f"{len(found)} of {len(own)} plans, in {rounds} round{'s' * (rounds != 1)}")
+        before = len(known)
+        rounds = _confirm(subject, run.value("profile_file"), own, watch, known)
+        watch.done("confirm", f"{len(known) - before} of {len(own)} plans, in {rounds} round{'s' * (rounds != 1)}")
 
 
-def _confirmed(
-    subject: experiments.Subject, file: ProfileFile, cells: Sequence[Planned], watch: Watch
-) -> dict[str, Confirmed]:
-    """The confirmed plan of each cell, by the digest of its first one. Cells whose rounds end with an error are left out."""
-    profile, found = file.read(), dict[str, Confirmed]()
+def _confirm(
+    subject: experiments.Subject,
+    file: ProfileFile,
+    cells: Sequence[Planned],
+    watch: Watch,
+    known: dict[str, Confirmed],
+) -> int:
+    """Add the confirmed plan of each cell to `known`, by the digest of its first one. Returns the number of rounds."""
+    profile = file.read()
     started = [(cell, cell.loop.rounds({"": profile})) for cell in cells]
     steps = [(cell, rounds, _step(rounds, None)) for cell, rounds in started]
-    for number in range(LIMITS.confirm_rounds_open):
+    for number in itertools.count():
         asked = [(cell, rounds, step) for cell, rounds, step in steps if isinstance(step, list)]
         if not asked:
-            break
+            return number
         watch.step(number, LIMITS.confirm_rounds, f"{len(asked)} plans are measured")
         profile, measured = measure(subject, profile, [Round(number, cell.budget, plans) for cell, _, plans in asked])
         file.keep(profile)
@@ -84,8 +88,8 @@ def _confirmed(
             (cell, rounds, _step(rounds, ({"": profile}, [{"": one} for one in own])))
             for (cell, rounds, _), own in zip(asked, measured, strict=True)
         ]
-        found |= {digest(cell.plan): step for cell, _, step in steps if isinstance(step, Confirmed)}
-    return found
+        known |= {digest(cell.plan): step for cell, _, step in steps if isinstance(step, Confirmed)}
+    raise AssertionError  # there is no last number
 
 
 def _step(rounds: confirm.Rounds, measured: Any) -> list[Plan] | Confirmed | None:
@@ -135,5 +139,5 @@ def time_artifacts(run: Run, cells: Sequence[Compiled]) -> None:
     original, *pruned = timer.time(models, POLICY.verify.processes, timed_s=longest_s)
     known = run.value("timed_ahead")
     for cell, samples in zip(cells, pruned, strict=True):
-        known[verify.pair(cell.original, cell.pruned)] = verify.Times(original, samples, device.lost[before:])
+        known[verify.pair(cell.original, cell.pruned)] = [verify.Times(original, samples, device.lost[before:])]
     run.request.watch.done("verify", f"{len(cells)} artifacts timed in {len(original.runs)} processes each")
