@@ -6,7 +6,8 @@ The project is the digits example. Each first run is `edgeprune run` in a new fo
 `edgeprune sweep` in a new folder, too. Half of the first runs come before the sweep and half after it, so that drift of the
 machine affects both. The machine should be quiet: disturbed measurements are repeated, and this time is counted.
 
-The second table says in which stages the time went, as the commands print it.
+The second table says in which stages the time went, as the commands print it. "together" is what cells measure together: the
+plans of confirm rounds, and the artifacts for verdicts.
 """
 
 from __future__ import annotations
