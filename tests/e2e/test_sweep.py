@@ -32,8 +32,8 @@ def test_a_sweep_reuses_finished_runs_and_goes_on_after_a_failed_one(
     assert {"unpruned fp16", "unpruned int8"} <= set(networks), swept.json["notes"]
     assert "60% fp32" in (tmp_path / "s.csv").read_text()
     again = command(*arguments, timeout=600)
-    settled = [one for one in swept.json["cells"] if one["status"] != "inconclusive"]  # the others are measured again
-    assert len(settled) > 1 and all(one in again.json["cells"] for one in settled)
+    settled = [one for one in swept.json["cells"] if one["status"] in ("pass", "fail")]  # the others are tried again
+    assert all(one in again.json["cells"] for one in settled)
     cell = [line for line in again.err.splitlines() if "unpruned" in line or "60%" in line]
     made = [line for line in cell if "reused" not in line]
     assert [line for line in made if "of the original network" not in line] == [], "only the cell's result is no stage"
