@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeprune
-from edgeprune.api import fleets, series, verbs
+from edgeprune.api import fleets, series, sweeps, verbs
 from edgeprune.cli import answers
 from edgeprune.devices.agent import facts
 from edgeprune.errors import UsageError
@@ -671,4 +671,4 @@ def test_a_report_as_json_has_a_schema_and_a_status() -> None:
 
 def test_check_and_history_are_functions_of_the_package() -> None:
     assert edgeprune.check is verbs.check and edgeprune.history is verbs.history
-    assert {*verbs.__all__, *fleets.__all__, *series.__all__, "Project"} == set(edgeprune.__all__)
+    assert {*verbs.__all__, *fleets.__all__, *series.__all__, *sweeps.__all__, "Project"} == set(edgeprune.__all__)
