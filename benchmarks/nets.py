@@ -232,10 +232,9 @@ class Subject:
         with open_bench(target, folder) as bench:
             yield Subject(net, model, inputs(net), target, bench, folder)
 
-    @property
-    def owners(self) -> Mapping[str, str]:
-        """The layer that each node of an artifact belongs to."""
-        return self.template.owners(self.groups.layers)
+    def owners(self, widths: Widths) -> Mapping[str, str]:
+        """The layer that each node of an artifact with these widths belongs to."""
+        return self.template.owners_of(widths)
 
     @property
     def singles_differ(self) -> bool:

@@ -21,7 +21,7 @@ from edgeprune.latency import stats
 from edgeprune.latency.fit import draft, last_error
 from edgeprune.latency.observations import by_layer
 from edgeprune.limits import LIMITS
-from edgeprune.records import Experiment, Groups, Profile, Role, Samples
+from edgeprune.records import Experiment, Groups, Profile, Role, Samples, Widths
 
 if TYPE_CHECKING:
     from edgeprune.stages.inputs import Variants
@@ -248,12 +248,12 @@ def _with(
     profile: Profile,
     batches: Sequence[Batch],
     measured: Mapping[int, list[Measured]],
-    owners: Mapping[str, str],
+    owners: Callable[[Widths], Mapping[str, str]],
 ) -> Profile:
     """The profile with the new measurements: one batch for each process."""
     first = profile.next_batch
     return profile.with_experiments(
-        Experiment(role, first + place, widths, Samples((found.run,)), *by_layer(found.nodes, owners))
+        Experiment(role, first + place, widths, Samples((found.run,)), *by_layer(found.nodes, owners(widths)))
         for place in sorted(measured)
         for (role, widths), found in zip(batches[place], measured[place], strict=True)
     )

@@ -76,10 +76,9 @@ class Variants:
         model = formed(self._network.module, self._groups, self._network.inputs)
         return FORMATS[self._form](model, self._network.inputs, self._groups)
 
-    @property
-    def owners(self) -> Mapping[str, str]:
-        """{node of an artifact: the layer that it belongs to}."""
-        owners: Mapping[str, str] = self._template.owners(self._groups.layers)
+    def owners(self, widths: Widths) -> Mapping[str, str]:
+        """{node of the file for these widths: the layer that it belongs to}."""
+        owners: Mapping[str, str] = self._template.owners_of(widths)
         return owners
 
     @property

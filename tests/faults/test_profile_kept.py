@@ -39,8 +39,7 @@ class Machine:
 
     singles_differ = False
 
-    @property
-    def owners(self) -> dict[str, str]:
+    def owners(self, widths: Mapping[str, int]) -> dict[str, str]:
         return {layer.name: layer.name for layer in self.groups.layers}
 
     def file(self, widths: Mapping[str, int], reference: bool = False) -> Path:

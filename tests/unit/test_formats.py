@@ -430,3 +430,9 @@ def test_a_variant_of_a_single_head_has_the_operators_of_its_export(kind: str) -
     assert heads and template.operators(template.variant(single)) == template.operators(exported)
     sliced = template.sliced(template._kept(make_recipe(groups, first_units(groups, single))), single, filled=True)
     assert template.singles_differ == (template.operators(sliced) != template.operators(exported))
+    layers = [layer.name for layer in groups.layers]
+    found, of_all = template.owners_of(single), template.owners(groups.layers)
+    assert set(found.values()) == set(of_all.values()) == set(layers)
+    assert template.singles_differ == (found != of_all)
+    own = [name.partition(":")[2] for name in found], [name.partition(":")[2] for name in of_all]
+    assert kind != "tflite" or own[0].count("BATCH_MATMUL") < own[1].count("BATCH_MATMUL")

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from edgeprune.network.computed import computed_constants
 from edgeprune.network.cut import sliced
 from edgeprune.network.folding import fold
 from edgeprune.network.survey import randomised
-from edgeprune.records import Groups, Layer, Recipe, Widths, output_dim
+from edgeprune.records import Groups, Layer, Recipe, Widths, digest, output_dim
 from edgeprune.runtimes.formats import sizes
 from edgeprune.runtimes.formats.sizes import Constants, Sizes
 
@@ -136,7 +137,7 @@ class Template(ABC):
         self._folded = fold(self._model, groups.folds)
         self._computed = computed_constants(self._folded, inputs)
         self._sizes: Sizes = {}  # what `sliced` changes beside the parameters
-        self.slices = self._can_slice()
+        self._singles: dict[str, dict[str, str]] = {}  # owners in files with operators of their own
 
     def variant(self, widths: Widths) -> bytes:
         """The file for these widths (kept units of each group). Its weights repeat, so it compresses well.
@@ -145,9 +146,21 @@ class Template(ABC):
         """
         groups = self._groups
         recipe = make_recipe(groups, first_units(groups, widths))
-        if self.slices and not groups.removed(widths) and not (self.singles_differ and groups.singles(widths)):
-            return self.sliced(self._kept(recipe), widths, filled=True)
-        return self.filled(self._exported(recipe))
+        if groups.removed(widths):
+            return self.filled(self._exported(recipe))
+        if self.singles_differ and groups.singles(widths):
+            single = type(self)(sliced(self._model, recipe), self._inputs, groups)
+            self._singles[digest(dict(widths))] = single.owners(groups.layers)
+            return self.filled(single.exported)
+        return self.sliced(self._kept(recipe), widths, filled=True) if self.slices else self.filled(self._exported(recipe))
+
+    def owners_of(self, widths: Widths) -> dict[str, str]:
+        """As `owners`, for the file that `variant` gave for these widths."""
+        return self._singles.get(digest(dict(widths)), self._owners)
+
+    @cached_property
+    def _owners(self) -> dict[str, str]:
+        return self.owners(self._groups.layers)
 
     def owners(self, layers: Sequence[Layer]) -> dict[str, str]:
         """Assign the nodes of the file to layers.
@@ -231,7 +244,8 @@ class Template(ABC):
                 kept.setdefault(layer.weight.removesuffix("weight") + "bias", {}).setdefault(0, outputs)
         return kept
 
-    def _can_slice(self) -> bool:
+    @cached_property
+    def slices(self) -> bool:
         """Whether slicing equals an export of the pruned network, tried on a cut of every group."""
         groups, widths = self._groups, sizes.distinct(self._groups)
         recipe = make_recipe(groups, first_units(groups, widths))
