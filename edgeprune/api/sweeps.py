@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -259,14 +259,18 @@ class _Sweeper:
 
     def _run(self, cells: Sequence[Cell], rules: Rules) -> None:
         """Run the cells of one profile. An error of edgeprune ends only its cell."""
+        from edgeprune.stages import confirm
         from edgeprune.stages.series import ahead
         from edgeprune.stages.series import sweep as stage
 
         plans = self._each(cells, rules, lambda cell, run: ahead.planned(run))
         self._together(plans, rules, ahead.confirm_plans)
+        self._each(plans, rules, lambda cell, run: run.record(confirm.STAGE))  # kept before any network is trained
         artifacts = self._each(cells, rules, lambda cell, run: ahead.compiled(run))
         self._together(artifacts, rules, ahead.time_artifacts)
-        self._each(cells, rules, lambda cell, run: self._end(cell, stage.finished(cell, run)))
+        for cell in cells:
+            for ended in self._each([cell], rules, stage.finished).values():
+                self._end(cell, ended)
 
     def _each(self, cells: Iterable[Cell], rules: Rules, make: Callable[[Cell, Run], Made | None]) -> dict[Cell, Made]:
         """What the run of each cell makes. A cell that fails ends, and is left out, as is one that makes nothing."""
@@ -289,12 +293,16 @@ class _Sweeper:
     def _together(
         self, given: Mapping[Cell, Made], rules: Rules, measure: Callable[[Run, Sequence[Made]], None]
     ) -> None:
-        """Measure for several cells, in the run of one. After an error each measures alone, and meets the error again."""
-        if len(given) > 1:
-            first = next(iter(given))
-            name = " ".join(filter(None, (self._names[first], first.precision, "together")))
-            with suppress(EdgepruneError), self._opened(first, name, rules) as run:
+        """Measure for several cells, in the run of one. After an error each measures alone."""
+        if len(given) < 2:
+            return
+        first = next(iter(given))
+        name = " ".join(filter(None, (self._names[first], first.precision, "together")))
+        try:
+            with self._opened(first, name, rules) as run:
                 measure(run, [*given.values()])
+        except EdgepruneError as error:
+            self._board.enter(name).note(f"each is measured alone: {error}")
 
     # --------------------------------------------------------------------------------------------------------- as jobs
 

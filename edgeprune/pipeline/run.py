@@ -92,6 +92,8 @@ class Run:
 
     def keeps(self, stage: Stage[Any, Any]) -> bool:
         """Whether the run folder keeps a record of the stage, so that `record` need not make it."""
+        if stage.joint and self.common is not None:
+            return self.common.keeps(stage)
         return stage.name in self._values or self._found(stage) is not None
 
     def value(self, name: str) -> Any:

@@ -78,7 +78,7 @@ class Evidence:
     Attributes:
         original: the processes of the original network. Process i was interleaved with process i of `pruned`.
         pruned: the same of the pruned network. They are the same processes if both networks are one artifact without a budget.
-        discarded: the disturbed processes of both.
+        discarded: the disturbed processes of both, and of other networks of a sweep that were measured together with them.
         before: the state of the device before the first process.
         after: its state after the last one.
         differences: an item for each output that is compared, the main one first.

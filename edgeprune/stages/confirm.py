@@ -166,7 +166,7 @@ class Loop:
 
     def plan(self, profiles: Profiles) -> Plan:
         """The first plan of the first round: what `plans` takes as `made`. Args and Raises as there."""
-        return allocation.planned(self.groups, self.scores, self._rounds(profiles)[:1], _digest(profiles))[0]
+        return allocation.planned(self.groups, self.scores, self._rounds(profiles), _digest(profiles), most=1)[0]
 
     def plans(self, profiles: Profiles, feedback: Feedback | None = None, made: Plan | None = None) -> list[Plan]:
         """The plans of the next confirm round, exact on the profiles.
@@ -215,15 +215,15 @@ class Loop:
 
     def confirm(self, profiles: Profiles, measure: Measure, first: Plan | None = None) -> Confirmed:
         """The plan of `rounds`, which `measure` measures. Args, Returns and Raises as there."""
-        steps = self.rounds(profiles, first)
+        steps, number = self.rounds(profiles, first), 0
         planned = next(steps)
-        for number in itertools.count():
+        while True:
             try:
                 planned = steps.send(measure(number, planned))
             except StopIteration as end:
                 confirmed: Confirmed = end.value
                 return confirmed
-        raise AssertionError  # there is no last number
+            number += 1
 
     def rounds(self, profiles: Profiles, first: Plan | None = None) -> Rounds:
         """The plan that uses most of the budget, of those whose whole intervals are within `MOST` of it on every target.

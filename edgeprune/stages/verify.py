@@ -81,7 +81,7 @@ def run(reads: Reads, output: Output) -> Verdict:
 
     columns = zip(*((one.original.runs, one.pruned.runs) for one in earlier), strict=True)
     taken = [Samples(tuple(itertools.chain(*runs))) for runs in columns]
-    times = timed(timer, budget, versions, _on_round(output, kept, discarded), taken)
+    times = timed(timer, budget, versions, _on_round(output, kept, discarded), taken, len(known))
     found = verify(times, evaluation, reads.device, versions, budget, reads.budget_section.max_metric_drop)
     evidence_files.write(output.folder, evidence(times, discarded(), found.differences))
     events.front(output.events, budget, found.verdict.pruned)

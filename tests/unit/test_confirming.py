@@ -220,7 +220,7 @@ def test_plans_of_several_budgets_are_confirmed_together() -> None:
     loops = [confirm.Loop(groups, simulated.scores, budget, most_plans=1) for budget in budgets]
     first, profiles = loops[0].plan({"": simulated.profile}), {"": simulated.profile}
     plans = [*(loop.plan(profiles) for loop in loops[:3]), first]
-    cells = [ahead.Planned(*each) for each in zip(plans, budgets, loops, strict=True)]
+    cells = [ahead.Planned(*each, "here") for each in zip(plans, budgets, loops, strict=True)]
     found = dict[str, Confirmed]()
     rounds = ahead._confirm(subject, file, cells[1:], Quiet(), found)
     assert set(found) == {digest(one.plan) for one in cells[1:3]}, "no plan meets 0.1 %"

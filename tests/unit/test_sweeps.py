@@ -307,9 +307,10 @@ def test_what_targets_share_runs_once_and_a_failed_run_does_not_stop_the_rest(pr
     found = package.sweep(project, ["50%", "80%", "65%"], ["local", "local-openvino"])
     assert opened.stages == [
         "local trial", "local survey",
-        "local unpruned", *["local plan"] * 3, *["local 2 together"] * 2, "local 80%", "local 65%",
-        "local-openvino unpruned", *["local-openvino plan"] * 3, *["local-openvino 2 together"] * 2,
-        "local-openvino 80%", "local-openvino 65%",
+        "local unpruned", *["local plan"] * 3, "local 2 together", *["local confirm"] * 2, "local 2 together",
+        "local 80%", "local 65%",
+        "local-openvino unpruned", *["local-openvino plan"] * 3, "local-openvino 2 together",
+        *["local-openvino confirm"] * 2, "local-openvino 2 together", "local-openvino 80%", "local-openvino 65%",
     ]  # fmt: skip
     assert [one.status for one in found.cells] == ["pass", "pass", "error", "pass", "pass", "error"]
     assert found.exit_code == 3 and "is in use" in found.notes[0]
@@ -317,14 +318,15 @@ def test_what_targets_share_runs_once_and_a_failed_run_does_not_stop_the_rest(pr
 
 
 def test_what_cannot_be_measured_together_is_measured_alone(
-    project: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+    project: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(*of: object) -> None:
         raise InconclusiveError("other programs take the processor")
 
     monkeypatch.setattr(ahead, "confirm_plans", measure)
     monkeypatch.setattr(ahead, "time_artifacts", measure)
-    assert package.sweep(project, ["50%", "80%"]).status == "pass"
+    assert package.sweep(project, ["50%", "80%"], progress=True).status == "pass"
+    assert "each is measured alone: other programs take the processor" in capsys.readouterr().out
 
 
 def test_a_sweep_in_python_shows_its_progress_if_asked(

@@ -152,7 +152,9 @@ class Template(ABC):
             single = type(self)(sliced(self._model, recipe), self._inputs, groups)
             self._singles[digest(dict(widths))] = single.owners(groups.layers)
             return self.filled(single.exported)
-        return self.sliced(self._kept(recipe), widths, filled=True) if self.slices else self.filled(self._exported(recipe))
+        return (
+            self.sliced(self._kept(recipe), widths, filled=True) if self.slices else self.filled(self._exported(recipe))
+        )
 
     def owners_of(self, widths: Widths) -> dict[str, str]:
         """As `owners`, for the file that `variant` gave for these widths."""

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -93,7 +94,9 @@ def plans(
     return planned(groups, scores, rounds, profile)
 
 
-def planned(groups: Groups, scores: Scores, rounds: Sequence[Sequence[Bound]], profile: str) -> list[Plan]:
+def planned(
+    groups: Groups, scores: Scores, rounds: Sequence[Sequence[Bound]], profile: str, most: int | None = None
+) -> list[Plan]:
     """Plan the widths with the least expected loss within all limits.
 
     If the original network meets them, its plan keeps all units.
@@ -104,6 +107,7 @@ def planned(groups: Groups, scores: Scores, rounds: Sequence[Sequence[Bound]], p
         rounds: The limits of each plan. They differ only in the aims of figures that a device measures. If no plan is feasible
             and an aim of the first is below one, the limits themselves are tried.
         profile: The digest of what the latency models were fitted to; empty if there are none.
+        most: At most so many plans are made.
 
     Returns:
         Different plans, in the order of `rounds`, at least one.
@@ -122,12 +126,13 @@ def planned(groups: Groups, scores: Scores, rounds: Sequence[Sequence[Bound]], p
         limit = next(b for b in first if _value(b, full) > b.most)
         raise InfeasibleError(f"nothing in the model can be cut, so {_limit_text(limit)} cannot be met ({reasons})")
     task = _Task(groups, scores, first)
-    made = [task.plan(bounds, profile) for bounds in rounds]
-    if not any(made) and any(bound.aim is not None and bound.aim < 1 for bound in first):
-        made = [task.plan([replace(b, aim=None if b.aim is None else 1.0 - b.slack) for b in first], profile)]
-    if not any(made):
+    made = [*islice((plan for bounds in rounds if (plan := task.plan(bounds, profile)) is not None), most)]
+    if not made and any(bound.aim is not None and bound.aim < 1 for bound in first):
+        last = task.plan([replace(b, aim=None if b.aim is None else 1.0 - b.slack) for b in first], profile)
+        made = [] if last is None else [last]
+    if not made:
         raise InfeasibleError(task.infeasible())
-    return list({tuple(plan.widths.values()): plan for plan in made if plan is not None}.values())
+    return list({tuple(plan.widths.values()): plan for plan in made}.values())
 
 
 def _value(bound: Bound, widths: Widths) -> float:

@@ -6,12 +6,12 @@ can still be resumed and repeated alone.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.frontends import functions
 from edgeprune.limits import LIMITS
 from edgeprune.pipeline.request import Watch
 from edgeprune.pipeline.run import Run
@@ -21,17 +21,27 @@ from edgeprune.stages import confirm, experiments, plan, survey, verify
 from edgeprune.stages.measuring import Round, measure
 
 if TYPE_CHECKING:
-    from edgeprune.stages.inputs import Variants
+    from edgeprune.devices.bench import Bench
     from edgeprune.storage.profiles import ProfileFile
+
+Cell = TypeVar("Cell")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan of a cell that has not been confirmed, its budget, and what makes its next plans."""
+    """A cell that has not been confirmed.
+
+    Attributes:
+        plan: of the plan stage.
+        budget: of the latency.
+        loop: makes its plans.
+        device: the identity of the device that they are for.
+    """
 
     plan: Plan
     budget: Budget
     loop: confirm.Loop
+    device: str
 
 
 def planned(run: Run) -> Planned | None:
@@ -42,7 +52,14 @@ def planned(run: Run) -> Planned | None:
     evidence = run.value("evidence")
     if isinstance(evidence, Reference) or not made.cuts(groups) or budget.latency is None or budget.limits:
         return None
-    return Planned(made, budget.latency, confirm.Loop(groups, evidence.scores, budget.latency, most_plans=1))
+    loop = confirm.Loop(groups, evidence.scores, budget.latency, most_plans=1)
+    return Planned(made, budget.latency, loop, _identity(run))
+
+
+def _identity(run: Run) -> str:
+    """The device that a run of the target has now. Another one may answer to its name the next time."""
+    bench: Bench = run.value("device")
+    return bench.device.identity
 
 
 def confirm_plans(run: Run, cells: Sequence[Planned]) -> None:
@@ -54,16 +71,22 @@ def confirm_plans(run: Run, cells: Sequence[Planned]) -> None:
         run: of one of the cells.
         cells: those that share the profile.
     """
-    variants: Variants = run.value("variants")
+    device, variants, file = (run.value(name) for name in ("device", "variants", "profile_file"))
     inputs, watch = run.value("network").files(run.scratch), run.request.watch
-    subject = experiments.Subject(run.value("device"), variants, run.record(survey.STAGE), inputs)
-    known = run.value("confirmed_ahead")
-    for start in range(0, len(cells), experiments.TOGETHER):
-        own = cells[start : start + experiments.TOGETHER]
+    subject = experiments.Subject(device, variants, run.record(survey.STAGE), inputs)
+    known: dict[str, Confirmed] = run.value("confirmed_ahead")
+    for own in _batched([one for one in cells if one.device == _identity(run)]):
         watch.start("confirm")
         before = len(known)
-        rounds = _confirm(subject, run.value("profile_file"), own, watch, known)
+        with functions.of_user(run.request.project, "confirm"):
+            rounds = _confirm(subject, file, own, watch, known)
         watch.done("confirm", f"{len(known) - before} of {len(own)} plans, in {rounds} round{'s' * (rounds != 1)}")
+
+
+def _batched(cells: Sequence[Cell]) -> Iterator[Sequence[Cell]]:
+    """The cells in parts of `experiments.TOGETHER`, so that nothing is measured far from the original network."""
+    for start in range(0, len(cells), experiments.TOGETHER):
+        yield cells[start : start + experiments.TOGETHER]
 
 
 def _confirm(
@@ -74,14 +97,14 @@ def _confirm(
     known: dict[str, Confirmed],
 ) -> int:
     """Add the confirmed plan of each cell to `known`, by the digest of its first one. Returns the number of rounds."""
-    profile = file.read()
+    profile, number = file.read(), 0
     started = [(cell, cell.loop.rounds({"": profile})) for cell in cells]
     steps = [(cell, rounds, _step(rounds, None)) for cell, rounds in started]
-    for number in itertools.count():
+    while True:
         asked = [(cell, rounds, step) for cell, rounds, step in steps if isinstance(step, list)]
         if not asked:
             return number
-        watch.step(number, LIMITS.confirm_rounds, f"{len(asked)} plans are measured")
+        watch.step(number, max(number + 1, LIMITS.confirm_rounds), f"{len(asked)} plans are measured")
         profile, measured = measure(subject, profile, [Round(number, cell.budget, plans) for cell, _, plans in asked])
         file.keep(profile)
         steps = [
@@ -89,7 +112,7 @@ def _confirm(
             for (cell, rounds, _), own in zip(asked, measured, strict=True)
         ]
         known |= {digest(cell.plan): step for cell, _, step in steps if isinstance(step, Confirmed)}
-    raise AssertionError  # there is no last number
+        number += 1
 
 
 def _step(rounds: confirm.Rounds, measured: Any) -> list[Plan] | Confirmed | None:
@@ -105,11 +128,12 @@ def _step(rounds: confirm.Rounds, measured: Any) -> list[Plan] | Confirmed | Non
 
 @dataclass(frozen=True)
 class Compiled:
-    """Both artifacts of a cell that has no verdict yet, and its budget."""
+    """Both artifacts of a cell that has no verdict yet, its budget, and the identity of the device that they are for."""
 
     original: Artifact
     pruned: Artifact
     budget: Budget | None
+    device: str
 
 
 def compiled(run: Run) -> Compiled | None:
@@ -117,7 +141,7 @@ def compiled(run: Run) -> Compiled | None:
     if run.keeps(verify.STAGE):
         return None
     latency = run.request.project.budget.latency
-    return Compiled(run.record(compiling.ORIGINAL), run.record(compiling.STAGE), latency)
+    return Compiled(run.record(compiling.ORIGINAL), run.record(compiling.STAGE), latency, _identity(run))
 
 
 def time_artifacts(run: Run, cells: Sequence[Compiled]) -> None:
@@ -131,13 +155,14 @@ def time_artifacts(run: Run, cells: Sequence[Compiled]) -> None:
     from edgeprune.stages.verdicts.verdict import POLICY
     from edgeprune.stages.verdicts.verification import timed_s
 
-    device = run.value("device")
+    device, known, watch = run.value("device"), run.value("timed_ahead"), run.request.watch
     timer = Timer(device, run.value("network").files(run.scratch))
-    models = [cells[0].original.files[0], *(cell.pruned.files[0] for cell in cells)]
-    longest_s, before = max(timed_s(cell.budget) for cell in cells), len(device.lost)
-    run.request.watch.start("verify")
-    original, *pruned = timer.time(models, POLICY.verify.processes, timed_s=longest_s)
-    known = run.value("timed_ahead")
-    for cell, samples in zip(cells, pruned, strict=True):
-        known[verify.pair(cell.original, cell.pruned)] = [verify.Times(original, samples, device.lost[before:])]
-    run.request.watch.done("verify", f"{len(cells)} artifacts timed in {len(original.runs)} processes each")
+    for own in _batched([one for one in cells if one.device == _identity(run)]):
+        models = [own[0].original.files[0], *(cell.pruned.files[0] for cell in own)]
+        longest_s, before = max(timed_s(cell.budget) for cell in own), len(device.lost)
+        watch.start("verify")
+        original, *pruned = timer.time(models, POLICY.verify.processes, timed_s=longest_s)
+        for cell, samples in zip(own, pruned, strict=True):
+            times = verify.Times(original, samples, device.lost[before:])
+            known[verify.pair(cell.original, cell.pruned)] = [times]
+        watch.done("verify", f"{len(own)} artifacts timed in {len(original.runs)} processes each")

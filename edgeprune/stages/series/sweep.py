@@ -47,10 +47,7 @@ class Cell:
 def cells(
     budgets: Sequence[str], targets: Sequence[str], precisions: Sequence[TargetPrecision | None] = ()
 ) -> list[Cell]:
-    """All runs, in the order in which they help each other.
-
-    The runs of a target follow each other, and a profile keeps what their confirm rounds measured. The largest budget comes
-    first: each next plan is near one that was measured.
+    """All runs: those of a target follow each other, and of these, those of a precision. The largest budget comes first.
 
     Raises:
         UsageError: there is no budget, one cannot be read, or there are too many runs.

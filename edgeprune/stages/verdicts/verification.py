@@ -50,6 +50,7 @@ def timed(
     versions: tuple[Version, Version],
     on_round: Round = lambda number, taken, checks: None,
     taken: Sequence[Samples] = (),
+    discarded: int = 0,
 ) -> Timed:
     """Latencies of both artifacts from fresh processes, interleaved. More are started while the budget is inconclusive.
 
@@ -59,13 +60,15 @@ def timed(
         versions: the original and the pruned network.
         on_round: gets the number of each round, from 1, with all samples so far and what they decide.
         taken: samples of an earlier measurement of the same artifacts on this device: the original's and the pruned one's.
+        discarded: how many disturbed processes that measurement discarded.
     """
     artifacts = [version.artifact for version in versions]
     same = artifacts[0].sha256 == artifacts[1].sha256
     numbers, seconds = itertools.count(0 if taken else 1), timed_s(budget)
 
     def found(so_far: Sequence[Samples]) -> Timed:
-        return Timed(so_far[1], so_far[0], same, timer.device.discarded, POLICY.verify.confidence)
+        lost = discarded + timer.device.discarded
+        return Timed(so_far[1], so_far[0], same, lost, POLICY.verify.confidence)
 
     def decided(so_far: list[Samples]) -> bool:
         checks = latency(budget, found(so_far))
@@ -78,7 +81,8 @@ def timed(
             return timer.time(models[:1], POLICY.verify.processes, timed_s=seconds) * 2
         return timer.time(models, POLICY.verify.processes, timed_s=seconds)
 
-    return found(until(take, decided, POLICY.verify.rounds, taken, LIMITS.verify_s))
+    rounds = POLICY.verify.rounds - bool(taken)  # the confidence is for so many decisions, and the first is on these
+    return found(until(take, decided, rounds, taken, LIMITS.verify_s))
 
 
 def verify(
