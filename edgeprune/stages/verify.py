@@ -79,9 +79,7 @@ def run(reads: Reads, output: Output) -> Verdict:
     def discarded() -> tuple[Discarded, ...]:
         return known + reads.device.lost[before:]
 
-    columns = zip(*((one.original.runs, one.pruned.runs) for one in earlier), strict=True)
-    taken = [Samples(tuple(itertools.chain(*runs))) for runs in columns]
-    times = timed(timer, budget, versions, _on_round(output, kept, discarded), taken, len(known))
+    times = timed(timer, budget, versions, _on_round(output, kept, discarded), joined(earlier), len(known))
     found = verify(times, evaluation, reads.device, versions, budget, reads.budget_section.max_metric_drop)
     evidence_files.write(output.folder, evidence(times, discarded(), found.differences))
     events.front(output.events, budget, found.verdict.pruned)
@@ -138,6 +136,12 @@ def _on_round(
         output.watch.step(number, POLICY.verify.rounds, waits)
 
     return on_round
+
+
+def joined(times: Sequence[Times]) -> list[Samples]:
+    """The samples of both artifacts, of all these times. Empty without any."""
+    columns = zip(*((one.original.runs, one.pruned.runs) for one in times), strict=True)
+    return [Samples(tuple(itertools.chain(*runs))) for runs in columns]
 
 
 def _read(path: Path) -> list[Times]:

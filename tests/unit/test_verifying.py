@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,11 @@ from edgeprune.frontends import toml
 from edgeprune.frontends.data import Metric, Split
 from edgeprune.frontends.model import build_model, example_inputs
 from edgeprune.limits import LIMITS
+from edgeprune.pipeline.request import Quiet
 from edgeprune.records import Artifact, Budget, Check, Choice, Device, Outcome, Project, Run, Samples, Verdict
 from edgeprune.stages import choice
+from edgeprune.stages import verify as verify_stage
+from edgeprune.stages.series import ahead
 from edgeprune.stages.verdicts import accuracy
 from edgeprune.stages.verdicts import verdict as verdict_rules
 from edgeprune.stages.verdicts.accuracy import Evaluation, Timer
@@ -244,6 +249,26 @@ def test_rounds_report_what_is_open_and_samples_of_an_earlier_run_count(project:
     again = Board({}, {}, 0.0, 1000)
     timed(Timer(again, []), known.budget.latency, versions, on_round, [found.original, found.samples])  # type: ignore[arg-type, list-item]
     assert again.rounds == 0  # the samples that are kept decide
+
+
+def test_artifacts_of_several_budgets_are_timed_with_one_original_on_their_own_device(tmp_path: Path) -> None:
+    medians = {"whole": 1000.0, **{f"cut{number}": 400.0 + number for number in range(8)}}
+    files = {name: tmp_path / name for name in medians}
+    board = Board({}, {files[name]: [ns] for name, ns in medians.items()}, 0.0, 1000)
+    board.lost, here = (), board.device.identity  # type: ignore[attr-defined]
+    known: dict[str, list[verify_stage.Times]] = {}
+    values = {"device": board, "timed_ahead": known, "network": SimpleNamespace(files=lambda folder: [])}
+    run: Any = SimpleNamespace(value=values.__getitem__, scratch=tmp_path, request=SimpleNamespace(watch=Quiet()))
+    whole, *cut = (Artifact((file,), name, "fake", "fp32", "source", 1) for name, file in files.items())
+    cells = [ahead.Compiled(whole, one, Budget(fraction=0.5), "elsewhere" if one is cut[3] else here) for one in cut]
+    ahead.time_artifacts(run, cells)
+    assert set(known) == {verify_stage.pair(whole, one) for one in cut if one is not cut[3]}
+    assert board.timed == 7 + 2, "six artifacts and the original, then the last one and the original"
+    (times,) = known[verify_stage.pair(whole, cut[7])]
+    assert {run.times_ns[0] for run in times.pruned.runs} == {407}
+    original, pruned = verify_stage.joined([times, times])
+    assert original.runs == times.original.runs * 2 and pruned.runs == times.pruned.runs * 2
+    assert verify_stage.joined([]) == []
 
 
 def test_the_same_artifact_is_decided_in_one_round(project: Path, tmp_path: Path) -> None:
