@@ -45,7 +45,7 @@ def forecast(project: Project, target: Target, whole: bool, budgets: int = 1) ->
         project: the project. Without a budget, a whole run only compiles and verifies.
         target: the target.
         whole: whether all stages run, or only `profile`.
-        budgets: how many runs share the profile.
+        budgets: how many runs share the profile. Each is counted as if it ran alone; a sweep measures parts together.
 
     Returns:
         Lines of text.
