@@ -237,9 +237,9 @@ class Subject:
         return self.template.owners_of(widths)
 
     @property
-    def singles_differ(self) -> bool:
-        """See `Template.singles_differ`."""
-        return self.template.slices and self.template.singles_differ
+    def exports_singles(self) -> bool:
+        """See `Template.exports_singles`."""
+        return self.template.exports_singles
 
     def file(self, widths: Widths, reference: bool = False) -> Path:
         """The file for the device at these widths, in fp32."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -263,20 +263,21 @@ class _Sweeper:
         from edgeprune.stages.series import ahead
         from edgeprune.stages.series import sweep as stage
 
-        plans = self._each(cells, rules, lambda cell, run: ahead.planned(run))
+        plans = dict(self._each(cells, rules, lambda cell, run: ahead.planned(run)))
         self._together(plans, rules, ahead.confirm_plans)
-        self._each(plans, rules, lambda cell, run: run.record(confirm.STAGE))  # kept before any network is trained
-        artifacts = self._each(cells, rules, lambda cell, run: ahead.compiled(run))
+        for _ in self._each(plans, rules, lambda cell, run: run.record(confirm.STAGE)):
+            pass  # it is kept before any network is trained
+        artifacts = dict(self._each(cells, rules, lambda cell, run: ahead.compiled(run)))
         self._together(artifacts, rules, ahead.time_artifacts)
-        for cell in cells:
-            for ended in self._each([cell], rules, stage.finished).values():
-                self._end(cell, ended)
+        for cell, ended in self._each(cells, rules, stage.finished):
+            self._end(cell, ended)
 
-    def _each(self, cells: Iterable[Cell], rules: Rules, make: Callable[[Cell, Run], Made | None]) -> dict[Cell, Made]:
+    def _each(
+        self, cells: Iterable[Cell], rules: Rules, make: Callable[[Cell, Run], Made | None]
+    ) -> Iterator[tuple[Cell, Made]]:
         """What the run of each cell makes. A cell that fails ends, and is left out, as is one that makes nothing."""
         from edgeprune.stages.series import sweep as stage
 
-        made: dict[Cell, Made] = {}
         for cell in cells:
             if cell in self.found:  # it has failed before
                 continue
@@ -287,8 +288,7 @@ class _Sweeper:
                 self._end(cell, stage.failed(cell, self._names[cell], error))
                 continue
             if found is not None:
-                made[cell] = found
-        return made
+                yield cell, found
 
     def _together(
         self, given: Mapping[Cell, Made], rules: Rules, measure: Callable[[Run, Sequence[Made]], None]

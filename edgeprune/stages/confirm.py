@@ -215,15 +215,12 @@ class Loop:
 
     def confirm(self, profiles: Profiles, measure: Measure, first: Plan | None = None) -> Confirmed:
         """The plan of `rounds`, which `measure` measures. Args, Returns and Raises as there."""
-        steps, number = self.rounds(profiles, first), 0
-        planned = next(steps)
-        while True:
-            try:
-                planned = steps.send(measure(number, planned))
-            except StopIteration as end:
-                confirmed: Confirmed = end.value
-                return confirmed
+        rounds, number = self.rounds(profiles, first), 0
+        found = step(rounds)
+        while isinstance(found, list):
+            found = step(rounds, measure(number, found))
             number += 1
+        return found
 
     def rounds(self, profiles: Profiles, first: Plan | None = None) -> Rounds:
         """The plan that uses most of the budget, of those whose whole intervals are within `MOST` of it on every target.
@@ -300,6 +297,15 @@ class Loop:
             return any(slow) or any(bound.figure.of(widths) > bound.most for bound in self.bounds)
 
         return all(map(exceeds, allocation.wider(self.groups, plan.widths)))
+
+
+def step(rounds: Rounds, measured: tuple[Profiles, list[OnTargets]] | None = None) -> list[Plan] | Confirmed:
+    """The plans of the next round, given the last one as measured (None before the first), or the confirmed plan."""
+    try:
+        return next(rounds) if measured is None else rounds.send(measured)
+    except StopIteration as end:
+        confirmed: Confirmed = end.value
+        return confirmed
 
 
 def _digest(profiles: Profiles) -> str:

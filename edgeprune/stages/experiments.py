@@ -96,7 +96,7 @@ def measure(
             return
         boards = pool.open(subject.variants.file(anchor(groups)), subject.inputs)
         count = min(TOGETHER * max(PROCESSES, boards), most - known)
-        chosen = choose(groups, profile, count, subject.variants.singles_differ)
+        chosen = choose(groups, profile, count, subject.variants.exports_singles)
         if not chosen and profile.experiments:
             return
         batches = _batches(groups, chosen, profile)
@@ -157,10 +157,10 @@ def configurations(groups: Groups, few_singles: bool = False) -> Iterator[dict[s
 
     Four kinds alternate:
 
-    - candidate widths
-    - any widths, so that kernels for unaligned channels are measured, too
-    - for each group, either of these
-    - wide configurations, since most plans are wide
+    - candidate widths.
+    - any widths, so that kernels for unaligned channels are measured, too.
+    - for each group, either of these.
+    - wide configurations, since most plans are wide.
 
     `few_singles`: groups keep one unit in one of `SINGLES_EVERY` configurations only, and two in the others.
     """

@@ -82,10 +82,10 @@ class Variants:
         return owners
 
     @property
-    def singles_differ(self) -> bool:
-        """See `Template.singles_differ`."""
-        differ: bool = self._template.slices and self._template.singles_differ
-        return differ
+    def exports_singles(self) -> bool:
+        """See `Template.exports_singles`."""
+        exports: bool = self._template.exports_singles
+        return exports
 
     def file(self, widths: Widths, reference: bool = False) -> Path:
         """The file to load of the network at these widths. The `reference` is in fp32 at any precision of the target."""

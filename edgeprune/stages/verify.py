@@ -42,7 +42,7 @@ class Reads:
     metric: Metric
     budget_section: BudgetSection
     finetune_seed: int
-    timed_ahead: Mapping[str, Sequence[Times]]
+    timed_ahead: Mapping[str, Times]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def run(reads: Reads, output: Output) -> Verdict:
     pruned = Version(final.module, reads.compile, groups.macs(final.widths))
     versions, budget = (original, pruned), reads.budget_section.latency
     kept = output.partial() / TIMES
-    earlier = [] if output.fresh else _read(kept)
-    earlier += reads.timed_ahead.get(pair(reads.original, reads.compile), ())
+    parts = None if output.fresh else _read(kept), reads.timed_ahead.get(pair(reads.original, reads.compile))
+    earlier = [one for one in parts if one is not None]
     before, known = len(reads.device.lost), tuple(lost for one in earlier for lost in one.discarded)
 
     def discarded() -> tuple[Discarded, ...]:
@@ -144,9 +144,9 @@ def joined(times: Sequence[Times]) -> list[Samples]:
     return [Samples(tuple(itertools.chain(*runs))) for runs in columns]
 
 
-def _read(path: Path) -> list[Times]:
-    """The samples that an earlier run kept, if there are any."""
-    return [codec.loads(Times, path.read_text(encoding="utf-8"), str(path))] if path.is_file() else []
+def _read(path: Path) -> Times | None:
+    """The samples that an earlier run kept; None if there are none."""
+    return codec.loads(Times, path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
 
 
 def describe(verdict: Verdict, reads: Reads) -> str:

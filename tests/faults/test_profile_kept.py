@@ -37,7 +37,7 @@ class Machine:
         self.bench = Bench(Target(folder / "t.toml", "t", "local", "onnxruntime"), Fake(self.answer), folder)
         self.profile = Profile("t", "m", self.groups.network, self.bench.device, 1, "fp32", ())
 
-    singles_differ = False
+    exports_singles = False
 
     def owners(self, widths: Mapping[str, int]) -> dict[str, str]:
         return {layer.name: layer.name for layer in self.groups.layers}

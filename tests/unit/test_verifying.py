@@ -256,7 +256,7 @@ def test_artifacts_of_several_budgets_are_timed_with_one_original_on_their_own_d
     files = {name: tmp_path / name for name in medians}
     board = Board({}, {files[name]: [ns] for name, ns in medians.items()}, 0.0, 1000)
     board.lost, here = (), board.device.identity  # type: ignore[attr-defined]
-    known: dict[str, list[verify_stage.Times]] = {}
+    known: dict[str, verify_stage.Times] = {}
     values = {"device": board, "timed_ahead": known, "network": SimpleNamespace(files=lambda folder: [])}
     run: Any = SimpleNamespace(value=values.__getitem__, scratch=tmp_path, request=SimpleNamespace(watch=Quiet()))
     whole, *cut = (Artifact((file,), name, "fake", "fp32", "source", 1) for name, file in files.items())
@@ -264,7 +264,7 @@ def test_artifacts_of_several_budgets_are_timed_with_one_original_on_their_own_d
     ahead.time_artifacts(run, cells)
     assert set(known) == {verify_stage.pair(whole, one) for one in cut if one is not cut[3]}
     assert board.timed == 7 + 2, "six artifacts and the original, then the last one and the original"
-    (times,) = known[verify_stage.pair(whole, cut[7])]
+    times = known[verify_stage.pair(whole, cut[7])]
     assert {run.times_ns[0] for run in times.pruned.runs} == {407}
     original, pruned = verify_stage.joined([times, times])
     assert original.runs == times.original.runs * 2 and pruned.runs == times.pruned.runs * 2

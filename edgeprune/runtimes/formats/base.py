@@ -146,15 +146,19 @@ class Template(ABC):
         """
         groups = self._groups
         recipe = make_recipe(groups, first_units(groups, widths))
-        if groups.removed(widths):
-            return self.filled(self._exported(recipe))
-        if self.singles_differ and groups.singles(widths):
+        removed = groups.removed(widths)
+        if self.singles_differ and groups.singles(widths) and not removed:
             single = type(self)(sliced(self._model, recipe), self._inputs, groups)
             self._singles[digest(dict(widths))] = single.owners(groups.layers)
             return self.filled(single.exported)
-        return (
-            self.sliced(self._kept(recipe), widths, filled=True) if self.slices else self.filled(self._exported(recipe))
-        )
+        if removed or not self.slices:
+            return self.filled(self._exported(recipe))
+        return self.sliced(self._kept(recipe), widths, filled=True)
+
+    @property
+    def exports_singles(self) -> bool:
+        """Whether files are sliced but for those of groups of one unit, so that these take longer than others."""
+        return self.singles_differ and self.slices
 
     def owners_of(self, widths: Widths) -> dict[str, str]:
         """As `owners`, for the file that `variant` gave for these widths."""

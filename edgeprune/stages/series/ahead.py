@@ -99,7 +99,7 @@ def _confirm(
     """Add the confirmed plan of each cell to `known`, by the digest of its first one. Returns the number of rounds."""
     profile, number = file.read(), 0
     started = [(cell, cell.loop.rounds({"": profile})) for cell in cells]
-    steps = [(cell, rounds, _step(rounds, None)) for cell, rounds in started]
+    steps = [(cell, rounds, _step(rounds)) for cell, rounds in started]
     while True:
         asked = [(cell, rounds, step) for cell, rounds, step in steps if isinstance(step, list)]
         if not asked:
@@ -115,13 +115,10 @@ def _confirm(
         number += 1
 
 
-def _step(rounds: confirm.Rounds, measured: Any) -> list[Plan] | Confirmed | None:
-    """The plans of the next round, or the confirmed one. None after an error."""
+def _step(rounds: confirm.Rounds, *measured: Any) -> list[Plan] | Confirmed | None:
+    """As `confirm.step`. None after an error."""
     try:
-        return rounds.send(measured)
-    except StopIteration as end:
-        confirmed: Confirmed = end.value
-        return confirmed
+        return confirm.step(rounds, *measured)
     except EdgepruneError:
         return None
 
@@ -164,5 +161,5 @@ def time_artifacts(run: Run, cells: Sequence[Compiled]) -> None:
         original, *pruned = timer.time(models, POLICY.verify.processes, timed_s=longest_s)
         for cell, samples in zip(own, pruned, strict=True):
             times = verify.Times(original, samples, device.lost[before:])
-            known[verify.pair(cell.original, cell.pruned)] = [times]
+            known[verify.pair(cell.original, cell.pruned)] = times
         watch.done("verify", f"{len(own)} artifacts timed in {len(original.runs)} processes each")
